@@ -1,0 +1,280 @@
+//! Who may do what: a principal and its ask against the policies, with the reason for every step,
+//! and the label of the session a message belongs to.
+//!
+//! Pure decisions. It never looks anybody up, never reads a clock (local time comes with the ask)
+//! and never enforces: callers do. Requirement: resolveAccess; contract: "The request".
+
+use crate::config::{Access, Condition, DataAccess, Day, Effect, Permissions, Policy, PrincipalMatch};
+use crate::config::{PrincipalType, TimeRange, Tools};
+use crate::event::PeerKind;
+use serde::{Deserialize, Serialize};
+
+mod label;
+
+#[cfg(test)]
+mod tests;
+
+pub use label::{Conversation, LABEL_BYTES_MAX, PLACEHOLDERS, TemplateError, check_template, session_label};
+
+/// In a list of tools or credentials: all of them.
+pub const EVERYTHING: &str = "*";
+
+/// Who asks, as identity resolution found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Principal {
+    pub type_: PrincipalType,
+    pub entity_id: Option<String>,
+    /// The name the contact is known by.
+    pub name: Option<String>,
+    pub relationship: Option<String>,
+    pub tags: Vec<String>,
+    /// Pairs of channel and sender known to be this principal.
+    pub identifiers: Vec<(String, String)>,
+}
+
+/// What is asked, where, and when by the local clock.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ask {
+    pub channel: String,
+    pub account: String,
+    pub peer_kind: PeerKind,
+    /// Local minutes since midnight, 0 to 1439.
+    pub minute_of_day: u16,
+    /// The local day of the week.
+    pub day: Day,
+}
+
+/// The answer, with what it was decided by.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Decision {
+    #[serde(rename = "decision")]
+    pub effect: Effect,
+    #[serde(default)]
+    pub matched_policy: Option<String>,
+    pub permissions: Permissions,
+    /// The agent the matched policy routes to.
+    #[serde(default)]
+    pub agent: Option<String>,
+    /// The matched policy's session template, for [`session_label`].
+    #[serde(default)]
+    pub session_key: Option<String>,
+    /// One sentence for each policy in config order, then one for the outcome.
+    #[serde(default)]
+    pub why: Vec<String>,
+}
+
+/// Whether one of these pairs of channel and sender is the owner. An owner pattern is
+/// `channel:identifier`; only a whole identifier may be `*`. Both are compared byte by byte.
+pub fn is_owner(access: &Access, identifiers: &[(String, String)]) -> bool {
+    access.owner.iter().filter_map(|pattern| pattern.split_once(':')).any(|(channel, wanted)| {
+        identifiers.iter().any(|(from, sender)| {
+            !sender.is_empty() && from == channel && (wanted == EVERYTHING || wanted == sender)
+        })
+    })
+}
+
+/// Decides. Every policy is looked at: one that denies wins whatever the priorities; among those
+/// that allow, the highest priority (then the first in config order) routes, and all of them grant
+/// together, with the least data access among them. Owner and system principals need no policy.
+pub fn decide(access: &Access, principal: &Principal, ask: &Ask) -> Decision {
+    let mut why = Vec::with_capacity(access.policies.len() + 1);
+    let mut allows = Vec::new();
+    let mut denies = Vec::new();
+    for policy in &access.policies {
+        let name = &policy.name;
+        match mismatch(policy, principal, ask) {
+            Some(reason) => why.push(format!("policy `{name}` does not apply: {reason}")),
+            None => match policy.effect {
+                Effect::Allow => {
+                    why.push(format!("policy `{name}` applies and allows, with priority {}", policy.priority));
+                    allows.push(policy);
+                }
+                Effect::Deny => {
+                    why.push(format!("policy `{name}` applies and denies"));
+                    denies.push(policy);
+                }
+            },
+        }
+    }
+    if let Some(policy) = foremost(&denies) {
+        why.push(format!("denied by policy `{}`: a deny wins over every allow", policy.name));
+        return denied(Some(policy.name.clone()), why);
+    }
+    let mut permissions = granted(&allows);
+    if needs_no_policy(principal.type_) {
+        why.push(format!("allowed: a principal of type {} needs no policy", principal.type_));
+        unite(&mut permissions.tools.allow, &[EVERYTHING.to_owned()]);
+        unite(&mut permissions.credentials, &[EVERYTHING.to_owned()]);
+        permissions.data_access = DataAccess::Full;
+    } else if let Some(policy) = foremost(&allows) {
+        why.push(format!("allowed by policy `{}`", policy.name));
+    } else {
+        match access.default {
+            Effect::Allow => why.push("allowed by `access.default`: no policy applies".to_owned()),
+            Effect::Deny => {
+                why.push("denied by `access.default`: no policy applies".to_owned());
+                return denied(None, why);
+            }
+        }
+    }
+    allowed(foremost(&allows), permissions, why)
+}
+
+fn denied(matched_policy: Option<String>, why: Vec<String>) -> Decision {
+    Decision {
+        effect: Effect::Deny,
+        matched_policy,
+        permissions: nothing(),
+        agent: None,
+        session_key: None,
+        why,
+    }
+}
+
+fn allowed(policy: Option<&Policy>, permissions: Permissions, why: Vec<String>) -> Decision {
+    Decision {
+        effect: Effect::Allow,
+        matched_policy: policy.map(|policy| policy.name.clone()),
+        permissions,
+        agent: policy.and_then(|policy| policy.session.agent.clone()),
+        session_key: policy.and_then(|policy| policy.session.key.clone()),
+        why,
+    }
+}
+
+fn nothing() -> Permissions {
+    Permissions {
+        tools: Tools::default(),
+        credentials: Vec::new(),
+        data_access: DataAccess::None,
+    }
+}
+
+/// What these policies grant together; the least that is useful when there are none.
+fn granted(allows: &[&Policy]) -> Permissions {
+    let mut all = Permissions::default();
+    for policy in allows {
+        unite(&mut all.tools.allow, &policy.permissions.tools.allow);
+        unite(&mut all.tools.deny, &policy.permissions.tools.deny);
+        unite(&mut all.credentials, &policy.permissions.credentials);
+    }
+    if let Some(least) = allows.iter().map(|policy| policy.permissions.data_access).min() {
+        all.data_access = least;
+    }
+    all
+}
+
+fn unite(into: &mut Vec<String>, from: &[String]) {
+    for name in from {
+        if !into.contains(name) {
+            into.push(name.clone());
+        }
+    }
+}
+
+/// The policy of the highest priority, the first of equals.
+fn foremost<'a>(policies: &[&'a Policy]) -> Option<&'a Policy> {
+    policies.iter().copied().reduce(|best, next| if next.priority > best.priority { next } else { best })
+}
+
+fn needs_no_policy(type_: PrincipalType) -> bool {
+    match type_ {
+        PrincipalType::Owner | PrincipalType::System => true,
+        PrincipalType::Known | PrincipalType::Unknown | PrincipalType::Webhook | PrincipalType::Agent => false,
+    }
+}
+
+/// Why a policy does not apply; `None` when it does.
+fn mismatch(policy: &Policy, principal: &Principal, ask: &Ask) -> Option<String> {
+    principal_mismatch(&policy.match_.principal, principal)
+        .or_else(|| conditions_mismatch(&policy.match_.conditions, ask))
+}
+
+/// All that is given must hold; of tags, every one.
+fn principal_mismatch(wanted: &PrincipalMatch, principal: &Principal) -> Option<String> {
+    if let Some(type_) = wanted.type_
+        && type_ != principal.type_
+    {
+        return Some(format!("it is for principals of type {type_}, this one is {}", principal.type_));
+    }
+    text_mismatch("relationship", wanted.relationship.as_deref(), principal.relationship.as_deref())
+        .or_else(|| text_mismatch("entity", wanted.entity.as_deref(), principal.entity_id.as_deref()))
+        .or_else(|| text_mismatch("name", wanted.name.as_deref(), principal.name.as_deref()))
+        .or_else(|| {
+            let missing = wanted.tags.iter().find(|tag| !principal.tags.contains(tag))?;
+            Some(format!("the principal lacks the tag `{missing}`"))
+        })
+}
+
+fn text_mismatch(what: &str, wanted: Option<&str>, found: Option<&str>) -> Option<String> {
+    let wanted = wanted?;
+    match found {
+        Some(found) if found == wanted => None,
+        Some(found) => Some(format!("it wants the {what} `{wanted}`, this principal has `{found}`")),
+        None => Some(format!("it wants the {what} `{wanted}`, this principal has none")),
+    }
+}
+
+/// One entry that holds is enough; no entries hold always.
+fn conditions_mismatch(conditions: &[Condition], ask: &Ask) -> Option<String> {
+    let mut reasons = Vec::new();
+    for condition in conditions {
+        reasons.push(condition_mismatch(condition, ask)?);
+    }
+    (!reasons.is_empty()).then(|| reasons.join("; "))
+}
+
+/// All that is given in one entry must hold.
+fn condition_mismatch(condition: &Condition, ask: &Ask) -> Option<String> {
+    if let Some(channel) = condition.channel.as_deref()
+        && channel != ask.channel
+    {
+        return Some(format!("the channel is `{}`, not `{channel}`", ask.channel));
+    }
+    if let Some(account) = condition.account.as_deref()
+        && account != ask.account
+    {
+        return Some(format!("the account is `{}`, not `{account}`", ask.account));
+    }
+    if let Some(peer_kind) = condition.peer_kind
+        && peer_kind != ask.peer_kind
+    {
+        return Some(format!("the peer is a {}, not a {}", ask.peer_kind.as_str(), peer_kind.as_str()));
+    }
+    when_mismatch(condition, ask)
+}
+
+fn when_mismatch(condition: &Condition, ask: &Ask) -> Option<String> {
+    let mut day = ask.day;
+    if let Some(window) = condition.time_range {
+        if !window.contains(ask.minute_of_day) {
+            return Some(format!("{} is outside its hours", clock(ask.minute_of_day)));
+        }
+        if began_yesterday(window, ask.minute_of_day) {
+            day = day_before(day);
+        }
+    }
+    let on_day = condition.days.is_empty() || condition.days.contains(&day);
+    (!on_day).then(|| format!("{day} is not one of its days"))
+}
+
+/// Whether the window that holds this minute began the day before: days name when a night begins.
+fn began_yesterday(window: TimeRange, minute: u16) -> bool {
+    window.start_minute > window.end_minute && minute < window.end_minute
+}
+
+fn clock(minute: u16) -> String {
+    format!("{:02}:{:02}", minute / 60, minute % 60)
+}
+
+fn day_before(day: Day) -> Day {
+    match day {
+        Day::Mon => Day::Sun,
+        Day::Tue => Day::Mon,
+        Day::Wed => Day::Tue,
+        Day::Thu => Day::Wed,
+        Day::Fri => Day::Thu,
+        Day::Sat => Day::Fri,
+        Day::Sun => Day::Sat,
+    }
+}

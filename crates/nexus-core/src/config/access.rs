@@ -1,0 +1,284 @@
+//! The section `access`: who the owner is, and the policies. Which policy applies is decided elsewhere.
+
+use super::decode::{Decode, check_unique, nonempty, optional_text};
+use super::node::Node;
+use super::problem::{Faults, quoted};
+use crate::event::PeerKind;
+use serde::Deserialize;
+
+/// Largest distance of a priority from 0.
+const PRIORITY_MAX: i64 = 1_000_000;
+/// Minutes of a day.
+const DAY_MINUTES: u16 = 24 * 60;
+
+words! {
+    /// What a policy does with the requests that it matches.
+    Effect {
+        Allow = "allow",
+        #[default]
+        Deny = "deny",
+    }
+}
+
+words! {
+    /// What kind of principal speaks.
+    PrincipalType {
+        /// Named in `access.owner`.
+        Owner = "owner",
+        /// A contact with an entity.
+        Known = "known",
+        /// Anybody else.
+        #[default]
+        Unknown = "unknown",
+        /// The daemon itself: timer events.
+        System = "system",
+        /// A webhook.
+        Webhook = "webhook",
+        /// Another agent.
+        Agent = "agent",
+    }
+}
+
+words! {
+    /// How much of what is stored an agent may see for a request.
+    DataAccess {
+        /// Nothing.
+        None = "none",
+        /// The message and its sender.
+        #[default]
+        Minimal = "minimal",
+        /// The conversation as well.
+        Contextual = "contextual",
+        /// Everything.
+        Full = "full",
+    }
+}
+
+words! {
+    /// A day of the week.
+    Day {
+        #[default]
+        Mon = "mon",
+        Tue = "tue",
+        Wed = "wed",
+        Thu = "thu",
+        Fri = "fri",
+        Sat = "sat",
+        Sun = "sun",
+    }
+}
+
+section! {
+    /// Who may use the daemon, and how.
+    Access {
+        /// The owner's identities, each `channel:identifier`; the identifier may be `*`.
+        owner: Vec<String> = Vec::new() => identities;
+        /// What happens to requests that no policy matches.
+        default: Effect = Effect::default();
+        /// Rules for requests; the highest priority that matches decides.
+        policies: Vec<Policy> = Vec::new() => policy_list;
+    }
+}
+
+section! {
+    /// One rule.
+    Policy {
+        /// Unique name, which traces show.
+        name: String = String::new() => nonempty, required "family";
+        /// What it is for.
+        description: Option<String> = None;
+        /// Which requests it applies to; empty for all.
+        match_ as "match": Match = Match::default();
+        /// Whether it allows or denies them.
+        effect: Effect = Effect::default(), required "allow";
+        /// What an allowed request may do.
+        permissions: Permissions = Permissions::default();
+        /// Where an allowed request goes.
+        session: SessionRoute = SessionRoute::default();
+        /// Of several that match, the highest decides.
+        priority: i64 [-PRIORITY_MAX..=PRIORITY_MAX] = 0;
+    }
+}
+
+section! {
+    /// Which requests a policy applies to.
+    Match {
+        /// Who speaks; all that is given must fit.
+        principal: PrincipalMatch = PrincipalMatch::default();
+        /// Where and when; one of them must fit, and none means always.
+        conditions: Vec<Condition> = Vec::new();
+    }
+}
+
+section! {
+    /// Who speaks.
+    PrincipalMatch {
+        /// Kind of principal: owner, known, unknown, system, webhook or agent.
+        type_ as "type": Option<PrincipalType> = None;
+        /// Relationship recorded for the contact.
+        relationship: Option<String> = None => optional_text;
+        /// Tags that the contact must all have.
+        tags: Vec<String> = Vec::new();
+        /// Entity id of the contact.
+        entity: Option<String> = None => optional_text;
+        /// Name of the contact.
+        name: Option<String> = None => optional_text;
+    }
+}
+
+section! {
+    /// Where and when; all that is given must fit.
+    Condition check hours {
+        /// Channel of the event.
+        channel: Option<String> = None => optional_text;
+        /// Account that received the event.
+        account: Option<String> = None => optional_text;
+        /// Where it was said: dm, group or channel.
+        peer_kind: Option<PeerKind> = None;
+        /// Hours of the day as `HH:MM-HH:MM`, the end not included; may pass midnight.
+        time: Option<String> = None => optional_text;
+        /// Days of the week: mon, tue, wed, thu, fri, sat, sun; none means all.
+        days: Vec<Day> = Vec::new();
+    }
+    derived {
+        /// `time`, parsed.
+        time_range: Option<TimeRange> = None;
+    }
+}
+
+section! {
+    /// What an allowed request may do.
+    Permissions also(Deserialize) {
+        /// Tools that the agent may use.
+        tools: Tools = Tools::default();
+        /// Credentials that the agent may use.
+        credentials: Vec<String> = Vec::new();
+        /// How much of what is stored the agent may see: none, minimal, contextual or full.
+        data_access: DataAccess = DataAccess::default();
+    }
+}
+
+section! {
+    /// Tools that an agent may use; a denied tool is denied even if it is allowed too.
+    Tools also(Deserialize) {
+        /// Allowed tools.
+        allow: Vec<String> = Vec::new();
+        /// Denied tools.
+        deny: Vec<String> = Vec::new();
+    }
+}
+
+section! {
+    /// Where an allowed request goes.
+    SessionRoute {
+        /// Agent that answers, instead of `agents.default`.
+        agent: Option<String> = None => optional_text;
+        /// Session label, instead of the one by sender or group.
+        key: Option<String> = None => optional_text;
+    }
+}
+
+/// Hours of a day, in minutes from midnight, the end not included. It passes midnight when the end
+/// comes before the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TimeRange {
+    /// 0 to 1439.
+    pub start_minute: u16,
+    /// 0 to 1440; never equal to the start.
+    pub end_minute: u16,
+}
+
+impl TimeRange {
+    /// Reads `HH:MM-HH:MM`, where the end may be `24:00`; `None` for anything else.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (start, end) = text.split_once('-')?;
+        let (start_minute, end_minute) = (minute_of_day(start.trim())?, minute_of_day(end.trim())?);
+        let is_range = start_minute < DAY_MINUTES && start_minute != end_minute;
+        is_range.then_some(Self { start_minute, end_minute })
+    }
+
+    /// Whether a minute of the day (0 to 1439) lies in the range.
+    pub fn contains(self, minute: u16) -> bool {
+        if self.start_minute < self.end_minute {
+            (self.start_minute..self.end_minute).contains(&minute)
+        } else {
+            minute >= self.start_minute || minute < self.end_minute
+        }
+    }
+}
+
+fn minute_of_day(text: &str) -> Option<u16> {
+    let (hours, minutes) = text.split_once(':')?;
+    let is_two_digits = |part: &str| part.len() == 2 && part.bytes().all(|b| b.is_ascii_digit());
+    if !is_two_digits(hours) || !is_two_digits(minutes) {
+        return None;
+    }
+    let (hours, minutes) = (hours.parse::<u16>().ok()?, minutes.parse::<u16>().ok()?);
+    let minute = hours * 60 + minutes;
+    (minutes < 60 && minute <= DAY_MINUTES).then_some(minute)
+}
+
+fn hours(mut condition: Condition, node: &Node, faults: &mut Faults) -> Condition {
+    if let (Some(text), Some(time)) = (&condition.time, node.get("time")) {
+        let range = TimeRange::parse(text);
+        if range.is_none() {
+            let text = quoted(text);
+            faults.error(
+                time.at,
+                format!("`time` {text} is no span of hours; write HH:MM-HH:MM with two different times, as in \"23:00-08:00\""),
+            );
+        }
+        condition.time_range = range;
+    }
+    condition
+}
+
+fn identities(node: &Node, name: &str, faults: &mut Faults) -> Option<Vec<String>> {
+    let owner = Vec::decode(node, name, faults)?;
+    for item in node.items() {
+        let Some(text) = item.text() else { continue };
+        let is_identity = text.split_once(':').is_some_and(|(channel, identifier)| {
+            !channel.is_empty()
+                && !channel.contains(|c: char| c.is_whitespace() || c == '*')
+                && !identifier.trim().is_empty()
+        });
+        if !is_identity {
+            let text = quoted(text);
+            faults.error(
+                item.at,
+                format!("`{name}` {text} is no identity; write channel:identifier, as in \"cli:*\" or \"imessage:+15551234567\""),
+            );
+        }
+    }
+    Some(owner)
+}
+
+fn policy_list(node: &Node, name: &str, faults: &mut Faults) -> Option<Vec<Policy>> {
+    let policies = Vec::decode(node, name, faults)?;
+    check_unique(node, "name", faults);
+    Some(policies)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_range_may_pass_midnight() {
+        let night = TimeRange::parse("23:00-08:00").unwrap();
+        assert_eq!(night, TimeRange { start_minute: 1380, end_minute: 480 });
+        for (minute, inside) in [(1379, false), (1380, true), (1439, true), (0, true), (479, true), (480, false)] {
+            assert_eq!(night.contains(minute), inside, "{minute}");
+        }
+        let evening = TimeRange::parse("18:00 - 24:00").unwrap();
+        assert!(evening.contains(1439) && !evening.contains(0));
+    }
+
+    #[test]
+    fn what_is_no_range_is_refused() {
+        for text in ["", "8-9", "08:00", "08:00-08:00", "24:00-08:00", "08:60-09:00", "25:00-26:00", "+8:00-09:00", "08:00-09:00-10:00"] {
+            assert_eq!(TimeRange::parse(text), None, "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! The section `agents`: who answers. A key of it is an agent's name, save `default`.
+
+use super::adapter::{environment, split_command, variable_names};
+use super::decode::{
+    Decode, RUN_MS_MAX, Section, check_name, is_section, nonempty, optional_text,
+};
+use super::field_schema::{FieldSchema, ObjectSchema};
+use super::node::{Node, Position};
+use super::problem::{Faults, quoted};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::Serialize;
+use serde_json::Value;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+/// The agent that exists always: it answers with what it was told.
+pub const ECHO: &str = "echo";
+/// Most runs of one agent that may be allowed at one time.
+const CONCURRENT_RUNS_MAX: u32 = 1024;
+/// Most names that a message lists.
+const LISTED_NAMES_MAX: usize = 10;
+const DEFAULT_DOC: &str = "Name of the agent that answers when no policy names another.";
+
+words! {
+    /// How an agent runs.
+    Runner {
+        /// It answers with what it was told.
+        #[default]
+        Echo = "echo",
+        /// A program: one JSON on stdin, stream events or plain text on stdout.
+        Command = "command",
+        /// A model behind an OpenAI-compatible HTTP interface.
+        Llm = "llm",
+    }
+}
+
+section! {
+    /// One agent.
+    Agent check completeness {
+        /// How it runs: `echo`, a `command`, or an `llm`.
+        runner: Runner = Runner::default(), required "command";
+        /// Runner `command`: the program and its arguments, split as a shell would and never run by one.
+        command: Option<String> = None => optional_text;
+        /// Runner `llm`: base URL of the interface, http or https.
+        url: Option<String> = None => http_url;
+        /// Runner `llm`: name of the model.
+        model: Option<String> = None => optional_text;
+        /// Runner `llm`: file with the key.
+        key_file: Option<String> = None => optional_text;
+        /// Runner `llm`: name of the environment variable with the key.
+        key_env: Option<String> = None => optional_text;
+        /// File with the system prompt, relative to the configuration file.
+        system_prompt_file: Option<String> = None => optional_text;
+        /// Environment variables to set for the program.
+        env: BTreeMap<String, String> = BTreeMap::new() => environment;
+        /// Names of the daemon's own environment variables to pass on.
+        pass_env: Vec<String> = Vec::new() => variable_names;
+        /// Working directory of the program, relative to the configuration file.
+        cwd: Option<String> = None => optional_text;
+        /// Milliseconds one run may take.
+        timeout_ms: u64 [1..=RUN_MS_MAX] = 120_000;
+        /// Runs of this agent that may go on at one time.
+        max_concurrent: u32 [1..=CONCURRENT_RUNS_MAX] = 16;
+    }
+    derived {
+        /// `command` split into the program and its arguments; empty without one.
+        argv: Vec<String> = Vec::new();
+    }
+}
+
+/// The agents by name. `echo` is always among them.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Agents {
+    /// Name of the agent that answers when no policy names another.
+    pub default: String,
+    /// Every agent by its name.
+    #[serde(flatten)]
+    pub named: BTreeMap<String, Agent>,
+}
+
+impl Default for Agents {
+    fn default() -> Self {
+        let named = BTreeMap::from([(ECHO.to_owned(), Agent::default())]);
+        Self { default: ECHO.to_owned(), named }
+    }
+}
+
+impl Section for Agents {
+    const KEYS: &'static [&'static str] = &["default"];
+    const ALIASES: &'static [&'static str] = &[];
+}
+
+impl Decode for Agents {
+    fn decode(node: &Node, name: &str, faults: &mut Faults) -> Option<Self> {
+        if !is_section(node, name, faults) {
+            return None;
+        }
+        let mut agents = Self::default();
+        for (key, field) in node.fields() {
+            if key == "default" {
+                if !field.value.is_null()
+                    && let Some(text) = nonempty(&field.value, key, faults)
+                {
+                    agents.default = text;
+                }
+                continue;
+            }
+            check_name(key, field.key_at, faults);
+            // A wrong agent keeps its name, so that those who refer to it are not called wrong too.
+            let agent = Agent::decode(&field.value, key, faults).unwrap_or_default();
+            agents.named.insert(key.clone(), agent);
+        }
+        Some(agents)
+    }
+}
+
+impl JsonSchema for Agents {
+    fn schema_name() -> Cow<'static, str> {
+        "Agents".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let mut object = ObjectSchema::new(&["Who answers. Each key but `default` is the name of an agent."]);
+        let text = generator.subschema_for::<String>();
+        object.add("default", FieldSchema::new(text, &[DEFAULT_DOC], &ECHO));
+        let mut schema = object.finish();
+        let agent = Value::from(generator.subschema_for::<Agent>());
+        schema.insert("additionalProperties".to_owned(), agent);
+        schema
+    }
+}
+
+/// What each runner can't do without.
+fn completeness(mut agent: Agent, node: &Node, faults: &mut Faults) -> Agent {
+    let mut need = |key: &str, is_given: bool, example: &str| {
+        if !is_given && node.get(key).is_none_or(Node::is_null) {
+            let runner = agent.runner;
+            faults.error(node.at, format!("an agent with `runner: {runner}` needs `{key}`, for example `{key}: {example}`"));
+        }
+    };
+    match agent.runner {
+        Runner::Echo => {}
+        Runner::Command => need("command", agent.command.is_some(), "my-agent --stdio"),
+        Runner::Llm => {
+            need("url", agent.url.is_some(), "https://api.example.org/v1");
+            need("model", agent.model.is_some(), "small-1");
+        }
+    }
+    if agent.key_file.is_some() && let Some(key_env) = node.get("key_env").filter(|key| !key.is_null()) {
+        faults.error(key_env.at, "`key_env` and `key_file` are both given; keep one");
+    }
+    if let (Some(command), Some(command_node)) = (&agent.command, node.get("command"))
+        && let Some(argv) = split_command(command, command_node, faults)
+    {
+        agent.argv = argv;
+    }
+    agent
+}
+
+fn http_url(node: &Node, name: &str, faults: &mut Faults) -> Option<Option<String>> {
+    let text = nonempty(node, name, faults)?;
+    let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
+    let is_url = rest.is_some_and(|rest| {
+        !rest.is_empty() && !rest.starts_with('/') && !rest.contains(|c: char| c.is_whitespace() || c.is_control())
+    });
+    if !is_url {
+        let text = quoted(&text);
+        faults.error(node.at, format!("`{name}` {text} is not a URL; write http://host/path or https://host/path"));
+        return None;
+    }
+    Some(Some(text))
+}
+
+/// Notes a reference to an agent that does not exist.
+pub(crate) fn check_agent(agents: &Agents, name: &str, at: Position, faults: &mut Faults) {
+    if agents.named.contains_key(name) {
+        return;
+    }
+    let known: Vec<&str> = agents.named.keys().take(LISTED_NAMES_MAX).map(String::as_str).collect();
+    let more = if agents.named.len() > known.len() { " and others" } else { "" };
+    let (name, known) = (quoted(name), known.join(", "));
+    faults.error(at, format!("{name} is not an agent; `agents` has {known}{more}"));
+}

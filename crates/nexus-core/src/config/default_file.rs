@@ -1,0 +1,191 @@
+//! The `nex.yaml` that is written when there is none: every key with its meaning, few of them active.
+//! A prose comment is `# ` and words; a key with its default or an example is `#` right before the key.
+
+/// A friendly, fully commented configuration file that loads without warnings.
+pub const DEFAULT_YAML: &str = r##"# The configuration of Nexus.
+#
+# A key behind a `#` shows its default, or an example where there is none; remove the `#` to set it.
+# After a change: `nexus config check`, then `nexus daemon reload`.
+# What commands such as `nexus adapter enable` change is kept in state/overlay.yaml and wins over this
+# file; `nexus config show` shows the values in force and where each came from.
+
+# Where the daemon listens and what it logs.
+daemon:
+  # IP address of the HTTP listener (health, metrics, event stream), or localhost.
+  #host: "127.0.0.1"
+  # Its port; 0 takes any free port. Host and port need a restart.
+  #port: 7400
+  # debug, info, warn or error.
+  #log_level: info
+  # A host that other machines can reach needs both of these: the permission, and a file with the
+  # bearer token that clients must send.
+  #allow_external: false
+  #token_file: state/http-token
+
+# How requests run.
+pipeline:
+  # Active time that one request may take, in milliseconds; waiting is not counted.
+  #timeout_ms: 300000
+  # Requests that may be worked on at one time, before their agents run.
+  #max_concurrent: 64
+  # A run that a crash interrupted: auto (rerun it if nothing of it can have been seen), rerun, fail.
+  #on_interrupted: auto
+
+# Where records are kept.
+ledgers:
+  # Directory of the databases, relative to this file. Needs a restart.
+  #directory: ./data
+  # Days for which full request snapshots and traces are kept. Events are kept for ever.
+  #retention:
+    #snapshots_days: 7
+    #traces_days: 30
+  # Free disk space, in MiB, below which nothing new is accepted.
+  #min_free_mb: 256
+
+# Programs that connect channels: chat, mail, webhooks. See `nexus adapter --help`.
+adapters:
+  # A name of your choice.
+  #gog:
+    # The program and its arguments, never run by a shell. `builtin:webhook` is part of Nexus.
+    #command: gog
+    # The channel it serves; left out, the program tells.
+    #channel: gmail
+    # Environment variables to set, and names of the daemon's own to pass on. Credentials do not belong
+    # here: see `nexus credential --help`.
+    #env:
+      #GOG_REGION: eu
+    #pass_env: [HTTPS_PROXY]
+    # Working directory, relative to this file.
+    #cwd: .
+    # Restarts: how many in a row before it is `errored`; the delay and its growth; how long it must run
+    # to begin anew; how often an `errored` one is tried again (0: never).
+    #restart:
+      #max_restarts: 5
+      #backoff_base_ms: 1000
+      #backoff_multiplier: 2
+      #backoff_max_ms: 300000
+      #reset_after_ms: 600000
+      #errored_retry_ms: 300000
+    # Longest line it may write, in bytes, and waiting requests of one account at which reading stops.
+    #max_line_bytes: 1048576
+    #max_pending: 100000
+    # Sending: time for one send; retries; a send that may have arrived (hold it for you, or retry);
+    # age at which an unsent message expires.
+    #send:
+      #timeout_ms: 30000
+      #retries: 3
+      #on_uncertain: hold
+      #ttl_ms: 3600000
+    # After a time without reading: how far to look back before the last event; from which age an event
+    # counts as late; what happens to a late one (run it, or only file it).
+    #catch_up:
+      #overlap_ms: 600000
+      #max_age_ms: 3600000
+      #late: run
+    # Its accounts by id: read for ever; fetch the history once; the credential (service/account,
+    # env:NAME or command:...); use it at all; anything else the program wants to know.
+    #accounts:
+      #me@example.org:
+        #monitor: true
+        #backfill: false
+        #credential_ref: google/me
+        #enabled: true
+        #config: {}
+
+# Who may use this. Unknown senders are denied.
+access:
+  # You, as channel:identifier; the identifier may be *.
+  owner: ["cli:*"]
+  # What happens to requests that no policy matches: deny or allow.
+  #default: deny
+  # Rules; of those that match, the highest priority decides.
+  #policies:
+    # A unique name, and what it is for.
+    #- name: family-evenings
+      #description: The family may ask in the evening.
+      # Who: type is owner, known, unknown, system, webhook or agent. Where and when: one must fit.
+      #match:
+        #principal:
+          #type: known
+          #relationship: family
+          #tags: [trusted]
+          #entity: ent_1
+          #name: Ada
+        #conditions:
+          # Hours may pass midnight. peer_kind is dm, group or channel; days are mon to sun.
+          #- channel: imessage
+            #account: me
+            #peer_kind: dm
+            #time: "18:00-22:00"
+            #days: [sat, sun]
+      # allow or deny.
+      #effect: allow
+      # Tools (a denied one is denied even if allowed), credentials, and what the agent may see: none,
+      # minimal, contextual or full.
+      #permissions:
+        #tools:
+          #allow: [calendar]
+          #deny: [shell]
+        #credentials: [google/me]
+        #data_access: contextual
+      # Where it goes, instead of the default agent and session.
+      #session:
+        #agent: echo
+        #key: family
+      #priority: 10
+
+# Who answers.
+agents:
+  # The agent that answers when no policy names another. `echo` exists always.
+  default: echo
+  # A program: one JSON on stdin, its answer on stdout.
+  #helper:
+    #runner: command
+    #command: my-agent --stdio
+    #env:
+      #LANG: C.UTF-8
+    #pass_env: [HTTPS_PROXY]
+    #cwd: .
+    #timeout_ms: 120000
+    #max_concurrent: 16
+  # A model behind an OpenAI-compatible interface. Its key comes from a file (key_file: path) or from an
+  # environment variable (key_env), not both.
+  #model:
+    #runner: llm
+    #url: https://api.example.org/v1
+    #model: small-1
+    #key_env: MODEL_API_KEY
+    #system_prompt_file: prompts/system.md
+
+# Which plugins run.
+plugins:
+  # Their directory, relative to this file. Needs a restart.
+  #directory: ./plugins
+  # logging: one line per stage. analytics: counters and latency.
+  enabled: [logging, analytics]
+
+# Events that the daemon makes itself.
+timer:
+  # Milliseconds between heartbeats, at least 1000; 0 for none.
+  heartbeat_interval_ms: 60000
+  # Time zone of the expressions below: local, or a name such as Europe/Berlin.
+  #timezone: local
+  # Scheduled events: minute hour day month weekday.
+  #cron:
+    #- expr: "0 8 * * *"
+      # A unique name, which the events carry.
+      #label: morning-summary
+      # Slots that passed while nothing ran: skip them, fire the newest once, or fire all.
+      #missed: once
+      # Lateness, in milliseconds, beyond which a missed slot is dropped in any case.
+      #max_lateness_ms: 86400000
+
+# What is held for those who follow what happens.
+bus:
+  # memory, or write-through to keep it across restarts.
+  #mode: memory
+  # Notices that a slow or returning client can still get.
+  #ring: 10000
+  # Days for which written-through notices are kept.
+  #retention_days: 7
+"##;

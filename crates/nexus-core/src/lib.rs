@@ -1,0 +1,17 @@
+//! The pure part of Nexus: plain data and decisions.
+//!
+//! Nothing here opens a file, a socket or a process, reads a clock or draws a random number: wall
+//! time, monotonic time and randomness come in as arguments. That makes every decision replayable.
+#![forbid(unsafe_code)]
+
+pub mod access;
+pub mod chunk;
+pub mod config;
+pub mod event;
+pub mod health;
+pub mod ids;
+pub mod lifecycle;
+pub mod notice;
+pub mod protocol;
+pub mod request;
+pub mod schedule;

@@ -1,0 +1,50 @@
+-- Follows finished runs of nexus.db, by finish_seq.
+CREATE TABLE applied (
+  source TEXT PRIMARY KEY,
+  seq    INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- A tree: each turn names the turn that it answered after.
+CREATE TABLE turns (
+  turn_id        TEXT PRIMARY KEY,
+  parent_turn_id TEXT,
+  depth          INTEGER NOT NULL,
+  session        TEXT NOT NULL,
+  agent          TEXT NOT NULL,
+  request_id     TEXT NOT NULL,
+  model          TEXT,
+  provider       TEXT,
+  stop_reason    TEXT NOT NULL,
+  input_tokens   INTEGER,
+  output_tokens  INTEGER,
+  started_at     INTEGER NOT NULL,
+  duration_ms    REAL NOT NULL
+) STRICT;
+
+CREATE TABLE messages (
+  turn_id TEXT NOT NULL,
+  n       INTEGER NOT NULL,
+  role    TEXT NOT NULL CHECK (role IN ('user', 'assistant')),
+  content TEXT NOT NULL,
+  PRIMARY KEY (turn_id, n)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE tool_calls (
+  turn_id TEXT NOT NULL,
+  n       INTEGER NOT NULL,
+  call_id TEXT NOT NULL,
+  name    TEXT NOT NULL,
+  status  TEXT NOT NULL,
+  summary TEXT,
+  PRIMARY KEY (turn_id, n)
+) STRICT, WITHOUT ROWID;
+
+-- A label that points at the newest turn.
+CREATE TABLE sessions (
+  label      TEXT PRIMARY KEY,
+  agent      TEXT NOT NULL,
+  head       TEXT NOT NULL,
+  turns      INTEGER NOT NULL,
+  created_at INTEGER NOT NULL,
+  updated_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;

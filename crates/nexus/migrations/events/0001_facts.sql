@@ -1,0 +1,58 @@
+-- Facts, never updated: what came in and what went out.
+CREATE TABLE events (
+  seq          INTEGER PRIMARY KEY,
+  -- First 16 bytes of SHA-256 over channel, 0x1f, event_id: a short unique key, whatever the ids look like.
+  key          BLOB NOT NULL UNIQUE CHECK (length(key) = 16),
+  event_id     TEXT NOT NULL,
+  channel      TEXT NOT NULL,
+  account_id   TEXT NOT NULL,
+  adapter      TEXT NOT NULL,
+  direction    TEXT NOT NULL CHECK (direction IN ('inbound', 'outbound')),
+  sender_id    TEXT NOT NULL,
+  sender_name  TEXT,
+  peer_id      TEXT NOT NULL,
+  peer_kind    TEXT NOT NULL,
+  thread_id    TEXT,
+  reply_to_id  TEXT,
+  content_type TEXT NOT NULL,
+  content      TEXT NOT NULL,
+  attachments  TEXT,
+  metadata     TEXT,
+  timestamp    INTEGER NOT NULL,
+  received_at  INTEGER NOT NULL,
+  -- Decided once, when accepted: run it, run it though it is late, file it for being late, or history.
+  disposition  TEXT NOT NULL CHECK (disposition IN ('run', 'late', 'filed', 'history'))
+) STRICT;
+
+-- The newest slot of a timer job, found without reading the ledger. Slots are milliseconds of one
+-- length, so text order is time order.
+CREATE INDEX events_timer ON events (event_id) WHERE channel = 'timer';
+
+CREATE TABLE rejected_lines (
+  seq         INTEGER PRIMARY KEY,
+  adapter     TEXT NOT NULL,
+  account     TEXT NOT NULL,
+  received_at INTEGER NOT NULL,
+  code        TEXT NOT NULL,
+  reason      TEXT NOT NULL,
+  bytes       INTEGER NOT NULL,
+  -- The line's first 4 KiB, as it came.
+  head        BLOB NOT NULL
+) STRICT;
+
+-- How far each account has come, written with the rows that it covers.
+CREATE TABLE cursors (
+  adapter          TEXT NOT NULL,
+  account          TEXT NOT NULL,
+  last_event_id    TEXT NOT NULL,
+  last_timestamp   INTEGER NOT NULL,
+  last_received_at INTEGER NOT NULL,
+  events           INTEGER NOT NULL,
+  PRIMARY KEY (adapter, account)
+) STRICT, WITHOUT ROWID;
+
+-- How far this file has followed another.
+CREATE TABLE applied (
+  source TEXT PRIMARY KEY,
+  seq    INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;

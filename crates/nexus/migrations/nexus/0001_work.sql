@@ -1,0 +1,116 @@
+-- All work, and the only file with a status.
+CREATE TABLE counters (
+  name  TEXT PRIMARY KEY,
+  value INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+INSERT INTO counters VALUES ('epoch', 0), ('intake_seq', 0), ('finish_seq', 0), ('sent_seq', 0);
+
+CREATE TABLE nexus_requests (
+  event_seq    INTEGER PRIMARY KEY,
+  request_id   TEXT NOT NULL UNIQUE,
+  event_id     TEXT NOT NULL,
+  channel      TEXT NOT NULL,
+  account_id   TEXT NOT NULL,
+  adapter      TEXT NOT NULL,
+  conversation TEXT NOT NULL,
+  status       TEXT NOT NULL CHECK (status IN ('waiting', 'processing', 'interrupted',
+                 'completed', 'denied', 'handled_by_automation', 'failed', 'expired')),
+  stage        TEXT NOT NULL,
+  session      TEXT,
+  agent        TEXT,
+  attempts     INTEGER NOT NULL DEFAULT 0,
+  late         INTEGER NOT NULL DEFAULT 0,
+  created_at   INTEGER NOT NULL,
+  completed_at INTEGER,
+  reason       TEXT,
+  trace        TEXT,
+  owner        TEXT,
+  epoch        INTEGER NOT NULL
+) STRICT;
+CREATE INDEX requests_open ON nexus_requests (event_seq) WHERE status IN ('waiting', 'processing', 'interrupted');
+CREATE INDEX requests_done ON nexus_requests (completed_at) WHERE trace IS NOT NULL AND completed_at IS NOT NULL;
+
+CREATE TABLE runs (
+  run_id       TEXT PRIMARY KEY,
+  event_seq    INTEGER NOT NULL,
+  attempt      INTEGER NOT NULL,
+  agent        TEXT NOT NULL,
+  session      TEXT NOT NULL,
+  status       TEXT NOT NULL CHECK (status IN ('running', 'finished', 'failed', 'interrupted')),
+  -- A tool call started: running it again would repeat it.
+  acted        INTEGER NOT NULL DEFAULT 0,
+  started_at   INTEGER NOT NULL,
+  finished_at  INTEGER,
+  finish_seq   INTEGER UNIQUE,
+  turn_json    TEXT,
+  owner        TEXT,
+  epoch        INTEGER NOT NULL
+) STRICT;
+CREATE INDEX runs_by_request ON runs (event_seq);
+CREATE INDEX runs_running ON runs (run_id) WHERE status = 'running';
+
+CREATE TABLE deliveries (
+  seq             INTEGER PRIMARY KEY,
+  delivery_id     TEXT NOT NULL UNIQUE,
+  request_id      TEXT NOT NULL,
+  event_seq       INTEGER NOT NULL,
+  run_id          TEXT,
+  adapter         TEXT NOT NULL,
+  channel         TEXT NOT NULL,
+  account_id      TEXT NOT NULL,
+  target          TEXT NOT NULL,
+  thread_id       TEXT,
+  reply_to_id     TEXT,
+  idempotency_key TEXT NOT NULL UNIQUE,
+  content         TEXT NOT NULL,
+  status          TEXT NOT NULL CHECK (status IN ('pending', 'sending', 'sent', 'failed', 'uncertain', 'expired', 'discarded')),
+  attempts        INTEGER NOT NULL DEFAULT 0,
+  next_attempt_at INTEGER,
+  message_ids     TEXT,
+  error           TEXT,
+  created_at      INTEGER NOT NULL,
+  updated_at      INTEGER NOT NULL,
+  expires_at      INTEGER NOT NULL,
+  sent_seq        INTEGER UNIQUE,
+  owner           TEXT,
+  epoch           INTEGER NOT NULL
+) STRICT;
+CREATE INDEX deliveries_by_request ON deliveries (event_seq);
+CREATE INDEX deliveries_open ON deliveries (seq) WHERE status IN ('pending', 'sending', 'uncertain');
+
+CREATE TABLE adapter_instances (
+  adapter               TEXT NOT NULL,
+  account               TEXT NOT NULL,
+  status                TEXT NOT NULL,
+  health                TEXT NOT NULL,
+  pid                   INTEGER,
+  restart_count         INTEGER NOT NULL DEFAULT 0,
+  events_received       INTEGER NOT NULL DEFAULT 0,
+  last_error            TEXT,
+  backfill_completed_at INTEGER,
+  updated_at            INTEGER NOT NULL,
+  owner                 TEXT,
+  epoch                 INTEGER NOT NULL,
+  PRIMARY KEY (adapter, account)
+) STRICT, WITHOUT ROWID;
+
+-- The configuration texts that were in force, newest last.
+CREATE TABLE config (
+  seq        INTEGER PRIMARY KEY,
+  applied_at INTEGER NOT NULL,
+  text       TEXT NOT NULL
+) STRICT;
+
+CREATE TABLE analytics_hourly (
+  hour       INTEGER NOT NULL,
+  channel    TEXT NOT NULL,
+  agent      TEXT NOT NULL,
+  status     TEXT NOT NULL,
+  requests   INTEGER NOT NULL,
+  latency_ms REAL NOT NULL,
+  PRIMARY KEY (hour, channel, agent, status)
+) STRICT, WITHOUT ROWID;
+
+CREATE VIEW nex_traces AS
+  SELECT request_id, event_seq, event_id, channel, account_id, status, stage, session, agent,
+         attempts, created_at, completed_at, reason, trace FROM nexus_requests;

@@ -1,0 +1,209 @@
+//! The adapters: from their configuration to supervised processes, intake, probes and sending.
+//!
+//! Theory of operation: each configured account is one [`account::Account`], a supervised `monitor`
+//! child with what belongs to it. The adapter's `info` is asked as part of preparing a spawn, so an
+//! adapter that can't answer it fails and is retried like one that can't start. A reload changes the
+//! set of accounts; nothing here reads the configuration file.
+
+pub mod account;
+mod backfill;
+mod framing;
+pub mod intake;
+mod monitor;
+mod probe;
+mod program;
+mod send;
+pub mod stats;
+
+use crate::keeper::Keeper;
+use crate::ledger::Ledgers;
+use crate::ledger::nexus::Instance;
+use crate::pipeline::router::Router;
+use crate::routes::{Route, Routes};
+use crate::supervisor::Supervisor;
+use account::{Account, AccountReport};
+use intake::{Rules, Sinks};
+use nexus_core::config;
+use nexus_core::ids::AccountKey;
+use nexus_core::lifecycle::RestartPolicy;
+use program::Command;
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio_util::sync::CancellationToken;
+
+/// From TERM to KILL (requirement: shutdown steps 5 to 7).
+const STOP_GRACE_MS: u64 = 5_000;
+
+/// What all adapters share.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    pub supervisor: Supervisor,
+    pub ledgers: Ledgers,
+    pub sinks: Sinks,
+    pub routes: Routes,
+    pub router: Router,
+    /// Working directory of adapters without `cwd`.
+    pub workspace: PathBuf,
+    pub credentials: PathBuf,
+    /// Where context files are written.
+    pub run_dir: PathBuf,
+    pub epoch: i64,
+    /// The daemon before this one did not end by itself: accounts without `ack` catch up.
+    pub unclean_start: bool,
+    pub stop: CancellationToken,
+}
+
+impl Shared {
+    pub fn keeper(&self) -> &Keeper {
+        self.supervisor.keeper()
+    }
+}
+
+/// All configured adapters.
+#[derive(Debug)]
+pub struct Adapters {
+    shared: Shared,
+    commands: Mutex<HashMap<String, Arc<Command>>>,
+    accounts: Mutex<BTreeMap<AccountKey, Arc<Account>>>,
+    /// What the ledger knew at the start.
+    known: HashMap<AccountKey, Instance>,
+}
+
+/// Why a verb can't be carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum VerbError {
+    #[error("no adapter `{0}` is configured")]
+    NoAdapter(String),
+    #[error("no account `{0}` is configured and enabled")]
+    NoAccount(AccountKey),
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl Adapters {
+    pub fn new(shared: Shared, known: Vec<Instance>) -> Self {
+        let known = known.into_iter().map(|one| (AccountKey::new(&one.adapter, &one.account), one)).collect();
+        Self { shared, commands: Mutex::default(), accounts: Mutex::default(), known }
+    }
+
+    /// Brings up one adapter with its enabled accounts, in parallel; does not wait for them.
+    pub async fn add(&self, name: &str, adapter: &config::Adapter) {
+        let command = Arc::new(Command::new(name, adapter, &self.shared));
+        self.lock_commands().insert(name.to_owned(), command.clone());
+        self.set_route(name, adapter, &command);
+        for (id, account) in adapter.accounts.iter().filter(|(_, account)| account.enabled) {
+            self.add_account(name, id, adapter, account).await;
+        }
+    }
+
+    /// Brings up one account of a known adapter.
+    pub async fn add_account(&self, name: &str, id: &str, adapter: &config::Adapter, account: &config::Account) {
+        let Some(command) = self.lock_commands().get(name).cloned() else { return };
+        let key = AccountKey::new(name, id);
+        let known = self.known.get(&key);
+        let account = Account::start(self.shared.clone(), command, key.clone(), account.clone(), rules(adapter), policy(&adapter.restart), known).await;
+        self.lock().insert(key, account);
+    }
+
+    /// Stops an adapter with all its accounts and forgets it.
+    pub async fn remove(&self, name: &str) {
+        let keys: Vec<AccountKey> = self.lock().keys().filter(|key| key.adapter == name).cloned().collect();
+        futures_util::future::join_all(keys.iter().map(|key| self.remove_account(key))).await;
+        self.lock_commands().remove(name);
+        self.shared.routes.remove(name);
+    }
+
+    pub async fn remove_account(&self, key: &AccountKey) {
+        let account = self.lock().remove(key);
+        if let Some(account) = account {
+            account.stop(true).await;
+        }
+    }
+
+    /// Applies limits and restart numbers without touching a process.
+    pub async fn set_rules(&self, name: &str, adapter: &config::Adapter) {
+        let command = self.lock_commands().get(name).cloned();
+        if let Some(command) = command {
+            self.set_route(name, adapter, &command);
+        }
+        for account in self.of(name) {
+            account.set_rules(rules(adapter), policy(&adapter.restart)).await;
+        }
+    }
+
+    fn set_route(&self, name: &str, adapter: &config::Adapter, command: &Arc<Command>) {
+        let sender = send::ProcessSender::new(command.clone(), &adapter.send);
+        self.shared.routes.set(name, Route::unknown(&adapter.send, Some(Arc::new(sender))));
+        command.publish_route();
+    }
+
+    /// One account's handle.
+    ///
+    /// # Errors
+    /// When it isn't configured or is disabled.
+    pub fn get(&self, key: &AccountKey) -> Result<Arc<Account>, VerbError> {
+        self.lock().get(key).cloned().ok_or_else(|| VerbError::NoAccount(key.clone()))
+    }
+
+    /// The adapter's `info`, asked now if it isn't known.
+    ///
+    /// # Errors
+    /// When the adapter isn't configured or can't answer.
+    pub async fn info(&self, name: &str) -> Result<nexus_core::protocol::AdapterInfo, VerbError> {
+        let command = self.lock_commands().get(name).cloned().ok_or_else(|| VerbError::NoAdapter(name.to_owned()))?;
+        command.info().await.map(|info| (*info).clone()).map_err(VerbError::Refused)
+    }
+
+    /// What `accounts list` reports, if the adapter supports it.
+    ///
+    /// # Errors
+    /// When the adapter isn't configured or can't answer.
+    pub async fn reported_accounts(&self, name: &str) -> Result<Option<serde_json::Value>, VerbError> {
+        let command = self.lock_commands().get(name).cloned().ok_or_else(|| VerbError::NoAdapter(name.to_owned()))?;
+        command.accounts().await.map_err(VerbError::Refused)
+    }
+
+    /// Every account as it stands, by name.
+    pub fn report(&self) -> Vec<AccountReport> {
+        self.lock().values().map(|account| account.report()).collect()
+    }
+
+    /// Stops all accounts, reading each child to EOF; returns once all are gone.
+    pub async fn shutdown(&self) {
+        let all: Vec<Arc<Account>> = self.lock().values().cloned().collect();
+        futures_util::future::join_all(all.iter().map(|account| account.stop(true))).await;
+    }
+
+    fn of(&self, name: &str) -> Vec<Arc<Account>> {
+        self.lock().iter().filter(|(key, _)| key.adapter == name).map(|(_, account)| account.clone()).collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<AccountKey, Arc<Account>>> {
+        self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_commands(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Command>>> {
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn rules(adapter: &config::Adapter) -> Rules {
+    Rules {
+        line_bytes_max: usize::try_from(adapter.max_line_bytes).unwrap_or(usize::MAX),
+        pending_max: adapter.max_pending,
+        catch_up: adapter.catch_up.clone(),
+    }
+}
+
+fn policy(restart: &config::Restart) -> RestartPolicy {
+    RestartPolicy {
+        max_restarts: restart.max_restarts,
+        backoff_base_ms: restart.backoff_base_ms,
+        backoff_multiplier: restart.backoff_multiplier,
+        backoff_max_ms: restart.backoff_max_ms,
+        reset_after_ms: restart.reset_after_ms,
+        errored_retry_ms: restart.errored_retry_ms,
+        stop_grace_ms: STOP_GRACE_MS,
+    }
+}

@@ -1,0 +1,285 @@
+//! One account: its supervised `monitor`, its backfills, its probes and its report.
+
+use super::intake::{Intake, Kind, Rules};
+use super::monitor::Monitor;
+use super::program::Command;
+use super::stats::AccountStats;
+use super::{Shared, backfill, probe};
+use crate::clock;
+use crate::ledger::nexus::{Instance, SaveInstance};
+use crate::supervisor::{Child, ChildSpec, ChildStatus, Phase};
+use nexus_core::config;
+use nexus_core::health::{AdapterStatus, Health};
+use nexus_core::ids::{AccountKey, ChildId};
+use nexus_core::lifecycle::RestartPolicy;
+use nexus_core::notice::NoticeType;
+use nexus_core::protocol::{AdapterInfo, Capability};
+use serde::Serialize;
+use serde_json::json;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// How one account stands, for status, health and the ledger.
+#[derive(Debug, Clone, Serialize)]
+pub struct AccountReport {
+    pub adapter: String,
+    pub account: String,
+    pub channel: Option<String>,
+    pub status: AdapterStatus,
+    pub health: Health,
+    pub pid: Option<u32>,
+    pub last_event_age_ms: Option<u64>,
+    pub events: u64,
+    pub restarts: u64,
+    pub last_error: Option<String>,
+}
+
+/// One configured, enabled account.
+#[derive(Debug)]
+pub struct Account {
+    pub(super) key: AccountKey,
+    pub(super) command: Arc<Command>,
+    pub(super) config: config::Account,
+    pub(super) shared: Shared,
+    pub(super) stats: Arc<AccountStats>,
+    pub(super) rules: watch::Sender<Rules>,
+    pub(super) health: watch::Sender<(Health, Option<String>)>,
+    pub(super) channel: watch::Sender<Option<Arc<AdapterInfo>>>,
+    pub(super) backfilling: AtomicBool,
+    pub(super) stop: CancellationToken,
+    pub(super) tasks: TaskTracker,
+    restarts_before: u64,
+    child: std::sync::OnceLock<Child>,
+}
+
+impl Account {
+    /// Starts the account's tasks and, if wanted, its monitor; waits for neither.
+    pub(super) async fn start(
+        shared: Shared,
+        command: Arc<Command>,
+        key: AccountKey,
+        config: config::Account,
+        rules: Rules,
+        policy: RestartPolicy,
+        known: Option<&Instance>,
+    ) -> Arc<Self> {
+        let account = Arc::new(Self {
+            stats: Arc::new(AccountStats::with_events(known.map_or(0, |one| one.events_received))),
+            rules: watch::Sender::new(rules),
+            health: watch::Sender::new((Health::Unknown, None)),
+            channel: watch::Sender::new(None),
+            backfilling: AtomicBool::new(false),
+            stop: shared.stop.child_token(),
+            tasks: TaskTracker::new(),
+            restarts_before: known.map_or(0, |one| one.restart_count),
+            child: std::sync::OnceLock::new(),
+            key,
+            command,
+            config,
+            shared,
+        });
+        if account.config.monitor {
+            let program = Arc::new(Monitor::new(&account));
+            let id = ChildId::new(format!("adapter/{}", account.key));
+            let child = account.shared.supervisor.add(ChildSpec { id, policy, program });
+            child.start().await;
+            // Set once, right here.
+            drop(account.child.set(child.clone()));
+            account.tasks.spawn(probe::watch_health(account.clone(), child.clone()));
+            account.tasks.spawn(account.clone().keep_report(child));
+        }
+        if account.config.backfill && known.is_none_or(|one| one.backfill_completed_at.is_none()) {
+            account.tasks.spawn(backfill::run_until_done(account.clone()));
+        }
+        account
+    }
+
+    /// The monitor's handle; `None` with `monitor: false`.
+    pub fn child(&self) -> Option<&Child> {
+        self.child.get()
+    }
+
+    pub(super) async fn set_rules(&self, rules: Rules, policy: RestartPolicy) {
+        self.rules.send_replace(rules);
+        if let Some(child) = self.child() {
+            child.set_policy(policy).await;
+        }
+    }
+
+    /// Stops everything of this account. With `remove` its supervisor task goes too.
+    pub async fn stop(&self, remove: bool) {
+        if let Some(child) = self.child() {
+            if remove {
+                self.shared.supervisor.remove(&ChildId::new(format!("adapter/{}", self.key))).await;
+            } else {
+                child.stop().await;
+            }
+        }
+        if remove {
+            self.stop.cancel();
+            self.tasks.close();
+            self.tasks.wait().await;
+            self.save(AdapterStatus::Stopped).await;
+        }
+    }
+
+    /// Runs a history backfill now, in the background. False when one is running.
+    pub fn backfill(self: &Arc<Self>) -> bool {
+        if self.backfilling.load(Ordering::Acquire) {
+            return false;
+        }
+        self.tasks.spawn(backfill::run_until_done(self.clone()));
+        true
+    }
+
+    /// Asks the adapter for its health now.
+    pub async fn probe(&self) -> (Health, Option<String>) {
+        probe::probe(self).await
+    }
+
+    pub fn report(&self) -> AccountReport {
+        let child = self.child().map(Child::status);
+        let (health, trouble) = self.health.borrow().clone();
+        let running = child.as_ref().is_some_and(|child| child.phase == Phase::Running);
+        let (health, trouble) = match self.stats.trouble() {
+            Some(trouble) if health == Health::Healthy || health == Health::Unknown => (Health::Degraded, Some(trouble)),
+            Some(_) | None => (health, trouble),
+        };
+        let health = if running || child.is_none() { health } else { Health::Unknown };
+        AccountReport {
+            adapter: self.key.adapter.clone(),
+            account: self.key.account.clone(),
+            channel: self.channel.borrow().as_ref().map(|info| info.channel.clone()),
+            status: self.status(child.as_ref()),
+            health,
+            pid: child.as_ref().and_then(|child| child.pid),
+            last_event_age_ms: self.stats.last_event_age_ms(),
+            events: self.stats.events(),
+            restarts: self.restarts_before + child.as_ref().map_or(0, |child| child.restarts),
+            last_error: child.and_then(|child| child.last_error).or(trouble),
+        }
+    }
+
+    fn status(&self, child: Option<&ChildStatus>) -> AdapterStatus {
+        let backfilling = self.backfilling.load(Ordering::Acquire);
+        match child.map(|child| child.phase) {
+            Some(Phase::Running) => AdapterStatus::Running,
+            Some(Phase::Starting) => AdapterStatus::Starting,
+            Some(Phase::Stopping) => AdapterStatus::Stopping,
+            Some(Phase::Backoff) => AdapterStatus::Backoff,
+            Some(Phase::Errored) => AdapterStatus::Errored,
+            Some(Phase::Stopped) | None if backfilling => AdapterStatus::Backfilling,
+            Some(Phase::Stopped) | None => AdapterStatus::Stopped,
+        }
+    }
+
+    /// Tells the bus and the ledger of every change.
+    async fn keep_report(self: Arc<Self>, child: Child) {
+        let mut status = child.watch();
+        let mut health = self.health.subscribe();
+        let mut last = None;
+        loop {
+            let report = self.report();
+            let phase = status.borrow_and_update().phase;
+            if last != Some(phase) {
+                self.announce(phase, &report);
+                last = Some(phase);
+            }
+            self.save(report.status).await;
+            tokio::select! {
+                changed = status.changed() => if changed.is_err() { return },
+                changed = health.changed() => if changed.is_err() { return },
+                () = self.stop.cancelled() => return,
+            }
+        }
+    }
+
+    fn announce(&self, phase: Phase, report: &AccountReport) {
+        let kind = match phase {
+            Phase::Running => NoticeType::AdapterStarted,
+            Phase::Stopped | Phase::Backoff => NoticeType::AdapterStopped,
+            Phase::Errored => NoticeType::AdapterErrored,
+            Phase::Starting | Phase::Stopping => return,
+        };
+        let notice = json!({
+            "adapter": self.key.adapter, "account": self.key.account, "status": report.status, "pid": report.pid, "error": report.last_error,
+        });
+        self.shared.sinks.bus.publish(kind, notice);
+    }
+
+    async fn save(&self, status: AdapterStatus) {
+        let report = self.report();
+        let instance = Instance {
+            adapter: report.adapter,
+            account: report.account,
+            status: status.as_str().to_owned(),
+            health: report.health.as_str().to_owned(),
+            pid: report.pid,
+            restart_count: report.restarts,
+            events_received: report.events,
+            last_error: report.last_error,
+            backfill_completed_at: None,
+        };
+        let save = SaveInstance { instance, at: clock::wall_ms(), epoch: self.shared.epoch };
+        if let Err(error) = self.shared.ledgers.nexus.writer.write(save).await {
+            tracing::debug!(account = %self.key, %error, "adapter_instances not updated");
+        }
+    }
+
+    /// An intake of this account.
+    pub(super) fn intake(&self, channel: &str, kind: Kind, acks: Option<watch::Sender<Option<String>>>) -> Intake {
+        Intake {
+            account: self.key.clone(),
+            channel: channel.to_owned(),
+            kind,
+            rules: self.rules.subscribe(),
+            sinks: self.shared.sinks.clone(),
+            stats: self.stats.clone(),
+            acks,
+        }
+    }
+
+    /// Asks `info`, resolves the credential and writes the context file: everything before a spawn.
+    pub(super) async fn ready(&self) -> Result<(Arc<AdapterInfo>, PathBuf), String> {
+        let info = self.command.info().await?;
+        self.channel.send_replace(Some(info.clone()));
+        let credential = match &self.config.credential_ref {
+            Some(reference) => {
+                let resolved = crate::credential::resolve(reference, &self.shared.credentials, self.shared.keeper()).await;
+                Some(resolved.map_err(|error| crate::error_text::describe(&error))?)
+            }
+            None => None,
+        };
+        let path = self.context_file();
+        self.write_context(&path, &info.channel, credential.as_ref())
+            .map_err(|error| format!("failed to write the context file `{}`: {error}", path.display()))?;
+        Ok((info, path))
+    }
+
+    pub(super) fn context_file(&self) -> PathBuf {
+        self.shared.run_dir.join(context_name(&self.key.adapter, &self.key.account))
+    }
+
+    fn write_context(&self, path: &std::path::Path, channel: &str, credential: Option<&crate::credential::Credential>) -> std::io::Result<()> {
+        use secrecy::ExposeSecret;
+        let mut context = json!({ "version": 1, "channel": channel, "account_id": self.key.account, "config": self.config.config });
+        if let Some(credential) = credential {
+            context["credential"] = json!({ "kind": credential.kind, "value": credential.value.expose_secret() });
+        }
+        let text = zeroize::Zeroizing::new(context.to_string());
+        crate::credential::write_private(path, text.as_bytes())
+    }
+
+    pub(super) fn can(&self, capability: Capability) -> bool {
+        self.channel.borrow().as_ref().is_some_and(|info| info.can(capability))
+    }
+}
+
+/// The context file's name. Neither part can hold a `:`, so no two accounts share a file.
+pub(super) fn context_name(adapter: &str, account: &str) -> String {
+    format!("{adapter}:{account}.json")
+}

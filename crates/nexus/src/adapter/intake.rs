@@ -1,0 +1,323 @@
+//! An account's stdout into the ledger: frame, parse, batch, commit, acknowledge.
+//!
+//! One batch is on its way to the disk while the next is read, never two: if a commit fails it is
+//! repeated before anything later, so the account's order holds. When the batch is full, the account
+//! has too much pending, or the disk is low, reading stops, the pipe fills and the child blocks.
+
+use super::framing::{Framing, Piece};
+use super::stats::AccountStats;
+use crate::bus::Bus;
+use crate::clock;
+use crate::ledger::events::{Append, Appended, Disposition, EventsCommand, Lines, NewEvent, NewReject, REJECT_HEAD_BYTES};
+use crate::ledger::writer::{WriteError, Writer};
+use crate::metrics::{ChannelResult, Metrics};
+use crate::pipeline::pending::Pending;
+use nexus_core::config::{CatchUp, Late};
+use nexus_core::event::{EventLine, Reject, parse_line, readable_id};
+use nexus_core::ids::AccountKey;
+use nexus_core::notice::NoticeType;
+use serde_json::json;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe::Receiver;
+use tokio::sync::watch;
+
+/// Bytes read at a time: what a pipe holds.
+const CHUNK_BYTES: usize = 64 * 1024;
+/// Rows of one batch.
+const BATCH_ROWS_MAX: usize = 1024;
+/// Bytes of one batch; a single longer line makes a batch of its own.
+const BATCH_BYTES_MAX: usize = 1024 * 1024;
+/// Rejects announced one by one per batch; the count is always told.
+const REJECT_NOTICES_MAX: usize = 16;
+
+/// What an intake serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// `monitor`, or a catch-up: events run.
+    Live,
+    /// A history backfill: events fill the ledger only.
+    History,
+}
+
+/// The limits and rules of one account; swapped by a reload.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    pub line_bytes_max: usize,
+    pub pending_max: u64,
+    pub catch_up: CatchUp,
+}
+
+/// Where all intakes put what they read. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Sinks {
+    pub writer: Writer<EventsCommand>,
+    /// The seq up to which events are committed.
+    pub committed: Arc<watch::Sender<i64>>,
+    pub pending: Pending,
+    pub bus: Bus,
+    pub metrics: Metrics,
+    /// True while the disk has less room than `ledgers.min_free_mb`.
+    pub disk_low: watch::Receiver<bool>,
+}
+
+/// One account's intake.
+#[derive(Debug)]
+pub struct Intake {
+    pub account: AccountKey,
+    pub channel: String,
+    pub kind: Kind,
+    pub rules: watch::Receiver<Rules>,
+    pub sinks: Sinks,
+    pub stats: Arc<AccountStats>,
+    /// The newest event id that is on disk, for adapters with `ack`.
+    pub acks: Option<watch::Sender<Option<String>>>,
+}
+
+/// Lines that wait to be committed.
+#[derive(Debug, Default)]
+struct Batch {
+    lines: Lines,
+    bytes: usize,
+    /// The id of the last line that has one, rejected lines included.
+    last_id: Option<String>,
+}
+
+impl Batch {
+    fn is_empty(&self) -> bool {
+        self.lines.events.is_empty() && self.lines.rejects.is_empty()
+    }
+
+    fn is_full(&self) -> bool {
+        self.lines.events.len() + self.lines.rejects.len() >= BATCH_ROWS_MAX || self.bytes >= BATCH_BYTES_MAX
+    }
+}
+
+/// A batch on its way to the disk.
+struct Flight {
+    append: Append,
+    last_id: Option<String>,
+    commit: Pin<Box<dyn Future<Output = Result<Appended, WriteError>> + Send>>,
+}
+
+impl Intake {
+    /// Reads to EOF and commits all of it.
+    pub async fn run(self, mut stdout: Receiver) {
+        let line_bytes_max = self.rules.borrow().line_bytes_max;
+        let mut framing = Framing::new(line_bytes_max);
+        let mut chunk = vec![0; CHUNK_BYTES];
+        let mut batch = Batch::default();
+        let mut flight: Option<Flight> = None;
+        let mut open = true;
+        while open || flight.is_some() || !batch.is_empty() {
+            if flight.is_none() && !batch.is_empty() {
+                flight = self.launch(&mut batch).await;
+            }
+            let landing = async {
+                match &mut flight {
+                    Some(flight) => (&mut flight.commit).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                result = landing => {
+                    if let Some(landed) = flight.take() {
+                        self.land(landed, result).await;
+                    }
+                }
+                got = self.read(&mut stdout, &mut chunk), if open && !batch.is_full() => match got {
+                    0 => {
+                        open = false;
+                        self.unfinished(&mut framing, &mut batch);
+                    }
+                    got => {
+                        let now = clock::wall_ms();
+                        framing.push(&chunk[..got], |piece| self.take(piece, line_bytes_max, now, &mut batch));
+                    }
+                },
+            }
+        }
+    }
+
+    /// Reads once there is room for what comes; 0 at EOF. An error counts as EOF: a pipe has none
+    /// that reading on would mend.
+    async fn read(&self, stdout: &mut Receiver, chunk: &mut [u8]) -> usize {
+        self.wait_for_room().await;
+        stdout.read(chunk).await.unwrap_or(0)
+    }
+
+    async fn wait_for_room(&self) {
+        let mut disk_low = self.sinks.disk_low.clone();
+        if *disk_low.borrow() {
+            drop(disk_low.wait_for(|low| !low).await); // an error means that the daemon is stopping
+        }
+        if self.kind == Kind::Live {
+            let mut pending = self.sinks.pending.watch(&self.account);
+            let limit = self.rules.borrow().pending_max;
+            if *pending.borrow() >= limit {
+                self.stats.set_held(true);
+                drop(pending.wait_for(|count| *count < limit).await);
+                self.stats.set_held(false);
+            }
+        }
+    }
+
+    fn take(&self, piece: Piece<'_>, line_bytes_max: usize, now: i64, batch: &mut Batch) {
+        match piece {
+            Piece::Line(line) => match parse_line(line, &self.channel, &self.account.account) {
+                Ok(event) => {
+                    let event = self.new_event(event, now);
+                    batch.bytes += line.len();
+                    batch.last_id = Some(event.event_id.clone());
+                    batch.lines.events.push(event);
+                }
+                Err(reject) => {
+                    if let Some(id) = readable_id(line) {
+                        batch.last_id = Some(id);
+                    }
+                    let head = line[..line.len().min(REJECT_HEAD_BYTES)].to_vec();
+                    reject_line(batch, &reject, line.len() as u64, head, now);
+                }
+            },
+            Piece::TooLong { bytes, head } => {
+                reject_line(batch, &Reject::TooLong { bytes, max: line_bytes_max as u64 }, bytes, head, now);
+            }
+        }
+    }
+
+    fn unfinished(&self, framing: &mut Framing, batch: &mut Batch) {
+        if let Some((bytes, head)) = framing.finish() {
+            reject_line(batch, &Reject::Unfinished { bytes }, bytes, head, clock::wall_ms());
+        }
+    }
+
+    fn new_event(&self, event: EventLine<'_>, now: i64) -> NewEvent {
+        let disposition = match self.kind {
+            Kind::History => Disposition::History,
+            Kind::Live => disposition(event.timestamp, now, &self.rules.borrow().catch_up),
+        };
+        NewEvent {
+            event_id: event.event_id.into_owned(),
+            channel: event.channel.into_owned(),
+            account_id: event.account_id.into_owned(),
+            sender_id: event.sender_id.into_owned(),
+            sender_name: event.sender_name.map(Into::into),
+            peer_id: event.peer_id.into_owned(),
+            peer_kind: event.peer_kind,
+            thread_id: event.thread_id.map(Into::into),
+            reply_to_id: event.reply_to_id.map(Into::into),
+            content_type: event.content_type.into_owned(),
+            content: event.content.into_owned(),
+            attachments: event.attachments.map(|json| json.get().to_owned()),
+            metadata: event.metadata.map(|json| json.get().to_owned()),
+            timestamp: event.timestamp,
+            received_at: now,
+            disposition,
+        }
+    }
+
+    async fn launch(&self, batch: &mut Batch) -> Option<Flight> {
+        let Batch { lines, last_id, .. } = std::mem::take(batch);
+        let append = Append { adapter: self.account.adapter.as_str().into(), account: self.account.account.as_str().into(), lines: Arc::new(lines) };
+        match self.sinks.writer.submit(append.clone()).await {
+            Ok(commit) => Some(Flight { append, last_id, commit: Box::pin(commit) }),
+            Err(error) => {
+                tracing::warn!(account = %self.account, %error, "lines not accepted; the adapter has to bring them again");
+                None
+            }
+        }
+    }
+
+    /// A commit returned: repeat it if nobody knows, else tell whom it concerns.
+    async fn land(&self, flight: Flight, result: Result<Appended, WriteError>) {
+        let result = match result {
+            Err(WriteError::Unknown { ledger, message }) => {
+                tracing::warn!(account = %self.account, ledger, %message, "lines not on disk yet, holding this account");
+                self.sinks.writer.write_until_done(flight.append.clone()).await
+            }
+            done => done,
+        };
+        match result {
+            Ok(appended) => self.accepted(&flight, &appended),
+            Err(error) => tracing::error!(account = %self.account, %error, "lines not accepted; the adapter has to bring them again"),
+        }
+    }
+
+    fn accepted(&self, flight: &Flight, appended: &Appended) {
+        let Lines { events, rejects } = &*flight.append.lines;
+        let fresh = || appended.iter().zip(events).filter_map(|(seq, event)| seq.map(|seq| (seq, event)));
+        let runs = fresh().filter(|(_, event)| matches!(event.disposition, Disposition::Run | Disposition::Late)).count();
+        self.sinks.pending.raise(&self.account, runs as u64);
+        if let Some(newest) = appended.iter().flatten().max() {
+            self.sinks.committed.send_if_modified(|seq| {
+                let more = *newest > *seq;
+                *seq = (*seq).max(*newest);
+                more
+            });
+        }
+        let mut new = 0;
+        for (seq, event) in fresh() {
+            new += 1;
+            let notice = json!({
+                "event_id": event.event_id, "seq": seq, "adapter": self.account.adapter, "account": self.account.account,
+                "channel": event.channel, "sender_id": event.sender_id, "disposition": event.disposition.as_str(),
+            });
+            self.sinks.bus.publish(NoticeType::EventReceived, notice);
+        }
+        for reject in rejects.iter().take(REJECT_NOTICES_MAX) {
+            let notice = json!({ "adapter": self.account.adapter, "account": self.account.account, "code": reject.code, "reason": reject.reason });
+            self.sinks.bus.publish(NoticeType::LineRejected, notice);
+        }
+        if let Some(first) = rejects.first() {
+            tracing::warn!(account = %self.account, lines = rejects.len(), first = first.reason, "adapter lines rejected");
+        }
+        self.count("accepted", new);
+        self.count("duplicate", events.len() as u64 - new);
+        self.count("rejected", rejects.len() as u64);
+        self.stats.took(new, rejects.len() as u64, clock::mono_ms());
+        if let (Some(acks), Some(last_id)) = (&self.acks, &flight.last_id) {
+            acks.send_replace(Some(last_id.clone()));
+        }
+    }
+
+    fn count(&self, result: &'static str, by: u64) {
+        if by > 0 {
+            self.sinks.metrics.events.get_or_create(&ChannelResult { channel: self.channel.clone(), result }).inc_by(by);
+        }
+    }
+}
+
+fn reject_line(batch: &mut Batch, reject: &Reject, bytes: u64, head: Vec<u8>, now: i64) {
+    batch.bytes += head.len();
+    batch.lines.rejects.push(NewReject { received_at: now, code: reject.code(), reason: reject.to_string(), bytes, head });
+}
+
+/// A timestamp of 0 says nothing, one from the future is not old.
+fn disposition(timestamp: i64, now: i64, catch_up: &CatchUp) -> Disposition {
+    let age_ms = now.saturating_sub(timestamp);
+    if timestamp == 0 || age_ms <= i64::try_from(catch_up.max_age_ms).unwrap_or(i64::MAX) {
+        return Disposition::Run;
+    }
+    match catch_up.late {
+        Late::Run => Disposition::Late,
+        Late::File => Disposition::Filed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn late_is_decided_by_age_and_never_for_unknown_or_future_times() {
+        let mut rules = CatchUp { max_age_ms: 1000, late: Late::Run, ..CatchUp::default() };
+        assert_eq!(disposition(9_000, 10_000, &rules), Disposition::Run);
+        assert_eq!(disposition(8_999, 10_000, &rules), Disposition::Late);
+        assert_eq!(disposition(0, 10_000, &rules), Disposition::Run);
+        assert_eq!(disposition(253_402_300_799_000, 10_000, &rules), Disposition::Run);
+        rules.late = Late::File;
+        assert_eq!(disposition(1, 10_000, &rules), Disposition::Filed);
+    }
+}

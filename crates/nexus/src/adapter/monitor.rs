@@ -1,0 +1,86 @@
+//! The `monitor` child of an account: what is started, and who reads it.
+
+use super::account::Account;
+use super::backfill;
+use super::intake::Kind;
+use crate::keeper::{Process, SpawnSpec, Stdin};
+use crate::stderr;
+use crate::supervisor::{BoxFuture, Program};
+use nexus_core::ids::ChildId;
+use nexus_core::protocol::Capability;
+use serde_json::json;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use tokio::io::AsyncWriteExt;
+use tokio::net::unix::pipe;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+#[derive(Debug)]
+pub(super) struct Monitor {
+    /// Weak: the account owns the child that owns this.
+    account: Weak<Account>,
+    started_before: AtomicBool,
+}
+
+impl Monitor {
+    pub(super) fn new(account: &Arc<Account>) -> Self {
+        Self { account: Arc::downgrade(account), started_before: AtomicBool::new(false) }
+    }
+
+    async fn spec(&self) -> Result<SpawnSpec, String> {
+        let account = self.account.upgrade().ok_or("the account was removed")?;
+        let (info, context) = account.ready().await?;
+        if !info.can(Capability::Monitor) {
+            return Err(format!("adapter `{}` doesn't support `monitor`; set `monitor: false`", account.key.adapter));
+        }
+        let restart = self.started_before.swap(true, Ordering::AcqRel);
+        if backfill::is_due(&account, restart || account.shared.unclean_start) {
+            // Before the first live line: requests of this account wait until the gap is closed.
+            account.shared.router.hold(&account.key).await;
+            account.tasks.spawn(backfill::catch_up(account.clone()));
+        }
+        let words = ["monitor", "--account", account.key.account.as_str(), "--format", "jsonl"];
+        let child = ChildId::new(format!("adapter/{}", account.key));
+        let stdin = if info.can(Capability::Ack) { Stdin::Piped } else { Stdin::Null };
+        Ok(account.command.spec(child, &words, Some((&account.key.account, &context)), stdin))
+    }
+}
+
+impl Program for Monitor {
+    fn prepare(&self) -> BoxFuture<'_, Result<SpawnSpec, String>> {
+        Box::pin(self.spec())
+    }
+
+    fn attach(&self, process: &mut Process) -> JoinHandle<()> {
+        let (stdin, stdout, errors) = (process.stdin.take(), process.stdout.take(), process.stderr.take());
+        let account = self.account.upgrade();
+        tokio::spawn(async move {
+            let (Some(account), Some(stdout), Some(errors)) = (account, stdout, errors) else { return };
+            let Some(info) = account.channel.borrow().clone() else { return };
+            let acks = stdin.map(|stdin| {
+                let (sender, newest) = watch::channel(None);
+                (sender, tokio::spawn(write_acks(stdin, newest)))
+            });
+            let (sender, writer) = acks.unzip();
+            let child = ChildId::new(format!("adapter/{}", account.key));
+            let intake = account.intake(&info.channel, Kind::Live, sender);
+            tokio::join!(intake.run(stdout), stderr::log_lines(child, errors));
+            if let Some(writer) = writer {
+                writer.abort(); // the process is gone: nobody reads acks any more
+            }
+        })
+    }
+}
+
+/// Writes the newest acknowledgement whenever the child takes one. It covers all earlier ones, so
+/// a child that doesn't read holds up nothing.
+async fn write_acks(mut stdin: pipe::Sender, mut newest: watch::Receiver<Option<String>>) {
+    while newest.changed().await.is_ok() {
+        let Some(id) = newest.borrow_and_update().clone() else { continue };
+        let line = format!("{}\n", json!({ "ack": id }));
+        if stdin.write_all(line.as_bytes()).await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! An adapter's program: its argv and environment, and its short-lived verbs `info` and `accounts`.
+
+use super::Shared;
+use crate::environment;
+use crate::keeper::{SpawnSpec, Stdin};
+use crate::oneshot;
+use crate::routes::Routes;
+use crate::error_text::describe;
+use nexus_core::config::{self, BUILTIN_WEBHOOK};
+use nexus_core::ids::ChildId;
+use nexus_core::protocol::{AdapterInfo, Capability};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Mutex;
+
+/// How long `info`, `accounts` and `health` may take.
+pub(super) const PROBE_LIMIT: Duration = Duration::from_secs(10);
+
+/// One configured adapter's program.
+#[derive(Debug)]
+pub(super) struct Command {
+    pub(super) name: String,
+    argv: Vec<String>,
+    env: Vec<(String, String)>,
+    cwd: PathBuf,
+    /// The config's word, which `info` may not contradict.
+    channel: Option<String>,
+    pub(super) shared: Shared,
+    /// The answer to `info`, once there is one.
+    info: Mutex<Option<Arc<AdapterInfo>>>,
+}
+
+impl Command {
+    pub(super) fn new(name: &str, adapter: &config::Adapter, shared: &Shared) -> Self {
+        let argv = if adapter.command == BUILTIN_WEBHOOK { vec![own_binary(), "__webhook".to_owned()] } else { adapter.argv.clone() };
+        let cwd = adapter.cwd.as_ref().map_or_else(|| shared.workspace.clone(), |cwd| shared.workspace.join(cwd));
+        let mut env = environment::with(&adapter.env, &adapter.pass_env);
+        env.push(("NEXUS_ADAPTER".into(), name.into()));
+        Self { name: name.into(), argv, env, cwd, channel: adapter.channel.clone(), shared: shared.clone(), info: Mutex::new(None) }
+    }
+
+    /// A spawn of this program with `words` as arguments; `account` adds what belongs to it.
+    pub(super) fn spec(&self, child: ChildId, words: &[&str], account: Option<(&str, &Path)>, stdin: Stdin) -> SpawnSpec {
+        let mut argv = self.argv.clone();
+        argv.extend(words.iter().map(|word| (*word).to_owned()));
+        let mut env = self.env.clone();
+        if let Some((id, context)) = account {
+            env.push(("NEXUS_ACCOUNT".into(), id.into()));
+            env.push(("NEXUS_CONTEXT_FILE".into(), context.to_string_lossy().into_owned()));
+        }
+        SpawnSpec { child, argv, env, cwd: Some(self.cwd.clone()), stdin }
+    }
+
+    /// What the adapter says of itself; asked once, then remembered until its command changes.
+    pub(super) async fn info(&self) -> Result<Arc<AdapterInfo>, String> {
+        let mut known = self.info.lock().await;
+        if let Some(info) = &*known {
+            return Ok(info.clone());
+        }
+        let text = self.ask("info", &["info"]).await?;
+        let info: AdapterInfo = serde_json::from_slice(&text).map_err(|error| format!("`{} info` did not print an AdapterInfo: {error}", self.name))?;
+        info.check().map_err(|problem| format!("`{} info`: {problem}", self.name))?;
+        if let Some(channel) = self.channel.as_ref().filter(|channel| **channel != info.channel) {
+            return Err(format!("`{} info` says channel `{}`, the config says `{channel}`", self.name, info.channel));
+        }
+        let info = Arc::new(info);
+        *known = Some(info.clone());
+        drop(known);
+        refine_route(&self.shared.routes, &self.name, &info);
+        Ok(info)
+    }
+
+    /// Lets the route know what `info` said, if it was asked already.
+    pub(super) fn publish_route(&self) {
+        if let Ok(known) = self.info.try_lock()
+            && let Some(info) = &*known
+        {
+            refine_route(&self.shared.routes, &self.name, info);
+        }
+    }
+
+    /// What `accounts list` prints; `None` when the adapter doesn't support it.
+    pub(super) async fn accounts(&self) -> Result<Option<serde_json::Value>, String> {
+        if !self.info().await?.can(Capability::Accounts) {
+            return Ok(None);
+        }
+        let text = self.ask("accounts", &["accounts", "list"]).await?;
+        let accounts: Vec<nexus_core::protocol::AdapterAccount> =
+            serde_json::from_slice(&text).map_err(|error| format!("`{} accounts list` did not print accounts: {error}", self.name))?;
+        serde_json::to_value(accounts).map(Some).map_err(|error| error.to_string())
+    }
+
+    async fn ask(&self, what: &str, words: &[&str]) -> Result<Vec<u8>, String> {
+        let spec = self.spec(ChildId::new(format!("{what}/{}", self.name)), words, None, Stdin::Null);
+        let output = oneshot::run(self.shared.keeper(), spec, None, PROBE_LIMIT).await.map_err(|error| describe(&error))?;
+        if output.status.is_success() {
+            Ok(output.stdout)
+        } else {
+            Err(format!("`{} {}` ended with {}: {}", self.name, words.join(" "), output.status, output.stderr))
+        }
+    }
+}
+
+fn refine_route(routes: &Routes, name: &str, info: &AdapterInfo) {
+    if let Some(mut route) = routes.get(name) {
+        route.known = true;
+        if !info.can(Capability::Send) {
+            route.sender = None;
+        }
+        route.text_limit = info.channel_capabilities.text_limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(0);
+        route.capabilities = serde_json::json!(info.channel_capabilities);
+        routes.set(name, route);
+    }
+}
+
+/// The path of this binary, for what it brings itself.
+fn own_binary() -> String {
+    std::fs::read_link("/proc/self/exe").map_or_else(|_| "nexus".into(), |path| path.to_string_lossy().trim_end_matches(" (deleted)").to_owned())
+}

@@ -1,0 +1,91 @@
+//! What an account did lately, for status, health and probes.
+
+use crate::clock;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// Rejected lines within a minute that make an account `degraded`.
+const REJECTS_PER_MINUTE: u64 = 100;
+const MINUTE_MS: u64 = 60_000;
+
+#[derive(Debug, Default)]
+pub struct AccountStats {
+    events: AtomicU64,
+    /// Monotonic ms + 1; 0 = none yet.
+    last_event: AtomicU64,
+    held: AtomicBool,
+    /// Start of the current minute, rejects in it, rejects in the one before.
+    rejects: Mutex<(u64, u64, u64)>,
+}
+
+impl AccountStats {
+    /// Begins with what earlier runs of the daemon counted.
+    pub fn with_events(events: u64) -> Self {
+        Self { events: AtomicU64::new(events), ..Self::default() }
+    }
+
+    pub(super) fn took(&self, events: u64, rejects: u64, now_ms: u64) {
+        if events > 0 {
+            self.events.fetch_add(events, Ordering::Relaxed);
+            self.last_event.store(now_ms + 1, Ordering::Relaxed);
+        }
+        if rejects > 0 {
+            let mut window = self.rejects.lock().unwrap_or_else(PoisonError::into_inner);
+            roll(&mut window, now_ms);
+            window.1 += rejects;
+        }
+    }
+
+    pub(super) fn set_held(&self, held: bool) {
+        self.held.store(held, Ordering::Relaxed);
+    }
+
+    pub fn events(&self) -> u64 {
+        self.events.load(Ordering::Relaxed)
+    }
+
+    /// Age of the newest event since the daemon's start.
+    pub fn last_event_age_ms(&self) -> Option<u64> {
+        match self.last_event.load(Ordering::Relaxed) {
+            0 => None,
+            at => Some((clock::mono_ms() + 1).saturating_sub(at)),
+        }
+    }
+
+    /// Why the account is degraded, if it is.
+    pub fn trouble(&self) -> Option<String> {
+        if self.held.load(Ordering::Relaxed) {
+            return Some("too many unanswered events (max_pending): reading is held".into());
+        }
+        let mut window = self.rejects.lock().unwrap_or_else(PoisonError::into_inner);
+        roll(&mut window, clock::mono_ms());
+        let rejects = window.1.max(window.2);
+        (rejects >= REJECTS_PER_MINUTE).then(|| format!("{rejects} rejected lines within a minute"))
+    }
+}
+
+fn roll(window: &mut (u64, u64, u64), now_ms: u64) {
+    let passed = now_ms.saturating_sub(window.0);
+    if passed >= MINUTE_MS {
+        let last = if passed < 2 * MINUTE_MS { window.1 } else { 0 };
+        *window = (now_ms, 0, last);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_minute_of_rejects_degrades_and_passes() {
+        let mut window = (0, 0, 0);
+        window.1 = 150;
+        roll(&mut window, 59_999);
+        assert_eq!(window.1, 150);
+        roll(&mut window, 60_000);
+        assert_eq!(window, (60_000, 0, 150));
+        roll(&mut window, 500_000);
+        assert_eq!(window, (500_000, 0, 0));
+    }
+}

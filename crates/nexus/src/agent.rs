@@ -1,0 +1,278 @@
+//! One turn of an agent: what goes in, what streams out, how it ends, how it fails, and which
+//! runner does it. Never decides when a turn runs, never retries it, enforces no time limit and
+//! stores nothing; dropping the future of [`Runner::run`] is how a turn is cancelled.
+
+pub mod command;
+pub mod command_output;
+pub mod echo;
+pub mod llm;
+
+use std::io::ErrorKind;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use crate::keeper::{ExitStatus, SpawnError};
+
+/// The longest answer a runner collects, in bytes of UTF-8. A longer one fails the turn.
+pub const MAX_ANSWER_BYTES: usize = 1024 * 1024;
+
+/// Where a runner sends what it produces while it runs. The channel is bounded: awaiting it is the
+/// back-pressure. A closed channel does not end the turn, since the whole answer is returned too.
+pub type Sink = mpsc::Sender<Output>;
+
+/// Everything an agent is told about one message it has to answer.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Turn {
+    pub run_id: String,
+    pub session_label: String,
+    pub agent: String,
+    /// The text of the message.
+    pub content: String,
+    /// The event's attachments as they came: an array, or null.
+    pub attachments: serde_json::Value,
+    pub sender: Sender,
+    pub channel: String,
+    /// The channel's capabilities as its adapter's `info` tells them, or null.
+    pub capabilities: serde_json::Value,
+    /// Earlier messages of the session, oldest first, without the one to answer.
+    pub history: Vec<Message>,
+    /// What access control allows this run.
+    pub permissions: serde_json::Value,
+}
+
+/// Who wrote the message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sender {
+    pub id: String,
+    pub name: Option<String>,
+    /// The principal's type, such as `owner` or `known`.
+    pub principal: String,
+}
+
+/// One earlier message of the session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    pub role: Role,
+    pub content: String,
+}
+
+/// Who said a message of the history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    User,
+    Assistant,
+}
+
+/// One piece of what an agent produces while it runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Output {
+    /// The next piece of the answer.
+    Token(String),
+    /// The next piece of the agent's reasoning; never part of the answer.
+    Reasoning(String),
+    Tool {
+        name: String,
+        call_id: String,
+        status: ToolStatus,
+        summary: Option<String>,
+    },
+}
+
+/// How far a tool call of the agent has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToolStatus {
+    Started,
+    Completed,
+    Failed,
+}
+
+/// A turn that came to its end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finished {
+    pub content: String,
+    pub usage: Usage,
+    pub stop_reason: StopReason,
+    pub model: Option<String>,
+    pub provider: Option<String>,
+}
+
+/// What the model counted, where it counts at all.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    pub input_tokens: Option<u64>,
+    pub output_tokens: Option<u64>,
+}
+
+/// Why the answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopReason {
+    EndTurn,
+    MaxTokens,
+    Timeout,
+    Aborted,
+    Error,
+}
+
+/// Why a turn failed. `partial` is the answer as far as it had come.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    #[error("agent `{agent}` cannot run: {problem}")]
+    Config { agent: String, problem: String },
+    #[error("failed to read a file of agent `{agent}`")]
+    File { agent: String, source: llm::TextFileError },
+    #[error("failed to start the command of agent `{agent}`")]
+    Spawn { agent: String, source: Box<SpawnError> },
+    #[error("failed to {operation} of agent `{agent}`")]
+    Io { agent: String, operation: &'static str, source: std::io::Error, partial: String },
+    #[error("command of agent `{agent}` ended with {status}{}", told(.stderr_tail))]
+    Exit { agent: String, status: ExitStatus, stderr_tail: String, partial: String },
+    #[error("agent `{agent}` reported an error: {problem}")]
+    Reported { agent: String, problem: String, partial: String },
+    #[error("agent `{agent}` sent {what} of more than {limit_bytes} bytes")]
+    TooLarge { agent: String, what: &'static str, limit_bytes: usize, partial: String },
+    #[error("endpoint of agent `{agent}` failed: {problem}")]
+    Endpoint { agent: String, problem: String, retryable: bool, partial: String },
+    #[error("endpoint of agent `{agent}` was silent for {idle_ms} ms")]
+    Stalled { agent: String, idle_ms: u64, partial: String },
+    #[error("answer of agent `{agent}` broke off: {problem}")]
+    Unfinished { agent: String, problem: String, partial: String },
+}
+
+impl AgentError {
+    /// Whether running the same turn again could help and cannot repeat an action. Once a command
+    /// has started it may have acted, so whatever happens to it then is final; a model endpoint is
+    /// offered no tools, so only the text it gave can be repeated (see [`AgentError::partial`]).
+    pub fn retryable(&self) -> bool {
+        match self {
+            Self::Stalled { .. } | Self::Unfinished { .. } => true,
+            Self::Endpoint { retryable, .. } => *retryable,
+            Self::Spawn { source, .. } => may_start_later(source),
+            Self::Config { .. }
+            | Self::File { .. }
+            | Self::Io { .. }
+            | Self::Exit { .. }
+            | Self::Reported { .. }
+            | Self::TooLarge { .. } => false,
+        }
+    }
+
+    /// The answer as far as it had come; empty if nothing came.
+    pub fn partial(&self) -> &str {
+        match self {
+            Self::Config { .. } | Self::File { .. } | Self::Spawn { .. } => "",
+            Self::Io { partial, .. }
+            | Self::Exit { partial, .. }
+            | Self::Reported { partial, .. }
+            | Self::TooLarge { partial, .. }
+            | Self::Endpoint { partial, .. }
+            | Self::Stalled { partial, .. }
+            | Self::Unfinished { partial, .. } => partial,
+        }
+    }
+}
+
+/// Whether nothing was started, for a reason that may pass.
+fn may_start_later(error: &SpawnError) -> bool {
+    match error {
+        SpawnError::Pipes { .. } => true,
+        SpawnError::Refused { source, .. } => {
+            let kind = source.kind();
+            kind != ErrorKind::NotFound && kind != ErrorKind::PermissionDenied
+        }
+        SpawnError::KeeperGone { .. } => false,
+    }
+}
+
+/// The end of an `Exit` message: what the command said on stderr, if it said anything.
+fn told(stderr_tail: &str) -> String {
+    if stderr_tail.is_empty() { String::new() } else { format!(": {stderr_tail}") }
+}
+
+/// A configured way to run turns; one per agent, shared by all its turns.
+#[derive(Debug)]
+pub enum Runner {
+    Echo,
+    Command(command::CommandRunner),
+    Llm(llm::LlmRunner),
+}
+
+impl Runner {
+    /// Runs one turn to its end. Cancel it by dropping the future: a command's whole process tree
+    /// is then killed and a connection closed. There is no time limit here but the caller's.
+    ///
+    /// # Errors
+    /// [`AgentError`], with the answer as far as it had come.
+    pub async fn run(&self, turn: &Turn, out: &Sink) -> Result<Finished, AgentError> {
+        match self {
+            Self::Echo => Ok(echo::run(turn, out).await),
+            Self::Command(runner) => runner.run(turn, out).await,
+            Self::Llm(runner) => runner.run(turn, out).await,
+        }
+    }
+}
+
+/// Hands one piece on, waiting while the reader is behind. Without a reader the piece is dropped:
+/// nobody streams this turn, but its answer is still wanted.
+async fn emit(out: &Sink, piece: Output) {
+    if out.send(piece).await.is_err() {
+        tracing::trace!(target: "nexus::agent", "nobody reads the stream of this turn");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn wire_names_are_snake_case() {
+        let tool = Output::Tool {
+            name: "ls".into(),
+            call_id: "c1".into(),
+            status: ToolStatus::Completed,
+            summary: None,
+        };
+        let json = serde_json::to_value(&tool).unwrap();
+        assert_eq!(json["tool"]["status"], "completed");
+        assert_eq!(serde_json::to_value(StopReason::MaxTokens).unwrap(), "max_tokens");
+        assert_eq!(serde_json::to_value(Role::Assistant).unwrap(), "assistant");
+    }
+
+    #[test]
+    fn a_command_that_may_have_acted_is_final() {
+        let status = ExitStatus::Code(3);
+        let error = AgentError::Exit {
+            agent: "a".into(),
+            status,
+            stderr_tail: "no disk".into(),
+            partial: "half".into(),
+        };
+        assert!(!error.retryable());
+        assert_eq!(error.partial(), "half");
+        assert!(error.to_string().ends_with(": no disk"), "{error}");
+    }
+
+    #[test]
+    fn a_start_is_retried_only_if_nothing_ran_and_the_reason_may_pass() {
+        let program = || "bot".to_owned();
+        let failed = |source| AgentError::Spawn { agent: "a".into(), source: Box::new(source) };
+        let full = std::io::Error::from(ErrorKind::WouldBlock);
+        assert!(failed(SpawnError::Pipes { program: program(), source: full }).retryable());
+        assert!(!failed(SpawnError::KeeperGone { program: program() }).retryable());
+    }
+
+    #[tokio::test]
+    async fn a_missing_reader_does_not_stop_the_turn() {
+        let (out, reader) = mpsc::channel(1);
+        drop(reader);
+        emit(&out, Output::Token("one".into())).await;
+        emit(&out, Output::Token("two".into())).await;
+        assert!(out.is_closed());
+    }
+}

@@ -1,0 +1,256 @@
+//! The command line: its verbs, what they print, and their exit codes.
+//!
+//! The only part that prints for people. It talks to a running daemon over the control socket and
+//! reads the ledgers itself only when nothing runs; it never writes them, and never edits `nex.yaml`.
+
+mod adapter;
+mod chat;
+mod client;
+mod config;
+mod credential;
+mod daemon;
+mod deliveries;
+mod events;
+mod failure;
+mod generate;
+mod ledger;
+mod out;
+mod overlay;
+mod reply;
+mod send;
+mod table;
+mod talk;
+mod trace;
+mod units;
+mod yaml;
+
+use crate::daemon::Paths;
+use anyhow::Context;
+use clap::{CommandFactory, Parser, Subcommand};
+use failure::Exit;
+use out::Out;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+const CONFIG_VARIABLE: &str = "NEXUS_CONFIG";
+const EXAMPLES: &str = "Examples:
+  nexus chat                      talk to an agent, starting the daemon if needed
+  nexus daemon start --detach     run in the background
+  nexus daemon status             what runs, and how it is
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 not running, 4 not found, 78 bad configuration.";
+
+/// An always-on daemon that connects the places where people talk to the agents that answer.
+#[derive(Debug, Parser)]
+#[command(name = "nexus", version, after_help = EXAMPLES)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Start, stop and watch the daemon
+    #[command(subcommand, after_help = "Example:\n  nexus daemon start --detach")]
+    Daemon(daemon::Verb),
+    /// Connect channels: the programs that read and write them, and their accounts
+    #[command(subcommand, after_help = "Example:\n  nexus adapter register gog --command gog --account me@example.org")]
+    Adapter(adapter::Verb),
+    /// Send one message and print the answer
+    Send(send::Args),
+    /// Talk to an agent, line by line
+    Chat(chat::Args),
+    /// Show what came in and went out
+    Events(events::Args),
+    /// Show what became of an event: stages, decisions, deliveries
+    Trace(trace::Args),
+    /// Show and decide about messages on their way out
+    #[command(subcommand, after_help = "Example:\n  nexus deliveries list --status uncertain")]
+    Deliveries(deliveries::Verb),
+    /// Store credentials for adapters
+    #[command(subcommand, after_help = "Example:\n  nexus credential set google/me < token.txt")]
+    Credential(credential::Verb),
+    /// Check and show the configuration
+    #[command(subcommand, after_help = "Example:\n  nexus config check")]
+    Config(config::Verb),
+    /// Print a completion script for a shell
+    #[command(after_help = "Example:\n  nexus completions bash > ~/.local/share/bash-completion/completions/nexus")]
+    Completions { shell: clap_complete::Shell },
+    /// Print the version
+    #[command(after_help = "Example:\n  nexus version")]
+    Version,
+    /// Write the generated documentation into a directory
+    #[command(name = "__generate", hide = true)]
+    Generate { directory: PathBuf },
+}
+
+/// What every verb takes.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Global {
+    /// Print JSON, in a form that stays stable
+    #[arg(long, global = true)]
+    json: bool,
+    /// Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]
+    #[arg(short, long, global = true, value_name = "PATH")]
+    config: Option<PathBuf>,
+}
+
+impl Global {
+    fn out(&self) -> Out {
+        Out::new(self.json)
+    }
+
+    /// The configuration file that was asked for, absolute: a detached daemon outlives this directory.
+    fn config(&self) -> anyhow::Result<Option<PathBuf>> {
+        let variable = || std::env::var_os(CONFIG_VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let asked = self.config.clone().or_else(variable);
+        asked.map(|path| std::path::absolute(&path).with_context(|| format!("failed to make `{}` absolute", path.display()))).transpose()
+    }
+
+    fn paths(&self) -> anyhow::Result<Paths> {
+        Ok(Paths::resolve(self.config()?.as_deref())?)
+    }
+}
+
+/// Parses the arguments of this process, does what they ask, and says how it went.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help goes to stdout with code 0, a mistake to stderr with code 2; nobody is left to tell if that fails.
+            drop(error.print());
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Exit::Usage.code()));
+        }
+    };
+    match run(cli) {
+        Ok(exit) => ExitCode::from(exit.code()),
+        Err(error) => ExitCode::from(failure::report(&error).code()),
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<Exit> {
+    let Cli { global, verb } = cli;
+    match verb {
+        Verb::Daemon(verb) => daemon::run(&verb, &global),
+        Verb::Adapter(verb) => adapter::run(verb, &global),
+        Verb::Send(args) => send::run(args, &global),
+        Verb::Chat(args) => chat::run(args, &global),
+        Verb::Events(args) => events::run(args, &global),
+        Verb::Trace(args) => trace::run(args, &global),
+        Verb::Deliveries(verb) => deliveries::run(&verb, &global),
+        Verb::Credential(verb) => credential::run(&verb, &global),
+        Verb::Config(verb) => config::run(&verb, &global),
+        Verb::Completions { shell } => completions(shell, &global),
+        Verb::Version => version(&global),
+        Verb::Generate { directory } => generate::run(&directory, &global),
+    }
+}
+
+fn completions(shell: clap_complete::Shell, global: &Global) -> anyhow::Result<Exit> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "nexus", &mut script);
+    global.out().raw(&script)?;
+    Ok(Exit::Done)
+}
+
+fn version(global: &Global) -> anyhow::Result<Exit> {
+    let version = env!("CARGO_PKG_VERSION");
+    let out = global.out();
+    if out.json {
+        out.json(&serde_json::json!({ "name": "nexus", "version": version }))?;
+    } else {
+        out.line(&format!("nexus {version}"))?;
+    }
+    Ok(Exit::Done)
+}
+
+/// A runtime for one verb: small, since most verbs are one round trip.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("failed to start the runtime")
+}
+
+fn block_on<F: Future>(future: F) -> anyhow::Result<F::Output> {
+    Ok(runtime()?.block_on(future))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn parse(words: &[&str]) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from([&["nexus"][..], words].concat())
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_requirements_commands_parse() {
+        let lines = [
+            "daemon start",
+            "daemon start --detach",
+            "daemon start -d --config ./custom-nex.yaml --log-level debug --port 7500",
+            "daemon stop",
+            "daemon restart",
+            "daemon status --json",
+            "daemon reload --dry-run",
+            "daemon logs -f",
+            "daemon logs -n 100 --level error",
+            "adapter register gog --command gog --account a --account b --channel gmail",
+            "adapter account add gog me --credential-ref google/me --no-monitor --backfill --set depth=3",
+            "adapter restart gog/me@example.org",
+            "adapter disable gog",
+            "adapter status",
+            "send hello world --conversation work",
+            "chat",
+            "events",
+            "events tail -f --channel gmail",
+            "events search invoice -n 5",
+            "trace req_1",
+            "trace show req_1",
+            "trace list --status failed",
+            "deliveries retry dlv_1",
+            "credential set google/me",
+            "config check ./nex.yaml",
+            "--json version",
+            "completions zsh",
+        ];
+        for line in lines {
+            let words: Vec<&str> = line.split(' ').collect();
+            assert!(parse(&words).is_ok(), "{line}: {}", parse(&words).unwrap_err());
+        }
+    }
+
+    #[test]
+    fn mistakes_are_usage_errors() {
+        let lines =
+            ["", "fly", "daemon start --port 99999", "daemon start --log-level loud", "adapter start gog", "send", "daemon logs -n 0"];
+        for line in lines {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            assert_eq!(parse(&words).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn the_config_path_becomes_absolute_wherever_it_stands() {
+        for words in [["-c", "x.yaml", "daemon", "start"], ["daemon", "start", "-c", "x.yaml"]] {
+            let path = parse(&words).unwrap().global.config().unwrap().unwrap();
+            assert!(path.is_absolute() && path.ends_with("x.yaml"), "{path:?}");
+        }
+    }
+
+    #[test]
+    fn every_visible_command_has_an_example() {
+        fn check(command: &clap::Command) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Example"), "{}", command.get_name());
+            command.get_subcommands().filter(|inner| !inner.is_hide_set()).for_each(check);
+        }
+        check(&Cli::command());
+    }
+}

@@ -1,0 +1,124 @@
+//! `nexus adapter ...`: which verbs there are, and those that ask the daemon to do something.
+
+mod edit;
+mod show;
+
+use super::client::{Client, encoded};
+use super::failure::Exit;
+use super::out::{Out, visible};
+use super::{Global, block_on};
+use nexus_core::ids::AccountKey;
+use serde_json::{Value, json};
+
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Verb {
+    /// Add an adapter: a program that speaks the adapter protocol
+    #[command(after_help = "Example:\n  nexus adapter register gog --command 'gog --quiet' --account me@example.org")]
+    Register(edit::Register),
+    /// Remove an adapter that `register` added
+    #[command(after_help = "Example:\n  nexus adapter unregister gog")]
+    Unregister { name: String },
+    /// List the adapters
+    #[command(after_help = "Example:\n  nexus adapter list")]
+    List,
+    /// Show what an adapter says about itself
+    #[command(after_help = "Example:\n  nexus adapter info gog")]
+    Info { name: String },
+    /// List an adapter's accounts, those configured and those it reports
+    #[command(after_help = "Example:\n  nexus adapter accounts gog")]
+    Accounts { name: String },
+    /// Add and remove accounts
+    #[command(subcommand, after_help = "Example:\n  nexus adapter account add gog me@example.org --credential-ref google/me")]
+    Account(edit::AccountVerb),
+    /// Use an adapter, or one of its accounts, again
+    #[command(after_help = "Example:\n  nexus adapter enable gog/me@example.org")]
+    Enable {
+        /// Its name, or `name/account`
+        target: String,
+    },
+    /// Stop using an adapter, or one of its accounts, until it is enabled
+    #[command(after_help = "Example:\n  nexus adapter disable gog")]
+    Disable {
+        /// Its name, or `name/account`
+        target: String,
+    },
+    /// Start an account's process
+    #[command(after_help = "Example:\n  nexus adapter start gog/me@example.org")]
+    Start(Target),
+    /// Stop an account's process, until it or the daemon is started
+    #[command(after_help = "Example:\n  nexus adapter stop gog/me@example.org")]
+    Stop(Target),
+    /// Restart an account's process, also an errored one
+    #[command(after_help = "Example:\n  nexus adapter restart gog/me@example.org")]
+    Restart(Target),
+    /// Fetch an account's history
+    #[command(after_help = "Example:\n  nexus adapter backfill gog/me@example.org")]
+    Backfill(Target),
+    /// Show how accounts are
+    #[command(after_help = "Example:\n  nexus adapter status gog/me@example.org")]
+    Status {
+        /// Only this one, as `adapter/account`
+        #[arg(value_name = "ADAPTER/ACCOUNT", value_parser = account_key)]
+        account: Option<AccountKey>,
+    },
+    /// Probe an account's health now
+    #[command(after_help = "Example:\n  nexus adapter health gog/me@example.org")]
+    Health(Target),
+}
+
+/// One account of one adapter.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Target {
+    /// The account, as `adapter/account`
+    #[arg(value_name = "ADAPTER/ACCOUNT", value_parser = account_key)]
+    account: AccountKey,
+}
+
+fn account_key(text: &str) -> Result<AccountKey, String> {
+    AccountKey::parse(text).ok_or_else(|| "write it as `adapter/account`, as in `gog/me@example.org`".to_owned())
+}
+
+pub(crate) fn run(verb: Verb, global: &Global) -> anyhow::Result<Exit> {
+    match verb {
+        Verb::Register(args) => edit::register(args, global),
+        Verb::Unregister { name } => edit::unregister(&name, global),
+        Verb::List => show::list(global),
+        Verb::Info { name } => show::info(&name, global),
+        Verb::Accounts { name } => show::accounts(&name, global),
+        Verb::Account(verb) => edit::account(verb, global),
+        Verb::Enable { target } => edit::set_enabled(&target, true, global),
+        Verb::Disable { target } => edit::set_enabled(&target, false, global),
+        Verb::Start(target) => order(&target.account, "start", global),
+        Verb::Stop(target) => order(&target.account, "stop", global),
+        Verb::Restart(target) => order(&target.account, "restart", global),
+        Verb::Backfill(target) => order(&target.account, "backfill", global),
+        Verb::Status { account } => show::status(account.as_ref(), global),
+        Verb::Health(target) => order(&target.account, "health", global),
+    }
+}
+
+/// Asks the daemon to do `verb` with an account, and tells how the account is then.
+fn order(account: &AccountKey, verb: &str, global: &Global) -> anyhow::Result<Exit> {
+    let paths = global.paths()?;
+    let path = format!("/control/adapters/{}/{}/{verb}", encoded(&account.adapter), encoded(&account.account));
+    let answer = block_on(async { Client::new(&paths).post(&path, &json!({})).await })??;
+    tell(global.out(), account, &answer)?;
+    // A probe that failed is an answer too, but a script wants to know.
+    Ok(if answer["error"].is_string() { Exit::Failed } else { Exit::Done })
+}
+
+fn tell(out: Out, account: &AccountKey, answer: &Value) -> anyhow::Result<()> {
+    if out.json {
+        out.json(answer)?;
+        return Ok(());
+    }
+    let text = |key: &str| answer[key].as_str().filter(|text| !text.is_empty());
+    let mut facts: Vec<String> = ["status", "health"].into_iter().filter_map(text).map(visible).collect();
+    facts.extend(answer["pid"].as_u64().map(|pid| format!("PID {pid}")));
+    facts.extend(text("error").or(text("last_error")).map(|error| format!("error: {}", visible(error))));
+    if facts.is_empty() {
+        facts.push("done".to_owned());
+    }
+    out.line(&format!("{account}: {}", facts.join(", ")))?;
+    Ok(())
+}

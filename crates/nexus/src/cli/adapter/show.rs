@@ -1,0 +1,207 @@
+//! The verbs that show adapters and accounts. Without a daemon they show what is configured.
+
+use crate::cli::client::{Client, encoded, if_running};
+use crate::cli::daemon::status::{Account, account_lines};
+use crate::cli::failure::{Exit, Failure};
+use crate::cli::out::{Color, visible};
+use crate::cli::table::{self, Cell};
+use crate::cli::{Global, block_on, ledger};
+use nexus_core::config::Config;
+use nexus_core::ids::AccountKey;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+/// Accounts as the daemon tells them, and whether one runs.
+struct Seen {
+    answer: Value,
+    running: bool,
+}
+
+/// What the daemon says about its accounts, or the configured ones, stopped.
+fn look(global: &Global) -> anyhow::Result<Seen> {
+    let paths = global.paths()?;
+    let answer = if_running(block_on(async { Client::new(&paths).get("/control/adapters").await })?)?;
+    Ok(match answer {
+        Some(answer) => Seen { answer, running: true },
+        None => Seen { answer: configured(&ledger::configuration(&paths)?.config), running: false },
+    })
+}
+
+/// The same shape as the daemon's answer, plus `enabled`.
+fn configured(config: &Config) -> Value {
+    let mut accounts = Vec::new();
+    for (name, adapter) in &config.adapters {
+        for (id, account) in &adapter.accounts {
+            accounts.push(json!({
+                "adapter": name, "account": id, "channel": adapter.channel, "status": "stopped",
+                "health": "unknown", "pid": null, "last_event_age_ms": null, "events": 0, "restarts": 0, "last_error": null,
+                "enabled": account.enabled
+            }));
+        }
+    }
+    json!({ "adapters": accounts })
+}
+
+pub(crate) fn status(account: Option<&AccountKey>, global: &Global) -> anyhow::Result<Exit> {
+    let Seen { mut answer, running } = look(global)?;
+    if let (Some(wanted), Some(list)) = (account, answer["adapters"].as_array_mut()) {
+        list.retain(|found| found["adapter"] == wanted.adapter.as_str() && found["account"] == wanted.account.as_str());
+        if list.is_empty() {
+            return Err(Failure::not_found(format!("account `{wanted}`")).into());
+        }
+    }
+    let out = global.out();
+    if out.json {
+        out.json(&answer)?;
+        return Ok(Exit::Done);
+    }
+    if !running {
+        out.line("NEX Daemon: not running; these accounts are configured:")?;
+    }
+    let accounts: Vec<Account> = serde_json::from_value(answer["adapters"].take())?;
+    for line in account_lines(&accounts, out.paint) {
+        out.line(&line)?;
+    }
+    Ok(Exit::Done)
+}
+
+pub(crate) fn list(global: &Global) -> anyhow::Result<Exit> {
+    let Seen { mut answer, running } = look(global)?;
+    let out = global.out();
+    if out.json {
+        out.json(&answer)?;
+        return Ok(Exit::Done);
+    }
+    let accounts: Vec<Account> = serde_json::from_value(answer["adapters"].take())?;
+    let rows = adapter_rows(&accounts, running);
+    if rows.is_empty() {
+        out.line("no adapters with accounts; add one with `nexus adapter register`")?;
+    }
+    for line in table::lines(&rows, &[], out.paint) {
+        out.line(&line)?;
+    }
+    Ok(Exit::Done)
+}
+
+/// One row per adapter, by name.
+fn adapter_rows(accounts: &[Account], running: bool) -> Vec<[Cell; 3]> {
+    let mut adapters: BTreeMap<&str, Vec<&Account>> = BTreeMap::new();
+    for account in accounts {
+        adapters.entry(&account.adapter).or_default().push(account);
+    }
+    let row = |(name, accounts): (&str, Vec<&Account>)| {
+        let channel = accounts.iter().find_map(|account| account.channel.as_deref());
+        let up = accounts.iter().filter(|account| account.status == "running").count();
+        let plural = if accounts.len() == 1 { "" } else { "s" };
+        let count = if running {
+            format!("{up}/{} account{plural} running", accounts.len())
+        } else {
+            format!("{} account{plural}", accounts.len())
+        };
+        let color = if !running || up == accounts.len() { Color::Green } else { Color::Yellow };
+        [Cell::new(name), Cell::new(channel.unwrap_or("-")), Cell::colored(count, color)]
+    };
+    adapters.into_iter().map(row).collect()
+}
+
+pub(crate) fn info(name: &str, global: &Global) -> anyhow::Result<Exit> {
+    let paths = global.paths()?;
+    let path = format!("/control/adapters/{}/info", encoded(name));
+    let info = block_on(async { Client::new(&paths).get(&path).await })??;
+    let out = global.out();
+    if out.json {
+        out.json(&info)?;
+        return Ok(Exit::Done);
+    }
+    for (key, value) in info.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null()) {
+        out.line(&format!("{} {}", out.paint.apply(Color::Dim, &format!("{}:", visible(key))), plain(value)))?;
+    }
+    Ok(Exit::Done)
+}
+
+/// A value as a person reads it: lists of words without their JSON.
+fn plain(value: &Value) -> String {
+    let words: Option<Vec<&str>> = value.as_array().map(Vec::as_slice).unwrap_or_default().iter().map(Value::as_str).collect();
+    let text = match (value.as_str(), value.as_array(), words) {
+        (Some(text), _, _) => text.to_owned(),
+        (None, Some(_), Some(words)) => words.join(", "),
+        (None, _, _) => value.to_string(),
+    };
+    visible(&text)
+}
+
+pub(crate) fn accounts(name: &str, global: &Global) -> anyhow::Result<Exit> {
+    let paths = global.paths()?;
+    let path = format!("/control/adapters/{}/accounts", encoded(name));
+    let answer = block_on(async { Client::new(&paths).get(&path).await })??;
+    let out = global.out();
+    if out.json {
+        out.json(&answer)?;
+        return Ok(Exit::Done);
+    }
+    for line in table::lines(&account_rows(&answer), &[], out.paint) {
+        out.line(&line)?;
+    }
+    Ok(Exit::Done)
+}
+
+/// Configured accounts first, then those that only the adapter knows.
+fn account_rows(answer: &Value) -> Vec<[Cell; 4]> {
+    let reported = answer["reported"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let configured: Vec<&str> = answer["configured"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let describe = |id: &str, account: Option<&Value>, is_configured: bool| {
+        let text = |key: &str| account.and_then(|account| account[key].as_str()).unwrap_or("-");
+        let note = match (is_configured, account, answer["reported"].is_null()) {
+            (true, Some(_), _) | (true, None, true) => Cell::new("configured"),
+            (true, None, false) => Cell::colored("configured, unknown to the adapter", Color::Yellow),
+            (false, _, _) => Cell::colored("not configured", Color::Dim),
+        };
+        [Cell::new(id), Cell::new(text("display_name")), Cell::new(text("status")), note]
+    };
+    let find = |id: &str| reported.iter().find(|account| account["id"] == id);
+    let mut rows: Vec<_> = configured.iter().map(|id| describe(id, find(id), true)).collect();
+    let others = reported.iter().filter(|account| account["id"].as_str().is_some_and(|id| !configured.contains(&id)));
+    rows.extend(others.map(|account| describe(account["id"].as_str().unwrap_or("-"), Some(account), false)));
+    rows
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::cli::out::Paint;
+    use nexus_core::config::{Source, load};
+
+    #[test]
+    fn what_is_configured_looks_like_what_runs() {
+        let text =
+            "adapters: {gog: {command: gog, channel: gmail, accounts: {a: {}, b: {enabled: false}}}, hook: {command: 'builtin:webhook'}}";
+        let loaded = load(Source { name: "nex.yaml", text }, None).unwrap();
+        let answer = configured(&loaded.config);
+        assert_eq!(answer["adapters"][1]["enabled"], false);
+        let accounts: Vec<Account> = serde_json::from_value(answer["adapters"].clone()).unwrap();
+        assert_eq!(table::lines(&adapter_rows(&accounts, false), &[], Paint::PLAIN), ["gog  gmail  2 accounts"]);
+        assert_eq!(table::lines(&adapter_rows(&accounts, true), &[], Paint::PLAIN), ["gog  gmail  0/2 accounts running"]);
+    }
+
+    #[test]
+    fn accounts_are_compared() {
+        let answer = json!({ "configured": ["a", "b"], "reported": [
+            { "id": "a", "display_name": "Ada", "status": "ready" }, { "id": "c", "status": "error" }] });
+        let lines = table::lines(&account_rows(&answer), &[], Paint::PLAIN);
+        assert_eq!(
+            lines,
+            ["a  Ada  ready  configured", "b  -    -      configured, unknown to the adapter", "c  -    error  not configured"]
+        );
+        let silent = json!({ "configured": ["a"], "reported": null });
+        assert_eq!(table::lines(&account_rows(&silent), &[], Paint::PLAIN), ["a  -  -  configured"]);
+    }
+
+    #[test]
+    fn values_are_plain() {
+        assert_eq!(plain(&json!(["monitor", "send"])), "monitor, send");
+        assert_eq!(plain(&json!("x\u{1b}")), "x\u{fffd}");
+        assert_eq!(plain(&json!({ "a": [1] })), "{\"a\":[1]}");
+        assert_eq!(plain(&json!([1, 2])), "[1,2]");
+    }
+}

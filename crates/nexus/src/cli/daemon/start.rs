@@ -1,0 +1,78 @@
+//! `nexus daemon start`: the default configuration if there is none, then the daemon, here or in
+//! the background.
+
+use super::detach::{self, Flags};
+use super::levels;
+use crate::cli::Global;
+use crate::cli::failure::{Exit, Failure};
+use crate::cli::out::note;
+use crate::daemon::{self, Paths, StartOptions};
+use anyhow::Context;
+use nexus_core::config::LogLevel;
+use rustix::fd::OwnedFd;
+use std::fs::File;
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Args {
+    /// Run in the background, with the log in ~/.nexus/logs/nex.log
+    #[arg(short, long)]
+    detach: bool,
+    /// Log from this level on, whatever the configuration says
+    #[arg(long, value_name = "LEVEL", value_parser = levels())]
+    log_level: Option<LogLevel>,
+    /// Listen on this TCP port, whatever the configuration says
+    #[arg(long, value_name = "PORT")]
+    port: Option<u16>,
+    /// How --detach starts itself: stdin is the pipe on which it says that it is ready
+    #[arg(long, hide = true)]
+    detached_child: bool,
+}
+
+pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
+    if args.detached_child {
+        let ready = leave_terminal().context("failed to leave the terminal")?;
+        return serve(args, global, Some(ready));
+    }
+    let paths = global.paths()?;
+    create_config(&paths, global)?;
+    if !args.detach {
+        return serve(args, global, None);
+    }
+    let flags = Flags { log_level: args.log_level, port: args.port };
+    detach::start(&paths, global.config()?.as_deref(), flags)?.tell(global.out())?;
+    Ok(Exit::Done)
+}
+
+/// Writes the commented default configuration if there is none and none was asked for, and says so.
+pub(crate) fn create_config(paths: &Paths, global: &Global) -> anyhow::Result<()> {
+    if global.config()?.is_some() {
+        return Ok(());
+    }
+    let path = paths.config_file.display();
+    if daemon::config::ensure_default(paths).with_context(|| format!("failed to write the default configuration to `{path}`"))? {
+        note(&format!("created {path}"));
+    }
+    Ok(())
+}
+
+/// Runs the daemon until it is asked to stop.
+fn serve(args: &Args, global: &Global, ready_fd: Option<OwnedFd>) -> anyhow::Result<Exit> {
+    let options =
+        StartOptions { config: global.config()?, log_level: args.log_level, port: args.port, detached: ready_fd.is_some(), ready_fd };
+    match daemon::run(options) {
+        Ok(()) => Ok(Exit::Done),
+        Err(error) => {
+            let exit = Exit::Code(error.exit_code());
+            Err(Failure::new(exit, format!("{:#}", anyhow::Error::new(error))).into())
+        }
+    }
+}
+
+/// A session of its own, and /dev/null as stdin. What stdin was is the pipe to who started this.
+fn leave_terminal() -> std::io::Result<OwnedFd> {
+    rustix::process::setsid()?;
+    let ready = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    Ok(ready)
+}

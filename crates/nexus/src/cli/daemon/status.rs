@@ -1,0 +1,332 @@
+//! `nexus daemon status`: the running daemon's state, or when one last ran. The texts are the
+//! requirement's samples, to the character.
+
+use super::detach;
+use crate::cli::client::{Client, if_running};
+use crate::cli::failure::Exit;
+use crate::cli::out::{Color, Paint, one_line};
+use crate::cli::table::{self, Cell};
+use crate::cli::{Global, block_on, units};
+use crate::daemon::Paths;
+use jiff::tz::TimeZone;
+use nexus_core::config::LogLevel;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use std::collections::BTreeMap;
+
+/// Longest error shown below an account, in characters.
+const ERROR_CHARS_MAX: usize = 160;
+
+/// The answer of `GET /control/status`, as far as it is shown. What a daemon of another version
+/// leaves out is empty.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Status {
+    pub(crate) health: String,
+    pub(crate) reasons: Vec<String>,
+    pub(crate) pid: u32,
+    pub(crate) uptime_ms: u64,
+    pub(crate) http: Option<String>,
+    pub(crate) detached: bool,
+    pub(crate) config_path: String,
+    pub(crate) flags: Flags,
+    pub(crate) adapters: Vec<Account>,
+    pub(crate) pipeline: Pipeline,
+    pub(crate) plugins: Vec<String>,
+    pub(crate) timer: Timer,
+    pub(crate) ledgers: BTreeMap<String, String>,
+}
+
+/// What was given on the daemon's command line.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Flags {
+    log_level: Option<String>,
+    port: Option<u16>,
+}
+
+impl From<Flags> for detach::Flags {
+    fn from(flags: Flags) -> Self {
+        Self { log_level: flags.log_level.as_deref().and_then(LogLevel::parse), port: flags.port }
+    }
+}
+
+/// One account of one adapter.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Account {
+    pub(crate) adapter: String,
+    pub(crate) account: String,
+    pub(crate) channel: Option<String>,
+    pub(crate) status: String,
+    pub(crate) health: String,
+    pub(crate) pid: Option<u32>,
+    pub(crate) last_event_age_ms: Option<u64>,
+    pub(crate) events: u64,
+    pub(crate) last_error: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Pipeline {
+    active_requests: u64,
+    total_processed: u64,
+    avg_latency_ms: f64,
+    waiting: u64,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Timer {
+    heartbeat_interval_ms: u64,
+    cron_jobs: u64,
+}
+
+/// What `last-run.json` remembers; times in Unix milliseconds.
+#[derive(Debug, Serialize, Deserialize)]
+struct LastRun {
+    pid: u32,
+    started_at: i64,
+    #[serde(default)]
+    ended_at: Option<i64>,
+    #[serde(default)]
+    clean: Option<bool>,
+}
+
+pub(crate) fn run(global: &Global) -> anyhow::Result<Exit> {
+    let paths = global.paths()?;
+    let out = global.out();
+    let answer = if_running(block_on(async { Client::new(&paths).get("/control/status").await })?)?;
+    let Some(answer) = answer else {
+        let last = last_run(&paths);
+        if out.json {
+            out.json(&json!({ "running": false, "last_run": last }))?;
+        } else {
+            out.line(&render_not_running(last.as_ref(), &TimeZone::system()))?;
+        }
+        return Ok(Exit::NotRunning);
+    };
+    if out.json {
+        out.json(&answer)?;
+    } else {
+        out.line(&render_status(&serde_json::from_value(answer)?, out.paint))?;
+    }
+    Ok(Exit::Done)
+}
+
+/// What ran last; unreadable is the same as never.
+fn last_run(paths: &Paths) -> Option<LastRun> {
+    let text = std::fs::read(paths.last_run()).ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
+fn render_not_running(last: Option<&LastRun>, zone: &TimeZone) -> String {
+    let mut text = "NEX Daemon: not running".to_owned();
+    if let Some(last) = last {
+        let end = if last.clean == Some(true) { "exited cleanly" } else { "crashed" };
+        let time = units::minute(last.ended_at.unwrap_or(last.started_at), zone);
+        text.push_str(&format!("\nLast ran: {time} (PID {}, {end})", last.pid));
+    }
+    text
+}
+
+/// The whole text. Nothing is added to the requirement's sample unless something is wrong.
+pub(crate) fn render_status(status: &Status, paint: Paint) -> String {
+    let mut lines = vec![
+        format!("NEX Daemon: running (PID {}, uptime {})", status.pid, units::duration(status.uptime_ms)),
+        format!("HTTP: {}", status.http.as_deref().unwrap_or("not listening")),
+    ];
+    if !matches!(status.health.as_str(), "healthy" | "") {
+        let color = if status.health == "unhealthy" { Color::Red } else { Color::Yellow };
+        let reasons = status.reasons.iter().map(|reason| one_line(reason, ERROR_CHARS_MAX)).collect::<Vec<_>>().join("; ");
+        lines.push(format!("Health: {} ({reasons})", paint.apply(color, &status.health)));
+    }
+    lines.push(String::new());
+    if status.adapters.is_empty() {
+        lines.push("Adapters: none".to_owned());
+    } else {
+        lines.push("Adapters:".to_owned());
+        lines.extend(account_lines(&status.adapters, paint));
+    }
+    lines.push(String::new());
+    lines.extend(pipeline_lines(&status.pipeline));
+    lines.push(String::new());
+    let plugins = if status.plugins.is_empty() { "none".to_owned() } else { status.plugins.join(", ") };
+    lines.push(format!("Plugins: {plugins}"));
+    lines.push(format!("Timer: {}", timer(&status.timer)));
+    lines.push(format!("Ledgers: {}", ledgers(&status.ledgers, paint)));
+    lines.join("\n")
+}
+
+/// A line for each account, and one below it for what is wrong with it.
+pub(crate) fn account_lines(accounts: &[Account], paint: Paint) -> Vec<String> {
+    let rows: Vec<_> = accounts.iter().map(row).collect();
+    let lines = table::lines(&rows, &[1, 2, 3, 3, 4], paint);
+    let mut result = Vec::with_capacity(lines.len());
+    for (line, account) in lines.into_iter().zip(accounts) {
+        result.push(format!("  {line}"));
+        let is_fine = account.status == "running" && account.health == "healthy";
+        if let Some(error) = account.last_error.as_deref().filter(|_| !is_fine) {
+            result.push(format!("    {}", paint.apply(Color::Red, &one_line(error, ERROR_CHARS_MAX))));
+        }
+    }
+    result
+}
+
+fn row(account: &Account) -> [Cell; 6] {
+    let (mark, color) = match account.status.as_str() {
+        "running" => ("●", Color::Green),
+        "stopped" => ("○", Color::Dim),
+        "errored" => ("✗", Color::Red),
+        _ => ("◐", Color::Yellow),
+    };
+    let health = match account.health.as_str() {
+        "healthy" => Color::Green,
+        "disconnected" => Color::Red,
+        "degraded" => Color::Yellow,
+        _ => Color::Dim,
+    };
+    let last = account.last_event_age_ms.map_or_else(|| "never".to_owned(), units::ago);
+    [
+        Cell::new(format!("{}/{}", account.adapter, account.account)),
+        Cell::new(account.channel.as_deref().unwrap_or("-")),
+        Cell::colored(format!("{mark} {}", account.status), color),
+        Cell::colored(account.health.as_str(), health),
+        Cell::new(format!("last: {last}")),
+        Cell::new(format!("events: {}", units::thousands(account.events))),
+    ]
+}
+
+fn pipeline_lines(pipeline: &Pipeline) -> Vec<String> {
+    let mut lines = vec![
+        "Pipeline:".to_owned(),
+        format!("  Active requests: {}", units::thousands(pipeline.active_requests)),
+        format!("  Total processed: {}", units::thousands(pipeline.total_processed)),
+        format!("  Avg latency: {}", units::milliseconds(pipeline.avg_latency_ms)),
+    ];
+    if pipeline.waiting > 0 {
+        lines.insert(2, format!("  Waiting requests: {}", units::thousands(pipeline.waiting)));
+    }
+    lines
+}
+
+fn timer(timer: &Timer) -> String {
+    let heartbeat = match timer.heartbeat_interval_ms {
+        0 => "no heartbeat".to_owned(),
+        ms => format!("heartbeat {}", units::period(ms)),
+    };
+    match timer.cron_jobs {
+        0 => heartbeat,
+        1 => format!("{heartbeat}, 1 cron job"),
+        count => format!("{heartbeat}, {count} cron jobs"),
+    }
+}
+
+fn ledgers(ledgers: &BTreeMap<String, String>, paint: Paint) -> String {
+    let bad: Vec<String> = ledgers.iter().filter(|(_, state)| *state != "ok").map(|(name, state)| format!("{name}: {state}")).collect();
+    let count = format!("{}/{} ok", ledgers.len() - bad.len(), ledgers.len());
+    if bad.is_empty() { count } else { format!("{count} ({})", paint.apply(Color::Red, &bad.join(", "))) }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use serde_json::Value;
+
+    fn sample() -> Value {
+        let account = |adapter: &str, account: &str, channel: &str, age_ms: u64, events: u64| {
+            json!({
+                "adapter": adapter, "account": account, "channel": channel, "status": "running", "health": "healthy",
+                "pid": 1, "last_event_age_ms": age_ms, "events": events, "restarts": 0, "last_error": null
+            })
+        };
+        json!({
+            "health": "healthy", "reasons": [], "version": "0.1.0", "pid": 12345, "uptime_ms": 15_780_000, "http": "127.0.0.1:7400",
+            "detached": true, "config_path": "/home/me/nexus/nex.yaml", "flags": { "log_level": "debug", "port": null },
+            "adapters": [
+                account("eve", "default", "imessage", 12_400, 3891),
+                account("gog", "tnapathy@gmail.com", "gmail", 2_000, 1247),
+                account("discord-cli", "echo-bot", "discord", 185_000, 156),
+            ],
+            "pipeline": { "active_requests": 0, "total_processed": 847, "avg_latency_ms": 1234.4, "waiting": 0 },
+            "plugins": ["logging", "analytics"],
+            "timer": { "heartbeat_interval_ms": 60_000, "cron_jobs": 2 },
+            "ledgers": { "events_db": "ok", "agents_db": "ok", "identity_db": "ok", "nexus_db": "ok" }
+        })
+    }
+
+    fn rendered(value: Value) -> String {
+        render_status(&serde_json::from_value(value).unwrap(), Paint::PLAIN)
+    }
+
+    #[test]
+    fn the_requirements_sample() {
+        let expected = "\
+NEX Daemon: running (PID 12345, uptime 4h 23m)
+HTTP: 127.0.0.1:7400
+
+Adapters:
+  eve/default            imessage  ● running   healthy   last: 12s ago    events: 3,891
+  gog/tnapathy@gmail.com gmail     ● running   healthy   last: 2s ago     events: 1,247
+  discord-cli/echo-bot   discord   ● running   healthy   last: 3m ago     events: 156
+
+Pipeline:
+  Active requests: 0
+  Total processed: 847
+  Avg latency: 1,234ms
+
+Plugins: logging, analytics
+Timer: heartbeat 60s, 2 cron jobs
+Ledgers: 4/4 ok";
+        assert_eq!(rendered(sample()), expected);
+    }
+
+    #[test]
+    fn what_is_wrong_is_shown_with_its_reason() {
+        let mut value = sample();
+        value["health"] = "degraded".into();
+        value["reasons"] = json!(["gog/tnapathy@gmail.com is errored"]);
+        value["adapters"][1]["status"] = "errored".into();
+        value["adapters"][1]["health"] = "unknown".into();
+        value["adapters"][1]["last_event_age_ms"] = Value::Null;
+        value["adapters"][1]["last_error"] = "credential\n`google/me` does not exist".into();
+        value["pipeline"]["waiting"] = 12_000.into();
+        value["ledgers"]["identity_db"] = "error".into();
+        let text = rendered(value);
+        for line in [
+            "Health: degraded (gog/tnapathy@gmail.com is errored)",
+            "  gog/tnapathy@gmail.com gmail     ✗ errored   unknown   last: never      events: 1,247",
+            "    credential `google/me` does not exist",
+            "  Waiting requests: 12,000",
+            "Ledgers: 3/4 ok (identity_db: error)",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line:?} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn an_empty_daemon_and_one_of_another_version() {
+        let text = rendered(json!({ "pid": 1, "something_new": {} }));
+        assert!(text.contains("HTTP: not listening\n\nAdapters: none\n"), "{text}");
+        assert!(text.ends_with("Plugins: none\nTimer: no heartbeat\nLedgers: 0/0 ok"), "{text}");
+    }
+
+    #[test]
+    fn not_running_says_when_it_last_ran() {
+        let zone = TimeZone::UTC;
+        let mut last = LastRun { pid: 12340, started_at: 1_770_300_000_000, ended_at: Some(1_770_301_800_000), clean: Some(true) };
+        let head = "NEX Daemon: not running";
+        assert_eq!(render_not_running(None, &zone), head);
+        assert_eq!(render_not_running(Some(&last), &zone), format!("{head}\nLast ran: 2026-02-05 14:30 (PID 12340, exited cleanly)"));
+        (last.ended_at, last.clean) = (None, None);
+        assert_eq!(render_not_running(Some(&last), &zone), format!("{head}\nLast ran: 2026-02-05 14:00 (PID 12340, crashed)"));
+    }
+
+    #[test]
+    fn flags_survive_a_restart() {
+        let status: Status = serde_json::from_value(sample()).unwrap();
+        let flags = detach::Flags::from(status.flags);
+        assert_eq!((flags.log_level, flags.port), (Some(LogLevel::Debug), None));
+    }
+}

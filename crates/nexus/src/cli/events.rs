@@ -1,0 +1,275 @@
+//! `nexus events ...`: what came in and went out.
+
+use super::client::{Client, ClientError, encoded, with_query};
+use super::failure::Exit;
+use super::out::{Color, Out, Paint, note, one_line, visible};
+use super::talk::{RECONNECT_LIMIT, RECONNECT_PAUSE};
+use super::{Global, block_on, ledger, units};
+use crate::query::{self, EventsQuery};
+use jiff::tz::TimeZone;
+use serde_json::Value;
+use std::time::Instant;
+
+/// Most events that can be asked for at once.
+const LIMIT_MAX: i64 = 1000;
+/// Longest content in a list, in characters.
+const CONTENT_CHARS_MAX: usize = 120;
+/// The notices that say that an event was recorded.
+const STREAM: &str = "/api/events/stream";
+const RECEIVED: &str = "adapter.in.received";
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  nexus events\n  nexus events tail -f --channel gmail")]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    /// Show the newest events
+    #[command(after_help = "Example:\n  nexus events tail -n 5 -f")]
+    Tail(Tail),
+    /// Show one event with all its fields
+    #[command(after_help = "Example:\n  nexus events show gmail:18c2f0")]
+    Show {
+        /// Its id, as `channel:id`
+        id: String,
+    },
+    /// Find events by their text
+    #[command(after_help = "Example:\n  nexus events search invoice -n 5")]
+    Search {
+        text: String,
+        /// How many at most
+        #[arg(short = 'n', long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=LIMIT_MAX))]
+        limit: u32,
+    },
+}
+
+#[derive(Debug, Clone, clap::Args)]
+struct Tail {
+    /// How many to begin with
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=LIMIT_MAX))]
+    limit: u32,
+    /// Go on with what comes
+    #[arg(short, long)]
+    follow: bool,
+    /// Only this channel
+    #[arg(long)]
+    channel: Option<String>,
+}
+
+pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<Exit> {
+    let verb = args.verb.unwrap_or(Verb::Tail(Tail { limit: 20, follow: false, channel: None }));
+    block_on(async {
+        match verb {
+            Verb::Tail(tail) => tail_verb(&tail, global).await,
+            Verb::Show { id } => show(&id, global).await,
+            Verb::Search { text, limit } => list(global, limit, None, Some(text)).await,
+        }
+    })?
+}
+
+async fn tail_verb(tail: &Tail, global: &Global) -> anyhow::Result<Exit> {
+    list(global, tail.limit, tail.channel.clone(), None).await?;
+    if tail.follow { follow(tail.channel.as_deref(), global).await } else { Ok(Exit::Done) }
+}
+
+async fn list(global: &Global, limit: u32, channel: Option<String>, text: Option<String>) -> anyhow::Result<Exit> {
+    let parameters = [("limit", Some(limit.to_string())), ("channel", channel.clone()), ("text", text.clone())];
+    let path = with_query("/control/events", &parameters);
+    let query = EventsQuery { limit: limit as usize, before: None, channel, text };
+    let answer = ledger::ask(global, &path, |directory| query::events(&directory, &query)).await?;
+    let printer = Printer::new(global.out());
+    if printer.out.json {
+        printer.out.json(&answer)?;
+        return Ok(Exit::Done);
+    }
+    for event in answer["events"].as_array().map(Vec::as_slice).unwrap_or_default() {
+        printer.print(event)?;
+    }
+    Ok(Exit::Done)
+}
+
+async fn show(id: &str, global: &Global) -> anyhow::Result<Exit> {
+    let path = format!("/control/events/{}", encoded(id));
+    let event = ledger::find(global, &format!("event `{id}`"), &path, |directory| query::event(&directory, id)).await?;
+    let out = global.out();
+    if out.json {
+        out.json(&event)?;
+    } else {
+        out.line(&render(&event, out.paint, &TimeZone::system()))?;
+    }
+    Ok(Exit::Done)
+}
+
+/// One field per line, the content last and whole.
+fn render(event: &Value, paint: Paint, zone: &TimeZone) -> String {
+    let mut lines = Vec::new();
+    for (key, value) in event.as_object().into_iter().flatten().filter(|(key, value)| *key != "content" && !value.is_null()) {
+        let text = match (key.as_str(), value.as_str(), value.as_i64()) {
+            ("timestamp" | "received_at", _, Some(ms)) => units::second(ms, zone),
+            (_, Some(text), _) => visible(text),
+            (_, None, _) => visible(&value.to_string()),
+        };
+        lines.push(format!("{} {text}", paint.apply(Color::Dim, &format!("{key}:"))));
+    }
+    lines.push(format!("\n{}", visible(event["content"].as_str().unwrap_or(""))));
+    lines.join("\n")
+}
+
+/// Events as they are recorded, across restarts of the daemon.
+async fn follow(channel: Option<&str>, global: &Global) -> anyhow::Result<Exit> {
+    let paths = global.paths()?;
+    let (client, printer) = (Client::new(&paths), Printer::new(global.out()));
+    let mut follower = Follower { client, printer, channel, last_id: None, connected: false };
+    // No patience before the first connection.
+    let mut give_up_at = Instant::now();
+    loop {
+        let ended = follower.listen().await;
+        let now = Instant::now();
+        if std::mem::take(&mut follower.connected) {
+            give_up_at = now + RECONNECT_LIMIT;
+        }
+        if let Err(error) = ended
+            && (now >= give_up_at || !passes(&error))
+        {
+            return Err(error);
+        }
+        tokio::time::sleep(RECONNECT_PAUSE).await;
+    }
+}
+
+/// Whether the stream may come back: the daemon is restarted, or was too fast for this reader.
+fn passes(error: &anyhow::Error) -> bool {
+    error.downcast_ref().is_some_and(|error: &ClientError| error.is_passing() || matches!(error, ClientError::NotRunning))
+}
+
+struct Follower<'a> {
+    client: Client<'a>,
+    printer: Printer,
+    channel: Option<&'a str>,
+    /// The `id` of the last frame; the daemon resumes behind it.
+    last_id: Option<String>,
+    connected: bool,
+}
+
+impl Follower<'_> {
+    /// Reads frames (WHATWG HTML, 9.2.6) until the daemon closes the stream.
+    async fn listen(&mut self) -> anyhow::Result<()> {
+        let parameters = [("types", Some(RECEIVED.to_owned())), ("since", self.last_id.clone())];
+        let mut lines = self.client.follow(&with_query(STREAM, &parameters)).await?;
+        self.connected = true;
+        let (mut kind, mut data) = (String::new(), String::new());
+        while let Some(line) = lines.next().await? {
+            let line = String::from_utf8_lossy(&line);
+            let line = line.trim_end_matches('\r');
+            if line.is_empty() {
+                self.frame(&std::mem::take(&mut kind), &std::mem::take(&mut data)).await?;
+                continue;
+            }
+            let (field, value) = line.split_once(':').unwrap_or((line, ""));
+            let value = value.strip_prefix(' ').unwrap_or(value);
+            match field {
+                "id" => self.last_id = Some(value.to_owned()),
+                "event" => kind = value.to_owned(),
+                "data" => data.push_str(value),
+                // A comment, or a field that is not for us.
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn frame(&self, kind: &str, data: &str) -> anyhow::Result<()> {
+        match kind {
+            "gap" | "lagged" => note(&format!("some events are not shown here ({kind}); `nexus events` has them all")),
+            RECEIVED => {
+                let notice: Value = serde_json::from_str(data).unwrap_or_default();
+                self.received(&notice["properties"]).await?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    async fn received(&self, properties: &Value) -> anyhow::Result<()> {
+        let Some(id) = properties["event_id"].as_str() else { return Ok(()) };
+        let event = match self.client.get(&format!("/control/events/{}", encoded(id))).await {
+            Ok(event) => event,
+            // What the notice itself carries is better than nothing.
+            Err(ClientError::Refused { .. }) => properties.clone(),
+            Err(error) => return Err(error.into()),
+        };
+        if self.channel.is_some_and(|channel| event["channel"] != channel) {
+            return Ok(());
+        }
+        if self.printer.out.json {
+            self.printer.out.line(&event.to_string())?;
+            return Ok(());
+        }
+        self.printer.print(&event)
+    }
+}
+
+struct Printer {
+    out: Out,
+    zone: TimeZone,
+}
+
+impl Printer {
+    fn new(out: Out) -> Self {
+        Self { out, zone: TimeZone::system() }
+    }
+
+    fn print(&self, event: &Value) -> anyhow::Result<()> {
+        Ok(self.out.line(&row(event, self.out.paint, &self.zone))?)
+    }
+}
+
+/// `2026-02-05 14:30:00 gmail/me alice: hello  gmail:18c2f0`, with an arrow for what went out.
+fn row(event: &Value, paint: Paint, zone: &TimeZone) -> String {
+    let text = |key: &str| event[key].as_str().unwrap_or("-");
+    let time = event["received_at"].as_i64().or(event["timestamp"].as_i64()).map_or_else(|| "-".to_owned(), |ms| units::second(ms, zone));
+    let speaker = if text("direction") == "outbound" { format!("→ {}", text("peer_id")) } else { text("sender_id").to_owned() };
+    let content = match text("content") {
+        "" | "-" => format!("({})", text("content_type")),
+        content => content.to_owned(),
+    };
+    let filed =
+        if event["disposition"].as_str().is_some_and(|word| word != "run") { format!(" ({})", text("disposition")) } else { String::new() };
+    format!(
+        "{} {} {}: {}{}  {}",
+        paint.apply(Color::Dim, &time),
+        visible(&format!("{}/{}", text("channel"), text("account_id"))),
+        paint.apply(Color::Bold, &one_line(&speaker, CONTENT_CHARS_MAX)),
+        one_line(&content, CONTENT_CHARS_MAX),
+        visible(&filed),
+        paint.apply(Color::Dim, &visible(text("event_id"))),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_row_shows_who_said_what_harmlessly() {
+        let event = json!({
+            "event_id": "gmail:1", "channel": "gmail", "account_id": "me", "direction": "inbound", "sender_id": "al\u{1b}ice",
+            "content": "hello\nworld", "content_type": "text", "received_at": 1_770_301_800_000_i64, "disposition": "run"
+        });
+        assert_eq!(row(&event, Paint::PLAIN, &TimeZone::UTC), "2026-02-05 14:30:00 gmail/me al\u{fffd}ice: hello world  gmail:1");
+        let out = json!({ "event_id": "gmail:2", "channel": "gmail", "account_id": "me", "direction": "outbound", "peer_id": "bob",
+            "content": "", "content_type": "image", "timestamp": 1_770_301_800_000_i64, "disposition": "history" });
+        assert_eq!(row(&out, Paint::PLAIN, &TimeZone::UTC), "2026-02-05 14:30:00 gmail/me → bob: (image) (history)  gmail:2");
+    }
+
+    #[test]
+    fn an_event_is_shown_whole() {
+        let event = json!({ "event_id": "a:1", "content": "one\ntwo", "timestamp": 1_770_301_800_000_i64, "thread_id": null, "seq": 7 });
+        let text = render(&event, Paint::PLAIN, &TimeZone::UTC);
+        assert_eq!(text, "event_id: a:1\nseq: 7\ntimestamp: 2026-02-05 14:30:00\n\none\ntwo");
+    }
+}

@@ -1,0 +1,286 @@
+//! `nexus trace ...`: what became of an event, and why.
+
+use super::client::{encoded, with_query};
+use super::failure::Exit;
+use super::out::{Color, Paint, one_line, visible};
+use super::table::{self, Cell};
+use super::{Global, block_on, ledger, units};
+use crate::query;
+use jiff::tz::TimeZone;
+use nexus_core::request::Status;
+use serde_json::Value;
+
+/// Most requests that can be asked for at once.
+const LIMIT_MAX: i64 = 1000;
+/// Longest reason or error in a table, in characters.
+const REASON_CHARS_MAX: usize = 100;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  nexus trace req_01JBX\n  nexus trace list --status failed")]
+pub(crate) struct Args {
+    /// A request id, an event id or an event's number
+    id: Option<String>,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    /// Show one request: its stages, decisions and deliveries
+    #[command(after_help = "Example:\n  nexus trace show gmail:18c2f0")]
+    Show {
+        /// A request id, an event id or an event's number
+        id: String,
+    },
+    /// List the newest requests
+    #[command(after_help = "Example:\n  nexus trace list --status failed -n 5")]
+    List {
+        /// Only requests of this status
+        #[arg(long, value_parser = clap::builder::PossibleValuesParser::new(Status::ALL.map(Status::as_str)))]
+        status: Option<String>,
+        /// How many at most
+        #[arg(short = 'n', long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=LIMIT_MAX))]
+        limit: u32,
+    },
+}
+
+pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<Exit> {
+    block_on(async {
+        match (args.verb, args.id) {
+            (Some(Verb::Show { id }), _) | (None, Some(id)) => show(&id, global).await,
+            (Some(Verb::List { status, limit }), _) => list(status, limit, global).await,
+            (None, None) => list(None, 20, global).await,
+        }
+    })?
+}
+
+async fn show(id: &str, global: &Global) -> anyhow::Result<Exit> {
+    let path = format!("/control/trace/{}", encoded(id));
+    let trace = ledger::find(global, &format!("request `{id}`"), &path, |directory| query::trace(&directory, id)).await?;
+    let out = global.out();
+    if out.json {
+        out.json(&trace)?;
+    } else {
+        out.line(&render(&trace, out.paint, &TimeZone::system()))?;
+    }
+    Ok(Exit::Done)
+}
+
+async fn list(status: Option<String>, limit: u32, global: &Global) -> anyhow::Result<Exit> {
+    let path = with_query("/control/traces", &[("status", status.clone()), ("limit", Some(limit.to_string()))]);
+    let answer = ledger::ask(global, &path, |directory| query::traces(&directory, status.as_deref(), limit as usize)).await?;
+    let out = global.out();
+    if out.json {
+        out.json(&answer)?;
+        return Ok(Exit::Done);
+    }
+    let zone = TimeZone::system();
+    let rows: Vec<_> = answer["requests"].as_array().into_iter().flatten().map(|request| row(request, &zone)).collect();
+    for line in table::lines(&rows, &[], out.paint) {
+        out.line(&line)?;
+    }
+    Ok(Exit::Done)
+}
+
+fn row(request: &Value, zone: &TimeZone) -> [Cell; 6] {
+    let text = |key: &str| request[key].as_str().unwrap_or("-");
+    let created = request["created_at"].as_i64().map_or_else(|| "-".to_owned(), |ms| units::second(ms, zone));
+    [
+        Cell::colored(created, Color::Dim),
+        Cell::new(text("request_id")),
+        Cell::colored(text("status"), color_of(text("status"))),
+        Cell::new(text("event_id")),
+        Cell::new(text("agent")),
+        Cell::new(one_line(request["reason"].as_str().unwrap_or(""), REASON_CHARS_MAX)),
+    ]
+}
+
+fn color_of(status: &str) -> Color {
+    match Status::parse(status) {
+        Some(Status::Completed | Status::HandledByAutomation) => Color::Green,
+        Some(Status::Failed | Status::Expired | Status::Interrupted) => Color::Red,
+        Some(Status::Waiting | Status::Processing | Status::Denied) | None => Color::Yellow,
+    }
+}
+
+/// Everything that is known about one request, for a person at 3 a.m.
+fn render(trace: &Value, paint: Paint, zone: &TimeZone) -> String {
+    let mut page = Page { text: String::new(), paint };
+    let request = &trace["request"];
+    let sections = &request["trace"];
+    page.header(request, zone);
+    page.block("Text", trace["event"]["content"].as_str());
+    page.stages(&sections["pipeline"], zone);
+    page.access(&sections["access"]);
+    page.response(&sections["response"]);
+    page.deliveries(&trace["deliveries"]);
+    page.text.truncate(page.text.trim_end().len());
+    page.text
+}
+
+struct Page {
+    text: String,
+    paint: Paint,
+}
+
+impl Page {
+    fn line(&mut self, line: &str) {
+        self.text.push_str(line);
+        self.text.push('\n');
+    }
+
+    fn title(&mut self, title: &str) {
+        self.line("");
+        self.line(&self.paint.apply(Color::Bold, title));
+    }
+
+    fn field(&mut self, name: &str, value: &str) {
+        if !value.is_empty() {
+            self.line(&format!("  {:<10}{}", format!("{name}:"), visible(value)));
+        }
+    }
+
+    fn header(&mut self, request: &Value, zone: &TimeZone) {
+        let text = |key: &str| request[key].as_str().unwrap_or("");
+        let status = self.paint.apply(color_of(text("status")), &visible(text("status")));
+        self.line(&format!("Request {} {status}", visible(text("request_id"))));
+        self.field("Reason", text("reason"));
+        let at = if Status::parse(text("status")).is_some_and(Status::is_terminal) { "" } else { text("stage") };
+        self.field("Stage", at);
+        self.field("Event", &format!("{} (#{}, {}/{})", text("event_id"), request["event_seq"], text("channel"), text("account_id")));
+        self.field("From", request["trace"]["principal"]["type"].as_str().unwrap_or(""));
+        self.field("Session", text("session"));
+        self.field("Agent", text("agent"));
+        self.field("Attempts", &request["attempts"].as_i64().unwrap_or(0).to_string());
+        if request["late"] == true || request["late"].as_i64().is_some_and(|late| late != 0) {
+            self.field("Late", "yes");
+        }
+        if let Some(created) = request["created_at"].as_i64() {
+            let took = request["completed_at"].as_i64().and_then(|end| u64::try_from(end - created).ok());
+            let took = took.map_or_else(String::new, |ms| format!(", took {}ms", units::thousands(ms)));
+            self.field("Created", &format!("{}{took}", units::second(created, zone)));
+        }
+    }
+
+    fn block(&mut self, title: &str, text: Option<&str>) {
+        let Some(text) = text.filter(|text| !text.is_empty()) else { return };
+        self.title(title);
+        for line in visible(text).lines() {
+            self.line(&format!("  {line}"));
+        }
+    }
+
+    fn stages(&mut self, stages: &Value, zone: &TimeZone) {
+        let Some(stages) = stages.as_array().filter(|stages| !stages.is_empty()) else { return };
+        self.title("Stages");
+        let rows: Vec<_> = stages.iter().map(|stage| stage_row(stage, zone)).collect();
+        for line in table::lines(&rows, &[], self.paint) {
+            self.line(&format!("  {line}"));
+        }
+    }
+
+    fn access(&mut self, access: &Value) {
+        let Some(decision) = access["decision"].as_str() else { return };
+        self.title(&format!("Access: {}", visible(decision)));
+        for why in access["why"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+            self.line(&format!("  {}", visible(why)));
+        }
+    }
+
+    fn response(&mut self, response: &Value) {
+        if !response.is_object() {
+            return;
+        }
+        let stop = response["stop_reason"].as_str().unwrap_or("no stop reason");
+        let took = response["duration_ms"].as_f64().map_or_else(String::new, |ms| format!(", {}", units::milliseconds(ms)));
+        let text = response["content"].as_str().filter(|text| !text.is_empty()).unwrap_or("(no text)");
+        self.block(&format!("Response ({}{took})", visible(stop)), Some(text));
+        if let Some(error) = response["error"].as_str() {
+            let error = self.paint.apply(Color::Red, &visible(error));
+            self.line(&format!("  {error}"));
+        }
+    }
+
+    fn deliveries(&mut self, deliveries: &Value) {
+        let Some(deliveries) = deliveries.as_array().filter(|list| !list.is_empty()) else { return };
+        self.title("Deliveries");
+        let rows: Vec<_> = deliveries.iter().map(super::deliveries::row).collect();
+        for line in table::lines(&rows, &[], self.paint) {
+            self.line(&format!("  {line}"));
+        }
+    }
+}
+
+fn stage_row(stage: &Value, zone: &TimeZone) -> [Cell; 4] {
+    let started = stage["started_at"].as_i64().map_or_else(|| "-".to_owned(), |ms| units::clock(ms, zone));
+    let took = stage["duration_ms"].as_f64().map_or_else(|| "-".to_owned(), units::milliseconds);
+    let end = match (stage["error"].as_str(), stage["exit_reason"].as_str()) {
+        (Some(error), _) => Cell::colored(one_line(error, REASON_CHARS_MAX), Color::Red),
+        (None, Some(reason)) => Cell::colored(one_line(reason, REASON_CHARS_MAX), Color::Yellow),
+        (None, None) => Cell::new(""),
+    };
+    [Cell::new(stage["stage"].as_str().unwrap_or("-")), Cell::colored(started, Color::Dim), Cell::new(took), end]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_trace_tells_the_story() {
+        let start = 1_770_301_800_000_i64;
+        let trace = json!({
+            "request": {
+                "request_id": "req_1", "event_seq": 12, "event_id": "cli:a", "channel": "cli", "account_id": "default", "status": "completed",
+                "stage": "finalize", "session": "dm:cli:local", "agent": "echo", "attempts": 1, "late": 0, "created_at": start,
+                "completed_at": start + 1234, "reason": null,
+                "trace": {
+                    "principal": { "type": "owner" },
+                    "access": { "decision": "allow", "why": ["allowed: a principal of type owner needs no policy"] },
+                    "response": { "content": "hello", "stop_reason": "end_turn", "duration_ms": 12.0 },
+                    "pipeline": [
+                        { "stage": "receiveEvent", "started_at": start, "duration_ms": 0.3 },
+                        { "stage": "runAgent", "started_at": start + 1, "duration_ms": 1230.0, "error": "slow\nmodel" }
+                    ]
+                }
+            },
+            "event": { "content": "hello" },
+            "deliveries": [{ "delivery_id": "dlv_1", "status": "sent", "attempts": 1, "channel": "cli", "target": "default", "error": null }],
+            "runs": []
+        });
+        let expected = "\
+Request req_1 completed
+  Event:    cli:a (#12, cli/default)
+  From:     owner
+  Session:  dm:cli:local
+  Agent:    echo
+  Attempts: 1
+  Created:  2026-02-05 14:30:00, took 1,234ms
+
+Text
+  hello
+
+Stages
+  receiveEvent  14:30:00.000  0.3ms
+  runAgent      14:30:00.001  1,230ms  slow model
+
+Access: allow
+  allowed: a principal of type owner needs no policy
+
+Response (end_turn, 12ms)
+  hello
+
+Deliveries
+  dlv_1  sent  attempts: 1  → cli default";
+        assert_eq!(render(&trace, Paint::PLAIN, &TimeZone::UTC), expected);
+    }
+
+    #[test]
+    fn an_unfinished_or_pruned_request_is_no_problem() {
+        let trace = json!({ "request": { "request_id": "req_2", "event_seq": 3, "event_id": "a:1", "channel": "a", "account_id": "b",
+            "status": "waiting", "stage": "runAgent", "trace": null }, "event": null, "deliveries": [] });
+        let text = render(&trace, Paint::PLAIN, &TimeZone::UTC);
+        assert_eq!(text, "Request req_2 waiting\n  Stage:    runAgent\n  Event:    a:1 (#3, a/b)\n  Attempts: 0");
+    }
+}

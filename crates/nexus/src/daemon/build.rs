@@ -1,0 +1,57 @@
+//! Makes the pipeline's settings out of the configuration.
+
+use crate::agent::command::CommandRunner;
+use crate::agent::llm::LlmRunner;
+use crate::agent::{AgentError, Runner};
+use crate::keeper::Keeper;
+use crate::pipeline::{Agent, Settings};
+use nexus_core::config::{self, Config, ECHO};
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BuildError {
+    #[error("agent `{name}` can't be used")]
+    Agent { name: String, #[source] source: AgentError },
+    #[error("{0}")]
+    Zone(String),
+}
+
+/// # Errors
+/// When an agent's endpoint can't be set up or the time zone is unknown.
+pub(super) fn settings(config: &Config, keeper: &Keeper, workspace: &Path) -> Result<Settings, BuildError> {
+    let mut agents = HashMap::new();
+    let echo = config::Agent::default();
+    let named = config.agents.named.iter().map(|(name, agent)| (name.as_str(), agent));
+    // `echo` is always there, unless the config gives that name to something else.
+    for (name, agent) in std::iter::once((ECHO, &echo)).chain(named) {
+        agents.insert(name.to_owned(), Arc::new(build(name, agent, keeper, workspace)?));
+    }
+    Ok(Settings {
+        pipeline: config.pipeline.clone(),
+        access: config.access.clone(),
+        default_agent: config.agents.default.clone(),
+        agents,
+        time_zone: crate::timer::zone(&config.timer.timezone).map_err(BuildError::Zone)?,
+    })
+}
+
+fn build(name: &str, agent: &config::Agent, keeper: &Keeper, workspace: &Path) -> Result<Agent, BuildError> {
+    let runner = match agent.runner {
+        config::Runner::Echo => Runner::Echo,
+        config::Runner::Command => Runner::Command(CommandRunner::new(keeper.clone(), agent, name, workspace)),
+        config::Runner::Llm => {
+            let runner = LlmRunner::new(agent, name, workspace);
+            Runner::Llm(runner.map_err(|source| BuildError::Agent { name: name.to_owned(), source })?)
+        }
+    };
+    Ok(Agent {
+        name: name.to_owned(),
+        harmless: matches!(runner, Runner::Echo),
+        runner,
+        timeout: Duration::from_millis(agent.timeout_ms),
+        max_concurrent: usize::try_from(agent.max_concurrent).unwrap_or(usize::MAX),
+    })
+}

@@ -1,0 +1,297 @@
+//! What the running daemon answers and does when it is asked: the [`Verbs`] of the HTTP server.
+
+use super::paths::Paths;
+use super::start::StartError;
+use super::{housekeeping, reload, status};
+use crate::adapter::intake::Sinks;
+use crate::adapter::{Adapters, VerbError};
+use crate::bus::Bus;
+use crate::bus::store::{BusCommand, write_through};
+use crate::clock;
+use crate::http::control::{Answer, Refusal, Verbs};
+use crate::ledger::events::{Append, Disposition, Lines, NewEvent, by_id};
+use crate::ledger::nexus::{Resolution, deliveries_of, request_by_event};
+use crate::ledger::{Database, Ledgers, Threads};
+use crate::logging::Logging;
+use crate::metrics::Metrics;
+use crate::pipeline::Pipeline;
+use crate::pipeline::outbox::Outbox;
+use crate::pipeline::router::RouterStats;
+use crate::plugin::Plugins;
+use crate::query::Record;
+use crate::replies::{End, Part};
+use crate::routes::{CLI_CHANNEL, DEFAULT_ACCOUNT};
+use crate::error_text::describe;
+use crate::supervisor::{BoxFuture, Supervisor};
+use arc_swap::{ArcSwap, ArcSwapOption};
+use axum::http::StatusCode;
+use nexus_core::config::{self, BusMode, Config, LogLevel};
+use nexus_core::event::{EVENT_ID_BYTES_MAX, ID_BYTES_MAX, PeerKind};
+use nexus_core::health::Overall;
+use nexus_core::ids::AccountKey;
+use nexus_core::request::Status;
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+use tokio::sync::{Mutex, mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// Longest message of `nexus send`.
+const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
+
+/// The parts that verbs reach for.
+pub(super) struct Control {
+    pub(super) paths: Paths,
+    /// Log level and port of the command line: they survive a reload.
+    pub(super) flags: (Option<LogLevel>, Option<u16>),
+    pub(super) detached: bool,
+    pub(super) logging: Logging,
+    pub(super) config: ArcSwap<Config>,
+    pub(super) ledgers: Ledgers,
+    pub(super) bus: Bus,
+    pub(super) store: Arc<ArcSwapOption<Database<BusCommand>>>,
+    /// The write-through task with its stop and its threads, while it runs.
+    pub(super) store_tasks: Mutex<Vec<(CancellationToken, JoinHandle<()>, Threads)>>,
+    pub(super) metrics: Metrics,
+    pub(super) plugins: Arc<Plugins>,
+    pub(super) pipeline: Arc<Pipeline>,
+    pub(super) router_stats: watch::Receiver<RouterStats>,
+    pub(super) adapters: Arc<Adapters>,
+    pub(super) supervisor: Supervisor,
+    pub(super) outbox: Outbox,
+    pub(super) timer_settings: watch::Sender<config::Timer>,
+    pub(super) sinks: Sinks,
+    pub(super) disk_low: watch::Receiver<bool>,
+    pub(super) watch_over: housekeeping::Watch,
+    pub(super) http_address: OnceLock<SocketAddr>,
+    pub(super) ready: AtomicBool,
+    pub(super) reloading: Mutex<()>,
+    pub(super) began: Instant,
+    pub(super) stop: CancellationToken,
+}
+
+impl std::fmt::Debug for Control {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Control").field("paths", &self.paths).finish_non_exhaustive()
+    }
+}
+
+impl Control {
+    /// Turns write-through on or off, as `config` says.
+    ///
+    /// # Errors
+    /// When the store can't be opened.
+    pub(super) async fn set_bus_mode(&self, config: &Config) -> Result<(), StartError> {
+        let mut tasks = self.store_tasks.lock().await;
+        let on = !tasks.is_empty();
+        match config.bus.mode {
+            BusMode::WriteThrough if !on => {
+                let directory = self.paths.data_dir(&config.ledgers.directory);
+                let (database, threads) = crate::ledger::start(&directory, clock::wall_ms())?;
+                let stop = CancellationToken::new();
+                let work = write_through(self.bus.clone(), self.bus.subscribe(), Database::clone(&database), config.bus.retention_days, stop.clone());
+                self.store.store(Some(Arc::new(database)));
+                tasks.push((stop, tokio::spawn(work), threads));
+            }
+            BusMode::Memory => {
+                self.store.store(None);
+                for (stop, task, threads) in tasks.drain(..) {
+                    stop.cancel();
+                    drop(task.await); // a panic in it was logged by its hook; nothing is lost but notices
+                    drop(tokio::task::spawn_blocking(move || threads.join()).await);
+                }
+            }
+            BusMode::WriteThrough => {}
+        }
+        Ok(())
+    }
+
+    async fn accept(&self, message: crate::http::send::Message) -> Result<mpsc::Receiver<Part>, String> {
+        let event_id = message.event_id.unwrap_or_else(|| format!("{CLI_CHANNEL}:{}", ulid::Ulid::generate()));
+        check(&event_id, &message.text, &message.conversation, &message.sender)?;
+        let now = clock::wall_ms();
+        let event = NewEvent {
+            event_id: event_id.clone(),
+            channel: CLI_CHANNEL.into(),
+            account_id: DEFAULT_ACCOUNT.into(),
+            sender_id: message.sender,
+            sender_name: None,
+            peer_id: message.conversation,
+            peer_kind: PeerKind::Dm,
+            thread_id: None,
+            reply_to_id: None,
+            content_type: "text".into(),
+            content: message.text,
+            attachments: None,
+            metadata: None,
+            timestamp: now,
+            received_at: now,
+            disposition: Disposition::Run,
+        };
+        let append = Append {
+            adapter: CLI_CHANNEL.into(),
+            account: DEFAULT_ACCOUNT.into(),
+            lines: Arc::new(Lines { events: vec![event], rejects: Vec::new() }),
+        };
+        let new = self.ledgers.events.writer.write(append).await.map_err(|error| error.to_string())?.into_iter().flatten().next();
+        let seq = match new {
+            Some(seq) => seq,
+            None => self.seq_of(&event_id).await?,
+        };
+        let parts = self.pipeline.replies.listen(seq);
+        self.pipeline.replies.tell(seq, &Part::Accepted { event_id, request_id: None });
+        if new.is_some() {
+            self.sinks.pending.raise(&AccountKey::new(CLI_CHANNEL, DEFAULT_ACCOUNT), 1);
+            self.sinks.committed.send_if_modified(|newest| { let more = seq > *newest; *newest = seq.max(*newest); more });
+        } else if let Some(end) = self.known_end(seq).await? {
+            self.pipeline.replies.end(seq, &end); // it was answered before
+        }
+        Ok(parts)
+    }
+
+    async fn seq_of(&self, event_id: &str) -> Result<i64, String> {
+        let id = event_id.to_owned();
+        let row = self.ledgers.events.readers.read(move |connection| by_id(connection, &id)).await.map_err(|error| describe(&error))?;
+        row.map(|row| row.seq).ok_or_else(|| format!("event `{event_id}` vanished"))
+    }
+
+    /// How the request of a known event ended, if it has.
+    async fn known_end(&self, seq: i64) -> Result<Option<End>, String> {
+        let read = self.ledgers.nexus.readers.read(move |connection| Ok((request_by_event(connection, seq)?, deliveries_of(connection, seq)?)));
+        let (request, deliveries) = read.await.map_err(|error| describe(&error))?;
+        let Some(request) = request else { return Ok(None) };
+        let status = Status::parse(&request.status).filter(|status| status.is_terminal());
+        let text: String = deliveries.iter().map(|delivery| delivery.content.as_str()).collect();
+        Ok(status.map(|status| End {
+            request_id: request.request_id,
+            status,
+            reason: request.reason,
+            text: (!text.is_empty()).then_some(text),
+            agent: request.agent,
+            session: request.session,
+        }))
+    }
+
+    async fn adapter_do(&self, adapter: String, account: String, verb: String) -> Answer {
+        let key = AccountKey::new(adapter, account);
+        let handle = self.adapters.get(&key).map_err(refused)?;
+        match (verb.as_str(), handle.child()) {
+            ("start" | "stop" | "restart", None) => {
+                return Err(Refusal::new(StatusCode::CONFLICT, format!("account `{key}` has `monitor: false`: there is nothing to {verb}")));
+            }
+            ("start", Some(child)) => child.start().await,
+            ("stop", Some(_)) => handle.stop(false).await,
+            ("restart", Some(child)) => child.restart().await,
+            ("backfill", _) => {
+                if !handle.backfill() {
+                    return Err(Refusal::new(StatusCode::CONFLICT, format!("a backfill of `{key}` is running")));
+                }
+            }
+            ("health", _) => {
+                let (health, error) = handle.probe().await;
+                return Ok(json!({ "adapter": key.adapter, "account": key.account, "health": health, "error": error }));
+            }
+            _ => return Err(Refusal::new(StatusCode::NOT_FOUND, "an account can be told start, stop, restart, backfill or health")),
+        }
+        Ok(json!(handle.report()))
+    }
+
+    async fn resolve(&self, delivery_id: String, retry: bool) -> Answer {
+        let resolution = if retry { Resolution::Retry } else { Resolution::Discard };
+        let failed = |error: String| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, error);
+        let id = delivery_id.clone();
+        let known = self.ledgers.nexus.readers.read(move |connection| crate::ledger::nexus::delivery(connection, &id)).await;
+        let Some(known) = known.map_err(|error| failed(describe(&error)))? else {
+            return Err(Refusal::new(StatusCode::NOT_FOUND, format!("no delivery `{delivery_id}`")));
+        };
+        match self.outbox.resolve(&delivery_id, resolution).await.map_err(|error| failed(error.to_string()))? {
+            Some(before) => Ok(json!({ "delivery_id": delivery_id, "before": before, "now": if retry { "pending" } else { "discarded" } })),
+            None => Err(Refusal::new(StatusCode::CONFLICT, format!("delivery `{delivery_id}` is `{}`: that can't be done now", known.status))),
+        }
+    }
+}
+
+fn check(event_id: &str, text: &str, conversation: &str, sender: &str) -> Result<(), String> {
+    if !event_id.starts_with("cli:") || event_id.len() <= 4 || event_id.len() > EVENT_ID_BYTES_MAX {
+        return Err(format!("event_id must be `cli:` and up to {EVENT_ID_BYTES_MAX} bytes in all"));
+    }
+    if text.trim().is_empty() || text.len() > MESSAGE_BYTES_MAX {
+        return Err(format!("a message has 1 to {MESSAGE_BYTES_MAX} bytes"));
+    }
+    for (name, value) in [("conversation", conversation), ("sender", sender)] {
+        if value.is_empty() || value.len() > ID_BYTES_MAX {
+            return Err(format!("{name} has 1 to {ID_BYTES_MAX} bytes"));
+        }
+    }
+    Ok(())
+}
+
+fn refused(error: VerbError) -> Refusal {
+    let status = match &error {
+        VerbError::NoAdapter(_) | VerbError::NoAccount(_) => StatusCode::NOT_FOUND,
+        VerbError::Refused(_) => StatusCode::CONFLICT,
+    };
+    Refusal::new(status, error.to_string())
+}
+
+impl Verbs for Control {
+    fn health(&self) -> (Overall, Value) {
+        status::health(self)
+    }
+
+    fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
+    }
+
+    fn metrics(&self) -> Result<String, String> {
+        housekeeping::refresh_gauges(self);
+        self.metrics.text().map_err(|error| error.to_string())
+    }
+
+    fn status(&self) -> Value {
+        status::status(self)
+    }
+
+    fn record(&self) -> Record {
+        Record { events: self.ledgers.events.readers.clone(), nexus: self.ledgers.nexus.readers.clone() }
+    }
+
+    fn send(&self, message: crate::http::send::Message) -> BoxFuture<'_, Result<mpsc::Receiver<Part>, String>> {
+        Box::pin(self.accept(message))
+    }
+
+    fn reload(&self, dry_run: bool) -> BoxFuture<'_, Answer> {
+        Box::pin(reload::reload(self, dry_run))
+    }
+
+    fn resolve_delivery(&self, delivery_id: String, retry: bool) -> BoxFuture<'_, Answer> {
+        Box::pin(self.resolve(delivery_id, retry))
+    }
+
+    fn adapter_info(&self, name: String) -> BoxFuture<'_, Answer> {
+        Box::pin(async move { Ok(json!(self.adapters.info(&name).await.map_err(refused)?)) })
+    }
+
+    fn adapter_accounts(&self, name: String) -> BoxFuture<'_, Answer> {
+        Box::pin(async move {
+            let reported = self.adapters.reported_accounts(&name).await.map_err(refused)?;
+            let configured: Vec<String> = self.config.load().adapters.get(&name).map(|adapter| adapter.accounts.keys().cloned().collect()).unwrap_or_default();
+            Ok(json!({ "configured": configured, "reported": reported }))
+        })
+    }
+
+    fn adapter_verb(&self, adapter: String, account: String, verb: String) -> BoxFuture<'_, Answer> {
+        Box::pin(self.adapter_do(adapter, account, verb))
+    }
+
+    fn stream_opened(&self) {
+        self.metrics.sse_clients.inc();
+    }
+
+    fn stream_closed(&self) {
+        self.metrics.sse_clients.dec();
+    }
+}

@@ -1,0 +1,131 @@
+//! Reload: read, compare, apply what can be applied live, say what can't. An invalid file changes
+//! nothing.
+
+use super::build::settings;
+use super::config::{LoadError, load};
+use super::control::Control;
+use super::start::effective;
+use super::StartOptions;
+use crate::clock;
+use crate::http::control::{Answer, Refusal};
+use crate::ledger::nexus::RecordConfig;
+use crate::error_text::describe;
+use axum::http::StatusCode;
+use nexus_core::config::Config;
+use nexus_core::config::diff::{Change, Effect, diff};
+use nexus_core::ids::AccountKey;
+use nexus_core::notice::NoticeType;
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// Reads the configuration anew and applies it; with `dry_run` only tells what would change.
+pub(super) async fn reload(control: &Control, dry_run: bool) -> Answer {
+    // One at a time: a second one compares with what the first applied.
+    let _one = control.reloading.lock().await;
+    let loaded = load(&control.paths).map_err(|error| invalid(control, &error))?;
+    let (log_level, port) = control.flags;
+    let flags = StartOptions { log_level, port, ..StartOptions::default() };
+    let mut new = effective(&loaded.config, &flags);
+    let old = control.config.load_full();
+    let changes = diff(&old, &new);
+    keep_restart_only(&old, &mut new);
+    let new = Arc::new(new);
+    let built = settings(&new, control.supervisor.keeper(), &control.paths.workspace);
+    let built = built.map_err(|error| Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, describe(&error)))?;
+    let warnings: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
+    let answer = json!({ "changes": changes.iter().map(shown).collect::<Vec<_>>(), "warnings": warnings, "applied": !dry_run });
+    if dry_run {
+        return Ok(answer);
+    }
+    control.pipeline.settings.store(Arc::new(built));
+    control.config.store(new.clone());
+    for change in &changes {
+        apply(control, change, &new).await;
+    }
+    let text = loaded.show();
+    if let Err(error) = control.ledgers.nexus.writer.write(RecordConfig { text, at: clock::wall_ms() }).await {
+        tracing::warn!(%error, "the new configuration was not recorded");
+    }
+    tracing::info!(changes = changes.len(), "Config reloaded");
+    control.bus.publish(NoticeType::ConfigReloaded, &answer);
+    Ok(answer)
+}
+
+/// What only a restart changes stays as it is in force, so that the next reload warns again.
+fn keep_restart_only(old: &Config, new: &mut Config) {
+    let log_level = new.daemon.log_level;
+    new.daemon = old.daemon.clone();
+    new.daemon.log_level = log_level;
+    new.ledgers.directory.clone_from(&old.ledgers.directory);
+    new.plugins.directory.clone_from(&old.plugins.directory);
+}
+
+fn invalid(control: &Control, error: &LoadError) -> Refusal {
+    tracing::error!(error = %describe(error), "reload failed; the old configuration stays in force");
+    control.bus.publish(NoticeType::SystemError, json!({ "what": "reload", "error": describe(error) }));
+    let problems = match error {
+        LoadError::Invalid(problems) => problems.iter().map(ToString::to_string).collect(),
+        LoadError::Missing(_) | LoadError::Io { .. } => vec![describe(error)],
+    };
+    Refusal { status: StatusCode::UNPROCESSABLE_ENTITY, error: "the configuration is invalid; nothing was changed".into(), problems }
+}
+
+fn shown(change: &Change) -> Value {
+    let effect = match change.effect() {
+        Effect::Live => "live",
+        Effect::NewRequestsOnly => "new_requests_only",
+        Effect::RestartsChild => "restarts_child",
+        Effect::NeedsDaemonRestart => "needs_daemon_restart",
+    };
+    json!({ "text": change.to_string(), "effect": effect })
+}
+
+async fn apply(control: &Control, change: &Change, new: &Config) {
+    let adapters = &control.adapters;
+    match change {
+        Change::LogLevel => control.logging.set_level(new.daemon.log_level),
+        Change::TimerSchedule => drop(control.timer_settings.send_replace(new.timer.clone())),
+        Change::BusMode | Change::BusRetention => {
+            if let Err(error) = control.set_bus_mode(new).await {
+                tracing::error!(error = %describe(&error), "bus.mode not changed");
+            }
+        }
+        Change::BusRing => control.bus.resize(usize::try_from(new.bus.ring).unwrap_or(usize::MAX)),
+        Change::PluginsEnabled { .. } => control.plugins.set_enabled(&new.plugins.enabled),
+        Change::AdapterAdded(name) => {
+            if let Some(adapter) = new.adapters.get(name) {
+                adapters.add(name, adapter).await;
+            }
+        }
+        Change::AdapterRemoved(name) => adapters.remove(name).await,
+        Change::AdapterChanged { name } => {
+            adapters.remove(name).await;
+            if let Some(adapter) = new.adapters.get(name) {
+                adapters.add(name, adapter).await;
+            }
+        }
+        Change::AdapterSettings { name } => {
+            if let Some(adapter) = new.adapters.get(name) {
+                adapters.set_rules(name, adapter).await;
+            }
+        }
+        Change::AccountAdded { adapter, account } | Change::AccountEnabled { adapter, account } => start_account(control, new, adapter, account).await,
+        Change::AccountRemoved { adapter, account } | Change::AccountDisabled { adapter, account } => {
+            adapters.remove_account(&AccountKey::new(adapter, account)).await;
+        }
+        Change::AccountChanged { adapter, account } => {
+            adapters.remove_account(&AccountKey::new(adapter, account)).await;
+            start_account(control, new, adapter, account).await;
+        }
+        // Read from the new settings or configuration by whoever needs them.
+        Change::Access | Change::Agents | Change::PipelineTimeout | Change::PipelineConcurrency | Change::OnInterrupted | Change::Retention | Change::MinFree => {}
+        Change::NeedsRestart { key } => tracing::warn!(key, "changed, but in force only after `nexus daemon restart`"),
+    }
+}
+
+async fn start_account(control: &Control, new: &Config, name: &str, id: &str) {
+    let Some(adapter) = new.adapters.get(name) else { return };
+    if let Some(account) = adapter.accounts.get(id).filter(|account| account.enabled) {
+        control.adapters.add_account(name, id, adapter, account).await;
+    }
+}

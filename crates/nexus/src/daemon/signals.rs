@@ -1,0 +1,115 @@
+//! What signals do (requirement: Signal Handling).
+
+use super::shutdown::Running;
+use super::{reload, status};
+use crate::keeper::leftovers;
+use serde_json::json;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+#[derive(Debug)]
+pub(super) struct Signals {
+    term: Signal,
+    int: Signal,
+    hup: Signal,
+    usr1: Signal,
+    usr2: Signal,
+    child: Signal,
+}
+
+/// How a daemon ended.
+#[derive(Debug)]
+pub(super) enum End {
+    Clean,
+    /// By a second INT: what was under way is interrupted.
+    AtOnce,
+}
+
+/// What a signal asks for.
+enum Asked {
+    Stop(&'static str),
+    Hangup,
+    Reload,
+    Diagnose,
+    Reap,
+}
+
+impl Signals {
+    pub(super) fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+            hup: signal(SignalKind::hangup())?,
+            usr1: signal(SignalKind::user_defined1())?,
+            usr2: signal(SignalKind::user_defined2())?,
+            child: signal(SignalKind::child())?,
+        })
+    }
+
+    async fn next(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.term.recv() => Asked::Stop("SIGTERM"),
+            _ = self.int.recv() => Asked::Stop("SIGINT"),
+            _ = self.hup.recv() => Asked::Hangup,
+            _ = self.usr1.recv() => Asked::Reload,
+            _ = self.usr2.recv() => Asked::Diagnose,
+            _ = self.child.recv() => Asked::Reap,
+        }
+    }
+}
+
+/// Obeys signals until one asks for the end, and shuts down. A second INT stops at once: children
+/// die with the keeper, what was under way is interrupted.
+pub(super) async fn serve(mut running: Running) -> End {
+    let reason = loop {
+        match running.signals.next().await {
+            Asked::Stop(reason) => break reason,
+            Asked::Hangup if running.control.detached => {
+                running.logging.reopen();
+                tracing::info!("log file reopened");
+            }
+            Asked::Hangup => break "SIGHUP",
+            Asked::Reload => {
+                if let Err(refusal) = reload::reload(&running.control, false).await {
+                    tracing::error!(problems = refusal.problems.join("; "), "{}", refusal.error);
+                }
+            }
+            Asked::Diagnose => diagnose(&running),
+            // As PID 1 we inherit orphans of others; the keeper's own are the keeper's.
+            Asked::Reap => {
+                if std::process::id() == 1 {
+                    leftovers::reap_all();
+                }
+            }
+        }
+    };
+    let (shutdown, mut signals) = running.shutdown(reason);
+    tokio::select! {
+        () = shutdown => End::Clean,
+        _ = signals.int.recv() => {
+            tracing::warn!("second SIGINT: stopping at once");
+            End::AtOnce
+        }
+    }
+}
+
+/// Writes what is known about the running daemon into the state directory.
+fn diagnose(running: &Running) {
+    let control = &running.control;
+    let children: Vec<_> = control
+        .supervisor
+        .list()
+        .into_iter()
+        .map(|(id, status)| json!({ "child": id, "phase": format!("{:?}", status.phase), "pid": status.pid, "restarts": status.restarts, "last_error": status.last_error }))
+        .collect();
+    let document = json!({
+        "status": status::status(control),
+        "health": status::health(control).1,
+        "children": children,
+        "metrics": control.metrics.text().unwrap_or_default(),
+    });
+    let path = running.paths.state_dir.join(format!("diagnostics-{}.json", crate::clock::wall_ms()));
+    match crate::credential::write_private(&path, format!("{document:#}\n").as_bytes()) {
+        Ok(()) => tracing::info!(path = %path.display(), "diagnostics written"),
+        Err(error) => tracing::error!(path = %path.display(), %error, "diagnostics not written"),
+    }
+}

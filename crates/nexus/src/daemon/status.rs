@@ -1,0 +1,135 @@
+//! The documents that tell how the daemon is: `/health`, `status`, the start summary.
+
+use super::control::Control;
+use super::start::shown;
+use crate::adapter::account::AccountReport;
+use nexus_core::health::{AdapterHealth, AdapterStatus, Overall, Parts, overall};
+use serde_json::{Map, Value, json};
+use std::sync::atomic::Ordering;
+
+/// Health as the requirement's document, and the overall word.
+pub(super) fn health(control: &Control) -> (Overall, Value) {
+    let reports = control.adapters.report();
+    let (word, _) = judge(control, &reports);
+    let count = |status: AdapterStatus| reports.iter().filter(|report| report.status == status).count();
+    let details: Vec<Value> = reports
+        .iter()
+        .map(|report| {
+            json!({
+                "adapter": report.adapter, "account": report.account, "status": report.status, "health": report.health,
+                "last_event_age_ms": report.last_event_age_ms,
+            })
+        })
+        .collect();
+    let document = json!({
+        "status": word,
+        "version": env!("CARGO_PKG_VERSION"),
+        "uptime_ms": uptime_ms(control),
+        "pid": std::process::id(),
+        "adapters": {
+            "total": reports.len(), "running": count(AdapterStatus::Running), "errored": count(AdapterStatus::Errored), "details": details,
+        },
+        "pipeline": pipeline(control),
+        "ledgers": ledgers(control),
+    });
+    (word, document)
+}
+
+/// What `nexus daemon status` shows.
+pub(super) fn status(control: &Control) -> Value {
+    let reports = control.adapters.report();
+    let (word, reasons) = judge(control, &reports);
+    let config = control.config.load();
+    let mut pipeline = pipeline(control);
+    pipeline["waiting"] = control.router_stats.borrow().waiting.into();
+    json!({
+        "health": word,
+        "reasons": reasons,
+        "version": env!("CARGO_PKG_VERSION"),
+        "pid": std::process::id(),
+        "uptime_ms": uptime_ms(control),
+        "http": control.http_address.get().map(ToString::to_string),
+        "detached": control.detached,
+        "config_path": control.paths.config_file,
+        "state_dir": control.paths.state_dir,
+        "log_file": control.detached.then(|| control.paths.log_file()),
+        "flags": { "log_level": control.flags.0.map(|level| level.as_str()), "port": control.flags.1 },
+        "adapters": reports,
+        "pipeline": pipeline,
+        "plugins": control.plugins.names(),
+        "timer": { "heartbeat_interval_ms": config.timer.heartbeat_interval_ms, "cron_jobs": config.timer.cron.len() },
+        "ledgers": ledgers(control),
+    })
+}
+
+/// The requirement's start summary.
+pub(super) fn summary(control: &Control) -> String {
+    let reports = control.adapters.report();
+    let config = control.config.load();
+    let count = |status: AdapterStatus| reports.iter().filter(|report| report.status == status).count();
+    let names: Vec<String> = reports.iter().map(|report| format!("{}/{}", report.adapter, report.account)).collect();
+    let width = names.iter().map(String::len).max().unwrap_or(0);
+    let plugins = control.plugins.names();
+    let ok = control.ledgers.stats().iter().filter(|(_, stats)| !stats.failing.load(Ordering::Relaxed)).count();
+    let mut lines = vec![
+        format!("[NEX] Daemon started (v{})", env!("CARGO_PKG_VERSION")),
+        format!("  PID:       {}", std::process::id()),
+        format!("  HTTP:      {}", shown(control.http_address.get())),
+        format!("  Adapters:  {} running, {} errored", count(AdapterStatus::Running), count(AdapterStatus::Errored)),
+    ];
+    for (name, report) in names.iter().zip(&reports) {
+        let channel = report.channel.as_deref().unwrap_or("-");
+        lines.push(format!("    {name:width$} {channel:<9} ● {}", report.status.as_str()));
+    }
+    lines.push(format!("  Plugins:   {} loaded ({})", plugins.len(), plugins.join(", ")));
+    lines.push(format!("  Timer:     {}", timer(config.timer.heartbeat_interval_ms, config.timer.cron.len())));
+    lines.push(format!("  Ledgers:   {ok}/4 ok"));
+    lines.join("\n")
+}
+
+fn timer(heartbeat_ms: u64, cron_jobs: usize) -> String {
+    let heartbeat = match heartbeat_ms {
+        0 => "no heartbeat".to_owned(),
+        ms if ms % 1000 == 0 => format!("heartbeat every {}s", ms / 1000),
+        ms => format!("heartbeat every {ms}ms"),
+    };
+    match cron_jobs {
+        0 => heartbeat,
+        1 => format!("{heartbeat}, 1 cron job"),
+        jobs => format!("{heartbeat}, {jobs} cron jobs"),
+    }
+}
+
+fn judge(control: &Control, reports: &[AccountReport]) -> (Overall, Vec<String>) {
+    let ledgers = control.ledgers.stats().iter().map(|(ledger, stats)| (format!("{}_db", ledger.name()), !stats.failing.load(Ordering::Relaxed))).collect();
+    overall(&Parts {
+        ledgers,
+        pipeline_ok: control.ready.load(Ordering::Relaxed) || !control.stop.is_cancelled(),
+        disk_ok: !*control.disk_low.borrow(),
+        adapters: reports.iter().map(|report| AdapterHealth { status: report.status, health: report.health }).collect(),
+        tasks_restarted: control.watch_over.lost(),
+        stuck_deliveries: 0,
+    })
+}
+
+fn pipeline(control: &Control) -> Value {
+    let totals = &control.metrics.totals;
+    json!({
+        "active_requests": totals.active.load(Ordering::Relaxed).max(0),
+        "total_processed": totals.processed.load(Ordering::Relaxed),
+        "avg_latency_ms": (totals.avg_latency_ms() * 10.0).round() / 10.0,
+    })
+}
+
+fn ledgers(control: &Control) -> Value {
+    let mut all = Map::new();
+    for (ledger, stats) in control.ledgers.stats() {
+        let state = if stats.failing.load(Ordering::Relaxed) { "error" } else { "ok" };
+        all.insert(format!("{}_db", ledger.name()), state.into());
+    }
+    Value::Object(all)
+}
+
+fn uptime_ms(control: &Control) -> u64 {
+    u64::try_from(control.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+}

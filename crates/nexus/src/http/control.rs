@@ -1,0 +1,165 @@
+//! The control verbs, on the Unix socket only. This file maps requests to [`Verbs`] and back; what a
+//! verb does is the daemon's.
+
+use super::Api;
+use super::send::{Message, send};
+use crate::query::{EventsQuery, Record};
+use crate::replies::Part;
+use crate::supervisor::BoxFuture;
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use nexus_core::health::Overall;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+/// Longest body of a control request: a message of 1 MiB, escaped.
+const BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// A refusal with its status.
+#[derive(Debug)]
+pub struct Refusal {
+    pub status: StatusCode,
+    pub error: String,
+    pub problems: Vec<String>,
+}
+
+impl Refusal {
+    pub fn new(status: StatusCode, error: impl Into<String>) -> Self {
+        Self { status, error: error.into(), problems: Vec::new() }
+    }
+}
+
+pub type Answer = Result<Value, Refusal>;
+
+/// What the daemon can be asked and told.
+pub trait Verbs: Send + Sync + 'static {
+    fn health(&self) -> (Overall, Value);
+    fn is_ready(&self) -> bool;
+    fn metrics(&self) -> Result<String, String>;
+    fn status(&self) -> Value;
+    fn record(&self) -> Record;
+    fn send(&self, message: Message) -> BoxFuture<'_, Result<mpsc::Receiver<Part>, String>>;
+    fn reload(&self, dry_run: bool) -> BoxFuture<'_, Answer>;
+    fn resolve_delivery(&self, delivery_id: String, retry: bool) -> BoxFuture<'_, Answer>;
+    fn adapter_info(&self, name: String) -> BoxFuture<'_, Answer>;
+    fn adapter_accounts(&self, name: String) -> BoxFuture<'_, Answer>;
+    fn adapter_verb(&self, adapter: String, account: String, verb: String) -> BoxFuture<'_, Answer>;
+    fn stream_opened(&self);
+    fn stream_closed(&self);
+}
+
+pub(super) fn routes(api: Api) -> Router {
+    Router::new()
+        .route("/control/status", get(async |State(api): State<Api>| Json(api.daemon.status())))
+        .route("/control/reload", post(reload))
+        .route("/control/send", post(send))
+        .route("/control/events", get(events))
+        .route("/control/events/{id}", get(event))
+        .route("/control/trace/{id}", get(trace))
+        .route("/control/traces", get(traces))
+        .route("/control/deliveries", get(deliveries))
+        .route("/control/deliveries/{id}/{verb}", post(resolve))
+        .route("/control/adapters", get(async |State(api): State<Api>| Json(json!({ "adapters": api.daemon.status()["adapters"] }))))
+        .route("/control/adapters/{name}/info", get(async |State(api): State<Api>, Path(name)| answer(api.daemon.adapter_info(name).await)))
+        .route("/control/adapters/{name}/accounts", get(async |State(api): State<Api>, Path(name)| answer(api.daemon.adapter_accounts(name).await)))
+        .route("/control/adapters/{name}/{account}/{verb}", post(adapter_verb))
+        .layer(axum::extract::DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(api)
+}
+
+pub(super) fn refusal(status: StatusCode, error: &str) -> Response {
+    (status, Json(json!({ "error": error }))).into_response()
+}
+
+fn answer(result: Answer) -> Response {
+    match result {
+        Ok(value) => Json(value).into_response(),
+        Err(Refusal { status, error, problems }) if problems.is_empty() => refusal(status, &error),
+        Err(Refusal { status, error, problems }) => (status, Json(json!({ "error": error, "problems": problems }))).into_response(),
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct Reload {
+    #[serde(default)]
+    dry_run: bool,
+}
+
+async fn reload(State(api): State<Api>, Json(reload): Json<Reload>) -> Response {
+    answer(api.daemon.reload(reload.dry_run).await)
+}
+
+#[derive(Debug, Deserialize)]
+struct List {
+    #[serde(default = "default_limit")]
+    limit: usize,
+    before: Option<i64>,
+    channel: Option<String>,
+    text: Option<String>,
+    status: Option<String>,
+}
+
+fn default_limit() -> usize {
+    50
+}
+
+/// Asks the record on a thread that may block.
+async fn ask<T: Send + 'static>(api: &Api, question: impl FnOnce(Record) -> Result<T, crate::ledger::ReadError> + Send + 'static) -> Result<T, Response> {
+    let record = api.daemon.record();
+    match tokio::task::spawn_blocking(move || question(record)).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(refusal(StatusCode::SERVICE_UNAVAILABLE, &crate::error_text::describe(&error))),
+        Err(error) => Err(refusal(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string())),
+    }
+}
+
+fn shown(result: Result<Value, Response>) -> Response {
+    result.map_or_else(|refused| refused, |value| Json(value).into_response())
+}
+
+fn found(result: Result<Option<Value>, Response>, what: &str) -> Response {
+    match result {
+        Ok(Some(value)) => Json(value).into_response(),
+        Ok(None) => refusal(StatusCode::NOT_FOUND, what),
+        Err(refused) => refused,
+    }
+}
+
+async fn events(State(api): State<Api>, Query(list): Query<List>) -> Response {
+    let query = EventsQuery { limit: list.limit, before: list.before, channel: list.channel, text: list.text };
+    shown(ask(&api, move |record| record.events(&query)).await)
+}
+
+async fn event(State(api): State<Api>, Path(id): Path<String>) -> Response {
+    let what = format!("no event `{id}`");
+    found(ask(&api, move |record| record.event(&id)).await, &what)
+}
+
+async fn trace(State(api): State<Api>, Path(id): Path<String>) -> Response {
+    let what = format!("no request `{id}`; give a request id, an event id or an event's seq");
+    found(ask(&api, move |record| record.trace(&id)).await, &what)
+}
+
+async fn traces(State(api): State<Api>, Query(list): Query<List>) -> Response {
+    shown(ask(&api, move |record| record.traces(list.status.as_deref(), list.limit)).await)
+}
+
+async fn deliveries(State(api): State<Api>, Query(list): Query<List>) -> Response {
+    shown(ask(&api, move |record| record.deliveries(list.status.as_deref(), list.limit)).await)
+}
+
+async fn resolve(State(api): State<Api>, Path((id, verb)): Path<(String, String)>) -> Response {
+    match verb.as_str() {
+        "retry" => answer(api.daemon.resolve_delivery(id, true).await),
+        "discard" => answer(api.daemon.resolve_delivery(id, false).await),
+        _ => refusal(StatusCode::NOT_FOUND, "a delivery can be told `retry` or `discard`"),
+    }
+}
+
+async fn adapter_verb(State(api): State<Api>, Path((adapter, account, verb)): Path<(String, String, String)>) -> Response {
+    answer(api.daemon.adapter_verb(adapter, account, verb).await)
+}

@@ -1,0 +1,57 @@
+//! `POST /control/send`: one message over the control socket, answered as it is worked on.
+
+use super::Api;
+use super::control::refusal;
+use crate::replies::Part;
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::Response;
+use bytes::Bytes;
+use serde::Deserialize;
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Message {
+    pub text: String,
+    pub event_id: Option<String>,
+    #[serde(default = "default_conversation")]
+    pub conversation: String,
+    #[serde(default = "default_sender")]
+    pub sender: String,
+}
+
+fn default_conversation() -> String {
+    "default".into()
+}
+
+fn default_sender() -> String {
+    "local".into()
+}
+
+pub(super) async fn send(State(api): State<Api>, Json(message): Json<Message>) -> Response {
+    let parts = match api.daemon.send(message).await {
+        Ok(parts) => parts,
+        Err(error) => return refusal(StatusCode::BAD_REQUEST, &error),
+    };
+    let stop = api.stop.clone();
+    let lines = futures_util::stream::unfold(parts, move |mut parts| {
+        let stop = stop.clone();
+        async move {
+            let part = tokio::select! {
+                part = parts.recv() => part?,
+                () = stop.cancelled() => return None,
+            };
+            Some((Ok::<_, std::convert::Infallible>(line(&part)), parts))
+        }
+    });
+    let mut response = Response::new(Body::from_stream(lines));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
+    response
+}
+
+fn line(part: &Part) -> Bytes {
+    let mut text = serde_json::to_string(part).unwrap_or_else(|error| format!("{{\"type\":\"error\",\"error\":\"{error}\"}}"));
+    text.push('\n');
+    text.into()
+}

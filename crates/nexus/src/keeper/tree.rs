@@ -1,0 +1,87 @@
+//! Finds the descendants that a child left behind.
+//!
+//! The keeper is a subreaper: when a process of a child's tree dies, its orphans become the keeper's
+//! own children. So killing direct children, round after round, reaches everything, and a direct
+//! child that wasn't reaped yet can't have given its PID to a stranger.
+
+use rustix::process::{Pid, getpid};
+use std::fs;
+
+/// PIDs of this process's direct children, zombies included, but for those that are `known`.
+pub(crate) fn orphans(known: impl Fn(i32) -> bool) -> Vec<i32> {
+    let me = getpid().as_raw_nonzero().get();
+    // Needs CONFIG_PROC_CHILDREN; the keeper has one thread, whose id is its PID.
+    match fs::read_to_string(format!("/proc/{me}/task/{me}/children")) {
+        Ok(list) => list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).filter(|&pid| !known(pid)).collect(),
+        // Known children are not read at all: with a thousand of them that is most of the cost.
+        Err(_) => all_pids().into_iter().filter(|&pid| !known(pid) && parent_of(pid) == Some(me)).collect(),
+    }
+}
+
+/// Every PID in `/proc`.
+pub(crate) fn all_pids() -> Vec<i32> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// The parent of `pid` by `/proc/PID/stat` (proc_pid_stat(5)), `None` when it is gone.
+pub(crate) fn parent_of(pid: i32) -> Option<i32> {
+    stat_field(pid, 1)?.parse().ok()
+}
+
+/// Start time of `pid` in clock ticks since boot: with the boot id it makes a PID unique.
+pub(crate) fn start_ticks(pid: i32) -> Option<u64> {
+    stat_field(pid, 19)?.parse().ok()
+}
+
+/// User and system time of `pid` in clock ticks.
+fn cpu_ticks(pid: i32) -> Option<u64> {
+    Some(stat_field(pid, 11)?.parse::<u64>().ok()? + stat_field(pid, 12)?.parse::<u64>().ok()?)
+}
+
+/// CPU seconds, resident bytes and open descriptors of a process, as far as they can be read.
+pub(crate) fn usage(pid: u32) -> Option<(f64, i64, i64)> {
+    let pid = i32::try_from(pid).ok()?;
+    let cpu = cpu_ticks(pid)? as f64 / rustix::param::clock_ticks_per_second() as f64;
+    let statm = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let pages: i64 = statm.split(' ').nth(1)?.parse().ok()?;
+    let rss = pages.saturating_mul(i64::try_from(rustix::param::page_size()).ok()?);
+    let fds = fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |list| i64::try_from(list.count()).unwrap_or(0));
+    Some((cpu, rss, fds))
+}
+
+/// Field number `index` counted from the state letter, which stands behind the command's `)`.
+fn stat_field(pid: i32, index: usize) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(") ")?;
+    rest.split(' ').nth(index).map(str::to_owned)
+}
+
+/// The value of `NEXUS_CHILD_ID` in the environment that `pid` was started with, if readable.
+pub(crate) fn mark_of(pid: i32) -> Option<String> {
+    let environ = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    environ
+        .split(|&byte| byte == 0)
+        .find_map(|pair| pair.strip_prefix(b"NEXUS_CHILD_ID="))
+        .and_then(|value| String::from_utf8(value.to_vec()).ok())
+}
+
+/// The session that `pid` belongs to.
+pub(crate) fn session_of(pid: i32) -> Option<i32> {
+    rustix::process::getsid(Pid::from_raw(pid)).ok().map(|sid| sid.as_raw_nonzero().get())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_this_process() {
+        let me = getpid().as_raw_nonzero().get();
+        let parent = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get());
+        assert_eq!(parent_of(me), parent);
+        assert!(start_ticks(me).is_some_and(|ticks| ticks > 0));
+        assert!(session_of(me).is_some());
+        assert!(all_pids().contains(&me));
+    }
+}

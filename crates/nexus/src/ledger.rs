@@ -1,0 +1,320 @@
+//! The ledger databases: which files there are, how they are opened, and how they are read.
+//!
+//! Writing goes through one [`writer::Writer`] per file; reading through a small pool of read-only
+//! connections. Nothing is ever written to two files together: see `follow`.
+
+pub mod agents;
+pub mod events;
+pub mod follow;
+pub mod identity;
+pub mod migrate;
+pub mod nexus;
+pub mod writer;
+
+use migrate::{MigrateError, Migration};
+use rusqlite::{Connection, OpenFlags};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// How long a connection waits for another's lock: only a checkpoint or a backup can hold one.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Read-only connections kept open per file.
+const READERS_KEPT: usize = 4;
+/// Page cache of one connection, in KiB.
+const CACHE_KIB: i64 = 1024;
+
+/// The four ledger files (requirement: Database Initialization).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Ledger {
+    Events,
+    Agents,
+    Identity,
+    Nexus,
+    /// Not one of the four: notices of `bus.mode: write-through`.
+    Bus,
+}
+
+impl Ledger {
+    /// The four ledgers, in the requirement's order; the bus's store is not among them.
+    pub const ALL: [Ledger; 4] = [Self::Events, Self::Agents, Self::Identity, Self::Nexus];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Events => "events",
+            Self::Agents => "agents",
+            Self::Identity => "identity",
+            Self::Nexus => "nexus",
+            Self::Bus => "bus",
+        }
+    }
+
+    /// The file's name within the ledger directory.
+    pub fn file_name(self) -> String {
+        format!("{}.db", self.name())
+    }
+
+    /// The four ledgers survive power loss; the bus's store may lose its last moments.
+    fn synchronous(self) -> &'static str {
+        match self {
+            Self::Events | Self::Agents | Self::Identity | Self::Nexus => "FULL",
+            Self::Bus => "NORMAL",
+        }
+    }
+
+    fn migrations(self) -> &'static [Migration] {
+        match self {
+            Self::Events => &[Migration { version: 1, sql: include_str!("../migrations/events/0001_facts.sql") }],
+            Self::Agents => &[Migration { version: 1, sql: include_str!("../migrations/agents/0001_turns.sql") }],
+            Self::Identity => &[Migration { version: 1, sql: include_str!("../migrations/identity/0001_contacts.sql") }],
+            Self::Nexus => &[Migration { version: 1, sql: include_str!("../migrations/nexus/0001_work.sql") }],
+            Self::Bus => &[Migration { version: 1, sql: include_str!("../migrations/bus/0001_events.sql") }],
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("failed to create the ledger directory `{path}`; check its owner and permissions")]
+    Directory { path: PathBuf, #[source] source: std::io::Error },
+    #[error("failed to open ledger `{path}`; check its owner and permissions, and that the disk is not full")]
+    Open { path: PathBuf, #[source] source: rusqlite::Error },
+    #[error(transparent)]
+    Migrate(#[from] MigrateError),
+    #[error("failed to start the writer thread of ledger `{path}`")]
+    Thread { path: PathBuf, #[source] source: std::io::Error },
+}
+
+/// Opens `ledger` in `directory` for writing, creating and migrating it as needed.
+///
+/// # Errors
+/// [`OpenError`]; nothing is left half migrated.
+pub fn open(directory: &Path, ledger: Ledger, now_ms: i64) -> Result<Connection, OpenError> {
+    let path = directory.join(ledger.file_name());
+    let failed = |source| OpenError::Open { path: path.clone(), source };
+    private_file(&path).map_err(|source| OpenError::Directory { path: path.clone(), source })?;
+    let mut connection = connect(&path, ledger).map_err(failed)?;
+    migrate::migrate(&mut connection, &path, ledger.migrations(), now_ms)?;
+    Ok(connection)
+}
+
+/// Creates the file with mode 0600 before SQLite would create it with the umask's.
+fn private_file(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    std::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path).map(drop)
+}
+
+fn connect(path: &Path, ledger: Ledger) -> rusqlite::Result<Connection> {
+    let connection = Connection::open(path)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    // The page size counts only for a new file. Checkpoints are made by another thread.
+    connection.execute_batch(&format!(
+        "PRAGMA page_size = 8192; PRAGMA journal_mode = WAL; PRAGMA synchronous = {}; PRAGMA foreign_keys = ON;
+         PRAGMA wal_autocheckpoint = 0; PRAGMA cache_size = -{CACHE_KIB}; PRAGMA trusted_schema = OFF;",
+        ledger.synchronous()
+    ))?;
+    Ok(connection)
+}
+
+/// One file with its writer and its readers.
+#[derive(Debug)]
+pub struct Database<C: writer::Command> {
+    pub writer: writer::Writer<C>,
+    pub readers: Readers,
+}
+
+impl<C: writer::Command> Clone for Database<C> {
+    fn clone(&self) -> Self {
+        Self { writer: self.writer.clone(), readers: self.readers.clone() }
+    }
+}
+
+/// What must be waited for at shutdown, after the last handle of the file is dropped.
+#[derive(Debug)]
+pub struct Threads {
+    writer: std::thread::JoinHandle<()>,
+    checkpoint: std::thread::JoinHandle<()>,
+}
+
+impl Threads {
+    /// Blocks until everything queued is on disk and the last checkpoint is made.
+    pub fn join(self) {
+        for thread in [self.writer, self.checkpoint] {
+            if thread.join().is_err() {
+                tracing::error!("a ledger thread panicked");
+            }
+        }
+    }
+}
+
+/// Opens a ledger and starts its threads.
+///
+/// # Errors
+/// [`OpenError`].
+pub fn start<C: writer::Command>(directory: &Path, now_ms: i64) -> Result<(Database<C>, Threads), OpenError> {
+    let connection = open(directory, C::LEDGER, now_ms)?;
+    let path = directory.join(C::LEDGER.file_name());
+    let thread = |source| OpenError::Thread { path: path.clone(), source };
+    let (checkpoints, checkpoint) = Checkpoints::start(path.clone(), C::LEDGER).map_err(thread)?;
+    let reopen_path = path.clone();
+    let reopen = move || {
+        // Never creates a file: a ledger that vanished must not come back empty.
+        if !reopen_path.exists() {
+            return Err(OpenError::Open { path: reopen_path.clone(), source: rusqlite::Error::InvalidPath(reopen_path.clone()) });
+        }
+        connect(&reopen_path, C::LEDGER).map_err(|source| OpenError::Open { path: reopen_path.clone(), source })
+    };
+    let (writer, handle) = writer::Writer::start(connection, reopen, checkpoints).map_err(thread)?;
+    Ok((Database { writer, readers: Readers::new(path) }, Threads { writer: handle, checkpoint }))
+}
+
+/// Asks the checkpointing thread of one file to move the WAL into the database, off the writer.
+#[derive(Debug, Clone)]
+pub struct Checkpoints {
+    request: std::sync::mpsc::SyncSender<()>,
+    wal: Arc<PathBuf>,
+}
+
+impl Checkpoints {
+    fn start(path: PathBuf, ledger: Ledger) -> std::io::Result<(Self, std::thread::JoinHandle<()>)> {
+        let wal = Arc::new(PathBuf::from(format!("{}-wal", path.display())));
+        let (request, inbox) = std::sync::mpsc::sync_channel::<()>(1);
+        let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(move || {
+            while inbox.recv().is_ok() {
+                // A connection per checkpoint: rare, and it holds no memory in between.
+                let done = connect(&path, ledger).and_then(|connection| connection.execute_batch("PRAGMA wal_checkpoint(PASSIVE)"));
+                if let Err(error) = done {
+                    tracing::warn!(path = %path.display(), %error, "checkpoint failed; the log grows until one succeeds");
+                }
+            }
+        })?;
+        Ok((Self { request, wal }, thread))
+    }
+
+    /// Size of the WAL in pages.
+    pub(crate) fn wal_pages(&self) -> u64 {
+        std::fs::metadata(self.wal.as_path()).map_or(0, |data| data.len() / 8192)
+    }
+
+    pub(crate) fn request(&self) {
+        // Full means that one is due already.
+        self.request.try_send(()).ok();
+    }
+}
+
+/// A small pool of read-only connections to one file.
+#[derive(Debug, Clone)]
+pub struct Readers {
+    path: Arc<PathBuf>,
+    idle: Arc<Mutex<Vec<Connection>>>,
+    /// Reads that failed, for health.
+    pub errors: Arc<AtomicU64>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    #[error("failed to read ledger `{path}`")]
+    Sqlite { path: PathBuf, #[source] source: rusqlite::Error },
+    #[error("reading ledger `{path}` panicked")]
+    Panicked { path: PathBuf },
+}
+
+impl Readers {
+    /// Readers of the file at `path`, which must exist by the first read.
+    pub fn new(path: PathBuf) -> Self {
+        Self { path: Arc::new(path), idle: Arc::default(), errors: Arc::default() }
+    }
+
+    /// Runs `query` on a thread that may block.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub async fn read<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, ReadError> {
+        let this = self.clone();
+        let panicked = ReadError::Panicked { path: self.path.to_path_buf() };
+        tokio::task::spawn_blocking(move || this.read_now(query)).await.unwrap_or(Err(panicked))
+    }
+
+    /// Runs `query` on this thread.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn read_now<T>(&self, query: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, ReadError> {
+        let failed = |source| {
+            self.errors.fetch_add(1, Ordering::Relaxed);
+            ReadError::Sqlite { path: self.path.to_path_buf(), source }
+        };
+        let pooled = self.idle.lock().ok().and_then(|mut idle| idle.pop());
+        let connection = match pooled {
+            Some(connection) => connection,
+            None => self.open().map_err(failed)?,
+        };
+        // A connection whose query failed isn't kept: the next one starts afresh.
+        let value = query(&connection).map_err(failed)?;
+        if let Ok(mut idle) = self.idle.lock()
+            && idle.len() < READERS_KEPT
+        {
+            idle.push(connection);
+        }
+        Ok(value)
+    }
+
+    fn open(&self) -> rusqlite::Result<Connection> {
+        let connection = Connection::open_with_flags(self.path.as_path(), OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        connection.execute_batch(&format!("PRAGMA query_only = ON; PRAGMA cache_size = -{CACHE_KIB}; PRAGMA trusted_schema = OFF;"))?;
+        connection.set_prepared_statement_cache_capacity(64);
+        Ok(connection)
+    }
+}
+
+/// Reads one row or none.
+pub(crate) fn optional<T>(result: rusqlite::Result<T>) -> rusqlite::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(rusqlite::Error::QueryReturnedNoRows) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The four ledgers with their writers and readers.
+#[derive(Debug, Clone)]
+pub struct Ledgers {
+    pub events: Database<events::EventsCommand>,
+    pub agents: Database<agents::AgentsCommand>,
+    pub identity: Database<identity::IdentityCommand>,
+    pub nexus: Database<nexus::NexusCommand>,
+}
+
+impl Ledgers {
+    /// Opens all four, creating `directory` (mode 0700) as needed.
+    ///
+    /// # Errors
+    /// [`OpenError`] of the first that fails.
+    pub fn start(directory: &Path, now_ms: i64) -> Result<(Self, Vec<Threads>), OpenError> {
+        use std::os::unix::fs::DirBuilderExt;
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
+        made.map_err(|source| OpenError::Directory { path: directory.to_owned(), source })?;
+        let (events, a) = start(directory, now_ms)?;
+        let (agents, b) = start(directory, now_ms)?;
+        let (identity, c) = start(directory, now_ms)?;
+        let (nexus, d) = start(directory, now_ms)?;
+        Ok((Self { events, agents, identity, nexus }, vec![a, b, c, d]))
+    }
+
+    /// Name, writer's figures and failed reads of each.
+    pub fn stats(&self) -> [(Ledger, &Arc<writer::WriterStats>); 4] {
+        [
+            (Ledger::Events, self.events.writer.stats()),
+            (Ledger::Agents, self.agents.writer.stats()),
+            (Ledger::Identity, self.identity.writer.stats()),
+            (Ledger::Nexus, self.nexus.writer.stats()),
+        ]
+    }
+}

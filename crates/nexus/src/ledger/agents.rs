@@ -1,0 +1,155 @@
+//! agents.db: turns, messages, tool calls, and the session labels that point at them. Follows
+//! finished runs of nexus.db.
+
+use super::writer::{Weight, commands};
+use super::{Ledger, follow, optional};
+use rusqlite::{Connection, params};
+use serde::{Deserialize, Serialize};
+
+/// The name under which agents.db follows nexus.db.
+pub const SOURCE: &str = "nexus.finish";
+
+/// One finished turn, as `runs.turn_json` keeps it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TurnRecord {
+    pub turn_id: String,
+    pub request_id: String,
+    pub session: String,
+    pub agent: String,
+    pub user: String,
+    pub assistant: String,
+    pub model: Option<String>,
+    pub provider: Option<String>,
+    pub stop_reason: String,
+    pub input_tokens: Option<u64>,
+    pub output_tokens: Option<u64>,
+    /// Unix milliseconds.
+    pub started_at: i64,
+    pub duration_ms: f64,
+    pub tool_calls: Vec<ToolCall>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ToolCall {
+    pub call_id: String,
+    pub name: String,
+    pub status: String,
+    pub summary: Option<String>,
+}
+
+/// Turns of finished runs, in the order of their `finish_seq`.
+#[derive(Debug, Clone)]
+pub struct ApplyTurns {
+    pub upto_finish_seq: i64,
+    pub turns: Vec<TurnRecord>,
+}
+
+/// Labels of sessions that began with these turns.
+pub type NewSessions = Vec<String>;
+
+commands! { Ledger::Agents, AgentsCommand / AgentsReply { ApplyTurns -> NewSessions } }
+
+impl ApplyTurns {
+    fn apply(&self, connection: &Connection) -> rusqlite::Result<NewSessions> {
+        let mut new = Vec::new();
+        if follow::advance(connection, SOURCE, self.upto_finish_seq)? {
+            for turn in &self.turns {
+                if apply_turn(connection, turn)? {
+                    new.push(turn.session.clone());
+                }
+            }
+        }
+        Ok(new)
+    }
+}
+
+fn apply_turn(connection: &Connection, turn: &TurnRecord) -> rusqlite::Result<bool> {
+    let head = connection.prepare_cached("SELECT t.turn_id, t.depth FROM sessions s JOIN turns t ON t.turn_id = s.head WHERE s.label = ?1")?.query_row(
+        [&turn.session],
+        |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)),
+    );
+    let head = optional(head)?;
+    let depth = head.as_ref().map_or(1, |(_, depth)| depth + 1);
+    connection
+        .prepare_cached("INSERT INTO turns VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)")?
+        .execute(params![
+            turn.turn_id,
+            head.as_ref().map(|(id, _)| id),
+            depth,
+            turn.session,
+            turn.agent,
+            turn.request_id,
+            turn.model,
+            turn.provider,
+            turn.stop_reason,
+            turn.input_tokens,
+            turn.output_tokens,
+            turn.started_at,
+            turn.duration_ms
+        ])?;
+    let mut message = connection.prepare_cached("INSERT INTO messages VALUES (?1, ?2, ?3, ?4)")?;
+    message.execute(params![turn.turn_id, 0, "user", turn.user])?;
+    message.execute(params![turn.turn_id, 1, "assistant", turn.assistant])?;
+    for (n, call) in turn.tool_calls.iter().enumerate() {
+        connection
+            .prepare_cached("INSERT INTO tool_calls VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
+            .execute(params![turn.turn_id, n, call.call_id, call.name, call.status, call.summary])?;
+    }
+    connection
+        .prepare_cached(
+            "INSERT INTO sessions VALUES (?1, ?2, ?3, 1, ?4, ?4)
+             ON CONFLICT (label) DO UPDATE SET agent = ?2, head = ?3, turns = turns + 1, updated_at = ?4",
+        )?
+        .execute(params![turn.session, turn.agent, turn.turn_id, turn.started_at])?;
+    Ok(head.is_none())
+}
+
+impl Weight for ApplyTurns {
+    fn bytes(&self) -> usize {
+        self.turns.iter().map(|turn| turn.user.len() + turn.assistant.len() + 512).sum::<usize>() + 64
+    }
+    fn rows(&self) -> usize {
+        (self.turns.len() * 4).max(1)
+    }
+}
+
+/// A session's newest messages, oldest first, within `bytes_max`; and how many older ones exist.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct History {
+    pub head: Option<String>,
+    /// (role, content)
+    pub messages: Vec<(String, String)>,
+    pub dropped: u32,
+}
+
+/// Reads back from the session's head along the parents.
+pub fn history(connection: &Connection, session: &str, turns_max: u32, bytes_max: usize) -> rusqlite::Result<History> {
+    let head = optional(connection.prepare_cached("SELECT head, turns FROM sessions WHERE label = ?1")?.query_row([session], |row| {
+        Ok((row.get::<_, String>(0)?, row.get::<_, u32>(1)?))
+    }))?;
+    let Some((head, turns)) = head else { return Ok(History::default()) };
+    let mut query = connection.prepare_cached(
+        "WITH RECURSIVE line (turn_id, n) AS (
+           SELECT ?1, 0 UNION ALL
+           SELECT t.parent_turn_id, line.n + 1 FROM line JOIN turns t ON t.turn_id = line.turn_id
+             WHERE t.parent_turn_id IS NOT NULL AND line.n + 1 < ?2)
+         SELECT m.role, m.content FROM line JOIN messages m ON m.turn_id = line.turn_id ORDER BY line.n, m.n DESC",
+    )?;
+    let rows = query.query_map(params![head, turns_max], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
+    let (mut messages, mut bytes) = (Vec::new(), 0);
+    for row in rows {
+        let row = row?;
+        bytes += row.1.len();
+        if bytes > bytes_max {
+            break;
+        }
+        messages.push(row);
+    }
+    messages.reverse();
+    // Whole turns only: an answer without its question would mislead the agent.
+    if messages.first().is_some_and(|(role, _)| role == "assistant") {
+        messages.remove(0);
+    }
+    let dropped = (turns * 2).saturating_sub(u32::try_from(messages.len()).unwrap_or(u32::MAX));
+    Ok(History { head: Some(head), messages, dropped })
+}

@@ -1,0 +1,132 @@
+//! Brings a database file to the schema this binary knows: forward only, one transaction a step,
+//! a backup before the first. Never runs on a schema it doesn't know.
+
+use rusqlite::Connection;
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
+
+/// One step: its number counts from 1, its SQL is compiled in.
+#[derive(Debug, Clone, Copy)]
+pub struct Migration {
+    pub version: u32,
+    pub sql: &'static str,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum MigrateError {
+    #[error("`{file}` has schema {found}, this nexus knows {known}; run the newer nexus, or restore a backup")]
+    Newer { file: PathBuf, found: u32, known: u32 },
+    #[error("step {version} of `{file}` was applied with another text than this nexus has; the file belongs to another build")]
+    Changed { file: PathBuf, version: u32 },
+    #[error("failed to back up `{file}` to `{to}` before migrating it")]
+    Backup { file: PathBuf, to: PathBuf, #[source] source: rusqlite::Error },
+    #[error("failed to make the directory `{to}` for the backup of `{file}`")]
+    BackupDirectory { file: PathBuf, to: PathBuf, #[source] source: std::io::Error },
+    #[error("failed to migrate `{file}` to schema {version}; it stays as it was")]
+    Step { file: PathBuf, version: u32, #[source] source: rusqlite::Error },
+    #[error("failed to read the schema version of `{file}`")]
+    Read { file: PathBuf, #[source] source: rusqlite::Error },
+}
+
+/// Applies what is missing of `steps` to `connection`, whose file is `file`. `now_ms` is recorded.
+///
+/// # Errors
+/// [`MigrateError`]; the file is then as it was before the failing step.
+pub fn migrate(connection: &mut Connection, file: &Path, steps: &[Migration], now_ms: i64) -> Result<(), MigrateError> {
+    let read = |source| MigrateError::Read { file: file.to_owned(), source };
+    let create = "CREATE TABLE IF NOT EXISTS schema_version (version INTEGER PRIMARY KEY, checksum TEXT NOT NULL, applied_at INTEGER NOT NULL) STRICT";
+    connection.execute_batch(create).map_err(read)?;
+    let applied = applied_steps(connection).map_err(read)?;
+    let known = steps.last().map_or(0, |step| step.version);
+    if let Some(&(found, _)) = applied.last().filter(|(version, _)| *version > known) {
+        return Err(MigrateError::Newer { file: file.to_owned(), found, known });
+    }
+    for (version, recorded) in &applied {
+        let step = steps.iter().find(|step| step.version == *version);
+        if step.is_none_or(|step| checksum(step.sql) != *recorded) {
+            return Err(MigrateError::Changed { file: file.to_owned(), version: *version });
+        }
+    }
+    let current = applied.last().map_or(0, |(version, _)| *version);
+    if current > 0 && current < known {
+        back_up(connection, file, current)?;
+    }
+    for step in steps.iter().filter(|step| step.version > current) {
+        apply(connection, step, now_ms).map_err(|source| MigrateError::Step { file: file.to_owned(), version: step.version, source })?;
+    }
+    Ok(())
+}
+
+fn applied_steps(connection: &Connection) -> rusqlite::Result<Vec<(u32, String)>> {
+    let mut query = connection.prepare("SELECT version, checksum FROM schema_version ORDER BY version")?;
+    query.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+}
+
+fn apply(connection: &mut Connection, step: &Migration, now_ms: i64) -> rusqlite::Result<()> {
+    let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    transaction.execute_batch(step.sql)?;
+    transaction.execute("INSERT INTO schema_version VALUES (?1, ?2, ?3)", (step.version, checksum(step.sql), now_ms))?;
+    transaction.commit()
+}
+
+/// Copies the database beside itself: `backup/<name>-v<schema>.db`.
+fn back_up(connection: &Connection, file: &Path, version: u32) -> Result<(), MigrateError> {
+    let directory = file.parent().unwrap_or(Path::new(".")).join("backup");
+    std::fs::create_dir_all(&directory).map_err(|source| MigrateError::BackupDirectory { file: file.to_owned(), to: directory.clone(), source })?;
+    let stem = file.file_stem().map_or_else(|| "ledger".into(), |stem| stem.to_string_lossy().into_owned());
+    let to = directory.join(format!("{stem}-v{version}.db"));
+    connection.backup("main", &to, None::<fn(rusqlite::backup::Progress)>).map_err(|source| MigrateError::Backup { file: file.to_owned(), to, source })
+}
+
+fn checksum(sql: &str) -> String {
+    hex::encode(Sha256::digest(sql.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const ONE: Migration = Migration { version: 1, sql: "CREATE TABLE a (x INTEGER) STRICT; INSERT INTO a VALUES (7);" };
+    const TWO: Migration = Migration { version: 2, sql: "CREATE TABLE b (x INTEGER) STRICT;" };
+    const BAD: Migration = Migration { version: 2, sql: "CREATE TABLE b (x INTEGER) STRICT; NONSENSE;" };
+
+    fn open(directory: &Path) -> (Connection, PathBuf) {
+        let file = directory.join("t.db");
+        (Connection::open(&file).unwrap(), file)
+    }
+
+    #[test]
+    fn goes_forward_once_and_backs_up_first() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut connection, file) = open(directory.path());
+        migrate(&mut connection, &file, &[ONE], 1).unwrap();
+        migrate(&mut connection, &file, &[ONE], 2).unwrap();
+        assert!(!directory.path().join("backup").exists());
+        migrate(&mut connection, &file, &[ONE, TWO], 3).unwrap();
+        let backup = Connection::open(directory.path().join("backup/t-v1.db")).unwrap();
+        assert_eq!(backup.query_row("SELECT x FROM a", [], |row| row.get::<_, i64>(0)).unwrap(), 7);
+        assert!(backup.prepare("SELECT * FROM b").is_err());
+    }
+
+    #[test]
+    fn a_failed_step_leaves_the_file_as_it_was() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut connection, file) = open(directory.path());
+        migrate(&mut connection, &file, &[ONE], 1).unwrap();
+        assert!(matches!(migrate(&mut connection, &file, &[ONE, BAD], 2), Err(MigrateError::Step { version: 2, .. })));
+        assert!(connection.prepare("SELECT * FROM b").is_err());
+        migrate(&mut connection, &file, &[ONE, TWO], 3).unwrap();
+    }
+
+    #[test]
+    fn refuses_a_newer_or_foreign_schema_naming_both_versions() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut connection, file) = open(directory.path());
+        migrate(&mut connection, &file, &[ONE, TWO], 1).unwrap();
+        let error = migrate(&mut connection, &file, &[ONE], 2).unwrap_err().to_string();
+        assert!(error.contains("schema 2") && error.contains("knows 1"), "{error}");
+        let other = Migration { version: 2, sql: "CREATE TABLE c (x INTEGER) STRICT;" };
+        assert!(matches!(migrate(&mut connection, &file, &[ONE, other], 2), Err(MigrateError::Changed { version: 2, .. })));
+    }
+}

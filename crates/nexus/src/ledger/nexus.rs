@@ -1,0 +1,59 @@
+//! nexus.db: all work, and the only file with a status. The commands here are whole, conditional
+//! transactions: losing a condition is a normal answer, repeating one changes nothing.
+
+mod deliveries;
+mod instances;
+mod read;
+mod recover;
+mod requests;
+
+pub use deliveries::{ClaimDelivery, Delivery, NewDelivery, ResolveDelivery, Resolution, SettleDelivery, Settled};
+pub use instances::{BackfillDone, CountAnalytics, Hour, Instance, RecordConfig, SaveInstance, instances};
+pub use read::{
+    OpenRequest, RequestRow, deliveries, deliveries_of, delivery, finished_after, open_deliveries, open_requests, request_by_event, request_by_id,
+    request_id_of, requests, sent_after, status_counts,
+};
+pub use recover::{BeginEpoch, Interrupted, Prune, ReviveRequest};
+pub use requests::{Admit, AdmitRow, FinishRun, InterruptRun, MarkActed, SaveTrace, SettleRequest, StartRun};
+
+use super::Ledger;
+use super::writer::commands;
+
+/// Whether a conditional command found what it expected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claim {
+    Done,
+    /// Somebody else was there first, or the row isn't there (yet).
+    Lost,
+}
+
+commands! { Ledger::Nexus, NexusCommand / NexusReply {
+    BeginEpoch -> recover::Begun,
+    Admit -> (),
+    SettleRequest -> Claim,
+    StartRun -> Claim,
+    MarkActed -> (),
+    FinishRun -> Option<i64>,
+    SaveTrace -> (),
+    InterruptRun -> Claim,
+    ReviveRequest -> Claim,
+    ClaimDelivery -> Claim,
+    SettleDelivery -> Claim,
+    ResolveDelivery -> Option<String>,
+    SaveInstance -> (),
+    BackfillDone -> (),
+    RecordConfig -> (),
+    CountAnalytics -> (),
+    Prune -> u64,
+} }
+
+/// The next value of a counter kept in this file.
+fn next(connection: &rusqlite::Connection, counter: &str) -> rusqlite::Result<i64> {
+    let sql = "UPDATE counters SET value = value + 1 WHERE name = ?1 RETURNING value";
+    connection.prepare_cached(sql)?.query_row([counter], |row| row.get(0))
+}
+
+/// The value of a counter.
+pub fn counter(connection: &rusqlite::Connection, name: &str) -> rusqlite::Result<i64> {
+    connection.prepare_cached("SELECT value FROM counters WHERE name = ?1")?.query_row([name], |row| row.get(0))
+}

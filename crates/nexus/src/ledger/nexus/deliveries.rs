@@ -1,0 +1,211 @@
+//! Deliveries: what is to be said, and how far that has come.
+
+use super::{Claim, next};
+use crate::ledger::writer::Weight;
+use rusqlite::{Connection, Row, params};
+
+/// A reply, or one chunk of it, committed with the run that made it.
+#[derive(Debug, Clone)]
+pub struct NewDelivery {
+    pub delivery_id: String,
+    pub request_id: String,
+    pub event_seq: i64,
+    pub run_id: Option<String>,
+    pub adapter: String,
+    pub channel: String,
+    pub account_id: String,
+    pub target: String,
+    pub thread_id: Option<String>,
+    pub reply_to_id: Option<String>,
+    pub idempotency_key: String,
+    pub content: String,
+    pub created_at: i64,
+    pub expires_at: i64,
+}
+
+impl NewDelivery {
+    pub(super) fn insert(&self, connection: &Connection, epoch: i64) -> rusqlite::Result<()> {
+        let sql = "INSERT INTO deliveries (delivery_id, request_id, event_seq, run_id, adapter, channel, account_id, target, thread_id, reply_to_id,
+                     idempotency_key, content, status, created_at, updated_at, expires_at, epoch)
+                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, 'pending', ?13, ?13, ?14, ?15) ON CONFLICT (idempotency_key) DO NOTHING";
+        connection
+            .prepare_cached(sql)?
+            .execute(params![
+                self.delivery_id, self.request_id, self.event_seq, self.run_id, self.adapter, self.channel, self.account_id, self.target,
+                self.thread_id, self.reply_to_id, self.idempotency_key, self.content, self.created_at, self.expires_at, epoch
+            ])
+            .map(drop)
+    }
+}
+
+/// A delivery as it stands.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Delivery {
+    #[serde(skip)]
+    pub seq: i64,
+    pub delivery_id: String,
+    pub request_id: String,
+    pub event_seq: i64,
+    pub run_id: Option<String>,
+    pub adapter: String,
+    pub channel: String,
+    pub account_id: String,
+    pub target: String,
+    pub thread_id: Option<String>,
+    pub reply_to_id: Option<String>,
+    pub idempotency_key: String,
+    pub content: String,
+    pub status: String,
+    pub attempts: u32,
+    pub next_attempt_at: Option<i64>,
+    pub message_ids: Option<String>,
+    pub error: Option<String>,
+    pub created_at: i64,
+    pub updated_at: i64,
+    pub expires_at: i64,
+}
+
+pub(super) const COLUMNS: &str = "seq, delivery_id, request_id, event_seq, run_id, adapter, channel, account_id, target, thread_id, reply_to_id,
+  idempotency_key, content, status, attempts, next_attempt_at, message_ids, error, created_at, updated_at, expires_at";
+
+pub(super) fn from_row(row: &Row<'_>) -> rusqlite::Result<Delivery> {
+    Ok(Delivery {
+        seq: row.get(0)?,
+        delivery_id: row.get(1)?,
+        request_id: row.get(2)?,
+        event_seq: row.get(3)?,
+        run_id: row.get(4)?,
+        adapter: row.get(5)?,
+        channel: row.get(6)?,
+        account_id: row.get(7)?,
+        target: row.get(8)?,
+        thread_id: row.get(9)?,
+        reply_to_id: row.get(10)?,
+        idempotency_key: row.get(11)?,
+        content: row.get(12)?,
+        status: row.get(13)?,
+        attempts: row.get(14)?,
+        next_attempt_at: row.get(15)?,
+        message_ids: row.get(16)?,
+        error: row.get(17)?,
+        created_at: row.get(18)?,
+        updated_at: row.get(19)?,
+        expires_at: row.get(20)?,
+    })
+}
+
+impl Delivery {
+    /// The lane in which one send at a time is under way: a retry never lets a later one pass.
+    pub fn lane(&self) -> String {
+        [&self.channel, &self.account_id, &self.target].map(String::as_str).join("\u{1f}")
+    }
+}
+
+/// The first byte is about to leave.
+#[derive(Debug, Clone)]
+pub struct ClaimDelivery {
+    pub delivery_id: String,
+    pub at: i64,
+    pub epoch: i64,
+}
+
+impl ClaimDelivery {
+    pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Claim> {
+        let sql = "UPDATE deliveries SET status = 'sending', attempts = attempts + 1, updated_at = ?2, epoch = ?3
+                   WHERE delivery_id = ?1 AND status = 'pending' AND epoch <= ?3";
+        let changed = connection.prepare_cached(sql)?.execute(params![self.delivery_id, self.at, self.epoch])?;
+        Ok(if changed == 1 { Claim::Done } else { Claim::Lost })
+    }
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone)]
+pub enum Settled {
+    Sent { message_ids: Vec<String> },
+    /// Back to `pending`, not before this instant (Unix ms).
+    Retry { at: i64, error: String },
+    Failed { error: String },
+    Uncertain { error: String },
+    Expired { error: String },
+}
+
+/// Writes how an attempt ended.
+#[derive(Debug, Clone)]
+pub struct SettleDelivery {
+    pub delivery_id: String,
+    pub settled: Settled,
+    pub at: i64,
+    pub epoch: i64,
+}
+
+impl SettleDelivery {
+    pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Claim> {
+        let (status, error, ids, next_at) = match &self.settled {
+            Settled::Sent { message_ids } => ("sent", None, Some(serde_json::json!(message_ids).to_string()), None),
+            Settled::Retry { at, error } => ("pending", Some(error), None, Some(*at)),
+            Settled::Failed { error } => ("failed", Some(error), None, None),
+            Settled::Uncertain { error } => ("uncertain", Some(error), None, None),
+            Settled::Expired { error } => ("expired", Some(error), None, None),
+        };
+        // `pending` is left without a claim by what never leaves this machine, or never left at all.
+        let from = match &self.settled {
+            Settled::Retry { .. } | Settled::Uncertain { .. } => "status = 'sending'",
+            Settled::Sent { .. } | Settled::Failed { .. } | Settled::Expired { .. } => "status IN ('sending', 'pending')",
+        };
+        let sql = format!(
+            "UPDATE deliveries SET status = ?2, error = ?3, message_ids = ?4, next_attempt_at = ?5, updated_at = ?6, epoch = ?7
+             WHERE delivery_id = ?1 AND {from} AND epoch <= ?7"
+        );
+        let changed = connection
+            .prepare_cached(&sql)?
+            .execute(params![self.delivery_id, status, error, ids, next_at, self.at, self.epoch])?;
+        if changed == 0 {
+            return Ok(Claim::Lost);
+        }
+        if status == "sent" {
+            let seq = next(connection, "sent_seq")?;
+            connection.prepare_cached("UPDATE deliveries SET sent_seq = ?2 WHERE delivery_id = ?1")?.execute(params![self.delivery_id, seq])?;
+        }
+        Ok(Claim::Done)
+    }
+}
+
+/// What a person decides about a delivery that failed or is uncertain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resolution {
+    Retry,
+    Discard,
+}
+
+/// A person's decision. Retrying prolongs its life by `ttl_ms` from now.
+#[derive(Debug, Clone)]
+pub struct ResolveDelivery {
+    pub delivery_id: String,
+    pub resolution: Resolution,
+    pub at: i64,
+    pub ttl_ms: i64,
+}
+
+impl ResolveDelivery {
+    /// The status before, if the decision could be carried out.
+    pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Option<String>> {
+        let before = "SELECT status FROM deliveries WHERE delivery_id = ?1";
+        let before: Option<String> = crate::ledger::optional(connection.prepare_cached(before)?.query_row([&self.delivery_id], |row| row.get(0)))?;
+        let (to, from) = match self.resolution {
+            Resolution::Retry => ("pending", "('uncertain', 'failed', 'expired', 'discarded')"),
+            Resolution::Discard => ("discarded", "('uncertain', 'failed', 'expired', 'pending')"),
+        };
+        let sql = format!(
+            "UPDATE deliveries SET status = ?2, next_attempt_at = NULL, updated_at = ?3,
+               expires_at = CASE WHEN ?2 = 'pending' THEN ?3 + ?4 ELSE expires_at END
+             WHERE delivery_id = ?1 AND status IN {from}"
+        );
+        let changed = connection.prepare_cached(&sql)?.execute(params![self.delivery_id, to, self.at, self.ttl_ms])?;
+        Ok(before.filter(|_| changed == 1))
+    }
+}
+
+impl Weight for ClaimDelivery {}
+impl Weight for ResolveDelivery {}
+
+impl Weight for SettleDelivery {}

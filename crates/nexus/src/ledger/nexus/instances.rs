@@ -1,0 +1,150 @@
+//! Adapter instances, the configurations that were in force, and the hourly analytics.
+
+use crate::ledger::writer::Weight;
+use rusqlite::{Connection, params};
+
+/// The keeps of the `config` table.
+const CONFIGS_KEPT: i64 = 20;
+
+/// One account of one adapter as last known.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Instance {
+    pub adapter: String,
+    pub account: String,
+    pub status: String,
+    pub health: String,
+    pub pid: Option<u32>,
+    pub restart_count: u64,
+    pub events_received: u64,
+    pub last_error: Option<String>,
+    pub backfill_completed_at: Option<i64>,
+}
+
+#[derive(Debug, Clone)]
+pub struct SaveInstance {
+    pub instance: Instance,
+    pub at: i64,
+    pub epoch: i64,
+}
+
+impl SaveInstance {
+    pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<()> {
+        let sql = "INSERT INTO adapter_instances (adapter, account, status, health, pid, restart_count, events_received, last_error, updated_at, epoch)
+                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+                   ON CONFLICT (adapter, account) DO UPDATE SET status = ?3, health = ?4, pid = ?5, restart_count = ?6, events_received = ?7,
+                     last_error = ?8, updated_at = ?9, epoch = ?10 WHERE epoch <= ?10";
+        let one = &self.instance;
+        connection
+            .prepare_cached(sql)?
+            .execute(params![
+                one.adapter, one.account, one.status, one.health, one.pid, one.restart_count, one.events_received, one.last_error, self.at, self.epoch
+            ])
+            .map(drop)
+    }
+}
+
+/// A history backfill ran to its end.
+#[derive(Debug, Clone)]
+pub struct BackfillDone {
+    pub adapter: String,
+    pub account: String,
+    pub at: i64,
+    pub epoch: i64,
+}
+
+impl BackfillDone {
+    pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<()> {
+        let sql = "INSERT INTO adapter_instances (adapter, account, status, health, backfill_completed_at, updated_at, epoch)
+                   VALUES (?1, ?2, 'stopped', 'unknown', ?3, ?3, ?4)
+                   ON CONFLICT (adapter, account) DO UPDATE SET backfill_completed_at = ?3, updated_at = ?3";
+        connection.prepare_cached(sql)?.execute(params![self.adapter, self.account, self.at, self.epoch]).map(drop)
+    }
+}
+
+/// All instances that were ever saved.
+pub fn instances(connection: &Connection) -> rusqlite::Result<Vec<Instance>> {
+    let sql = "SELECT adapter, account, status, health, pid, restart_count, events_received, last_error, backfill_completed_at
+               FROM adapter_instances ORDER BY adapter, account";
+    connection
+        .prepare_cached(sql)?
+        .query_map([], |row| {
+            Ok(Instance {
+                adapter: row.get(0)?,
+                account: row.get(1)?,
+                status: row.get(2)?,
+                health: row.get(3)?,
+                pid: row.get(4)?,
+                restart_count: row.get(5)?,
+                events_received: row.get(6)?,
+                last_error: row.get(7)?,
+                backfill_completed_at: row.get(8)?,
+            })
+        })?
+        .collect()
+}
+
+/// The effective configuration that came into force.
+#[derive(Debug, Clone)]
+pub struct RecordConfig {
+    pub text: String,
+    pub at: i64,
+}
+
+impl RecordConfig {
+    pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<()> {
+        let same = "SELECT count(*) FROM config WHERE seq = (SELECT max(seq) FROM config) AND text = ?1";
+        let same: i64 = connection.query_row(same, [&self.text], |row| row.get(0))?;
+        if same == 0 {
+            connection.execute("INSERT INTO config (applied_at, text) VALUES (?1, ?2)", params![self.at, self.text])?;
+            connection.execute("DELETE FROM config WHERE seq <= (SELECT max(seq) FROM config) - ?1", [CONFIGS_KEPT])?;
+        }
+        Ok(())
+    }
+}
+
+/// Requests that ended within one hour, of one channel, agent and status.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Hour {
+    /// Unix hours.
+    pub hour: i64,
+    pub channel: String,
+    pub agent: String,
+    pub status: &'static str,
+    pub requests: u64,
+    /// Summed.
+    pub latency_ms: f64,
+}
+
+#[derive(Debug, Clone)]
+pub struct CountAnalytics {
+    pub hours: Vec<Hour>,
+}
+
+impl CountAnalytics {
+    pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<()> {
+        let sql = "INSERT INTO analytics_hourly VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (hour, channel, agent, status)
+                   DO UPDATE SET requests = requests + ?5, latency_ms = latency_ms + ?6";
+        for hour in &self.hours {
+            connection.prepare_cached(sql)?.execute(params![hour.hour, hour.channel, hour.agent, hour.status, hour.requests, hour.latency_ms])?;
+        }
+        Ok(())
+    }
+}
+
+impl Weight for SaveInstance {}
+impl Weight for BackfillDone {}
+
+impl Weight for RecordConfig {
+    fn bytes(&self) -> usize {
+        self.text.len() + 64
+    }
+}
+
+impl Weight for CountAnalytics {
+    fn bytes(&self) -> usize {
+        self.hours.len() * 128 + 64
+    }
+    fn rows(&self) -> usize {
+        self.hours.len().max(1)
+    }
+}

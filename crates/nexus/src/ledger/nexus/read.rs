@@ -1,0 +1,141 @@
+//! Questions to nexus.db.
+
+use super::deliveries::{COLUMNS, Delivery, from_row};
+use crate::ledger::agents::TurnRecord;
+use crate::ledger::optional;
+use rusqlite::{Connection, Row, params};
+use serde::Serialize;
+
+/// A request as `trace` shows it.
+#[derive(Debug, Clone, Serialize)]
+pub struct RequestRow {
+    pub request_id: String,
+    pub event_seq: i64,
+    pub event_id: String,
+    pub channel: String,
+    pub account_id: String,
+    pub status: String,
+    pub stage: String,
+    pub session: Option<String>,
+    pub agent: Option<String>,
+    pub attempts: u32,
+    pub late: bool,
+    pub created_at: i64,
+    pub completed_at: Option<i64>,
+    pub reason: Option<String>,
+    pub trace: Option<serde_json::Value>,
+}
+
+const REQUEST: &str = "request_id, event_seq, event_id, channel, account_id, status, stage, session, agent, attempts, late, created_at, completed_at, reason, trace";
+
+fn request(row: &Row<'_>) -> rusqlite::Result<RequestRow> {
+    let trace: Option<String> = row.get(14)?;
+    Ok(RequestRow {
+        request_id: row.get(0)?,
+        event_seq: row.get(1)?,
+        event_id: row.get(2)?,
+        channel: row.get(3)?,
+        account_id: row.get(4)?,
+        status: row.get(5)?,
+        stage: row.get(6)?,
+        session: row.get(7)?,
+        agent: row.get(8)?,
+        attempts: row.get(9)?,
+        late: row.get(10)?,
+        created_at: row.get(11)?,
+        completed_at: row.get(12)?,
+        reason: row.get(13)?,
+        trace: trace.and_then(|text| serde_json::from_str(&text).ok()),
+    })
+}
+
+pub fn request_by_id(connection: &Connection, request_id: &str) -> rusqlite::Result<Option<RequestRow>> {
+    let sql = format!("SELECT {REQUEST} FROM nexus_requests WHERE request_id = ?1");
+    optional(connection.prepare_cached(&sql)?.query_row([request_id], request))
+}
+
+pub fn request_by_event(connection: &Connection, event_seq: i64) -> rusqlite::Result<Option<RequestRow>> {
+    let sql = format!("SELECT {REQUEST} FROM nexus_requests WHERE event_seq = ?1");
+    optional(connection.prepare_cached(&sql)?.query_row([event_seq], request))
+}
+
+/// The newest `limit` requests, newest first, of one status if given.
+pub fn requests(connection: &Connection, status: Option<&str>, limit: usize) -> rusqlite::Result<Vec<RequestRow>> {
+    let sql = format!("SELECT {REQUEST} FROM nexus_requests WHERE ?1 IS NULL OR status = ?1 ORDER BY event_seq DESC LIMIT ?2");
+    connection.prepare_cached(&sql)?.query_map(params![status, limit], request)?.collect()
+}
+
+/// A request that has no end yet, as the router keeps it.
+#[derive(Debug, Clone)]
+pub struct OpenRequest {
+    pub event_seq: i64,
+    pub request_id: String,
+    pub conversation: String,
+    pub adapter: String,
+    pub account_id: String,
+}
+
+/// Every waiting request, in order.
+pub fn open_requests(connection: &Connection) -> rusqlite::Result<Vec<OpenRequest>> {
+    let sql = "SELECT event_seq, request_id, conversation, adapter, account_id FROM nexus_requests
+               WHERE status IN ('waiting', 'processing', 'interrupted') AND status = 'waiting' ORDER BY event_seq";
+    connection
+        .prepare_cached(sql)?
+        .query_map([], |row| {
+            Ok(OpenRequest { event_seq: row.get(0)?, request_id: row.get(1)?, conversation: row.get(2)?, adapter: row.get(3)?, account_id: row.get(4)? })
+        })?
+        .collect()
+}
+
+/// The id of the request of an event.
+pub fn request_id_of(connection: &Connection, event_seq: i64) -> rusqlite::Result<Option<String>> {
+    optional(connection.prepare_cached("SELECT request_id FROM nexus_requests WHERE event_seq = ?1")?.query_row([event_seq], |row| row.get(0)))
+}
+
+/// How many requests each status has.
+pub fn status_counts(connection: &Connection) -> rusqlite::Result<Vec<(String, u64)>> {
+    connection
+        .prepare_cached("SELECT status, count(*) FROM nexus_requests GROUP BY status ORDER BY status")?
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect()
+}
+
+pub fn delivery(connection: &Connection, delivery_id: &str) -> rusqlite::Result<Option<Delivery>> {
+    let sql = format!("SELECT {COLUMNS} FROM deliveries WHERE delivery_id = ?1");
+    optional(connection.prepare_cached(&sql)?.query_row([delivery_id], from_row))
+}
+
+/// Every delivery that waits to be sent, in order.
+pub fn open_deliveries(connection: &Connection) -> rusqlite::Result<Vec<Delivery>> {
+    let sql = format!("SELECT {COLUMNS} FROM deliveries WHERE status IN ('pending', 'sending', 'uncertain') AND status = 'pending' ORDER BY seq");
+    connection.prepare_cached(&sql)?.query_map([], from_row)?.collect()
+}
+
+pub fn deliveries_of(connection: &Connection, event_seq: i64) -> rusqlite::Result<Vec<Delivery>> {
+    let sql = format!("SELECT {COLUMNS} FROM deliveries WHERE event_seq = ?1 ORDER BY seq");
+    connection.prepare_cached(&sql)?.query_map([event_seq], from_row)?.collect()
+}
+
+/// The newest `limit` deliveries, newest first, of one status if given.
+pub fn deliveries(connection: &Connection, status: Option<&str>, limit: usize) -> rusqlite::Result<Vec<Delivery>> {
+    let sql = format!("SELECT {COLUMNS} FROM deliveries WHERE ?1 IS NULL OR status = ?1 ORDER BY seq DESC LIMIT ?2");
+    connection.prepare_cached(&sql)?.query_map(params![status, limit], from_row)?.collect()
+}
+
+/// Deliveries sent after `sent_seq`, in the order of their sending, and the last one's place.
+pub fn sent_after(connection: &Connection, sent_seq: i64, limit: usize) -> rusqlite::Result<(i64, Vec<Delivery>)> {
+    let sql = format!("SELECT {COLUMNS}, sent_seq FROM deliveries WHERE sent_seq > ?1 ORDER BY sent_seq LIMIT ?2");
+    let rows: Vec<(Delivery, i64)> =
+        connection.prepare_cached(&sql)?.query_map(params![sent_seq, limit], |row| Ok((from_row(row)?, row.get(21)?)))?.collect::<rusqlite::Result<_>>()?;
+    let upto = rows.last().map_or(sent_seq, |(_, seq)| *seq);
+    Ok((upto, rows.into_iter().map(|(delivery, _)| delivery).collect()))
+}
+
+/// Turns of runs finished after `finish_seq`, in order, and the last one's place.
+pub fn finished_after(connection: &Connection, finish_seq: i64, limit: usize) -> rusqlite::Result<(i64, Vec<TurnRecord>)> {
+    let mut query = connection.prepare_cached("SELECT finish_seq, turn_json FROM runs WHERE finish_seq > ?1 ORDER BY finish_seq LIMIT ?2")?;
+    let rows: Vec<(i64, Option<String>)> = query.query_map(params![finish_seq, limit], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<rusqlite::Result<_>>()?;
+    let upto = rows.last().map_or(finish_seq, |(seq, _)| *seq);
+    let turns = rows.into_iter().filter_map(|(_, json)| json.and_then(|json| serde_json::from_str(&json).ok())).collect();
+    Ok((upto, turns))
+}

@@ -1,0 +1,231 @@
+//! Requests and runs: admitted, claimed by a run, settled.
+
+use super::deliveries::NewDelivery;
+use super::{Claim, next};
+use crate::ledger::writer::Weight;
+use nexus_core::request::Status;
+use rusqlite::{Connection, params};
+
+/// One accepted event becoming a request.
+#[derive(Debug, Clone)]
+pub struct AdmitRow {
+    pub event_seq: i64,
+    pub request_id: String,
+    pub event_id: String,
+    pub channel: String,
+    pub account_id: String,
+    pub adapter: String,
+    pub conversation: String,
+    pub late: bool,
+    pub created_at: i64,
+    /// `Waiting`, or `Expired` for an event that its account files.
+    pub status: Status,
+    pub reason: Option<&'static str>,
+}
+
+/// A page of events becomes requests, and the page's end is remembered with them.
+#[derive(Debug, Clone)]
+pub struct Admit {
+    pub upto_seq: i64,
+    pub rows: Vec<AdmitRow>,
+    pub epoch: i64,
+}
+
+impl Admit {
+    pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<()> {
+        let mut insert = connection.prepare_cached(
+            "INSERT INTO nexus_requests (event_seq, request_id, event_id, channel, account_id, adapter, conversation, status, stage, late,
+               created_at, completed_at, reason, epoch)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 'receiveEvent', ?9, ?10, ?11, ?12, ?13) ON CONFLICT (event_seq) DO NOTHING",
+        )?;
+        for row in &self.rows {
+            let completed = row.status.is_terminal().then_some(row.created_at);
+            insert.execute(params![
+                row.event_seq, row.request_id, row.event_id, row.channel, row.account_id, row.adapter, row.conversation,
+                row.status.as_str(), row.late, row.created_at, completed, row.reason, self.epoch
+            ])?;
+        }
+        let sql = "UPDATE counters SET value = max(value, ?1) WHERE name = 'intake_seq'";
+        connection.prepare_cached(sql)?.execute([self.upto_seq])?;
+        Ok(())
+    }
+}
+
+/// A request ends without a run: denied, handled, expired, or failed before stage 6.
+#[derive(Debug, Clone)]
+pub struct SettleRequest {
+    pub event_seq: i64,
+    pub status: Status,
+    pub stage: &'static str,
+    pub reason: Option<String>,
+    pub trace: String,
+    pub at: i64,
+    pub epoch: i64,
+}
+
+impl SettleRequest {
+    pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Claim> {
+        let sql = "UPDATE nexus_requests SET status = ?2, stage = ?3, reason = ?4, trace = ?5, completed_at = ?6, epoch = ?7
+                   WHERE event_seq = ?1 AND status IN ('waiting', 'interrupted') AND epoch <= ?7";
+        let changed = connection.prepare_cached(sql)?.execute(params![
+            self.event_seq, self.status.as_str(), self.stage, self.reason, self.trace, self.at, self.epoch
+        ])?;
+        if changed == 1 { Ok(Claim::Done) } else { is_now(connection, self.event_seq, self.status) }
+    }
+}
+
+/// An agent is about to start: from this commit on it may have acted.
+#[derive(Debug, Clone)]
+pub struct StartRun {
+    pub event_seq: i64,
+    pub run_id: String,
+    pub agent: String,
+    pub session: String,
+    pub at: i64,
+    pub epoch: i64,
+}
+
+impl StartRun {
+    pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Claim> {
+        let claim = "UPDATE nexus_requests SET status = 'processing', stage = 'runAgent', session = ?2, agent = ?3, attempts = attempts + 1, epoch = ?4
+                     WHERE event_seq = ?1 AND status IN ('waiting', 'interrupted') AND epoch <= ?4";
+        let changed = connection.prepare_cached(claim)?.execute(params![self.event_seq, self.session, self.agent, self.epoch])?;
+        if changed == 0 {
+            let known = "SELECT count(*) FROM runs WHERE run_id = ?1 AND status = 'running'";
+            let known: i64 = connection.prepare_cached(known)?.query_row([&self.run_id], |row| row.get(0))?;
+            return Ok(if known == 1 { Claim::Done } else { Claim::Lost });
+        }
+        let insert = "INSERT INTO runs (run_id, event_seq, attempt, agent, session, status, started_at, epoch)
+                      SELECT ?1, ?2, attempts, ?3, ?4, 'running', ?5, ?6 FROM nexus_requests WHERE event_seq = ?2";
+        connection.prepare_cached(insert)?.execute(params![self.run_id, self.event_seq, self.agent, self.session, self.at, self.epoch])?;
+        Ok(Claim::Done)
+    }
+}
+
+/// The run's first tool call is starting: after this commit a rerun would repeat its effect.
+#[derive(Debug, Clone)]
+pub struct MarkActed {
+    pub run_id: String,
+}
+
+impl MarkActed {
+    pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<()> {
+        connection.prepare_cached("UPDATE runs SET acted = 1 WHERE run_id = ?1")?.execute([&self.run_id]).map(drop)
+    }
+}
+
+/// A run is over: its turn, its deliveries and its request's terminal status, together.
+#[derive(Debug, Clone)]
+pub struct FinishRun {
+    pub event_seq: i64,
+    pub run_id: String,
+    pub ok: bool,
+    pub status: Status,
+    pub reason: Option<String>,
+    /// Given to the agents ledger; `None` when nothing was said.
+    pub turn_json: Option<String>,
+    pub deliveries: Vec<NewDelivery>,
+    pub trace: String,
+    pub at: i64,
+    pub epoch: i64,
+}
+
+impl FinishRun {
+    /// The run's `finish_seq`; `None` when this run isn't the request's running one (any more).
+    pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Option<i64>> {
+        let known = "SELECT finish_seq FROM runs WHERE run_id = ?1 AND finish_seq IS NOT NULL";
+        if let Some(seq) = crate::ledger::optional(connection.prepare_cached(known)?.query_row([&self.run_id], |row| row.get(0)))? {
+            return Ok(Some(seq)); // a repetition
+        }
+        let settle = "UPDATE nexus_requests SET status = ?2, stage = 'runAgent', reason = ?3, trace = ?4, completed_at = ?5
+                      WHERE event_seq = ?1 AND status = 'processing' AND epoch = ?6";
+        let changed = connection.prepare_cached(settle)?.execute(params![
+            self.event_seq, self.status.as_str(), self.reason, self.trace, self.at, self.epoch
+        ])?;
+        if changed == 0 {
+            return Ok(None);
+        }
+        let seq = next(connection, "finish_seq")?;
+        let finish = "UPDATE runs SET status = ?2, finished_at = ?3, finish_seq = ?4, turn_json = ?5 WHERE run_id = ?1";
+        let status = if self.ok { "finished" } else { "failed" };
+        connection.prepare_cached(finish)?.execute(params![self.run_id, status, self.at, seq, self.turn_json])?;
+        for delivery in &self.deliveries {
+            delivery.insert(connection, self.epoch)?;
+        }
+        Ok(Some(seq))
+    }
+}
+
+/// The daemon stops while this run is under way: not terminal, the next start decides.
+#[derive(Debug, Clone)]
+pub struct InterruptRun {
+    pub event_seq: i64,
+    pub run_id: String,
+    pub at: i64,
+    pub epoch: i64,
+}
+
+impl InterruptRun {
+    pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Claim> {
+        let run = "UPDATE runs SET status = 'interrupted', finished_at = ?2 WHERE run_id = ?1 AND status = 'running' AND epoch = ?3";
+        connection.prepare_cached(run)?.execute(params![self.run_id, self.at, self.epoch])?;
+        let request = "UPDATE nexus_requests SET status = 'interrupted' WHERE event_seq = ?1 AND status = 'processing' AND epoch = ?2";
+        let changed = connection.prepare_cached(request)?.execute(params![self.event_seq, self.epoch])?;
+        Ok(if changed == 1 { Claim::Done } else { Claim::Lost })
+    }
+}
+
+/// The trace with its last two stages, after the request's end.
+#[derive(Debug, Clone)]
+pub struct SaveTrace {
+    pub event_seq: i64,
+    pub trace: String,
+}
+
+impl SaveTrace {
+    pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<()> {
+        let sql = "UPDATE nexus_requests SET trace = ?2, stage = 'finalize' WHERE event_seq = ?1 AND completed_at IS NOT NULL";
+        connection.prepare_cached(sql)?.execute(params![self.event_seq, self.trace]).map(drop)
+    }
+}
+
+fn is_now(connection: &Connection, event_seq: i64, status: Status) -> rusqlite::Result<Claim> {
+    let sql = "SELECT count(*) FROM nexus_requests WHERE event_seq = ?1 AND status = ?2";
+    let same: i64 = connection.prepare_cached(sql)?.query_row(params![event_seq, status.as_str()], |row| row.get(0))?;
+    Ok(if same == 1 { Claim::Done } else { Claim::Lost })
+}
+
+impl Weight for Admit {
+    fn bytes(&self) -> usize {
+        self.rows.len() * 400 + 64
+    }
+    fn rows(&self) -> usize {
+        self.rows.len().max(1)
+    }
+}
+
+impl Weight for SettleRequest {
+    fn bytes(&self) -> usize {
+        self.trace.len() + 128
+    }
+}
+
+impl Weight for SaveTrace {
+    fn bytes(&self) -> usize {
+        self.trace.len() + 64
+    }
+}
+
+impl Weight for StartRun {}
+impl Weight for MarkActed {}
+impl Weight for InterruptRun {}
+
+impl Weight for FinishRun {
+    fn bytes(&self) -> usize {
+        let deliveries: usize = self.deliveries.iter().map(|delivery| delivery.content.len() + 256).sum();
+        self.turn_json.as_ref().map_or(0, String::len) + self.trace.len() + deliveries + 256
+    }
+    fn rows(&self) -> usize {
+        2 + self.deliveries.len()
+    }
+}

@@ -1,0 +1,368 @@
+//! One writer thread per database file, with group commit.
+//!
+//! A command is a whole, idempotent, conditional transaction. The thread takes what waits (up to
+//! [`GROUP_ROWS_MAX`] rows), runs each command in its own savepoint so that a bad one fails alone,
+//! commits once and only then answers. No timer: a lone command commits at once, a burst shares its
+//! fsync. After a failed group nobody knows what is on disk: everyone in it is told `Unknown`, the
+//! connection is opened anew, and the callers repeat, which is safe because commands are idempotent.
+
+use super::{Ledger, OpenError};
+use rusqlite::{Connection, ErrorCode};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+/// Commands that may wait for the thread.
+const QUEUE_MAX: usize = 4096;
+/// Bytes that waiting commands may hold. A larger single command takes the whole budget.
+const QUEUE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Rows of one transaction, so that no commit keeps others waiting for long.
+const GROUP_ROWS_MAX: usize = 1024;
+/// WAL size, in pages of 8 KiB, at which the checkpointing thread is called.
+const CHECKPOINT_PAGES: u64 = 1_000;
+/// WAL size at which the writer itself waits for a truncating checkpoint: 256 MiB.
+const WAL_PAGES_MAX: u64 = 32_768;
+
+/// A closed set of commands for one file.
+pub trait Command: Send + 'static {
+    type Reply: Send + 'static;
+    const LEDGER: Ledger;
+
+    /// Runs inside a savepoint of the writer's transaction.
+    fn apply(&self, connection: &Connection) -> rusqlite::Result<Self::Reply>;
+    /// Roughly what it holds in memory.
+    fn bytes(&self) -> usize;
+    /// How many rows it writes, at least 1.
+    fn rows(&self) -> usize;
+    /// Its name, for fail points and logs.
+    fn name(&self) -> &'static str;
+}
+
+/// One variant of a [`Command`] with its own reply type.
+pub trait Write: Sized {
+    type Set: Command;
+    type Reply;
+    fn into_command(self) -> Self::Set;
+    fn from_reply(reply: <Self::Set as Command>::Reply) -> Option<Self::Reply>;
+}
+
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum WriteError {
+    /// May or may not be on disk: repeat it.
+    #[error("writing to ledger `{ledger}` failed: {message}")]
+    Unknown { ledger: &'static str, message: String },
+    /// This command can't be applied, now or later: a defect or a broken rule of the schema.
+    #[error("ledger `{ledger}` refused `{command}`: {message}")]
+    Refused { ledger: &'static str, command: &'static str, message: String },
+    #[error("ledger `{ledger}` is closed")]
+    Closed { ledger: &'static str },
+}
+
+struct Job<C: Command> {
+    command: C,
+    reply: oneshot::Sender<Result<C::Reply, WriteError>>,
+    _bytes: OwnedSemaphorePermit,
+}
+
+/// What the writer has done so far, for metrics and health.
+#[derive(Debug, Default)]
+pub struct WriterStats {
+    pub commits: AtomicU64,
+    pub commands: AtomicU64,
+    /// Nanoseconds spent in `COMMIT`.
+    pub commit_ns: AtomicU64,
+    /// The last group failed.
+    pub failing: AtomicBool,
+    last_error: std::sync::Mutex<Option<String>>,
+}
+
+impl WriterStats {
+    /// The error of the last group, while it is failing.
+    pub fn last_error(&self) -> Option<String> {
+        self.last_error.lock().ok().and_then(|error| error.clone())
+    }
+
+    fn set(&self, error: Option<String>) {
+        self.failing.store(error.is_some(), Ordering::Release);
+        if let Ok(mut slot) = self.last_error.lock() {
+            *slot = error;
+        }
+    }
+}
+
+/// Handle to one file's writer thread.
+#[derive(Debug)]
+pub struct Writer<C: Command> {
+    jobs: mpsc::Sender<Job<C>>,
+    bytes: Arc<Semaphore>,
+    stats: Arc<WriterStats>,
+}
+
+impl<C: Command> Clone for Writer<C> {
+    fn clone(&self) -> Self {
+        Self { jobs: self.jobs.clone(), bytes: self.bytes.clone(), stats: self.stats.clone() }
+    }
+}
+
+impl<C: Command> Writer<C> {
+    /// Takes over `connection`; `reopen` makes another after a failed group. The thread ends, with a
+    /// last checkpoint, when every handle is dropped.
+    ///
+    /// # Errors
+    /// When the thread can't be started.
+    pub fn start(
+        connection: Connection,
+        reopen: impl Fn() -> Result<Connection, OpenError> + Send + 'static,
+        checkpoint: super::Checkpoints,
+    ) -> std::io::Result<(Self, std::thread::JoinHandle<()>)> {
+        let (jobs, inbox) = mpsc::channel(QUEUE_MAX);
+        let stats = Arc::new(WriterStats::default());
+        let thread = Thread { connection, reopen: Box::new(reopen), stats: stats.clone(), checkpoint };
+        let name = format!("ledger-{}", C::LEDGER.name());
+        let handle = std::thread::Builder::new().name(name).spawn(move || thread.run(inbox))?;
+        Ok((Self { jobs, bytes: Arc::new(Semaphore::new(QUEUE_BYTES_MAX)), stats }, handle))
+    }
+
+    pub fn stats(&self) -> &Arc<WriterStats> {
+        &self.stats
+    }
+
+    /// Commands waiting now.
+    pub fn depth(&self) -> usize {
+        QUEUE_MAX - self.jobs.capacity()
+    }
+
+    /// Runs one command; returns after its commit.
+    ///
+    /// # Errors
+    /// [`WriteError`]; after `Unknown` repeat it.
+    pub async fn write<W: Write<Set = C>>(&self, write: W) -> Result<W::Reply, WriteError> {
+        self.submit(write).await?.await
+    }
+
+    /// Puts one command into the queue; the returned future waits for its commit. Commands of one
+    /// caller are applied in the order in which they were submitted.
+    ///
+    /// # Errors
+    /// [`WriteError::Closed`].
+    pub async fn submit<W: Write<Set = C>>(
+        &self,
+        write: W,
+    ) -> Result<impl Future<Output = Result<W::Reply, WriteError>> + use<W, C>, WriteError> {
+        let closed = WriteError::Closed { ledger: C::LEDGER.name() };
+        let command = write.into_command();
+        let bytes = u32::try_from(command.bytes().clamp(1, QUEUE_BYTES_MAX)).unwrap_or(u32::MAX);
+        let permit = self.bytes.clone().acquire_many_owned(bytes).await.map_err(|_| closed.clone())?;
+        let (reply, answer) = oneshot::channel();
+        self.jobs.send(Job { command, reply, _bytes: permit }).await.map_err(|_| closed.clone())?;
+        Ok(async move {
+            let reply = answer.await.map_err(|_| closed.clone())??;
+            W::from_reply(reply).ok_or(closed)
+        })
+    }
+
+    /// Repeats `write` until it is known to be done, with a pause that grows to five seconds. For
+    /// work that must not be lost while the disk is full or gone: the caller is held, which is the
+    /// back-pressure.
+    ///
+    /// # Errors
+    /// [`WriteError::Refused`] and [`WriteError::Closed`], which no repetition mends.
+    pub async fn write_until_done<W: Write<Set = C> + Clone>(&self, write: W) -> Result<W::Reply, WriteError> {
+        const PAUSE_MAX: Duration = Duration::from_secs(5);
+        let mut pause = Duration::from_millis(50);
+        loop {
+            match self.write(write.clone()).await {
+                Err(WriteError::Unknown { ledger, message }) => {
+                    tracing::warn!(ledger, %message, "write failed, repeating it");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(PAUSE_MAX);
+                }
+                done => return done,
+            }
+        }
+    }
+}
+
+struct Thread {
+    connection: Connection,
+    reopen: Box<dyn Fn() -> Result<Connection, OpenError> + Send>,
+    stats: Arc<WriterStats>,
+    checkpoint: super::Checkpoints,
+}
+
+impl Thread {
+    fn run<C: Command>(mut self, mut inbox: mpsc::Receiver<Job<C>>) {
+        let mut held: Option<Job<C>> = None;
+        while let Some(first) = held.take().or_else(|| inbox.blocking_recv()) {
+            let mut rows = first.command.rows();
+            let mut group = vec![first];
+            while rows < GROUP_ROWS_MAX
+                && let Ok(job) = inbox.try_recv()
+            {
+                rows += job.command.rows();
+                if rows > GROUP_ROWS_MAX {
+                    held = Some(job);
+                    break;
+                }
+                group.push(job);
+            }
+            self.run_group(group);
+        }
+        if let Err(error) = self.connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)") {
+            tracing::warn!(ledger = C::LEDGER.name(), %error, "last checkpoint failed; the next start makes it up");
+        }
+    }
+
+    fn run_group<C: Command>(&mut self, group: Vec<Job<C>>) {
+        match self.commit_group(&group) {
+            Ok(outcomes) => {
+                self.stats.commits.fetch_add(1, Ordering::Relaxed);
+                self.stats.commands.fetch_add(group.len() as u64, Ordering::Relaxed);
+                if self.stats.failing.load(Ordering::Acquire) {
+                    tracing::info!(ledger = C::LEDGER.name(), "ledger writable again");
+                    self.stats.set(None);
+                }
+                for (job, outcome) in group.into_iter().zip(outcomes) {
+                    answer(job, outcome);
+                }
+                self.keep_wal_small();
+            }
+            Err(error) => {
+                let message = error.to_string();
+                if !self.stats.failing.load(Ordering::Acquire) {
+                    tracing::error!(ledger = C::LEDGER.name(), error = %message, "ledger write failed");
+                }
+                self.stats.set(Some(message.clone()));
+                // Rolls back what is open, whatever state SQLite thinks the file is in.
+                match (self.reopen)() {
+                    Ok(connection) => self.connection = connection,
+                    Err(error) => tracing::warn!(ledger = C::LEDGER.name(), %error, "reopening failed, will try again"),
+                }
+                for job in group {
+                    answer(job, Err(WriteError::Unknown { ledger: C::LEDGER.name(), message: message.clone() }));
+                }
+            }
+        }
+    }
+
+    /// The inner results are per command; the outer error is the whole group's.
+    fn commit_group<C: Command>(&self, group: &[Job<C>]) -> rusqlite::Result<Vec<Result<C::Reply, WriteError>>> {
+        let connection = &self.connection;
+        if !connection.is_autocommit() {
+            connection.prepare_cached("ROLLBACK")?.execute([])?;
+        }
+        connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        let mut outcomes = Vec::with_capacity(group.len());
+        for job in group {
+            connection.prepare_cached("SAVEPOINT command")?.execute([])?;
+            match job.command.apply(connection) {
+                Ok(reply) => {
+                    connection.prepare_cached("RELEASE command")?.execute([])?;
+                    outcomes.push(Ok(reply));
+                }
+                Err(error) if is_files_fault(&error) => return Err(error),
+                Err(error) => {
+                    connection.prepare_cached("ROLLBACK TO command")?.execute([])?;
+                    connection.prepare_cached("RELEASE command")?.execute([])?;
+                    outcomes.push(Err(WriteError::Refused { ledger: C::LEDGER.name(), command: job.command.name(), message: error.to_string() }));
+                }
+            }
+        }
+        let started = Instant::now();
+        connection.prepare_cached("COMMIT")?.execute([])?;
+        let spent = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.stats.commit_ns.fetch_add(spent, Ordering::Relaxed);
+        Ok(outcomes)
+    }
+
+    fn keep_wal_small(&self) {
+        let pages = self.checkpoint.wal_pages();
+        if pages > WAL_PAGES_MAX {
+            if let Err(error) = self.connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)") {
+                tracing::warn!(%error, "truncating checkpoint failed");
+            }
+        } else if pages > CHECKPOINT_PAGES {
+            self.checkpoint.request();
+        }
+    }
+}
+
+fn answer<C: Command>(job: Job<C>, outcome: Result<C::Reply, WriteError>) {
+    if let Err(error @ WriteError::Refused { .. }) = &outcome {
+        tracing::error!(%error, "a ledger command was refused");
+    }
+    if job.reply.send(outcome).is_err() {
+        tracing::trace!("the writer of this command has gone"); // it is on disk all the same
+    }
+}
+
+/// Errors that say something about the file and not about the command.
+fn is_files_fault(error: &rusqlite::Error) -> bool {
+    let Some(code) = error.sqlite_error_code() else { return false };
+    matches!(
+        code,
+        ErrorCode::DiskFull
+            | ErrorCode::SystemIoFailure
+            | ErrorCode::DatabaseCorrupt
+            | ErrorCode::NotADatabase
+            | ErrorCode::ReadOnly
+            | ErrorCode::CannotOpen
+            | ErrorCode::DatabaseBusy
+            | ErrorCode::DatabaseLocked
+            | ErrorCode::OutOfMemory
+            | ErrorCode::PermissionDenied
+            | ErrorCode::FileLockingProtocolFailed
+    )
+}
+
+/// Declares the closed command set of one file: each command type with its reply.
+macro_rules! commands {
+    ($ledger:expr, $set:ident / $replies:ident { $($name:ident -> $reply:ty),* $(,)? }) => {
+        /// Every command of this file.
+        #[derive(Debug)]
+        pub enum $set { $($name($name)),* }
+
+        #[derive(Debug)]
+        pub enum $replies { $($name($reply)),* }
+
+        impl $crate::ledger::writer::Command for $set {
+            type Reply = $replies;
+            const LEDGER: $crate::ledger::Ledger = $ledger;
+
+            fn apply(&self, connection: &rusqlite::Connection) -> rusqlite::Result<$replies> {
+                match self { $(Self::$name(command) => command.apply(connection).map($replies::$name)),* }
+            }
+            fn bytes(&self) -> usize {
+                match self { $(Self::$name(command) => $crate::ledger::writer::Weight::bytes(command)),* }
+            }
+            fn rows(&self) -> usize {
+                match self { $(Self::$name(command) => $crate::ledger::writer::Weight::rows(command)),* }
+            }
+            fn name(&self) -> &'static str {
+                match self { $(Self::$name(_) => stringify!($name)),* }
+            }
+        }
+
+        $(impl $crate::ledger::writer::Write for $name {
+            type Set = $set;
+            type Reply = $reply;
+            fn into_command(self) -> $set { $set::$name(self) }
+            #[allow(unreachable_patterns, clippy::wildcard_enum_match_arm, reason = "a set may have one command")]
+            fn from_reply(reply: $replies) -> Option<$reply> {
+                match reply { $replies::$name(reply) => Some(reply), _ => None }
+            }
+        })*
+    };
+}
+pub(crate) use commands;
+
+/// Sizes for the queue's budget, with defaults that fit a small command.
+pub(crate) trait Weight {
+    fn bytes(&self) -> usize {
+        256
+    }
+    fn rows(&self) -> usize {
+        1
+    }
+}

@@ -1,0 +1,29 @@
+//! Nexus: an always-on daemon that connects channels to agents, with durable ledgers.
+//!
+//! One binary. This library is for its tests and benchmarks; it promises no stable interface. Where
+//! what is: ARCHITECTURE.md.
+
+pub mod adapter;
+pub mod agent;
+pub mod bus;
+pub mod cli;
+pub mod clock;
+pub mod credential;
+pub mod daemon;
+pub mod environment;
+pub mod error_text;
+pub mod http;
+pub mod keeper;
+pub mod ledger;
+pub mod logging;
+pub mod metrics;
+pub mod oneshot;
+pub mod pipeline;
+pub mod plugin;
+pub mod query;
+pub mod replies;
+pub mod routes;
+pub mod stderr;
+pub mod supervisor;
+pub mod timer;
+pub mod webhook;

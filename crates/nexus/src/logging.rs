@@ -1,0 +1,194 @@
+//! Structured logging: one flat JSON object per line (`ts, level, msg, ...`), or readable lines on a
+//! terminal. The level changes at run time; a log file is reopened on SIGHUP.
+
+use nexus_core::config::LogLevel;
+use serde_json::{Map, Value};
+use std::fmt;
+use std::fs::File;
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::layer::{Context, SubscriberExt};
+use tracing_subscriber::{Layer, Registry, reload};
+
+/// Where lines go.
+#[derive(Debug)]
+enum Sink {
+    /// A terminal: readable lines on stderr.
+    Terminal,
+    /// Not a terminal: JSON lines on stdout.
+    Stdout,
+    File { path: PathBuf, file: File },
+}
+
+/// Handle for what a running daemon changes. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Logging {
+    level: reload::Handle<LevelFilter, Registry>,
+    sink: Arc<Mutex<Sink>>,
+}
+
+impl Logging {
+    /// Installs the logger for this process: to `file`, else to a terminal or stdout.
+    ///
+    /// # Errors
+    /// When the file can't be opened, or a logger is installed already.
+    pub fn install(level: LogLevel, file: Option<PathBuf>) -> anyhow::Result<Self> {
+        let sink = match file {
+            Some(path) => Sink::File { file: open(&path)?, path },
+            None if std::io::stdout().is_terminal() => Sink::Terminal,
+            None => Sink::Stdout,
+        };
+        let sink = Arc::new(Mutex::new(sink));
+        let (filter, handle) = reload::Layer::new(filter(level));
+        let subscriber = Registry::default().with(filter).with(Lines { sink: sink.clone() });
+        tracing::subscriber::set_global_default(subscriber)?;
+        Ok(Self { level: handle, sink })
+    }
+
+    pub fn set_level(&self, level: LogLevel) {
+        if let Err(error) = self.level.reload(filter(level)) {
+            tracing::error!(%error, "log level not changed");
+        }
+    }
+
+    /// Opens the log file anew, after a rotation. Keeps the old one if that fails.
+    pub fn reopen(&self) {
+        let mut sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
+        let failed = match &mut *sink {
+            Sink::File { path, file } => open(path).map(|new| *file = new).err(),
+            Sink::Terminal | Sink::Stdout => None,
+        };
+        drop(sink);
+        if let Some(error) = failed {
+            tracing::error!(%error, "log file not reopened, the old one is still written");
+        }
+    }
+}
+
+fn open(path: &std::path::Path) -> std::io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path)
+}
+
+fn filter(level: LogLevel) -> LevelFilter {
+    match level {
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Error => LevelFilter::ERROR,
+    }
+}
+
+struct Lines {
+    sink: Arc<Mutex<Sink>>,
+}
+
+impl<S: Subscriber> Layer<S> for Lines {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>, _: Context<'_, S>) -> bool {
+        // Libraries are heard from `warn` on: their info lines are about themselves.
+        let ours = metadata.target().starts_with("nexus") || metadata.target() == "child";
+        ours || *metadata.level() <= Level::WARN
+    }
+
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let level = match *event.metadata().level() {
+            Level::ERROR => "error",
+            Level::WARN => "warn",
+            Level::INFO => "info",
+            Level::DEBUG | Level::TRACE => "debug",
+        };
+        let ts = crate::clock::rfc3339(crate::clock::wall_ms());
+        let mut sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
+        // A full disk must not stop the daemon, and there is nowhere else to say it.
+        drop(match &mut *sink {
+            Sink::Terminal => std::io::stderr().write_all(fields.readable(&ts, level).as_bytes()),
+            Sink::Stdout => std::io::stdout().write_all(fields.json(&ts, level).as_bytes()),
+            Sink::File { file, .. } => file.write_all(fields.json(&ts, level).as_bytes()),
+        });
+    }
+}
+
+#[derive(Debug, Default)]
+struct Fields {
+    message: String,
+    fields: Map<String, Value>,
+}
+
+impl Fields {
+    fn json(&self, ts: &str, level: &str) -> String {
+        let mut line = format!("{{\"ts\":\"{ts}\",\"level\":\"{level}\",\"msg\":{}", Value::from(self.message.as_str()));
+        for (name, value) in &self.fields {
+            line.push_str(&format!(",{}:{value}", Value::from(name.as_str())));
+        }
+        line.push_str("}\n");
+        line
+    }
+
+    fn readable(&self, ts: &str, level: &str) -> String {
+        let time = ts.get(11..19).unwrap_or(ts);
+        let mut line = format!("{time} {level:<5} {}", self.message);
+        for (name, value) in &self.fields {
+            match value {
+                Value::String(text) => line.push_str(&format!("  {name}={text}")),
+                Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => line.push_str(&format!("  {name}={value}")),
+            }
+        }
+        line.push('\n');
+        line
+    }
+
+    fn set(&mut self, field: &Field, value: Value) {
+        // `ts`, `level` and `msg` are ours.
+        let name = match field.name() {
+            "ts" | "level" | "msg" => format!("{}_", field.name()),
+            name => name.to_owned(),
+        };
+        self.fields.insert(name, value);
+    }
+}
+
+impl Visit for Fields {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if field.name() == "message" { value.clone_into(&mut self.message) } else { self.set(field, value.into()) }
+    }
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.set(field, value.into());
+    }
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.set(field, value.into());
+    }
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.set(field, value.into());
+    }
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.set(field, value.into());
+    }
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let text = format!("{value:?}");
+        if field.name() == "message" { self.message = text } else { self.set(field, text.into()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn lines_are_flat_json_whatever_is_in_them() {
+        let mut fields = Fields { message: "a \"b\"\n".into(), ..Fields::default() };
+        fields.fields.insert("pid".into(), 5.into());
+        let line = fields.json("2026-02-05T14:30:00.123Z", "info");
+        assert_eq!(line.lines().count(), 1);
+        let value: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(value["msg"], "a \"b\"\n");
+        assert_eq!(value["pid"], 5);
+        assert!(line.starts_with("{\"ts\":\"2026-02-05T14:30:00.123Z\",\"level\":\"info\",\"msg\":"));
+    }
+}

@@ -1,0 +1,154 @@
+//! Counters and gauges for `/metrics` (OpenMetrics text). Names: docs, "Metrics".
+
+use prometheus_client::encoding::{EncodeLabelSet, text::encode};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ChannelResult {
+    pub channel: String,
+    pub result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StatusLabel {
+    pub status: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StageLabel {
+    pub stage: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ChannelStatus {
+    pub channel: String,
+    pub status: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ChildLabel {
+    pub child: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct QueueLabel {
+    pub queue: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct DbLabel {
+    pub db: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct VersionLabel {
+    pub version: &'static str,
+}
+
+/// Everything that is counted. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    registry: Arc<Registry>,
+    pub events: Family<ChannelResult, Counter>,
+    pub requests: Family<StatusLabel, Counter>,
+    pub stages: Family<StageLabel, Histogram>,
+    pub deliveries: Family<ChannelStatus, Counter>,
+    pub child_restarts: Family<ChildLabel, Counter>,
+    pub child_running: Family<ChildLabel, Gauge>,
+    pub child_cpu: Family<ChildLabel, Gauge<f64, AtomicU64>>,
+    pub child_rss: Family<ChildLabel, Gauge>,
+    pub child_fds: Family<ChildLabel, Gauge>,
+    pub queues: Family<QueueLabel, Gauge>,
+    /// Read off the writers when scraped.
+    pub commit_seconds: Family<DbLabel, Gauge<f64, AtomicU64>>,
+    pub commits: Family<DbLabel, Gauge>,
+    pub sse_clients: Gauge,
+    /// For the health document.
+    pub totals: Arc<Totals>,
+}
+
+/// Plain numbers that health shows.
+#[derive(Debug, Default)]
+pub struct Totals {
+    pub active: AtomicI64,
+    pub processed: AtomicU64,
+    /// Microseconds, summed over processed requests.
+    pub latency_us: AtomicU64,
+}
+
+impl Totals {
+    /// Mean time of a processed request in milliseconds.
+    pub fn avg_latency_ms(&self) -> f64 {
+        let processed = self.processed.load(Ordering::Relaxed);
+        if processed == 0 { 0.0 } else { self.latency_us.load(Ordering::Relaxed) as f64 / processed as f64 / 1000.0 }
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    pub fn new() -> Self {
+        let stage_seconds = || Histogram::new(exponential_buckets(0.000_05, 4.0, 10));
+        let mut metrics = Self {
+            registry: Arc::default(),
+            events: Family::default(),
+            requests: Family::default(),
+            stages: Family::new_with_constructor(stage_seconds),
+            deliveries: Family::default(),
+            child_restarts: Family::default(),
+            child_running: Family::default(),
+            child_cpu: Family::default(),
+            child_rss: Family::default(),
+            child_fds: Family::default(),
+            queues: Family::default(),
+            commit_seconds: Family::default(),
+            commits: Family::default(),
+            sse_clients: Gauge::default(),
+            totals: Arc::default(),
+        };
+        metrics.registry = Arc::new(metrics.registered());
+        metrics
+    }
+
+    fn registered(&self) -> Registry {
+        let mut registry = Registry::with_prefix("nexus");
+        // The library adds `_total` to counters by itself.
+        registry.register("events", "Adapter lines by result", self.events.clone());
+        registry.register("requests", "Requests by terminal status", self.requests.clone());
+        registry.register("stage_seconds", "Time in each stage", self.stages.clone());
+        registry.register("deliveries", "Deliveries by final status", self.deliveries.clone());
+        registry.register("child_restarts", "Restarts of a child", self.child_restarts.clone());
+        registry.register("child_running", "1 while the child runs", self.child_running.clone());
+        registry.register("child_cpu_seconds_total", "CPU time of the running child's main process", self.child_cpu.clone());
+        registry.register("child_rss_bytes", "Resident memory of the child's main process", self.child_rss.clone());
+        registry.register("child_fds", "Open descriptors of the child's main process", self.child_fds.clone());
+        registry.register("queue_depth", "Entries waiting", self.queues.clone());
+        registry.register("commit_seconds", "Time spent in commits, summed", self.commit_seconds.clone());
+        registry.register("commits_total", "Commits", self.commits.clone());
+        registry.register("sse_clients", "Open event streams", self.sse_clients.clone());
+        let build: Family<VersionLabel, Gauge> = Family::default();
+        build.get_or_create(&VersionLabel { version: env!("CARGO_PKG_VERSION") }).set(1);
+        registry.register("build_info", "1, with the version", build);
+        registry
+    }
+
+    /// The text of `/metrics`.
+    ///
+    /// # Errors
+    /// Never in practice: writing to a string.
+    pub fn text(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}

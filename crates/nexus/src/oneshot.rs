@@ -1,0 +1,91 @@
+//! Runs a child to its end: its whole output, bounded in bytes and time.
+
+use crate::keeper::{ExitStatus, Keeper, SpawnError, SpawnSpec, Stdin};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+
+/// Bytes of stdout that are taken; more is an error.
+const STDOUT_BYTES_MAX: usize = 1024 * 1024;
+/// Last bytes of stderr that are kept.
+const STDERR_BYTES_KEPT: usize = 2048;
+
+/// How a child ended and what it said.
+#[derive(Debug)]
+pub struct Output {
+    pub status: ExitStatus,
+    pub stdout: Vec<u8>,
+    /// The end of stderr.
+    pub stderr: String,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum OneshotError {
+    /// Nothing ran.
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
+    #[error("`{program}` did not end within {limit_ms} ms and was killed")]
+    TimedOut { program: String, limit_ms: u128 },
+    #[error("`{program}` wrote more than {STDOUT_BYTES_MAX} bytes and was killed")]
+    TooMuch { program: String },
+    #[error("failed to read from `{program}`")]
+    Read { program: String, #[source] source: std::io::Error },
+}
+
+/// Starts `spec`, gives it `input` and waits at most `limit`. Its whole tree is gone on return, or
+/// soon after when this is cancelled.
+///
+/// # Errors
+/// [`OneshotError`]. A non-zero exit is no error here.
+pub async fn run(keeper: &Keeper, mut spec: SpawnSpec, input: Option<Vec<u8>>, limit: Duration) -> Result<Output, OneshotError> {
+    let program = spec.argv.first().cloned().unwrap_or_default();
+    spec.stdin = if input.is_some() { Stdin::Piped } else { Stdin::Null };
+    let mut process = keeper.spawn(spec).await?;
+    let (stdin, stdout, stderr) = (process.stdin.take(), process.stdout.take(), process.stderr.take());
+    let write = async {
+        if let (Some(mut stdin), Some(input)) = (stdin, input) {
+            // A child that doesn't read its input still gets to answer.
+            drop(stdin.write_all(&input).await);
+        }
+    };
+    let talk = async { tokio::join!(write, read_all(stdout), read_tail(stderr)) };
+    let (read, tail) = match tokio::time::timeout(limit, async { (talk.await, process.wait().await) }).await {
+        Ok((((), read, tail), status)) => (read.map(|stdout| (status, stdout)), tail),
+        Err(_) => {
+            process.kill_tree().await;
+            return Err(OneshotError::TimedOut { program, limit_ms: limit.as_millis() });
+        }
+    };
+    match read {
+        Ok((status, Some(stdout))) => Ok(Output { status, stdout, stderr: tail }),
+        Ok((_, None)) => Err(OneshotError::TooMuch { program }),
+        Err(source) => Err(OneshotError::Read { program, source }),
+    }
+}
+
+/// `None` when there was too much; reading on to the end keeps the child from blocking for ever.
+async fn read_all(stream: Option<impl AsyncRead + Unpin>) -> std::io::Result<Option<Vec<u8>>> {
+    let Some(mut stream) = stream else { return Ok(Some(Vec::new())) };
+    let mut bytes = Vec::new();
+    let mut chunk = vec![0; 16 * 1024];
+    loop {
+        let got = stream.read(&mut chunk).await?;
+        if got == 0 {
+            return Ok((bytes.len() <= STDOUT_BYTES_MAX).then_some(bytes));
+        }
+        if bytes.len() <= STDOUT_BYTES_MAX {
+            bytes.extend_from_slice(&chunk[..got]);
+        }
+    }
+}
+
+async fn read_tail(stream: Option<impl AsyncRead + Unpin>) -> String {
+    let Some(mut stream) = stream else { return String::new() };
+    let mut tail: Vec<u8> = Vec::new();
+    let mut chunk = vec![0; 4096];
+    while let Ok(got @ 1..) = stream.read(&mut chunk).await {
+        tail.extend_from_slice(&chunk[..got]);
+        let surplus = tail.len().saturating_sub(STDERR_BYTES_KEPT);
+        tail.drain(..surplus);
+    }
+    String::from_utf8_lossy(&tail).trim().to_owned()
+}

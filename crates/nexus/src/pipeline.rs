@@ -1,0 +1,298 @@
+//! The eight stages of a request, in order. Stages 1 to 5 run one request at a time per
+//! conversation ([`Pipeline::prepare`]); 6 to 8 once its session is free ([`Pipeline::run`]). When
+//! that is, the [`router`] decides; this module never waits for a lane.
+
+pub mod assemble;
+mod automate;
+mod finish;
+pub mod followers;
+mod identify;
+pub mod outbox;
+pub mod pending;
+pub mod recovery;
+pub mod router;
+mod run;
+
+use crate::agent::{Message, Runner};
+use crate::bus::Bus;
+use crate::clock;
+use crate::ledger::Ledgers;
+use crate::ledger::events::StoredEvent;
+use crate::ledger::nexus::{Claim, SettleRequest};
+use crate::ledger::writer::WriteError;
+use crate::metrics::{Metrics, StageLabel, StatusLabel};
+use crate::plugin::Plugins;
+use crate::replies::{End, Replies};
+use crate::routes::Routes;
+use arc_swap::ArcSwap;
+use nexus_core::config;
+use nexus_core::notice::NoticeType;
+use nexus_core::request::{NexusRequest, Stage, StageTrace, Status};
+use serde_json::json;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// The parts of the configuration that requests are decided by, swapped whole by a reload.
+#[derive(Debug)]
+pub struct Settings {
+    pub pipeline: config::Pipeline,
+    pub access: config::Access,
+    pub default_agent: String,
+    pub agents: HashMap<String, Arc<Agent>>,
+    pub time_zone: jiff::tz::TimeZone,
+}
+
+/// A configured agent, ready to run.
+#[derive(Debug)]
+pub struct Agent {
+    pub name: String,
+    pub runner: Runner,
+    pub timeout: Duration,
+    pub max_concurrent: usize,
+    /// Running it again repeats nothing (the built-in echo).
+    pub harmless: bool,
+}
+
+/// Everything the stages need.
+#[derive(Debug)]
+pub struct Pipeline {
+    pub ledgers: Ledgers,
+    pub settings: ArcSwap<Settings>,
+    pub bus: Bus,
+    pub metrics: Metrics,
+    pub plugins: Arc<Plugins>,
+    pub routes: Routes,
+    pub replies: Replies,
+    pub outbox: outbox::Outbox,
+    /// The `finish_seq` up to which the agents ledger has the turns.
+    pub turns_applied: watch::Receiver<i64>,
+    /// The event seq up to which requests are admitted.
+    pub admitted: watch::Receiver<i64>,
+    /// Rings the follower of finished runs.
+    pub finished: Arc<tokio::sync::Notify>,
+    pub epoch: i64,
+    /// Cancelled when the drain of a shutdown is over: runs are interrupted.
+    pub abandon: CancellationToken,
+}
+
+/// A request that has an agent, a session and its context, and waits for its turn.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The adapter whose event it is, and which delivers the answer.
+    pub adapter: String,
+    pub request: NexusRequest,
+    pub agent: Arc<Agent>,
+    pub session: String,
+    pub history: Vec<Message>,
+    /// Time spent in stages so far, which counts against `pipeline.timeout_ms`.
+    spent: Duration,
+    timeout: Duration,
+}
+
+impl Prepared {
+    /// Timer turns: they may take only a part of an agent's slots.
+    pub fn is_system(&self) -> bool {
+        self.request.event.channel == crate::routes::TIMER_CHANNEL
+    }
+}
+
+/// What stages 1 to 5 came to.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Ended: denied, handled, failed.
+    Settled,
+    Run(Box<Prepared>),
+    /// The ledger is closed: the daemon is stopping. The row stays as it is.
+    Abandoned,
+}
+
+/// Why a stage ended the request.
+#[derive(Debug)]
+pub(crate) enum Exit {
+    Denied(String),
+    Handled { by: String },
+    Failed(String),
+}
+
+/// Time that stages may take and have taken.
+#[derive(Debug)]
+struct Budget {
+    timeout: Duration,
+    spent: Duration,
+}
+
+impl Pipeline {
+    /// Stages 1 to 5. An exit is settled in the ledger before this returns.
+    pub async fn prepare(&self, row: StoredEvent, request_id: String) -> Outcome {
+        let settings = self.settings.load_full();
+        self.metrics.totals.active.fetch_add(1, Ordering::Relaxed);
+        let adapter = row.adapter;
+        let mut request = NexusRequest::new(request_id, row.seq, clock::wall_ms(), row.event);
+        self.bus.publish(NoticeType::RequestStarted, json!({ "request_id": request.request_id, "event_id": request.event.event_id }));
+        let mut budget = Budget { timeout: Duration::from_millis(settings.pipeline.timeout_ms), spent: Duration::ZERO };
+        match self.stages_before_agent(&mut request, &settings, &mut budget).await {
+            Ok((agent, session, history)) => {
+                self.metrics.totals.active.fetch_sub(1, Ordering::Relaxed);
+                Outcome::Run(Box::new(Prepared { adapter, request, agent, session, history, spent: budget.spent, timeout: budget.timeout }))
+            }
+            Err(exit) => self.settle(request, exit).await,
+        }
+    }
+
+    async fn stages_before_agent(
+        &self,
+        request: &mut NexusRequest,
+        settings: &Settings,
+        budget: &mut Budget,
+    ) -> Result<(Arc<Agent>, String, Vec<Message>), Exit> {
+        self.stage(request, Stage::ReceiveEvent, budget, async |_| Ok(())).await?;
+        let principal = self.stage(request, Stage::ResolveIdentity, budget, async |request| self.identify(request, settings).await).await?;
+        self.stage(request, Stage::ResolveAccess, budget, async |request| self.authorize(request, settings, &principal)).await?;
+        self.stage(request, Stage::RunAutomations, budget, async |request| automate::automate(request)).await?;
+        self.stage(request, Stage::AssembleContext, budget, async |request| self.assemble(request, settings, &principal).await).await
+    }
+
+    /// Runs one stage: span, time, time-out, trace, notice, hook.
+    async fn stage<T>(
+        &self,
+        request: &mut NexusRequest,
+        stage: Stage,
+        budget: &mut Budget,
+        work: impl AsyncFnOnce(&mut NexusRequest) -> Result<T, Exit>,
+    ) -> Result<T, Exit> {
+        let (started_at, started) = (clock::wall_ms(), Instant::now());
+        let left = budget.timeout.saturating_sub(budget.spent);
+        let result = match tokio::time::timeout(left, work(request)).await {
+            Ok(result) => result,
+            Err(_) => Err(Exit::Failed(format!("timed out after {} ms of work in all stages", budget.timeout.as_millis()))),
+        };
+        let spent = started.elapsed();
+        budget.spent += spent;
+        self.record(request, stage, started_at, spent, result.as_ref().err());
+        self.plugins.after(stage, request);
+        result
+    }
+
+    /// Notes a stage in the trace, the metrics and on the bus.
+    fn record(&self, request: &mut NexusRequest, stage: Stage, started_at: i64, spent: Duration, exit: Option<&Exit>) {
+        let (exit_reason, error) = match exit {
+            None => (None, None),
+            Some(Exit::Denied(reason)) => (Some(reason.clone()), None),
+            Some(Exit::Handled { by }) => (Some(format!("handled by {by}")), None),
+            Some(Exit::Failed(error)) => (None, Some(error.clone())),
+        };
+        let duration_ms = spent.as_secs_f64() * 1000.0;
+        self.metrics.stages.get_or_create(&StageLabel { stage: stage.as_str() }).observe(spent.as_secs_f64());
+        let notice = json!({
+            "request_id": request.request_id, "event_id": request.event.event_id,
+            "stage": stage.as_str(), "duration_ms": duration_ms, "exit_reason": exit_reason, "error": error,
+        });
+        self.bus.publish(NoticeType::RequestStage, notice);
+        request.pipeline.push(StageTrace { stage, started_at, duration_ms, exit_reason, error });
+    }
+
+    /// Ends a request that has no run.
+    async fn settle(&self, mut request: NexusRequest, exit: Exit) -> Outcome {
+        let (status, reason) = match exit {
+            Exit::Denied(reason) => (Status::Denied, Some(reason)),
+            Exit::Handled { by } => (Status::HandledByAutomation, Some(by)),
+            Exit::Failed(error) => (Status::Failed, Some(error)),
+        };
+        let stage = request.pipeline.last().map_or(Stage::ReceiveEvent, |trace| trace.stage);
+        (request.status, request.reason) = (status, reason.clone());
+        self.finalize(&mut request);
+        let command = SettleRequest {
+            event_seq: request.event_seq,
+            status,
+            stage: stage.as_str(),
+            reason,
+            trace: trace_json(&request),
+            at: clock::wall_ms(),
+            epoch: self.epoch,
+        };
+        let settled = self.write_admitted(request.event_seq, command).await;
+        self.metrics.totals.active.fetch_sub(1, Ordering::Relaxed);
+        match settled {
+            Ok(Claim::Done) => {
+                self.announce_end(&request, None);
+                Outcome::Settled
+            }
+            Ok(Claim::Lost) => Outcome::Settled,
+            Err(error) => {
+                tracing::warn!(request_id = request.request_id, %error, "the end of a request could not be written; the next start decides again");
+                Outcome::Abandoned
+            }
+        }
+    }
+
+    /// Repeats a conditional command until the row that it needs is admitted: stages don't wait for
+    /// the commit that admits their request, only their first write does.
+    pub(crate) async fn write_admitted<W>(&self, event_seq: i64, write: W) -> Result<Claim, WriteError>
+    where
+        W: crate::ledger::writer::Write<Set = crate::ledger::nexus::NexusCommand, Reply = Claim> + Clone,
+    {
+        let was_admitted = *self.admitted.borrow() >= event_seq;
+        let claim = self.ledgers.nexus.writer.write_until_done(write.clone()).await?;
+        if claim == Claim::Done || was_admitted {
+            return Ok(claim);
+        }
+        let mut admitted = self.admitted.clone();
+        if admitted.wait_for(|seq| *seq >= event_seq).await.is_err() {
+            return Err(WriteError::Closed { ledger: "nexus" });
+        }
+        self.ledgers.nexus.writer.write_until_done(write).await
+    }
+
+    /// Stage 8, and the error hook of a request that failed.
+    fn finalize(&self, request: &mut NexusRequest) {
+        let (started_at, started) = (clock::wall_ms(), Instant::now());
+        if request.status == Status::Failed {
+            self.plugins.on_error(request);
+        }
+        self.plugins.after(Stage::Finalize, request);
+        self.record(request, Stage::Finalize, started_at, started.elapsed(), None);
+    }
+
+    /// Tells everyone who listens how a request ended, after the commit that ended it.
+    fn announce_end(&self, request: &NexusRequest, text: Option<&str>) {
+        let latency = clock::wall_ms().saturating_sub(request.created_at).max(0);
+        let totals = &self.metrics.totals;
+        totals.processed.fetch_add(1, Ordering::Relaxed);
+        totals.latency_us.fetch_add(latency.unsigned_abs() * 1000, Ordering::Relaxed);
+        self.metrics.requests.get_or_create(&StatusLabel { status: request.status.as_str() }).inc();
+        let kind = if request.status == Status::Failed { NoticeType::RequestError } else { NoticeType::RequestCompleted };
+        let notice = json!({
+            "request_id": request.request_id, "event_id": request.event.event_id,
+            "status": request.status, "reason": request.reason, "duration_ms": latency,
+        });
+        self.bus.publish(kind, notice);
+        self.replies.end(request.event_seq, &End {
+            request_id: request.request_id.clone(),
+            status: request.status,
+            reason: request.reason.clone(),
+            text: text.map(str::to_owned),
+            agent: request.agent.as_ref().map(|agent| agent.agent_id.clone()),
+            session: request.agent.as_ref().map(|agent| agent.session_label.clone()),
+        });
+    }
+}
+
+/// The request without its event (which the events ledger has) and without the answer's text (which
+/// the run has): what `trace` shows beside them.
+fn trace_json(request: &NexusRequest) -> String {
+    let response = request.response.as_ref().map(|response| {
+        json!({
+            "chars": response.content.chars().count(), "usage": response.usage, "stop_reason": response.stop_reason,
+            "duration_ms": response.duration_ms, "error": response.error, "tool_calls": response.tool_calls,
+        })
+    });
+    json!({
+        "principal": request.principal, "access": request.access, "triggers": request.triggers, "agent": request.agent,
+        "response": response, "delivery_result": request.delivery_result, "pipeline": request.pipeline,
+    })
+    .to_string()
+}

@@ -1,0 +1,216 @@
+//! The end of a run, and stages 7 and 8: commit, let the session go on, deliver, finalize.
+
+use super::run::Work;
+use super::{Exit, Pipeline, Prepared, trace_json};
+use crate::agent::{Finished, StopReason, Usage};
+use crate::clock;
+use crate::ledger::agents::{ToolCall, TurnRecord};
+use crate::ledger::nexus::{FinishRun, NewDelivery, SaveTrace};
+use crate::routes::Route;
+use nexus_core::chunk::chunk;
+use nexus_core::notice::NoticeType;
+use nexus_core::request::{ResponseSection, Stage, Status};
+use serde_json::json;
+use std::num::NonZeroUsize;
+use std::time::{Duration, Instant};
+
+/// How long stage 7 waits for its deliveries; those that take longer go on without it.
+const DELIVERY_WAIT: Duration = Duration::from_secs(30);
+
+/// A run that is over.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub(super) prepared: Prepared,
+    pub(super) run_id: String,
+    pub(super) work: Work,
+    pub(super) tool_calls: Vec<ToolCall>,
+    pub(super) started_at: i64,
+    pub(super) spent: Duration,
+}
+
+/// What is said to the user, and how the request ends.
+struct Verdict {
+    finished: Finished,
+    error: Option<String>,
+}
+
+impl Pipeline {
+    pub(super) async fn finish(&self, ended: Ended, release: impl FnOnce()) {
+        let Ended { mut prepared, run_id, work, tool_calls, started_at, spent } = ended;
+        let verdict = judge(work, &prepared.request.request_id);
+        let exit = verdict.error.clone().map(Exit::Failed);
+        self.note_response(&mut prepared, &run_id, &verdict, &tool_calls, spent);
+        self.record(&mut prepared.request, Stage::RunAgent, started_at, spent, exit.as_ref());
+        self.plugins.after(Stage::RunAgent, &prepared.request);
+        let turn = turn_record(&prepared, &run_id, &verdict, tool_calls, started_at, spent);
+        let route = self.routes.settled(&prepared.adapter).await;
+        let deliveries = deliveries(&prepared, route, &run_id, &verdict.finished.content);
+        let finish = FinishRun {
+            event_seq: prepared.request.event_seq,
+            run_id: run_id.clone(),
+            ok: verdict.error.is_none(),
+            status: prepared.request.status,
+            reason: verdict.error.clone(),
+            turn_json: serde_json::to_string(&turn).ok(),
+            deliveries: deliveries.clone(),
+            trace: trace_json(&prepared.request),
+            at: clock::wall_ms(),
+            epoch: self.epoch,
+        };
+        match self.ledgers.nexus.writer.write_until_done(finish).await {
+            Ok(Some(finish_seq)) => {
+                self.announce_turn(&prepared, &run_id, &verdict);
+                self.wait_for_turn(finish_seq).await;
+                let waiting = self.outbox.enqueue(deliveries).await;
+                release();
+                self.deliver(prepared, &run_id, waiting, &verdict.finished.content).await;
+            }
+            Ok(None) => {
+                tracing::error!(run_id, "the run was settled by somebody else; its answer is not delivered");
+                release();
+            }
+            Err(error) => {
+                tracing::error!(run_id, %error, "the end of a run could not be written; the next start decides by on_interrupted");
+                release();
+            }
+        }
+    }
+
+    fn note_response(&self, prepared: &mut Prepared, run_id: &str, verdict: &Verdict, tool_calls: &[ToolCall], spent: Duration) {
+        let request = &mut prepared.request;
+        request.status = if verdict.error.is_some() { Status::Failed } else { Status::Completed };
+        request.reason.clone_from(&verdict.error);
+        if let Some(agent) = &mut request.agent {
+            agent.run_id = Some(run_id.to_owned());
+            agent.model.clone_from(&verdict.finished.model);
+            agent.provider.clone_from(&verdict.finished.provider);
+        }
+        request.response = Some(ResponseSection {
+            content: verdict.finished.content.clone(),
+            tool_calls: tool_calls.iter().map(|call| json!(call)).collect(),
+            usage: json!(verdict.finished.usage),
+            stop_reason: stop_word(verdict.finished.stop_reason).to_owned(),
+            duration_ms: spent.as_secs_f64() * 1000.0,
+            error: verdict.error.clone(),
+        });
+    }
+
+    fn announce_turn(&self, prepared: &Prepared, run_id: &str, verdict: &Verdict) {
+        let ids = json!({
+            "request_id": prepared.request.request_id, "event_id": prepared.request.event.event_id, "run_id": run_id,
+            "agent": prepared.agent.name, "session": prepared.session, "stop_reason": stop_word(verdict.finished.stop_reason),
+        });
+        self.bus.publish(NoticeType::StreamEnd, &ids);
+        self.bus.publish(NoticeType::TurnCompleted, &ids);
+        if let Some(error) = &verdict.error {
+            self.bus.publish(NoticeType::AgentError, json!({ "agent": prepared.agent.name, "run_id": run_id, "error": error }));
+        }
+    }
+
+    /// The next turn of this session must see this one.
+    async fn wait_for_turn(&self, finish_seq: i64) {
+        self.finished.notify_one();
+        let mut applied = self.turns_applied.clone();
+        if applied.wait_for(|seq| *seq >= finish_seq).await.is_err() {
+            tracing::debug!(finish_seq, "the agents ledger is closed; it catches up at the next start");
+        }
+    }
+
+    /// Stages 7 and 8, after the request's end is committed: they only add to its trace.
+    async fn deliver(&self, mut prepared: Prepared, run_id: &str, waiting: super::outbox::Waiting, text: &str) {
+        let (started_at, started) = (clock::wall_ms(), Instant::now());
+        let request = &mut prepared.request;
+        let total = waiting.len();
+        let outcomes = waiting.settle(DELIVERY_WAIT, &self.abandon).await;
+        let pending = total - outcomes.len();
+        request.delivery_result = Some(json!({ "deliveries": total, "settled": outcomes, "pending": pending }));
+        let exit = (pending > 0).then(|| Exit::Denied(format!("{pending} of {total} deliveries still under way")));
+        self.record(request, Stage::DeliverResponse, started_at, started.elapsed(), exit.as_ref());
+        self.plugins.after(Stage::DeliverResponse, request);
+        self.finalize(request);
+        let save = SaveTrace { event_seq: request.event_seq, trace: trace_json(request) };
+        if let Err(error) = self.ledgers.nexus.writer.write(save).await {
+            tracing::warn!(run_id, %error, "the last two stages are missing from this request's trace");
+        }
+        self.announce_end(request, Some(text));
+    }
+}
+
+/// One row per message to send; long texts are split, never cut off.
+fn deliveries(prepared: &Prepared, route: Option<Route>, run_id: &str, content: &str) -> Vec<NewDelivery> {
+    let Some(route) = route.filter(|route| route.sender.is_some()) else { return Vec::new() };
+    let pieces = match NonZeroUsize::new(route.text_limit) {
+        Some(limit) if content.chars().count() > limit.get() => chunk(content, limit),
+        Some(_) | None if content.trim().is_empty() => Vec::new(),
+        Some(_) | None => vec![content.to_owned()],
+    };
+    let (request, now) = (&prepared.request, clock::wall_ms());
+    let split = pieces.len() > 1;
+    let key = |n: usize| if split { format!("{run_id}:1:0/{}", n + 1) } else { format!("{run_id}:1:0") };
+    let made = pieces.into_iter().enumerate().map(|(n, content)| NewDelivery {
+        delivery_id: format!("dlv_{}", ulid::Ulid::generate()),
+        request_id: request.request_id.clone(),
+        event_seq: request.event_seq,
+        run_id: Some(run_id.to_owned()),
+        adapter: prepared.adapter.clone(),
+        channel: request.delivery.channel.clone(),
+        account_id: request.delivery.account_id.clone(),
+        target: request.delivery.target.clone(),
+        thread_id: request.delivery.thread_id.clone(),
+        reply_to_id: request.delivery.reply_to_id.clone(),
+        idempotency_key: key(n),
+        content,
+        created_at: now,
+        expires_at: now.saturating_add(i64::try_from(route.ttl_ms).unwrap_or(i64::MAX)),
+    });
+    made.collect()
+}
+
+fn judge(work: Work, request_id: &str) -> Verdict {
+    let sorry = |what: &str| format!("{what} (see `nexus trace show {request_id}`)");
+    let failed = |content: String, stop_reason, error: String| Verdict {
+        finished: Finished { content, usage: Usage::default(), stop_reason, model: None, provider: None },
+        error: Some(error),
+    };
+    match work {
+        Work::Finished(finished) => Verdict { finished, error: None },
+        Work::Failed(error) => {
+            let partial = error.partial().to_owned();
+            let line = sorry("The agent failed; this message was not answered.");
+            let content = if partial.is_empty() { line } else { format!("{partial}\n\n{line}") };
+            failed(content, StopReason::Error, crate::error_text::describe(&error))
+        }
+        Work::TimedOut => failed(sorry("The agent took too long and was stopped."), StopReason::Timeout, "the agent's time is up".into()),
+        // Runs that are abandoned are interrupted and never get here; their request isn't over.
+        Work::Abandoned => failed(String::new(), StopReason::Aborted, "abandoned".into()),
+    }
+}
+
+fn turn_record(prepared: &Prepared, run_id: &str, verdict: &Verdict, tool_calls: Vec<ToolCall>, started_at: i64, spent: Duration) -> TurnRecord {
+    TurnRecord {
+        turn_id: format!("turn_{}", run_id.trim_start_matches("run_")),
+        request_id: prepared.request.request_id.clone(),
+        session: prepared.session.clone(),
+        agent: prepared.agent.name.clone(),
+        user: prepared.request.event.content.clone(),
+        assistant: verdict.finished.content.clone(),
+        model: verdict.finished.model.clone(),
+        provider: verdict.finished.provider.clone(),
+        stop_reason: stop_word(verdict.finished.stop_reason).to_owned(),
+        input_tokens: verdict.finished.usage.input_tokens,
+        output_tokens: verdict.finished.usage.output_tokens,
+        started_at,
+        duration_ms: spent.as_secs_f64() * 1000.0,
+        tool_calls,
+    }
+}
+
+fn stop_word(reason: StopReason) -> &'static str {
+    match reason {
+        StopReason::EndTurn => "end_turn",
+        StopReason::MaxTokens => "max_tokens",
+        StopReason::Timeout => "timeout",
+        StopReason::Aborted => "aborted",
+        StopReason::Error => "error",
+    }
+}

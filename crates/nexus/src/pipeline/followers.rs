@@ -1,0 +1,160 @@
+//! The followers: agents.db follows finished runs, identity.db follows events, and events.db follows
+//! what was sent. Each repeats from its own mark after any failure or crash.
+
+use crate::bus::Bus;
+use crate::clock;
+use crate::ledger::agents::ApplyTurns;
+use crate::ledger::events::{Disposition, NewEvent, RecordOutbound, page_after};
+use crate::ledger::identity::{ApplyContacts, Seen};
+use crate::ledger::nexus::{Delivery, counter, finished_after, sent_after};
+use crate::ledger::{Ledgers, agents, follow, identity};
+use crate::error_text::describe;
+use nexus_core::event::PeerKind;
+use nexus_core::notice::NoticeType;
+use serde_json::json;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+/// Rows taken at a time.
+const PAGE: usize = 256;
+/// Pause after a failure.
+const RETRY: Duration = Duration::from_millis(500);
+/// How often followers without a bell of their own look.
+const OUTBOUND_INTERVAL: Duration = Duration::from_secs(1);
+
+type Step = Result<bool, Box<dyn std::error::Error + Send + Sync>>;
+
+/// agents.db follows finished runs; `applied` tells how far.
+pub async fn follow_turns(ledgers: Ledgers, bus: Bus, bell: Arc<Notify>, applied: watch::Sender<i64>, stop: CancellationToken) {
+    loop {
+        match apply_turns(&ledgers, &bus, &applied).await {
+            Ok(true) => continue,
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(error = %describe(&*error), "the agents ledger can't follow; trying again");
+                if pause(RETRY, &stop).await {
+                    return;
+                }
+                continue;
+            }
+        }
+        tokio::select! {
+            () = bell.notified() => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+async fn apply_turns(ledgers: &Ledgers, bus: &Bus, applied: &watch::Sender<i64>) -> Step {
+    let mark = *applied.borrow();
+    let (upto, turns) = ledgers.nexus.readers.read(move |connection| finished_after(connection, mark, PAGE)).await?;
+    if upto == mark {
+        return Ok(false);
+    }
+    for session in ledgers.agents.writer.write(ApplyTurns { upto_finish_seq: upto, turns }).await? {
+        bus.publish(NoticeType::SessionCreated, json!({ "session": session }));
+    }
+    applied.send_replace(upto);
+    Ok(true)
+}
+
+/// Where agents.db stands at a start.
+///
+/// # Errors
+/// When it can't be read.
+pub async fn turns_mark(ledgers: &Ledgers) -> Result<i64, crate::ledger::ReadError> {
+    ledgers.agents.readers.read(|connection| follow::applied(connection, agents::SOURCE)).await
+}
+
+/// identity.db follows events.
+pub async fn follow_contacts(ledgers: Ledgers, mut committed: watch::Receiver<i64>, stop: CancellationToken) {
+    loop {
+        match apply_contacts(&ledgers).await {
+            Ok(true) => continue,
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(error = %describe(&*error), "the identity ledger can't follow; trying again");
+                if pause(RETRY, &stop).await {
+                    return;
+                }
+                continue;
+            }
+        }
+        tokio::select! {
+            changed = committed.changed() => if changed.is_err() { return },
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+async fn apply_contacts(ledgers: &Ledgers) -> Step {
+    let mark = ledgers.identity.readers.read(|connection| follow::applied(connection, identity::SOURCE)).await?;
+    let (upto, page) = ledgers.events.readers.read(move |connection| page_after(connection, mark, PAGE)).await?;
+    if upto == mark {
+        return Ok(false);
+    }
+    let seen = page.into_iter().map(|row| Seen { channel: row.event.channel, sender_id: row.event.sender_id, name: row.event.sender_name, at: row.received_at });
+    ledgers.identity.writer.write(ApplyContacts { upto_seq: upto, seen: seen.collect() }).await?;
+    Ok(true)
+}
+
+/// events.db records what was said, under the platform's message ids. An adapter that hears our own
+/// message come back brings a known id.
+pub async fn follow_sent(ledgers: Ledgers, stop: CancellationToken) {
+    loop {
+        match apply_sent(&ledgers).await {
+            Ok(true) => continue,
+            Ok(false) => {}
+            Err(error) => tracing::warn!(error = %describe(&*error), "the events ledger can't record what was sent; trying again"),
+        }
+        if pause(OUTBOUND_INTERVAL, &stop).await {
+            return;
+        }
+    }
+}
+
+async fn apply_sent(ledgers: &Ledgers) -> Step {
+    let mark = ledgers.events.readers.read(|connection| follow::applied(connection, "nexus.sent")).await?;
+    let newest = ledgers.nexus.readers.read(|connection| counter(connection, "sent_seq")).await?;
+    if newest <= mark {
+        return Ok(false);
+    }
+    let (upto, sent) = ledgers.nexus.readers.read(move |connection| sent_after(connection, mark, PAGE)).await?;
+    let events = sent.iter().map(|delivery| (delivery.adapter.clone(), said(delivery))).collect();
+    ledgers.events.writer.write(RecordOutbound { upto_sent_seq: upto, events }).await?;
+    Ok(true)
+}
+
+fn said(delivery: &Delivery) -> NewEvent {
+    let ids: Vec<String> = delivery.message_ids.as_deref().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+    let id = ids.first().cloned().unwrap_or_else(|| delivery.delivery_id.clone());
+    let event_id = if id.starts_with(&format!("{}:", delivery.channel)) { id } else { format!("{}:{id}", delivery.channel) };
+    NewEvent {
+        event_id,
+        channel: delivery.channel.clone(),
+        account_id: delivery.account_id.clone(),
+        sender_id: format!("account:{}", delivery.account_id),
+        sender_name: None,
+        peer_id: delivery.target.clone(),
+        peer_kind: PeerKind::Dm,
+        thread_id: delivery.thread_id.clone(),
+        reply_to_id: delivery.reply_to_id.clone(),
+        content_type: "text".into(),
+        content: delivery.content.clone(),
+        attachments: None,
+        metadata: Some(json!({ "delivery_id": delivery.delivery_id, "message_ids": ids }).to_string()),
+        timestamp: delivery.updated_at,
+        received_at: clock::wall_ms(),
+        disposition: Disposition::History,
+    }
+}
+
+/// True when it is time to stop.
+async fn pause(length: Duration, stop: &CancellationToken) -> bool {
+    tokio::select! {
+        () = tokio::time::sleep(length) => false,
+        () = stop.cancelled() => true,
+    }
+}

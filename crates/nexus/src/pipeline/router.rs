@@ -1,0 +1,309 @@
+//! The router: reads committed events in order, admits them as requests, and decides when each may
+//! go through stages 1 to 5 (one at a time per conversation) and when its run may start (one at a
+//! time per session, so many per agent).
+//!
+//! It keeps places (seqs), not requests: at most [`PREPARED_MAX`] requests wait in memory with their
+//! context, the rest is read back from the ledger when its turn comes. One task owns all of this.
+
+mod admit;
+mod lanes;
+mod sessions;
+
+use super::pending::Pending;
+use super::{Outcome, Pipeline, Prepared};
+use crate::ledger::events::{StoredEvent, by_seq};
+use crate::ledger::nexus::{OpenRequest, open_requests, request_id_of};
+use lanes::Lanes;
+use nexus_core::ids::AccountKey;
+use sessions::Sessions;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Prepared requests that may wait in memory for their session.
+const PREPARED_MAX: usize = 1024;
+/// Finished tasks and verbs that may wait for the router.
+const INBOX_MAX: usize = 4096;
+/// Admitted pages that may wait for the router.
+const PAGES_MAX: usize = 2;
+
+/// What the router is told.
+#[derive(Debug)]
+enum Told {
+    /// Stages 1 to 5 of this request are over.
+    Prepared { seq: i64, outcome: Outcome },
+    /// The run's session may go on.
+    Released { seq: i64, session: String, agent: String, system: bool },
+    /// Requests of an account wait until it has caught up.
+    Hold(AccountKey, oneshot::Sender<()>),
+    Release(AccountKey),
+}
+
+/// Handle to the router.
+#[derive(Debug, Clone)]
+pub struct Router {
+    told: mpsc::Sender<Told>,
+    stop: CancellationToken,
+    runs: TaskTracker,
+}
+
+/// Figures for health and metrics.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RouterStats {
+    pub waiting: usize,
+    pub preparing: usize,
+    pub running: usize,
+}
+
+impl Router {
+    /// Starts the router on what is open in the ledger. `committed` says up to which seq events are
+    /// committed, `admitted` is where the router says up to which they are requests.
+    ///
+    /// # Errors
+    /// When the ledger can't be read.
+    pub async fn start(
+        pipeline: Arc<Pipeline>,
+        committed: watch::Receiver<i64>,
+        admitted: watch::Sender<i64>,
+        pending: Pending,
+        stats: watch::Sender<RouterStats>,
+    ) -> Result<(Self, tokio::task::JoinHandle<()>), crate::ledger::ReadError> {
+        let open = pipeline.ledgers.nexus.readers.read(open_requests).await?;
+        let (told, inbox) = mpsc::channel(INBOX_MAX);
+        let router = Self { told: told.clone(), stop: CancellationToken::new(), runs: TaskTracker::new() };
+        let mut state = State {
+            pipeline,
+            pending,
+            admitted,
+            lanes: Lanes::default(),
+            sessions: Sessions::default(),
+            requests: HashMap::new(),
+            told,
+            runs: router.runs.clone(),
+            stats,
+        };
+        for request in open {
+            state.pending.raise(&AccountKey::new(&request.adapter, &request.account_id), 1);
+            state.know(request, None);
+        }
+        let stop = router.stop.clone();
+        Ok((router, tokio::spawn(state.run(inbox, committed, stop))))
+    }
+
+    /// Keeps the requests of `account` waiting; returns once that is in force.
+    pub async fn hold(&self, account: &AccountKey) {
+        let (done, in_force) = oneshot::channel();
+        if self.told.send(Told::Hold(account.clone(), done)).await.is_ok() {
+            drop(in_force.await); // an error means that the router has stopped
+        }
+    }
+
+    pub async fn release(&self, account: &AccountKey) {
+        if self.told.send(Told::Release(account.clone())).await.is_err() {
+            tracing::debug!(%account, "the router has stopped");
+        }
+    }
+
+    /// Starts nothing new, and waits up to `patience` for what runs. True when all ended.
+    pub async fn drain(&self, patience: Duration) -> bool {
+        self.stop.cancel();
+        self.runs.close();
+        tokio::time::timeout(patience, self.runs.wait()).await.is_ok()
+    }
+
+    /// Waits for every run to note its interruption, after `Pipeline::abandon` was cancelled.
+    pub async fn wait(&self) {
+        self.runs.wait().await;
+    }
+}
+
+/// A request that is known but not over.
+#[derive(Debug)]
+struct Known {
+    conversation: Arc<str>,
+    account: Arc<AccountKey>,
+    /// Its id and event; kept only while its conversation can take it at once.
+    at_hand: Option<Box<(String, StoredEvent)>>,
+}
+
+struct State {
+    pipeline: Arc<Pipeline>,
+    pending: Pending,
+    admitted: watch::Sender<i64>,
+    lanes: Lanes,
+    sessions: Sessions,
+    requests: HashMap<i64, Known>,
+    told: mpsc::Sender<Told>,
+    runs: TaskTracker,
+    stats: watch::Sender<RouterStats>,
+}
+
+impl State {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Told>, committed: watch::Receiver<i64>, stop: CancellationToken) {
+        let (sender, mut pages) = mpsc::channel(PAGES_MAX);
+        let admission = tokio::spawn(admit::Admission::new(&self.pipeline, &self.admitted).run(committed, sender));
+        self.start_lanes();
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {
+                    admission.abort();
+                    return;
+                }
+                Some(told) = inbox.recv() => self.take(told),
+                page = pages.recv() => match page {
+                    Some(page) => page.into_iter().for_each(|(request, event)| self.know(request, Some(event))),
+                    None => return, // the admission task panicked: the daemon's watch on this task sees it
+                },
+            }
+            self.start_lanes();
+            self.stats.send_replace(RouterStats {
+                waiting: self.requests.len(),
+                preparing: self.lanes.busy(),
+                running: self.sessions.running(),
+            });
+        }
+    }
+
+    fn know(&mut self, request: OpenRequest, event: Option<Box<StoredEvent>>) {
+        let account = AccountKey::new(request.adapter, request.account_id);
+        let place = self.lanes.push(&request.conversation, &account, request.event_seq);
+        let at_hand = event.filter(|_| place.next).map(|event| Box::new((request.request_id, *event)));
+        let known = Known { conversation: place.conversation, account: place.account, at_hand };
+        self.requests.insert(request.event_seq, known);
+    }
+
+    fn take(&mut self, told: Told) {
+        match told {
+            Told::Prepared { seq, outcome } => self.prepared(seq, outcome),
+            Told::Released { seq, session, agent, system } => {
+                self.over(seq);
+                let next = self.sessions.released(&session, &agent, system);
+                self.start_runs(&agent);
+                if let Some(next) = next.filter(|next| *next != agent) {
+                    self.start_runs(&next);
+                }
+            }
+            Told::Hold(account, done) => {
+                self.lanes.hold(&account);
+                done.send(()).ok(); // the asker may have given up
+            }
+            Told::Release(account) => self.lanes.release(&account),
+        }
+    }
+
+    fn prepared(&mut self, seq: i64, outcome: Outcome) {
+        let Some(known) = self.requests.get(&seq) else { return };
+        match outcome {
+            Outcome::Settled => {
+                self.lanes.finished(&known.conversation.clone());
+                self.over(seq);
+                self.go_on_without(seq);
+            }
+            // The daemon is stopping, or the ledger is out of order: the row waits for a start.
+            Outcome::Abandoned => {
+                self.lanes.finished(&known.conversation.clone());
+                self.requests.remove(&seq);
+                self.go_on_without(seq);
+            }
+            Outcome::Run(prepared) => {
+                let agent = prepared.agent.name.clone();
+                self.sessions.push(seq, *prepared, PREPARED_MAX);
+                self.start_runs(&agent);
+            }
+        }
+    }
+
+    /// The session that kept a place for this request need not wait for it.
+    fn go_on_without(&mut self, seq: i64) {
+        if let Some(agent) = self.sessions.forget(seq) {
+            self.start_runs(&agent);
+        }
+    }
+
+    /// A request has its end.
+    fn over(&mut self, seq: i64) {
+        if let Some(known) = self.requests.remove(&seq) {
+            self.pending.lower(&known.account);
+        }
+    }
+
+    fn start_lanes(&mut self) {
+        let limit = usize::try_from(self.pipeline.settings.load().pipeline.max_concurrent).unwrap_or(usize::MAX);
+        while let Some(seq) = self.lanes.start_next(limit) {
+            self.prepare(seq);
+        }
+    }
+
+    fn prepare(&mut self, seq: i64) {
+        let Some(known) = self.requests.get_mut(&seq) else { return };
+        let at_hand = known.at_hand.take();
+        let (pipeline, told) = (self.pipeline.clone(), self.told.clone());
+        self.runs.spawn(async move {
+            let outcome = match load(&pipeline, seq, at_hand).await {
+                Some((request_id, event)) => pipeline.prepare(event, request_id).await,
+                None => Outcome::Abandoned,
+            };
+            tell(&told, Told::Prepared { seq, outcome }).await;
+        });
+    }
+
+    /// Starts every run of `agent` that may start now.
+    fn start_runs(&mut self, agent: &str) {
+        while let Some((seq, prepared)) = self.sessions.start_next(agent) {
+            let Some(known) = self.requests.get(&seq) else { continue };
+            match prepared {
+                Some(prepared) => {
+                    // From here on the conversation may prepare its next request.
+                    self.lanes.finished(&known.conversation.clone());
+                    self.start_run(seq, prepared);
+                }
+                // It was too many to keep in memory: stages 1 to 5 again, then its turn at once.
+                None => self.prepare(seq),
+            }
+        }
+    }
+
+    fn start_run(&mut self, seq: i64, prepared: Box<Prepared>) {
+        let (pipeline, told) = (self.pipeline.clone(), self.told.clone());
+        let (session, agent, system) = (prepared.session.clone(), prepared.agent.name.clone(), prepared.is_system());
+        self.runs.spawn(async move {
+            let (release, released) = oneshot::channel();
+            let pass_on = async {
+                // Dropped without a word (a panic) frees the session too: the row is left to the
+                // next start, the others go on.
+                drop(released.await);
+                tell(&told, Told::Released { seq, session, agent, system }).await;
+            };
+            tokio::join!(pass_on, pipeline.run(*prepared, move || { release.send(()).ok(); }));
+        });
+    }
+}
+
+async fn load(pipeline: &Pipeline, seq: i64, at_hand: Option<Box<(String, StoredEvent)>>) -> Option<(String, StoredEvent)> {
+    if let Some(at_hand) = at_hand {
+        return Some(*at_hand);
+    }
+    let event = pipeline.ledgers.events.readers.read(move |connection| by_seq(connection, seq)).await;
+    let request = pipeline.ledgers.nexus.readers.read(move |connection| request_id_of(connection, seq)).await;
+    match (event, request) {
+        (Ok(Some(event)), Ok(Some(request_id))) => Some((request_id, event)),
+        (Ok(_), Ok(_)) => {
+            tracing::error!(seq, "a request or its event is not in its ledger; left waiting");
+            None
+        }
+        (Err(error), _) | (_, Err(error)) => {
+            tracing::error!(seq, error = %crate::error_text::describe(&error), "a request can't be read; it waits for the next start");
+            None
+        }
+    }
+}
+
+async fn tell(told: &mpsc::Sender<Told>, what: Told) {
+    if told.send(what).await.is_err() {
+        tracing::trace!("the router has stopped");
+    }
+}

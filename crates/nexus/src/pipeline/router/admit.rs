@@ -1,0 +1,135 @@
+//! Admission: pages of committed events become `waiting` requests. Work on a page begins before its
+//! commit returns; the first write of each request is queued behind it.
+
+use crate::clock;
+use crate::ledger::ReadError;
+use crate::ledger::events::{Disposition, StoredEvent, page_after};
+use crate::ledger::nexus::{Admit, AdmitRow, OpenRequest, counter};
+use crate::ledger::writer::WriteError;
+use crate::pipeline::Pipeline;
+use nexus_core::request::Status;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+
+/// Events read at a time.
+const PAGE: usize = 256;
+/// Pause before a failed read of the ledger is tried again.
+const READ_RETRY: Duration = Duration::from_millis(500);
+
+/// A request that was admitted, with its event.
+pub(super) type Admitted = (OpenRequest, Box<StoredEvent>);
+
+pub(super) struct Admission {
+    pipeline: Arc<Pipeline>,
+    admitted: watch::Sender<i64>,
+    /// Read up to here; `None` before the ledger was asked.
+    upto: Option<i64>,
+}
+
+impl Admission {
+    pub(super) fn new(pipeline: &Arc<Pipeline>, admitted: &watch::Sender<i64>) -> Self {
+        Self { pipeline: pipeline.clone(), admitted: admitted.clone(), upto: None }
+    }
+
+    /// Hands pages to the router until it stops. A task of its own: a page that is half admitted
+    /// must not be dropped because something else happened.
+    pub(super) async fn run(mut self, mut committed: watch::Receiver<i64>, pages: mpsc::Sender<Vec<Admitted>>) {
+        loop {
+            match self.next(&mut committed).await {
+                Ok(page) if page.is_empty() => {}
+                Ok(page) => {
+                    if pages.send(page).await.is_err() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(error = %crate::error_text::describe(&error), "new events can't be read; trying again");
+                    tokio::time::sleep(READ_RETRY).await;
+                }
+            }
+        }
+    }
+
+    /// Waits for events beyond what was read and admits one page of them.
+    async fn next(&mut self, committed: &mut watch::Receiver<i64>) -> Result<Vec<Admitted>, ReadError> {
+        let from = match self.upto {
+            Some(seq) => seq,
+            None => {
+                let seq = self.pipeline.ledgers.nexus.readers.read(|connection| counter(connection, "intake_seq")).await?;
+                self.admitted.send_replace(seq);
+                self.upto = Some(seq);
+                seq
+            }
+        };
+        if committed.wait_for(|seq| *seq > from).await.is_err() {
+            return std::future::pending().await; // nothing will be committed any more
+        }
+        let (upto, page) = self.pipeline.ledgers.events.readers.read(move |connection| page_after(connection, from, PAGE)).await?;
+        let admitted = self.admit(upto, page).await;
+        self.upto = Some(upto);
+        Ok(admitted)
+    }
+
+    async fn admit(&self, upto: i64, page: Vec<StoredEvent>) -> Vec<Admitted> {
+        let now = clock::wall_ms();
+        let mut rows = Vec::with_capacity(page.len());
+        let mut admitted = Vec::with_capacity(page.len());
+        for event in page {
+            let row = row_of(&event, now);
+            if row.status == Status::Waiting {
+                let request = OpenRequest {
+                    event_seq: row.event_seq,
+                    request_id: row.request_id.clone(),
+                    conversation: row.conversation.clone(),
+                    adapter: row.adapter.clone(),
+                    account_id: row.account_id.clone(),
+                };
+                admitted.push((request, Box::new(event)));
+            }
+            rows.push(row);
+        }
+        self.commit(Admit { upto_seq: upto, rows, epoch: self.pipeline.epoch }).await;
+        admitted
+    }
+
+    /// Submits the page and watches its commit from a task of its own, repeating it until it is on
+    /// disk. Submitting is what orders it before the writes of its requests.
+    async fn commit(&self, admit: Admit) {
+        let writer = self.pipeline.ledgers.nexus.writer.clone();
+        let admitted = self.admitted.clone();
+        let upto = admit.upto_seq;
+        let first = writer.submit(admit.clone()).await;
+        tokio::spawn(async move {
+            let result = match first {
+                Ok(commit) => commit.await,
+                Err(error) => Err(error),
+            };
+            let result = match result {
+                Err(WriteError::Unknown { .. }) => writer.write_until_done(admit).await,
+                done => done,
+            };
+            match result {
+                Ok(()) => drop(admitted.send_if_modified(|seq| { let more = *seq < upto; *seq = upto.max(*seq); more })),
+                Err(error) => tracing::warn!(upto, %error, "events not admitted; the next start admits them"),
+            }
+        });
+    }
+}
+
+fn row_of(event: &StoredEvent, now: i64) -> AdmitRow {
+    let filed = event.disposition == Disposition::Filed;
+    AdmitRow {
+        event_seq: event.seq,
+        request_id: format!("req_{}", ulid::Ulid::generate()),
+        event_id: event.event.event_id.clone(),
+        channel: event.event.channel.clone(),
+        account_id: event.event.account_id.clone(),
+        adapter: event.adapter.clone(),
+        conversation: event.event.conversation(),
+        late: matches!(event.disposition, Disposition::Late | Disposition::Filed),
+        created_at: now,
+        status: if filed { Status::Expired } else { Status::Waiting },
+        reason: filed.then_some("late: older than catch_up.max_age_ms, filed by catch_up.late"),
+    }
+}

@@ -1,0 +1,152 @@
+//! Conversations: which request of which conversation may be prepared next. Pure bookkeeping.
+
+use nexus_core::ids::AccountKey;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+/// A request's place: its names are shared with its lane, since a hundred thousand may wait.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) conversation: Arc<str>,
+    pub(super) account: Arc<AccountKey>,
+    /// It is the next of an idle lane.
+    pub(super) next: bool,
+}
+
+#[derive(Debug)]
+struct Lane {
+    name: Arc<str>,
+    account: Arc<AccountKey>,
+    waiting: VecDeque<i64>,
+    busy: bool,
+}
+
+/// All conversations with something to do.
+#[derive(Debug, Default)]
+pub(super) struct Lanes {
+    lanes: HashMap<Arc<str>, Lane>,
+    /// Idle lanes with something waiting, in the order in which they became so.
+    ready: VecDeque<Arc<str>>,
+    held: HashSet<AccountKey>,
+    busy: usize,
+}
+
+impl Lanes {
+    /// Queues a request.
+    pub(super) fn push(&mut self, conversation: &str, account: &AccountKey, seq: i64) -> Place {
+        if !self.lanes.contains_key(conversation) {
+            let name: Arc<str> = conversation.into();
+            let lane = Lane { name: name.clone(), account: Arc::new(account.clone()), waiting: VecDeque::new(), busy: false };
+            self.lanes.insert(name, lane);
+        }
+        let lane = &mut self.lanes.get_mut(conversation).expect("inserted above");
+        lane.waiting.push_back(seq);
+        let next = lane.waiting.len() == 1 && !lane.busy;
+        if next && !self.held.contains(account) {
+            self.ready.push_back(lane.name.clone());
+        }
+        Place { conversation: lane.name.clone(), account: lane.account.clone(), next }
+    }
+
+    /// The next request to prepare, if fewer than `limit` are being prepared.
+    pub(super) fn start_next(&mut self, limit: usize) -> Option<i64> {
+        while self.busy < limit {
+            let conversation = self.ready.pop_front()?;
+            let Some(lane) = self.lanes.get_mut(&conversation) else { continue };
+            if lane.busy || self.held.contains(&*lane.account) {
+                continue;
+            }
+            if let Some(seq) = lane.waiting.pop_front() {
+                lane.busy = true;
+                self.busy += 1;
+                return Some(seq);
+            }
+        }
+        None
+    }
+
+    /// The lane's request is past stage 5 and has a session, or is over.
+    pub(super) fn finished(&mut self, conversation: &str) {
+        let Some(lane) = self.lanes.get_mut(conversation) else { return };
+        if lane.busy {
+            lane.busy = false;
+            self.busy -= 1;
+        }
+        if lane.waiting.is_empty() {
+            self.lanes.remove(conversation);
+        } else if !self.held.contains(&*lane.account) {
+            self.ready.push_back(lane.name.clone());
+        }
+    }
+
+    pub(super) fn hold(&mut self, account: &AccountKey) {
+        self.held.insert(account.clone());
+    }
+
+    pub(super) fn release(&mut self, account: &AccountKey) {
+        if self.held.remove(account) {
+            let lanes = self.lanes.iter().filter(|(_, lane)| *lane.account == *account && !lane.busy && !lane.waiting.is_empty());
+            let mut ready: Vec<(i64, Arc<str>)> = lanes.filter_map(|(name, lane)| Some((*lane.waiting.front()?, name.clone()))).collect();
+            ready.sort();
+            self.ready.extend(ready.into_iter().map(|(_, name)| name));
+        }
+    }
+
+    /// Lanes whose request is between stage 1 and the start of its run.
+    pub(super) fn busy(&self) -> usize {
+        self.busy
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn account(name: &str) -> AccountKey {
+        AccountKey::new("a", name)
+    }
+
+    #[test]
+    fn one_at_a_time_per_conversation_and_in_order() {
+        let mut lanes = Lanes::default();
+        for (lane, seq) in [("x", 1), ("x", 2), ("y", 3), ("x", 4)] {
+            lanes.push(lane, &account("1"), seq);
+        }
+        assert_eq!(lanes.start_next(9), Some(1));
+        assert_eq!(lanes.start_next(9), Some(3));
+        assert_eq!(lanes.start_next(9), None);
+        lanes.finished("x");
+        assert_eq!(lanes.start_next(9), Some(2));
+        lanes.finished("x");
+        lanes.finished("y");
+        assert_eq!(lanes.start_next(9), Some(4));
+        lanes.finished("x");
+        assert_eq!((lanes.busy(), lanes.lanes.len(), lanes.ready.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn the_limit_holds() {
+        let mut lanes = Lanes::default();
+        for seq in 0..5 {
+            lanes.push(&format!("l{seq}"), &account("1"), seq);
+        }
+        assert_eq!((lanes.start_next(2), lanes.start_next(2), lanes.start_next(2)), (Some(0), Some(1), None));
+        lanes.finished("l0");
+        assert_eq!(lanes.start_next(2), Some(2));
+    }
+
+    #[test]
+    fn held_accounts_wait_and_others_do_not() {
+        let mut lanes = Lanes::default();
+        lanes.hold(&account("1"));
+        lanes.push("x", &account("1"), 1);
+        lanes.push("y", &account("2"), 2);
+        lanes.push("x", &account("1"), 3);
+        assert_eq!(lanes.start_next(9), Some(2));
+        assert_eq!(lanes.start_next(9), None);
+        lanes.release(&account("1"));
+        assert_eq!(lanes.start_next(9), Some(1));
+        lanes.finished("x");
+        assert_eq!(lanes.start_next(9), Some(3));
+    }
+}

@@ -1,0 +1,223 @@
+//! Stage 6: the agent runs. Its run is committed before it starts and its end, turn and deliveries
+//! are committed together; in between tokens pass by.
+
+use super::finish::Ended;
+use super::{Pipeline, Prepared};
+use crate::agent::{AgentError, Finished, Output, ToolStatus, Turn};
+use crate::clock;
+use crate::ledger::agents::ToolCall;
+use crate::ledger::nexus::{Claim, InterruptRun, MarkActed, StartRun};
+use crate::replies::Part;
+use crate::routes::Route;
+use nexus_core::notice::NoticeType;
+use serde_json::json;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+
+/// Pieces of output that may wait between agent and bus; a full channel holds the agent.
+const OUTPUT_MAX: usize = 256;
+/// Tool calls of one turn that are recorded; more are counted only.
+const TOOL_CALLS_MAX: usize = 1000;
+/// Attempts of one run at an error that may pass, as long as nothing was said or done.
+const TRIES_MAX: u32 = 3;
+const RETRY_BASE: Duration = Duration::from_secs(1);
+
+/// What an attempt left behind while it ran.
+#[derive(Debug, Default)]
+struct Seen {
+    tokens: u64,
+    tool_calls: Vec<ToolCall>,
+    acted: bool,
+}
+
+/// How the agent's work ended.
+#[derive(Debug)]
+pub(super) enum Work {
+    Finished(Finished),
+    Failed(AgentError),
+    TimedOut,
+    /// The daemon is stopping.
+    Abandoned,
+}
+
+impl Pipeline {
+    /// Stages 6 to 8. `release` is called once the session may take its next turn.
+    pub async fn run(&self, prepared: Prepared, release: impl FnOnce()) {
+        let run_id = format!("run_{}", ulid::Ulid::generate());
+        let claim = StartRun {
+            event_seq: prepared.request.event_seq,
+            run_id: run_id.clone(),
+            agent: prepared.agent.name.clone(),
+            session: prepared.session.clone(),
+            at: clock::wall_ms(),
+            epoch: self.epoch,
+        };
+        match self.write_admitted(prepared.request.event_seq, claim).await {
+            Ok(Claim::Done) => {}
+            Ok(Claim::Lost) => {
+                tracing::error!(request_id = prepared.request.request_id, "somebody else has this request; left alone");
+                return release();
+            }
+            Err(error) => {
+                tracing::warn!(request_id = prepared.request.request_id, %error, "run not started");
+                return release();
+            }
+        }
+        self.metrics.totals.active.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let started_at = clock::wall_ms();
+        let started = Instant::now();
+        self.announce_start(&prepared, &run_id);
+        let mut seen = Seen::default();
+        let work = self.work(&prepared, &run_id, &mut seen).await;
+        if matches!(work, Work::Abandoned) {
+            self.interrupt(&prepared, &run_id).await;
+            release();
+        } else {
+            let ended = Ended { prepared, run_id, work, tool_calls: seen.tool_calls, started_at, spent: started.elapsed() };
+            self.finish(ended, release).await;
+        }
+        self.metrics.totals.active.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    fn announce_start(&self, prepared: &Prepared, run_id: &str) {
+        let ids = json!({
+            "request_id": prepared.request.request_id, "event_id": prepared.request.event.event_id, "run_id": run_id,
+            "agent": prepared.agent.name, "session": prepared.session,
+        });
+        self.bus.publish(NoticeType::TurnCreated, &ids);
+        self.bus.publish(NoticeType::StreamStart, &ids);
+    }
+
+    /// Runs the agent, again after an error that may pass if nothing was said or done yet.
+    async fn work(&self, prepared: &Prepared, run_id: &str, seen: &mut Seen) -> Work {
+        let deadline = tokio::time::Instant::now() + prepared.agent.timeout.min(prepared.timeout.saturating_sub(prepared.spent));
+        let turn = self.turn(prepared, run_id);
+        for attempt in 1_u32.. {
+            let failed = match self.attempt(prepared, &turn, seen, deadline).await {
+                Work::Failed(error) => error,
+                other => return other,
+            };
+            let may_repeat = failed.retryable() && attempt < TRIES_MAX && seen.tokens == 0 && !seen.acted;
+            let pause = RETRY_BASE * 2_u32.pow(attempt - 1);
+            if !may_repeat || tokio::time::Instant::now() + pause >= deadline {
+                return Work::Failed(failed);
+            }
+            tracing::warn!(run_id, attempt, error = %failed, "agent failed, trying again");
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.abandon.cancelled() => return Work::Abandoned,
+            }
+        }
+        Work::TimedOut // not reached: the loop has no end of its own
+    }
+
+    async fn attempt(&self, prepared: &Prepared, turn: &Turn, seen: &mut Seen, deadline: tokio::time::Instant) -> Work {
+        let (sink, mut output) = mpsc::channel(OUTPUT_MAX);
+        let running = prepared.agent.runner.run(turn, &sink);
+        tokio::pin!(running);
+        let result = loop {
+            tokio::select! {
+                // Output first: what was said before the end belongs to it.
+                biased;
+                Some(piece) = output.recv() => self.hear(prepared, &turn.run_id, piece, seen).await,
+                result = &mut running => break result,
+                // Dropping `running` kills the agent's whole process tree.
+                () = tokio::time::sleep_until(deadline) => return Work::TimedOut,
+                () = self.abandon.cancelled() => return Work::Abandoned,
+            }
+        };
+        while let Ok(piece) = output.try_recv() {
+            self.hear(prepared, &turn.run_id, piece, seen).await;
+        }
+        match result {
+            Ok(finished) => Work::Finished(finished),
+            Err(error) => Work::Failed(error),
+        }
+    }
+
+    /// Passes one piece of output on to the bus and to who waits for the answer.
+    async fn hear(&self, prepared: &Prepared, run_id: &str, piece: Output, seen: &mut Seen) {
+        let seq = prepared.request.event_seq;
+        match piece {
+            Output::Token(text) => {
+                seen.tokens += 1;
+                self.bus.publish(NoticeType::StreamToken, json!({ "run_id": run_id, "text": text }));
+                if self.replies.has(seq) {
+                    self.replies.tell(seq, &Part::Token { text });
+                }
+            }
+            Output::Reasoning(text) => {
+                seen.tokens += 1;
+                self.bus.publish(NoticeType::StreamToken, json!({ "run_id": run_id, "reasoning": text }));
+            }
+            Output::Tool { name, call_id, status, summary } => {
+                if !seen.acted {
+                    seen.acted = true;
+                    let mark = MarkActed { run_id: run_id.to_owned() };
+                    if let Err(error) = self.ledgers.nexus.writer.write_until_done(mark).await {
+                        tracing::error!(run_id, %error, "could not note that the agent acted");
+                    }
+                }
+                self.hear_tool(seq, run_id, ToolCall { call_id, name, status: word(status).into(), summary }, status, seen);
+            }
+        }
+    }
+
+    fn hear_tool(&self, seq: i64, run_id: &str, call: ToolCall, status: ToolStatus, seen: &mut Seen) {
+        let kind = match status {
+            ToolStatus::Started => NoticeType::ToolStarted,
+            ToolStatus::Completed | ToolStatus::Failed => NoticeType::ToolCompleted,
+        };
+        self.bus.publish(kind, json!({ "run_id": run_id, "tool": call.name, "call_id": call.call_id, "status": call.status }));
+        self.replies.tell(seq, &Part::Tool { name: call.name.clone(), status: call.status.clone() });
+        match seen.tool_calls.iter().position(|known| known.call_id == call.call_id) {
+            Some(place) => seen.tool_calls[place] = call,
+            None if seen.tool_calls.len() < TOOL_CALLS_MAX => seen.tool_calls.push(call),
+            None => {}
+        }
+    }
+
+    fn turn(&self, prepared: &Prepared, run_id: &str) -> Turn {
+        let request = &prepared.request;
+        let event = &request.event;
+        let principal = request.principal.as_ref();
+        Turn {
+            run_id: run_id.to_owned(),
+            session_label: prepared.session.clone(),
+            agent: prepared.agent.name.clone(),
+            content: event.content.clone(),
+            attachments: event.attachments.clone(),
+            sender: crate::agent::Sender {
+                id: event.sender_id.clone(),
+                name: event.sender_name.clone().or_else(|| principal.and_then(|principal| principal.name.clone())),
+                principal: principal.map_or_else(String::new, |principal| principal.type_.as_str().to_owned()),
+            },
+            channel: event.channel.clone(),
+            capabilities: self.route_of(prepared).map_or(serde_json::Value::Null, |route| route.capabilities),
+            history: prepared.history.clone(),
+            permissions: request.access.as_ref().map_or(serde_json::Value::Null, |access| json!(access.permissions)),
+        }
+    }
+
+    fn route_of(&self, prepared: &Prepared) -> Option<Route> {
+        self.routes.get(&prepared.adapter)
+    }
+
+    /// Notes that the daemon's stop cut this run short; not terminal.
+    async fn interrupt(&self, prepared: &Prepared, run_id: &str) {
+        let event_seq = prepared.request.event_seq;
+        let interrupt = InterruptRun { event_seq, run_id: run_id.to_owned(), at: clock::wall_ms(), epoch: self.epoch };
+        tracing::warn!(request_id = prepared.request.request_id, run_id, "request interrupted; the next start decides by on_interrupted");
+        if let Err(error) = self.ledgers.nexus.writer.write(interrupt).await {
+            tracing::warn!(run_id, %error, "the interruption could not be written; the next start finds it");
+        }
+    }
+}
+
+fn word(status: ToolStatus) -> &'static str {
+    match status {
+        ToolStatus::Started => "started",
+        ToolStatus::Completed => "completed",
+        ToolStatus::Failed => "failed",
+    }
+}

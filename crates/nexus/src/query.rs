@@ -1,0 +1,143 @@
+//! Questions about the record, answered alike by a running daemon and, when none runs, by the CLI
+//! straight from the ledger files.
+
+use crate::ledger::events::{self, StoredEvent};
+use crate::ledger::{Ledger, ReadError, Readers, nexus};
+use rusqlite::Connection;
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// Rows that one answer has at most.
+pub const ROWS_MAX: usize = 1000;
+
+/// Which events to list.
+#[derive(Debug, Clone, Default)]
+pub struct EventsQuery {
+    pub limit: usize,
+    /// Only those before this seq.
+    pub before: Option<i64>,
+    pub channel: Option<String>,
+    /// Only those whose content contains this, whatever the case.
+    pub text: Option<String>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum QueryError {
+    #[error("there is no ledger in `{0}`; has the daemon ever run with this configuration?")]
+    NoLedger(std::path::PathBuf),
+    #[error(transparent)]
+    Read(#[from] ReadError),
+}
+
+/// Readers of the two ledgers that questions go to.
+#[derive(Debug, Clone)]
+pub struct Record {
+    pub events: Readers,
+    pub nexus: Readers,
+}
+
+impl Record {
+    /// The ledgers in `directory`, which no daemon has open.
+    ///
+    /// # Errors
+    /// [`QueryError::NoLedger`].
+    pub fn offline(directory: &Path) -> Result<Self, QueryError> {
+        let file = |ledger: Ledger| directory.join(ledger.file_name());
+        if !file(Ledger::Events).exists() || !file(Ledger::Nexus).exists() {
+            return Err(QueryError::NoLedger(directory.to_owned()));
+        }
+        Ok(Self { events: Readers::new(file(Ledger::Events)), nexus: Readers::new(file(Ledger::Nexus)) })
+    }
+
+    /// Events, oldest first.
+    ///
+    /// # Errors
+    /// When the ledger can't be read; so with all questions here.
+    pub fn events(&self, query: &EventsQuery) -> Result<Value, ReadError> {
+        let before = query.before.unwrap_or(i64::MAX);
+        let limit = query.limit.min(ROWS_MAX);
+        let rows = self.events.read_now(|connection| events::tail(connection, before, limit, query.channel.as_deref(), query.text.as_deref()))?;
+        Ok(json!({ "events": rows.iter().map(event_json).collect::<Vec<_>>() }))
+    }
+
+    pub fn event(&self, event_id: &str) -> Result<Option<Value>, ReadError> {
+        let row = self.events.read_now(|connection| events::by_id(connection, event_id))?;
+        Ok(row.as_ref().map(event_json))
+    }
+
+    /// One request with its event and deliveries; `id` is a request id, an event id or an event seq.
+    pub fn trace(&self, id: &str) -> Result<Option<Value>, ReadError> {
+        let seq = match id.parse::<i64>() {
+            Ok(seq) => Some(seq),
+            Err(_) if id.starts_with("req_") => self.nexus.read_now(|connection| nexus::request_by_id(connection, id))?.map(|request| request.event_seq),
+            Err(_) => self.events.read_now(|connection| events::by_id(connection, id))?.map(|event| event.seq),
+        };
+        let Some(seq) = seq else { return Ok(None) };
+        let event = self.events.read_now(|connection| events::by_seq(connection, seq))?;
+        let (request, deliveries, runs) = self.nexus.read_now(|connection| {
+            Ok((nexus::request_by_event(connection, seq)?, nexus::deliveries_of(connection, seq)?, runs(connection, seq)?))
+        })?;
+        Ok(request.map(|request| json!({ "request": request, "event": event.as_ref().map(event_json), "deliveries": deliveries, "runs": runs })))
+    }
+
+    pub fn traces(&self, status: Option<&str>, limit: usize) -> Result<Value, ReadError> {
+        let rows = self.nexus.read_now(|connection| nexus::requests(connection, status, limit.min(ROWS_MAX)))?;
+        Ok(json!({ "requests": rows }))
+    }
+
+    pub fn deliveries(&self, status: Option<&str>, limit: usize) -> Result<Value, ReadError> {
+        let rows = self.nexus.read_now(|connection| nexus::deliveries(connection, status, limit.min(ROWS_MAX)))?;
+        Ok(json!({ "deliveries": rows }))
+    }
+}
+
+fn runs(connection: &Connection, seq: i64) -> rusqlite::Result<Vec<Value>> {
+    let sql = "SELECT run_id, attempt, agent, session, status, acted, started_at, finished_at, turn_json FROM runs WHERE event_seq = ?1 ORDER BY attempt";
+    let mut query = connection.prepare_cached(sql)?;
+    let rows = query.query_map([seq], |row| {
+        let turn: Option<String> = row.get(8)?;
+        let turn: Option<Value> = turn.and_then(|text| serde_json::from_str(&text).ok());
+        Ok(json!({
+            "run_id": row.get::<_, String>(0)?, "attempt": row.get::<_, i64>(1)?, "agent": row.get::<_, String>(2)?,
+            "session": row.get::<_, String>(3)?, "status": row.get::<_, String>(4)?, "acted": row.get::<_, bool>(5)?,
+            "started_at": row.get::<_, i64>(6)?, "finished_at": row.get::<_, Option<i64>>(7)?, "turn": turn,
+        }))
+    })?;
+    rows.collect()
+}
+
+fn event_json(row: &StoredEvent) -> Value {
+    let mut value = json!(row.event);
+    if let Some(fields) = value.as_object_mut() {
+        fields.insert("seq".into(), row.seq.into());
+        fields.insert("adapter".into(), row.adapter.clone().into());
+        fields.insert("direction".into(), row.direction.clone().into());
+        fields.insert("received_at".into(), row.received_at.into());
+        fields.insert("disposition".into(), row.disposition.as_str().into());
+    }
+    value
+}
+
+/// Events from the files in `directory`; no daemon may have them open.
+///
+/// # Errors
+/// [`QueryError`]; so with all below.
+pub fn events(directory: &Path, query: &EventsQuery) -> Result<Value, QueryError> {
+    Ok(Record::offline(directory)?.events(query)?)
+}
+
+pub fn event(directory: &Path, event_id: &str) -> Result<Option<Value>, QueryError> {
+    Ok(Record::offline(directory)?.event(event_id)?)
+}
+
+pub fn trace(directory: &Path, id: &str) -> Result<Option<Value>, QueryError> {
+    Ok(Record::offline(directory)?.trace(id)?)
+}
+
+pub fn traces(directory: &Path, status: Option<&str>, limit: usize) -> Result<Value, QueryError> {
+    Ok(Record::offline(directory)?.traces(status, limit)?)
+}
+
+pub fn deliveries(directory: &Path, status: Option<&str>, limit: usize) -> Result<Value, QueryError> {
+    Ok(Record::offline(directory)?.deliveries(status, limit)?)
+}

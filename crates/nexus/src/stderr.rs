@@ -1,0 +1,70 @@
+//! A child's stderr, line by line into the log: bounded in length and rate, never in the way.
+
+use memchr::memchr;
+use nexus_core::ids::ChildId;
+use std::time::{Duration, Instant};
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe::Receiver;
+
+/// Bytes of one logged line; the rest of a longer one is left out.
+const LINE_BYTES_MAX: usize = 4096;
+/// Lines of one child that are logged per window; more are counted.
+const LINES_PER_WINDOW: u32 = 200;
+const WINDOW: Duration = Duration::from_secs(10);
+
+/// Logs until EOF.
+pub async fn log_lines(child: ChildId, mut stderr: Receiver) {
+    let mut lines = Lines { child, kept: Vec::new(), window: Instant::now(), logged: 0, dropped: 0 };
+    let mut chunk = vec![0; 8192];
+    while let Ok(got @ 1..) = stderr.read(&mut chunk).await {
+        let mut rest = &chunk[..got];
+        while let Some(end) = memchr(b'\n', rest) {
+            lines.add(&rest[..end]);
+            lines.end();
+            rest = &rest[end + 1..];
+        }
+        lines.add(rest);
+    }
+    lines.end();
+    lines.tell_dropped();
+}
+
+struct Lines {
+    child: ChildId,
+    kept: Vec<u8>,
+    window: Instant,
+    logged: u32,
+    dropped: u64,
+}
+
+impl Lines {
+    fn add(&mut self, bytes: &[u8]) {
+        let room = LINE_BYTES_MAX.saturating_sub(self.kept.len());
+        self.kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
+    }
+
+    fn end(&mut self) {
+        if self.window.elapsed() >= WINDOW {
+            self.tell_dropped();
+            (self.window, self.logged) = (Instant::now(), 0);
+        }
+        let text = String::from_utf8_lossy(&self.kept);
+        let text = text.trim_end();
+        if !text.is_empty() {
+            if self.logged < LINES_PER_WINDOW {
+                self.logged += 1;
+                tracing::info!(target: "child", child = %self.child, "{text}");
+            } else {
+                self.dropped += 1;
+            }
+        }
+        self.kept.clear();
+    }
+
+    fn tell_dropped(&mut self) {
+        if self.dropped > 0 {
+            tracing::warn!(child = %self.child, lines = self.dropped, "stderr lines left out: more than {LINES_PER_WINDOW} in 10 s");
+            self.dropped = 0;
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! Supervises the long-running children: one task per child drives a pure
+//! [`nexus_core::lifecycle::Lifecycle`]; everybody else holds a handle.
+//!
+//! Theory of operation: a verb changes what is wanted; the task works towards it. A process is
+//! spawned only after the one before it is gone with its whole tree and its output is read to EOF.
+
+mod child;
+
+use crate::keeper::{Keeper, Process, SpawnSpec};
+use crate::metrics::Metrics;
+use nexus_core::ids::ChildId;
+use nexus_core::lifecycle::RestartPolicy;
+use std::collections::HashMap;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+/// Verbs that may wait for one child's task.
+const VERBS_MAX: usize = 16;
+
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// What a supervised child runs and who reads it.
+pub trait Program: Send + Sync + 'static {
+    /// Called before every spawn: resolves the credential, writes the child's files.
+    ///
+    /// An error is the reason why the child can't be started, in words.
+    fn prepare(&self) -> BoxFuture<'_, Result<SpawnSpec, String>>;
+
+    /// Takes the pipes of a started process. The task ends when its output is read and committed;
+    /// the next spawn waits for that.
+    fn attach(&self, process: &mut Process) -> JoinHandle<()>;
+}
+
+/// An intended child.
+pub struct ChildSpec {
+    pub id: ChildId,
+    pub policy: RestartPolicy,
+    pub program: Arc<dyn Program>,
+}
+
+impl fmt::Debug for ChildSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChildSpec").field("id", &self.id).field("policy", &self.policy).finish_non_exhaustive()
+    }
+}
+
+/// Where a child is, in the requirement's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    Stopped,
+    Starting,
+    Running,
+    Stopping,
+    Backoff,
+    Errored,
+}
+
+/// A child as its task last reported it.
+#[derive(Debug, Clone)]
+pub struct ChildStatus {
+    pub phase: Phase,
+    pub pid: Option<u32>,
+    /// Unix ms.
+    pub started_at: Option<i64>,
+    pub restarts: u64,
+    /// Spawns so far, so that an observer can tell one process from the next.
+    pub generation: u64,
+    /// Why it last failed.
+    pub last_error: Option<String>,
+}
+
+impl ChildStatus {
+    fn new() -> Self {
+        Self { phase: Phase::Stopped, pid: None, started_at: None, restarts: 0, generation: 0, last_error: None }
+    }
+}
+
+#[derive(Debug)]
+enum Verb {
+    Start,
+    Stop,
+    Restart,
+    Policy(RestartPolicy),
+    /// Stop, and end the task once stopped.
+    Remove,
+}
+
+type Order = (Verb, oneshot::Sender<()>);
+
+/// Handle to one supervised child. Dropping it changes nothing; removal is a verb.
+#[derive(Debug, Clone)]
+pub struct Child {
+    id: ChildId,
+    orders: mpsc::Sender<Order>,
+    status: watch::Receiver<ChildStatus>,
+}
+
+impl Child {
+    pub fn status(&self) -> ChildStatus {
+        self.status.borrow().clone()
+    }
+
+    /// A view that can be waited on.
+    pub fn watch(&self) -> watch::Receiver<ChildStatus> {
+        self.status.clone()
+    }
+
+    /// Wants it up, and clears the count of restarts. Returns once the task has taken note.
+    pub async fn start(&self) {
+        self.order(Verb::Start).await;
+    }
+
+    /// Wants it down; returns once it is.
+    pub async fn stop(&self) {
+        self.order(Verb::Stop).await;
+        self.wait_for(|status| status.phase == Phase::Stopped).await;
+    }
+
+    /// Stop and start anew; returns once the old process has been told.
+    pub async fn restart(&self) {
+        self.order(Verb::Restart).await;
+    }
+
+    pub async fn set_policy(&self, policy: RestartPolicy) {
+        self.order(Verb::Policy(policy)).await;
+    }
+
+    async fn wait_for(&self, condition: impl FnMut(&ChildStatus) -> bool) {
+        let mut status = self.status.clone();
+        // An error means that the task is gone, and the child with it.
+        drop(status.wait_for(condition).await);
+    }
+
+    async fn order(&self, verb: Verb) {
+        let (taken, note) = oneshot::channel();
+        if self.orders.send((verb, taken)).await.is_ok() {
+            // The task answers every order that it takes; an error means that it ended.
+            drop(note.await);
+        }
+    }
+}
+
+/// All supervised children.
+#[derive(Debug, Clone)]
+pub struct Supervisor {
+    keeper: Keeper,
+    metrics: Metrics,
+    children: Arc<Mutex<HashMap<ChildId, (Child, JoinHandle<()>)>>>,
+}
+
+impl Supervisor {
+    pub fn new(keeper: Keeper, metrics: Metrics) -> Self {
+        Self { keeper, metrics, children: Arc::default() }
+    }
+
+    pub fn keeper(&self) -> &Keeper {
+        &self.keeper
+    }
+
+    /// Takes in a child, stopped. One of the same id must have been removed before: its task is
+    /// returned untouched otherwise.
+    pub fn add(&self, spec: ChildSpec) -> Child {
+        let mut children = self.lock();
+        if let Some((child, task)) = children.get(&spec.id)
+            && !task.is_finished()
+        {
+            return child.clone();
+        }
+        let (orders, inbox) = mpsc::channel(VERBS_MAX);
+        let (report, status) = watch::channel(ChildStatus::new());
+        let child = Child { id: spec.id.clone(), orders, status };
+        let task = tokio::spawn(child::run(spec, self.keeper.clone(), self.metrics.clone(), inbox, report));
+        children.insert(child.id.clone(), (child.clone(), task));
+        child
+    }
+
+    /// Stops a child and forgets it; returns once it is gone.
+    pub async fn remove(&self, id: &ChildId) {
+        let Some((child, task)) = self.lock().remove(id) else { return };
+        child.order(Verb::Remove).await;
+        if let Err(error) = task.await {
+            tracing::error!(child = %id, %error, "a child's task failed");
+        }
+    }
+
+    /// Every child with its status, by id.
+    pub fn list(&self) -> Vec<(ChildId, ChildStatus)> {
+        let mut list: Vec<_> = self.lock().iter().map(|(id, (child, _))| (id.clone(), child.status())).collect();
+        list.sort_by(|a, b| a.0.cmp(&b.0));
+        list
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<ChildId, (Child, JoinHandle<()>)>> {
+        self.children.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,217 @@
+//! One child's task: feeds verbs, exits and passing time to the lifecycle, and does what it says.
+
+use super::{ChildSpec, ChildStatus, Order, Phase, Verb};
+use crate::error_text::describe;
+use crate::clock;
+use crate::keeper::{ExitStatus, Keeper, Process};
+use crate::metrics::{ChildLabel, Metrics};
+use nexus_core::lifecycle::{Action, Input, Lifecycle, State};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+/// How long output may go on after the whole tree is gone: only a descriptor passed to a stranger
+/// could keep the pipe open, and it must not hold the restart.
+const EOF_DEADLINE: Duration = Duration::from_secs(5);
+
+struct Task {
+    spec: ChildSpec,
+    life: Lifecycle,
+    keeper: Keeper,
+    metrics: Metrics,
+    report: watch::Sender<ChildStatus>,
+    process: Option<(Process, JoinHandle<()>)>,
+    generation: u64,
+    last_error: Option<String>,
+    started_at: Option<i64>,
+    removing: bool,
+}
+
+/// Runs until the child is removed or every handle is dropped; the process is gone then.
+pub(super) async fn run(
+    spec: ChildSpec,
+    keeper: Keeper,
+    metrics: Metrics,
+    mut inbox: mpsc::Receiver<Order>,
+    report: watch::Sender<ChildStatus>,
+) {
+    let life = Lifecycle::new(spec.policy.clone());
+    let mut task = Task {
+        spec,
+        life,
+        keeper,
+        metrics,
+        report,
+        process: None,
+        generation: 0,
+        last_error: None,
+        started_at: None,
+        removing: false,
+    };
+    while !(task.removing && task.life.state() == State::Stopped) {
+        let (input, note) = task.next(&mut inbox).await;
+        if let Some(input) = input {
+            task.take(input).await;
+        }
+        task.publish();
+        answer(note);
+    }
+}
+
+impl Task {
+    /// The next thing that happens, and who wants to know that it was taken.
+    async fn next(&mut self, inbox: &mut mpsc::Receiver<Order>) -> (Option<Input>, Option<oneshot::Sender<()>>) {
+        let deadline = self.life.deadline_ms();
+        let exited = async {
+            match &mut self.process {
+                Some((process, _)) => process.wait().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            order = inbox.recv() => match order {
+                Some((verb, note)) => (self.input_of(verb), Some(note)),
+                None => {
+                    self.removing = true;
+                    (Some(Input::Stop), None)
+                }
+            },
+            status = exited => (Some(self.ended(status).await), None),
+            () = until(deadline) => (Some(Input::Tick), None),
+        }
+    }
+
+    fn input_of(&mut self, verb: Verb) -> Option<Input> {
+        match verb {
+            Verb::Start => Some(Input::Start),
+            Verb::Stop => Some(Input::Stop),
+            Verb::Restart => Some(Input::Restart),
+            Verb::Policy(policy) => {
+                self.life.set_policy(policy);
+                None
+            }
+            Verb::Remove => {
+                self.removing = true;
+                Some(Input::Stop)
+            }
+        }
+    }
+
+    /// The whole tree is gone; what it wrote is still in the pipe.
+    async fn ended(&mut self, status: ExitStatus) -> Input {
+        if let Some((process, reader)) = self.process.take() {
+            let abort = reader.abort_handle();
+            match tokio::time::timeout(EOF_DEADLINE, reader).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(child = %self.spec.id, %error, "the reader of a child's output failed"),
+                Err(_) => {
+                    abort.abort();
+                    tracing::warn!(child = %self.spec.id, pid = process.pid, "output still open after the exit; given up");
+                }
+            }
+            let wanted = matches!(self.life.state(), State::Stopping { .. });
+            if wanted {
+                tracing::info!(child = %self.spec.id, pid = process.pid, %status, "child stopped");
+            } else {
+                self.last_error = Some(status.to_string());
+                tracing::warn!(child = %self.spec.id, pid = process.pid, %status, "child exited");
+            }
+        }
+        Input::Exited { code: status.code() }
+    }
+
+    /// Steps the machine and does what it says; a spawn is an input again.
+    async fn take(&mut self, input: Input) {
+        let before = self.life.restarts_total();
+        let mut input = Some(input);
+        while let Some(one) = input.take() {
+            match self.life.step(clock::mono_ms(), one) {
+                Some(Action::Spawn) => {
+                    self.publish();
+                    input = Some(self.spawn().await);
+                }
+                Some(Action::Term) => self.signal(Process::terminate),
+                Some(Action::Kill) => {
+                    tracing::warn!(child = %self.spec.id, "child ignores TERM; killing its whole tree");
+                    self.signal(Process::kill);
+                }
+                None => {}
+            }
+        }
+        let restarts = self.life.restarts_total() - before;
+        if restarts > 0 {
+            self.metrics.child_restarts.get_or_create(&self.label()).inc_by(restarts);
+        }
+    }
+
+    async fn spawn(&mut self) -> Input {
+        let prepared = match self.spec.program.prepare().await {
+            Ok(spec) => self.keeper.spawn(spec).await.map_err(|error| describe(&error)),
+            Err(reason) => Err(reason),
+        };
+        match prepared {
+            Ok(mut process) => {
+                self.generation += 1;
+                self.started_at = Some(clock::wall_ms());
+                tracing::info!(child = %self.spec.id, pid = process.pid, "child started");
+                let reader = self.spec.program.attach(&mut process);
+                self.process = Some((process, reader));
+                Input::Spawned
+            }
+            Err(reason) => {
+                tracing::error!(child = %self.spec.id, error = %reason, "child could not be started");
+                self.last_error = Some(reason);
+                Input::SpawnFailed
+            }
+        }
+    }
+
+    fn signal(&self, signal: impl FnOnce(&Process)) {
+        if let Some((process, _)) = &self.process {
+            signal(process);
+        }
+    }
+
+    fn publish(&mut self) {
+        let phase = match self.life.state() {
+            State::Stopped => Phase::Stopped,
+            State::Starting => Phase::Starting,
+            State::Running { .. } => Phase::Running,
+            State::Stopping { .. } => Phase::Stopping,
+            State::Backoff { .. } => Phase::Backoff,
+            State::Errored { .. } => Phase::Errored,
+        };
+        let running = phase == Phase::Running;
+        if running && self.life.restarts_in_row() == 0 {
+            self.last_error = None;
+        }
+        self.metrics.child_running.get_or_create(&self.label()).set(i64::from(running));
+        self.report.send_replace(ChildStatus {
+            phase,
+            pid: self.process.as_ref().map(|(process, _)| process.pid),
+            started_at: self.process.as_ref().and(self.started_at),
+            restarts: self.life.restarts_total(),
+            generation: self.generation,
+            last_error: self.last_error.clone(),
+        });
+    }
+
+    fn label(&self) -> ChildLabel {
+        ChildLabel { child: self.spec.id.to_string() }
+    }
+}
+
+fn answer(note: Option<oneshot::Sender<()>>) {
+    if let Some(note) = note
+        && note.send(()).is_err()
+    {
+        tracing::trace!("who gave the order has gone");
+    }
+}
+
+async fn until(deadline_ms: Option<u64>) {
+    match deadline_ms {
+        Some(at) => tokio::time::sleep(Duration::from_millis(at.saturating_sub(clock::mono_ms()))).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,241 @@
+//! Adapters that behave and adapters that don't: what they say is accepted once or rejected with a
+//! reason, and none of them takes the daemon or another adapter down.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::procfs::Process;
+use common::{Daemon, config, eventually, fake, find, json_lines, lines, only, only_with_restarts};
+use serde_json::{Value, json};
+use std::fs;
+use std::time::{Duration, Instant};
+
+/// A line ten times as long as an adapter may write.
+const LONG_LINE_BYTES: usize = 10 * 1024 * 1024;
+/// A little less than the 5 s between TERM and KILL.
+const MOST_OF_THE_GRACE: Duration = Duration::from_millis(4_500);
+
+fn rejects(daemon: &Daemon) -> Vec<String> {
+    daemon.texts("events", "SELECT code FROM rejected_lines ORDER BY code")
+}
+
+/// The process whose PID stands in `path`.
+fn process_in(path: &str) -> Process {
+    find("the grandchild", || Process::of(lines(path).first()?.trim().parse().ok()?))
+}
+
+#[test]
+fn each_event_is_accepted_once_ends_once_and_is_acknowledged() {
+    let mut daemon = Daemon::new();
+    let acks = daemon.file("acks");
+    let behaviour = json!({ "supports": ["monitor", "ack"], "events": 200, "peers": 4, "ack_log": acks });
+    daemon.configure(&only("fake", behaviour));
+    daemon.launch();
+    eventually("all requests end", || daemon.ended("completed") == 200);
+    assert_eq!(daemon.accepted(), 200);
+    assert_eq!(daemon.count("events", "SELECT count(DISTINCT event_id) FROM events"), 200);
+    assert_eq!(daemon.count("nexus", "SELECT count(*) FROM nexus_requests"), 200);
+    let number = |ack: &Value| ack["ack"].as_str().and_then(|id| id.strip_prefix("fake:me-")?.parse::<u32>().ok());
+    eventually("the last one is acknowledged", || json_lines(&acks).last().and_then(number) == Some(200));
+    let numbers: Vec<u32> = json_lines(&acks).iter().filter_map(number).collect();
+    assert_eq!(numbers.len(), json_lines(&acks).len(), "an acknowledgement of something else");
+    assert!(numbers.windows(2).all(|pair| pair[0] < pair[1]), "not cumulative: {numbers:?}");
+}
+
+#[test]
+fn strangers_are_recorded_and_denied() {
+    let mut daemon = Daemon::new();
+    let sends = daemon.file("sends");
+    let mut wanted = only("fake", json!({ "events": 20, "send_log": sends }));
+    wanted["access"]["owner"] = json!(["fake:somebody-else"]);
+    daemon.configure(&wanted);
+    daemon.launch();
+    eventually("all are denied", || daemon.ended("denied") == 20);
+    assert_eq!(daemon.count("nexus", "SELECT count(*) FROM runs"), 0);
+    assert_eq!(daemon.count("nexus", "SELECT count(*) FROM deliveries"), 0);
+    assert!(lines(&sends).is_empty(), "a stranger was answered");
+}
+
+#[test]
+fn bad_lines_are_kept_with_their_reason_and_good_ones_go_on() {
+    let mut daemon = Daemon::new();
+    let file = daemon.file("lines");
+    let mut bytes = b"\xff\xfe is no UTF-8\nnot json\n{}\n".to_vec();
+    bytes.resize(bytes.len() + LONG_LINE_BYTES, b'x');
+    bytes.push(b'\n');
+    let elsewhere = json!({
+        "event_id": "mail:1", "timestamp": 1, "content": "", "content_type": "text", "channel": "mail",
+        "account_id": "me", "sender_id": "u1", "peer_id": "p1", "peer_kind": "dm",
+    });
+    bytes.extend(format!("{elsewhere}\n").bytes());
+    fs::write(&file, bytes).unwrap();
+    daemon.configure(&only("fake", json!({ "events": 10, "lines_file": file, "lie_account": true })));
+    daemon.launch();
+    eventually("the good ones end", || daemon.ended("completed") == 10);
+    assert_eq!(daemon.accepted(), 10);
+    let expected = ["not_an_event", "not_json", "not_utf8", "too_long", "wrong_account", "wrong_channel"];
+    assert_eq!(rejects(&daemon), expected);
+    let too_long = "SELECT bytes FROM rejected_lines WHERE code = 'too_long'";
+    assert!(daemon.count("events", too_long) >= i64::try_from(LONG_LINE_BYTES).unwrap());
+    let head = "SELECT length(head) FROM rejected_lines WHERE code = 'too_long'";
+    assert_eq!(daemon.count("events", head), 4096, "its first 4 KiB are kept, and no more");
+    let unexplained = "SELECT count(*) FROM rejected_lines WHERE reason = '' OR adapter != 'fake' OR account != 'me'";
+    assert_eq!(daemon.count("events", unexplained), 0);
+    assert_eq!(daemon.adapter("fake/me")["status"], "running");
+}
+
+#[test]
+fn half_a_line_at_the_end_is_rejected_and_what_came_before_is_kept() {
+    let daemon = Daemon::start(&only_with_restarts("fake", 0, json!({ "events": 5, "half_line_then_exit": true })));
+    daemon.adapter_once("fake/me", "errored");
+    assert_eq!(daemon.accepted(), 5);
+    assert_eq!(rejects(&daemon), ["unfinished"]);
+    eventually("what was accepted ends", || daemon.ended("completed") == 5);
+}
+
+#[test]
+fn what_is_said_twice_is_done_once() {
+    let mut daemon = Daemon::new();
+    let acks = daemon.file("acks");
+    let behaviour = json!({ "supports": ["monitor", "ack"], "events": 50, "repeat": 2, "ack_log": acks });
+    daemon.configure(&only("fake", behaviour));
+    daemon.launch();
+    eventually("all requests end", || daemon.ended("completed") == 50);
+    daemon.nexus_ok(&["adapter", "stop", "fake/me"]);
+    daemon.adapter_once("fake/me", "stopped");
+    let before = lines(&acks).len();
+    // Now the adapter says everything a third and a fourth time.
+    daemon.nexus_ok(&["adapter", "start", "fake/me"]);
+    let again = || json_lines(&acks).into_iter().skip(before).any(|ack| ack["ack"] == "fake:me-50");
+    eventually("what is known already is acknowledged too", again);
+    daemon.stop();
+    assert_eq!(daemon.accepted(), 50);
+    assert_eq!(daemon.count("nexus", "SELECT count(*) FROM nexus_requests"), 50);
+    assert_eq!(daemon.count("nexus", "SELECT count(*) FROM runs"), 50);
+}
+
+#[test]
+fn a_crashing_adapter_is_restarted_then_errored_and_a_person_may_try_again() {
+    let mut daemon = Daemon::new();
+    let starts = daemon.file("starts");
+    daemon.configure(&only_with_restarts("fake", 1, json!({ "crash_after": 0, "exit_code": 3, "start_log": starts })));
+    daemon.launch();
+    let entry = daemon.adapter_once("fake/me", "errored");
+    assert_eq!(entry["restarts"], 1, "{entry}");
+    assert!(entry["last_error"].as_str().is_some_and(|error| error.contains("exit code 3")), "{entry}");
+    assert_eq!(entry["pid"], Value::Null);
+    assert_eq!(lines(&starts).len(), 2, "one start and one restart");
+    let health = daemon.get("/health").json();
+    assert_eq!((health["status"].as_str(), health["adapters"]["errored"].as_i64()), (Some("degraded"), Some(1)));
+    daemon.nexus(&["adapter", "restart", "fake/me"]);
+    eventually("a manual start clears the count", || lines(&starts).len() == 4);
+    daemon.adapter_once("fake/me", "errored");
+    assert_eq!(lines(&starts).len(), 4);
+    assert_eq!(daemon.get("/readyz").status, 200);
+}
+
+#[test]
+fn a_program_that_does_not_exist_is_shown_with_the_kernels_words() {
+    let missing = json!({
+        "command": "/nonexistent/chat-bridge --fast",
+        "restart": { "max_restarts": 0, "errored_retry_ms": 0 },
+        "accounts": { "me": {} },
+    });
+    let daemon = Daemon::start(&config(json!({ "bridge": missing, "fake": fake(json!({})) })));
+    let entry = daemon.adapter_once("bridge/me", "errored");
+    let error = entry["last_error"].as_str().unwrap_or_default();
+    assert!(error.contains("/nonexistent/chat-bridge") && error.contains("No such file or directory"), "{entry}");
+    daemon.adapter_once("fake/me", "running");
+    let text = daemon.nexus_ok(&["daemon", "status"]);
+    let line = text.lines().find(|line| line.starts_with("  bridge/me")).unwrap_or_else(|| panic!("{text}"));
+    assert!(line.contains("errored"), "{text}");
+    assert!(daemon.nexus_ok(&["daemon", "status", "--json"]).contains("No such file or directory"));
+}
+
+#[test]
+fn an_adapter_that_cannot_introduce_itself_is_errored_and_holds_nobody_up() {
+    let introduces = |how: &str| {
+        let mut adapter = fake(json!({ "info": how }));
+        adapter["restart"]["max_restarts"] = json!(0);
+        adapter
+    };
+    let adapters = json!({
+        "garbage": introduces("garbage"), "hang": introduces("hang"), "newer": introduces("newer"),
+        "good": fake(json!({ "channel": "good" })),
+    });
+    let daemon = Daemon::start(&config(adapters));
+    assert_eq!(daemon.adapter("hang/me")["status"], "starting", "ready does not wait for a slow adapter");
+    daemon.adapter_once("good/me", "running");
+    for (name, part) in [("garbage/me", "info"), ("newer/me", "protocol version 99"), ("hang/me", "did not end within")] {
+        let entry = daemon.adapter_once(name, "errored");
+        assert!(entry["last_error"].as_str().is_some_and(|error| error.contains(part)), "{entry}");
+    }
+    assert_eq!(daemon.get("/readyz").status, 200);
+    assert_eq!(daemon.monitors().len(), 1, "only the good one was asked for events");
+}
+
+#[test]
+fn a_disconnected_platform_makes_the_daemon_degraded() {
+    let daemon = Daemon::start(&only("fake", json!({ "health": "disconnected" })));
+    eventually("the probe is believed", || daemon.adapter("fake/me")["health"] == "disconnected");
+    let health = daemon.get("/health");
+    assert_eq!((health.status, health.json()["status"].as_str()), (200, Some("degraded")));
+    assert_eq!(daemon.adapter("fake/me")["status"], "running");
+}
+
+#[test]
+fn one_that_ignores_term_is_killed_after_its_grace() {
+    let daemon = Daemon::start(&only("fake", json!({ "ignore_term": true, "events": 1 })));
+    eventually("it watches signals", || daemon.accepted() == 1);
+    let monitor = daemon.only_monitor();
+    let asked = Instant::now();
+    daemon.nexus_ok(&["adapter", "stop", "fake/me"]);
+    daemon.adapter_once("fake/me", "stopped");
+    assert!(asked.elapsed() > MOST_OF_THE_GRACE, "killed after {:?} only", asked.elapsed());
+    assert!(!monitor.is_alive());
+    assert!(daemon.monitors().is_empty());
+}
+
+#[test]
+fn a_grandchild_in_its_own_session_dies_with_its_adapter() {
+    let mut daemon = Daemon::new();
+    let file = daemon.file("grandchild");
+    daemon.configure(&only("fake", json!({ "setsid_grandchild": true, "grandchild_file": file, "events": 1 })));
+    daemon.launch();
+    eventually("it has started", || daemon.accepted() == 1);
+    let grandchild = process_in(&file);
+    assert!(grandchild.is_alive());
+    daemon.nexus_ok(&["adapter", "stop", "fake/me"]);
+    daemon.adapter_once("fake/me", "stopped");
+    assert!(!grandchild.is_alive(), "stopped means that nothing of it is left");
+
+    daemon.nexus_ok(&["adapter", "start", "fake/me"]);
+    daemon.adapter_once("fake/me", "running");
+    let second = find("another grandchild", || Some(process_in(&file)).filter(|second| *second != grandchild));
+    assert!(second.is_alive());
+    daemon.kill9();
+    eventually("it dies with the daemon", || !second.is_alive());
+}
+
+#[test]
+fn the_last_lines_of_a_stopping_adapter_are_kept() {
+    let mut daemon = Daemon::start(&only("fake", json!({ "events": 3, "last_lines": 5 })));
+    eventually("it watches signals", || daemon.accepted() == 3);
+    daemon.stop();
+    assert_eq!(daemon.accepted(), 8, "what it wrote after TERM was lost");
+    daemon.launch();
+    eventually("the next start takes them up", || daemon.ended("completed") == 8);
+    assert_eq!(daemon.accepted(), 8);
+}
+
+#[test]
+fn one_that_closes_its_stdout_or_says_nothing_can_still_be_stopped() {
+    let mute = fake(json!({ "channel": "mute", "stall": true }));
+    let closed = fake(json!({ "events": 4, "close_stdout_but_live": true }));
+    let mut daemon = Daemon::start(&config(json!({ "closed": closed, "mute": mute })));
+    eventually("what was said before counts", || daemon.accepted() == 4);
+    daemon.adapter_once("mute/me", "running");
+    assert_eq!(daemon.get("/readyz").status, 200);
+    daemon.stop();
+    assert!(daemon.children().is_empty(), "{:?}", daemon.children());
+}

@@ -1,0 +1,423 @@
+//! The end-to-end harness: a real daemon in directories of its own, and what tests ask of it.
+//! Owns one test's processes and files; never uses the daemon's code. Everything is found under one
+//! fresh directory and ports are the kernel's choice, so tests may run side by side.
+#![allow(dead_code, unused_imports, unreachable_pub, clippy::unwrap_used)]
+
+mod fake;
+mod http;
+pub mod procfs;
+
+pub use fake::{NEXUS, config, fake, fake_command, only, only_with_restarts};
+pub use http::{Answer, Ask, Body, Response, Sse, SseEvent};
+pub use rustix::process::Signal;
+
+use procfs::Process;
+use rusqlite::{Connection, OpenFlags, Row};
+use rustix::process::{Pid, kill_process};
+use serde_json::{Value, json};
+use std::fs::{self, File};
+use std::io;
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// How long a condition may take to come true.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+/// How long one command of the CLI may take: `daemon stop` itself allows 45 s.
+const CLI_DEADLINE: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(20);
+
+/// Waits until `probe` is true.
+pub fn eventually(what: &str, mut probe: impl FnMut() -> bool) {
+    find(what, || probe().then_some(()));
+}
+
+/// Waits until `probe` finds something.
+pub fn find<T>(what: &str, probe: impl FnMut() -> Option<T>) -> T {
+    find_within(DEADLINE, what, probe)
+}
+
+#[expect(clippy::disallowed_methods, reason = "the one place where tests wait for another process's doings")]
+pub fn find_within<T>(patience: Duration, what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + patience;
+    loop {
+        if let Some(found) = probe() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "not within {patience:?}: {what}");
+        std::thread::sleep(POLL);
+    }
+}
+
+/// The lines of a file that may not be there yet.
+pub fn lines(path: impl AsRef<Path>) -> Vec<String> {
+    fs::read_to_string(path).unwrap_or_default().lines().map(str::to_owned).collect()
+}
+
+/// The lines of a file as JSON.
+pub fn json_lines(path: impl AsRef<Path>) -> Vec<Value> {
+    lines(path).iter().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in {line}"))).collect()
+}
+
+pub fn send_signal(pid: i32, signal: Signal) {
+    kill_process(Pid::from_raw(pid).expect("a PID is above 0"), signal).expect("the process can be signalled");
+}
+
+#[expect(clippy::disallowed_methods, reason = "a test starts the daemon as its user does")]
+pub fn program(name: &str) -> Command {
+    Command::new(name)
+}
+
+/// What a command of the CLI did.
+#[derive(Debug)]
+pub struct Ran {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+    /// Where the two were written to.
+    pub files: [PathBuf; 2],
+}
+
+/// A daemon, or the place for one. Dropping it kills whatever runs there.
+#[derive(Debug)]
+pub struct Daemon {
+    dir: TempDir,
+    child: Option<Child>,
+    /// Numbers the output files.
+    runs: std::cell::Cell<u32>,
+    /// Put before the daemon's command line.
+    prefix: Vec<String>,
+}
+
+impl Daemon {
+    /// Fresh directories and nothing in them.
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory can be made");
+        for name in ["home", "workspace", "out"] {
+            fs::create_dir(dir.path().join(name)).expect("a directory can be made");
+        }
+        Self { dir, child: None, runs: std::cell::Cell::new(0), prefix: Vec::new() }
+    }
+
+    /// A running daemon that is ready.
+    pub fn start(config: &Value) -> Self {
+        let mut daemon = Self::new();
+        daemon.configure(config);
+        daemon.launch();
+        daemon
+    }
+
+    pub fn set_prefix(&mut self, words: &[&str]) {
+        self.prefix = words.iter().map(|word| (*word).to_owned()).collect();
+    }
+
+    pub fn configure(&self, config: &Value) {
+        self.configure_text(&serde_json::to_string_pretty(config).expect("JSON can be written"));
+    }
+
+    /// Replaces the file as an editor does, so that nobody reads half of it.
+    pub fn configure_text(&self, text: &str) {
+        let draft = self.dir.path().join("workspace/draft");
+        fs::write(&draft, text).expect("the configuration can be written");
+        fs::rename(draft, self.config_file()).expect("the configuration can be replaced");
+    }
+
+    pub fn config_file(&self) -> PathBuf {
+        self.dir.path().join("workspace/nex.yaml")
+    }
+
+    pub fn state(&self, name: &str) -> PathBuf {
+        self.dir.path().join("state").join(name)
+    }
+
+    pub fn home(&self) -> PathBuf {
+        self.dir.path().join("home")
+    }
+
+    /// A path for a file of the test, as text for configurations.
+    pub fn file(&self, name: &str) -> String {
+        self.dir.path().join(name).to_string_lossy().into_owned()
+    }
+
+    /// Starts the daemon in the foreground and waits until it is ready.
+    pub fn launch(&mut self) {
+        self.spawn();
+        self.wait_ready();
+    }
+
+    /// Starts the daemon in the foreground.
+    pub fn spawn(&mut self) {
+        assert!(self.child.is_none(), "a daemon runs already");
+        let [stdout, stderr] = self.new_output("daemon");
+        let mut command = match self.prefix.split_first() {
+            Some((first, rest)) => {
+                let mut command = program(first);
+                command.args(rest).arg(NEXUS);
+                command
+            }
+            None => program(NEXUS),
+        };
+        self.equip(&mut command).args(["daemon", "start"]);
+        command.stdout(File::create(stdout).unwrap()).stderr(File::create(stderr).unwrap());
+        self.child = Some(command.spawn().expect("the daemon can be started"));
+    }
+
+    fn equip<'c>(&self, command: &'c mut Command) -> &'c mut Command {
+        command
+            .env("HOME", self.home())
+            .env("NEXUS_STATE_DIR", self.dir.path().join("state"))
+            .env("NEXUS_CONFIG", self.config_file())
+            .env("NO_COLOR", "1")
+            .env_remove("NEXUS_CHILD_ID")
+            .env_remove("NOTIFY_SOCKET")
+            .current_dir(self.home())
+            .stdin(Stdio::null())
+    }
+
+    fn new_output(&self, name: &str) -> [PathBuf; 2] {
+        let n = self.runs.get() + 1;
+        self.runs.set(n);
+        ["stdout", "stderr"].map(|stream| self.dir.path().join(format!("out/{n}.{name}.{stream}")))
+    }
+
+    pub fn wait_ready(&mut self) {
+        find("the daemon is ready", || {
+            if let Some(status) = self.try_wait() {
+                panic!("the daemon ended with {status}: {}{}", self.stdout(), self.stderr());
+            }
+            self.try_get("/readyz").is_ok_and(|ready| ready.status == 200).then_some(())
+        });
+    }
+
+    /// All that the daemon wrote, over all its starts.
+    pub fn stdout(&self) -> String {
+        self.daemon_output("stdout")
+    }
+
+    pub fn stderr(&self) -> String {
+        self.daemon_output("stderr")
+    }
+
+    fn daemon_output(&self, stream: &str) -> String {
+        let paths = (1..=self.runs.get()).map(|n| self.dir.path().join(format!("out/{n}.daemon.{stream}")));
+        paths.filter_map(|path| fs::read(path).ok()).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).collect()
+    }
+
+    /// The PID of the process that was started in the foreground.
+    pub fn pid(&self) -> i32 {
+        i32::try_from(self.child.as_ref().expect("a daemon was started").id()).unwrap()
+    }
+
+    /// What the PID file says.
+    pub fn pid_file(&self) -> Option<i32> {
+        fs::read_to_string(self.state("nex.pid")).ok()?.trim().parse().ok()
+    }
+
+    pub fn try_wait(&mut self) -> Option<ExitStatus> {
+        self.child.as_mut()?.try_wait().expect("the daemon can be waited for")
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.is_some() && self.try_wait().is_none()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        send_signal(self.pid(), signal);
+    }
+
+    /// Waits for the daemon's end.
+    pub fn wait(&mut self) -> ExitStatus {
+        self.wait_within(DEADLINE)
+    }
+
+    pub fn wait_within(&mut self, patience: Duration) -> ExitStatus {
+        let status = find_within(patience, "the daemon ends", || self.try_wait());
+        self.child = None;
+        status
+    }
+
+    /// Graceful stop; the daemon must end well.
+    pub fn stop(&mut self) {
+        self.signal(Signal::TERM);
+        let status = self.wait();
+        assert_eq!(status.code(), Some(0), "{}", self.stderr());
+    }
+
+    pub fn kill9(&mut self) {
+        let mut child = self.child.take().expect("a daemon was started");
+        child.kill().expect("the daemon can be killed");
+        child.wait().expect("the daemon can be waited for");
+    }
+
+    /// A command of the CLI, from start to end. Its output goes to files, so that a process that
+    /// keeps them open can't hold the test.
+    pub fn nexus(&self, args: &[&str]) -> Ran {
+        let files = self.new_output("cli");
+        let mut command = program(NEXUS);
+        self.equip(&mut command).args(args);
+        let [stdout, stderr] = &files;
+        command.stdout(File::create(stdout).unwrap()).stderr(File::create(stderr).unwrap());
+        let mut child = command.spawn().expect("the CLI can be started");
+        let deadline = Instant::now() + CLI_DEADLINE;
+        let status = find_within(CLI_DEADLINE + DEADLINE, "the command ends", || {
+            if Instant::now() > deadline {
+                child.kill().expect("the command can be killed");
+            }
+            child.try_wait().expect("the command can be waited for")
+        });
+        let text = |path: &PathBuf| String::from_utf8_lossy(&fs::read(path).unwrap()).into_owned();
+        Ran { code: status.code(), stdout: text(stdout), stderr: text(stderr), files }
+    }
+
+    /// A command that must succeed; its stdout.
+    pub fn nexus_ok(&self, args: &[&str]) -> String {
+        let ran = self.nexus(args);
+        assert_eq!(ran.code, Some(0), "{args:?}: {ran:?}");
+        ran.stdout
+    }
+
+    fn connect(&self) -> io::Result<Box<dyn http::Wire>> {
+        let socket = UnixStream::connect(self.state("nex.sock"))?;
+        socket.set_read_timeout(Some(DEADLINE))?;
+        socket.set_write_timeout(Some(DEADLINE))?;
+        Ok(Box::new(socket))
+    }
+
+    fn connect_tcp(&self) -> Box<dyn http::Wire> {
+        let socket = TcpStream::connect(self.http()).expect("the HTTP port can be reached");
+        socket.set_read_timeout(Some(DEADLINE)).unwrap();
+        Box::new(socket)
+    }
+
+    pub fn try_get(&self, path: &str) -> io::Result<Response> {
+        http::exchange(self.connect()?, &Ask::get(path))
+    }
+
+    pub fn get(&self, path: &str) -> Response {
+        self.try_get(path).unwrap_or_else(|error| panic!("GET {path}: {error}"))
+    }
+
+    pub fn post(&self, path: &str, body: &Value) -> Response {
+        let answer = self.connect().and_then(|wire| http::exchange(wire, &Ask::post(path, body)));
+        answer.unwrap_or_else(|error| panic!("POST {path}: {error}"))
+    }
+
+    /// Begins a request on the control socket and leaves its answer's body to be read.
+    pub fn open(&self, ask: &Ask<'_>) -> Answer {
+        http::open(self.connect().unwrap(), ask).unwrap_or_else(|error| panic!("{}: {error}", ask.path))
+    }
+
+    /// One request over TCP.
+    pub fn tcp(&self, ask: &Ask<'_>) -> Response {
+        http::exchange(self.connect_tcp(), ask).unwrap_or_else(|error| panic!("{}: {error}", ask.path))
+    }
+
+    /// An event stream over TCP.
+    pub fn sse(&self, ask: &Ask<'_>) -> Sse {
+        let answer = http::open(self.connect_tcp(), ask).unwrap_or_else(|error| panic!("{}: {error}", ask.path));
+        Sse::new(answer, DEADLINE)
+    }
+
+    /// `GET /control/status`.
+    pub fn status(&self) -> Value {
+        self.get("/control/status").json()
+    }
+
+    /// `127.0.0.1:PORT`.
+    pub fn http(&self) -> String {
+        self.status()["http"].as_str().expect("HTTP is served").to_owned()
+    }
+
+    /// The status entry of `adapter/account`; null when there is none.
+    pub fn adapter(&self, name: &str) -> Value {
+        let (adapter, account) = name.split_once('/').expect("a name is adapter/account");
+        let status = self.status();
+        let all = status["adapters"].as_array().expect("adapters are a list");
+        all.iter().find(|one| one["adapter"] == adapter && one["account"] == account).cloned().unwrap_or(Value::Null)
+    }
+
+    /// Waits until `adapter/account` has this status; its entry then.
+    pub fn adapter_once(&self, name: &str, status: &str) -> Value {
+        find(&format!("{name} is {status}"), || Some(self.adapter(name)).filter(|entry| entry["status"] == status))
+    }
+
+    /// Rows of a ledger, read beside the daemon.
+    pub fn rows<T>(&self, ledger: &str, sql: &str, read: impl Fn(&Row<'_>) -> rusqlite::Result<T>) -> Vec<T> {
+        let path = self.dir.path().join(format!("workspace/data/{ledger}.db"));
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(&path, flags).unwrap_or_else(|error| panic!("{path:?}: {error}"));
+        connection.busy_timeout(DEADLINE).unwrap();
+        let mut statement = connection.prepare(sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
+        let rows = statement.query_map([], read).unwrap_or_else(|error| panic!("{sql}: {error}"));
+        rows.collect::<rusqlite::Result<_>>().unwrap_or_else(|error| panic!("{sql}: {error}"))
+    }
+
+    pub fn count(&self, ledger: &str, sql: &str) -> i64 {
+        self.rows(ledger, sql, |row| row.get(0))[0]
+    }
+
+    pub fn texts(&self, ledger: &str, sql: &str) -> Vec<String> {
+        self.rows(ledger, sql, |row| row.get(0))
+    }
+
+    /// Inbound events of the adapters.
+    pub fn accepted(&self) -> i64 {
+        self.count("events", "SELECT count(*) FROM events WHERE direction = 'inbound' AND channel NOT IN ('cli', 'timer')")
+    }
+
+    /// Requests that came to this end.
+    pub fn ended(&self, status: &str) -> i64 {
+        self.count("nexus", &format!("SELECT count(*) FROM nexus_requests WHERE status = '{status}'"))
+    }
+
+    /// Requests that came to any end.
+    pub fn terminal(&self) -> i64 {
+        let open = "('waiting', 'processing', 'interrupted')";
+        self.count("nexus", &format!("SELECT count(*) FROM nexus_requests WHERE status NOT IN {open}"))
+    }
+
+    pub fn deliveries(&self, status: &str) -> i64 {
+        self.count("nexus", &format!("SELECT count(*) FROM deliveries WHERE status = '{status}'"))
+    }
+
+    /// Every living process that any daemon of this place started as its child.
+    pub fn children(&self) -> Vec<Process> {
+        let home = format!("HOME={}", self.home().display());
+        procfs::with_environment(&["NEXUS_CHILD_ID=", home.as_str()])
+    }
+
+    /// Those of them that read a channel.
+    pub fn monitors(&self) -> Vec<Process> {
+        self.children().into_iter().filter(|child| child.argv.contains(" monitor ")).collect()
+    }
+
+    /// The one monitor that runs, once it is the only one.
+    pub fn only_monitor(&self) -> Process {
+        find("one monitor runs", || <[Process; 1]>::try_from(self.monitors()).ok().map(|[one]| one))
+    }
+
+    /// The keeper of the running daemon.
+    pub fn keeper(&self) -> Process {
+        let keepers = || procfs::children_of(self.pid()).into_iter().filter(|child| child.argv.contains("__keeper"));
+        find("one keeper runs", || <[Process; 1]>::try_from(keepers().collect::<Vec<_>>()).ok().map(|[one]| one))
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            drop(child.kill());
+            drop(child.wait());
+        }
+        // What was detached, and what a failed test left; keepers follow their daemons by themselves.
+        let home = format!("HOME={}", self.home().display());
+        for left in procfs::with_environment(&[home.as_str()]) {
+            if let Some(pid) = Pid::from_raw(left.pid) {
+                kill_process(pid, Signal::KILL).unwrap_or_default();
+            }
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! What goes out: each reply once, under its own key; failures retried, given up or held for a person
+//! as the platform's answer asks, and never sent twice in silence.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{Daemon, eventually, find, json_lines, lines, only};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::fs;
+
+/// A little less than the fake platform's `retry_after_ms`.
+const MOST_OF_THE_WISH_MS: i64 = 1_400;
+
+/// A daemon whose adapter says `events` messages and answers sends as told; and its log of sends.
+fn sending(events: u32, send: &str) -> (Daemon, String) {
+    let mut daemon = Daemon::new();
+    let sends = daemon.file("sends");
+    let mut wanted = only("fake", json!({ "events": events, "peers": 5, "send": send, "send_log": sends,
+        "send_file": daemon.file("send-mode") }));
+    wanted["adapters"]["fake"]["send"] = json!({ "timeout_ms": 2000 });
+    daemon.configure(&wanted);
+    daemon.launch();
+    (daemon, sends)
+}
+
+fn keys(calls: &[Value]) -> BTreeSet<String> {
+    calls.iter().map(|call| call["idempotency_key"].as_str().unwrap_or_default().to_owned()).collect()
+}
+
+/// The only delivery, once it has this status.
+fn delivery_once(daemon: &Daemon, status: &str) -> Value {
+    find(&format!("the delivery is {status}"), || {
+        let list = daemon.get("/control/deliveries?limit=10").json();
+        let all = list["deliveries"].as_array().unwrap().clone();
+        assert!(all.len() <= 1, "{list}");
+        all.into_iter().find(|delivery| delivery["status"] == status)
+    })
+}
+
+#[test]
+fn every_reply_is_sent_once_under_its_own_key() {
+    let (daemon, sends) = sending(20, "ok");
+    eventually("all replies are sent", || daemon.deliveries("sent") == 20);
+    let calls = json_lines(&sends);
+    assert_eq!(calls.len(), 20);
+    assert_eq!(keys(&calls).len(), 20, "a key was used twice");
+    assert!(!keys(&calls).contains(""), "a reply without a key");
+    let said: BTreeSet<&str> = calls.iter().filter_map(|call| call["text"].as_str()).collect();
+    let expected: Vec<String> = (1..=20).map(|n| format!("message {n}")).collect();
+    let expected: BTreeSet<&str> = expected.iter().map(String::as_str).collect();
+    assert_eq!(said, expected);
+    for call in &calls {
+        let n: u32 = call["text"].as_str().unwrap().strip_prefix("message ").unwrap().parse().unwrap();
+        assert_eq!(call["to"], format!("p{}", n % 5), "the reply went to somebody else: {call}");
+        assert_eq!(call["account"], "me");
+    }
+    let known: BTreeSet<String> =
+        daemon.texts("nexus", "SELECT idempotency_key FROM deliveries").into_iter().collect();
+    assert_eq!(keys(&calls), known);
+}
+
+#[test]
+fn a_lost_connection_is_tried_again_under_the_same_key() {
+    let (daemon, sends) = sending(1, "fail_network_n:2");
+    let delivery = delivery_once(&daemon, "sent");
+    assert_eq!(delivery["attempts"], 3);
+    let calls = json_lines(&sends);
+    assert_eq!((calls.len(), keys(&calls).len()), (3, 1), "{calls:?}");
+    assert_eq!(daemon.ended("completed"), 1);
+}
+
+#[test]
+fn a_rate_limit_is_obeyed() {
+    let (daemon, sends) = sending(1, "rate_limited");
+    delivery_once(&daemon, "sent");
+    let times: Vec<i64> = json_lines(&sends).iter().filter_map(|call| call["at"].as_i64()).collect();
+    assert_eq!(times.len(), 2);
+    assert!(times[1] - times[0] >= MOST_OF_THE_WISH_MS, "too early: {times:?}");
+}
+
+#[test]
+fn what_can_never_arrive_is_not_tried_again() {
+    let (daemon, sends) = sending(1, "not_found");
+    let delivery = delivery_once(&daemon, "failed");
+    assert_eq!(delivery["attempts"], 1);
+    assert!(delivery["error"].as_str().is_some_and(|error| error.contains("no such peer")), "{delivery}");
+    assert_eq!(lines(&sends).len(), 1);
+}
+
+#[test]
+fn a_success_without_a_message_id_is_held_until_a_person_decides() {
+    let (mut daemon, sends) = sending(1, "no_id");
+    let held = delivery_once(&daemon, "uncertain");
+    daemon.stop();
+    daemon.launch();
+    assert_eq!(delivery_once(&daemon, "uncertain")["delivery_id"], held["delivery_id"]);
+    assert_eq!(lines(&sends).len(), 1, "sent again without being asked");
+    fs::write(daemon.file("send-mode"), "ok").unwrap();
+    daemon.nexus_ok(&["deliveries", "retry", held["delivery_id"].as_str().unwrap()]);
+    delivery_once(&daemon, "sent");
+    let calls = json_lines(&sends);
+    assert_eq!((calls.len(), keys(&calls).len()), (2, 1), "{calls:?}");
+    let again = daemon.nexus(&["deliveries", "retry", held["delivery_id"].as_str().unwrap()]);
+    assert_eq!(again.code, Some(1), "what was sent can't be retried: {again:?}");
+    assert_eq!(daemon.nexus(&["deliveries", "retry", "dlv_none"]).code, Some(4));
+}
+
+#[test]
+fn a_send_that_hangs_after_delivering_is_ended_and_may_be_discarded() {
+    let (daemon, sends) = sending(1, "deliver_then_hang");
+    let held = delivery_once(&daemon, "uncertain");
+    assert_eq!(lines(&sends).len(), 1);
+    let sends_run = || daemon.children().iter().any(|child| child.argv.contains(" send "));
+    eventually("the hanging send is gone", || !sends_run());
+    daemon.nexus_ok(&["deliveries", "discard", held["delivery_id"].as_str().unwrap()]);
+    delivery_once(&daemon, "discarded");
+    assert_eq!(lines(&sends).len(), 1);
+}
+
+#[test]
+fn a_long_reply_is_split_and_nothing_of_it_is_lost() {
+    let mut daemon = Daemon::new();
+    let sends = daemon.file("sends");
+    let behaviour = json!({ "events": 1, "content_bytes": 950, "text_limit": 100, "send_log": sends, "text_stdin": true });
+    daemon.configure(&only("fake", behaviour));
+    daemon.launch();
+    eventually("the request ends", || daemon.ended("completed") == 1);
+    eventually("all chunks are sent", || daemon.deliveries("pending") + daemon.deliveries("sending") == 0);
+    let calls = json_lines(&sends);
+    let chunks: Vec<&str> = calls.iter().filter_map(|call| call["text"].as_str()).collect();
+    assert!(chunks.len() >= 10 && chunks.iter().all(|chunk| chunk.chars().count() <= 100), "{chunks:?}");
+    assert_eq!(keys(&calls).len(), calls.len());
+    let solid = |text: &str| text.split_whitespace().collect::<String>();
+    let content = daemon.texts("events", "SELECT content FROM events WHERE direction = 'inbound'").remove(0);
+    assert_eq!(solid(&chunks.concat()), solid(&content));
+}
