@@ -173,6 +173,12 @@ impl Adapters {
     pub async fn shutdown(&self) {
         let all: Vec<Arc<Account>> = self.lock().values().cloned().collect();
         futures_util::future::join_all(all.iter().map(|account| account.stop(true))).await;
+        // A route leads to its command and that to everything shared, the routes among it: cut here,
+        // or the ledgers' threads would wait for handles that hold each other.
+        self.lock().clear();
+        for (name, _) in self.lock_commands().drain() {
+            self.shared.routes.remove(&name);
+        }
     }
 
     fn of(&self, name: &str) -> Vec<Arc<Account>> {

@@ -5,7 +5,7 @@ use super::failure::Failure;
 use super::yaml;
 use crate::daemon::Paths;
 use anyhow::Context;
-use nexus_core::config::{Loaded, Source, load, overlay_value};
+use nexus_core::config::{Loaded, Problem, Source, load, overlay_value};
 use serde_json::{Map, Value};
 use std::fs::{DirBuilder, File};
 use std::io::{self, Write};
@@ -41,7 +41,7 @@ pub(crate) fn edit(paths: &Paths, change: impl FnOnce(&mut Map<String, Value>, &
     let old_text = read(&path)?;
     let (main_name, overlay_name) = (paths.config_file.display().to_string(), path.display().to_string());
     let main = Source { name: &main_name, text: &main_text };
-    let invalid = |problems: Vec<_>| Failure::bad_config(&problems);
+    let invalid = |problems: Vec<Problem>| Failure::bad_config(&problems);
     let loaded = load(main, Some(Source { name: &overlay_name, text: &old_text })).map_err(invalid)?;
     let before = Before { main: adapters_of(overlay_value(&main_text).map_err(invalid)?), loaded };
     let mut root = object(overlay_value(&old_text).map_err(invalid)?);

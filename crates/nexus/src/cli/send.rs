@@ -36,7 +36,7 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<Exit> {
     if text.trim().is_empty() {
         return Err(Failure::new(Exit::Usage, "the message is empty").into());
     }
-    let message = Message::new(text, args.conversation).from_sender(args.session_sender).with_event_id(args.event_id);
+    let message = Message::new(text, args.conversation).sent_by(args.session_sender).with_event_id(args.event_id);
     let paths = global.paths()?;
     let client = Client::new(&paths);
     let out = global.out();

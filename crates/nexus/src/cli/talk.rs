@@ -37,7 +37,7 @@ impl Message {
         Self { text, event_id, conversation, sender: None }
     }
 
-    pub(crate) fn from_sender(mut self, sender: Option<String>) -> Self {
+    pub(crate) fn sent_by(mut self, sender: Option<String>) -> Self {
         self.sender = sender;
         self
     }

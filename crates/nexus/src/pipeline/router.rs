@@ -287,6 +287,11 @@ async fn load(pipeline: &Pipeline, seq: i64, at_hand: Option<Box<(String, Stored
     if let Some(at_hand) = at_hand {
         return Some(*at_hand);
     }
+    // Its page may still be on the way to the disk.
+    let mut admitted = pipeline.admitted.clone();
+    if admitted.wait_for(|upto| *upto >= seq).await.is_err() {
+        return None;
+    }
     let event = pipeline.ledgers.events.readers.read(move |connection| by_seq(connection, seq)).await;
     let request = pipeline.ledgers.nexus.readers.read(move |connection| request_id_of(connection, seq)).await;
     match (event, request) {

@@ -3,7 +3,7 @@
 use super::{ChildSpec, ChildStatus, Order, Phase, Verb};
 use crate::error_text::describe;
 use crate::clock;
-use crate::keeper::{ExitStatus, Keeper, Process};
+use crate::keeper::{ExitStatus, Keeper, Process, SpawnSpec};
 use crate::metrics::{ChildLabel, Metrics};
 use nexus_core::lifecycle::{Action, Input, Lifecycle, State};
 use std::time::Duration;
@@ -50,11 +50,12 @@ pub(super) async fn run(
     };
     while !(task.removing && task.life.state() == State::Stopped) {
         let (input, note) = task.next(&mut inbox).await;
+        // Taken note of: a spawn that takes its time must not hold who asked for it.
+        answer(note);
         if let Some(input) = input {
-            task.take(input).await;
+            task.take(input, &mut inbox).await;
         }
         task.publish();
-        answer(note);
     }
 }
 
@@ -121,14 +122,14 @@ impl Task {
     }
 
     /// Steps the machine and does what it says; a spawn is an input again.
-    async fn take(&mut self, input: Input) {
+    async fn take(&mut self, input: Input, inbox: &mut mpsc::Receiver<Order>) {
         let before = self.life.restarts_total();
         let mut input = Some(input);
         while let Some(one) = input.take() {
             match self.life.step(clock::mono_ms(), one) {
                 Some(Action::Spawn) => {
                     self.publish();
-                    input = Some(self.spawn().await);
+                    input = Some(self.spawn(inbox).await);
                 }
                 Some(Action::Term) => self.signal(Process::terminate),
                 Some(Action::Kill) => {
@@ -144,10 +145,11 @@ impl Task {
         }
     }
 
-    async fn spawn(&mut self) -> Input {
-        let prepared = match self.spec.program.prepare().await {
-            Ok(spec) => self.keeper.spawn(spec).await.map_err(|error| describe(&error)),
-            Err(reason) => Err(reason),
+    async fn spawn(&mut self, inbox: &mut mpsc::Receiver<Order>) -> Input {
+        let prepared = match self.prepare(inbox).await {
+            Some(Ok(spec)) => self.keeper.spawn(spec).await.map_err(|error| describe(&error)),
+            Some(Err(reason)) => Err(reason),
+            None => return Input::SpawnFailed,
         };
         match prepared {
             Ok(mut process) => {
@@ -162,6 +164,29 @@ impl Task {
                 tracing::error!(child = %self.spec.id, error = %reason, "child could not be started");
                 self.last_error = Some(reason);
                 Input::SpawnFailed
+            }
+        }
+    }
+
+    /// Everything before the spawn; `None` when it isn't wanted any more.
+    async fn prepare(&mut self, inbox: &mut mpsc::Receiver<Order>) -> Option<Result<SpawnSpec, String>> {
+        let program = self.spec.program.clone();
+        let mut preparing = program.prepare();
+        loop {
+            let (verb, note) = tokio::select! {
+                prepared = &mut preparing => return Some(prepared),
+                order = inbox.recv() => order.map_or((Verb::Remove, None), |(verb, note)| (verb, Some(note))),
+            };
+            answer(note);
+            let input = self.input_of(verb);
+            match input {
+                Some(Input::Stop) => {
+                    self.life.step(clock::mono_ms(), Input::Stop);
+                    return None;
+                }
+                // It is being started already.
+                Some(other) => drop(self.life.step(clock::mono_ms(), other)),
+                None => {}
             }
         }
     }

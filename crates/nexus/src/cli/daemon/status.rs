@@ -60,7 +60,6 @@ pub(crate) struct Account {
     pub(crate) channel: Option<String>,
     pub(crate) status: String,
     pub(crate) health: String,
-    pub(crate) pid: Option<u32>,
     pub(crate) last_event_age_ms: Option<u64>,
     pub(crate) events: u64,
     pub(crate) last_error: Option<String>,
