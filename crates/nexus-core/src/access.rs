@@ -67,9 +67,7 @@ pub struct Decision {
 /// `channel:identifier`; only a whole identifier may be `*`. Both are compared byte by byte.
 pub fn is_owner(access: &Access, identifiers: &[(String, String)]) -> bool {
     access.owner.iter().filter_map(|pattern| pattern.split_once(':')).any(|(channel, wanted)| {
-        identifiers.iter().any(|(from, sender)| {
-            !sender.is_empty() && from == channel && (wanted == EVERYTHING || wanted == sender)
-        })
+        identifiers.iter().any(|(from, sender)| !sender.is_empty() && from == channel && (wanted == EVERYTHING || wanted == sender))
     })
 }
 
@@ -121,14 +119,7 @@ pub fn decide(access: &Access, principal: &Principal, ask: &Ask) -> Decision {
 }
 
 fn denied(matched_policy: Option<String>, why: Vec<String>) -> Decision {
-    Decision {
-        effect: Effect::Deny,
-        matched_policy,
-        permissions: nothing(),
-        agent: None,
-        session_key: None,
-        why,
-    }
+    Decision { effect: Effect::Deny, matched_policy, permissions: nothing(), agent: None, session_key: None, why }
 }
 
 fn allowed(policy: Option<&Policy>, permissions: Permissions, why: Vec<String>) -> Decision {
@@ -143,11 +134,7 @@ fn allowed(policy: Option<&Policy>, permissions: Permissions, why: Vec<String>) 
 }
 
 fn nothing() -> Permissions {
-    Permissions {
-        tools: Tools::default(),
-        credentials: Vec::new(),
-        data_access: DataAccess::None,
-    }
+    Permissions { tools: Tools::default(), credentials: Vec::new(), data_access: DataAccess::None }
 }
 
 /// What these policies grant together; the least that is useful when there are none.
@@ -186,8 +173,7 @@ fn needs_no_policy(type_: PrincipalType) -> bool {
 
 /// Why a policy does not apply; `None` when it does.
 fn mismatch(policy: &Policy, principal: &Principal, ask: &Ask) -> Option<String> {
-    principal_mismatch(&policy.match_.principal, principal)
-        .or_else(|| conditions_mismatch(&policy.match_.conditions, ask))
+    principal_mismatch(&policy.match_.principal, principal).or_else(|| conditions_mismatch(&policy.match_.conditions, ask))
 }
 
 /// All that is given must hold; of tags, every one.

@@ -27,8 +27,7 @@ mod tests;
 mod timer;
 
 pub use access::{
-    Access, Condition, DataAccess, Day, Effect, Match, Permissions, Policy, PrincipalMatch, PrincipalType,
-    SessionRoute, TimeRange, Tools,
+    Access, Condition, DataAccess, Day, Effect, Match, Permissions, Policy, PrincipalMatch, PrincipalType, SessionRoute, TimeRange, Tools,
 };
 pub use adapter::{Account, Adapter, BUILTIN_WEBHOOK, CatchUp, Late, OnUncertain, Restart, Send};
 pub use agents::{Agent, Agents, ECHO, Runner};

@@ -153,9 +153,9 @@ pub fn parse_line<'a>(line: &'a [u8], channel: &str, account: &str) -> Result<Ev
     };
     let event: EventLine<'a> = serde_json::from_str(text).map_err(|error| match error.classify() {
         serde_json::error::Category::Data => Reject::NotAnEvent(error.to_string()),
-        serde_json::error::Category::Syntax
-        | serde_json::error::Category::Eof
-        | serde_json::error::Category::Io => Reject::NotJson(error.to_string()),
+        serde_json::error::Category::Syntax | serde_json::error::Category::Eof | serde_json::error::Category::Io => {
+            Reject::NotJson(error.to_string())
+        }
     })?;
     validate(&event)?;
     if event.channel != channel {
@@ -240,7 +240,14 @@ mod tests {
         assert_eq!(reject(b"{\"event_id\":").code(), "not_json");
         assert_eq!(reject(b"{}").code(), "not_an_event");
         assert_eq!(reject(&line(|v| v["account_id"] = "you".into())).code(), "wrong_account");
-        assert_eq!(reject(&line(|v| { v["channel"] = "mail".into(); v["event_id"] = "mail:1".into() })).code(), "wrong_channel");
+        assert_eq!(
+            reject(&line(|v| {
+                v["channel"] = "mail".into();
+                v["event_id"] = "mail:1".into()
+            }))
+            .code(),
+            "wrong_channel"
+        );
         for bad in ["chat", "chat:", "mail:1", ""] {
             assert_eq!(reject(&line(|v| v["event_id"] = bad.into())).code(), "not_an_event", "{bad}");
         }
@@ -266,10 +273,20 @@ mod tests {
     #[test]
     fn conversations_do_not_run_into_each_other() {
         let event = |peer: &str, thread: Option<&str>| Event {
-            event_id: "c:1".into(), timestamp: 0, content: String::new(), content_type: "text".into(),
-            channel: "c".into(), account_id: "a".into(), sender_id: "s".into(), peer_id: peer.into(),
-            peer_kind: PeerKind::Group, sender_name: None, thread_id: thread.map(Into::into),
-            reply_to_id: None, attachments: serde_json::Value::Null, metadata: serde_json::Value::Null,
+            event_id: "c:1".into(),
+            timestamp: 0,
+            content: String::new(),
+            content_type: "text".into(),
+            channel: "c".into(),
+            account_id: "a".into(),
+            sender_id: "s".into(),
+            peer_id: peer.into(),
+            peer_kind: PeerKind::Group,
+            sender_name: None,
+            thread_id: thread.map(Into::into),
+            reply_to_id: None,
+            attachments: serde_json::Value::Null,
+            metadata: serde_json::Value::Null,
         };
         assert_ne!(event("p:t", None).conversation(), event("p", Some("t")).conversation());
     }

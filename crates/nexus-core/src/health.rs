@@ -32,15 +32,8 @@ pub enum AdapterStatus {
 }
 
 impl AdapterStatus {
-    pub const ALL: [Self; 7] = [
-        Self::Stopped,
-        Self::Starting,
-        Self::Running,
-        Self::Stopping,
-        Self::Backoff,
-        Self::Errored,
-        Self::Backfilling,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Stopped, Self::Starting, Self::Running, Self::Stopping, Self::Backoff, Self::Errored, Self::Backfilling];
 
     /// The name on the wire.
     pub fn as_str(self) -> &'static str {

@@ -46,11 +46,19 @@ pub enum State {
     Stopped,
     /// A spawn was asked for and not answered yet.
     Starting,
-    Running { since_ms: u64 },
+    Running {
+        since_ms: u64,
+    },
     /// TERM was sent; `kill_at_ms` is `None` once KILL was sent too.
-    Stopping { kill_at_ms: Option<u64> },
-    Backoff { until_ms: u64 },
-    Errored { retry_at_ms: Option<u64> },
+    Stopping {
+        kill_at_ms: Option<u64>,
+    },
+    Backoff {
+        until_ms: u64,
+    },
+    Errored {
+        retry_at_ms: Option<u64>,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +72,9 @@ pub enum Input {
     /// Credential missing, exec failed: there is no process.
     SpawnFailed,
     /// The process and its whole tree are gone. `code` is `None` after a signal.
-    Exited { code: Option<i32> },
+    Exited {
+        code: Option<i32>,
+    },
     /// Time passed; see [`Lifecycle::deadline_ms`].
     Tick,
 }
@@ -263,8 +273,13 @@ mod tests {
 
     fn policy() -> RestartPolicy {
         RestartPolicy {
-            max_restarts: 5, backoff_base_ms: 1000, backoff_multiplier: 2.0, backoff_max_ms: 300_000,
-            reset_after_ms: 600_000, errored_retry_ms: 300_000, stop_grace_ms: 5000,
+            max_restarts: 5,
+            backoff_base_ms: 1000,
+            backoff_multiplier: 2.0,
+            backoff_max_ms: 300_000,
+            reset_after_ms: 600_000,
+            errored_retry_ms: 300_000,
+            stop_grace_ms: 5000,
         }
     }
 
@@ -347,11 +362,20 @@ mod tests {
     }
 
     #[derive(Debug, Clone, Copy)]
-    enum Do { Start, Stop, Restart, Answer(bool), Exit(Option<i32>), Wait(u64) }
+    enum Do {
+        Start,
+        Stop,
+        Restart,
+        Answer(bool),
+        Exit(Option<i32>),
+        Wait(u64),
+    }
 
     fn any_do() -> impl Strategy<Value = Do> {
         prop_oneof![
-            Just(Do::Start), Just(Do::Stop), Just(Do::Restart),
+            Just(Do::Start),
+            Just(Do::Stop),
+            Just(Do::Restart),
             any::<bool>().prop_map(Do::Answer),
             prop_oneof![Just(Some(0)), Just(Some(1)), Just(Some(78)), Just(None)].prop_map(Do::Exit),
             (0_u64..700_000).prop_map(Do::Wait),

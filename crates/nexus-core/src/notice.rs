@@ -60,7 +60,6 @@ impl NoticeType {
     }
 }
 
-
 /// A subscriber's `types=` filter: names, `prefix.*`, or everything when empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filter {

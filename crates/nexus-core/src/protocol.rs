@@ -183,9 +183,7 @@ impl SendOutcome {
                 Self::Retry { error: error.message, after_ms: error.retry_after_ms }
             }
             (false, Some(error)) => match error.type_ {
-                DeliveryErrorType::RateLimited | DeliveryErrorType::Network => {
-                    Self::Retry { error: error.message, after_ms: None }
-                }
+                DeliveryErrorType::RateLimited | DeliveryErrorType::Network => Self::Retry { error: error.message, after_ms: None },
                 DeliveryErrorType::PermissionDenied
                 | DeliveryErrorType::NotFound
                 | DeliveryErrorType::ContentRejected
@@ -216,10 +214,19 @@ mod tests {
 
     #[test]
     fn judges_answers() {
-        assert_eq!(outcome(r#"{"success":true,"message_ids":["m1"],"chunks_sent":1}"#), SendOutcome::Sent { message_ids: vec!["m1".into()] });
+        assert_eq!(
+            outcome(r#"{"success":true,"message_ids":["m1"],"chunks_sent":1}"#),
+            SendOutcome::Sent { message_ids: vec!["m1".into()] }
+        );
         assert!(matches!(outcome(r#"{"success":true}"#), SendOutcome::Uncertain { .. }));
-        assert!(matches!(outcome(r#"{"success":false,"error":{"type":"not_found","message":"x","retry":true}}"#), SendOutcome::Failed { .. }));
-        assert!(matches!(outcome(r#"{"success":false,"error":{"type":"rate_limited","message":"x","retry_after_ms":7}}"#), SendOutcome::Retry { after_ms: Some(7), .. }));
+        assert!(matches!(
+            outcome(r#"{"success":false,"error":{"type":"not_found","message":"x","retry":true}}"#),
+            SendOutcome::Failed { .. }
+        ));
+        assert!(matches!(
+            outcome(r#"{"success":false,"error":{"type":"rate_limited","message":"x","retry_after_ms":7}}"#),
+            SendOutcome::Retry { after_ms: Some(7), .. }
+        ));
         assert!(matches!(outcome(r#"{"success":false,"error":{"type":"network","message":"x"}}"#), SendOutcome::Retry { .. }));
         assert!(matches!(outcome(r#"{"success":false,"error":{"type":"quota","message":"x"}}"#), SendOutcome::Failed { .. }));
         assert!(matches!(outcome(r#"{"success":false}"#), SendOutcome::Failed { .. }));

@@ -112,12 +112,7 @@ impl Schedule {
     ///
     /// # Errors
     /// An expression that [`check_expression`] refuses; a label used twice.
-    pub fn new(
-        timer: &Timer,
-        zone: TimeZone,
-        now_ms: i64,
-        last: &dyn Fn(&Job) -> Option<i64>,
-    ) -> Result<Self, ScheduleError> {
+    pub fn new(timer: &Timer, zone: TimeZone, now_ms: i64, last: &dyn Fn(&Job) -> Option<i64>) -> Result<Self, ScheduleError> {
         let entries = rules(timer, &zone)?
             .into_iter()
             .map(|(job, rule)| {
@@ -201,11 +196,7 @@ impl Entry {
             slot_ms_last: missed.last_ms,
             count: missed.count,
         });
-        let fires = fires.into_iter().map(|slot_ms| Due::Fire {
-            job: self.job.clone(),
-            slot_ms,
-            event_id: self.job.event_id(slot_ms),
-        });
+        let fires = fires.into_iter().map(|slot_ms| Due::Fire { job: self.job.clone(), slot_ms, event_id: self.job.event_id(slot_ms) });
         report.into_iter().chain(fires).collect()
     }
 }
@@ -234,7 +225,9 @@ fn settle_heartbeat(interval_ms: i64, first_ms: i64, now_ms: i64) -> (Option<Mis
 #[derive(Debug, Clone)]
 enum Rule {
     /// Multiples of the interval from the Unix epoch, so that a restart computes the same slots.
-    Every { interval_ms: i64 },
+    Every {
+        interval_ms: i64,
+    },
     Cron(Box<CronRule>),
 }
 
@@ -242,9 +235,7 @@ impl Rule {
     /// The first slot strictly after an instant (both Unix ms).
     fn next_after(&self, after_ms: i64) -> Option<i64> {
         match self {
-            Self::Every { interval_ms } => {
-                after_ms.div_euclid(*interval_ms).checked_add(1)?.checked_mul(*interval_ms)
-            }
+            Self::Every { interval_ms } => after_ms.div_euclid(*interval_ms).checked_add(1)?.checked_mul(*interval_ms),
             Self::Cron(rule) => rule.next_after(after_ms),
         }
     }
@@ -409,11 +400,7 @@ fn parse(expr: &str) -> Result<Cron, ExpressionError> {
     let cron = parser.parse(expr).map_err(ExpressionError::Invalid)?;
     let some_time = !cron.pattern.minutes.values().is_empty() && !cron.pattern.hours.values().is_empty();
     let reference = jiff::civil::date(2000, 1, 1).at(0, 0, 0, 0);
-    if some_time && cron.find_next_occurrence(&reference, true).is_ok() {
-        Ok(cron)
-    } else {
-        Err(ExpressionError::Never)
-    }
+    if some_time && cron.find_next_occurrence(&reference, true).is_ok() { Ok(cron) } else { Err(ExpressionError::Never) }
 }
 
 fn rules(timer: &Timer, zone: &TimeZone) -> Result<Vec<(Job, Rule)>, ScheduleError> {

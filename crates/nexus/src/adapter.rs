@@ -102,7 +102,9 @@ impl Adapters {
         let Some(command) = self.lock_commands().get(name).cloned() else { return };
         let key = AccountKey::new(name, id);
         let known = self.known.get(&key);
-        let account = Account::start(self.shared.clone(), command, key.clone(), account.clone(), rules(adapter), policy(&adapter.restart), known).await;
+        let account =
+            Account::start(self.shared.clone(), command, key.clone(), account.clone(), rules(adapter), policy(&adapter.restart), known)
+                .await;
         self.lock().insert(key, account);
     }
 

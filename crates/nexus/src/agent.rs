@@ -232,12 +232,7 @@ mod tests {
 
     #[test]
     fn wire_names_are_snake_case() {
-        let tool = Output::Tool {
-            name: "ls".into(),
-            call_id: "c1".into(),
-            status: ToolStatus::Completed,
-            summary: None,
-        };
+        let tool = Output::Tool { name: "ls".into(), call_id: "c1".into(), status: ToolStatus::Completed, summary: None };
         let json = serde_json::to_value(&tool).unwrap();
         assert_eq!(json["tool"]["status"], "completed");
         assert_eq!(serde_json::to_value(StopReason::MaxTokens).unwrap(), "max_tokens");
@@ -247,12 +242,7 @@ mod tests {
     #[test]
     fn a_command_that_may_have_acted_is_final() {
         let status = ExitStatus::Code(3);
-        let error = AgentError::Exit {
-            agent: "a".into(),
-            status,
-            stderr_tail: "no disk".into(),
-            partial: "half".into(),
-        };
+        let error = AgentError::Exit { agent: "a".into(), status, stderr_tail: "no disk".into(), partial: "half".into() };
         assert!(!error.retryable());
         assert_eq!(error.partial(), "half");
         assert!(error.to_string().ends_with(": no disk"), "{error}");

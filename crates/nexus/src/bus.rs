@@ -46,7 +46,9 @@ pub struct Bus {
 pub enum Batch {
     Frames(Vec<Frame>),
     /// This many notices were overwritten before they could be read; the cursor is at the oldest now.
-    Lagged { missed: u64 },
+    Lagged {
+        missed: u64,
+    },
     Empty,
 }
 

@@ -19,7 +19,9 @@ const COMMAND_LIMIT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, thiserror::Error)]
 pub enum CredentialError {
-    #[error("`{reference}` is no credential name: use SERVICE/ACCOUNT of letters, digits and `._@+-`, `env:NAME` or `command:PROGRAM ARGS`")]
+    #[error(
+        "`{reference}` is no credential name: use SERVICE/ACCOUNT of letters, digits and `._@+-`, `env:NAME` or `command:PROGRAM ARGS`"
+    )]
     Name { reference: String },
     #[error("credential `{reference}` does not exist; add it with `nexus credential set {reference}`")]
     Missing { reference: String },
@@ -30,7 +32,12 @@ pub enum CredentialError {
     #[error("credential file `{path}` is not `{{\"value\": \"...\"}}`")]
     Malformed { path: PathBuf },
     #[error("failed to {operation} credential `{path}`")]
-    Io { operation: &'static str, path: PathBuf, #[source] source: std::io::Error },
+    Io {
+        operation: &'static str,
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("the credential's value is empty or longer than {VALUE_BYTES_MAX} bytes")]
     Value,
     #[error("credential command `{program}` failed: {reason}")]
@@ -59,10 +66,16 @@ pub async fn resolve(reference: &str, directory: &Path, keeper: &Keeper) -> Resu
     let path = file(directory, reference)?;
     let text = match fs::read_to_string(&path) {
         Ok(text) => Zeroizing::new(text),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(CredentialError::Missing { reference: reference.to_owned() }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(CredentialError::Missing { reference: reference.to_owned() });
+        }
         Err(source) => return Err(CredentialError::Io { operation: "read", path, source }),
     };
-    let mode = fs::metadata(&path).map_err(|source| CredentialError::Io { operation: "inspect", path: path.clone(), source })?.permissions().mode() & 0o777;
+    let mode = fs::metadata(&path)
+        .map_err(|source| CredentialError::Io { operation: "inspect", path: path.clone(), source })?
+        .permissions()
+        .mode()
+        & 0o777;
     if mode & 0o077 != 0 {
         return Err(CredentialError::Exposed { path, mode });
     }
@@ -96,7 +109,10 @@ pub fn set(directory: &Path, reference: &str, value: &str) -> Result<(), Credent
         return Err(CredentialError::Value);
     }
     let path = file(directory, reference)?;
-    let io = |operation: &'static str| { let path = path.clone(); move |source| CredentialError::Io { operation, path, source } };
+    let io = |operation: &'static str| {
+        let path = path.clone();
+        move |source| CredentialError::Io { operation, path, source }
+    };
     if let Some(parent) = path.parent() {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(io("make the directory of"))?;
     }
@@ -137,7 +153,12 @@ pub fn remove(directory: &Path, reference: &str) -> Result<bool, CredentialError
 }
 
 fn file(directory: &Path, reference: &str) -> Result<PathBuf, CredentialError> {
-    let good = |part: &str| !part.is_empty() && !part.starts_with('.') && part.len() <= 100 && part.chars().all(|c| c.is_ascii_alphanumeric() || "._@+-".contains(c));
+    let good = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with('.')
+            && part.len() <= 100
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || "._@+-".contains(c))
+    };
     match reference.split_once('/') {
         Some((service, account)) if good(service) && good(account) => Ok(directory.join(service).join(format!("{account}.json"))),
         Some(_) | None => Err(CredentialError::Name { reference: reference.to_owned() }),

@@ -186,7 +186,11 @@ fn read_routes(api: Api) -> Router {
 async fn check(guard: Arc<Guard>, request: Request, next: Next) -> Response {
     let refuse = |status: StatusCode, why: &str| (status, format!("{why}\n")).into_response();
     if let Some(token) = &guard.token {
-        let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(|value| value.strip_prefix("Bearer "));
+        let given = request
+            .headers()
+            .get(header::AUTHORIZATION)
+            .and_then(|value| value.to_str().ok())
+            .and_then(|value| value.strip_prefix("Bearer "));
         let right = given.is_some_and(|given| given.as_bytes().ct_eq(token.expose_secret().as_bytes()).into());
         if !right {
             return refuse(StatusCode::UNAUTHORIZED, "send `Authorization: Bearer` with the token of daemon.token_file");

@@ -80,9 +80,18 @@ impl fmt::Display for ExitStatus {
 #[derive(Debug, thiserror::Error)]
 pub enum SpawnError {
     #[error("failed to {} `{program}`: {source}", step_text(*.at))]
-    Refused { at: Step, program: String, #[source] source: std::io::Error },
+    Refused {
+        at: Step,
+        program: String,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("failed to set up pipes for `{program}`")]
-    Pipes { program: String, #[source] source: std::io::Error },
+    Pipes {
+        program: String,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("the keeper is gone; `{program}` may or may not have been started, and is dead by now")]
     KeeperGone { program: String },
 }

@@ -78,13 +78,25 @@ impl Ledger {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     #[error("failed to create the ledger directory `{path}`; check its owner and permissions")]
-    Directory { path: PathBuf, #[source] source: std::io::Error },
+    Directory {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("failed to open ledger `{path}`; check its owner and permissions, and that the disk is not full")]
-    Open { path: PathBuf, #[source] source: rusqlite::Error },
+    Open {
+        path: PathBuf,
+        #[source]
+        source: rusqlite::Error,
+    },
     #[error(transparent)]
     Migrate(#[from] MigrateError),
     #[error("failed to start the writer thread of ledger `{path}`")]
-    Thread { path: PathBuf, #[source] source: std::io::Error },
+    Thread {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
 }
 
 /// Opens `ledger` in `directory` for writing, creating and migrating it as needed.
@@ -217,7 +229,11 @@ pub struct Readers {
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     #[error("failed to read ledger `{path}`")]
-    Sqlite { path: PathBuf, #[source] source: rusqlite::Error },
+    Sqlite {
+        path: PathBuf,
+        #[source]
+        source: rusqlite::Error,
+    },
     #[error("reading ledger `{path}` panicked")]
     Panicked { path: PathBuf },
 }
@@ -266,7 +282,8 @@ impl Readers {
     }
 
     fn open(&self) -> rusqlite::Result<Connection> {
-        let connection = Connection::open_with_flags(self.path.as_path(), OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+        let connection =
+            Connection::open_with_flags(self.path.as_path(), OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
         connection.execute_batch(&format!("PRAGMA query_only = ON; PRAGMA cache_size = -{CACHE_KIB}; PRAGMA trusted_schema = OFF;"))?;
         connection.set_prepared_statement_cache_capacity(64);

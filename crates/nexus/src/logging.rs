@@ -21,7 +21,10 @@ enum Sink {
     Terminal,
     /// Not a terminal: JSON lines on stdout.
     Stdout,
-    File { path: PathBuf, file: File },
+    File {
+        path: PathBuf,
+        file: File,
+    },
 }
 
 /// Handle for what a running daemon changes. Cheap to clone.
@@ -136,7 +139,9 @@ impl Fields {
         for (name, value) in &self.fields {
             match value {
                 Value::String(text) => line.push_str(&format!("  {name}={text}")),
-                Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => line.push_str(&format!("  {name}={value}")),
+                Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
+                    line.push_str(&format!("  {name}={value}"))
+                }
             }
         }
         line.push('\n');

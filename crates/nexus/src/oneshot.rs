@@ -28,7 +28,11 @@ pub enum OneshotError {
     #[error("`{program}` wrote more than {STDOUT_BYTES_MAX} bytes and was killed")]
     TooMuch { program: String },
     #[error("failed to read from `{program}`")]
-    Read { program: String, #[source] source: std::io::Error },
+    Read {
+        program: String,
+        #[source]
+        source: std::io::Error,
+    },
 }
 
 /// Starts `spec`, gives it `input` and waits at most `limit`. Its whole tree is gone on return, or

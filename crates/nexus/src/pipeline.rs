@@ -270,14 +270,17 @@ impl Pipeline {
             "status": request.status, "reason": request.reason, "duration_ms": latency,
         });
         self.bus.publish(kind, notice);
-        self.replies.end(request.event_seq, &End {
-            request_id: request.request_id.clone(),
-            status: request.status,
-            reason: request.reason.clone(),
-            text: text.map(str::to_owned),
-            agent: request.agent.as_ref().map(|agent| agent.agent_id.clone()),
-            session: request.agent.as_ref().map(|agent| agent.session_label.clone()),
-        });
+        self.replies.end(
+            request.event_seq,
+            &End {
+                request_id: request.request_id.clone(),
+                status: request.status,
+                reason: request.reason.clone(),
+                text: text.map(str::to_owned),
+                agent: request.agent.as_ref().map(|agent| agent.agent_id.clone()),
+                session: request.agent.as_ref().map(|agent| agent.session_label.clone()),
+            },
+        );
     }
 }
 

@@ -96,6 +96,12 @@ fn log_stage(stage: Stage, request: &NexusRequest) {
             "Pipeline complete"
         );
     } else if let Some(trace) = last {
-        tracing::debug!(request_id = request.request_id, stage = stage.as_str(), duration_ms = trace.duration_ms, error = trace.error, "stage");
+        tracing::debug!(
+            request_id = request.request_id,
+            stage = stage.as_str(),
+            duration_ms = trace.duration_ms,
+            error = trace.error,
+            "stage"
+        );
     }
 }

@@ -56,7 +56,8 @@ impl Record {
     pub fn events(&self, query: &EventsQuery) -> Result<Value, ReadError> {
         let before = query.before.unwrap_or(i64::MAX);
         let limit = query.limit.min(ROWS_MAX);
-        let rows = self.events.read_now(|connection| events::tail(connection, before, limit, query.channel.as_deref(), query.text.as_deref()))?;
+        let rows =
+            self.events.read_now(|connection| events::tail(connection, before, limit, query.channel.as_deref(), query.text.as_deref()))?;
         Ok(json!({ "events": rows.iter().map(event_json).collect::<Vec<_>>() }))
     }
 
@@ -69,7 +70,9 @@ impl Record {
     pub fn trace(&self, id: &str) -> Result<Option<Value>, ReadError> {
         let seq = match id.parse::<i64>() {
             Ok(seq) => Some(seq),
-            Err(_) if id.starts_with("req_") => self.nexus.read_now(|connection| nexus::request_by_id(connection, id))?.map(|request| request.event_seq),
+            Err(_) if id.starts_with("req_") => {
+                self.nexus.read_now(|connection| nexus::request_by_id(connection, id))?.map(|request| request.event_seq)
+            }
             Err(_) => self.events.read_now(|connection| events::by_id(connection, id))?.map(|event| event.seq),
         };
         let Some(seq) = seq else { return Ok(None) };
@@ -77,7 +80,8 @@ impl Record {
         let (request, deliveries, runs) = self.nexus.read_now(|connection| {
             Ok((nexus::request_by_event(connection, seq)?, nexus::deliveries_of(connection, seq)?, runs(connection, seq)?))
         })?;
-        Ok(request.map(|request| json!({ "request": request, "event": event.as_ref().map(event_json), "deliveries": deliveries, "runs": runs })))
+        Ok(request
+            .map(|request| json!({ "request": request, "event": event.as_ref().map(event_json), "deliveries": deliveries, "runs": runs })))
     }
 
     pub fn traces(&self, status: Option<&str>, limit: usize) -> Result<Value, ReadError> {

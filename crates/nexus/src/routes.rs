@@ -44,7 +44,11 @@ pub struct Route {
 
 impl std::fmt::Debug for Route {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Route").field("known", &self.known).field("can_send", &self.sender.is_some()).field("text_limit", &self.text_limit).finish_non_exhaustive()
+        f.debug_struct("Route")
+            .field("known", &self.known)
+            .field("can_send", &self.sender.is_some())
+            .field("text_limit", &self.text_limit)
+            .finish_non_exhaustive()
     }
 }
 

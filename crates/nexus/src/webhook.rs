@@ -159,14 +159,10 @@ fn health_of(account: &str) -> Value {
 
 /// The settings of the account that the command line names; the problem as text otherwise.
 fn settings_for(account: &str) -> Result<Settings, String> {
-    let settings = config::read_account_file()
-        .and_then(|file| Settings::parse(&file))
-        .map_err(|error| with_sources(&error))?;
+    let settings = config::read_account_file().and_then(|file| Settings::parse(&file)).map_err(|error| with_sources(&error))?;
     if settings.account_id != account {
         let named = &settings.account_id;
-        return Err(format!(
-            "the account file is for `{named}`, not for `{account}`"
-        ));
+        return Err(format!("the account file is for `{named}`, not for `{account}`"));
     }
     Ok(settings)
 }
@@ -182,10 +178,7 @@ fn monitor(account: &str) -> ExitCode {
     for warning in &settings.warnings {
         say(warning);
     }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(StartError::Runtime);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Runtime);
     match runtime.and_then(|runtime| runtime.block_on(run(settings))) {
         Ok(Ending::Stopped) => ExitCode::SUCCESS,
         Ok(Ending::DaemonGone) => {
@@ -204,14 +197,10 @@ async fn run(settings: Settings) -> Result<Ending, StartError> {
     let terminate = signal(SignalKind::terminate()).map_err(StartError::Signals)?;
     let interrupt = signal(SignalKind::interrupt()).map_err(StartError::Signals)?;
     let address = settings.bind;
-    let socket = TcpListener::bind(address)
-        .await
-        .map_err(|source| StartError::Listen { address, source })?;
+    let socket = TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })?;
     let (lines, acks) = start_pipes().map_err(StartError::Threads)?;
     let (path, verify) = (&settings.path, settings.verifier.name());
-    say(format!(
-        "listening on http://{address}{path} (verify: {verify})"
-    ));
+    say(format!("listening on http://{address}{path} (verify: {verify})"));
     let intake = Arc::new(Intake::new(settings, lines));
     let stop = either(terminate, interrupt);
     Ok(listener::serve(socket, intake, acks, stop).await)
@@ -222,20 +211,16 @@ async fn run(settings: Settings) -> Result<Ending, StartError> {
 fn start_pipes() -> io::Result<(mpsc::Sender<protocol::Line>, mpsc::Receiver<String>)> {
     let (line_sender, mut lines) = mpsc::channel(MAX_QUEUED_LINES);
     let (ack_sender, acks) = mpsc::channel(MAX_QUEUED_ACKS);
-    std::thread::Builder::new()
-        .name("stdout".to_owned())
-        .spawn(move || {
-            if let Err(error) = protocol::write_lines(io::stdout(), &mut lines) {
-                say(format!("failed to write to stdout: {error}"));
-            }
-        })?;
-    std::thread::Builder::new()
-        .name("stdin".to_owned())
-        .spawn(move || {
-            if let Err(error) = protocol::read_acks(BufReader::new(io::stdin()), &ack_sender) {
-                say(format!("failed to read from stdin: {error}"));
-            }
-        })?;
+    std::thread::Builder::new().name("stdout".to_owned()).spawn(move || {
+        if let Err(error) = protocol::write_lines(io::stdout(), &mut lines) {
+            say(format!("failed to write to stdout: {error}"));
+        }
+    })?;
+    std::thread::Builder::new().name("stdin".to_owned()).spawn(move || {
+        if let Err(error) = protocol::read_acks(BufReader::new(io::stdin()), &ack_sender) {
+            say(format!("failed to read from stdin: {error}"));
+        }
+    })?;
     Ok((line_sender, acks))
 }
 
@@ -274,14 +259,8 @@ mod tests {
         assert_eq!(parse("info").unwrap(), Verb::Info);
         assert_eq!(parse("accounts list").unwrap(), Verb::Accounts);
         let monitor = Verb::Monitor { account: account() };
-        assert_eq!(
-            parse("monitor --account github --format jsonl").unwrap(),
-            monitor
-        );
-        assert_eq!(
-            parse("monitor --format=jsonl --account=github").unwrap(),
-            monitor
-        );
+        assert_eq!(parse("monitor --account github --format jsonl").unwrap(), monitor);
+        assert_eq!(parse("monitor --format=jsonl --account=github").unwrap(), monitor);
         let health = Verb::Health { account: account() };
         assert_eq!(parse("health --account github").unwrap(), health);
     }

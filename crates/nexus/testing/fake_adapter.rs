@@ -163,9 +163,7 @@ fn health(keys: &Keys, args: &[String]) -> io::Result<ExitCode> {
     let account = account_of(args)?;
     match keys.text("health").unwrap_or("ok") {
         "slow" => for_ever(),
-        "disconnected" => {
-            say(&json!({ "connected": false, "account": account, "error": "the platform hung up" }).to_string())
-        }
+        "disconnected" => say(&json!({ "connected": false, "account": account, "error": "the platform hung up" }).to_string()),
         _ => say(&json!({ "connected": true, "account": account }).to_string()),
     }
 }
@@ -380,9 +378,7 @@ fn send_answer(mode: &str, key: &str, before: u64) -> Value {
     let failed = |error: Value| json!({ "success": false, "message_ids": [], "chunks_sent": 0, "error": error });
     let failures = mode.strip_prefix("fail_network_n:").and_then(|n| n.parse::<u64>().ok());
     match mode {
-        _ if failures.is_some_and(|n| before < n) => {
-            failed(json!({ "type": "network", "message": "connection reset", "retry": true }))
-        }
+        _ if failures.is_some_and(|n| before < n) => failed(json!({ "type": "network", "message": "connection reset", "retry": true })),
         "rate_limited" if before == 0 => failed(json!({
             "type": "rate_limited", "message": "slow down", "retry": true, "retry_after_ms": RETRY_AFTER_MS,
         })),

@@ -36,10 +36,13 @@ fn wait_locked(daemon: &mut Daemon, former: &[procfs::Process]) {
 fn ten_kills_lose_nothing_and_repeat_nothing_in_silence() {
     let mut daemon = Daemon::new();
     let (sends, state) = (daemon.file("sends"), daemon.file("acknowledged"));
-    let mut wanted = only("fake", json!({
-        "supports": ["monitor", "send", "ack"], "events": EVENTS, "rate_per_s": EVENTS_PER_S, "peers": 8,
-        "state_file": state, "send_log": sends,
-    }));
+    let mut wanted = only(
+        "fake",
+        json!({
+            "supports": ["monitor", "send", "ack"], "events": EVENTS, "rate_per_s": EVENTS_PER_S, "peers": 8,
+            "state_file": state, "send_log": sends,
+        }),
+    );
     wanted["adapters"]["fake"]["send"] = json!({ "on_uncertain": "retry", "retries": 20 });
     daemon.configure(&wanted);
     daemon.launch();

@@ -16,8 +16,11 @@ const MOST_OF_THE_WISH_MS: i64 = 1_400;
 fn sending(events: u32, send: &str) -> (Daemon, String) {
     let mut daemon = Daemon::new();
     let sends = daemon.file("sends");
-    let mut wanted = only("fake", json!({ "events": events, "peers": 5, "send": send, "send_log": sends,
-        "send_file": daemon.file("send-mode") }));
+    let mut wanted = only(
+        "fake",
+        json!({ "events": events, "peers": 5, "send": send, "send_log": sends,
+        "send_file": daemon.file("send-mode") }),
+    );
     wanted["adapters"]["fake"]["send"] = json!({ "timeout_ms": 2000 });
     daemon.configure(&wanted);
     daemon.launch();
@@ -55,8 +58,7 @@ fn every_reply_is_sent_once_under_its_own_key() {
         assert_eq!(call["to"], format!("p{}", n % 5), "the reply went to somebody else: {call}");
         assert_eq!(call["account"], "me");
     }
-    let known: BTreeSet<String> =
-        daemon.texts("nexus", "SELECT idempotency_key FROM deliveries").into_iter().collect();
+    let known: BTreeSet<String> = daemon.texts("nexus", "SELECT idempotency_key FROM deliveries").into_iter().collect();
     assert_eq!(keys(&calls), known);
 }
 

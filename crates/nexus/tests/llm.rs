@@ -8,9 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use nexus::agent::llm::{KeySource, LlmEndpoint, LlmRunner};
-use nexus::agent::{
-    AgentError, Finished, MAX_ANSWER_BYTES, Message, Output, Role, Sender, StopReason, Turn,
-};
+use nexus::agent::{AgentError, Finished, MAX_ANSWER_BYTES, Message, Output, Role, Sender, StopReason, Turn};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -112,10 +110,7 @@ fn turn() -> Turn {
         sender: Sender { id: "u1".into(), name: None, principal: "owner".into() },
         channel: "webchat".into(),
         capabilities: Value::Null,
-        history: vec![
-            Message { role: Role::User, content: "Hi".into() },
-            Message { role: Role::Assistant, content: "Hello".into() },
-        ],
+        history: vec![Message { role: Role::User, content: "Hi".into() }, Message { role: Role::Assistant, content: "Hello".into() }],
         permissions: Value::Null,
     }
 }
@@ -175,8 +170,7 @@ async fn an_answer_is_streamed_and_counted() {
     ];
     let (url, server) = serve(reply.concat(), Then::Close).await;
     let (_directory, prompt) = private_file("prompt.md", "Be brief.", 0o644);
-    let (result, pieces) =
-        run(LlmEndpoint { system_prompt_file: Some(prompt), ..endpoint(&url) }).await;
+    let (result, pieces) = run(LlmEndpoint { system_prompt_file: Some(prompt), ..endpoint(&url) }).await;
 
     let finished = result.unwrap();
     assert_eq!(finished.content, "Hello");
@@ -185,11 +179,7 @@ async fn an_answer_is_streamed_and_counted() {
     assert_eq!(finished.usage.output_tokens, Some(2));
     assert_eq!(finished.model.as_deref(), Some("qwen-max"));
     assert_eq!(finished.provider.as_deref(), Some("127.0.0.1"));
-    let expected = [
-        Output::Reasoning("hm".into()),
-        Output::Token("Hel".into()),
-        Output::Token("lo".into()),
-    ];
+    let expected = [Output::Reasoning("hm".into()), Output::Token("Hel".into()), Output::Token("lo".into())];
     assert_eq!(pieces, expected);
 
     let (head, body) = server.await.unwrap();
@@ -209,12 +199,7 @@ async fn an_answer_is_streamed_and_counted() {
 
 #[tokio::test]
 async fn an_answer_cut_by_the_token_limit_says_so() {
-    let reply = [
-        STREAM_HEAD.to_owned(),
-        delta(json!({"content": "Hel"}), json!("length")),
-        event("[DONE]"),
-        chunk(""),
-    ];
+    let reply = [STREAM_HEAD.to_owned(), delta(json!({"content": "Hel"}), json!("length")), event("[DONE]"), chunk("")];
     let (url, server) = serve(reply.concat(), Then::Close).await;
     let finished = run(endpoint(&url)).await.0.unwrap();
     server.await.unwrap();
@@ -227,8 +212,7 @@ async fn an_answer_cut_by_the_token_limit_says_so() {
 async fn the_key_goes_to_the_server_and_never_into_an_error() {
     let (_directory, path) = private_file("key", "sk-secret-1\n", 0o600);
     let body = json!({"error": {"message": "Incorrect API key provided: sk-secret-1"}});
-    let (url, server) =
-        serve(refusal("401 Unauthorized", &body.to_string()), Then::Close).await;
+    let (url, server) = serve(refusal("401 Unauthorized", &body.to_string()), Then::Close).await;
     let (result, _) = run(LlmEndpoint { key: KeySource::File(path), ..endpoint(&url) }).await;
     let (head, _) = server.await.unwrap();
     assert!(head.lines().any(|line| line == "authorization: bearer sk-secret-1"), "{head}");

@@ -76,7 +76,7 @@ pub(crate) struct Stamp {
 /// Reads what an adapter noted; `None` until it has begun.
 pub(crate) fn stamp(path: &Path) -> Option<Stamp> {
     let text = fs::read_to_string(path).ok()?;
-    let mut numbers = text.split_whitespace().map(str::parse);
+    let mut numbers = text.split_whitespace().map(str::parse::<u64>);
     Some(Stamp { begun_ns: numbers.next()?.ok()?, bytes: numbers.next()?.ok()? })
 }
 

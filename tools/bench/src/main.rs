@@ -94,6 +94,7 @@ fn measure(cli: Cli) -> Result<()> {
         .with_context(|| format!("no program at `{}`; build it with `cargo build --release`, or name another with --nexus", cli.nexus.display()))?;
     let dir = std::fs::canonicalize(&cli.dir).with_context(|| format!("no directory `{}`", cli.dir.display()))?;
     ensure!(nexus.is_file(), "`{}` is no program", nexus.display());
+    ensure!(daemon::is_short_enough(&dir), "`{}` is too long for the path of a socket; use a shorter --dir", dir.display());
     let own = std::env::current_exe().context("failed to find this program")?;
     let bench = Bench { nexus, own, dir, runs: cli.runs, report: Report::begin()? };
     match &cli.figures {

@@ -91,11 +91,9 @@ fn plain(principal: &Principal, conversation: &Conversation<'_>) -> String {
 fn speaker(principal: &Principal, conversation: &Conversation<'_>) -> String {
     let entity_id = match principal.type_ {
         PrincipalType::Unknown => None,
-        PrincipalType::Owner
-        | PrincipalType::Known
-        | PrincipalType::System
-        | PrincipalType::Webhook
-        | PrincipalType::Agent => principal.entity_id.as_deref(),
+        PrincipalType::Owner | PrincipalType::Known | PrincipalType::System | PrincipalType::Webhook | PrincipalType::Agent => {
+            principal.entity_id.as_deref()
+        }
     };
     match entity_id {
         Some(entity_id) => escaped(entity_id),
@@ -168,9 +166,7 @@ fn bounded(label: String) -> String {
 
 /// FNV-1a, 64 bits (draft-eastlake-fnv): the same in every build, which std's hasher doesn't promise.
 fn fnv1a_64(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
 #[cfg(test)]

@@ -164,11 +164,7 @@ fn conditions_are_alternatives_of_parts_that_must_all_hold() {
 
 #[test]
 fn a_window_past_midnight_belongs_to_the_day_it_began() {
-    let night = || Condition {
-        time_range: TimeRange::parse("23:00-08:00"),
-        days: vec![Day::Fri],
-        ..anytime()
-    };
+    let night = || Condition { time_range: TimeRange::parse("23:00-08:00"), days: vec![Day::Fri], ..anytime() };
     assert!(applies_when(vec![night()], &ask_at(Day::Fri, 23 * 60)));
     assert!(applies_when(vec![night()], &ask_at(Day::Sat, 7 * 60 + 59)));
     assert!(!applies_when(vec![night()], &ask_at(Day::Sat, 8 * 60)), "the end is not in the window");

@@ -154,8 +154,7 @@ fn any_prose() -> impl Strategy<Value = String> {
 fn any_document() -> impl Strategy<Value = String> {
     let part = prop_oneof![2 => any_prose(), 1 => any_code()];
     let end = prop::sample::select(vec!["\n", "\n\n", "\r\n", "\n \n"]);
-    prop::collection::vec((part, end), 1..8)
-        .prop_map(|parts| parts.into_iter().map(|(part, end)| part + end).collect())
+    prop::collection::vec((part, end), 1..8).prop_map(|parts| parts.into_iter().map(|(part, end)| part + end).collect())
 }
 
 proptest! {

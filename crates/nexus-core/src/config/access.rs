@@ -238,9 +238,7 @@ fn identities(node: &Node, name: &str, faults: &mut Faults) -> Option<Vec<String
     for item in node.items() {
         let Some(text) = item.text() else { continue };
         let is_identity = text.split_once(':').is_some_and(|(channel, identifier)| {
-            !channel.is_empty()
-                && !channel.contains(|c: char| c.is_whitespace() || c == '*')
-                && !identifier.trim().is_empty()
+            !channel.is_empty() && !channel.contains(|c: char| c.is_whitespace() || c == '*') && !identifier.trim().is_empty()
         });
         if !is_identity {
             let text = quoted(text);

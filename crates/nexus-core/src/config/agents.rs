@@ -1,9 +1,7 @@
 //! The section `agents`: who answers. A key of it is an agent's name, save `default`.
 
 use super::adapter::{environment, split_command, variable_names};
-use super::decode::{
-    Decode, RUN_MS_MAX, Section, check_name, is_section, nonempty, optional_text,
-};
+use super::decode::{Decode, RUN_MS_MAX, Section, check_name, is_section, nonempty, optional_text};
 use super::field_schema::{FieldSchema, ObjectSchema};
 use super::node::{Node, Position};
 use super::problem::{Faults, quoted};
@@ -146,7 +144,9 @@ fn completeness(mut agent: Agent, node: &Node, faults: &mut Faults) -> Agent {
             need("model", agent.model.is_some(), "small-1");
         }
     }
-    if agent.key_file.is_some() && let Some(key_env) = node.get("key_env").filter(|key| !key.is_null()) {
+    if agent.key_file.is_some()
+        && let Some(key_env) = node.get("key_env").filter(|key| !key.is_null())
+    {
         faults.error(key_env.at, "`key_env` and `key_file` are both given; keep one");
     }
     if let (Some(command), Some(command_node)) = (&agent.command, node.get("command"))
@@ -160,9 +160,8 @@ fn completeness(mut agent: Agent, node: &Node, faults: &mut Faults) -> Agent {
 fn http_url(node: &Node, name: &str, faults: &mut Faults) -> Option<Option<String>> {
     let text = nonempty(node, name, faults)?;
     let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
-    let is_url = rest.is_some_and(|rest| {
-        !rest.is_empty() && !rest.starts_with('/') && !rest.contains(|c: char| c.is_whitespace() || c.is_control())
-    });
+    let is_url = rest
+        .is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/') && !rest.contains(|c: char| c.is_whitespace() || c.is_control()));
     if !is_url {
         let text = quoted(&text);
         faults.error(node.at, format!("`{name}` {text} is not a URL; write http://host/path or https://host/path"));

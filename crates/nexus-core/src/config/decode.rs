@@ -60,12 +60,7 @@ impl Number for f64 {
 }
 
 /// Reads an unquoted number within a range.
-pub(crate) fn number<T: Number>(
-    node: &Node,
-    name: &str,
-    range: &RangeInclusive<T>,
-    faults: &mut Faults,
-) -> Option<T> {
+pub(crate) fn number<T: Number>(node: &Node, name: &str, range: &RangeInclusive<T>, faults: &mut Faults) -> Option<T> {
     if let Kind::Scalar { text, plain: true } = &node.kind
         && let Ok(value) = text.parse::<T>()
         && range.contains(&value)
@@ -79,13 +74,7 @@ pub(crate) fn number<T: Number>(
 }
 
 /// Reads one word of a closed set.
-pub(crate) fn word<T>(
-    node: &Node,
-    name: &str,
-    words: &[&str],
-    parse: impl Fn(&str) -> Option<T>,
-    faults: &mut Faults,
-) -> Option<T> {
+pub(crate) fn word<T>(node: &Node, name: &str, words: &[&str], parse: impl Fn(&str) -> Option<T>, faults: &mut Faults) -> Option<T> {
     if let Some(value) = node.text().and_then(parse) {
         return Some(value);
     }
@@ -121,10 +110,7 @@ pub(crate) fn named<T: Decode>(node: &Node, name: &str, faults: &mut Faults) -> 
 /// names become arguments and parts of paths.
 pub(crate) fn check_name(name: &str, at: Position, faults: &mut Faults) {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "._@+-".contains(c);
-    let is_name = !name.is_empty()
-        && name.len() <= NAME_CHARS_MAX
-        && !name.starts_with('-')
-        && name.chars().all(allowed);
+    let is_name = !name.is_empty() && name.len() <= NAME_CHARS_MAX && !name.starts_with('-') && name.chars().all(allowed);
     if !is_name {
         let rule = "1 to 64 characters of A-Z a-z 0-9 . _ @ + -, not starting with -";
         faults.error(at, format!("name {} is not usable; a name has {rule}", quoted(name)));

@@ -96,20 +96,7 @@ fn diff_adapters(old: &Adapters, new: &Adapters, changes: &mut Changes) {
 }
 
 fn diff_adapter(name: &str, old: &Adapter, new: &Adapter, changes: &mut Changes) {
-    let Adapter {
-        command,
-        channel,
-        env,
-        pass_env,
-        cwd,
-        restart,
-        max_line_bytes,
-        max_pending,
-        send,
-        catch_up,
-        accounts,
-        argv,
-    } = new;
+    let Adapter { command, channel, env, pass_env, cwd, restart, max_line_bytes, max_pending, send, catch_up, accounts, argv } = new;
     let is_other_program = old.command != *command
         || old.argv != *argv
         || old.channel != *channel
@@ -146,10 +133,7 @@ fn diff_accounts(adapter: &str, old: &Accounts, new: &Accounts, changes: &mut Ch
 /// At most one change: starting or stopping an account takes all its other keys with it.
 fn diff_account(adapter: String, id: String, old: &Account, new: &Account) -> Option<Change> {
     let Account { monitor, backfill, credential_ref, enabled, config } = new;
-    let is_other = old.monitor != *monitor
-        || old.backfill != *backfill
-        || old.credential_ref != *credential_ref
-        || old.config != *config;
+    let is_other = old.monitor != *monitor || old.backfill != *backfill || old.credential_ref != *credential_ref || old.config != *config;
     match (old.enabled, *enabled) {
         (false, true) => Some(Change::AccountEnabled { adapter, account: id }),
         (true, false) => Some(Change::AccountDisabled { adapter, account: id }),
@@ -276,9 +260,7 @@ mod tests {
     /// The dotted keys of a value; the entries of a list of sections count as their first.
     fn leaves(path: &str, value: &Value, found: &mut BTreeSet<String>) {
         let inner: Vec<(String, &Value)> = match value {
-            Value::Object(fields) if !fields.is_empty() => {
-                fields.iter().map(|(key, value)| (format!("{path}.{key}"), value)).collect()
-            }
+            Value::Object(fields) if !fields.is_empty() => fields.iter().map(|(key, value)| (format!("{path}.{key}"), value)).collect(),
             Value::Array(items) if items.first().is_some_and(Value::is_object) => {
                 items.iter().map(|item| (path.to_owned(), item)).collect()
             }
@@ -328,10 +310,7 @@ mod tests {
             .collect();
         assert_eq!(
             restart,
-            [
-                "daemon.host", "daemon.port", "daemon.allow_external", "daemon.token_file",
-                "ledgers.directory", "plugins.directory",
-            ]
+            ["daemon.host", "daemon.port", "daemon.allow_external", "daemon.token_file", "ledgers.directory", "plugins.directory",]
         );
     }
 
@@ -343,14 +322,8 @@ mod tests {
         let texts = |old, new| diff(old, new).iter().map(Change::to_string).collect::<Vec<_>>();
         assert_eq!(texts(&none, &one), ["adapter `gog` added: start its accounts"]);
         assert_eq!(texts(&one, &none), ["adapter `gog` removed: stop its accounts"]);
-        assert_eq!(
-            texts(&one, &two),
-            ["account `gog/me` disabled: stop it", "account `gog/you` added: start it"]
-        );
-        assert_eq!(
-            texts(&two, &one),
-            ["account `gog/you` removed: stop it", "account `gog/me` enabled: start it"]
-        );
+        assert_eq!(texts(&one, &two), ["account `gog/me` disabled: stop it", "account `gog/you` added: start it"]);
+        assert_eq!(texts(&two, &one), ["account `gog/you` removed: stop it", "account `gog/me` enabled: start it"]);
     }
 
     #[test]

@@ -31,7 +31,10 @@ pub(crate) enum Kind {
     /// Nothing written, `~` or `null`.
     Null,
     /// The text with quotes and escapes resolved; `plain` when it was written without quotes.
-    Scalar { text: String, plain: bool },
+    Scalar {
+        text: String,
+        plain: bool,
+    },
     Sequence(Vec<Node>),
     Mapping(BTreeMap<String, Field>),
 }

@@ -192,13 +192,7 @@ fn key_text(node: Node) -> Result<(String, Position), Fault> {
     }
 }
 
-fn insert(
-    fields: &mut BTreeMap<String, Field>,
-    name: String,
-    key_at: Position,
-    mut value: Node,
-    faults: &mut Faults,
-) {
+fn insert(fields: &mut BTreeMap<String, Field>, name: String, key_at: Position, mut value: Node, faults: &mut Faults) {
     // What is not written has no place of its own; its key's place is what a person looks at.
     if value.is_null() {
         value.at = key_at;

@@ -1,8 +1,8 @@
 //! What is wrong in a configuration text, and where. It only words and orders findings; it never
 //! decides what is wrong.
 
-use super::node::{FileId, Position};
 use super::Source;
+use super::node::{FileId, Position};
 use std::fmt;
 
 /// Most problems kept of each kind (errors, warnings): a person fixes a few at a time, and a hostile
@@ -67,7 +67,9 @@ impl Findings {
     fn into_problems(self, main: Source<'_>, overlay: Option<Source<'_>>) -> Vec<Problem> {
         let Self { mut kept, hidden } = self;
         kept.sort_by(|a, b| a.at.cmp(&b.at));
-        if hidden > 0 && let Some(last) = kept.last_mut() {
+        if hidden > 0
+            && let Some(last) = kept.last_mut()
+        {
             last.message.push_str(&format!(" ({hidden} more not shown)"));
         }
         kept.into_iter()
@@ -97,17 +99,9 @@ impl Faults {
     }
 
     /// The warnings, or all the errors if there is one.
-    pub(crate) fn finish(
-        self,
-        main: Source<'_>,
-        overlay: Option<Source<'_>>,
-    ) -> Result<Vec<Problem>, Vec<Problem>> {
+    pub(crate) fn finish(self, main: Source<'_>, overlay: Option<Source<'_>>) -> Result<Vec<Problem>, Vec<Problem>> {
         let Self { errors, warnings } = self;
-        if errors.kept.is_empty() {
-            Ok(warnings.into_problems(main, overlay))
-        } else {
-            Err(errors.into_problems(main, overlay))
-        }
+        if errors.kept.is_empty() { Ok(warnings.into_problems(main, overlay)) } else { Err(errors.into_problems(main, overlay)) }
     }
 }
 
@@ -116,11 +110,7 @@ fn problem(fault: Fault, source: Source<'_>) -> Problem {
     let full: Vec<char> = nth_line(source.text, line).chars().map(visible).collect();
     let before = column.saturating_sub(1).min(full.len());
     // Half of the window goes before the place, so that what leads up to it can be read.
-    let start = if full.len() <= LINE_TEXT_CHARS_MAX {
-        0
-    } else {
-        before.saturating_sub(LINE_TEXT_CHARS_MAX / 2)
-    };
+    let start = if full.len() <= LINE_TEXT_CHARS_MAX { 0 } else { before.saturating_sub(LINE_TEXT_CHARS_MAX / 2) };
     Problem {
         file: source.name.to_owned(),
         line,

@@ -1,6 +1,6 @@
 //! The section `timer`: the heartbeat and scheduled events. When a slot is due is decided elsewhere.
 
-use super::decode::{NAME_CHARS_MAX, Decode, WAIT_MS_MAX, check_unique, number};
+use super::decode::{Decode, NAME_CHARS_MAX, WAIT_MS_MAX, check_unique, number};
 use super::node::Node;
 use super::problem::{Faults, quoted};
 use jiff::tz::TimeZone;
@@ -53,10 +53,7 @@ section! {
 fn heartbeat(node: &Node, name: &str, faults: &mut Faults) -> Option<u64> {
     let period_ms = number(node, name, &(0..=WAIT_MS_MAX), faults)?;
     if period_ms != 0 && period_ms < HEARTBEAT_MS_MIN {
-        faults.error(
-            node.at,
-            format!("`{name}` must be 0 (no heartbeat) or at least {HEARTBEAT_MS_MIN}, not {period_ms}"),
-        );
+        faults.error(node.at, format!("`{name}` must be 0 (no heartbeat) or at least {HEARTBEAT_MS_MIN}, not {period_ms}"));
         return None;
     }
     Some(period_ms)

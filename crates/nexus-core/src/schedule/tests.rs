@@ -226,10 +226,7 @@ fn a_reload_causes_no_burst() {
     let mut schedule = since(&before, TimeZone::UTC, slot_ms - 1);
     assert_eq!(schedule.step(slot_ms).len(), 2);
     let now_ms = slot_ms + 30 * 60_000 + 1;
-    let after = timer(
-        10_000,
-        vec![cron("job", "0 8 * * *", Missed::All, u64::MAX), cron("new", "*/5 * * * *", Missed::All, u64::MAX)],
-    );
+    let after = timer(10_000, vec![cron("job", "0 8 * * *", Missed::All, u64::MAX), cron("new", "*/5 * * * *", Missed::All, u64::MAX)]);
     schedule.reschedule(&after, TimeZone::UTC, now_ms).unwrap();
     assert_eq!(schedule.step(now_ms), Vec::new());
     assert_eq!(schedule.deadline(), Some(slot_ms + 30 * 60_000 + 10_000));

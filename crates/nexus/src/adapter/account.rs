@@ -264,7 +264,12 @@ impl Account {
         self.shared.run_dir.join(context_name(&self.key.adapter, &self.key.account))
     }
 
-    fn write_context(&self, path: &std::path::Path, channel: &str, credential: Option<&crate::credential::Credential>) -> std::io::Result<()> {
+    fn write_context(
+        &self,
+        path: &std::path::Path,
+        channel: &str,
+        credential: Option<&crate::credential::Credential>,
+    ) -> std::io::Result<()> {
         use secrecy::ExposeSecret;
         let mut context = json!({ "version": 1, "channel": channel, "account_id": self.key.account, "config": self.config.config });
         if let Some(credential) = credential {

@@ -3,11 +3,11 @@
 use super::account::Account;
 use super::intake::Kind;
 use crate::clock;
+use crate::error_text::describe;
 use crate::keeper::Stdin;
 use crate::ledger::events::cursor;
 use crate::ledger::nexus::BackfillDone;
 use crate::stderr;
-use crate::error_text::describe;
 use nexus_core::ids::ChildId;
 use nexus_core::protocol::Capability;
 use std::sync::Arc;
@@ -77,7 +77,12 @@ pub(super) async fn run_until_done(account: Arc<Account>) {
         };
         match result {
             Ok(()) => {
-                let done = BackfillDone { adapter: account.key.adapter.clone(), account: account.key.account.clone(), at: clock::wall_ms(), epoch: account.shared.epoch };
+                let done = BackfillDone {
+                    adapter: account.key.adapter.clone(),
+                    account: account.key.account.clone(),
+                    at: clock::wall_ms(),
+                    epoch: account.shared.epoch,
+                };
                 if let Err(error) = account.shared.ledgers.nexus.writer.write_until_done(done).await {
                     tracing::warn!(account = %account.key, %error, "the backfill's completion was not stored; it runs again at the next start");
                 }

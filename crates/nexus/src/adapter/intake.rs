@@ -220,7 +220,8 @@ impl Intake {
 
     async fn launch(&self, batch: &mut Batch) -> Option<Flight> {
         let Batch { lines, last_id, .. } = std::mem::take(batch);
-        let append = Append { adapter: self.account.adapter.as_str().into(), account: self.account.account.as_str().into(), lines: Arc::new(lines) };
+        let append =
+            Append { adapter: self.account.adapter.as_str().into(), account: self.account.account.as_str().into(), lines: Arc::new(lines) };
         match self.sinks.writer.submit(append.clone()).await {
             Ok(commit) => Some(Flight { append, last_id, commit: Box::pin(commit) }),
             Err(error) => {
@@ -267,7 +268,8 @@ impl Intake {
             self.sinks.bus.publish(NoticeType::EventReceived, notice);
         }
         for reject in rejects.iter().take(REJECT_NOTICES_MAX) {
-            let notice = json!({ "adapter": self.account.adapter, "account": self.account.account, "code": reject.code, "reason": reject.reason });
+            let notice =
+                json!({ "adapter": self.account.adapter, "account": self.account.account, "code": reject.code, "reason": reject.reason });
             self.sinks.bus.publish(NoticeType::LineRejected, notice);
         }
         if let Some(first) = rejects.first() {

@@ -3,10 +3,10 @@
 use super::account::Account;
 use super::program::PROBE_LIMIT;
 use crate::clock;
+use crate::error_text::describe;
 use crate::keeper::{Stdin, tree};
 use crate::metrics::ChildLabel;
 use crate::oneshot;
-use crate::error_text::describe;
 use crate::supervisor::{Child, Phase};
 use nexus_core::health::{Health, probe_interval_ms};
 use nexus_core::ids::ChildId;

@@ -2,10 +2,10 @@
 
 use super::Shared;
 use crate::environment;
+use crate::error_text::describe;
 use crate::keeper::{SpawnSpec, Stdin};
 use crate::oneshot;
 use crate::routes::Routes;
-use crate::error_text::describe;
 use nexus_core::config::{self, BUILTIN_WEBHOOK};
 use nexus_core::ids::ChildId;
 use nexus_core::protocol::{AdapterInfo, Capability};
@@ -59,7 +59,8 @@ impl Command {
             return Ok(info.clone());
         }
         let text = self.ask("info", &["info"]).await?;
-        let info: AdapterInfo = serde_json::from_slice(&text).map_err(|error| format!("`{} info` did not print an AdapterInfo: {error}", self.name))?;
+        let info: AdapterInfo =
+            serde_json::from_slice(&text).map_err(|error| format!("`{} info` did not print an AdapterInfo: {error}", self.name))?;
         info.check().map_err(|problem| format!("`{} info`: {problem}", self.name))?;
         if let Some(channel) = self.channel.as_ref().filter(|channel| **channel != info.channel) {
             return Err(format!("`{} info` says channel `{}`, the config says `{channel}`", self.name, info.channel));
@@ -116,5 +117,6 @@ fn refine_route(routes: &Routes, name: &str, info: &AdapterInfo) {
 
 /// The path of this binary, for what it brings itself.
 fn own_binary() -> String {
-    std::fs::read_link("/proc/self/exe").map_or_else(|_| "nexus".into(), |path| path.to_string_lossy().trim_end_matches(" (deleted)").to_owned())
+    std::fs::read_link("/proc/self/exe")
+        .map_or_else(|_| "nexus".into(), |path| path.to_string_lossy().trim_end_matches(" (deleted)").to_owned())
 }

@@ -2,11 +2,11 @@
 
 use super::account::context_name;
 use super::program::Command;
+use crate::error_text::describe;
 use crate::keeper::{SpawnError, Stdin};
 use crate::ledger::nexus::Delivery;
 use crate::oneshot::{self, OneshotError};
 use crate::routes::Sender;
-use crate::error_text::describe;
 use crate::supervisor::BoxFuture;
 use nexus_core::config;
 use nexus_core::ids::ChildId;
@@ -73,6 +73,8 @@ fn words(delivery: &Delivery, text_stdin: bool) -> Vec<String> {
 fn judge(output: &oneshot::Output) -> SendOutcome {
     match serde_json::from_slice::<DeliveryResult>(&output.stdout) {
         Ok(result) => SendOutcome::of(result),
-        Err(error) => SendOutcome::Uncertain { error: format!("`send` ended with {} and no DeliveryResult ({error}): {}", output.status, output.stderr) },
+        Err(error) => SendOutcome::Uncertain {
+            error: format!("`send` ended with {} and no DeliveryResult ({error}): {}", output.status, output.stderr),
+        },
     }
 }

@@ -45,12 +45,7 @@ impl CommandRunner {
     /// Takes an agent's configuration. `cwd` is relative to the workspace, which is also its
     /// default. The environment is the agent's `env`, then what `pass_env` names, then PATH, HOME,
     /// LANG, TZ and TMPDIR, the first of a name winning.
-    pub fn new(
-        keeper: Keeper,
-        agent: &Agent,
-        name: impl Into<String>,
-        workspace: &Path,
-    ) -> CommandRunner {
+    pub fn new(keeper: Keeper, agent: &Agent, name: impl Into<String>, workspace: &Path) -> CommandRunner {
         let own = |name: &str| std::env::var(name).ok();
         CommandRunner {
             keeper,
@@ -74,8 +69,7 @@ impl CommandRunner {
             partial: String::new(),
         })?;
         let mut process = self.spawn(turn).await?;
-        let (stdin, stdout, stderr) =
-            (process.stdin.take(), process.stdout.take(), process.stderr.take());
+        let (stdin, stdout, stderr) = (process.stdin.take(), process.stdout.take(), process.stderr.take());
         let mut output = CommandOutput::default();
         let mut errors = StderrLog::default();
         let warn = |line: &str| self.warn(turn, line);
@@ -113,10 +107,7 @@ impl CommandRunner {
             cwd: Some(self.cwd.clone()),
             stdin: Stdin::Piped,
         };
-        let failed = |source| AgentError::Spawn {
-            agent: self.agent.clone(),
-            source: Box::new(source),
-        };
+        let failed = |source| AgentError::Spawn { agent: self.agent.clone(), source: Box::new(source) };
         self.keeper.spawn(spec).await.map_err(failed)
     }
 
@@ -129,12 +120,7 @@ impl CommandRunner {
         );
     }
 
-    fn verdict(
-        &self,
-        settled: Result<ExitStatus, Fault>,
-        mut output: CommandOutput,
-        errors: &StderrLog,
-    ) -> Result<Finished, AgentError> {
+    fn verdict(&self, settled: Result<ExitStatus, Fault>, mut output: CommandOutput, errors: &StderrLog) -> Result<Finished, AgentError> {
         let agent = self.agent.clone();
         let late = output.fault().map(Fault::Output);
         let partial = output.take_answer();
@@ -143,16 +129,10 @@ impl CommandRunner {
             (Ok(status), None) => status,
         };
         match (status, output.reported()) {
-            (ExitStatus::Code(0), None) => Ok(Finished {
-                content: partial,
-                usage: Usage::default(),
-                stop_reason: StopReason::EndTurn,
-                model: None,
-                provider: None,
-            }),
-            (ExitStatus::Code(0), Some(problem)) => {
-                Err(AgentError::Reported { agent, problem: problem.to_owned(), partial })
+            (ExitStatus::Code(0), None) => {
+                Ok(Finished { content: partial, usage: Usage::default(), stop_reason: StopReason::EndTurn, model: None, provider: None })
             }
+            (ExitStatus::Code(0), Some(problem)) => Err(AgentError::Reported { agent, problem: problem.to_owned(), partial }),
             (status, reported) => {
                 let stderr_tail = errors.tail(reported);
                 Err(AgentError::Exit { agent, status, stderr_tail, partial })
@@ -219,18 +199,12 @@ where
 async fn write_input(stdin: Option<pipe::Sender>, input: &[u8]) -> Result<(), Fault> {
     let Some(mut stdin) = stdin else { return Ok(()) };
     match stdin.write_all(input).await {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Fault::Io("write the stdin", error))
-        }
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Fault::Io("write the stdin", error)),
         Ok(()) | Err(_) => Ok(()),
     }
 }
 
-async fn read_answer(
-    stdout: Option<pipe::Receiver>,
-    output: &mut CommandOutput,
-    out: &Sink,
-) -> Result<(), Fault> {
+async fn read_answer(stdout: Option<pipe::Receiver>, output: &mut CommandOutput, out: &Sink) -> Result<(), Fault> {
     let Some(mut stdout) = stdout else { return Ok(()) };
     let mut buffer = vec![0; READ_BYTES];
     loop {
@@ -248,11 +222,7 @@ async fn read_answer(
     }
 }
 
-async fn read_stderr(
-    stderr: Option<pipe::Receiver>,
-    log: &mut StderrLog,
-    warn: &impl Fn(&str),
-) -> Result<(), Fault> {
+async fn read_stderr(stderr: Option<pipe::Receiver>, log: &mut StderrLog, warn: &impl Fn(&str)) -> Result<(), Fault> {
     let Some(mut stderr) = stderr else { return Ok(()) };
     let mut buffer = vec![0; READ_BYTES];
     loop {
@@ -346,14 +316,9 @@ fn printable(bytes: &[u8]) -> String {
     text.chars().map(|c| if keep(c) { c } else { char::REPLACEMENT_CHARACTER }).collect()
 }
 
-fn environment(
-    own: impl Fn(&str) -> Option<String>,
-    pass: &[String],
-    configured: &BTreeMap<String, String>,
-) -> Vec<(String, String)> {
+fn environment(own: impl Fn(&str) -> Option<String>, pass: &[String], configured: &BTreeMap<String, String>) -> Vec<(String, String)> {
     let passed = ENV_ALWAYS.iter().copied().chain(pass.iter().map(String::as_str));
-    let mut env: BTreeMap<String, String> =
-        passed.filter_map(|name| Some((name.to_owned(), own(name)?))).collect();
+    let mut env: BTreeMap<String, String> = passed.filter_map(|name| Some((name.to_owned(), own(name)?))).collect();
     env.extend(configured.iter().map(|(name, value)| (name.clone(), value.clone())));
     env.into_iter().collect()
 }

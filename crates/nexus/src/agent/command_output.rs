@@ -83,8 +83,7 @@ enum Event {
 }
 
 /// The values of `type` that make output a stream of events.
-const EVENT_TYPES: [&str; 6] =
-    ["stream_start", "token", "reasoning", "tool_status", "stream_end", "stream_error"];
+const EVENT_TYPES: [&str; 6] = ["stream_start", "token", "reasoning", "tool_status", "stream_end", "stream_error"];
 
 #[derive(Deserialize)]
 struct Kind {
@@ -282,8 +281,7 @@ struct Decoded {
 /// Reads UTF-8, putting U+FFFD for what isn't. Unless these are the last bytes, a character cut
 /// off at the end is left unread: at most three bytes.
 fn decode(bytes: &[u8], last: bool) -> Decoded {
-    let mut decoded =
-        Decoded { text: String::with_capacity(bytes.len()), unread_bytes: 0, invalid: 0 };
+    let mut decoded = Decoded { text: String::with_capacity(bytes.len()), unread_bytes: 0, invalid: 0 };
     let mut rest = bytes;
     while !rest.is_empty() {
         let error = match std::str::from_utf8(rest) {

@@ -40,18 +40,8 @@ fn events_become_pieces_in_order() {
         r#"{"type":"stream_end","runId":"r"}"#,
     );
     let (pieces, output) = read(stream.as_bytes(), 7);
-    let tool = Output::Tool {
-        name: "ls".into(),
-        call_id: "1".into(),
-        status: ToolStatus::Started,
-        summary: None,
-    };
-    let expected = [
-        Output::Reasoning("hm".into()),
-        tool,
-        Output::Token("Hel".into()),
-        Output::Token("lo".into()),
-    ];
+    let tool = Output::Tool { name: "ls".into(), call_id: "1".into(), status: ToolStatus::Started, summary: None };
+    let expected = [Output::Reasoning("hm".into()), tool, Output::Token("Hel".into()), Output::Token("lo".into())];
     assert_eq!(pieces, expected);
     assert_eq!(output.answer(), "Hello");
     assert_eq!((output.fault(), output.ignored_lines()), (None, 0));
@@ -69,15 +59,9 @@ fn plain_text_streams_without_waiting_for_a_newline() {
 
 #[test]
 fn other_json_is_an_answer() {
-    for text in [
-        r#"{"answer": 42}"#,
-        r#"{"type": "weather"}"#,
-        r#"{"type": 7}"#,
-        r#"["token"]"#,
-        r#"{"type":"token","#,
-        "{",
-        "{ not json }\nmore",
-    ] {
+    for text in
+        [r#"{"answer": 42}"#, r#"{"type": "weather"}"#, r#"{"type": 7}"#, r#"["token"]"#, r#"{"type":"token","#, "{", "{ not json }\nmore"]
+    {
         let (pieces, output) = read(text.as_bytes(), 3);
         assert_eq!(output.answer(), text);
         assert_eq!(tokens(&pieces), text);
@@ -98,10 +82,7 @@ fn once_plain_an_event_is_text_and_once_events_a_text_is_ignored() {
 
 #[test]
 fn a_final_text_is_the_answer_and_its_rest_is_streamed() {
-    let (pieces, output) = read(
-        b"{\"type\":\"token\",\"text\":\"Hel\"}\n{\"type\":\"stream_end\",\"final\":\"Hello\"}\n",
-        64,
-    );
+    let (pieces, output) = read(b"{\"type\":\"token\",\"text\":\"Hel\"}\n{\"type\":\"stream_end\",\"final\":\"Hello\"}\n", 64);
     assert_eq!(tokens(&pieces), "Hello");
     assert_eq!(output.answer(), "Hello");
 
@@ -120,15 +101,12 @@ fn a_final_text_is_the_answer_and_its_rest_is_streamed() {
 
 #[test]
 fn a_reported_error_keeps_what_came() {
-    let (_, output) = read(
-        b"{\"type\":\"token\",\"text\":\"Hel\"}\n{\"type\":\"stream_error\",\"error\":\"no quota\",\"partial\":true}\n",
-        64,
-    );
+    let (_, output) =
+        read(b"{\"type\":\"token\",\"text\":\"Hel\"}\n{\"type\":\"stream_error\",\"error\":\"no quota\",\"partial\":true}\n", 64);
     assert_eq!(output.reported(), Some("no quota"));
     assert_eq!(output.answer(), "Hel");
 
-    let (_, output) =
-        read(b"{\"type\":\"stream_error\",\"error\":{\"code\":7},\"partial\":\"Hel\"}\n", 64);
+    let (_, output) = read(b"{\"type\":\"stream_error\",\"error\":{\"code\":7},\"partial\":\"Hel\"}\n", 64);
     assert_eq!(output.reported(), Some("{\"code\":7}"));
     assert_eq!(output.answer(), "Hel");
 }

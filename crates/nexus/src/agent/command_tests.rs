@@ -12,17 +12,10 @@ fn turn() -> Turn {
         agent: "py".into(),
         content: "line one\nline two".into(),
         attachments: json!([]),
-        sender: super::super::Sender {
-            id: "u1".into(),
-            name: Some("Ann".into()),
-            principal: "owner".into(),
-        },
+        sender: super::super::Sender { id: "u1".into(), name: Some("Ann".into()), principal: "owner".into() },
         channel: "webchat".into(),
         capabilities: json!({"text_limit": 4000}),
-        history: vec![super::super::Message {
-            role: super::super::Role::User,
-            content: "hi".into(),
-        }],
+        history: vec![super::super::Message { role: super::super::Role::User, content: "hi".into() }],
         permissions: json!({"tools": {"allow": ["*"]}}),
     }
 }

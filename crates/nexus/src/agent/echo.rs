@@ -12,13 +12,7 @@ pub async fn run(turn: &Turn, out: &Sink) -> Finished {
     for piece in pieces(&turn.content) {
         emit(out, Output::Token(piece.to_owned())).await;
     }
-    Finished {
-        content: turn.content.clone(),
-        usage: Usage::default(),
-        stop_reason: StopReason::EndTurn,
-        model: None,
-        provider: None,
-    }
+    Finished { content: turn.content.clone(), usage: Usage::default(), stop_reason: StopReason::EndTurn, model: None, provider: None }
 }
 
 /// Cuts the text after white space into at most [`ECHO_PIECES_MAX`] pieces; joined, they are the

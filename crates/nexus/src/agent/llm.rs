@@ -13,10 +13,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use genai::adapter::AdapterKind;
-use genai::chat::{
-    ChatMessage, ChatOptions, ChatRequest, ChatStreamEvent, ReasoningEffort,
-    StopReason as ModelStop, StreamEnd,
-};
+use genai::chat::{ChatMessage, ChatOptions, ChatRequest, ChatStreamEvent, ReasoningEffort, StopReason as ModelStop, StreamEnd};
 use genai::resolver::{AuthData, Endpoint};
 use genai::{Headers, ModelIden, ServiceTarget};
 use nexus_core::config::Agent;
@@ -26,9 +23,7 @@ use tracing::instrument::WithSubscriber;
 
 use self::fault::{Explainer, Fault};
 use self::text_file::Audience;
-use super::{
-    AgentError, Finished, MAX_ANSWER_BYTES, Output, Role, Sink, StopReason, Turn, Usage, emit,
-};
+use super::{AgentError, Finished, MAX_ANSWER_BYTES, Output, Role, Sink, StopReason, Turn, Usage, emit};
 
 pub use self::text_file::TextFileError;
 
@@ -86,15 +81,9 @@ impl LlmRunner {
     /// # Errors
     /// [`AgentError::Config`] if `url` or `model` is missing or unusable, or both `key_file` and
     /// `key_env` are set.
-    pub fn new(
-        agent: &Agent,
-        name: impl Into<String>,
-        workspace: &Path,
-    ) -> Result<LlmRunner, AgentError> {
+    pub fn new(agent: &Agent, name: impl Into<String>, workspace: &Path) -> Result<LlmRunner, AgentError> {
         let name = name.into();
-        let missing = |key: &str, example: &str| {
-            misconfigured(&name, format!("`{key}` is missing, for example `{key}: {example}`"))
-        };
+        let missing = |key: &str, example: &str| misconfigured(&name, format!("`{key}` is missing, for example `{key}: {example}`"));
         let in_workspace = |file: &String| workspace.join(file);
         let key = match (&agent.key_file, &agent.key_env) {
             (None, None) => KeySource::None,
@@ -119,20 +108,11 @@ impl LlmRunner {
     ///
     /// # Errors
     /// [`AgentError::Config`] if the URL is unusable or, for https, the system has no certificates.
-    pub fn connect_to(
-        agent: impl Into<String>,
-        endpoint: LlmEndpoint,
-    ) -> Result<LlmRunner, AgentError> {
+    pub fn connect_to(agent: impl Into<String>, endpoint: LlmEndpoint) -> Result<LlmRunner, AgentError> {
         let agent = agent.into();
-        let base =
-            api_base(&endpoint.url).map_err(|problem| misconfigured(&agent, problem))?;
-        let web = web_client(&base).map_err(|error| {
-            misconfigured(&agent, format!("failed to prepare the HTTP client: {error:?}"))
-        })?;
-        let client = genai::Client::builder()
-            .with_reqwest(web)
-            .build()
-            .map_err(|error| misconfigured(&agent, error.to_string()))?;
+        let base = api_base(&endpoint.url).map_err(|problem| misconfigured(&agent, problem))?;
+        let web = web_client(&base).map_err(|error| misconfigured(&agent, format!("failed to prepare the HTTP client: {error:?}")))?;
+        let client = genai::Client::builder().with_reqwest(web).build().map_err(|error| misconfigured(&agent, error.to_string()))?;
         Ok(LlmRunner { agent, client, base, endpoint })
     }
 
@@ -215,9 +195,7 @@ impl LlmRunner {
     /// The address and headers are set outright: it is the one way to send no `Authorization`.
     fn target(&self, key: Option<&SecretString>) -> ServiceTarget {
         let headers = match key {
-            Some(key) => {
-                Headers::from(("Authorization", format!("Bearer {}", key.expose_secret())))
-            }
+            Some(key) => Headers::from(("Authorization", format!("Bearer {}", key.expose_secret()))),
             None => Headers::default(),
         };
         ServiceTarget {
@@ -243,10 +221,7 @@ impl LlmRunner {
         let count = |tokens: Option<i32>| tokens.and_then(|tokens| u64::try_from(tokens).ok());
         Finished {
             content,
-            usage: Usage {
-                input_tokens: count(usage.prompt_tokens),
-                output_tokens: count(usage.completion_tokens),
-            },
+            usage: Usage { input_tokens: count(usage.prompt_tokens), output_tokens: count(usage.completion_tokens) },
             stop_reason: stop_reason(end.captured_stop_reason.as_ref()),
             model: Some(self.endpoint.model.clone()),
             provider: self.base.host_str().map(str::to_owned),
@@ -256,18 +231,14 @@ impl LlmRunner {
     fn failed(&self, fault: Fault, partial: String) -> AgentError {
         let agent = self.agent.clone();
         match fault {
-            Fault::Endpoint { problem, retryable } => {
-                AgentError::Endpoint { agent, problem, retryable, partial }
-            }
+            Fault::Endpoint { problem, retryable } => AgentError::Endpoint { agent, problem, retryable, partial },
             Fault::Stalled => {
                 let idle_ms = self.endpoint.stream_idle.as_millis();
                 let idle_ms = u64::try_from(idle_ms).unwrap_or(u64::MAX);
                 AgentError::Stalled { agent, idle_ms, partial }
             }
             Fault::Unfinished { problem } => AgentError::Unfinished { agent, problem, partial },
-            Fault::TooLarge { what, limit_bytes } => {
-                AgentError::TooLarge { agent, what, limit_bytes, partial }
-            }
+            Fault::TooLarge { what, limit_bytes } => AgentError::TooLarge { agent, what, limit_bytes, partial },
         }
     }
 
@@ -285,11 +256,7 @@ struct Answer {
 
 impl Answer {
     /// Takes the next event and passes it on; returns the end when it has come.
-    async fn take(
-        &mut self,
-        event: ChatStreamEvent,
-        out: &Sink,
-    ) -> Result<Option<StreamEnd>, Fault> {
+    async fn take(&mut self, event: ChatStreamEvent, out: &Sink) -> Result<Option<StreamEnd>, Fault> {
         match event {
             ChatStreamEvent::Chunk(chunk) => {
                 if self.content.len() + chunk.content.len() > MAX_ANSWER_BYTES {
@@ -330,17 +297,11 @@ fn stop_reason(stop: Option<&ModelStop>) -> StopReason {
     match stop {
         Some(ModelStop::MaxTokens(_)) => StopReason::MaxTokens,
         Some(ModelStop::ContentFilter(_)) => StopReason::Error,
-        Some(ModelStop::Other(raw)) if matches!(raw.as_str(), "error" | "failed" | "cancelled") => {
-            StopReason::Error
-        }
+        Some(ModelStop::Other(raw)) if matches!(raw.as_str(), "error" | "failed" | "cancelled") => StopReason::Error,
         // Servers have many names for a natural end, and some give none before `[DONE]`.
-        Some(
-            ModelStop::Completed(_)
-            | ModelStop::StopSequence(_)
-            | ModelStop::ToolCall(_)
-            | ModelStop::Other(_),
-        )
-        | None => StopReason::EndTurn,
+        Some(ModelStop::Completed(_) | ModelStop::StopSequence(_) | ModelStop::ToolCall(_) | ModelStop::Other(_)) | None => {
+            StopReason::EndTurn
+        }
     }
 }
 
@@ -351,8 +312,7 @@ fn misconfigured(agent: &str, problem: impl Into<String>) -> AgentError {
 /// The API base, ending in `/`, of what an operator wrote: with or without that slash or the
 /// `chat/completions` after it. A query stays.
 fn api_base(text: &str) -> Result<Url, String> {
-    let mut url = Url::parse(text.trim())
-        .map_err(|error| format!("`url`: {error}; write it like `http://127.0.0.1:8080/v1/`"))?;
+    let mut url = Url::parse(text.trim()).map_err(|error| format!("`url`: {error}; write it like `http://127.0.0.1:8080/v1/`"))?;
     if !matches!(url.scheme(), "http" | "https") {
         return Err(format!("`url` must start with http:// or https://, not {}:", url.scheme()));
     }

@@ -43,7 +43,13 @@ impl Weight for Keep {
 }
 
 /// Copies the bus into `database` until `stop`, then what is left.
-pub async fn write_through(bus: Bus, mut subscriber: Subscriber, database: Database<BusCommand>, retention_days: u32, stop: CancellationToken) {
+pub async fn write_through(
+    bus: Bus,
+    mut subscriber: Subscriber,
+    database: Database<BusCommand>,
+    retention_days: u32,
+    stop: CancellationToken,
+) {
     loop {
         let stopping = tokio::select! {
             more = subscriber.changed() => !more,

@@ -14,7 +14,11 @@ use std::time::Duration;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BuildError {
     #[error("agent `{name}` can't be used")]
-    Agent { name: String, #[source] source: AgentError },
+    Agent {
+        name: String,
+        #[source]
+        source: AgentError,
+    },
     #[error("{0}")]
     Zone(String),
 }

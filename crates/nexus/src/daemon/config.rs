@@ -13,7 +13,11 @@ pub enum LoadError {
     #[error("configuration file `{0}` does not exist")]
     Missing(PathBuf),
     #[error("failed to read `{path}`")]
-    Io { path: PathBuf, #[source] source: std::io::Error },
+    Io {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("{}", list(.0))]
     Invalid(Vec<Problem>),
 }

@@ -8,6 +8,7 @@ use crate::adapter::{Adapters, VerbError};
 use crate::bus::Bus;
 use crate::bus::store::{BusCommand, write_through};
 use crate::clock;
+use crate::error_text::describe;
 use crate::http::control::{Answer, Refusal, Verbs};
 use crate::ledger::events::{Append, Disposition, Lines, NewEvent, by_id};
 use crate::ledger::nexus::{Resolution, deliveries_of, request_by_event};
@@ -21,7 +22,6 @@ use crate::plugin::Plugins;
 use crate::query::Record;
 use crate::replies::{End, Part};
 use crate::routes::{CLI_CHANNEL, DEFAULT_ACCOUNT};
-use crate::error_text::describe;
 use crate::supervisor::{BoxFuture, Supervisor};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use axum::http::StatusCode;
@@ -92,7 +92,13 @@ impl Control {
                 let directory = self.paths.data_dir(&config.ledgers.directory);
                 let (database, threads) = crate::ledger::start(&directory, clock::wall_ms())?;
                 let stop = CancellationToken::new();
-                let work = write_through(self.bus.clone(), self.bus.subscribe(), Database::clone(&database), config.bus.retention_days, stop.clone());
+                let work = write_through(
+                    self.bus.clone(),
+                    self.bus.subscribe(),
+                    Database::clone(&database),
+                    config.bus.retention_days,
+                    stop.clone(),
+                );
                 self.store.store(Some(Arc::new(database)));
                 tasks.push((stop, tokio::spawn(work), threads));
             }
@@ -145,7 +151,11 @@ impl Control {
         self.pipeline.replies.tell(seq, &Part::Accepted { event_id, request_id: None });
         if new.is_some() {
             self.sinks.pending.raise(&AccountKey::new(CLI_CHANNEL, DEFAULT_ACCOUNT), 1);
-            self.sinks.committed.send_if_modified(|newest| { let more = seq > *newest; *newest = seq.max(*newest); more });
+            self.sinks.committed.send_if_modified(|newest| {
+                let more = seq > *newest;
+                *newest = seq.max(*newest);
+                more
+            });
         } else if let Some(end) = self.known_end(seq).await? {
             self.pipeline.replies.end(seq, &end); // it was answered before
         }
@@ -160,7 +170,8 @@ impl Control {
 
     /// How the request of a known event ended, if it has.
     async fn known_end(&self, seq: i64) -> Result<Option<End>, String> {
-        let read = self.ledgers.nexus.readers.read(move |connection| Ok((request_by_event(connection, seq)?, deliveries_of(connection, seq)?)));
+        let read =
+            self.ledgers.nexus.readers.read(move |connection| Ok((request_by_event(connection, seq)?, deliveries_of(connection, seq)?)));
         let (request, deliveries) = read.await.map_err(|error| describe(&error))?;
         let Some(request) = request else { return Ok(None) };
         let status = Status::parse(&request.status).filter(|status| status.is_terminal());
@@ -180,7 +191,10 @@ impl Control {
         let handle = self.adapters.get(&key).map_err(refused)?;
         match (verb.as_str(), handle.child()) {
             ("start" | "stop" | "restart", None) => {
-                return Err(Refusal::new(StatusCode::CONFLICT, format!("account `{key}` has `monitor: false`: there is nothing to {verb}")));
+                return Err(Refusal::new(
+                    StatusCode::CONFLICT,
+                    format!("account `{key}` has `monitor: false`: there is nothing to {verb}"),
+                ));
             }
             ("start", Some(child)) => child.start().await,
             ("stop", Some(_)) => handle.stop(false).await,
@@ -209,7 +223,9 @@ impl Control {
         };
         match self.outbox.resolve(&delivery_id, resolution).await.map_err(|error| failed(error.to_string()))? {
             Some(before) => Ok(json!({ "delivery_id": delivery_id, "before": before, "now": if retry { "pending" } else { "discarded" } })),
-            None => Err(Refusal::new(StatusCode::CONFLICT, format!("delivery `{delivery_id}` is `{}`: that can't be done now", known.status))),
+            None => {
+                Err(Refusal::new(StatusCode::CONFLICT, format!("delivery `{delivery_id}` is `{}`: that can't be done now", known.status)))
+            }
         }
     }
 }
@@ -278,7 +294,8 @@ impl Verbs for Control {
     fn adapter_accounts(&self, name: String) -> BoxFuture<'_, Answer> {
         Box::pin(async move {
             let reported = self.adapters.reported_accounts(&name).await.map_err(refused)?;
-            let configured: Vec<String> = self.config.load().adapters.get(&name).map(|adapter| adapter.accounts.keys().cloned().collect()).unwrap_or_default();
+            let configured: Vec<String> =
+                self.config.load().adapters.get(&name).map(|adapter| adapter.accounts.keys().cloned().collect()).unwrap_or_default();
             Ok(json!({ "configured": configured, "reported": reported }))
         })
     }

@@ -36,7 +36,12 @@ impl Watch {
     }
 
     /// Runs `task`; its end is expected only after `stop`.
-    pub(super) fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static, stop: &CancellationToken) -> JoinHandle<()> {
+    pub(super) fn spawn(
+        &self,
+        name: &'static str,
+        task: impl Future<Output = ()> + Send + 'static,
+        stop: &CancellationToken,
+    ) -> JoinHandle<()> {
         self.guard(name, tokio::spawn(task), stop)
     }
 

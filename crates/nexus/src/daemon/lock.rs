@@ -22,7 +22,12 @@ pub enum LockError {
     #[error("the processes of the daemon before (PID {pid}) are still being killed after {} s; see what they hang on with `ps`", CLEANUP_LIMIT.as_secs())]
     StillCleaning { pid: u32 },
     #[error("failed to {operation} `{path}`; check its owner and permissions")]
-    Io { operation: &'static str, path: PathBuf, #[source] source: std::io::Error },
+    Io {
+        operation: &'static str,
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
 }
 
 /// The held lock. Dropping it without [`Lock::release`] leaves the file, as a crash does.
@@ -40,7 +45,10 @@ impl Lock {
     /// [`LockError`].
     pub fn acquire(paths: &Paths, waiting: impl FnOnce(u32)) -> Result<Self, LockError> {
         let path = paths.pid_file();
-        let io = |operation| { let path = path.clone(); move |source| LockError::Io { operation, path, source } };
+        let io = |operation| {
+            let path = path.clone();
+            move |source| LockError::Io { operation, path, source }
+        };
         private_dir(&paths.state_dir).map_err(|source| LockError::Io { operation: "create", path: paths.state_dir.clone(), source })?;
         let deadline = Instant::now() + CLEANUP_LIMIT;
         let mut waiting = Some(waiting);
@@ -123,7 +131,10 @@ fn read_pid(file: &mut File) -> Option<u32> {
 /// Whether `pid` is the process that wrote last-run.json, and not another with its number.
 fn is_that_daemon(paths: &Paths, pid: u32) -> bool {
     let Some(run) = LastRun::read(paths) else { return false };
-    run.pid == pid && run.ended_at.is_none() && run.boot_id == boot_id() && i32::try_from(pid).ok().and_then(tree::start_ticks) == Some(run.start_ticks)
+    run.pid == pid
+        && run.ended_at.is_none()
+        && run.boot_id == boot_id()
+        && i32::try_from(pid).ok().and_then(tree::start_ticks) == Some(run.start_ticks)
 }
 
 /// This boot's random id.
@@ -270,7 +281,12 @@ mod tests {
     use super::*;
 
     fn paths(directory: &std::path::Path) -> Paths {
-        Paths { state_dir: directory.join("state"), config_file: directory.join("nex.yaml"), workspace: directory.to_owned(), config_named: true }
+        Paths {
+            state_dir: directory.join("state"),
+            config_file: directory.join("nex.yaml"),
+            workspace: directory.to_owned(),
+            config_named: true,
+        }
     }
 
     #[test]

@@ -1,15 +1,15 @@
 //! Reload: read, compare, apply what can be applied live, say what can't. An invalid file changes
 //! nothing.
 
+use super::StartOptions;
 use super::build::settings;
 use super::config::{LoadError, load};
 use super::control::Control;
 use super::start::effective;
-use super::StartOptions;
 use crate::clock;
+use crate::error_text::describe;
 use crate::http::control::{Answer, Refusal};
 use crate::ledger::nexus::RecordConfig;
-use crate::error_text::describe;
 use axum::http::StatusCode;
 use nexus_core::config::Config;
 use nexus_core::config::diff::{Change, Effect, diff};
@@ -109,7 +109,9 @@ async fn apply(control: &Control, change: &Change, new: &Config) {
                 adapters.set_rules(name, adapter).await;
             }
         }
-        Change::AccountAdded { adapter, account } | Change::AccountEnabled { adapter, account } => start_account(control, new, adapter, account).await,
+        Change::AccountAdded { adapter, account } | Change::AccountEnabled { adapter, account } => {
+            start_account(control, new, adapter, account).await
+        }
         Change::AccountRemoved { adapter, account } | Change::AccountDisabled { adapter, account } => {
             adapters.remove_account(&AccountKey::new(adapter, account)).await;
         }
@@ -118,7 +120,13 @@ async fn apply(control: &Control, change: &Change, new: &Config) {
             start_account(control, new, adapter, account).await;
         }
         // Read from the new settings or configuration by whoever needs them.
-        Change::Access | Change::Agents | Change::PipelineTimeout | Change::PipelineConcurrency | Change::OnInterrupted | Change::Retention | Change::MinFree => {}
+        Change::Access
+        | Change::Agents
+        | Change::PipelineTimeout
+        | Change::PipelineConcurrency
+        | Change::OnInterrupted
+        | Change::Retention
+        | Change::MinFree => {}
         Change::NeedsRestart { key } => tracing::warn!(key, "changed, but in force only after `nexus daemon restart`"),
     }
 }

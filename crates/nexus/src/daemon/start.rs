@@ -6,17 +6,18 @@ use super::control::Control;
 use super::lock::{Hold, LastRun, Lock, LockError};
 use super::paths::{Paths, PathsError, private_dir};
 use super::ready::Ready;
-use super::signals::Signals;
 use super::shutdown::Running;
+use super::signals::Signals;
 use super::{Prologue, StartOptions, housekeeping, status};
 use crate::adapter::intake::Sinks;
 use crate::adapter::{Adapters, Shared};
 use crate::bus::Bus;
 use crate::clock;
+use crate::error_text::describe;
 use crate::http::{Api, Guard, Server};
 use crate::keeper::{Keeper, leftovers};
 use crate::ledger::events::{last_seq, newest_slot};
-use crate::ledger::nexus::{BeginEpoch, RecordConfig, Resolution, instances};
+use crate::ledger::nexus::{BeginEpoch, RecordConfig, Resolution, instances, uncertain_deliveries};
 use crate::ledger::{Ledgers, OpenError, ReadError, writer::WriteError};
 use crate::logging::Logging;
 use crate::metrics::Metrics;
@@ -27,7 +28,6 @@ use crate::pipeline::{Pipeline, followers, recovery};
 use crate::plugin::Plugins;
 use crate::replies::Replies;
 use crate::routes::{CLI_CHANNEL, Route, Routes};
-use crate::error_text::describe;
 use crate::supervisor::Supervisor;
 use crate::timer;
 use arc_swap::ArcSwap;
@@ -56,7 +56,12 @@ pub enum StartError {
     #[error("{0}")]
     Setting(String),
     #[error("failed to {operation} `{path}`")]
-    File { operation: &'static str, path: PathBuf, #[source] source: std::io::Error },
+    File {
+        operation: &'static str,
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("failed to set up logging: {0}")]
     Logging(String),
     #[error("failed to start the keeper")]
@@ -72,7 +77,11 @@ pub enum StartError {
     #[error(transparent)]
     Recovery(#[from] recovery::RecoveryError),
     #[error("failed to listen on {address}; is something else using the port? Choose another with daemon.port or --port")]
-    Listen { address: String, #[source] source: std::io::Error },
+    Listen {
+        address: String,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("timer: {0}")]
     Timer(String),
 }
@@ -122,7 +131,11 @@ pub(super) fn prologue(options: StartOptions) -> Result<(Hold, Prologue), StartE
     let unclean_start = before.as_ref().is_some_and(|run| run.clean != Some(true));
     let mut hold = Hold::new(paths.clone(), lock, before);
     ensure_default(&paths)
-        .map(|made| if made { say(&format!("created {}", paths.config_file.display())) })
+        .map(|made| {
+            if made {
+                say(&format!("created {}", paths.config_file.display()))
+            }
+        })
         .map_err(|source| StartError::File { operation: "create", path: paths.config_file.clone(), source })?;
     let loaded = load(&paths)?;
     let level = options.log_level.unwrap_or(loaded.config.daemon.log_level);
@@ -135,7 +148,11 @@ pub(super) fn prologue(options: StartOptions) -> Result<(Hold, Prologue), StartE
     let instance = instance(&paths)?;
     let cleared = leftovers::clear_marked(&instance);
     if !cleared.killed.is_empty() || !cleared.left.is_empty() {
-        tracing::warn!(killed = cleared.killed.len(), left = cleared.left.len(), "leftovers of a daemon and its keeper that were both killed");
+        tracing::warn!(
+            killed = cleared.killed.len(),
+            left = cleared.left.len(),
+            "leftovers of a daemon and its keeper that were both killed"
+        );
     }
     let lock_file = hold.lock_file().map_err(StartError::Keeper)?;
     let keeper = crate::keeper::launch(&lock_file).map_err(StartError::Keeper)?;
@@ -227,7 +244,14 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
     steps.done("pipeline");
 
     let (disk, disk_low) = watch::channel(false);
-    let sinks = Sinks { writer: ledgers.events.writer.clone(), committed, pending, bus: bus.clone(), metrics: metrics.clone(), disk_low: disk_low.clone() };
+    let sinks = Sinks {
+        writer: ledgers.events.writer.clone(),
+        committed,
+        pending,
+        bus: bus.clone(),
+        metrics: metrics.clone(),
+        disk_low: disk_low.clone(),
+    };
     let supervisor = Supervisor::new(keeper, metrics.clone());
     let known = ledgers.nexus.readers.read(instances).await?;
     let shared = Shared {
@@ -284,9 +308,7 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
     steps.done("HTTP server");
 
     outbox.resume().await?;
-    for delivery_id in begun.uncertain {
-        retry_uncertain(&control, &config, &delivery_id).await?;
-    }
+    retry_uncertain(&control, &config).await?;
     for (name, adapter) in &config.adapters {
         adapters.add(name, adapter).await;
     }
@@ -348,17 +370,23 @@ fn cli_route() -> Route {
     }
 }
 
-async fn retry_uncertain(control: &Control, config: &Config, delivery_id: &str) -> Result<(), StartError> {
-    let id = delivery_id.to_owned();
-    let row = control.ledgers.nexus.readers.read(move |connection| crate::ledger::nexus::delivery(connection, &id)).await?;
-    let adapter = row.and_then(|row| config.adapters.get(&row.adapter).cloned());
-    if adapter.is_some_and(|adapter| adapter.send.on_uncertain == OnUncertain::Retry) {
-        // Deliveries are sent once the adapter's `info` is known; until then the attempt waits.
-        if let Err(error) = control.outbox.resolve(delivery_id, Resolution::Retry).await {
-            tracing::warn!(delivery_id, %error, "an uncertain delivery was not taken up again");
+/// Takes up uncertain deliveries again where the adapter's config says so. All of them, not only
+/// those of the last stop: the daemon may have been killed before it came this far.
+async fn retry_uncertain(control: &Control, config: &Config) -> Result<(), StartError> {
+    let uncertain = control.ledgers.nexus.readers.read(uncertain_deliveries).await?;
+    let mut held = 0;
+    for delivery in uncertain {
+        let send = config.adapters.get(&delivery.adapter).map(|adapter| &adapter.send);
+        if send.is_some_and(|send| send.on_uncertain == OnUncertain::Retry && delivery.attempts <= send.retries) {
+            if let Err(error) = control.outbox.resolve(&delivery.delivery_id, Resolution::Retry).await {
+                tracing::warn!(delivery_id = delivery.delivery_id, %error, "an uncertain delivery was not taken up again");
+            }
+        } else {
+            held += 1;
         }
-    } else {
-        tracing::warn!(delivery_id, "a delivery is uncertain: it was under way when the daemon stopped; see `nexus deliveries list`");
+    }
+    if held > 0 {
+        tracing::warn!(deliveries = held, "it is uncertain whether these arrived; see `nexus deliveries list --status uncertain`");
     }
     Ok(())
 }
@@ -372,7 +400,8 @@ fn guard(config: &Config, paths: &Paths) -> Result<Guard, StartError> {
     let token = match &config.daemon.token_file {
         Some(file) => {
             let path = paths.workspace.join(file);
-            let text = std::fs::read_to_string(&path).map_err(|source| StartError::File { operation: "read", path: path.clone(), source })?;
+            let text =
+                std::fs::read_to_string(&path).map_err(|source| StartError::File { operation: "read", path: path.clone(), source })?;
             let token = text.trim().to_owned();
             if token.len() < 16 {
                 return Err(StartError::Setting(format!("the token in `{}` is shorter than 16 characters", path.display())));
@@ -387,7 +416,10 @@ fn guard(config: &Config, paths: &Paths) -> Result<Guard, StartError> {
 fn socket(paths: &Paths) -> Result<UnixListener, StartError> {
     use std::os::unix::fs::PermissionsExt;
     let path = paths.socket();
-    let failed = |operation| { let path = path.clone(); move |source| StartError::File { operation, path, source } };
+    let failed = |operation| {
+        let path = path.clone();
+        move |source| StartError::File { operation, path, source }
+    };
     // The lock is ours, so a socket that lies there is a dead daemon's.
     match std::fs::remove_file(&path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed("remove")(error)),

@@ -101,7 +101,12 @@ fn timer(heartbeat_ms: u64, cron_jobs: usize) -> String {
 }
 
 fn judge(control: &Control, reports: &[AccountReport]) -> (Overall, Vec<String>) {
-    let ledgers = control.ledgers.stats().iter().map(|(ledger, stats)| (format!("{}_db", ledger.name()), !stats.failing.load(Ordering::Relaxed))).collect();
+    let ledgers = control
+        .ledgers
+        .stats()
+        .iter()
+        .map(|(ledger, stats)| (format!("{}_db", ledger.name()), !stats.failing.load(Ordering::Relaxed)))
+        .collect();
     overall(&Parts {
         ledgers,
         pipeline_ok: control.ready.load(Ordering::Relaxed) || !control.stop.is_cancelled(),

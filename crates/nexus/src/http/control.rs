@@ -65,7 +65,10 @@ pub(super) fn routes(api: Api) -> Router {
         .route("/control/deliveries/{id}/{verb}", post(resolve))
         .route("/control/adapters", get(async |State(api): State<Api>| Json(json!({ "adapters": api.daemon.status()["adapters"] }))))
         .route("/control/adapters/{name}/info", get(async |State(api): State<Api>, Path(name)| answer(api.daemon.adapter_info(name).await)))
-        .route("/control/adapters/{name}/accounts", get(async |State(api): State<Api>, Path(name)| answer(api.daemon.adapter_accounts(name).await)))
+        .route(
+            "/control/adapters/{name}/accounts",
+            get(async |State(api): State<Api>, Path(name)| answer(api.daemon.adapter_accounts(name).await)),
+        )
         .route("/control/adapters/{name}/{account}/{verb}", post(adapter_verb))
         .layer(axum::extract::DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(api)
@@ -108,7 +111,10 @@ fn default_limit() -> usize {
 }
 
 /// Asks the record on a thread that may block.
-async fn ask<T: Send + 'static>(api: &Api, question: impl FnOnce(Record) -> Result<T, crate::ledger::ReadError> + Send + 'static) -> Result<T, Response> {
+async fn ask<T: Send + 'static>(
+    api: &Api,
+    question: impl FnOnce(Record) -> Result<T, crate::ledger::ReadError> + Send + 'static,
+) -> Result<T, Response> {
     let record = api.daemon.record();
     match tokio::task::spawn_blocking(move || question(record)).await {
         Ok(Ok(value)) => Ok(value),

@@ -16,7 +16,11 @@ pub(super) async fn health(State(api): State<Api>) -> Response {
 
 /// 200 once all eleven steps of the start are done.
 pub(super) async fn ready(State(api): State<Api>) -> Response {
-    if api.daemon.is_ready() { (StatusCode::OK, "ready\n").into_response() } else { (StatusCode::SERVICE_UNAVAILABLE, "starting or stopping\n").into_response() }
+    if api.daemon.is_ready() {
+        (StatusCode::OK, "ready\n").into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "starting or stopping\n").into_response()
+    }
 }
 
 pub(super) async fn metrics(State(api): State<Api>) -> Response {

@@ -135,12 +135,19 @@ async fn replay(api: &Api, filter: &Filter, place: (i64, u64), first: &mut VecDe
     let (epoch, seq) = place;
     let (oldest, next) = api.bus.bounds();
     let gap = |reason: &str| {
-        let text = format!("event: gap\ndata: {{\"after\":\"{epoch}:{seq}\",\"resumes\":\"{}:{oldest}\",\"reason\":\"{reason}\"}}\n\n", api.bus.epoch());
+        let text = format!(
+            "event: gap\ndata: {{\"after\":\"{epoch}:{seq}\",\"resumes\":\"{}:{oldest}\",\"reason\":\"{reason}\"}}\n\n",
+            api.bus.epoch()
+        );
         Bytes::from(text)
     };
     let store = api.store.load_full();
     let Some(store) = store else {
-        first.push_back(gap(if epoch == api.bus.epoch() { "overwritten in the ring" } else { "the daemon was restarted and bus.mode is memory" }));
+        first.push_back(gap(if epoch == api.bus.epoch() {
+            "overwritten in the ring"
+        } else {
+            "the daemon was restarted and bus.mode is memory"
+        }));
         return oldest;
     };
     let known = store.readers.read(move |connection| has(connection, epoch, seq)).await;

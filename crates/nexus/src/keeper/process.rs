@@ -112,11 +112,7 @@ impl Keeper {
             }
             let tick = Timespec { tv_sec: 0, tv_nsec: CLOSING_TICK_MS * 1_000_000 };
             let timeout = closing.then_some(&tick);
-            let mut fds = [
-                PollFd::new(&self.socket, interest),
-                PollFd::new(signals, PollFlags::IN),
-                PollFd::new(daemon, PollFlags::IN),
-            ];
+            let mut fds = [PollFd::new(&self.socket, interest), PollFd::new(signals, PollFlags::IN), PollFd::new(daemon, PollFlags::IN)];
             match poll(&mut fds, timeout) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(_) => return,

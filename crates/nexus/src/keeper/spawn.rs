@@ -41,9 +41,7 @@ struct Shared<'a> {
 /// Starts `order` with `stdio` as its descriptors 0, 1, 2 and answers its PID once exec succeeded.
 pub(super) fn spawn(order: &Order, stdio: &[OwnedFd; 3]) -> Result<i32, Failure> {
     let plan = Plan::of(order)?;
-    let pointers = |list: &[CString]| -> Vec<*const c_char> {
-        list.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect()
-    };
+    let pointers = |list: &[CString]| -> Vec<*const c_char> { list.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect() };
     let (argv, env) = (pointers(&plan.argv), pointers(&plan.env));
     let candidates = pointers(&plan.candidates);
     let mut shared = Shared {
@@ -76,9 +74,7 @@ pub(super) fn spawn(order: &Order, stdio: &[OwnedFd; 3]) -> Result<i32, Failure>
 
 impl Plan {
     fn of(order: &Order) -> Result<Self, Failure> {
-        let text = |text: &String| {
-            CString::new(text.as_str()).map_err(|_| Failure { at: Step::Order, errno: libc::EINVAL })
-        };
+        let text = |text: &String| CString::new(text.as_str()).map_err(|_| Failure { at: Step::Order, errno: libc::EINVAL });
         let argv: Vec<CString> = order.argv.iter().map(text).collect::<Result<_, _>>()?;
         let Some(program) = order.argv.first().filter(|program| !program.is_empty()) else {
             return Err(Failure { at: Step::Order, errno: libc::EINVAL });

@@ -7,9 +7,7 @@
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::Errno;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use serde::{Deserialize, Serialize};
 use std::io::{IoSlice, IoSliceMut, Read, Seek, SeekFrom, Write};
 use std::mem::MaybeUninit;
@@ -49,11 +47,25 @@ pub(crate) struct Order {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Up {
-    Hello { version: u32 },
-    Spawned { id: u64, pid: u32 },
-    Failed { id: u64, at: Step, errno: i32 },
+    Hello {
+        version: u32,
+    },
+    Spawned {
+        id: u64,
+        pid: u32,
+    },
+    Failed {
+        id: u64,
+        at: Step,
+        errno: i32,
+    },
     /// The process and all it left behind are gone, but for `stragglers` that could not be killed.
-    Exited { id: u64, code: Option<i32>, signal: Option<i32>, stragglers: u32 },
+    Exited {
+        id: u64,
+        code: Option<i32>,
+        signal: Option<i32>,
+        stragglers: u32,
+    },
 }
 
 /// Where starting a child failed.

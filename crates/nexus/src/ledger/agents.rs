@@ -64,36 +64,38 @@ impl ApplyTurns {
 }
 
 fn apply_turn(connection: &Connection, turn: &TurnRecord) -> rusqlite::Result<bool> {
-    let head = connection.prepare_cached("SELECT t.turn_id, t.depth FROM sessions s JOIN turns t ON t.turn_id = s.head WHERE s.label = ?1")?.query_row(
-        [&turn.session],
-        |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)),
-    );
+    let head = connection
+        .prepare_cached("SELECT t.turn_id, t.depth FROM sessions s JOIN turns t ON t.turn_id = s.head WHERE s.label = ?1")?
+        .query_row([&turn.session], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)));
     let head = optional(head)?;
     let depth = head.as_ref().map_or(1, |(_, depth)| depth + 1);
-    connection
-        .prepare_cached("INSERT INTO turns VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)")?
-        .execute(params![
-            turn.turn_id,
-            head.as_ref().map(|(id, _)| id),
-            depth,
-            turn.session,
-            turn.agent,
-            turn.request_id,
-            turn.model,
-            turn.provider,
-            turn.stop_reason,
-            turn.input_tokens,
-            turn.output_tokens,
-            turn.started_at,
-            turn.duration_ms
-        ])?;
+    connection.prepare_cached("INSERT INTO turns VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)")?.execute(params![
+        turn.turn_id,
+        head.as_ref().map(|(id, _)| id),
+        depth,
+        turn.session,
+        turn.agent,
+        turn.request_id,
+        turn.model,
+        turn.provider,
+        turn.stop_reason,
+        turn.input_tokens,
+        turn.output_tokens,
+        turn.started_at,
+        turn.duration_ms
+    ])?;
     let mut message = connection.prepare_cached("INSERT INTO messages VALUES (?1, ?2, ?3, ?4)")?;
     message.execute(params![turn.turn_id, 0, "user", turn.user])?;
     message.execute(params![turn.turn_id, 1, "assistant", turn.assistant])?;
     for (n, call) in turn.tool_calls.iter().enumerate() {
-        connection
-            .prepare_cached("INSERT INTO tool_calls VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
-            .execute(params![turn.turn_id, n, call.call_id, call.name, call.status, call.summary])?;
+        connection.prepare_cached("INSERT INTO tool_calls VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?.execute(params![
+            turn.turn_id,
+            n,
+            call.call_id,
+            call.name,
+            call.status,
+            call.summary
+        ])?;
     }
     connection
         .prepare_cached(
@@ -124,9 +126,11 @@ pub struct History {
 
 /// Reads back from the session's head along the parents.
 pub fn history(connection: &Connection, session: &str, turns_max: u32, bytes_max: usize) -> rusqlite::Result<History> {
-    let head = optional(connection.prepare_cached("SELECT head, turns FROM sessions WHERE label = ?1")?.query_row([session], |row| {
-        Ok((row.get::<_, String>(0)?, row.get::<_, u32>(1)?))
-    }))?;
+    let head = optional(
+        connection
+            .prepare_cached("SELECT head, turns FROM sessions WHERE label = ?1")?
+            .query_row([session], |row| Ok((row.get::<_, String>(0)?, row.get::<_, u32>(1)?))),
+    )?;
     let Some((head, turns)) = head else { return Ok(History::default()) };
     let mut query = connection.prepare_cached(
         "WITH RECURSIVE line (turn_id, n) AS (

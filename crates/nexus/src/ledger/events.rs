@@ -191,8 +191,12 @@ impl RecordOutbound {
 
 impl Weight for Append {
     fn bytes(&self) -> usize {
-        let event = |event: &NewEvent| event.content.len() + event.metadata.as_ref().map_or(0, String::len) + event.attachments.as_ref().map_or(0, String::len) + 512;
-        self.lines.events.iter().map(event).sum::<usize>() + self.lines.rejects.iter().map(|reject| reject.head.len() + 128).sum::<usize>() + 128
+        let event = |event: &NewEvent| {
+            event.content.len() + event.metadata.as_ref().map_or(0, String::len) + event.attachments.as_ref().map_or(0, String::len) + 512
+        };
+        self.lines.events.iter().map(event).sum::<usize>()
+            + self.lines.rejects.iter().map(|reject| reject.head.len() + 128).sum::<usize>()
+            + 128
     }
     fn rows(&self) -> usize {
         (self.lines.events.len() + self.lines.rejects.len()).max(1)
@@ -272,7 +276,13 @@ pub fn by_id(connection: &Connection, event_id: &str) -> rusqlite::Result<Option
 
 /// The newest `limit` events before `before` (exclusive), oldest first; `text` limits to content
 /// that contains it, `channel` to one channel.
-pub fn tail(connection: &Connection, before: i64, limit: usize, channel: Option<&str>, text: Option<&str>) -> rusqlite::Result<Vec<StoredEvent>> {
+pub fn tail(
+    connection: &Connection,
+    before: i64,
+    limit: usize,
+    channel: Option<&str>,
+    text: Option<&str>,
+) -> rusqlite::Result<Vec<StoredEvent>> {
     let sql = format!(
         "SELECT {COLUMNS} FROM events WHERE seq < ?1 AND (?3 IS NULL OR channel = ?3) AND (?4 IS NULL OR instr(lower(content), lower(?4)) > 0)
          ORDER BY seq DESC LIMIT ?2"
@@ -315,5 +325,6 @@ pub fn last_seq(connection: &Connection) -> rusqlite::Result<i64> {
 
 /// The newest `received_at`, by which a clock that went back is noticed.
 pub fn newest_received_at(connection: &Connection) -> rusqlite::Result<i64> {
-    optional(connection.query_row("SELECT received_at FROM events ORDER BY seq DESC LIMIT 1", [], |row| row.get(0))).map(Option::unwrap_or_default)
+    optional(connection.query_row("SELECT received_at FROM events ORDER BY seq DESC LIMIT 1", [], |row| row.get(0)))
+        .map(Option::unwrap_or_default)
 }

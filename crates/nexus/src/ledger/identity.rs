@@ -70,12 +70,15 @@ pub fn entity_of(connection: &Connection, channel: &str, sender_id: &str) -> rus
 /// The entity named `entity_id`.
 pub fn entity(connection: &Connection, entity_id: &str) -> rusqlite::Result<Option<Entity>> {
     let sql = "SELECT name, relationship FROM entities WHERE entity_id = ?1";
-    let Some((name, relationship)) = optional(connection.prepare_cached(sql)?.query_row([entity_id], |row| Ok((row.get(0)?, row.get(1)?))))? else {
+    let Some((name, relationship)) =
+        optional(connection.prepare_cached(sql)?.query_row([entity_id], |row| Ok((row.get(0)?, row.get(1)?))))?
+    else {
         return Ok(None);
     };
     let mut tags = connection.prepare_cached("SELECT tag FROM entity_tags WHERE entity_id = ?1 ORDER BY tag")?;
     let tags = tags.query_map([entity_id], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
-    let mut identities = connection.prepare_cached("SELECT channel, sender_id FROM identity_mappings WHERE entity_id = ?1 ORDER BY 1, 2")?;
+    let mut identities =
+        connection.prepare_cached("SELECT channel, sender_id FROM identity_mappings WHERE entity_id = ?1 ORDER BY 1, 2")?;
     let identities = identities.query_map([entity_id], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<rusqlite::Result<_>>()?;
     Ok(Some(Entity { entity_id: entity_id.to_owned(), name, relationship, tags, identities }))
 }

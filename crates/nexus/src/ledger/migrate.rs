@@ -19,13 +19,32 @@ pub enum MigrateError {
     #[error("step {version} of `{file}` was applied with another text than this nexus has; the file belongs to another build")]
     Changed { file: PathBuf, version: u32 },
     #[error("failed to back up `{file}` to `{to}` before migrating it")]
-    Backup { file: PathBuf, to: PathBuf, #[source] source: rusqlite::Error },
+    Backup {
+        file: PathBuf,
+        to: PathBuf,
+        #[source]
+        source: rusqlite::Error,
+    },
     #[error("failed to make the directory `{to}` for the backup of `{file}`")]
-    BackupDirectory { file: PathBuf, to: PathBuf, #[source] source: std::io::Error },
+    BackupDirectory {
+        file: PathBuf,
+        to: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("failed to migrate `{file}` to schema {version}; it stays as it was")]
-    Step { file: PathBuf, version: u32, #[source] source: rusqlite::Error },
+    Step {
+        file: PathBuf,
+        version: u32,
+        #[source]
+        source: rusqlite::Error,
+    },
     #[error("failed to read the schema version of `{file}`")]
-    Read { file: PathBuf, #[source] source: rusqlite::Error },
+    Read {
+        file: PathBuf,
+        #[source]
+        source: rusqlite::Error,
+    },
 }
 
 /// Applies what is missing of `steps` to `connection`, whose file is `file`. `now_ms` is recorded.
@@ -72,10 +91,18 @@ fn apply(connection: &mut Connection, step: &Migration, now_ms: i64) -> rusqlite
 /// Copies the database beside itself: `backup/<name>-v<schema>.db`.
 fn back_up(connection: &Connection, file: &Path, version: u32) -> Result<(), MigrateError> {
     let directory = file.parent().unwrap_or(Path::new(".")).join("backup");
-    std::fs::create_dir_all(&directory).map_err(|source| MigrateError::BackupDirectory { file: file.to_owned(), to: directory.clone(), source })?;
+    std::fs::create_dir_all(&directory).map_err(|source| MigrateError::BackupDirectory {
+        file: file.to_owned(),
+        to: directory.clone(),
+        source,
+    })?;
     let stem = file.file_stem().map_or_else(|| "ledger".into(), |stem| stem.to_string_lossy().into_owned());
     let to = directory.join(format!("{stem}-v{version}.db"));
-    connection.backup("main", &to, None::<fn(rusqlite::backup::Progress)>).map_err(|source| MigrateError::Backup { file: file.to_owned(), to, source })
+    connection.backup("main", &to, None::<fn(rusqlite::backup::Progress)>).map_err(|source| MigrateError::Backup {
+        file: file.to_owned(),
+        to,
+        source,
+    })
 }
 
 fn checksum(sql: &str) -> String {

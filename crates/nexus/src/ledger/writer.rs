@@ -265,7 +265,11 @@ impl Thread {
                 Err(error) => {
                     connection.prepare_cached("ROLLBACK TO command")?.execute([])?;
                     connection.prepare_cached("RELEASE command")?.execute([])?;
-                    outcomes.push(Err(WriteError::Refused { ledger: C::LEDGER.name(), command: job.command.name(), message: error.to_string() }));
+                    outcomes.push(Err(WriteError::Refused {
+                        ledger: C::LEDGER.name(),
+                        command: job.command.name(),
+                        message: error.to_string(),
+                    }));
                 }
             }
         }

@@ -26,7 +26,8 @@ impl Pipeline {
         };
         let session = label(request, principal);
         // The built-in echo has no memory; everything else is told what was said before.
-        let told = if agent.harmless { history_of(self, &session, 0).await? } else { history_of(self, &session, HISTORY_TURNS_MAX).await? };
+        let told =
+            if agent.harmless { history_of(self, &session, 0).await? } else { history_of(self, &session, HISTORY_TURNS_MAX).await? };
         request.agent = Some(AgentSection {
             agent_id: name,
             session_label: session.clone(),
@@ -37,10 +38,10 @@ impl Pipeline {
             history_messages: u32::try_from(told.messages.len()).unwrap_or(u32::MAX),
             history_dropped: told.dropped,
         });
-        let messages = told.messages.into_iter().map(|(role, content)| Message {
-            role: if role == "assistant" { Role::Assistant } else { Role::User },
-            content,
-        });
+        let messages = told
+            .messages
+            .into_iter()
+            .map(|(role, content)| Message { role: if role == "assistant" { Role::Assistant } else { Role::User }, content });
         Ok((agent, session, messages.collect()))
     }
 }

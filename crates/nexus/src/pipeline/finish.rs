@@ -186,7 +186,14 @@ fn judge(work: Work, request_id: &str) -> Verdict {
     }
 }
 
-fn turn_record(prepared: &Prepared, run_id: &str, verdict: &Verdict, tool_calls: Vec<ToolCall>, started_at: i64, spent: Duration) -> TurnRecord {
+fn turn_record(
+    prepared: &Prepared,
+    run_id: &str,
+    verdict: &Verdict,
+    tool_calls: Vec<ToolCall>,
+    started_at: i64,
+    spent: Duration,
+) -> TurnRecord {
     TurnRecord {
         turn_id: format!("turn_{}", run_id.trim_start_matches("run_")),
         request_id: prepared.request.request_id.clone(),

@@ -3,12 +3,12 @@
 
 use crate::bus::Bus;
 use crate::clock;
+use crate::error_text::describe;
 use crate::ledger::agents::ApplyTurns;
 use crate::ledger::events::{Disposition, NewEvent, RecordOutbound, page_after};
 use crate::ledger::identity::{ApplyContacts, Seen};
 use crate::ledger::nexus::{Delivery, counter, finished_after, sent_after};
 use crate::ledger::{Ledgers, agents, follow, identity};
-use crate::error_text::describe;
 use nexus_core::event::PeerKind;
 use nexus_core::notice::NoticeType;
 use serde_json::json;
@@ -95,7 +95,12 @@ async fn apply_contacts(ledgers: &Ledgers) -> Step {
     if upto == mark {
         return Ok(false);
     }
-    let seen = page.into_iter().map(|row| Seen { channel: row.event.channel, sender_id: row.event.sender_id, name: row.event.sender_name, at: row.received_at });
+    let seen = page.into_iter().map(|row| Seen {
+        channel: row.event.channel,
+        sender_id: row.event.sender_id,
+        name: row.event.sender_name,
+        at: row.received_at,
+    });
     ledgers.identity.writer.write(ApplyContacts { upto_seq: upto, seen: seen.collect() }).await?;
     Ok(true)
 }

@@ -3,11 +3,13 @@
 
 use crate::bus::Bus;
 use crate::clock;
+use crate::error_text::describe;
 use crate::ledger::Ledgers;
-use crate::ledger::nexus::{Claim, ClaimDelivery, Delivery, NewDelivery, Resolution, ResolveDelivery, SettleDelivery, Settled, delivery, open_deliveries};
+use crate::ledger::nexus::{
+    Claim, ClaimDelivery, Delivery, NewDelivery, Resolution, ResolveDelivery, SettleDelivery, Settled, delivery, open_deliveries,
+};
 use crate::metrics::{ChannelStatus, Metrics};
 use crate::routes::{CLI_CHANNEL, Route, Routes};
-use crate::error_text::describe;
 use nexus_core::config::OnUncertain;
 use nexus_core::notice::NoticeType;
 use nexus_core::protocol::{SendOutcome, send_retry_delay_ms};
@@ -241,9 +243,15 @@ impl Outbox {
             let done = match &outcome {
                 Settled::Retry { .. } => None,
                 Settled::Sent { .. } => Some(Outcome { delivery_id: delivery_id.clone(), status: "sent", error: None }),
-                Settled::Failed { error } => Some(Outcome { delivery_id: delivery_id.clone(), status: "failed", error: Some(error.clone()) }),
-                Settled::Uncertain { error } => Some(Outcome { delivery_id: delivery_id.clone(), status: "uncertain", error: Some(error.clone()) }),
-                Settled::Expired { error } => Some(Outcome { delivery_id: delivery_id.clone(), status: "expired", error: Some(error.clone()) }),
+                Settled::Failed { error } => {
+                    Some(Outcome { delivery_id: delivery_id.clone(), status: "failed", error: Some(error.clone()) })
+                }
+                Settled::Uncertain { error } => {
+                    Some(Outcome { delivery_id: delivery_id.clone(), status: "uncertain", error: Some(error.clone()) })
+                }
+                Settled::Expired { error } => {
+                    Some(Outcome { delivery_id: delivery_id.clone(), status: "expired", error: Some(error.clone()) })
+                }
             };
             if !self.settle(&current, outcome).await {
                 return;

@@ -34,7 +34,12 @@ pub struct Recovered {
 ///
 /// # Errors
 /// When a ledger can't be read or written; nothing is half decided.
-pub async fn recover(ledgers: &Ledgers, settings: &Settings, interrupted: Vec<Interrupted>, epoch: i64) -> Result<Recovered, RecoveryError> {
+pub async fn recover(
+    ledgers: &Ledgers,
+    settings: &Settings,
+    interrupted: Vec<Interrupted>,
+    epoch: i64,
+) -> Result<Recovered, RecoveryError> {
     let mut recovered = Recovered::default();
     for one in interrupted {
         let verdict = decide(&one, settings);
@@ -45,7 +50,13 @@ pub async fn recover(ledgers: &Ledgers, settings: &Settings, interrupted: Vec<In
         };
         match to {
             Status::Waiting => recovered.rerun += 1,
-            Status::Processing | Status::Interrupted | Status::Completed | Status::Denied | Status::HandledByAutomation | Status::Failed | Status::Expired => {
+            Status::Processing
+            | Status::Interrupted
+            | Status::Completed
+            | Status::Denied
+            | Status::HandledByAutomation
+            | Status::Failed
+            | Status::Expired => {
                 recovered.failed += 1;
             }
         }

@@ -34,9 +34,17 @@ const PAGES_MAX: usize = 2;
 #[derive(Debug)]
 enum Told {
     /// Stages 1 to 5 of this request are over.
-    Prepared { seq: i64, outcome: Outcome },
+    Prepared {
+        seq: i64,
+        outcome: Outcome,
+    },
     /// The run's session may go on.
-    Released { seq: i64, session: String, agent: String, system: bool },
+    Released {
+        seq: i64,
+        session: String,
+        agent: String,
+        system: bool,
+    },
     /// Requests of an account wait until it has caught up.
     Hold(AccountKey, oneshot::Sender<()>),
     Release(AccountKey),
@@ -278,7 +286,12 @@ impl State {
                 drop(released.await);
                 tell(&told, Told::Released { seq, session, agent, system }).await;
             };
-            tokio::join!(pass_on, pipeline.run(*prepared, move || { release.send(()).ok(); }));
+            tokio::join!(
+                pass_on,
+                pipeline.run(*prepared, move || {
+                    release.send(()).ok();
+                })
+            );
         });
     }
 }

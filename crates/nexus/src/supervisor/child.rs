@@ -1,8 +1,8 @@
 //! One child's task: feeds verbs, exits and passing time to the lifecycle, and does what it says.
 
 use super::{ChildSpec, ChildStatus, Order, Phase, Verb};
-use crate::error_text::describe;
 use crate::clock;
+use crate::error_text::describe;
 use crate::keeper::{ExitStatus, Keeper, Process, SpawnSpec};
 use crate::metrics::{ChildLabel, Metrics};
 use nexus_core::lifecycle::{Action, Input, Lifecycle, State};
@@ -36,18 +36,8 @@ pub(super) async fn run(
     report: watch::Sender<ChildStatus>,
 ) {
     let life = Lifecycle::new(spec.policy.clone());
-    let mut task = Task {
-        spec,
-        life,
-        keeper,
-        metrics,
-        report,
-        process: None,
-        generation: 0,
-        last_error: None,
-        started_at: None,
-        removing: false,
-    };
+    let mut task =
+        Task { spec, life, keeper, metrics, report, process: None, generation: 0, last_error: None, started_at: None, removing: false };
     while !(task.removing && task.life.state() == State::Stopped) {
         let (input, note) = task.next(&mut inbox).await;
         // Taken note of: a spawn that takes its time must not hold who asked for it.

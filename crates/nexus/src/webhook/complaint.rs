@@ -33,10 +33,7 @@ impl Complaints {
     /// `None` while it must stay quiet.
     pub(super) fn due(&mut self, cause: &'static str, now: Instant) -> Option<u64> {
         let Some(known) = self.causes.get_mut(cause) else {
-            let first = Cause {
-                last: now,
-                suppressed: 0,
-            };
+            let first = Cause { last: now, suppressed: 0 };
             self.causes.insert(cause, first);
             return Some(0);
         };

@@ -51,10 +51,7 @@ pub(super) enum ConfigError {
     #[error("failed to parse the account file")]
     NotJson(#[source] serde_json::Error),
     #[error("account `{account}` is not usable as configured:\n  {}", .problems.join("\n  "))]
-    Invalid {
-        account: String,
-        problems: Vec<String>,
-    },
+    Invalid { account: String, problems: Vec<String> },
 }
 
 /// One account's settings, all of them checked.
@@ -96,11 +93,8 @@ struct AccountFile {
 
 /// Reads the account file named by the environment.
 pub(super) fn read_account_file() -> Result<Vec<u8>, ConfigError> {
-    let path = std::env::var_os(ACCOUNT_FILE_VARIABLE)
-        .map(PathBuf::from)
-        .ok_or(ConfigError::NoAccountFile)?;
-    read_capped(&path, MAX_ACCOUNT_FILE_BYTES)
-        .map_err(|source| ConfigError::Unreadable { path, source })
+    let path = std::env::var_os(ACCOUNT_FILE_VARIABLE).map(PathBuf::from).ok_or(ConfigError::NoAccountFile)?;
+    read_capped(&path, MAX_ACCOUNT_FILE_BYTES).map_err(|source| ConfigError::Unreadable { path, source })
 }
 
 /// The account named in an account file, whether or not its config is usable.
@@ -113,10 +107,7 @@ impl Settings {
     /// Checks a whole account file.
     pub(super) fn parse(json: &[u8]) -> Result<Self, ConfigError> {
         let file: AccountFile = serde_json::from_slice(json).map_err(ConfigError::NotJson)?;
-        let mut keys = Keys {
-            config: file.config.unwrap_or_default(),
-            problems: Vec::new(),
-        };
+        let mut keys = Keys { config: file.config.unwrap_or_default(), problems: Vec::new() };
         keys.check_version(file.version);
         let bind = keys.bind();
         let path = keys.path(&file.account_id);
@@ -124,28 +115,13 @@ impl Settings {
         let verifier = keys.verifier(secret, bind);
         let id_header = keys.header("id_header");
         let event_header = keys.header("event_header");
-        let max_body = keys.number(
-            "max_body_bytes",
-            DEFAULT_MAX_BODY_BYTES,
-            1..=CEILING_BODY_BYTES,
-        );
-        let max_line = keys.number(
-            "max_line_bytes",
-            DEFAULT_MAX_LINE_BYTES,
-            1024..=CEILING_LINE_BYTES,
-        );
-        let ack_timeout_ms = keys.number(
-            "ack_timeout_ms",
-            DEFAULT_ACK_TIMEOUT_MS,
-            1..=CEILING_ACK_TIMEOUT_MS,
-        );
+        let max_body = keys.number("max_body_bytes", DEFAULT_MAX_BODY_BYTES, 1..=CEILING_BODY_BYTES);
+        let max_line = keys.number("max_line_bytes", DEFAULT_MAX_LINE_BYTES, 1024..=CEILING_LINE_BYTES);
+        let ack_timeout_ms = keys.number("ack_timeout_ms", DEFAULT_ACK_TIMEOUT_MS, 1..=CEILING_ACK_TIMEOUT_MS);
         let warnings = keys.unknown();
         match (verifier, bind) {
             (Some(verifier), Some(bind)) if keys.problems.is_empty() => Ok(Self {
-                channel: file
-                    .channel
-                    .filter(|name| !name.is_empty())
-                    .unwrap_or_else(|| CHANNEL.to_owned()),
+                channel: file.channel.filter(|name| !name.is_empty()).unwrap_or_else(|| CHANNEL.to_owned()),
                 account_id: file.account_id,
                 bind,
                 path,
@@ -157,10 +133,7 @@ impl Settings {
                 ack_timeout: Duration::from_millis(ack_timeout_ms),
                 warnings,
             }),
-            _ => Err(ConfigError::Invalid {
-                account: file.account_id,
-                problems: keys.problems,
-            }),
+            _ => Err(ConfigError::Invalid { account: file.account_id, problems: keys.problems }),
         }
     }
 }
@@ -207,9 +180,7 @@ impl Keys {
             Some(number) => number,
             None => {
                 let (low, high) = (range.start(), range.end());
-                self.problem(format!(
-                    "`{key}` must be a whole number from {low} to {high}"
-                ));
+                self.problem(format!("`{key}` must be a whole number from {low} to {high}"));
                 default
             }
         }
@@ -219,9 +190,7 @@ impl Keys {
         let text = self.text(key)?;
         let name = HeaderName::from_bytes(text.as_bytes()).ok();
         if name.is_none() {
-            self.problem(format!(
-                "`{key}` must be a header name, such as X-Request-Id"
-            ));
+            self.problem(format!("`{key}` must be a header name, such as X-Request-Id"));
         }
         name
     }
@@ -239,9 +208,7 @@ impl Keys {
         let text = self.text("bind").unwrap_or_else(|| DEFAULT_BIND.to_owned());
         let allow_external = self.flag("allow_external");
         let Ok(bind) = text.parse::<SocketAddr>() else {
-            self.problem(format!(
-                "`bind` must be an IP address and a port, such as {DEFAULT_BIND}, not `{text}`"
-            ));
+            self.problem(format!("`bind` must be an IP address and a port, such as {DEFAULT_BIND}, not `{text}`"));
             return None;
         };
         if bind.port() == 0 {
@@ -267,9 +234,7 @@ impl Keys {
             ));
         }
         if path == HEALTH_PATH {
-            self.problem(format!(
-                "`path` must not be {HEALTH_PATH}, which answers health checks"
-            ));
+            self.problem(format!("`path` must not be {HEALTH_PATH}, which answers health checks"));
         }
         path
     }
@@ -299,9 +264,7 @@ impl Keys {
             (None, Some(credential)) => match credential.get("value").and_then(Value::as_str) {
                 Some(text) => text.as_bytes().to_vec(),
                 None => {
-                    self.problem(
-                        "the credential's value must be a text: the webhook secret itself",
-                    );
+                    self.problem("the credential's value must be a text: the webhook secret itself");
                     return None;
                 }
             },
@@ -324,10 +287,7 @@ impl Keys {
         let verify = self.text("verify").unwrap_or_default();
         match (verify.as_str(), secret) {
             ("github", Some(secret)) => Some(Verifier::Github { secret }),
-            ("stripe", Some(secret)) => Some(Verifier::Stripe {
-                secret,
-                tolerance_s,
-            }),
+            ("stripe", Some(secret)) => Some(Verifier::Stripe { secret, tolerance_s }),
             ("token", Some(secret)) => Some(Verifier::Token { secret, header }),
             ("none", _) => {
                 if bind.is_some_and(|bind| !is_loopback(bind)) {
@@ -350,10 +310,7 @@ impl Keys {
     }
 
     fn unknown(&self) -> Vec<String> {
-        self.config
-            .keys()
-            .map(|key| format!("unknown key `{key}` in the account's config is ignored"))
-            .collect()
+        self.config.keys().map(|key| format!("unknown key `{key}` in the account's config is ignored")).collect()
     }
 }
 
@@ -363,13 +320,9 @@ fn is_loopback(bind: SocketAddr) -> bool {
 
 fn read_capped(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path)?
-        .take(max_bytes + 1)
-        .read_to_end(&mut bytes)?;
+    File::open(path)?.take(max_bytes + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > max_bytes {
-        return Err(io::Error::other(format!(
-            "it is larger than {max_bytes} bytes"
-        )));
+        return Err(io::Error::other(format!("it is larger than {max_bytes} bytes")));
     }
     Ok(bytes)
 }

@@ -53,13 +53,7 @@ impl Rig {
         };
         let intake = Arc::new(Intake::new(settings, line_sender));
         let served = tokio::spawn(serve(listener, intake, ack_receiver, until_stopped));
-        Self {
-            address,
-            lines,
-            acks,
-            stop,
-            served,
-        }
+        Self { address, lines, acks, stop, served }
     }
 
     async fn next_event(&mut self) -> Value {
@@ -83,8 +77,7 @@ impl Rig {
     async fn until_waiting(&self, count: u64) {
         let reached = async {
             loop {
-                let (_, health) =
-                    exchange(self.address, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").await;
+                let (_, health) = exchange(self.address, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").await;
                 if health["waiting"] == count {
                     return;
                 }
@@ -101,11 +94,7 @@ fn github_config() -> Value {
 
 fn sign(body: &str) -> String {
     let mac = Hmac::<Sha256>::new_from_slice(SECRET.as_bytes()).unwrap();
-    let tag: [u8; 32] = mac
-        .chain_update(body.as_bytes())
-        .finalize()
-        .into_bytes()
-        .into();
+    let tag: [u8; 32] = mac.chain_update(body.as_bytes()).finalize().into_bytes().into();
     hex::encode(tag)
 }
 
@@ -162,10 +151,7 @@ async fn the_answer_comes_after_the_ack() {
     rig.ack("webhook:github:d1").await;
     let (status, body) = posted.await.unwrap();
     assert_eq!(status, 200);
-    assert_eq!(
-        body,
-        json!({ "event_id": "webhook:github:d1", "status": "accepted" })
-    );
+    assert_eq!(body, json!({ "event_id": "webhook:github:d1", "status": "accepted" }));
 }
 
 #[tokio::test]
@@ -193,12 +179,7 @@ async fn without_an_ack_the_answer_is_503_and_a_retry_joins() {
     rig.next_event().await;
     let (status, body) = posted.await.unwrap();
     assert_eq!(status, 503);
-    assert!(
-        body["advice"]
-            .as_str()
-            .unwrap()
-            .contains("same delivery id")
-    );
+    assert!(body["advice"].as_str().unwrap().contains("same delivery id"));
     // The retry finds the event in flight: again no ack, and no second line.
     assert_eq!(rig.post("d1", "{}").await.unwrap().0, 503);
     assert!(rig.lines.try_recv().is_err());

@@ -15,14 +15,8 @@ use super::signature::Verifier;
 const GITHUB_DELIVERY: &str = "x-github-delivery";
 const GITHUB_EVENT: &str = "x-github-event";
 /// Headers copied into `metadata.headers`; none of them carries a secret.
-const KEPT_HEADERS: [&str; 6] = [
-    "content-type",
-    "user-agent",
-    "x-github-hook-id",
-    "x-github-hook-installation-target-type",
-    "x-request-id",
-    "idempotency-key",
-];
+const KEPT_HEADERS: [&str; 6] =
+    ["content-type", "user-agent", "x-github-hook-id", "x-github-hook-installation-target-type", "x-request-id", "idempotency-key"];
 const MAX_DELIVERY_ID_BYTES: usize = 200;
 const MAX_NAME_BYTES: usize = 200;
 const MAX_KEPT_HEADER_BYTES: usize = 256;
@@ -77,12 +71,7 @@ struct StripeBody {
 
 /// Builds the event for a request whose signature was proven. `received_at_ms` is Unix time in
 /// milliseconds and becomes the timestamp unless the sender tells its own.
-pub(super) fn build(
-    settings: &Settings,
-    headers: &HeaderMap,
-    body: Vec<u8>,
-    received_at_ms: i64,
-) -> Result<Event, Unusable> {
+pub(super) fn build(settings: &Settings, headers: &HeaderMap, body: Vec<u8>, received_at_ms: i64) -> Result<Event, Unusable> {
     if body.is_empty() {
         return Err(Unusable::EmptyBody);
     }
@@ -115,42 +104,27 @@ pub(super) fn build(
     })
 }
 
-fn github_origin(
-    settings: &Settings,
-    headers: &HeaderMap,
-    body: &[u8],
-) -> Result<Origin, Unusable> {
+fn github_origin(settings: &Settings, headers: &HeaderMap, body: &[u8]) -> Result<Origin, Unusable> {
     // A hook may be set to send form data; it is an event all the same, with fewer names in it.
     let parsed: GithubBody = serde_json::from_slice(body).unwrap_or_default();
-    let login = parsed
-        .sender
-        .map(|sender| sender.login)
-        .filter(|login| is_short_name(login));
+    let login = parsed.sender.map(|sender| sender.login).filter(|login| is_short_name(login));
     let repository = parsed.repository.map(|repository| repository.full_name);
     Ok(Origin {
-        delivery_id: text_of(headers, GITHUB_DELIVERY).ok_or_else(|| Unusable::NoDeliveryId {
-            header: GITHUB_DELIVERY.to_owned(),
-        })?,
+        delivery_id: text_of(headers, GITHUB_DELIVERY).ok_or_else(|| Unusable::NoDeliveryId { header: GITHUB_DELIVERY.to_owned() })?,
         event: text_of(headers, GITHUB_EVENT),
         sender_id: match &login {
             Some(login) => format!("github:{login}"),
             None => "github".to_owned(),
         },
         sender_name: login,
-        peer_id: repository
-            .filter(|name| is_short_name(name))
-            .unwrap_or_else(|| settings.account_id.clone()),
+        peer_id: repository.filter(|name| is_short_name(name)).unwrap_or_else(|| settings.account_id.clone()),
         happened_at_ms: None,
     })
 }
 
 fn stripe_origin(settings: &Settings, body: &[u8]) -> Result<Origin, Unusable> {
     let parsed: StripeBody = serde_json::from_slice(body).map_err(|_| Unusable::NotAStripeEvent)?;
-    let happened_at_ms = parsed
-        .created
-        .checked_mul(1000)
-        .filter(|ms| *ms >= 0)
-        .ok_or(Unusable::NotAStripeEvent)?;
+    let happened_at_ms = parsed.created.checked_mul(1000).filter(|ms| *ms >= 0).ok_or(Unusable::NotAStripeEvent)?;
     Ok(Origin {
         delivery_id: parsed.id,
         event: parsed.kind,
@@ -163,10 +137,7 @@ fn stripe_origin(settings: &Settings, body: &[u8]) -> Result<Origin, Unusable> {
 
 fn plain_origin(settings: &Settings, headers: &HeaderMap, body: &[u8]) -> Result<Origin, Unusable> {
     let delivery_id = match headers.get(&settings.id_header) {
-        Some(value) => value
-            .to_str()
-            .map_err(|_| Unusable::OddDeliveryId)?
-            .to_owned(),
+        Some(value) => value.to_str().map_err(|_| Unusable::OddDeliveryId)?.to_owned(),
         None => {
             let digest: [u8; 32] = Sha256::digest(body).into();
             hex::encode(digest)
@@ -183,12 +154,7 @@ fn plain_origin(settings: &Settings, headers: &HeaderMap, body: &[u8]) -> Result
     })
 }
 
-fn metadata(
-    settings: &Settings,
-    headers: &HeaderMap,
-    event: Option<String>,
-    encoding: Option<&str>,
-) -> Map<String, Value> {
+fn metadata(settings: &Settings, headers: &HeaderMap, event: Option<String>, encoding: Option<&str>) -> Map<String, Value> {
     let mut kept = Map::new();
     for name in KEPT_HEADERS {
         if let Some(text) = text_of(headers, name) {
@@ -219,8 +185,7 @@ fn is_short_name(name: &str) -> bool {
 }
 
 fn is_plain_id(id: &str) -> bool {
-    (1..=MAX_DELIVERY_ID_BYTES).contains(&id.len())
-        && id.bytes().all(|byte| byte.is_ascii_graphic())
+    (1..=MAX_DELIVERY_ID_BYTES).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 #[cfg(test)]
@@ -255,34 +220,21 @@ mod tests {
             ("user-agent", "GitHub-Hookshot/044aadd"),
         ]);
         let event = build(&settings("github"), &headers, body.to_vec(), 17).unwrap();
-        assert_eq!(
-            event.event_id,
-            "webhook:acme:72d3162e-cc78-11e3-81ab-4c9367dc0958"
-        );
+        assert_eq!(event.event_id, "webhook:acme:72d3162e-cc78-11e3-81ab-4c9367dc0958");
         assert_eq!(event.sender_id, "github:octocat");
         assert_eq!(event.peer_id, "o/r");
         assert_eq!(event.timestamp, 17);
         assert_eq!(event.content.as_bytes(), body);
         assert_eq!(event.metadata["event"], "push");
-        assert_eq!(
-            event.metadata["headers"],
-            json!({ "user-agent": "GitHub-Hookshot/044aadd" })
-        );
+        assert_eq!(event.metadata["headers"], json!({ "user-agent": "GitHub-Hookshot/044aadd" }));
     }
 
     #[test]
     fn github_form_bodies_and_odd_types_fall_back() {
         let headers = headers(&[("x-github-delivery", "d")]);
-        for body in [
-            &b"payload=%7B%7D"[..],
-            br#"{"sender":7}"#,
-            br#"{"sender":{"login":""}}"#,
-        ] {
+        for body in [&b"payload=%7B%7D"[..], br#"{"sender":7}"#, br#"{"sender":{"login":""}}"#] {
             let event = build(&settings("github"), &headers, body.to_vec(), 0).unwrap();
-            assert_eq!(
-                (event.sender_id.as_str(), event.peer_id.as_str()),
-                ("github", "acme")
-            );
+            assert_eq!((event.sender_id.as_str(), event.peer_id.as_str()), ("github", "acme"));
         }
     }
 
@@ -299,12 +251,8 @@ mod tests {
         assert_eq!(event.event_id, "webhook:acme:evt_1");
         assert_eq!(event.timestamp, 1_700_000_000_000);
         assert_eq!(event.metadata["event"], "charge.failed");
-        let hostile = [
-            &b"not json"[..],
-            br#"{"id":"evt_1"}"#,
-            br#"{"id":"evt_1","created":9223372036854775807}"#,
-            br#"{"id":"evt_1","created":-1}"#,
-        ];
+        let hostile =
+            [&b"not json"[..], br#"{"id":"evt_1"}"#, br#"{"id":"evt_1","created":9223372036854775807}"#, br#"{"id":"evt_1","created":-1}"#];
         for body in hostile {
             let refused = build(&settings("stripe"), &HeaderMap::new(), body.to_vec(), 5);
             assert_eq!(refused.unwrap_err(), Unusable::NotAStripeEvent);
@@ -321,10 +269,7 @@ mod tests {
         assert_eq!(event.event_id, "webhook:acme:r-1");
         assert_eq!(event.metadata["event"], "deploy");
         let event = build(&settings("token"), &HeaderMap::new(), b"abc".to_vec(), 0).unwrap();
-        assert_eq!(
-            event.event_id,
-            "webhook:acme:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-        );
+        assert_eq!(event.event_id, "webhook:acme:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
     }
 
     #[test]

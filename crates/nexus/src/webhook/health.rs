@@ -65,10 +65,7 @@ fn ask(address: SocketAddr) -> Result<Value, ProbeError> {
 fn check(answer: &Value, address: SocketAddr, account_id: &str) -> Result<Value, ProbeError> {
     match answer.get("account").and_then(Value::as_str) {
         Some(found) if found == account_id => Ok(answer.clone()),
-        Some(found) => Err(ProbeError::OtherAccount {
-            address,
-            found: found.to_owned(),
-        }),
+        Some(found) => Err(ProbeError::OtherAccount { address, found: found.to_owned() }),
         None => Err(ProbeError::Stranger { address }),
     }
 }
@@ -78,8 +75,7 @@ fn exchange(address: SocketAddr) -> io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect_timeout(&address, step)?;
     stream.set_read_timeout(Some(step))?;
     stream.set_write_timeout(Some(step))?;
-    let request =
-        format!("GET {HEALTH_PATH} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    let request = format!("GET {HEALTH_PATH} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
     stream.take(MAX_ANSWER_BYTES).read_to_end(&mut answer)?;
@@ -127,8 +123,7 @@ mod tests {
 
     #[test]
     fn a_monitor_of_this_account_is_connected() {
-        let health =
-            probe_of("HTTP/1.1 200 OK\r\nx: y\r\n\r\n{\"account\":\"acme\",\"last_event_at\":7}");
+        let health = probe_of("HTTP/1.1 200 OK\r\nx: y\r\n\r\n{\"account\":\"acme\",\"last_event_at\":7}");
         assert_eq!(health["connected"], true);
         assert_eq!(health["account"], "acme");
         assert_eq!(health["last_event_at"], 7);
@@ -139,11 +134,7 @@ mod tests {
         let other = probe_of("HTTP/1.1 200 OK\r\n\r\n{\"account\":\"else\"}");
         assert_eq!(other["connected"], false);
         assert!(other["error"].as_str().unwrap().contains("else"));
-        for answer in [
-            "SSH-2.0-x\r\n",
-            "HTTP/1.1 404 Not Found\r\n\r\n{}",
-            "HTTP/1.1 200 OK\r\n\r\n",
-        ] {
+        for answer in ["SSH-2.0-x\r\n", "HTTP/1.1 404 Not Found\r\n\r\n{}", "HTTP/1.1 200 OK\r\n\r\n"] {
             assert_eq!(probe_of(answer)["connected"], false);
         }
     }
@@ -155,12 +146,7 @@ mod tests {
         drop(listener);
         let health = probe(&settings(port));
         assert_eq!(health["connected"], false);
-        assert!(
-            health["error"]
-                .as_str()
-                .unwrap()
-                .contains(&format!("127.0.0.1:{port}"))
-        );
+        assert!(health["error"].as_str().unwrap().contains(&format!("127.0.0.1:{port}")));
     }
 
     #[test]

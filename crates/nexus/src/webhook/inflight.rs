@@ -25,10 +25,7 @@ struct Entry {
 
 impl Entry {
     fn live_waiters(&self) -> usize {
-        self.waiters
-            .iter()
-            .filter(|waiter| !waiter.is_closed())
-            .count()
+        self.waiters.iter().filter(|waiter| !waiter.is_closed()).count()
     }
 }
 
@@ -46,13 +43,7 @@ pub(super) struct InFlight {
 impl InFlight {
     /// An empty queue for at most `limit` events.
     pub(super) fn new(limit: usize) -> Self {
-        Self {
-            entries: VecDeque::new(),
-            numbers: HashMap::new(),
-            front: 0,
-            limit,
-            stopped: false,
-        }
+        Self { entries: VecDeque::new(), numbers: HashMap::new(), front: 0, limit, stopped: false }
     }
 
     /// Waits for an event that is already written. `None` when it is not in flight.
@@ -85,10 +76,7 @@ impl InFlight {
         let (waiter, waiting) = oneshot::channel();
         let number = self.front + self.entries.len() as u64;
         self.numbers.insert(event_id.to_owned(), number);
-        self.entries.push_back(Entry {
-            event_id: event_id.to_owned(),
-            waiters: vec![waiter],
-        });
+        self.entries.push_back(Entry { event_id: event_id.to_owned(), waiters: vec![waiter] });
         Ok(waiting)
     }
 
@@ -131,10 +119,7 @@ impl InFlight {
     }
 
     fn forget_abandoned_front(&mut self) -> bool {
-        let abandoned = self
-            .entries
-            .front()
-            .is_some_and(|entry| entry.live_waiters() == 0);
+        let abandoned = self.entries.front().is_some_and(|entry| entry.live_waiters() == 0);
         abandoned && self.pop_front().is_some()
     }
 

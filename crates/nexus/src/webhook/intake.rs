@@ -119,11 +119,7 @@ impl Intake {
 
     /// Says `text` on stderr unless the same cause was named a moment ago.
     pub(super) fn complain(&self, cause: &'static str, text: &str) {
-        let due = self
-            .complaints
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .due(cause, Instant::now());
+        let due = self.complaints.lock().unwrap_or_else(PoisonError::into_inner).due(cause, Instant::now());
         match due {
             Some(0) => say(text),
             Some(repeats) => say(format!("{text} (and {repeats} more of the kind)")),
@@ -137,8 +133,7 @@ impl Intake {
             Route::Event => {
                 let event_id = self.receive(&head.headers, body).await?;
                 self.accepted.fetch_add(1, Ordering::Relaxed);
-                self.last_event_at_ms
-                    .store(unix_now_ms(), Ordering::Relaxed);
+                self.last_event_at_ms.store(unix_now_ms(), Ordering::Relaxed);
                 let accepted = json!({ "event_id": event_id, "status": "accepted" });
                 Ok(answer(StatusCode::OK, &accepted))
             }
@@ -148,11 +143,7 @@ impl Intake {
     fn route(&self, head: &Parts) -> Result<Route, Refusal> {
         let path = head.uri.path();
         if path == HEALTH_PATH {
-            return if head.method == Method::GET {
-                Ok(Route::Health)
-            } else {
-                Err(Refusal::WrongMethod { allow: "GET" })
-            };
+            return if head.method == Method::GET { Ok(Route::Health) } else { Err(Refusal::WrongMethod { allow: "GET" }) };
         }
         if path != self.settings.path {
             return Err(Refusal::NotFound);
@@ -186,19 +177,12 @@ impl Intake {
         let now_s = u64::try_from(unix_now_ms() / 1000).unwrap_or(0);
         let claim = self.settings.verifier.claim(headers, now_s)?;
         let limit = Duration::from_secs(BODY_TIMEOUT_S);
-        let (body, budget) = timeout(limit, self.read_body(body))
-            .await
-            .map_err(|_| Refusal::SlowBody)??;
+        let (body, budget) = timeout(limit, self.read_body(body)).await.map_err(|_| Refusal::SlowBody)??;
         claim.prove(&body)?;
         // Only the id is kept while waiting, which may take long and be done by many at once.
         let (event_id, bytes) = self.encode(headers, body)?;
-        let line = Line {
-            bytes,
-            _budget: budget,
-        };
-        timeout(self.settings.ack_timeout, self.deliver(&event_id, line))
-            .await
-            .map_err(|_| Refusal::NotAcknowledged)??;
+        let line = Line { bytes, _budget: budget };
+        timeout(self.settings.ack_timeout, self.deliver(&event_id, line)).await.map_err(|_| Refusal::NotAcknowledged)??;
         Ok(event_id)
     }
 
@@ -215,10 +199,7 @@ impl Intake {
 
     /// Reads at most `max_body_bytes`, paying for each chunk out of the shared budget. A declared
     /// length over the limit is refused before the first byte is read.
-    async fn read_body(
-        &self,
-        body: &mut Incoming,
-    ) -> Result<(Vec<u8>, Option<OwnedSemaphorePermit>), Refusal> {
+    async fn read_body(&self, body: &mut Incoming) -> Result<(Vec<u8>, Option<OwnedSemaphorePermit>), Refusal> {
         let limit_bytes = self.settings.max_body_bytes;
         if body.size_hint().lower() > limit_bytes as u64 {
             return Err(Refusal::TooLarge { limit_bytes });
@@ -234,9 +215,7 @@ impl Intake {
                 return Err(Refusal::TooLarge { limit_bytes });
             }
             let cost = u32::try_from(chunk.len()).map_err(|_| Refusal::TooLarge { limit_bytes })?;
-            let paid = Arc::clone(&self.body_budget)
-                .try_acquire_many_owned(cost)
-                .map_err(|_| Refusal::Busy)?;
+            let paid = Arc::clone(&self.body_budget).try_acquire_many_owned(cost).map_err(|_| Refusal::Busy)?;
             match budget.as_mut() {
                 Some(sum) => sum.merge(paid),
                 None => budget = Some(paid),
@@ -263,12 +242,7 @@ impl Intake {
         waiting.await.map_err(|_| Refusal::Stopping)
     }
 
-    fn enqueue(
-        &self,
-        event_id: &str,
-        line: Line,
-        slot: mpsc::Permit<'_, Line>,
-    ) -> Result<Waiting, Refusal> {
+    fn enqueue(&self, event_id: &str, line: Line, slot: mpsc::Permit<'_, Line>) -> Result<Waiting, Refusal> {
         let mut in_flight = self.in_flight();
         // The same delivery may have been written while this one waited for its slot.
         if let Some(waiting) = in_flight.join(event_id) {
@@ -283,9 +257,7 @@ impl Intake {
     }
 
     fn in_flight(&self) -> MutexGuard<'_, InFlight> {
-        self.in_flight
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.in_flight.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -308,9 +280,5 @@ fn discard(mut body: Incoming) {
 }
 
 fn unix_now_ms() -> i64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| {
-            i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
-        })
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }

@@ -70,10 +70,7 @@ pub(super) async fn serve(
     intake.abandon();
     closing.send(true).ok();
     let flushed = async { while connections.join_next().await.is_some() {} };
-    if timeout(Duration::from_millis(FLUSH_TIMEOUT_MS), flushed)
-        .await
-        .is_err()
-    {
+    if timeout(Duration::from_millis(FLUSH_TIMEOUT_MS), flushed).await.is_err() {
         say("cut off connections that did not end");
     }
     ending
@@ -93,10 +90,7 @@ async fn settle(intake: &Intake, acks: &mut mpsc::Receiver<String>) {
             }
         }
     };
-    if timeout(Duration::from_millis(SETTLE_TIMEOUT_MS), settled)
-        .await
-        .is_err()
-    {
+    if timeout(Duration::from_millis(SETTLE_TIMEOUT_MS), settled).await.is_err() {
         say("stopping with unacknowledged events; their senders are told to retry");
     }
 }
@@ -120,10 +114,7 @@ async fn converse(stream: TcpStream, intake: Arc<Intake>, mut closing: watch::Re
         async move { Ok::<_, Infallible>(intake.answer(request).await) }
     });
     let mut builder = http1::Builder::new();
-    builder
-        .timer(TokioTimer::new())
-        .header_read_timeout(Duration::from_secs(HEADER_TIMEOUT_S))
-        .max_buf_size(MAX_CONNECTION_BUFFER_BYTES);
+    builder.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(HEADER_TIMEOUT_S)).max_buf_size(MAX_CONNECTION_BUFFER_BYTES);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let ended = tokio::select! {
         ended = connection.as_mut() => Some(ended),

@@ -97,10 +97,7 @@ pub(super) fn read_acks(input: impl BufRead, acks: &mpsc::Sender<String>) -> io:
 
 /// Writes lines in order until their senders are gone or `output` fails. Runs on its own thread;
 /// while the daemon does not read, it blocks here and the queue behind it fills up.
-pub(super) fn write_lines(
-    mut output: impl Write,
-    lines: &mut mpsc::Receiver<Line>,
-) -> io::Result<()> {
+pub(super) fn write_lines(mut output: impl Write, lines: &mut mpsc::Receiver<Line>) -> io::Result<()> {
     while let Some(line) = lines.blocking_recv() {
         output.write_all(&line.bytes)?;
         output.flush()?;
@@ -110,11 +107,7 @@ pub(super) fn write_lines(
 
 /// Gives each whole line of at most `max_bytes` to `on_line` until it returns false. A longer line
 /// is skipped, and so is a last line without its newline: the writer died within it.
-fn read_lines(
-    mut input: impl BufRead,
-    max_bytes: usize,
-    mut on_line: impl FnMut(&[u8]) -> bool,
-) -> io::Result<()> {
+fn read_lines(mut input: impl BufRead, max_bytes: usize, mut on_line: impl FnMut(&[u8]) -> bool) -> io::Result<()> {
     let mut line = Vec::new();
     let mut overlong = false;
     loop {
@@ -194,10 +187,7 @@ mod tests {
 
     #[test]
     fn only_ack_lines_are_acks() {
-        assert_eq!(
-            parse_ack(br#"{"ack":"webhook:a:1"}"#).unwrap(),
-            "webhook:a:1"
-        );
+        assert_eq!(parse_ack(br#"{"ack":"webhook:a:1"}"#).unwrap(), "webhook:a:1");
         assert_eq!(parse_ack(br#"{"ack":"x","later":1}"#).unwrap(), "x");
         for line in [&b""[..], b"{}", b"nonsense", br#"{"ack":7}"#, b"\xff\xfe"] {
             assert_eq!(parse_ack(line), None);
@@ -217,15 +207,8 @@ mod tests {
 
     #[test]
     fn base64_matches_the_rfc_vectors() {
-        let vectors = [
-            ("", ""),
-            ("f", "Zg=="),
-            ("fo", "Zm8="),
-            ("foo", "Zm9v"),
-            ("foob", "Zm9vYg=="),
-            ("fooba", "Zm9vYmE="),
-            ("foobar", "Zm9vYmFy"),
-        ];
+        let vectors =
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg=="), ("fooba", "Zm9vYmE="), ("foobar", "Zm9vYmFy")];
         for (plain, encoded) in vectors {
             assert_eq!(base64(plain.as_bytes()), encoded);
         }

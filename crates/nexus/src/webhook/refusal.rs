@@ -51,48 +51,24 @@ impl Refusal {
     /// The status, and what helps.
     fn status_and_advice(&self) -> (StatusCode, &'static str) {
         match self {
-            Self::NotFound => (
-                StatusCode::NOT_FOUND,
-                "post to the `path` of the account's config, by default /ACCOUNT",
-            ),
-            Self::WrongMethod { .. } => (
-                StatusCode::METHOD_NOT_ALLOWED,
-                "use the method named in the Allow header",
-            ),
-            Self::Unverified(_) => (
-                StatusCode::UNAUTHORIZED,
-                "set the same secret at the sender and in the account's credential",
-            ),
-            Self::Unusable(_) => (
-                StatusCode::BAD_REQUEST,
-                "check that the sender is of the kind named by the account's `verify`",
-            ),
-            Self::TooLarge { .. } => (
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "send less, or raise `max_body_bytes` of the account and `max_line_bytes`",
-            ),
-            Self::LineTooLong { .. } => (
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "send less, or raise `max_line_bytes` of the adapter and of the account alike",
-            ),
+            Self::NotFound => (StatusCode::NOT_FOUND, "post to the `path` of the account's config, by default /ACCOUNT"),
+            Self::WrongMethod { .. } => (StatusCode::METHOD_NOT_ALLOWED, "use the method named in the Allow header"),
+            Self::Unverified(_) => (StatusCode::UNAUTHORIZED, "set the same secret at the sender and in the account's credential"),
+            Self::Unusable(_) => (StatusCode::BAD_REQUEST, "check that the sender is of the kind named by the account's `verify`"),
+            Self::TooLarge { .. } => {
+                (StatusCode::PAYLOAD_TOO_LARGE, "send less, or raise `max_body_bytes` of the account and `max_line_bytes`")
+            }
+            Self::LineTooLong { .. } => {
+                (StatusCode::PAYLOAD_TOO_LARGE, "send less, or raise `max_line_bytes` of the adapter and of the account alike")
+            }
             Self::SlowBody => (StatusCode::REQUEST_TIMEOUT, "send the body without pauses"),
             Self::BrokenBody(_) => (StatusCode::BAD_REQUEST, "send the request again"),
-            Self::Busy => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "retry later, fewer at once",
-            ),
-            Self::Backlog => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "retry later; the daemon is behind",
-            ),
-            Self::NotAcknowledged => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "retry with the same delivery id; the event is recorded once at most",
-            ),
-            Self::Stopping => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "retry with the same delivery id after the restart",
-            ),
+            Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "retry later, fewer at once"),
+            Self::Backlog => (StatusCode::SERVICE_UNAVAILABLE, "retry later; the daemon is behind"),
+            Self::NotAcknowledged => {
+                (StatusCode::SERVICE_UNAVAILABLE, "retry with the same delivery id; the event is recorded once at most")
+            }
+            Self::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "retry with the same delivery id after the restart"),
             Self::Encode(_) => (StatusCode::INTERNAL_SERVER_ERROR, "report this as a defect"),
         }
     }
@@ -105,10 +81,7 @@ impl Refusal {
     /// The answer to send.
     pub(super) fn reply(&self) -> Reply {
         let (status, advice) = self.status_and_advice();
-        let mut reply = answer(
-            status,
-            &json!({ "error": self.to_string(), "advice": advice }),
-        );
+        let mut reply = answer(status, &json!({ "error": self.to_string(), "advice": advice }));
         if status == StatusCode::SERVICE_UNAVAILABLE {
             let seconds = HeaderValue::from(RETRY_AFTER_S);
             reply.headers_mut().insert(RETRY_AFTER, seconds);

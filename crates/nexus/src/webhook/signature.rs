@@ -56,9 +56,7 @@ pub(super) enum Rejection {
     Missing { header: String },
     #[error("the `{header}` header is repeated or malformed")]
     Malformed { header: String },
-    #[error(
-        "the signature is {skew_s} s away from this machine's clock, more than {tolerance_s} s"
-    )]
+    #[error("the signature is {skew_s} s away from this machine's clock, more than {tolerance_s} s")]
     Stale { skew_s: u64, tolerance_s: u64 },
     #[error("the signature or token does not match the configured secret")]
     Mismatch,
@@ -99,16 +97,10 @@ impl Verifier {
         match self {
             Self::Github { secret } => {
                 let value = single(headers, GITHUB_HEADER)?;
-                let signature = value
-                    .strip_prefix("sha256=")
-                    .and_then(parse_mac)
-                    .ok_or_else(|| malformed(GITHUB_HEADER))?;
+                let signature = value.strip_prefix("sha256=").and_then(parse_mac).ok_or_else(|| malformed(GITHUB_HEADER))?;
                 Ok(Claim::Github { secret, signature })
             }
-            Self::Stripe {
-                secret,
-                tolerance_s,
-            } => stripe_claim(secret, single(headers, STRIPE_HEADER)?, *tolerance_s, now_s),
+            Self::Stripe { secret, tolerance_s } => stripe_claim(secret, single(headers, STRIPE_HEADER)?, *tolerance_s, now_s),
             Self::Token { secret, header } => {
                 check_token(secret, header, headers)?;
                 Ok(Claim::Settled)
@@ -130,20 +122,10 @@ impl Claim<'_> {
         match self {
             Self::Settled => Ok(()),
             Self::Github { secret, signature } => verify_mac(secret, &[body], signature),
-            Self::Stripe {
-                secret,
-                signed_at,
-                signatures,
-            } => {
+            Self::Stripe { secret, signed_at, signatures } => {
                 let parts: [&[u8]; 3] = [signed_at.as_bytes(), b".", body];
-                let proven = signatures
-                    .iter()
-                    .any(|signature| verify_mac(secret, &parts, signature).is_ok());
-                if proven {
-                    Ok(())
-                } else {
-                    Err(Rejection::Mismatch)
-                }
+                let proven = signatures.iter().any(|signature| verify_mac(secret, &parts, signature).is_ok());
+                if proven { Ok(()) } else { Err(Rejection::Mismatch) }
             }
         }
     }
@@ -152,9 +134,7 @@ impl Claim<'_> {
 /// The one value of `name`: a repeated header means two parties disagree about what was signed.
 fn single<'h>(headers: &'h HeaderMap, name: &str) -> Result<&'h str, Rejection> {
     let mut values = headers.get_all(name).iter();
-    let first = values.next().ok_or_else(|| Rejection::Missing {
-        header: name.to_owned(),
-    })?;
+    let first = values.next().ok_or_else(|| Rejection::Missing { header: name.to_owned() })?;
     if values.next().is_some() {
         return Err(malformed(name));
     }
@@ -162,9 +142,7 @@ fn single<'h>(headers: &'h HeaderMap, name: &str) -> Result<&'h str, Rejection> 
 }
 
 fn malformed(name: &str) -> Rejection {
-    Rejection::Malformed {
-        header: name.to_owned(),
-    }
+    Rejection::Malformed { header: name.to_owned() }
 }
 
 fn parse_mac(text: &str) -> Option<[u8; 32]> {
@@ -182,19 +160,11 @@ fn verify_mac(secret: &Secret, parts: &[&[u8]], signature: &[u8; 32]) -> Result<
 }
 
 /// Parses `t=<seconds>,v1=<hex>[,v1=<hex>]`; other schemes (`v0`) are ignored, as Stripe asks.
-fn stripe_claim<'a>(
-    secret: &'a Secret,
-    value: &str,
-    tolerance_s: u64,
-    now_s: u64,
-) -> Result<Claim<'a>, Rejection> {
+fn stripe_claim<'a>(secret: &'a Secret, value: &str, tolerance_s: u64, now_s: u64) -> Result<Claim<'a>, Rejection> {
     let mut signed_at = None;
     let mut signatures = Vec::new();
     for item in value.split(',') {
-        let (key, text) = item
-            .trim()
-            .split_once('=')
-            .ok_or_else(|| malformed(STRIPE_HEADER))?;
+        let (key, text) = item.trim().split_once('=').ok_or_else(|| malformed(STRIPE_HEADER))?;
         match key {
             "t" if signed_at.is_none() => signed_at = Some(text),
             "t" => return Err(malformed(STRIPE_HEADER)),
@@ -212,23 +182,12 @@ fn stripe_claim<'a>(
     }
     let skew_s = now_s.abs_diff(seconds);
     if skew_s > tolerance_s {
-        return Err(Rejection::Stale {
-            skew_s,
-            tolerance_s,
-        });
+        return Err(Rejection::Stale { skew_s, tolerance_s });
     }
-    Ok(Claim::Stripe {
-        secret,
-        signed_at: signed_at.to_owned(),
-        signatures,
-    })
+    Ok(Claim::Stripe { secret, signed_at: signed_at.to_owned(), signatures })
 }
 
-fn check_token(
-    secret: &Secret,
-    header: &TokenHeader,
-    headers: &HeaderMap,
-) -> Result<(), Rejection> {
+fn check_token(secret: &Secret, header: &TokenHeader, headers: &HeaderMap) -> Result<(), Rejection> {
     let token = match header {
         TokenHeader::Bearer => {
             let value = single(headers, AUTHORIZATION.as_str())?;
@@ -243,11 +202,7 @@ fn check_token(
     // Digests are compared, so that not even the token's length shows in the timing.
     let given: [u8; 32] = Sha256::digest(token.as_bytes()).into();
     let wanted: [u8; 32] = Sha256::digest(&secret.0).into();
-    if bool::from(given[..].ct_eq(&wanted[..])) {
-        Ok(())
-    } else {
-        Err(Rejection::Mismatch)
-    }
+    if bool::from(given[..].ct_eq(&wanted[..])) { Ok(()) } else { Err(Rejection::Mismatch) }
 }
 
 #[cfg(test)]
@@ -285,9 +240,7 @@ mod tests {
     }
 
     fn github() -> Verifier {
-        Verifier::Github {
-            secret: Secret::new("It's a Secret to Everybody"),
-        }
+        Verifier::Github { secret: Secret::new("It's a Secret to Everybody") }
     }
 
     #[test]
@@ -304,19 +257,9 @@ mod tests {
         let good = "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17";
         let missing = check(&github(), &HeaderMap::new(), BODY);
         assert!(matches!(missing, Err(Rejection::Missing { .. })));
-        for value in [
-            "",
-            "sha256=",
-            "sha1=00",
-            &good[7..],
-            &good[..70],
-            "sha256=zz",
-        ] {
+        for value in ["", "sha256=", "sha1=00", &good[7..], &good[..70], "sha256=zz"] {
             let refused = check(&github(), &headers(&[(GITHUB_HEADER, value)]), BODY);
-            assert!(
-                matches!(refused, Err(Rejection::Malformed { .. })),
-                "{value}"
-            );
+            assert!(matches!(refused, Err(Rejection::Malformed { .. })), "{value}");
         }
         let twice = headers(&[(GITHUB_HEADER, good), (GITHUB_HEADER, good)]);
         let refused = check(&github(), &twice, b"Hello, World!");
@@ -324,10 +267,7 @@ mod tests {
     }
 
     fn stripe(value: &str, body: &[u8]) -> Result<(), Rejection> {
-        let verifier = Verifier::Stripe {
-            secret: Secret::new("whsec_test"),
-            tolerance_s: 300,
-        };
+        let verifier = Verifier::Stripe { secret: Secret::new("whsec_test"), tolerance_s: 300 };
         check(&verifier, &headers(&[(STRIPE_HEADER, value)]), body)
     }
 
@@ -359,10 +299,7 @@ mod tests {
         for signed_at in [NOW_S - 301, NOW_S + 301, 0, u64::MAX] {
             let mac = stripe_mac(signed_at);
             let refused = stripe(&format!("t={signed_at},v1={mac}"), BODY);
-            assert!(
-                matches!(refused, Err(Rejection::Stale { .. })),
-                "{signed_at}"
-            );
+            assert!(matches!(refused, Err(Rejection::Stale { .. })), "{signed_at}");
         }
     }
 
@@ -376,39 +313,25 @@ mod tests {
         let crafted = [flood.as_str(), twice.as_str(), stampless.as_str()];
         for value in shaped.into_iter().chain(crafted) {
             let refused = stripe(value, BODY);
-            assert!(
-                matches!(refused, Err(Rejection::Malformed { .. })),
-                "{value}"
-            );
+            assert!(matches!(refused, Err(Rejection::Malformed { .. })), "{value}");
         }
     }
 
     #[test]
     fn token_is_read_from_bearer_or_a_named_header() {
-        let bearer = Verifier::Token {
-            secret: Secret::new("s3cret"),
-            header: TokenHeader::Bearer,
-        };
+        let bearer = Verifier::Token { secret: Secret::new("s3cret"), header: TokenHeader::Bearer };
         let good = headers(&[("authorization", "bearer s3cret")]);
         assert_eq!(check(&bearer, &good, BODY), Ok(()));
         let wrong = headers(&[("authorization", "Bearer s3cre")]);
         assert_eq!(check(&bearer, &wrong, BODY), Err(Rejection::Mismatch));
         let basic = headers(&[("authorization", "Basic s3cret")]);
-        assert!(matches!(
-            check(&bearer, &basic, BODY),
-            Err(Rejection::Malformed { .. })
-        ));
+        assert!(matches!(check(&bearer, &basic, BODY), Err(Rejection::Malformed { .. })));
 
-        let named = Verifier::Token {
-            secret: Secret::new("s3cret"),
-            header: TokenHeader::Named(HeaderName::from_static("x-gitlab-token")),
-        };
+        let named =
+            Verifier::Token { secret: Secret::new("s3cret"), header: TokenHeader::Named(HeaderName::from_static("x-gitlab-token")) };
         let good = headers(&[("x-gitlab-token", "s3cret")]);
         assert_eq!(check(&named, &good, BODY), Ok(()));
-        assert!(matches!(
-            check(&named, &HeaderMap::new(), BODY),
-            Err(Rejection::Missing { .. })
-        ));
+        assert!(matches!(check(&named, &HeaderMap::new(), BODY), Err(Rejection::Missing { .. })));
     }
 
     #[test]

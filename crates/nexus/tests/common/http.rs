@@ -117,8 +117,7 @@ impl Body {
         }
         self.reader.read_line(&mut line)?;
         let size = line.trim().split(';').next().unwrap_or("");
-        usize::from_str_radix(size, 16)
-            .map_err(|_| io::Error::new(io::ErrorKind::UnexpectedEof, format!("no chunk size: {line:?}")))
+        usize::from_str_radix(size, 16).map_err(|_| io::Error::new(io::ErrorKind::UnexpectedEof, format!("no chunk size: {line:?}")))
     }
 }
 

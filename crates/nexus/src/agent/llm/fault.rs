@@ -2,7 +2,6 @@
 //! could help. Owns the reading of `genai`'s errors. Never passes on a key, nor more than a few
 //! lines of what a server said.
 
-
 use genai::BoxError;
 use genai::webc::StreamTimeout;
 use secrecy::{ExposeSecret, SecretString};
@@ -107,9 +106,7 @@ impl Explainer<'_> {
 fn advice(status: u16) -> (&'static str, bool) {
     match status {
         300..=399 => ("it redirects, which is not followed: set `url` to the final address", false),
-        400 | 413 | 422 => {
-            ("the request was refused: check `model`, and that its context holds the session", false)
-        }
+        400 | 413 | 422 => ("the request was refused: check `model`, and that its context holds the session", false),
         401 | 403 => ("the key was refused: check `key_file` or `key_env`", false),
         404 | 405 => ("nothing answers there: check `url` and `model`", false),
         408 | 425 => ("the request took too long to arrive", true),
@@ -128,12 +125,10 @@ fn message(body: &Value) -> Option<&str> {
 
 /// Whether an error object in a stream names something that passes.
 fn is_passing(body: &Value) -> bool {
-    const PASSING: [&str; 5] =
-        ["server_error", "overloaded", "rate_limit", "timeout", "unavailable"];
+    const PASSING: [&str; 5] = ["server_error", "overloaded", "rate_limit", "timeout", "unavailable"];
     let named = |field: &str| {
         let text = body.get(field).and_then(Value::as_str).unwrap_or_default();
-        PASSING.iter().any(|name| text.contains(name))
-            || text.parse().is_ok_and(|status| advice(status).1)
+        PASSING.iter().any(|name| text.contains(name)) || text.parse().is_ok_and(|status| advice(status).1)
     };
     let code = body.get("code").and_then(Value::as_u64);
     let status = code.and_then(|code| u16::try_from(code).ok());

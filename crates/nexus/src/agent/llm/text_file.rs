@@ -40,11 +40,7 @@ pub(super) enum Audience {
 ///
 /// # Errors
 /// See [`TextFileError`]. The checks are made on the open file, not on its path.
-pub(super) async fn read(
-    path: &Path,
-    limit_bytes: u64,
-    audience: Audience,
-) -> Result<String, TextFileError> {
+pub(super) async fn read(path: &Path, limit_bytes: u64, audience: Audience) -> Result<String, TextFileError> {
     let failed = |source| TextFileError::Read { path: path.to_owned(), source };
     // Without O_NONBLOCK opening a FIFO would wait for a writer for ever.
     let mut options = OpenOptions::new();

@@ -31,8 +31,21 @@ impl NewDelivery {
         connection
             .prepare_cached(sql)?
             .execute(params![
-                self.delivery_id, self.request_id, self.event_seq, self.run_id, self.adapter, self.channel, self.account_id, self.target,
-                self.thread_id, self.reply_to_id, self.idempotency_key, self.content, self.created_at, self.expires_at, epoch
+                self.delivery_id,
+                self.request_id,
+                self.event_seq,
+                self.run_id,
+                self.adapter,
+                self.channel,
+                self.account_id,
+                self.target,
+                self.thread_id,
+                self.reply_to_id,
+                self.idempotency_key,
+                self.content,
+                self.created_at,
+                self.expires_at,
+                epoch
             ])
             .map(drop)
     }
@@ -65,7 +78,8 @@ pub struct Delivery {
     pub expires_at: i64,
 }
 
-pub(super) const COLUMNS: &str = "seq, delivery_id, request_id, event_seq, run_id, adapter, channel, account_id, target, thread_id, reply_to_id,
+pub(super) const COLUMNS: &str =
+    "seq, delivery_id, request_id, event_seq, run_id, adapter, channel, account_id, target, thread_id, reply_to_id,
   idempotency_key, content, status, attempts, next_attempt_at, message_ids, error, created_at, updated_at, expires_at";
 
 pub(super) fn from_row(row: &Row<'_>) -> rusqlite::Result<Delivery> {
@@ -121,12 +135,23 @@ impl ClaimDelivery {
 /// How an attempt ended.
 #[derive(Debug, Clone)]
 pub enum Settled {
-    Sent { message_ids: Vec<String> },
+    Sent {
+        message_ids: Vec<String>,
+    },
     /// Back to `pending`, not before this instant (Unix ms).
-    Retry { at: i64, error: String },
-    Failed { error: String },
-    Uncertain { error: String },
-    Expired { error: String },
+    Retry {
+        at: i64,
+        error: String,
+    },
+    Failed {
+        error: String,
+    },
+    Uncertain {
+        error: String,
+    },
+    Expired {
+        error: String,
+    },
 }
 
 /// Writes how an attempt ended.
@@ -156,15 +181,16 @@ impl SettleDelivery {
             "UPDATE deliveries SET status = ?2, error = ?3, message_ids = ?4, next_attempt_at = ?5, updated_at = ?6, epoch = ?7
              WHERE delivery_id = ?1 AND {from} AND epoch <= ?7"
         );
-        let changed = connection
-            .prepare_cached(&sql)?
-            .execute(params![self.delivery_id, status, error, ids, next_at, self.at, self.epoch])?;
+        let changed =
+            connection.prepare_cached(&sql)?.execute(params![self.delivery_id, status, error, ids, next_at, self.at, self.epoch])?;
         if changed == 0 {
             return Ok(Claim::Lost);
         }
         if status == "sent" {
             let seq = next(connection, "sent_seq")?;
-            connection.prepare_cached("UPDATE deliveries SET sent_seq = ?2 WHERE delivery_id = ?1")?.execute(params![self.delivery_id, seq])?;
+            connection
+                .prepare_cached("UPDATE deliveries SET sent_seq = ?2 WHERE delivery_id = ?1")?
+                .execute(params![self.delivery_id, seq])?;
         }
         Ok(Claim::Done)
     }
@@ -190,7 +216,8 @@ impl ResolveDelivery {
     /// The status before, if the decision could be carried out.
     pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Option<String>> {
         let before = "SELECT status FROM deliveries WHERE delivery_id = ?1";
-        let before: Option<String> = crate::ledger::optional(connection.prepare_cached(before)?.query_row([&self.delivery_id], |row| row.get(0)))?;
+        let before: Option<String> =
+            crate::ledger::optional(connection.prepare_cached(before)?.query_row([&self.delivery_id], |row| row.get(0)))?;
         let (to, from) = match self.resolution {
             Resolution::Retry => ("pending", "('uncertain', 'failed', 'expired', 'discarded')"),
             Resolution::Discard => ("discarded", "('uncertain', 'failed', 'expired', 'pending')"),

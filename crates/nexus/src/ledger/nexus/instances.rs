@@ -37,7 +37,16 @@ impl SaveInstance {
         connection
             .prepare_cached(sql)?
             .execute(params![
-                one.adapter, one.account, one.status, one.health, one.pid, one.restart_count, one.events_received, one.last_error, self.at, self.epoch
+                one.adapter,
+                one.account,
+                one.status,
+                one.health,
+                one.pid,
+                one.restart_count,
+                one.events_received,
+                one.last_error,
+                self.at,
+                self.epoch
             ])
             .map(drop)
     }
@@ -125,7 +134,14 @@ impl CountAnalytics {
         let sql = "INSERT INTO analytics_hourly VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (hour, channel, agent, status)
                    DO UPDATE SET requests = requests + ?5, latency_ms = latency_ms + ?6";
         for hour in &self.hours {
-            connection.prepare_cached(sql)?.execute(params![hour.hour, hour.channel, hour.agent, hour.status, hour.requests, hour.latency_ms])?;
+            connection.prepare_cached(sql)?.execute(params![
+                hour.hour,
+                hour.channel,
+                hour.agent,
+                hour.status,
+                hour.requests,
+                hour.latency_ms
+            ])?;
         }
         Ok(())
     }

@@ -82,14 +82,22 @@ pub fn open_requests(connection: &Connection) -> rusqlite::Result<Vec<OpenReques
     connection
         .prepare_cached(sql)?
         .query_map([], |row| {
-            Ok(OpenRequest { event_seq: row.get(0)?, request_id: row.get(1)?, conversation: row.get(2)?, adapter: row.get(3)?, account_id: row.get(4)? })
+            Ok(OpenRequest {
+                event_seq: row.get(0)?,
+                request_id: row.get(1)?,
+                conversation: row.get(2)?,
+                adapter: row.get(3)?,
+                account_id: row.get(4)?,
+            })
         })?
         .collect()
 }
 
 /// The id of the request of an event.
 pub fn request_id_of(connection: &Connection, event_seq: i64) -> rusqlite::Result<Option<String>> {
-    optional(connection.prepare_cached("SELECT request_id FROM nexus_requests WHERE event_seq = ?1")?.query_row([event_seq], |row| row.get(0)))
+    optional(
+        connection.prepare_cached("SELECT request_id FROM nexus_requests WHERE event_seq = ?1")?.query_row([event_seq], |row| row.get(0)),
+    )
 }
 
 /// How many requests each status has.
@@ -107,7 +115,16 @@ pub fn delivery(connection: &Connection, delivery_id: &str) -> rusqlite::Result<
 
 /// Every delivery that waits to be sent, in order.
 pub fn open_deliveries(connection: &Connection) -> rusqlite::Result<Vec<Delivery>> {
-    let sql = format!("SELECT {COLUMNS} FROM deliveries WHERE status IN ('pending', 'sending', 'uncertain') AND status = 'pending' ORDER BY seq");
+    let sql =
+        format!("SELECT {COLUMNS} FROM deliveries WHERE status IN ('pending', 'sending', 'uncertain') AND status = 'pending' ORDER BY seq");
+    connection.prepare_cached(&sql)?.query_map([], from_row)?.collect()
+}
+
+/// Every delivery of which nobody knows whether it arrived, in order.
+pub fn uncertain_deliveries(connection: &Connection) -> rusqlite::Result<Vec<Delivery>> {
+    let sql = format!(
+        "SELECT {COLUMNS} FROM deliveries WHERE status IN ('pending', 'sending', 'uncertain') AND status = 'uncertain' ORDER BY seq"
+    );
     connection.prepare_cached(&sql)?.query_map([], from_row)?.collect()
 }
 
@@ -125,16 +142,20 @@ pub fn deliveries(connection: &Connection, status: Option<&str>, limit: usize) -
 /// Deliveries sent after `sent_seq`, in the order of their sending, and the last one's place.
 pub fn sent_after(connection: &Connection, sent_seq: i64, limit: usize) -> rusqlite::Result<(i64, Vec<Delivery>)> {
     let sql = format!("SELECT {COLUMNS}, sent_seq FROM deliveries WHERE sent_seq > ?1 ORDER BY sent_seq LIMIT ?2");
-    let rows: Vec<(Delivery, i64)> =
-        connection.prepare_cached(&sql)?.query_map(params![sent_seq, limit], |row| Ok((from_row(row)?, row.get(21)?)))?.collect::<rusqlite::Result<_>>()?;
+    let rows: Vec<(Delivery, i64)> = connection
+        .prepare_cached(&sql)?
+        .query_map(params![sent_seq, limit], |row| Ok((from_row(row)?, row.get(21)?)))?
+        .collect::<rusqlite::Result<_>>()?;
     let upto = rows.last().map_or(sent_seq, |(_, seq)| *seq);
     Ok((upto, rows.into_iter().map(|(delivery, _)| delivery).collect()))
 }
 
 /// Turns of runs finished after `finish_seq`, in order, and the last one's place.
 pub fn finished_after(connection: &Connection, finish_seq: i64, limit: usize) -> rusqlite::Result<(i64, Vec<TurnRecord>)> {
-    let mut query = connection.prepare_cached("SELECT finish_seq, turn_json FROM runs WHERE finish_seq > ?1 ORDER BY finish_seq LIMIT ?2")?;
-    let rows: Vec<(i64, Option<String>)> = query.query_map(params![finish_seq, limit], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<rusqlite::Result<_>>()?;
+    let mut query =
+        connection.prepare_cached("SELECT finish_seq, turn_json FROM runs WHERE finish_seq > ?1 ORDER BY finish_seq LIMIT ?2")?;
+    let rows: Vec<(i64, Option<String>)> =
+        query.query_map(params![finish_seq, limit], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<rusqlite::Result<_>>()?;
     let upto = rows.last().map_or(finish_seq, |(seq, _)| *seq);
     let turns = rows.into_iter().filter_map(|(_, json)| json.and_then(|json| serde_json::from_str(&json).ok())).collect();
     Ok((upto, turns))

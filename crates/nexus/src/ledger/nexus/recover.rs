@@ -18,8 +18,6 @@ pub struct BeginEpoch {
 #[derive(Debug, Clone, Default)]
 pub struct Begun {
     pub epoch: i64,
-    /// Deliveries that were on their way: nobody knows whether they arrived.
-    pub uncertain: Vec<String>,
     pub interrupted: Vec<Interrupted>,
 }
 
@@ -38,10 +36,10 @@ impl BeginEpoch {
     pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Begun> {
         let epoch = next(connection, "epoch")?;
         let error = "the daemon stopped while this was being sent; it may or may not have arrived";
-        let mut mark = connection.prepare(
-            "UPDATE deliveries SET status = 'uncertain', error = ?1, updated_at = ?2, owner = ?3, epoch = ?4 WHERE status = 'sending' RETURNING delivery_id",
+        connection.execute(
+            "UPDATE deliveries SET status = 'uncertain', error = ?1, updated_at = ?2, owner = ?3, epoch = ?4 WHERE status = 'sending'",
+            params![error, self.at, self.owner, epoch],
         )?;
-        let uncertain = mark.query_map(params![error, self.at, self.owner, epoch], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
         connection.execute("UPDATE runs SET status = 'interrupted', finished_at = ?1 WHERE status = 'running'", [self.at])?;
         connection.execute("UPDATE nexus_requests SET status = 'interrupted' WHERE status = 'processing'", [])?;
         let mut list = connection.prepare(
@@ -51,11 +49,17 @@ impl BeginEpoch {
         )?;
         let interrupted = list
             .query_map([], |row| {
-                Ok(Interrupted { event_seq: row.get(0)?, attempts: row.get(1)?, agent: row.get(2)?, run_id: row.get(3)?, acted: row.get(4)? })
+                Ok(Interrupted {
+                    event_seq: row.get(0)?,
+                    attempts: row.get(1)?,
+                    agent: row.get(2)?,
+                    run_id: row.get(3)?,
+                    acted: row.get(4)?,
+                })
             })?
             .collect::<rusqlite::Result<_>>()?;
         connection.execute("UPDATE adapter_instances SET status = 'stopped', health = 'unknown', pid = NULL", [])?;
-        Ok(Begun { epoch, uncertain, interrupted })
+        Ok(Begun { epoch, interrupted })
     }
 }
 
@@ -75,7 +79,8 @@ impl ReviveRequest {
     pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Claim> {
         let completed = self.to.is_terminal().then_some(self.at);
         let sql = "UPDATE nexus_requests SET status = ?2, reason = ?3, completed_at = ?4, epoch = ?5 WHERE event_seq = ?1 AND status = 'interrupted'";
-        let changed = connection.prepare_cached(sql)?.execute(params![self.event_seq, self.to.as_str(), self.reason, completed, self.epoch])?;
+        let changed =
+            connection.prepare_cached(sql)?.execute(params![self.event_seq, self.to.as_str(), self.reason, completed, self.epoch])?;
         if changed == 0 {
             return Ok(Claim::Lost);
         }

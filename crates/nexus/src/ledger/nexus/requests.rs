@@ -41,8 +41,19 @@ impl Admit {
         for row in &self.rows {
             let completed = row.status.is_terminal().then_some(row.created_at);
             insert.execute(params![
-                row.event_seq, row.request_id, row.event_id, row.channel, row.account_id, row.adapter, row.conversation,
-                row.status.as_str(), row.late, row.created_at, completed, row.reason, self.epoch
+                row.event_seq,
+                row.request_id,
+                row.event_id,
+                row.channel,
+                row.account_id,
+                row.adapter,
+                row.conversation,
+                row.status.as_str(),
+                row.late,
+                row.created_at,
+                completed,
+                row.reason,
+                self.epoch
             ])?;
         }
         let sql = "UPDATE counters SET value = max(value, ?1) WHERE name = 'intake_seq'";
@@ -68,7 +79,13 @@ impl SettleRequest {
         let sql = "UPDATE nexus_requests SET status = ?2, stage = ?3, reason = ?4, trace = ?5, completed_at = ?6, epoch = ?7
                    WHERE event_seq = ?1 AND status IN ('waiting', 'interrupted') AND epoch <= ?7";
         let changed = connection.prepare_cached(sql)?.execute(params![
-            self.event_seq, self.status.as_str(), self.stage, self.reason, self.trace, self.at, self.epoch
+            self.event_seq,
+            self.status.as_str(),
+            self.stage,
+            self.reason,
+            self.trace,
+            self.at,
+            self.epoch
         ])?;
         if changed == 1 { Ok(Claim::Done) } else { is_now(connection, self.event_seq, self.status) }
     }
@@ -140,7 +157,12 @@ impl FinishRun {
         let settle = "UPDATE nexus_requests SET status = ?2, stage = 'runAgent', reason = ?3, trace = ?4, completed_at = ?5
                       WHERE event_seq = ?1 AND status = 'processing' AND epoch = ?6";
         let changed = connection.prepare_cached(settle)?.execute(params![
-            self.event_seq, self.status.as_str(), self.reason, self.trace, self.at, self.epoch
+            self.event_seq,
+            self.status.as_str(),
+            self.reason,
+            self.trace,
+            self.at,
+            self.epoch
         ])?;
         if changed == 0 {
             return Ok(None);

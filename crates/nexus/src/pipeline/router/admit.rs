@@ -110,7 +110,11 @@ impl Admission {
                 done => done,
             };
             match result {
-                Ok(()) => drop(admitted.send_if_modified(|seq| { let more = *seq < upto; *seq = upto.max(*seq); more })),
+                Ok(()) => drop(admitted.send_if_modified(|seq| {
+                    let more = *seq < upto;
+                    *seq = upto.max(*seq);
+                    more
+                })),
                 Err(error) => tracing::warn!(upto, %error, "events not admitted; the next start admits them"),
             }
         });

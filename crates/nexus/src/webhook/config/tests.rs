@@ -35,16 +35,7 @@ fn all_problems_are_told_at_once() {
         "verify": "gitlab", "bind": "localhost:80", "path": "hook", "id_header": "a b",
         "max_body_bytes": 0, "ack_timeout_ms": "soon", "allow_external": 1, "secret": "x",
     }));
-    let keys = [
-        "`verify`",
-        "`bind`",
-        "`path`",
-        "`id_header`",
-        "`max_body_bytes`",
-        "`ack_timeout_ms`",
-        "`allow_external`",
-        "`secret`",
-    ];
+    let keys = ["`verify`", "`bind`", "`path`", "`id_header`", "`max_body_bytes`", "`ack_timeout_ms`", "`allow_external`", "`secret`"];
     for key in keys {
         assert!(text.contains(key), "{key} is not named in: {text}");
     }
@@ -78,11 +69,7 @@ fn a_missing_or_odd_secret_is_a_problem() {
     let without = br#"{"version":1,"account_id":"a","config":{"verify":"stripe"}}"#;
     let text = Settings::parse(without).unwrap_err().to_string();
     assert!(text.contains("nexus credential set"), "{text}");
-    for credential in [
-        json!({ "value": 7 }),
-        json!("hunter2"),
-        json!({ "value": "\n" }),
-    ] {
+    for credential in [json!({ "value": 7 }), json!("hunter2"), json!({ "value": "\n" })] {
         let file = json!({
             "account_id": "a", "config": { "verify": "token" }, "credential": credential,
         });
@@ -113,14 +100,6 @@ fn unknown_keys_warn_and_foreign_files_fail() {
     let settings = parse(json!({ "verify": "github", "pathh": "/x" })).unwrap();
     assert!(settings.warnings[0].contains("`pathh`"));
     let newer = br#"{"version":2,"account_id":"a","config":{"verify":"none"}}"#;
-    assert!(
-        Settings::parse(newer)
-            .unwrap_err()
-            .to_string()
-            .contains("version")
-    );
-    assert!(matches!(
-        Settings::parse(b"no json"),
-        Err(ConfigError::NotJson(_))
-    ));
+    assert!(Settings::parse(newer).unwrap_err().to_string().contains("version"));
+    assert!(matches!(Settings::parse(b"no json"), Err(ConfigError::NotJson(_))));
 }
