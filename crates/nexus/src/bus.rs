@@ -172,7 +172,7 @@ mod tests {
     fn frames(batch: Batch) -> Vec<u64> {
         match batch {
             Batch::Frames(frames) => frames.iter().map(|frame| frame.seq).collect(),
-            other => panic!("{other:?}"),
+            other @ (Batch::Lagged { .. } | Batch::Empty) => panic!("{other:?}"),
         }
     }
 

@@ -4,9 +4,13 @@
 mod build;
 pub mod config;
 mod control;
+mod engine;
+mod error;
 mod housekeeping;
+mod listen;
 pub mod lock;
 pub mod paths;
+mod prologue;
 mod ready;
 mod reload;
 mod shutdown;
@@ -14,8 +18,8 @@ mod signals;
 mod start;
 mod status;
 
+pub use error::StartError;
 pub use paths::{Paths, PathsError};
-pub use start::StartError;
 
 use crate::keeper;
 use crate::logging::Logging;
@@ -59,7 +63,7 @@ struct Prologue {
 /// [`StartError`] when it can't start; nothing is left running then.
 pub fn run(mut options: StartOptions) -> Result<(), StartError> {
     let ready = ready::Ready::new(options.ready_fd.take());
-    let result = start::prologue(options).and_then(|(hold, prologue)| {
+    let result = prologue::run(options).and_then(|(hold, prologue)| {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(StartError::Runtime)?;
         let result = runtime.block_on(async {
             let running = start::start(prologue, &ready).await?;

@@ -143,12 +143,15 @@ impl Child {
     }
 }
 
+/// Handle and task of each child.
+type Children = HashMap<ChildId, (Child, JoinHandle<()>)>;
+
 /// All supervised children.
 #[derive(Debug, Clone)]
 pub struct Supervisor {
     keeper: Keeper,
     metrics: Metrics,
-    children: Arc<Mutex<HashMap<ChildId, (Child, JoinHandle<()>)>>>,
+    children: Arc<Mutex<Children>>,
 }
 
 impl Supervisor {
@@ -193,7 +196,7 @@ impl Supervisor {
         list
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<ChildId, (Child, JoinHandle<()>)>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Children> {
         self.children.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

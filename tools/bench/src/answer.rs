@@ -8,8 +8,8 @@ use crate::{Bench, bare, clock};
 use anyhow::{Context, Result, anyhow};
 use serde_json::{Value, json};
 use std::path::Path;
-use std::sync::Barrier;
-use std::thread::Builder;
+use std::sync::RwLock;
+use std::thread::{Builder, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 const RUNS: u32 = 3;
@@ -132,41 +132,29 @@ struct Load {
 /// Runs a client per session. Each has one message answered before the clock starts, so that
 /// connections and sessions are there.
 fn load(daemon: &Daemon<'_>, answer: &Answer) -> Result<Load> {
-    let (warm, go) = (Barrier::new(answer.sessions() + 1), Barrier::new(answer.sessions() + 1));
-    let socket = daemon.socket();
-    std::thread::scope(|scope| {
-        let mut clients = Vec::with_capacity(answer.sessions());
-        for number in 0..answer.sessions() {
-            let (warm, go, socket) = (&warm, &go, &socket);
+    let connections: Vec<Connection> = (0..answer.sessions()).map(|number| greet(&daemon.socket(), number)).collect::<Result<_>>()?;
+    let cpu_before_ms = daemon.settle()?;
+    let gate = RwLock::new(());
+    let (seconds, outcomes) = std::thread::scope(|scope| {
+        // Dropped in any case, so that those who wait at it end.
+        let closed = gate.write().map_err(|_| anyhow!("the gate of the clients is broken"))?;
+        let mut clients = Vec::with_capacity(connections.len());
+        for (number, mut connection) in connections.into_iter().enumerate() {
+            let gate = &gate;
             let client = move || {
-                let greeted = greet(socket, number);
-                // Passed also by a client that failed: the others wait for it.
-                warm.wait();
-                go.wait();
-                converse(&mut greeted?, number, answer)
+                drop(gate.read());
+                converse(&mut connection, number, answer)
             };
-            // One that can't be started would leave the others waiting for ever.
-            clients.push(Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, client).expect("threads for all clients can be started"));
+            clients.push(Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, client).context("failed to start a client")?);
         }
-        warm.wait();
-        let settled = daemon.settle();
         let began = Instant::now();
-        go.wait();
-        let mut times_ms = Vec::with_capacity(answer.each() * answer.sessions());
-        let mut failed = None;
-        for client in clients {
-            match client.join() {
-                Ok(Ok(times)) => times_ms.extend(times),
-                Ok(Err(error)) => failed = Some(error),
-                Err(_) => failed = Some(anyhow!("a client panicked")),
-            }
-        }
-        let seconds = began.elapsed().as_secs_f64();
-        match failed {
-            Some(error) => Err(error),
-            None => Ok(Load { seconds, cpu_before_ms: settled?, times_ms }),
-        }
-    })
+        drop(closed);
+        let join = |client: ScopedJoinHandle<'_, Result<Vec<f64>>>| client.join().unwrap_or_else(|_| Err(anyhow!("a client panicked")));
+        let outcomes: Vec<Result<Vec<f64>>> = clients.into_iter().map(join).collect();
+        anyhow::Ok((began.elapsed().as_secs_f64(), outcomes))
+    })?;
+    let times: Vec<Vec<f64>> = outcomes.into_iter().collect::<Result<_>>()?;
+    Ok(Load { seconds, cpu_before_ms, times_ms: times.concat() })
 }
 
 fn greet(socket: &Path, number: usize) -> Result<Connection> {

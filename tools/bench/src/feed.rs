@@ -104,14 +104,18 @@ pub(crate) fn write_events(path: &Path, numbers: Range<u64>) -> Result<u64> {
     write_lines(path, numbers.map(|number| event::line(&event::event(number, false))))
 }
 
+/// How long so many new events may take.
+pub(crate) fn limit(events: u64) -> Duration {
+    Duration::from_secs(FIRST_LIMIT_S + events / PACE_MIN_PER_S)
+}
+
 /// Waits until the ledger of a daemon holds `events` events; the moment, by `CLOCK_MONOTONIC`.
 ///
 /// # Errors
-/// When they don't come in time.
-pub(crate) fn committed_ns(place: &Place, events: u64) -> Result<u64> {
+/// When they don't come within `limit`.
+pub(crate) fn committed_ns(place: &Place, events: u64, limit: Duration) -> Result<u64> {
     let ledger = place.ledger("events")?;
     let mut newest = ledger.prepare("SELECT coalesce(max(seq), 0) FROM events").context("failed to ask the ledger")?;
-    let limit = Duration::from_secs(FIRST_LIMIT_S + events / PACE_MIN_PER_S);
     clock::wait_for("every event is committed", limit, STEP, || {
         let seq: u64 = newest.query_row([], |row| row.get(0)).context("failed to read the ledger")?;
         Ok((seq >= events).then(clock::monotonic_ns))
@@ -138,7 +142,7 @@ pub(crate) fn fill(bench: &Bench, place: &Place, events: u64) -> Result<()> {
     let feed = Feed::write(bench, events, 1, false)?;
     place.configure(&json!({ "adapters": feed.adapters(bench, place, Verb::Backfill) }))?;
     let daemon: Daemon<'_> = place.start()?;
-    committed_ns(place, events)?;
+    committed_ns(place, events, limit(events))?;
     daemon.settle()?;
     check(place, events)?;
     daemon.stop()

@@ -85,7 +85,7 @@ fn measure(bench: &Bench, ingest: &Ingest, feed: &Feed, figures: &mut Figures) -
     let place = Place::new(bench)?;
     place.configure(&json!({ "adapters": feed.adapters(bench, &place, ingest.verb()) }))?;
     let daemon = place.start()?;
-    let committed_ns = feed::committed_ns(&place, feed.events)?;
+    let committed_ns = feed::committed_ns(&place, feed.events, feed::limit(feed.events))?;
     let cpu_ms = daemon.cpu_ms()?;
     let begun_ns = feed.begun_ns(&place)?;
     let per_s = |end_ns: u64| feed.events as f64 * 1e9 / end_ns.saturating_sub(begun_ns).max(1) as f64;

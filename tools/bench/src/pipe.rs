@@ -12,6 +12,9 @@ use std::time::Duration;
 const RUNS: u32 = 3;
 /// Different lines that are repeated.
 const LINES: u64 = 1000;
+/// How long the beginning may take, and the slowest pace that is waited for.
+const START_LIMIT_S: u64 = 60;
+const BYTES_PER_S_MIN: u64 = 2_000_000;
 const STAMP_LIMIT: Duration = Duration::from_secs(10);
 const STEP: Duration = Duration::from_millis(2);
 
@@ -60,7 +63,7 @@ fn measure(bench: &Bench, pipe: &Pipe) -> Result<Run> {
     entry["catch_up"] = json!({ "max_age_ms": 0, "late": "file" });
     place.configure(&json!({ "adapters": { "pipe": entry } }))?;
     let daemon = place.start()?;
-    let committed_ns = feed::committed_ns(&place, LINES + 1)?;
+    let committed_ns = feed::committed_ns(&place, LINES + 1, Duration::from_secs(START_LIMIT_S + pipe.bytes / BYTES_PER_S_MIN))?;
     let cpu_ms = daemon.cpu_ms()?;
     // The last write may return after its commit was seen.
     let stamp = clock::wait_for("the adapter has noted its end", STAMP_LIMIT, STEP, || {

@@ -66,7 +66,7 @@ impl Findings {
 
     fn into_problems(self, main: Source<'_>, overlay: Option<Source<'_>>) -> Vec<Problem> {
         let Self { mut kept, hidden } = self;
-        kept.sort_by(|a, b| a.at.cmp(&b.at));
+        kept.sort_by_key(|fault| fault.at);
         if hidden > 0
             && let Some(last) = kept.last_mut()
         {

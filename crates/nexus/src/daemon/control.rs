@@ -1,7 +1,7 @@
 //! What the running daemon answers and does when it is asked: the [`Verbs`] of the HTTP server.
 
+use super::error::StartError;
 use super::paths::Paths;
-use super::start::StartError;
 use super::{housekeeping, reload, status};
 use crate::adapter::intake::Sinks;
 use crate::adapter::{Adapters, VerbError};

@@ -1,7 +1,6 @@
 //! The documents that tell how the daemon is: `/health`, `status`, the start summary.
 
 use super::control::Control;
-use super::start::shown;
 use crate::adapter::account::AccountReport;
 use nexus_core::health::{AdapterHealth, AdapterStatus, Overall, Parts, overall};
 use serde_json::{Map, Value, json};
@@ -74,7 +73,7 @@ pub(super) fn summary(control: &Control) -> String {
     let mut lines = vec![
         format!("[NEX] Daemon started (v{})", env!("CARGO_PKG_VERSION")),
         format!("  PID:       {}", std::process::id()),
-        format!("  HTTP:      {}", shown(control.http_address.get())),
+        format!("  HTTP:      {}", control.http_address.get().map_or_else(|| "-".into(), ToString::to_string)),
         format!("  Adapters:  {} running, {} errored", count(AdapterStatus::Running), count(AdapterStatus::Errored)),
     ];
     for (name, report) in names.iter().zip(&reports) {

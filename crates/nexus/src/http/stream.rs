@@ -115,7 +115,7 @@ impl Feed {
     /// A comment each 15 s, a heartbeat each 30 s.
     fn tick(&mut self) -> Bytes {
         self.ticked += 1;
-        if self.ticked % 2 == 0 {
+        if self.ticked.is_multiple_of(2) {
             format!("event: heartbeat\ndata: {{\"ts\":{}}}\n\n", crate::clock::wall_ms()).into()
         } else {
             Bytes::from_static(b": still here\n\n")

@@ -262,6 +262,13 @@ pub fn page_after(connection: &Connection, seq: i64, limit: usize) -> rusqlite::
     Ok((upto, rows.into_iter().filter(|row| row.direction == "inbound" && row.disposition != Disposition::History).collect()))
 }
 
+/// How many events after `seq` are to become requests, by adapter and account.
+pub fn count_after(connection: &Connection, seq: i64) -> rusqlite::Result<Vec<(String, String, u64)>> {
+    let sql = "SELECT adapter, account_id, count(*) FROM events
+               WHERE seq > ?1 AND direction = 'inbound' AND disposition IN ('run', 'late') GROUP BY 1, 2";
+    connection.prepare_cached(sql)?.query_map([seq], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?.collect()
+}
+
 /// One event by its place.
 pub fn by_seq(connection: &Connection, seq: i64) -> rusqlite::Result<Option<StoredEvent>> {
     optional(connection.prepare_cached(&format!("SELECT {COLUMNS} FROM events WHERE seq = ?1"))?.query_row([seq], stored))

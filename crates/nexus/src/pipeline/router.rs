@@ -11,8 +11,8 @@ mod sessions;
 
 use super::pending::Pending;
 use super::{Outcome, Pipeline, Prepared};
-use crate::ledger::events::{StoredEvent, by_seq};
-use crate::ledger::nexus::{OpenRequest, open_requests, request_id_of};
+use crate::ledger::events::{StoredEvent, by_seq, count_after};
+use crate::ledger::nexus::{OpenRequest, counter, open_requests, request_id_of};
 use lanes::Lanes;
 use nexus_core::ids::AccountKey;
 use sessions::Sessions;
@@ -80,6 +80,8 @@ impl Router {
         stats: watch::Sender<RouterStats>,
     ) -> Result<(Self, tokio::task::JoinHandle<()>), crate::ledger::ReadError> {
         let open = pipeline.ledgers.nexus.readers.read(open_requests).await?;
+        let upto = pipeline.ledgers.nexus.readers.read(|connection| counter(connection, "intake_seq")).await?;
+        let unadmitted = pipeline.ledgers.events.readers.read(move |connection| count_after(connection, upto)).await?;
         let (told, inbox) = mpsc::channel(INBOX_MAX);
         let router = Self { told: told.clone(), stop: CancellationToken::new(), runs: TaskTracker::new() };
         let mut state = State {
@@ -93,6 +95,9 @@ impl Router {
             runs: router.runs.clone(),
             stats,
         };
+        for (adapter, account, events) in unadmitted {
+            state.pending.raise(&AccountKey::new(adapter, account), events);
+        }
         for request in open {
             state.pending.raise(&AccountKey::new(&request.adapter, &request.account_id), 1);
             state.know(request, None);
@@ -113,6 +118,11 @@ impl Router {
         if self.told.send(Told::Release(account.clone())).await.is_err() {
             tracing::debug!(%account, "the router has stopped");
         }
+    }
+
+    /// Cancelled once nothing new is to be started.
+    pub fn stopping(&self) -> &CancellationToken {
+        &self.stop
     }
 
     /// Starts nothing new, and waits up to `patience` for what runs. True when all ended.

@@ -95,7 +95,7 @@ impl Pipeline {
         for attempt in 1_u32.. {
             let failed = match self.attempt(prepared, &turn, seen, deadline).await {
                 Work::Failed(error) => error,
-                other => return other,
+                ended @ (Work::Finished(_) | Work::TimedOut | Work::Abandoned) => return ended,
             };
             let may_repeat = failed.retryable() && attempt < TRIES_MAX && seen.tokens == 0 && !seen.acted;
             let pause = RETRY_BASE * 2_u32.pow(attempt - 1);

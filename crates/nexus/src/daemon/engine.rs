@@ -1,0 +1,130 @@
+//! Puts the pipeline together on open ledgers: recovery, outbox, followers, router.
+
+use super::build::settings;
+use super::error::StartError;
+use super::housekeeping::Watch;
+use crate::bus::Bus;
+use crate::error_text::describe;
+use crate::keeper::Keeper;
+use crate::ledger::Ledgers;
+use crate::ledger::events::last_seq;
+use crate::ledger::nexus::Interrupted;
+use crate::metrics::Metrics;
+use crate::pipeline::outbox::Outbox;
+use crate::pipeline::pending::Pending;
+use crate::pipeline::recovery::Recovered;
+use crate::pipeline::router::{Router, RouterStats};
+use crate::pipeline::{Pipeline, followers, recovery};
+use crate::plugin::Plugins;
+use crate::replies::Replies;
+use crate::routes::{CLI_CHANNEL, Route, Routes};
+use arc_swap::ArcSwap;
+use nexus_core::config::{Config, OnUncertain};
+use serde_json::json;
+use std::path::Path;
+use std::sync::Arc;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// What is there before it.
+pub(super) struct Ground<'a> {
+    pub(super) config: &'a Config,
+    pub(super) workspace: &'a Path,
+    pub(super) keeper: &'a Keeper,
+    pub(super) ledgers: &'a Ledgers,
+    pub(super) bus: &'a Bus,
+    pub(super) metrics: &'a Metrics,
+    pub(super) plugins: &'a Arc<Plugins>,
+    pub(super) watch_over: &'a Watch,
+    pub(super) stop: &'a CancellationToken,
+    pub(super) epoch: i64,
+}
+
+/// The running pipeline and what others need of it.
+pub(super) struct Engine {
+    pub(super) pipeline: Arc<Pipeline>,
+    pub(super) routes: Routes,
+    pub(super) outbox: Outbox,
+    pub(super) router: Router,
+    pub(super) router_task: JoinHandle<()>,
+    pub(super) router_stats: watch::Receiver<RouterStats>,
+    pub(super) committed: Arc<watch::Sender<i64>>,
+    pub(super) pending: Pending,
+    pub(super) tasks: Vec<JoinHandle<()>>,
+    pub(super) recovered: Recovered,
+}
+
+/// Decides about interrupted requests, then starts the router: what is open in the ledger is its
+/// ordinary input.
+///
+/// # Errors
+/// When an agent can't be set up, or a ledger can't be read or written.
+pub(super) async fn start(ground: Ground<'_>, interrupted: Vec<Interrupted>) -> Result<Engine, StartError> {
+    let Ground { config, workspace, keeper, ledgers, bus, metrics, plugins, watch_over, stop, epoch } = ground;
+    let settings = settings(config, keeper, workspace).map_err(|error| StartError::Setting(describe(&error)))?;
+    let recovered = recovery::recover(ledgers, &settings, interrupted, epoch).await?;
+    let routes = routes(config);
+    let outbox = Outbox::new(ledgers.clone(), routes.clone(), bus.clone(), metrics.clone(), epoch);
+    let committed = Arc::new(watch::Sender::new(ledgers.events.readers.read(last_seq).await?));
+    let (turns, turns_applied) = watch::channel(followers::turns_mark(ledgers).await?);
+    let (admitted, admitted_view) = watch::channel(0);
+    let pipeline = Arc::new(Pipeline {
+        ledgers: ledgers.clone(),
+        settings: ArcSwap::from_pointee(settings),
+        bus: bus.clone(),
+        metrics: metrics.clone(),
+        plugins: plugins.clone(),
+        routes: routes.clone(),
+        replies: Replies::default(),
+        outbox: outbox.clone(),
+        turns_applied,
+        admitted: admitted_view,
+        finished: Arc::new(Notify::new()),
+        epoch,
+        abandon: CancellationToken::new(),
+    });
+    let follow_turns = followers::follow_turns(ledgers.clone(), bus.clone(), pipeline.finished.clone(), turns, stop.clone());
+    let tasks = vec![
+        watch_over.spawn("agents follower", follow_turns, stop),
+        watch_over.spawn("identity follower", followers::follow_contacts(ledgers.clone(), committed.subscribe(), stop.clone()), stop),
+        watch_over.spawn("outbound follower", followers::follow_sent(ledgers.clone(), stop.clone()), stop),
+    ];
+    let pending = Pending::default();
+    let (stats, router_stats) = watch::channel(RouterStats::default());
+    let (router, router_task) = Router::start(pipeline.clone(), committed.subscribe(), admitted, pending.clone(), stats).await?;
+    let router_task = watch_over.guard("router", router_task, router.stopping());
+    Ok(Engine { pipeline, routes, outbox, router, router_task, router_stats, committed, pending, tasks, recovered })
+}
+
+/// The control socket's route, and one for each adapter that isn't up yet: recovered requests may be
+/// answered before it is.
+fn routes(config: &Config) -> Routes {
+    let routes = Routes::default();
+    routes.set(CLI_CHANNEL, cli_route());
+    for (name, adapter) in &config.adapters {
+        routes.set(name, Route::unknown(&adapter.send, None));
+    }
+    routes
+}
+
+fn cli_route() -> Route {
+    struct ControlSocket;
+    impl crate::routes::Sender for ControlSocket {
+        fn send<'a>(
+            &'a self,
+            delivery: &'a crate::ledger::nexus::Delivery,
+        ) -> crate::supervisor::BoxFuture<'a, Result<nexus_core::protocol::SendOutcome, crate::keeper::SpawnError>> {
+            Box::pin(async { Ok(nexus_core::protocol::SendOutcome::Sent { message_ids: vec![delivery.delivery_id.clone()] }) })
+        }
+    }
+    Route {
+        known: true,
+        sender: Some(Arc::new(ControlSocket)),
+        text_limit: 0,
+        capabilities: json!({ "supports_markdown": true, "supports_code_blocks": true }),
+        retries: 0,
+        on_uncertain: OnUncertain::Hold,
+        ttl_ms: 3_600_000,
+    }
+}

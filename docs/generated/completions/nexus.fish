@@ -1,0 +1,362 @@
+# Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
+function __fish_nexus_global_optspecs
+    string join \n json c/config= h/help V/version
+end
+
+function __fish_nexus_needs_command
+    # Figure out if the current invocation already has a command.
+    set -l cmd (commandline -opc)
+    set -e cmd[1]
+    argparse -s (__fish_nexus_global_optspecs) -- $cmd 2>/dev/null
+    or return
+    if set -q argv[1]
+        # Also print the command, so this can be used to figure out what it is.
+        echo $argv[1]
+        return 1
+    end
+    return 0
+end
+
+function __fish_nexus_using_subcommand
+    set -l cmd (__fish_nexus_needs_command)
+    test -z "$cmd"
+    and return 1
+    contains -- $cmd[1] $argv
+end
+
+complete -c nexus -n "__fish_nexus_needs_command" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_needs_command" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_needs_command" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_needs_command" -s V -l version -d 'Print version'
+complete -c nexus -n "__fish_nexus_needs_command" -f -a "daemon" -d 'Start, stop and watch the daemon'
+complete -c nexus -n "__fish_nexus_needs_command" -f -a "adapter" -d 'Connect channels: the programs that read and write them, and their accounts'
+complete -c nexus -n "__fish_nexus_needs_command" -f -a "send" -d 'Send one message and print the answer'
+complete -c nexus -n "__fish_nexus_needs_command" -f -a "chat" -d 'Talk to an agent, line by line'
+complete -c nexus -n "__fish_nexus_needs_command" -f -a "events" -d 'Show what came in and went out'
+complete -c nexus -n "__fish_nexus_needs_command" -f -a "trace" -d 'Show what became of an event: stages, decisions, deliveries'
+complete -c nexus -n "__fish_nexus_needs_command" -f -a "deliveries" -d 'Show and decide about messages on their way out'
+complete -c nexus -n "__fish_nexus_needs_command" -f -a "credential" -d 'Store credentials for adapters'
+complete -c nexus -n "__fish_nexus_needs_command" -f -a "config" -d 'Check and show the configuration'
+complete -c nexus -n "__fish_nexus_needs_command" -f -a "completions" -d 'Print a completion script for a shell'
+complete -c nexus -n "__fish_nexus_needs_command" -f -a "version" -d 'Print the version'
+complete -c nexus -n "__fish_nexus_needs_command" -f -a "__generate" -d 'Write the generated documentation into a directory'
+complete -c nexus -n "__fish_nexus_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and not __fish_seen_subcommand_from start stop restart status reload logs help" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and not __fish_seen_subcommand_from start stop restart status reload logs help" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and not __fish_seen_subcommand_from start stop restart status reload logs help" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and not __fish_seen_subcommand_from start stop restart status reload logs help" -f -a "start" -d 'Start the daemon, in the foreground unless --detach is given'
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and not __fish_seen_subcommand_from start stop restart status reload logs help" -f -a "stop" -d 'Stop the daemon: what runs is finished and recorded first, for at most 45 s'
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and not __fish_seen_subcommand_from start stop restart status reload logs help" -f -a "restart" -d 'Stop and start, with the flags it was started with'
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and not __fish_seen_subcommand_from start stop restart status reload logs help" -f -a "status" -d 'Show what runs, and how it is'
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and not __fish_seen_subcommand_from start stop restart status reload logs help" -f -a "reload" -d 'Apply a changed configuration to the running daemon'
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and not __fish_seen_subcommand_from start stop restart status reload logs help" -f -a "logs" -d 'Show the log of a detached daemon'
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and not __fish_seen_subcommand_from start stop restart status reload logs help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from start" -l log-level -d 'Log from this level on, whatever the configuration says' -r -f -a "debug\t''
+info\t''
+warn\t''
+error\t''"
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from start" -l port -d 'Listen on this TCP port, whatever the configuration says' -r
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from start" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from start" -s d -l detach -d 'Run in the background, with the log in ~/.nexus/logs/nex.log'
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from start" -l detached-child -d 'How --detach starts itself: stdin is the pipe on which it says that it is ready'
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from start" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from start" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from stop" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from stop" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from stop" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from restart" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from restart" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from restart" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from status" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from status" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from status" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from reload" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from reload" -l dry-run -d 'Only say what would change'
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from reload" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from reload" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from logs" -s n -l lines -d 'How many lines to begin with' -r
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from logs" -l level -d 'Only lines of this level or a more severe one' -r -f -a "debug\t''
+info\t''
+warn\t''
+error\t''"
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from logs" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from logs" -s f -l follow -d 'Go on with what comes'
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from logs" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from logs" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from help" -f -a "start" -d 'Start the daemon, in the foreground unless --detach is given'
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from help" -f -a "stop" -d 'Stop the daemon: what runs is finished and recorded first, for at most 45 s'
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from help" -f -a "restart" -d 'Stop and start, with the flags it was started with'
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from help" -f -a "status" -d 'Show what runs, and how it is'
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from help" -f -a "reload" -d 'Apply a changed configuration to the running daemon'
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from help" -f -a "logs" -d 'Show the log of a detached daemon'
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and not __fish_seen_subcommand_from register unregister list info accounts account enable disable start stop restart backfill status health help" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and not __fish_seen_subcommand_from register unregister list info accounts account enable disable start stop restart backfill status health help" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and not __fish_seen_subcommand_from register unregister list info accounts account enable disable start stop restart backfill status health help" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and not __fish_seen_subcommand_from register unregister list info accounts account enable disable start stop restart backfill status health help" -f -a "register" -d 'Add an adapter: a program that speaks the adapter protocol'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and not __fish_seen_subcommand_from register unregister list info accounts account enable disable start stop restart backfill status health help" -f -a "unregister" -d 'Remove an adapter that `register` added'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and not __fish_seen_subcommand_from register unregister list info accounts account enable disable start stop restart backfill status health help" -f -a "list" -d 'List the adapters'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and not __fish_seen_subcommand_from register unregister list info accounts account enable disable start stop restart backfill status health help" -f -a "info" -d 'Show what an adapter says about itself'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and not __fish_seen_subcommand_from register unregister list info accounts account enable disable start stop restart backfill status health help" -f -a "accounts" -d 'List an adapter\'s accounts, those configured and those it reports'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and not __fish_seen_subcommand_from register unregister list info accounts account enable disable start stop restart backfill status health help" -f -a "account" -d 'Add and remove accounts'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and not __fish_seen_subcommand_from register unregister list info accounts account enable disable start stop restart backfill status health help" -f -a "enable" -d 'Use an adapter, or one of its accounts, again'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and not __fish_seen_subcommand_from register unregister list info accounts account enable disable start stop restart backfill status health help" -f -a "disable" -d 'Stop using an adapter, or one of its accounts, until it is enabled'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and not __fish_seen_subcommand_from register unregister list info accounts account enable disable start stop restart backfill status health help" -f -a "start" -d 'Start an account\'s process'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and not __fish_seen_subcommand_from register unregister list info accounts account enable disable start stop restart backfill status health help" -f -a "stop" -d 'Stop an account\'s process, until it or the daemon is started'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and not __fish_seen_subcommand_from register unregister list info accounts account enable disable start stop restart backfill status health help" -f -a "restart" -d 'Restart an account\'s process, also an errored one'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and not __fish_seen_subcommand_from register unregister list info accounts account enable disable start stop restart backfill status health help" -f -a "backfill" -d 'Fetch an account\'s history'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and not __fish_seen_subcommand_from register unregister list info accounts account enable disable start stop restart backfill status health help" -f -a "status" -d 'Show how accounts are'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and not __fish_seen_subcommand_from register unregister list info accounts account enable disable start stop restart backfill status health help" -f -a "health" -d 'Probe an account\'s health now'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and not __fish_seen_subcommand_from register unregister list info accounts account enable disable start stop restart backfill status health help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from register" -l command -d 'The program and its arguments, split as a shell would and never run by one' -r
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from register" -l channel -d 'The channel it serves [default: what it says itself]' -r
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from register" -l account -d 'An account of it; can be given several times' -r
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from register" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from register" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from register" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from unregister" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from unregister" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from unregister" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from list" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from list" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from list" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from info" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from info" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from info" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from accounts" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from accounts" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from accounts" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from account" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from account" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from account" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from account" -f -a "add" -d 'Add an account to an adapter'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from account" -f -a "remove" -d 'Remove an account that `account add` or `register` added'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from account" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from enable" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from enable" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from enable" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from disable" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from disable" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from disable" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from start" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from start" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from start" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from stop" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from stop" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from stop" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from restart" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from restart" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from restart" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from backfill" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from backfill" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from backfill" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from status" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from status" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from status" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from health" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from health" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from health" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from help" -f -a "register" -d 'Add an adapter: a program that speaks the adapter protocol'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from help" -f -a "unregister" -d 'Remove an adapter that `register` added'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from help" -f -a "list" -d 'List the adapters'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from help" -f -a "info" -d 'Show what an adapter says about itself'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from help" -f -a "accounts" -d 'List an adapter\'s accounts, those configured and those it reports'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from help" -f -a "account" -d 'Add and remove accounts'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from help" -f -a "enable" -d 'Use an adapter, or one of its accounts, again'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from help" -f -a "disable" -d 'Stop using an adapter, or one of its accounts, until it is enabled'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from help" -f -a "start" -d 'Start an account\'s process'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from help" -f -a "stop" -d 'Stop an account\'s process, until it or the daemon is started'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from help" -f -a "restart" -d 'Restart an account\'s process, also an errored one'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from help" -f -a "backfill" -d 'Fetch an account\'s history'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from help" -f -a "status" -d 'Show how accounts are'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from help" -f -a "health" -d 'Probe an account\'s health now'
+complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c nexus -n "__fish_nexus_using_subcommand send" -l conversation -d 'The conversation that it belongs to [default: default]' -r
+complete -c nexus -n "__fish_nexus_using_subcommand send" -l session-sender -d 'Who sends it, as access policies see it [default: local]' -r
+complete -c nexus -n "__fish_nexus_using_subcommand send" -l event-id -d 'An id of your own: the same id is answered, but never processed twice' -r
+complete -c nexus -n "__fish_nexus_using_subcommand send" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand send" -l no-stream -d 'Print the answer only when it is complete'
+complete -c nexus -n "__fish_nexus_using_subcommand send" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand send" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand chat" -l conversation -d 'The conversation to go on with [default: default]' -r
+complete -c nexus -n "__fish_nexus_using_subcommand chat" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand chat" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand chat" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand events; and not __fish_seen_subcommand_from tail show search help" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand events; and not __fish_seen_subcommand_from tail show search help" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand events; and not __fish_seen_subcommand_from tail show search help" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand events; and not __fish_seen_subcommand_from tail show search help" -f -a "tail" -d 'Show the newest events'
+complete -c nexus -n "__fish_nexus_using_subcommand events; and not __fish_seen_subcommand_from tail show search help" -f -a "show" -d 'Show one event with all its fields'
+complete -c nexus -n "__fish_nexus_using_subcommand events; and not __fish_seen_subcommand_from tail show search help" -f -a "search" -d 'Find events by their text'
+complete -c nexus -n "__fish_nexus_using_subcommand events; and not __fish_seen_subcommand_from tail show search help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c nexus -n "__fish_nexus_using_subcommand events; and __fish_seen_subcommand_from tail" -s n -l limit -d 'How many to begin with' -r
+complete -c nexus -n "__fish_nexus_using_subcommand events; and __fish_seen_subcommand_from tail" -l channel -d 'Only this channel' -r
+complete -c nexus -n "__fish_nexus_using_subcommand events; and __fish_seen_subcommand_from tail" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand events; and __fish_seen_subcommand_from tail" -s f -l follow -d 'Go on with what comes'
+complete -c nexus -n "__fish_nexus_using_subcommand events; and __fish_seen_subcommand_from tail" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand events; and __fish_seen_subcommand_from tail" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand events; and __fish_seen_subcommand_from show" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand events; and __fish_seen_subcommand_from show" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand events; and __fish_seen_subcommand_from show" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand events; and __fish_seen_subcommand_from search" -s n -l limit -d 'How many at most' -r
+complete -c nexus -n "__fish_nexus_using_subcommand events; and __fish_seen_subcommand_from search" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand events; and __fish_seen_subcommand_from search" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand events; and __fish_seen_subcommand_from search" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand events; and __fish_seen_subcommand_from help" -f -a "tail" -d 'Show the newest events'
+complete -c nexus -n "__fish_nexus_using_subcommand events; and __fish_seen_subcommand_from help" -f -a "show" -d 'Show one event with all its fields'
+complete -c nexus -n "__fish_nexus_using_subcommand events; and __fish_seen_subcommand_from help" -f -a "search" -d 'Find events by their text'
+complete -c nexus -n "__fish_nexus_using_subcommand events; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c nexus -n "__fish_nexus_using_subcommand trace; and not __fish_seen_subcommand_from show list help" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand trace; and not __fish_seen_subcommand_from show list help" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand trace; and not __fish_seen_subcommand_from show list help" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand trace; and not __fish_seen_subcommand_from show list help" -a "show" -d 'Show one request: its stages, decisions and deliveries'
+complete -c nexus -n "__fish_nexus_using_subcommand trace; and not __fish_seen_subcommand_from show list help" -a "list" -d 'List the newest requests'
+complete -c nexus -n "__fish_nexus_using_subcommand trace; and not __fish_seen_subcommand_from show list help" -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c nexus -n "__fish_nexus_using_subcommand trace; and __fish_seen_subcommand_from show" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand trace; and __fish_seen_subcommand_from show" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand trace; and __fish_seen_subcommand_from show" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand trace; and __fish_seen_subcommand_from list" -l status -d 'Only requests of this status' -r -f -a "waiting\t''
+processing\t''
+interrupted\t''
+completed\t''
+denied\t''
+handled_by_automation\t''
+failed\t''
+expired\t''"
+complete -c nexus -n "__fish_nexus_using_subcommand trace; and __fish_seen_subcommand_from list" -s n -l limit -d 'How many at most' -r
+complete -c nexus -n "__fish_nexus_using_subcommand trace; and __fish_seen_subcommand_from list" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand trace; and __fish_seen_subcommand_from list" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand trace; and __fish_seen_subcommand_from list" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand trace; and __fish_seen_subcommand_from help" -f -a "show" -d 'Show one request: its stages, decisions and deliveries'
+complete -c nexus -n "__fish_nexus_using_subcommand trace; and __fish_seen_subcommand_from help" -f -a "list" -d 'List the newest requests'
+complete -c nexus -n "__fish_nexus_using_subcommand trace; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and not __fish_seen_subcommand_from list retry discard help" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and not __fish_seen_subcommand_from list retry discard help" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and not __fish_seen_subcommand_from list retry discard help" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and not __fish_seen_subcommand_from list retry discard help" -f -a "list" -d 'List the newest deliveries'
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and not __fish_seen_subcommand_from list retry discard help" -f -a "retry" -d 'Send one again; an uncertain one may then arrive twice'
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and not __fish_seen_subcommand_from list retry discard help" -f -a "discard" -d 'Give one up'
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and not __fish_seen_subcommand_from list retry discard help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from list" -l status -d 'Only deliveries of this status' -r -f -a "pending\t''
+sending\t''
+sent\t''
+failed\t''
+uncertain\t''
+expired\t''
+discarded\t''"
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from list" -s n -l limit -d 'How many at most' -r
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from list" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from list" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from list" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from retry" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from retry" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from retry" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from discard" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from discard" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from discard" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from help" -f -a "list" -d 'List the newest deliveries'
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from help" -f -a "retry" -d 'Send one again; an uncertain one may then arrive twice'
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from help" -f -a "discard" -d 'Give one up'
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c nexus -n "__fish_nexus_using_subcommand credential; and not __fish_seen_subcommand_from set list remove help" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand credential; and not __fish_seen_subcommand_from set list remove help" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand credential; and not __fish_seen_subcommand_from set list remove help" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand credential; and not __fish_seen_subcommand_from set list remove help" -f -a "set" -d 'Store a credential; its value is asked for, or read from stdin'
+complete -c nexus -n "__fish_nexus_using_subcommand credential; and not __fish_seen_subcommand_from set list remove help" -f -a "list" -d 'List the names of stored credentials'
+complete -c nexus -n "__fish_nexus_using_subcommand credential; and not __fish_seen_subcommand_from set list remove help" -f -a "remove" -d 'Remove a stored credential'
+complete -c nexus -n "__fish_nexus_using_subcommand credential; and not __fish_seen_subcommand_from set list remove help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c nexus -n "__fish_nexus_using_subcommand credential; and __fish_seen_subcommand_from set" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand credential; and __fish_seen_subcommand_from set" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand credential; and __fish_seen_subcommand_from set" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand credential; and __fish_seen_subcommand_from list" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand credential; and __fish_seen_subcommand_from list" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand credential; and __fish_seen_subcommand_from list" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand credential; and __fish_seen_subcommand_from remove" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand credential; and __fish_seen_subcommand_from remove" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand credential; and __fish_seen_subcommand_from remove" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand credential; and __fish_seen_subcommand_from help" -f -a "set" -d 'Store a credential; its value is asked for, or read from stdin'
+complete -c nexus -n "__fish_nexus_using_subcommand credential; and __fish_seen_subcommand_from help" -f -a "list" -d 'List the names of stored credentials'
+complete -c nexus -n "__fish_nexus_using_subcommand credential; and __fish_seen_subcommand_from help" -f -a "remove" -d 'Remove a stored credential'
+complete -c nexus -n "__fish_nexus_using_subcommand credential; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c nexus -n "__fish_nexus_using_subcommand config; and not __fish_seen_subcommand_from check show schema reference help" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand config; and not __fish_seen_subcommand_from check show schema reference help" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand config; and not __fish_seen_subcommand_from check show schema reference help" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand config; and not __fish_seen_subcommand_from check show schema reference help" -f -a "check" -d 'Tell everything that is wrong or odd, each with its place'
+complete -c nexus -n "__fish_nexus_using_subcommand config; and not __fish_seen_subcommand_from check show schema reference help" -f -a "show" -d 'Show every value in force, and where it comes from'
+complete -c nexus -n "__fish_nexus_using_subcommand config; and not __fish_seen_subcommand_from check show schema reference help" -f -a "schema" -d 'Print the JSON Schema of the configuration, for editors'
+complete -c nexus -n "__fish_nexus_using_subcommand config; and not __fish_seen_subcommand_from check show schema reference help" -f -a "reference" -d 'Print the reference of all keys, as Markdown'
+complete -c nexus -n "__fish_nexus_using_subcommand config; and not __fish_seen_subcommand_from check show schema reference help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c nexus -n "__fish_nexus_using_subcommand config; and __fish_seen_subcommand_from check" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand config; and __fish_seen_subcommand_from check" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand config; and __fish_seen_subcommand_from check" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand config; and __fish_seen_subcommand_from show" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand config; and __fish_seen_subcommand_from show" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand config; and __fish_seen_subcommand_from show" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand config; and __fish_seen_subcommand_from schema" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand config; and __fish_seen_subcommand_from schema" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand config; and __fish_seen_subcommand_from schema" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand config; and __fish_seen_subcommand_from reference" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand config; and __fish_seen_subcommand_from reference" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand config; and __fish_seen_subcommand_from reference" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand config; and __fish_seen_subcommand_from help" -f -a "check" -d 'Tell everything that is wrong or odd, each with its place'
+complete -c nexus -n "__fish_nexus_using_subcommand config; and __fish_seen_subcommand_from help" -f -a "show" -d 'Show every value in force, and where it comes from'
+complete -c nexus -n "__fish_nexus_using_subcommand config; and __fish_seen_subcommand_from help" -f -a "schema" -d 'Print the JSON Schema of the configuration, for editors'
+complete -c nexus -n "__fish_nexus_using_subcommand config; and __fish_seen_subcommand_from help" -f -a "reference" -d 'Print the reference of all keys, as Markdown'
+complete -c nexus -n "__fish_nexus_using_subcommand config; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c nexus -n "__fish_nexus_using_subcommand completions" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand completions" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand completions" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand version" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand version" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand version" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand __generate" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand __generate" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand __generate" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries credential config completions version __generate help" -f -a "daemon" -d 'Start, stop and watch the daemon'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries credential config completions version __generate help" -f -a "adapter" -d 'Connect channels: the programs that read and write them, and their accounts'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries credential config completions version __generate help" -f -a "send" -d 'Send one message and print the answer'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries credential config completions version __generate help" -f -a "chat" -d 'Talk to an agent, line by line'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries credential config completions version __generate help" -f -a "events" -d 'Show what came in and went out'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries credential config completions version __generate help" -f -a "trace" -d 'Show what became of an event: stages, decisions, deliveries'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries credential config completions version __generate help" -f -a "deliveries" -d 'Show and decide about messages on their way out'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries credential config completions version __generate help" -f -a "credential" -d 'Store credentials for adapters'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries credential config completions version __generate help" -f -a "config" -d 'Check and show the configuration'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries credential config completions version __generate help" -f -a "completions" -d 'Print a completion script for a shell'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries credential config completions version __generate help" -f -a "version" -d 'Print the version'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries credential config completions version __generate help" -f -a "__generate" -d 'Write the generated documentation into a directory'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries credential config completions version __generate help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from daemon" -f -a "start" -d 'Start the daemon, in the foreground unless --detach is given'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from daemon" -f -a "stop" -d 'Stop the daemon: what runs is finished and recorded first, for at most 45 s'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from daemon" -f -a "restart" -d 'Stop and start, with the flags it was started with'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from daemon" -f -a "status" -d 'Show what runs, and how it is'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from daemon" -f -a "reload" -d 'Apply a changed configuration to the running daemon'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from daemon" -f -a "logs" -d 'Show the log of a detached daemon'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from adapter" -f -a "register" -d 'Add an adapter: a program that speaks the adapter protocol'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from adapter" -f -a "unregister" -d 'Remove an adapter that `register` added'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from adapter" -f -a "list" -d 'List the adapters'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from adapter" -f -a "info" -d 'Show what an adapter says about itself'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from adapter" -f -a "accounts" -d 'List an adapter\'s accounts, those configured and those it reports'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from adapter" -f -a "account" -d 'Add and remove accounts'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from adapter" -f -a "enable" -d 'Use an adapter, or one of its accounts, again'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from adapter" -f -a "disable" -d 'Stop using an adapter, or one of its accounts, until it is enabled'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from adapter" -f -a "start" -d 'Start an account\'s process'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from adapter" -f -a "stop" -d 'Stop an account\'s process, until it or the daemon is started'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from adapter" -f -a "restart" -d 'Restart an account\'s process, also an errored one'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from adapter" -f -a "backfill" -d 'Fetch an account\'s history'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from adapter" -f -a "status" -d 'Show how accounts are'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from adapter" -f -a "health" -d 'Probe an account\'s health now'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from events" -f -a "tail" -d 'Show the newest events'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from events" -f -a "show" -d 'Show one event with all its fields'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from events" -f -a "search" -d 'Find events by their text'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from trace" -f -a "show" -d 'Show one request: its stages, decisions and deliveries'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from trace" -f -a "list" -d 'List the newest requests'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from deliveries" -f -a "list" -d 'List the newest deliveries'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from deliveries" -f -a "retry" -d 'Send one again; an uncertain one may then arrive twice'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from deliveries" -f -a "discard" -d 'Give one up'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from credential" -f -a "set" -d 'Store a credential; its value is asked for, or read from stdin'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from credential" -f -a "list" -d 'List the names of stored credentials'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from credential" -f -a "remove" -d 'Remove a stored credential'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from config" -f -a "check" -d 'Tell everything that is wrong or odd, each with its place'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from config" -f -a "show" -d 'Show every value in force, and where it comes from'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from config" -f -a "schema" -d 'Print the JSON Schema of the configuration, for editors'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from config" -f -a "reference" -d 'Print the reference of all keys, as Markdown'
