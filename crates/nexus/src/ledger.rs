@@ -187,12 +187,13 @@ pub fn start<C: writer::Command>(directory: &Path, now_ms: i64) -> Result<(Datab
 #[derive(Debug, Clone)]
 pub struct Checkpoints {
     request: std::sync::mpsc::SyncSender<()>,
-    wal: Arc<PathBuf>,
+    /// Pages in the log after the writer's last commit. The log's size on disk wouldn't tell: once
+    /// checkpointed it is written anew from its start.
+    pages: Arc<AtomicU64>,
 }
 
 impl Checkpoints {
     fn start(path: PathBuf, ledger: Ledger) -> std::io::Result<(Self, std::thread::JoinHandle<()>)> {
-        let wal = Arc::new(PathBuf::from(format!("{}-wal", path.display())));
         let (request, inbox) = std::sync::mpsc::sync_channel::<()>(1);
         let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(move || {
             while inbox.recv().is_ok() {
@@ -203,12 +204,20 @@ impl Checkpoints {
                 }
             }
         })?;
-        Ok((Self { request, wal }, thread))
+        Ok((Self { request, pages: Arc::default() }, thread))
     }
 
-    /// Size of the WAL in pages.
+    /// Counts the log's pages of the writer's connection.
+    pub(crate) fn watch(&self, connection: &mut Connection) -> rusqlite::Result<()> {
+        let pages = self.pages.clone();
+        connection.wal_hook(Some(move |_: &mut rusqlite::hooks::Wal, count: std::ffi::c_int| {
+            pages.store(u64::try_from(count).unwrap_or(0), Ordering::Relaxed);
+            Ok(())
+        }))
+    }
+
     pub(crate) fn wal_pages(&self) -> u64 {
-        std::fs::metadata(self.wal.as_path()).map_or(0, |data| data.len() / 8192)
+        self.pages.load(Ordering::Relaxed)
     }
 
     pub(crate) fn request(&self) {

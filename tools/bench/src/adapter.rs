@@ -106,7 +106,8 @@ fn info() -> Result<()> {
 
 fn feed() -> Result<()> {
     let Some(lines) = std::env::var_os(LINES).map(PathBuf::from) else { return Ok(()) };
-    let repeat = std::env::var(REPEAT_BYTES).ok().map(|bytes| bytes.parse::<u64>()).transpose().context("BENCH_REPEAT_BYTES is no number")?;
+    let repeat =
+        std::env::var(REPEAT_BYTES).ok().map(|bytes| bytes.parse::<u64>()).transpose().context("BENCH_REPEAT_BYTES is no number")?;
     // Not through std's stdout, which looks for newlines.
     let mut out = File::from(io::stdout().as_fd().try_clone_to_owned().context("failed to take stdout")?);
     let began = clock::monotonic_ns();

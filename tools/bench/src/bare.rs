@@ -77,12 +77,15 @@ impl Pool {
 
 /// Spread as a hash is, which costs the index what the daemon's key costs it.
 fn key(number: u64) -> [u8; 16] {
-    (u128::from(mix(number)) << 64 | u128::from(mix(!number))).to_be_bytes()
+    ((u128::from(mix(number)) << 64) | u128::from(mix(!number))).to_be_bytes()
 }
 
 fn open(dir: &Path) -> Result<Connection> {
     let connection = Connection::open(dir.join("bare.db")).context("failed to open a database for the bare loop")?;
-    connection.execute_batch(PRAGMAS).and_then(|()| connection.execute_batch(SCHEMA)).context("failed to make the schema for the bare loop")?;
+    connection
+        .execute_batch(PRAGMAS)
+        .and_then(|()| connection.execute_batch(SCHEMA))
+        .context("failed to make the schema for the bare loop")?;
     Ok(connection)
 }
 

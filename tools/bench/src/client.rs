@@ -95,7 +95,8 @@ fn answer(reader: &mut impl BufRead) -> Result<(u16, Vec<u8>)> {
 /// False after the last one.
 fn read_chunk(reader: &mut impl BufRead, body: &mut Vec<u8>) -> Result<bool> {
     let size = line(reader)?;
-    let size = usize::from_str_radix(size.split(';').next().unwrap_or("").trim(), 16).with_context(|| format!("not a chunk's size: {size:?}"))?;
+    let size =
+        usize::from_str_radix(size.split(';').next().unwrap_or("").trim(), 16).with_context(|| format!("not a chunk's size: {size:?}"))?;
     take(reader, size, body)?;
     let rest = line(reader)?;
     ensure!(rest.is_empty(), "a chunk is longer than its size");

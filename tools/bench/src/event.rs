@@ -16,9 +16,36 @@ const WORDS_MIN: u64 = 10;
 const WORDS_MORE: u64 = 24;
 
 const WORDS: [&str; 30] = [
-    "hey", "can", "you", "look", "at", "the", "deploy", "it", "failed", "again", "on", "staging", "\"quoted\"", "caf\u{e9}",
-    "line\nbreak", "thanks", "tomorrow", "morning", "report", "invoice", "review", "please", "\u{1F680}", "ok", "sounds", "good",
-    "let", "me", "know", "when",
+    "hey",
+    "can",
+    "you",
+    "look",
+    "at",
+    "the",
+    "deploy",
+    "it",
+    "failed",
+    "again",
+    "on",
+    "staging",
+    "\"quoted\"",
+    "caf\u{e9}",
+    "line\nbreak",
+    "thanks",
+    "tomorrow",
+    "morning",
+    "report",
+    "invoice",
+    "review",
+    "please",
+    "\u{1F680}",
+    "ok",
+    "sounds",
+    "good",
+    "let",
+    "me",
+    "know",
+    "when",
 ];
 
 /// One event, in the parts that a ledger stores.
@@ -48,7 +75,11 @@ pub(crate) fn mix(number: u64) -> u64 {
 /// The id of event `number`: rising, or spread over the whole range of 128 bits.
 pub(crate) fn id(number: u64, random: bool) -> String {
     let seed = mix(number);
-    if random { format!("{CHANNEL}:{:016x}{:016x}", mix(seed), mix(seed ^ 7)) } else { format!("{CHANNEL}:{}", FIRST_ID + number * ID_STEP) }
+    if random {
+        format!("{CHANNEL}:{:016x}{:016x}", mix(seed), mix(seed ^ 7))
+    } else {
+        format!("{CHANNEL}:{}", FIRST_ID + number * ID_STEP)
+    }
 }
 
 /// The time of event `number`, in Unix milliseconds.
@@ -75,12 +106,7 @@ pub(crate) fn event(number: u64, random_id: bool) -> Event {
             seed % 100_000,
             seed % 4_000_000
         ),
-        metadata: format!(
-            r#"{{"guild":"g{}","flags":[1,{},3],"edited":false,"score":{}.25}}"#,
-            seed % 300,
-            seed % 9,
-            seed % 100
-        ),
+        metadata: format!(r#"{{"guild":"g{}","flags":[1,{},3],"edited":false,"score":{}.25}}"#, seed % 300, seed % 9, seed % 100),
     }
 }
 

@@ -68,7 +68,8 @@ impl Feed {
     /// # Errors
     /// When one has not begun.
     pub(crate) fn begun_ns(&self, place: &Place) -> Result<u64> {
-        let stamps = (0..self.files.len()).map(|number| adapter::stamp(&stamp_file(place, number)).context("an adapter has not begun to write"));
+        let stamps =
+            (0..self.files.len()).map(|number| adapter::stamp(&stamp_file(place, number)).context("an adapter has not begun to write"));
         let begun: Vec<u64> = stamps.map(|stamp| stamp.map(|stamp| stamp.begun_ns)).collect::<Result<_>>()?;
         begun.into_iter().min().context("there is no adapter")
     }

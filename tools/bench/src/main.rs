@@ -90,8 +90,9 @@ fn main() -> ExitCode {
 }
 
 fn measure(cli: Cli) -> Result<()> {
-    let nexus = std::fs::canonicalize(&cli.nexus)
-        .with_context(|| format!("no program at `{}`; build it with `cargo build --release`, or name another with --nexus", cli.nexus.display()))?;
+    let nexus = std::fs::canonicalize(&cli.nexus).with_context(|| {
+        format!("no program at `{}`; build it with `cargo build --release`, or name another with --nexus", cli.nexus.display())
+    })?;
     let dir = std::fs::canonicalize(&cli.dir).with_context(|| format!("no directory `{}`", cli.dir.display()))?;
     ensure!(nexus.is_file(), "`{}` is no program", nexus.display());
     ensure!(daemon::is_short_enough(&dir), "`{}` is too long for the path of a socket; use a shorter --dir", dir.display());

@@ -66,9 +66,8 @@ fn measure(bench: &Bench, pipe: &Pipe) -> Result<Run> {
     let committed_ns = feed::committed_ns(&place, LINES + 1, Duration::from_secs(START_LIMIT_S + pipe.bytes / BYTES_PER_S_MIN))?;
     let cpu_ms = daemon.cpu_ms()?;
     // The last write may return after its commit was seen.
-    let stamp = clock::wait_for("the adapter has noted its end", STAMP_LIMIT, STEP, || {
-        Ok(adapter::stamp(&stamp).filter(|stamp| stamp.bytes > 0))
-    })?;
+    let stamp =
+        clock::wait_for("the adapter has noted its end", STAMP_LIMIT, STEP, || Ok(adapter::stamp(&stamp).filter(|stamp| stamp.bytes > 0)))?;
     let seconds = committed_ns.checked_sub(stamp.begun_ns).context("the end came before the beginning")? as f64 / 1e9;
     feed::check(&place, LINES + 1)?;
     daemon.stop()?;

@@ -55,7 +55,8 @@ fn starts(bench: &Bench, events: u64) -> Result<()> {
         wall_ms.push(daemon.ready_ms);
         daemon.stop()?;
     }
-    let name = if events == 0 { "start to ready, new ledgers".to_owned() } else { format!("start to ready, {events} events in the ledger") };
+    let name =
+        if events == 0 { "start to ready, new ledgers".to_owned() } else { format!("start to ready, {events} events in the ledger") };
     bench.report.row(&name, "ms", &wall_ms)?;
     bench.report.row(&format!("{name}, daemon and keeper"), "CPU ms", &cpu_ms)?;
     Ok(())

@@ -48,7 +48,6 @@ struct Client {
     count: Count,
 }
 
-#[derive(Debug)]
 pub(crate) struct Subscribers {
     epoll: OwnedFd,
     clients: Vec<Client>,
@@ -64,8 +63,7 @@ impl Subscribers {
     pub(crate) fn connect(address: &str, types: &str, clients: usize, limit: Duration) -> Result<Self> {
         allow_descriptors(clients as u64 + OTHER_DESCRIPTORS)?;
         let epoll = epoll::create(CreateFlags::CLOEXEC).context("failed to make an epoll")?;
-        let mut all =
-            Self { epoll, clients: Vec::with_capacity(clients), ready: Vec::with_capacity(ROUND), chunk: vec![0; CHUNK_BYTES] };
+        let mut all = Self { epoll, clients: Vec::with_capacity(clients), ready: Vec::with_capacity(ROUND), chunk: vec![0; CHUNK_BYTES] };
         let request = format!("GET /api/events/stream?types={types} HTTP/1.1\r\nhost: localhost\r\naccept: text/event-stream\r\n\r\n");
         for number in 0..clients {
             let mut socket = TcpStream::connect(address).with_context(|| format!("client {number} failed to connect to {address}"))?;

@@ -20,7 +20,7 @@ const QUEUE_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Rows of one transaction, so that no commit keeps others waiting for long.
 const GROUP_ROWS_MAX: usize = 1024;
 /// WAL size, in pages of 8 KiB, at which the checkpointing thread is called.
-const CHECKPOINT_PAGES: u64 = 1_000;
+const CHECKPOINT_PAGES: u64 = 4_000;
 /// WAL size at which the writer itself waits for a truncating checkpoint: 256 MiB.
 const WAL_PAGES_MAX: u64 = 32_768;
 
@@ -112,10 +112,11 @@ impl<C: Command> Writer<C> {
     /// # Errors
     /// When the thread can't be started.
     pub fn start(
-        connection: Connection,
+        mut connection: Connection,
         reopen: impl Fn() -> Result<Connection, OpenError> + Send + 'static,
         checkpoint: super::Checkpoints,
     ) -> std::io::Result<(Self, std::thread::JoinHandle<()>)> {
+        checkpoint.watch(&mut connection).map_err(std::io::Error::other)?;
         let (jobs, inbox) = mpsc::channel(QUEUE_MAX);
         let stats = Arc::new(WriterStats::default());
         let thread = Thread { connection, reopen: Box::new(reopen), stats: stats.clone(), checkpoint };
@@ -236,7 +237,12 @@ impl Thread {
                 self.stats.set(Some(message.clone()));
                 // Rolls back what is open, whatever state SQLite thinks the file is in.
                 match (self.reopen)() {
-                    Ok(connection) => self.connection = connection,
+                    Ok(mut connection) => {
+                        if let Err(error) = self.checkpoint.watch(&mut connection) {
+                            tracing::warn!(ledger = C::LEDGER.name(), %error, "the log's size is not watched");
+                        }
+                        self.connection = connection;
+                    }
                     Err(error) => tracing::warn!(ledger = C::LEDGER.name(), %error, "reopening failed, will try again"),
                 }
                 for job in group {
