@@ -48,6 +48,9 @@ pub struct AdapterInfo {
     pub text_stdin: bool,
 }
 
+/// Channels of the daemon itself: who speaks there is trusted, so no adapter may claim them.
+pub const RESERVED_CHANNELS: [&str; 2] = ["cli", "timer"];
+
 /// The protocol version that this daemon speaks.
 pub const PROTOCOL_VERSION: u32 = 1;
 
@@ -63,6 +66,9 @@ impl AdapterInfo {
     pub fn check(&self) -> Result<(), String> {
         if self.channel.is_empty() || !self.channel.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c)) {
             return Err(format!("channel `{}` must be a word of letters, digits, `_`, `-`, `.`", self.channel));
+        }
+        if RESERVED_CHANNELS.contains(&self.channel.as_str()) {
+            return Err(format!("channel `{}` is the daemon's own; name the adapter's differently", self.channel));
         }
         match self.protocol_version {
             Some(version) if version > PROTOCOL_VERSION => {
@@ -251,7 +257,9 @@ mod tests {
         info.protocol_version = Some(2);
         assert!(info.check().unwrap_err().contains("version 2"));
         info.protocol_version = None;
-        info.channel = "a:b".into();
-        assert!(info.check().is_err());
+        for bad in ["a:b", "", "cli", "timer"] {
+            info.channel = bad.into();
+            assert!(info.check().is_err(), "{bad}");
+        }
     }
 }

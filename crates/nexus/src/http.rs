@@ -63,11 +63,13 @@ pub struct Guard {
 pub struct Server {
     tasks: TaskTracker,
     stop: CancellationToken,
+    /// Patience is over: connections are cut.
+    cut: CancellationToken,
 }
 
 impl Server {
     pub fn new() -> Self {
-        Self { tasks: TaskTracker::new(), stop: CancellationToken::new() }
+        Self { tasks: TaskTracker::new(), stop: CancellationToken::new(), cut: CancellationToken::new() }
     }
 
     /// Serves the read-only routes on `listener`.
@@ -100,14 +102,17 @@ impl Server {
                         .timer(TokioTimer::new())
                         .header_read_timeout(HEAD_LIMIT)
                         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone()));
-                    let stop = self.stop.clone();
+                    let (stop, cut) = (self.stop.clone(), self.cut.clone());
                     self.tasks.spawn(async move {
                         let mut connection = std::pin::pin!(connection);
                         let ended = tokio::select! {
                             ended = connection.as_mut() => ended,
                             () = stop.cancelled() => {
                                 connection.as_mut().graceful_shutdown();
-                                connection.await
+                                tokio::select! {
+                                    ended = connection => ended,
+                                    () = cut.cancelled() => Ok(()),
+                                }
                             }
                         };
                         if let Err(error) = ended {
@@ -131,6 +136,8 @@ impl Server {
         self.tasks.close();
         if tokio::time::timeout(patience, self.tasks.wait()).await.is_err() {
             tracing::warn!(open = self.tasks.len(), "connections still open at shutdown are cut");
+            self.cut.cancel();
+            self.tasks.wait().await;
         }
     }
 }

@@ -334,6 +334,14 @@ impl Ledgers {
         Ok((Self { events, agents, identity, nexus }, vec![a, b, c, d]))
     }
 
+    /// Ends the repeating of failed writes, at a stop.
+    pub fn stop_repeating(&self) {
+        self.events.writer.stop_repeating();
+        self.agents.writer.stop_repeating();
+        self.identity.writer.stop_repeating();
+        self.nexus.writer.stop_repeating();
+    }
+
     /// Name, writer's figures and failed reads of each.
     pub fn stats(&self) -> [(Ledger, &Arc<writer::WriterStats>); 4] {
         [

@@ -13,7 +13,7 @@ pub mod recovery;
 pub mod router;
 mod run;
 
-use crate::agent::{Message, Runner};
+use crate::agent::Runner;
 use crate::bus::Bus;
 use crate::clock;
 use crate::ledger::Ledgers;
@@ -55,6 +55,8 @@ pub struct Agent {
     pub max_concurrent: usize,
     /// Running it again repeats nothing (the built-in echo).
     pub harmless: bool,
+    /// It may act from its start on without telling: a program of the user's.
+    pub acts: bool,
 }
 
 /// Everything the stages need.
@@ -87,7 +89,6 @@ pub struct Prepared {
     pub request: NexusRequest,
     pub agent: Arc<Agent>,
     pub session: String,
-    pub history: Vec<Message>,
     /// Time spent in stages so far, which counts against `pipeline.timeout_ms`.
     spent: Duration,
     timeout: Duration,
@@ -134,10 +135,10 @@ impl Pipeline {
         let mut request = NexusRequest::new(request_id, row.seq, clock::wall_ms(), row.event);
         self.bus.publish(NoticeType::RequestStarted, json!({ "request_id": request.request_id, "event_id": request.event.event_id }));
         let mut budget = Budget { timeout: Duration::from_millis(settings.pipeline.timeout_ms), spent: Duration::ZERO };
-        match self.stages_before_agent(&mut request, &settings, &mut budget).await {
-            Ok((agent, session, history)) => {
+        match self.stages_before_agent(&mut request, &adapter, &settings, &mut budget).await {
+            Ok((agent, session)) => {
                 self.metrics.totals.active.fetch_sub(1, Ordering::Relaxed);
-                Outcome::Run(Box::new(Prepared { adapter, request, agent, session, history, spent: budget.spent, timeout: budget.timeout }))
+                Outcome::Run(Box::new(Prepared { adapter, request, agent, session, spent: budget.spent, timeout: budget.timeout }))
             }
             Err(exit) => self.settle(request, exit).await,
         }
@@ -146,14 +147,16 @@ impl Pipeline {
     async fn stages_before_agent(
         &self,
         request: &mut NexusRequest,
+        adapter: &str,
         settings: &Settings,
         budget: &mut Budget,
-    ) -> Result<(Arc<Agent>, String, Vec<Message>), Exit> {
+    ) -> Result<(Arc<Agent>, String), Exit> {
         self.stage(request, Stage::ReceiveEvent, budget, async |_| Ok(())).await?;
-        let principal = self.stage(request, Stage::ResolveIdentity, budget, async |request| self.identify(request, settings).await).await?;
+        let principal =
+            self.stage(request, Stage::ResolveIdentity, budget, async |request| self.identify(request, adapter, settings).await).await?;
         self.stage(request, Stage::ResolveAccess, budget, async |request| self.authorize(request, settings, &principal)).await?;
         self.stage(request, Stage::RunAutomations, budget, async |request| automate::automate(request)).await?;
-        self.stage(request, Stage::AssembleContext, budget, async |request| self.assemble(request, settings, &principal).await).await
+        self.stage(request, Stage::AssembleContext, budget, async |request| self.assemble(request, settings, &principal)).await
     }
 
     /// Runs one stage: span, time, time-out, trace, notice, hook.

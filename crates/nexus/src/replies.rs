@@ -69,8 +69,10 @@ impl Replies {
     pub fn end(&self, seq: i64, end: &End) {
         let Some(list) = self.lock().remove(&seq) else { return };
         for client in list {
-            // One whose queue is full of tokens sees its stream close and asks the ledger.
-            drop(client.try_send(Part::End(end.clone())));
+            if let Err(mpsc::error::TrySendError::Full(part)) = client.try_send(Part::End(end.clone())) {
+                // Full of tokens: the end waits until the client has taken one, or is gone.
+                tokio::spawn(async move { client.send(part).await.ok() });
+            }
         }
     }
 

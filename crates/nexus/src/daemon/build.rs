@@ -54,6 +54,7 @@ fn build(name: &str, agent: &config::Agent, keeper: &Keeper, workspace: &Path) -
     Ok(Agent {
         name: name.to_owned(),
         harmless: matches!(runner, Runner::Echo),
+        acts: matches!(runner, Runner::Command(_)),
         runner,
         timeout: Duration::from_millis(agent.timeout_ms),
         max_concurrent: usize::try_from(agent.max_concurrent).unwrap_or(usize::MAX),

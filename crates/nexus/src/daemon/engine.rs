@@ -8,7 +8,7 @@ use crate::error_text::describe;
 use crate::keeper::Keeper;
 use crate::ledger::Ledgers;
 use crate::ledger::events::last_seq;
-use crate::ledger::nexus::Interrupted;
+use crate::ledger::nexus::{Delivery, Interrupted};
 use crate::metrics::Metrics;
 use crate::pipeline::outbox::Outbox;
 use crate::pipeline::pending::Pending;
@@ -66,6 +66,12 @@ pub(super) async fn start(ground: Ground<'_>, interrupted: Vec<Interrupted>) -> 
     let recovered = recovery::recover(ledgers, &settings, interrupted, epoch).await?;
     let routes = routes(config);
     let outbox = Outbox::new(ledgers.clone(), routes.clone(), bus.clone(), metrics.clone(), epoch);
+    // Before the router: nothing new may enter a lane ahead of what waits in it.
+    let held = outbox.take_up_uncertain(|delivery| may_retry(config, delivery)).await?;
+    if held > 0 {
+        tracing::warn!(deliveries = held, "it is uncertain whether these arrived; see `nexus deliveries list --status uncertain`");
+    }
+    outbox.resume().await?;
     let committed = Arc::new(watch::Sender::new(ledgers.events.readers.read(last_seq).await?));
     let (turns, turns_applied) = watch::channel(followers::turns_mark(ledgers).await?);
     let (admitted, admitted_view) = watch::channel(0);
@@ -95,6 +101,12 @@ pub(super) async fn start(ground: Ground<'_>, interrupted: Vec<Interrupted>) -> 
     let (router, router_task) = Router::start(pipeline.clone(), committed.subscribe(), admitted, pending.clone(), stats).await?;
     let router_task = watch_over.guard("router", router_task, router.stopping());
     Ok(Engine { pipeline, routes, outbox, router, router_task, router_stats, committed, pending, tasks, recovered })
+}
+
+/// Whether the adapter's config wants an uncertain delivery sent again.
+fn may_retry(config: &Config, delivery: &Delivery) -> bool {
+    let send = config.adapters.get(&delivery.adapter).map(|adapter| &adapter.send);
+    send.is_some_and(|send| send.on_uncertain == OnUncertain::Retry && delivery.attempts <= send.retries)
 }
 
 /// The control socket's route, and one for each adapter that isn't up yet: recovered requests may be

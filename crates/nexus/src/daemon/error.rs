@@ -38,6 +38,8 @@ pub enum StartError {
     #[error(transparent)]
     Write(#[from] WriteError),
     #[error(transparent)]
+    TakeUp(#[from] crate::pipeline::outbox::TakeUpError),
+    #[error(transparent)]
     Recovery(#[from] recovery::RecoveryError),
     #[error("failed to listen on {address}; is something else using the port? Choose another with daemon.port or --port")]
     Listen {
@@ -63,6 +65,7 @@ impl StartError {
             | Self::Ledger(_)
             | Self::Read(_)
             | Self::Write(_)
+            | Self::TakeUp(_)
             | Self::Recovery(_)
             | Self::Listen { .. } => 1,
         }

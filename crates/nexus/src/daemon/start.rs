@@ -17,13 +17,13 @@ use crate::http::{Api, Server};
 use crate::keeper::Keeper;
 use crate::ledger::Ledgers;
 use crate::ledger::events::newest_slot;
-use crate::ledger::nexus::{BeginEpoch, RecordConfig, Resolution, instances, uncertain_deliveries};
+use crate::ledger::nexus::{BeginEpoch, RecordConfig, instances};
 use crate::metrics::Metrics;
 use crate::plugin::Plugins;
 use crate::supervisor::Supervisor;
 use crate::timer;
 use arc_swap::ArcSwap;
-use nexus_core::config::{Config, OnUncertain};
+use nexus_core::config::Config;
 use nexus_core::notice::NoticeType;
 use nexus_core::schedule::{Job, Schedule};
 use serde_json::json;
@@ -126,8 +126,6 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
     let server = serve(&control, &config).await?;
     steps.done("HTTP server");
 
-    engine.outbox.resume().await?;
-    retry_uncertain(&control, &config).await?;
     for (name, adapter) in &config.adapters {
         control.adapters.add(name, adapter).await;
     }
@@ -221,27 +219,6 @@ pub(super) fn effective(config: &Config, options: &StartOptions) -> Config {
     config.daemon.log_level = options.log_level.unwrap_or(config.daemon.log_level);
     config.daemon.port = options.port.unwrap_or(config.daemon.port);
     config
-}
-
-/// Takes up uncertain deliveries again where the adapter's config says so. All of them, not only
-/// those of the last stop: the daemon may have been killed before it came this far.
-async fn retry_uncertain(control: &Control, config: &Config) -> Result<(), StartError> {
-    let uncertain = control.ledgers.nexus.readers.read(uncertain_deliveries).await?;
-    let mut held = 0;
-    for delivery in uncertain {
-        let send = config.adapters.get(&delivery.adapter).map(|adapter| &adapter.send);
-        if send.is_some_and(|send| send.on_uncertain == OnUncertain::Retry && delivery.attempts <= send.retries) {
-            if let Err(error) = control.outbox.resolve(&delivery.delivery_id, Resolution::Retry).await {
-                tracing::warn!(delivery_id = delivery.delivery_id, %error, "an uncertain delivery was not taken up again");
-            }
-        } else {
-            held += 1;
-        }
-    }
-    if held > 0 {
-        tracing::warn!(deliveries = held, "it is uncertain whether these arrived; see `nexus deliveries list --status uncertain`");
-    }
-    Ok(())
 }
 
 /// The timer's schedule, going on from the newest slot that each job has in the ledger.

@@ -29,7 +29,7 @@ pub enum Claim {
 
 commands! { Ledger::Nexus, NexusCommand / NexusReply {
     BeginEpoch -> recover::Begun,
-    Admit -> (),
+    Admit -> Claim,
     SettleRequest -> Claim,
     StartRun -> Claim,
     MarkActed -> (),

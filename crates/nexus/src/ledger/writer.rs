@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 /// Commands that may wait for the thread.
 const QUEUE_MAX: usize = 4096;
@@ -97,11 +98,13 @@ pub struct Writer<C: Command> {
     jobs: mpsc::Sender<Job<C>>,
     bytes: Arc<Semaphore>,
     stats: Arc<WriterStats>,
+    /// The daemon is stopping: nothing is repeated any more.
+    last_try: CancellationToken,
 }
 
 impl<C: Command> Clone for Writer<C> {
     fn clone(&self) -> Self {
-        Self { jobs: self.jobs.clone(), bytes: self.bytes.clone(), stats: self.stats.clone() }
+        Self { jobs: self.jobs.clone(), bytes: self.bytes.clone(), stats: self.stats.clone(), last_try: self.last_try.clone() }
     }
 }
 
@@ -122,11 +125,17 @@ impl<C: Command> Writer<C> {
         let thread = Thread { connection, reopen: Box::new(reopen), stats: stats.clone(), checkpoint };
         let name = format!("ledger-{}", C::LEDGER.name());
         let handle = std::thread::Builder::new().name(name).spawn(move || thread.run(inbox))?;
-        Ok((Self { jobs, bytes: Arc::new(Semaphore::new(QUEUE_BYTES_MAX)), stats }, handle))
+        Ok((Self { jobs, bytes: Arc::new(Semaphore::new(QUEUE_BYTES_MAX)), stats, last_try: CancellationToken::new() }, handle))
     }
 
     pub fn stats(&self) -> &Arc<WriterStats> {
         &self.stats
+    }
+
+    /// From now on [`Self::write_until_done`] gives up after a failure instead of repeating: a stop
+    /// must end on a full disk too. What wasn't written is decided about at the next start.
+    pub fn stop_repeating(&self) {
+        self.last_try.cancel();
     }
 
     /// Commands waiting now.
@@ -176,7 +185,10 @@ impl<C: Command> Writer<C> {
             match self.write(write.clone()).await {
                 Err(WriteError::Unknown { ledger, message }) => {
                     tracing::warn!(ledger, %message, "write failed, repeating it");
-                    tokio::time::sleep(pause).await;
+                    tokio::select! {
+                        () = tokio::time::sleep(pause) => {}
+                        () = self.last_try.cancelled() => return Err(WriteError::Closed { ledger }),
+                    }
                     pause = (pause * 2).min(PAUSE_MAX);
                 }
                 done => return done,

@@ -1,7 +1,8 @@
 //! Stage 5: which agent answers, in which session, knowing what.
 
-use super::{Agent, Exit, Pipeline, Settings};
+use super::{Agent, Exit, Pipeline, Prepared, Settings};
 use crate::agent::{Message, Role};
+use crate::ledger::ReadError;
 use crate::ledger::agents::history;
 use nexus_core::access::{Conversation, Principal, session_label};
 use nexus_core::request::{AgentSection, NexusRequest};
@@ -13,36 +14,51 @@ pub const HISTORY_TURNS_MAX: u32 = 50;
 pub const HISTORY_BYTES_MAX: usize = 64 * 1024;
 
 impl Pipeline {
-    pub(super) async fn assemble(
+    pub(super) fn assemble(
         &self,
         request: &mut NexusRequest,
         settings: &Settings,
         principal: &Principal,
-    ) -> Result<(Arc<Agent>, String, Vec<Message>), Exit> {
+    ) -> Result<(Arc<Agent>, String), Exit> {
         let routed = request.access.as_ref();
         let name = routed.and_then(|access| access.agent.clone()).unwrap_or_else(|| settings.default_agent.clone());
         let Some(agent) = settings.agents.get(&name).cloned() else {
             return Err(Exit::Failed(format!("agent `{name}` is not configured; see `agents:` in nex.yaml")));
         };
         let session = label(request, principal);
-        // The built-in echo has no memory; everything else is told what was said before.
-        let told =
-            if agent.harmless { history_of(self, &session, 0).await? } else { history_of(self, &session, HISTORY_TURNS_MAX).await? };
         request.agent = Some(AgentSection {
             agent_id: name,
             session_label: session.clone(),
-            parent_turn_id: told.head.clone(),
+            parent_turn_id: None,
             run_id: None,
             model: None,
             provider: None,
-            history_messages: u32::try_from(told.messages.len()).unwrap_or(u32::MAX),
-            history_dropped: told.dropped,
+            history_messages: 0,
+            history_dropped: 0,
         });
-        let messages = told
-            .messages
-            .into_iter()
-            .map(|(role, content)| Message { role: if role == "assistant" { Role::Assistant } else { Role::User }, content });
-        Ok((agent, session, messages.collect()))
+        Ok((agent, session))
+    }
+
+    /// What was said in this session so far. Read when the session is this request's own and the
+    /// turn before is in the ledger, not when the request was prepared.
+    ///
+    /// # Errors
+    /// When the agents ledger can't be read.
+    pub(super) async fn remember(&self, prepared: &mut Prepared) -> Result<Vec<Message>, ReadError> {
+        if prepared.agent.harmless {
+            return Ok(Vec::new()); // the built-in echo has no memory
+        }
+        let session = prepared.session.clone();
+        let read = self.ledgers.agents.readers.read(move |connection| history(connection, &session, HISTORY_TURNS_MAX, HISTORY_BYTES_MAX));
+        let told = read.await?;
+        if let Some(agent) = &mut prepared.request.agent {
+            agent.parent_turn_id.clone_from(&told.head);
+            agent.history_messages = u32::try_from(told.messages.len()).unwrap_or(u32::MAX);
+            agent.history_dropped = told.dropped;
+        }
+        let message =
+            |(role, content): (String, String)| Message { role: if role == "assistant" { Role::Assistant } else { Role::User }, content };
+        Ok(told.messages.into_iter().map(message).collect())
     }
 }
 
@@ -60,13 +76,4 @@ fn label(request: &NexusRequest, principal: &Principal) -> String {
         thread_id: event.thread_id.as_deref(),
     };
     session_label(principal, &conversation, template)
-}
-
-async fn history_of(pipeline: &Pipeline, session: &str, turns: u32) -> Result<crate::ledger::agents::History, Exit> {
-    if turns == 0 {
-        return Ok(crate::ledger::agents::History::default());
-    }
-    let session = session.to_owned();
-    let read = pipeline.ledgers.agents.readers.read(move |connection| history(connection, &session, turns, HISTORY_BYTES_MAX));
-    read.await.map_err(|error| Exit::Failed(crate::error_text::describe(&error)))
 }

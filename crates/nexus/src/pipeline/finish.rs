@@ -60,8 +60,9 @@ impl Pipeline {
         match self.ledgers.nexus.writer.write_until_done(finish).await {
             Ok(Some(finish_seq)) => {
                 self.announce_turn(&prepared, &run_id, &verdict);
+                // The answer leaves whether or not the agents ledger can follow.
+                let waiting = self.outbox.enqueue(deliveries);
                 self.wait_for_turn(finish_seq).await;
-                let waiting = self.outbox.enqueue(deliveries).await;
                 release();
                 self.deliver(prepared, &run_id, waiting, &verdict.finished.content).await;
             }
@@ -111,8 +112,10 @@ impl Pipeline {
     async fn wait_for_turn(&self, finish_seq: i64) {
         self.finished.notify_one();
         let mut applied = self.turns_applied.clone();
-        if applied.wait_for(|seq| *seq >= finish_seq).await.is_err() {
-            tracing::debug!(finish_seq, "the agents ledger is closed; it catches up at the next start");
+        tokio::select! {
+            // An error means that the ledger is closed; it catches up at the next start.
+            known = applied.wait_for(|seq| *seq >= finish_seq) => drop(known),
+            () = self.abandon.cancelled() => {}
         }
     }
 

@@ -4,10 +4,11 @@
 use crate::bus::Bus;
 use crate::clock;
 use crate::error_text::describe;
-use crate::ledger::agents::ApplyTurns;
+use crate::ledger::agents::{ApplyTurns, TurnRecord};
 use crate::ledger::events::{Disposition, NewEvent, RecordOutbound, page_after};
 use crate::ledger::identity::{ApplyContacts, Seen};
 use crate::ledger::nexus::{Delivery, counter, finished_after, sent_after};
+use crate::ledger::writer::WriteError;
 use crate::ledger::{Ledgers, agents, follow, identity};
 use nexus_core::event::PeerKind;
 use nexus_core::notice::NoticeType;
@@ -53,11 +54,35 @@ async fn apply_turns(ledgers: &Ledgers, bus: &Bus, applied: &watch::Sender<i64>)
     if upto == mark {
         return Ok(false);
     }
-    for session in ledgers.agents.writer.write(ApplyTurns { upto_finish_seq: upto, turns }).await? {
+    let applied_now = match ledgers.agents.writer.write(ApplyTurns { upto_finish_seq: upto, turns: turns.clone() }).await {
+        Err(WriteError::Refused { message, .. }) => {
+            tracing::error!(error = message, "a page of turns is refused; applying them one by one");
+            one_by_one(ledgers, upto, turns).await?
+        }
+        done => done?,
+    };
+    for session in applied_now {
         bus.publish(NoticeType::SessionCreated, json!({ "session": session }));
     }
     applied.send_replace(upto);
     Ok(true)
+}
+
+/// A turn that the ledger refuses must not keep the others from it: it is left out, and told.
+async fn one_by_one(ledgers: &Ledgers, upto: i64, turns: Vec<TurnRecord>) -> Result<Vec<String>, WriteError> {
+    let mut sessions = Vec::new();
+    let before = upto - i64::try_from(turns.len()).unwrap_or(0);
+    for (place, turn) in turns.into_iter().enumerate() {
+        let id = turn.turn_id.clone();
+        let seq = before + 1 + i64::try_from(place).unwrap_or(0);
+        match ledgers.agents.writer.write(ApplyTurns { upto_finish_seq: seq, turns: vec![turn] }).await {
+            Ok(new) => sessions.extend(new),
+            Err(WriteError::Refused { message, .. }) => tracing::error!(turn = id, error = message, "turn left out of the agents ledger"),
+            Err(error) => return Err(error),
+        }
+    }
+    ledgers.agents.writer.write(ApplyTurns { upto_finish_seq: upto, turns: Vec::new() }).await?;
+    Ok(sessions)
 }
 
 /// Where agents.db stands at a start.

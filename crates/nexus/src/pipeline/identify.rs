@@ -18,12 +18,13 @@ const WEBHOOK_CHANNEL: &str = "webhook";
 impl Pipeline {
     /// Stage 2. The timer is `system`; the control socket is the owner, since only the daemon's own
     /// user can open it; owners are named in the config; the rest is looked up.
-    pub(super) async fn identify(&self, request: &mut NexusRequest, settings: &Settings) -> Result<Principal, Exit> {
+    /// The first two go by the adapter, which no adapter's own words can change.
+    pub(super) async fn identify(&self, request: &mut NexusRequest, adapter: &str, settings: &Settings) -> Result<Principal, Exit> {
         let event = &request.event;
         let identifier = (event.channel.clone(), event.sender_id.clone());
-        let principal = if event.channel == TIMER_CHANNEL {
+        let principal = if adapter == TIMER_CHANNEL {
             plain(PrincipalType::System, identifier, None)
-        } else if event.channel == CLI_CHANNEL || is_owner(&settings.access, std::slice::from_ref(&identifier)) {
+        } else if adapter == CLI_CHANNEL || is_owner(&settings.access, std::slice::from_ref(&identifier)) {
             let known = self.look_up(None).await?;
             of_entity(PrincipalType::Owner, known, identifier)
         } else {

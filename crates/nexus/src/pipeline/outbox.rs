@@ -7,6 +7,7 @@ use crate::error_text::describe;
 use crate::ledger::Ledgers;
 use crate::ledger::nexus::{
     Claim, ClaimDelivery, Delivery, NewDelivery, Resolution, ResolveDelivery, SettleDelivery, Settled, delivery, open_deliveries,
+    uncertain_deliveries,
 };
 use crate::metrics::{ChannelStatus, Metrics};
 use crate::routes::{CLI_CHANNEL, Route, Routes};
@@ -15,6 +16,7 @@ use nexus_core::notice::NoticeType;
 use nexus_core::protocol::{SendOutcome, send_retry_delay_ms};
 use serde_json::json;
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, oneshot};
@@ -25,6 +27,10 @@ use tokio_util::task::TaskTracker;
 const SENDS_MAX: usize = 64;
 /// Texts up to this many bytes wait in memory; longer ones are read back when it is their turn.
 const INLINE_BYTES_MAX: usize = 4096;
+/// Deliveries that wait in memory; beyond, only their ids do.
+const AT_HAND_MAX: usize = 1024;
+/// Sends under way at once for one adapter, so that one that hangs leaves room for the others.
+const SENDS_PER_ADAPTER: usize = 16;
 
 /// Handle to the outbox. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -41,8 +47,14 @@ struct Shared {
     epoch: i64,
     lanes: Mutex<HashMap<String, Lane>>,
     sends: Semaphore,
+    sends_of: Mutex<HashMap<String, Arc<Semaphore>>>,
+    /// Rows in all lanes.
+    depth: AtomicUsize,
     tasks: TaskTracker,
+    /// Begin nothing new.
     stop: CancellationToken,
+    /// Leave what is under way: it is uncertain then.
+    abandon: CancellationToken,
 }
 
 #[derive(Debug, Default)]
@@ -57,6 +69,15 @@ struct Queued {
     delivery_id: String,
     row: Option<Box<Delivery>>,
     settled: Option<oneshot::Sender<Outcome>>,
+}
+
+/// Why uncertain deliveries could not be taken up.
+#[derive(Debug, thiserror::Error)]
+pub enum TakeUpError {
+    #[error(transparent)]
+    Read(#[from] crate::ledger::ReadError),
+    #[error(transparent)]
+    Write(#[from] crate::ledger::writer::WriteError),
 }
 
 /// How one delivery ended.
@@ -108,8 +129,11 @@ impl Outbox {
             epoch,
             lanes: Mutex::default(),
             sends: Semaphore::new(SENDS_MAX),
+            sends_of: Mutex::default(),
+            depth: AtomicUsize::new(0),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
+            abandon: CancellationToken::new(),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -127,17 +151,36 @@ impl Outbox {
         Ok(count)
     }
 
+    /// Before [`Self::resume`]: makes the uncertain deliveries pending again that `retry` names, those
+    /// only whose time isn't up. Answers how many stay uncertain.
+    ///
+    /// # Errors
+    /// When the ledger can't be read or written.
+    pub async fn take_up_uncertain(&self, retry: impl Fn(&Delivery) -> bool) -> Result<usize, TakeUpError> {
+        let ledger = &self.shared.ledgers.nexus;
+        let (mut held, now) = (0, clock::wall_ms());
+        for row in ledger.readers.read(uncertain_deliveries).await? {
+            if retry(&row) && row.expires_at > now {
+                let command = ResolveDelivery { delivery_id: row.delivery_id, resolution: Resolution::Retry, at: now, ttl_ms: 0 };
+                ledger.writer.write(command).await?;
+            } else {
+                held += 1;
+            }
+        }
+        Ok(held)
+    }
+
     /// Queues deliveries whose rows are committed, in order.
-    pub async fn enqueue(&self, rows: Vec<NewDelivery>) -> Waiting {
+    pub fn enqueue(&self, rows: Vec<NewDelivery>) -> Waiting {
         let mut waiting = Vec::with_capacity(rows.len());
         for row in rows {
             let (settled, outcome) = oneshot::channel();
             waiting.push(outcome);
             let delivery = pending(row);
             let lane = delivery.lane();
-            let small = delivery.content.len() <= INLINE_BYTES_MAX;
+            let at_hand = delivery.content.len() <= INLINE_BYTES_MAX && self.depth() < AT_HAND_MAX;
             let delivery_id = delivery.delivery_id.clone();
-            self.push(lane, Queued { delivery_id, row: small.then(|| Box::new(delivery)), settled: Some(settled) });
+            self.push(lane, Queued { delivery_id, row: at_hand.then(|| Box::new(delivery)), settled: Some(settled) });
         }
         Waiting(waiting)
     }
@@ -170,7 +213,7 @@ impl Outbox {
 
     /// Deliveries waiting or under way.
     pub fn depth(&self) -> usize {
-        self.lanes().values().map(|lane| lane.queue.len()).sum()
+        self.shared.depth.load(Ordering::Relaxed)
     }
 
     /// Lets sends that are under way end, up to `patience`; rows that wait stay pending.
@@ -178,11 +221,14 @@ impl Outbox {
         self.shared.stop.cancel();
         self.shared.tasks.close();
         if tokio::time::timeout(patience, self.shared.tasks.wait()).await.is_err() {
-            tracing::warn!("sends still under way at shutdown; the next start shows them as uncertain");
+            tracing::warn!("sends still under way at shutdown are ended; the next start shows them as uncertain");
+            self.shared.abandon.cancel();
+            self.shared.tasks.wait().await;
         }
     }
 
     fn push(&self, lane: String, queued: Queued) {
+        self.shared.depth.fetch_add(1, Ordering::Relaxed);
         let mut lanes = self.lanes();
         if let Some(known) = lanes.get_mut(&lane) {
             known.queue.push_back(queued);
@@ -217,6 +263,7 @@ impl Outbox {
                 }
             };
             self.deliver(next, &hurry).await;
+            self.shared.depth.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
@@ -276,13 +323,23 @@ impl Outbox {
             // The client reads it off the same daemon; nothing leaves that could be doubted.
             return Some(Settled::Sent { message_ids: vec![delivery.delivery_id.clone()] });
         }
-        let Some(route) = self.shared.routes.settled(&delivery.adapter).await else {
+        let route = tokio::select! {
+            route = self.shared.routes.settled(&delivery.adapter) => route,
+            // A route that vanishes because the daemon stops says nothing about the delivery.
+            () = self.shared.stop.cancelled() => return None,
+        };
+        let Some(route) = route else {
             return Some(Settled::Failed { error: format!("adapter `{}` is not configured any more", delivery.adapter) });
         };
         let Some(sender) = &route.sender else {
             return Some(Settled::Failed { error: format!("adapter `{}` can't send", delivery.adapter) });
         };
-        let permit = self.shared.sends.acquire().await.ok()?;
+        let of_adapter = self.sends_of(&delivery.adapter);
+        let permits = async { (of_adapter.acquire().await.ok(), self.shared.sends.acquire().await.ok()) };
+        let permits = tokio::select! {
+            permits = permits => permits,
+            () = self.shared.stop.cancelled() => return None,
+        };
         let claim = ClaimDelivery { delivery_id: delivery.delivery_id.clone(), at: clock::wall_ms(), epoch: self.shared.epoch };
         match self.shared.ledgers.nexus.writer.write_until_done(claim).await {
             Ok(Claim::Done) => {}
@@ -293,8 +350,12 @@ impl Outbox {
             }
         }
         self.notice(NoticeType::DeliverySending, delivery, None);
-        let sent = sender.send(delivery).await;
-        drop(permit);
+        let sent = tokio::select! {
+            sent = sender.send(delivery) => sent,
+            // Dropping it kills the process; the row stays `sending`, which a start reads as uncertain.
+            () = self.shared.abandon.cancelled() => return None,
+        };
+        drop(permits);
         Some(judge(sent.map_err(|error| describe(&error)), delivery.attempts + 1, &route))
     }
 
@@ -308,9 +369,13 @@ impl Outbox {
             Settled::Expired { error } => ("expired", NoticeType::DeliveryError, Some(error.clone())),
         };
         let command = SettleDelivery { delivery_id: delivery.delivery_id.clone(), settled, at: clock::wall_ms(), epoch: self.shared.epoch };
-        if let Err(error) = self.shared.ledgers.nexus.writer.write_until_done(command).await {
-            tracing::warn!(delivery_id = delivery.delivery_id, %error, "the end of a send could not be written; it shows as uncertain");
-            return false;
+        match self.shared.ledgers.nexus.writer.write_until_done(command).await {
+            Ok(Claim::Done) => {}
+            Ok(Claim::Lost) => return false, // a person decided meanwhile
+            Err(error) => {
+                tracing::warn!(delivery_id = delivery.delivery_id, %error, "the end of a send could not be written; it shows as uncertain");
+                return false;
+            }
         }
         if let Some(error) = &error {
             tracing::warn!(delivery_id = delivery.delivery_id, adapter = delivery.adapter, status, %error, "delivery");
@@ -338,6 +403,11 @@ impl Outbox {
                 None
             }
         }
+    }
+
+    fn sends_of(&self, adapter: &str) -> Arc<Semaphore> {
+        let mut all = self.shared.sends_of.lock().unwrap_or_else(PoisonError::into_inner);
+        all.entry(adapter.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(SENDS_PER_ADAPTER))).clone()
     }
 
     fn lanes(&self) -> std::sync::MutexGuard<'_, HashMap<String, Lane>> {

@@ -81,7 +81,7 @@ fn decide(one: &Interrupted, settings: &Settings) -> Verdict {
     match settings.pipeline.on_interrupted {
         OnInterrupted::Rerun => Verdict::Rerun,
         OnInterrupted::Auto if harmless || !one.acted => Verdict::Rerun,
-        OnInterrupted::Auto => Verdict::Fail("interrupted after a tool call had started; running it again might repeat its effect"),
+        OnInterrupted::Auto => Verdict::Fail("interrupted after it may have acted; running it again might repeat its effect"),
         OnInterrupted::Fail => Verdict::Fail("interrupted (on_interrupted: fail)"),
     }
 }

@@ -180,7 +180,7 @@ impl State {
             self.start_lanes();
             self.stats.send_replace(RouterStats {
                 waiting: self.requests.len(),
-                preparing: self.lanes.busy(),
+                preparing: self.lanes.preparing(),
                 running: self.sessions.running(),
             });
         }
@@ -189,7 +189,7 @@ impl State {
     fn know(&mut self, request: OpenRequest, event: Option<Box<StoredEvent>>) {
         let account = AccountKey::new(request.adapter, request.account_id);
         let place = self.lanes.push(&request.conversation, &account, request.event_seq);
-        let at_hand = event.filter(|_| place.next).map(|event| Box::new((request.request_id, *event)));
+        let at_hand = event.filter(|_| place.soon).map(|event| Box::new((request.request_id, *event)));
         let known = Known { conversation: place.conversation, account: place.account, at_hand };
         self.requests.insert(request.event_seq, known);
     }
@@ -214,6 +214,7 @@ impl State {
     }
 
     fn prepared(&mut self, seq: i64, outcome: Outcome) {
+        self.lanes.prepared();
         let Some(known) = self.requests.get(&seq) else { return };
         match outcome {
             Outcome::Settled => {
@@ -261,10 +262,17 @@ impl State {
         let at_hand = known.at_hand.take();
         let (pipeline, told) = (self.pipeline.clone(), self.told.clone());
         self.runs.spawn(async move {
-            let outcome = match load(&pipeline, seq, at_hand).await {
-                Some((request_id, event)) => pipeline.prepare(event, request_id).await,
-                None => Outcome::Abandoned,
-            };
+            // A task of its own: should it panic, the router hears of it all the same.
+            let work = tokio::spawn(async move {
+                match load(&pipeline, seq, at_hand).await {
+                    Some((request_id, event)) => pipeline.prepare(event, request_id).await,
+                    None => Outcome::Abandoned,
+                }
+            });
+            let outcome = work.await.unwrap_or_else(|error| {
+                tracing::error!(seq, %error, "preparing a request failed; it waits for the next start");
+                Outcome::Abandoned
+            });
             tell(&told, Told::Prepared { seq, outcome }).await;
         });
     }
@@ -280,7 +288,10 @@ impl State {
                     self.start_run(seq, prepared);
                 }
                 // It was too many to keep in memory: stages 1 to 5 again, then its turn at once.
-                None => self.prepare(seq),
+                None => {
+                    self.lanes.preparing_again();
+                    self.prepare(seq);
+                }
             }
         }
     }
@@ -290,18 +301,19 @@ impl State {
         let (session, agent, system) = (prepared.session.clone(), prepared.agent.name.clone(), prepared.is_system());
         self.runs.spawn(async move {
             let (release, released) = oneshot::channel();
-            let pass_on = async {
-                // Dropped without a word (a panic) frees the session too: the row is left to the
-                // next start, the others go on.
-                drop(released.await);
-                tell(&told, Told::Released { seq, session, agent, system }).await;
-            };
-            tokio::join!(
-                pass_on,
-                pipeline.run(*prepared, move || {
+            let work = tokio::spawn(async move {
+                let release = move || {
                     release.send(()).ok();
-                })
-            );
+                };
+                pipeline.run(*prepared, release).await;
+            });
+            // Dropped without a word, by a panic, it frees the session too: the row is left to the
+            // next start, the others go on.
+            drop(released.await);
+            tell(&told, Told::Released { seq, session, agent, system }).await;
+            if let Err(error) = work.await {
+                tracing::error!(seq, %error, "a run failed; the next start decides by on_interrupted");
+            }
         });
     }
 }

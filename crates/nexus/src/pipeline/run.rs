@@ -42,13 +42,22 @@ pub(super) enum Work {
 
 impl Pipeline {
     /// Stages 6 to 8. `release` is called once the session may take its next turn.
-    pub async fn run(&self, prepared: Prepared, release: impl FnOnce()) {
+    pub async fn run(&self, mut prepared: Prepared, release: impl FnOnce()) {
+        let history = match self.remember(&mut prepared).await {
+            Ok(history) => history,
+            Err(error) => {
+                let error = crate::error_text::describe(&error);
+                tracing::error!(request_id = prepared.request.request_id, error, "run not started; the request waits for the next start");
+                return release();
+            }
+        };
         let run_id = format!("run_{}", ulid::Ulid::generate());
         let claim = StartRun {
             event_seq: prepared.request.event_seq,
             run_id: run_id.clone(),
             agent: prepared.agent.name.clone(),
             session: prepared.session.clone(),
+            acted: prepared.agent.acts,
             at: clock::wall_ms(),
             epoch: self.epoch,
         };
@@ -68,7 +77,8 @@ impl Pipeline {
         let started = Instant::now();
         self.announce_start(&prepared, &run_id);
         let mut seen = Seen::default();
-        let work = self.work(&prepared, &run_id, &mut seen).await;
+        let turn = self.turn(&prepared, &run_id, history);
+        let work = self.work(&prepared, &turn, &mut seen).await;
         if matches!(work, Work::Abandoned) {
             self.interrupt(&prepared, &run_id).await;
             release();
@@ -89,11 +99,10 @@ impl Pipeline {
     }
 
     /// Runs the agent, again after an error that may pass if nothing was said or done yet.
-    async fn work(&self, prepared: &Prepared, run_id: &str, seen: &mut Seen) -> Work {
+    async fn work(&self, prepared: &Prepared, turn: &Turn, seen: &mut Seen) -> Work {
         let deadline = tokio::time::Instant::now() + prepared.agent.timeout.min(prepared.timeout.saturating_sub(prepared.spent));
-        let turn = self.turn(prepared, run_id);
         for attempt in 1_u32.. {
-            let failed = match self.attempt(prepared, &turn, seen, deadline).await {
+            let failed = match self.attempt(prepared, turn, seen, deadline).await {
                 Work::Failed(error) => error,
                 ended @ (Work::Finished(_) | Work::TimedOut | Work::Abandoned) => return ended,
             };
@@ -102,7 +111,7 @@ impl Pipeline {
             if !may_repeat || tokio::time::Instant::now() + pause >= deadline {
                 return Work::Failed(failed);
             }
-            tracing::warn!(run_id, attempt, error = %failed, "agent failed, trying again");
+            tracing::warn!(run_id = turn.run_id, attempt, error = %failed, "agent failed, trying again");
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = self.abandon.cancelled() => return Work::Abandoned,
@@ -177,7 +186,7 @@ impl Pipeline {
         }
     }
 
-    fn turn(&self, prepared: &Prepared, run_id: &str) -> Turn {
+    fn turn(&self, prepared: &Prepared, run_id: &str, history: Vec<crate::agent::Message>) -> Turn {
         let request = &prepared.request;
         let event = &request.event;
         let principal = request.principal.as_ref();
@@ -194,7 +203,7 @@ impl Pipeline {
             },
             channel: event.channel.clone(),
             capabilities: self.route_of(prepared).map_or(serde_json::Value::Null, |route| route.capabilities),
-            history: prepared.history.clone(),
+            history,
             permissions: request.access.as_ref().map_or(serde_json::Value::Null, |access| json!(access.permissions)),
         }
     }

@@ -224,7 +224,7 @@ impl ResolveDelivery {
         };
         let sql = format!(
             "UPDATE deliveries SET status = ?2, next_attempt_at = NULL, updated_at = ?3,
-               expires_at = CASE WHEN ?2 = 'pending' THEN ?3 + ?4 ELSE expires_at END
+               expires_at = CASE WHEN ?2 = 'pending' THEN max(expires_at, ?3 + ?4) ELSE expires_at END
              WHERE delivery_id = ?1 AND status IN {from}"
         );
         let changed = connection.prepare_cached(&sql)?.execute(params![self.delivery_id, to, self.at, self.ttl_ms])?;

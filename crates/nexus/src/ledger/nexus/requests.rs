@@ -1,7 +1,7 @@
 //! Requests and runs: admitted, claimed by a run, settled.
 
 use super::deliveries::NewDelivery;
-use super::{Claim, next};
+use super::{Claim, counter, next};
 use crate::ledger::writer::Weight;
 use nexus_core::request::Status;
 use rusqlite::{Connection, params};
@@ -26,13 +26,19 @@ pub struct AdmitRow {
 /// A page of events becomes requests, and the page's end is remembered with them.
 #[derive(Debug, Clone)]
 pub struct Admit {
+    /// The end of the page before: this one is refused until that one is on disk, or a crash between
+    /// the two would skip it for ever.
+    pub from_seq: i64,
     pub upto_seq: i64,
     pub rows: Vec<AdmitRow>,
     pub epoch: i64,
 }
 
 impl Admit {
-    pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<()> {
+    pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Claim> {
+        if counter(connection, "intake_seq")? < self.from_seq {
+            return Ok(Claim::Lost);
+        }
         let mut insert = connection.prepare_cached(
             "INSERT INTO nexus_requests (event_seq, request_id, event_id, channel, account_id, adapter, conversation, status, stage, late,
                created_at, completed_at, reason, epoch)
@@ -58,7 +64,7 @@ impl Admit {
         }
         let sql = "UPDATE counters SET value = max(value, ?1) WHERE name = 'intake_seq'";
         connection.prepare_cached(sql)?.execute([self.upto_seq])?;
-        Ok(())
+        Ok(Claim::Done)
     }
 }
 
@@ -98,6 +104,8 @@ pub struct StartRun {
     pub run_id: String,
     pub agent: String,
     pub session: String,
+    /// It may act from its first moment on, whatever it tells: any program.
+    pub acted: bool,
     pub at: i64,
     pub epoch: i64,
 }
@@ -112,9 +120,17 @@ impl StartRun {
             let known: i64 = connection.prepare_cached(known)?.query_row([&self.run_id], |row| row.get(0))?;
             return Ok(if known == 1 { Claim::Done } else { Claim::Lost });
         }
-        let insert = "INSERT INTO runs (run_id, event_seq, attempt, agent, session, status, started_at, epoch)
-                      SELECT ?1, ?2, attempts, ?3, ?4, 'running', ?5, ?6 FROM nexus_requests WHERE event_seq = ?2";
-        connection.prepare_cached(insert)?.execute(params![self.run_id, self.event_seq, self.agent, self.session, self.at, self.epoch])?;
+        let insert = "INSERT INTO runs (run_id, event_seq, attempt, agent, session, status, started_at, epoch, acted)
+                      SELECT ?1, ?2, attempts, ?3, ?4, 'running', ?5, ?6, ?7 FROM nexus_requests WHERE event_seq = ?2";
+        connection.prepare_cached(insert)?.execute(params![
+            self.run_id,
+            self.event_seq,
+            self.agent,
+            self.session,
+            self.at,
+            self.epoch,
+            self.acted
+        ])?;
         Ok(Claim::Done)
     }
 }

@@ -4,7 +4,7 @@
 use crate::clock;
 use crate::ledger::ReadError;
 use crate::ledger::events::{Disposition, StoredEvent, page_after};
-use crate::ledger::nexus::{Admit, AdmitRow, OpenRequest, counter};
+use crate::ledger::nexus::{Admit, AdmitRow, Claim, OpenRequest, counter};
 use crate::ledger::writer::WriteError;
 use crate::pipeline::Pipeline;
 use nexus_core::request::Status;
@@ -16,6 +16,9 @@ use tokio::sync::{mpsc, watch};
 const PAGE: usize = 256;
 /// Pause before a failed read of the ledger is tried again.
 const READ_RETRY: Duration = Duration::from_millis(500);
+
+/// Pause before a page that is not on disk is tried again.
+const REPEAT: Duration = Duration::from_millis(20);
 
 /// A request that was admitted, with its event.
 pub(super) type Admitted = (OpenRequest, Box<StoredEvent>);
@@ -66,12 +69,12 @@ impl Admission {
             return std::future::pending().await; // nothing will be committed any more
         }
         let (upto, page) = self.pipeline.ledgers.events.readers.read(move |connection| page_after(connection, from, PAGE)).await?;
-        let admitted = self.admit(upto, page).await;
+        let admitted = self.admit(from, upto, page).await;
         self.upto = Some(upto);
         Ok(admitted)
     }
 
-    async fn admit(&self, upto: i64, page: Vec<StoredEvent>) -> Vec<Admitted> {
+    async fn admit(&self, from: i64, upto: i64, page: Vec<StoredEvent>) -> Vec<Admitted> {
         let now = clock::wall_ms();
         let mut rows = Vec::with_capacity(page.len());
         let mut admitted = Vec::with_capacity(page.len());
@@ -89,7 +92,7 @@ impl Admission {
             }
             rows.push(row);
         }
-        self.commit(Admit { upto_seq: upto, rows, epoch: self.pipeline.epoch }).await;
+        self.commit(Admit { from_seq: from, upto_seq: upto, rows, epoch: self.pipeline.epoch }).await;
         admitted
     }
 
@@ -101,20 +104,23 @@ impl Admission {
         let upto = admit.upto_seq;
         let first = writer.submit(admit.clone()).await;
         tokio::spawn(async move {
-            let result = match first {
+            let mut result = match first {
                 Ok(commit) => commit.await,
                 Err(error) => Err(error),
             };
-            let result = match result {
-                Err(WriteError::Unknown { .. }) => writer.write_until_done(admit).await,
-                done => done,
-            };
+            // Lost: the page before failed and is being repeated; this one has to follow it.
+            while matches!(result, Err(WriteError::Unknown { .. }) | Ok(Claim::Lost)) {
+                tokio::time::sleep(REPEAT).await;
+                result = writer.write_until_done(admit.clone()).await;
+            }
             match result {
-                Ok(()) => drop(admitted.send_if_modified(|seq| {
-                    let more = *seq < upto;
-                    *seq = upto.max(*seq);
-                    more
-                })),
+                Ok(_) => {
+                    admitted.send_if_modified(|seq| {
+                        let more = *seq < upto;
+                        *seq = upto.max(*seq);
+                        more
+                    });
+                }
                 Err(error) => tracing::warn!(upto, %error, "events not admitted; the next start admits them"),
             }
         });

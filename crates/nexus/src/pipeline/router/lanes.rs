@@ -4,13 +4,16 @@ use nexus_core::ids::AccountKey;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
+/// Ready conversations whose event is kept in memory; the others' are read back.
+const AT_HAND_MAX: usize = 256;
+
 /// A request's place: its names are shared with its lane, since a hundred thousand may wait.
 #[derive(Debug)]
 pub(super) struct Place {
     pub(super) conversation: Arc<str>,
     pub(super) account: Arc<AccountKey>,
-    /// It is the next of an idle lane.
-    pub(super) next: bool,
+    /// It is started within the next few: worth keeping its event at hand.
+    pub(super) soon: bool,
 }
 
 #[derive(Debug)]
@@ -28,7 +31,8 @@ pub(super) struct Lanes {
     /// Idle lanes with something waiting, in the order in which they became so.
     ready: VecDeque<Arc<str>>,
     held: HashSet<AccountKey>,
-    busy: usize,
+    /// Requests in stages 1 to 5. A lane stays busy beyond that, until its request's run starts.
+    preparing: usize,
 }
 
 impl Lanes {
@@ -42,15 +46,17 @@ impl Lanes {
         let lane = &mut self.lanes.get_mut(conversation).expect("inserted above");
         lane.waiting.push_back(seq);
         let next = lane.waiting.len() == 1 && !lane.busy;
-        if next && !self.held.contains(account) {
+        let startable = next && !self.held.contains(account);
+        let soon = startable && self.ready.len() < AT_HAND_MAX;
+        if startable {
             self.ready.push_back(lane.name.clone());
         }
-        Place { conversation: lane.name.clone(), account: lane.account.clone(), next }
+        Place { conversation: lane.name.clone(), account: lane.account.clone(), soon }
     }
 
     /// The next request to prepare, if fewer than `limit` are being prepared.
     pub(super) fn start_next(&mut self, limit: usize) -> Option<i64> {
-        while self.busy < limit {
+        while self.preparing < limit {
             let conversation = self.ready.pop_front()?;
             let Some(lane) = self.lanes.get_mut(&conversation) else { continue };
             if lane.busy || self.held.contains(&*lane.account) {
@@ -58,20 +64,27 @@ impl Lanes {
             }
             if let Some(seq) = lane.waiting.pop_front() {
                 lane.busy = true;
-                self.busy += 1;
+                self.preparing += 1;
                 return Some(seq);
             }
         }
         None
     }
 
-    /// The lane's request is past stage 5 and has a session, or is over.
+    /// A request whose context was dropped goes through stages 1 to 5 once more.
+    pub(super) fn preparing_again(&mut self) {
+        self.preparing += 1;
+    }
+
+    /// A request is past stage 5: another conversation's may be prepared.
+    pub(super) fn prepared(&mut self) {
+        self.preparing = self.preparing.saturating_sub(1);
+    }
+
+    /// The lane's request runs or is over: its next may be prepared.
     pub(super) fn finished(&mut self, conversation: &str) {
         let Some(lane) = self.lanes.get_mut(conversation) else { return };
-        if lane.busy {
-            lane.busy = false;
-            self.busy -= 1;
-        }
+        lane.busy = false;
         if lane.waiting.is_empty() {
             self.lanes.remove(conversation);
         } else if !self.held.contains(&*lane.account) {
@@ -92,9 +105,9 @@ impl Lanes {
         }
     }
 
-    /// Lanes whose request is between stage 1 and the start of its run.
-    pub(super) fn busy(&self) -> usize {
-        self.busy
+    /// Requests in stages 1 to 5.
+    pub(super) fn preparing(&self) -> usize {
+        self.preparing
     }
 }
 
@@ -117,11 +130,12 @@ mod tests {
         assert_eq!(lanes.start_next(9), None);
         lanes.finished("x");
         assert_eq!(lanes.start_next(9), Some(2));
+        lanes.prepared();
         lanes.finished("x");
         lanes.finished("y");
         assert_eq!(lanes.start_next(9), Some(4));
         lanes.finished("x");
-        assert_eq!((lanes.busy(), lanes.lanes.len(), lanes.ready.len()), (0, 0, 0));
+        assert_eq!((lanes.lanes.len(), lanes.ready.len()), (0, 0));
     }
 
     #[test]
@@ -131,8 +145,9 @@ mod tests {
             lanes.push(&format!("l{seq}"), &account("1"), seq);
         }
         assert_eq!((lanes.start_next(2), lanes.start_next(2), lanes.start_next(2)), (Some(0), Some(1), None));
-        lanes.finished("l0");
-        assert_eq!(lanes.start_next(2), Some(2));
+        lanes.prepared();
+        assert_eq!(lanes.start_next(2), Some(2), "a conversation that waits for its agent holds up no other");
+        assert_eq!(lanes.start_next(2), None);
     }
 
     #[test]

@@ -48,6 +48,7 @@ impl Sessions {
         self.kept += usize::from(keep);
         let waiting = Waiting { agent, system, prepared: keep.then(|| Box::new(prepared)), max_concurrent };
         let entry = self.sessions.entry(session.clone()).or_default();
+        entry.busy &= !mine;
         entry.waiting.insert(seq, waiting);
         if !entry.busy {
             self.offer(&session);
@@ -86,7 +87,10 @@ impl Sessions {
                 lane.running += 1;
                 lane.running_system += usize::from(system);
             }
-            None => drop(self.again.insert(seq, session)),
+            None => {
+                entry.busy = true; // its place is kept: no later request of the session may pass
+                drop(self.again.insert(seq, session));
+            }
         }
         Some((seq, prepared))
     }

@@ -1,0 +1,85 @@
+//! What the pipeline promises about order, memory and fairness, with real agents.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{Ask, Body, Daemon, Signal, config, eventually, fake};
+use serde_json::{Value, json};
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
+
+const RUNNING: &str = "SELECT count(*) FROM runs WHERE status = 'running'";
+const WAITING: &str = "SELECT count(*) FROM nexus_requests WHERE status = 'waiting'";
+
+fn send(text: &str) -> Ask<'static> {
+    Ask::post("/control/send", &json!({ "text": text }))
+}
+
+fn answer_of(body: Body) -> Value {
+    let last = BufReader::new(body).lines().map_while(Result::ok).filter(|line| line.starts_with('{')).last().expect("an end");
+    serde_json::from_str(&last).unwrap()
+}
+
+#[test]
+fn the_next_turn_of_a_session_knows_the_one_before_it() {
+    let mut daemon = Daemon::new();
+    let gate = daemon.file("gate");
+    rustix::fs::mknodat(rustix::fs::CWD, &gate, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    // Waits to be let through, then answers with how many messages of earlier turns it was told.
+    let counts = format!("sh -c 'cat {gate} >/dev/null; grep -o \\\"role\\\" | wc -l'");
+    let mut wanted = config(json!({}));
+    wanted["agents"] = json!({ "default": "counts", "counts": { "runner": "command", "command": counts } });
+    daemon.configure(&wanted);
+    daemon.launch();
+    let first = daemon.open(&send("one"));
+    eventually("the first is being answered", || daemon.count("nexus", RUNNING) == 1);
+    let second = daemon.open(&send("two"));
+    eventually("the second waits for its session", || daemon.count("nexus", WAITING) == 1);
+    fs::write(&gate, "").unwrap();
+    assert_eq!(answer_of(first.body)["text"].as_str().map(str::trim), Some("0"));
+    fs::write(&gate, "").unwrap();
+    assert_eq!(answer_of(second.body)["text"].as_str().map(str::trim), Some("2"));
+}
+
+#[test]
+fn an_agent_that_hangs_holds_up_no_other() {
+    let mut wanted = config(json!({ "fake": fake(json!({ "events": 150, "peers": 150 })) }));
+    wanted["agents"] = json!({ "stuck": { "runner": "command", "command": "sleep 1000", "max_concurrent": 1 } });
+    wanted["access"]["policies"] = json!([{
+        "name": "stuck", "match": { "conditions": [{ "channel": "fake" }] }, "effect": "allow",
+        "session": { "agent": "stuck", "key": "fake:{peer_id}" },
+    }]);
+    let daemon = Daemon::start(&wanted);
+    eventually("the stuck agent runs", || daemon.count("nexus", RUNNING) == 1);
+    eventually("all others wait for it", || daemon.count("nexus", WAITING) == 149);
+    assert_eq!(daemon.nexus_ok(&["send", "are", "you", "there"]).trim(), "are you there");
+}
+
+#[test]
+fn a_client_that_never_reads_cannot_hold_the_stop() {
+    let mut daemon = Daemon::start(&config(json!({})));
+    let mut deaf = TcpStream::connect(daemon.http()).unwrap();
+    deaf.write_all(b"GET /api/events/stream HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    let mut status = String::new();
+    BufReader::new(deaf.try_clone().unwrap()).read_line(&mut status).unwrap();
+    assert!(status.contains("200"), "{status}");
+    // More than any socket buffer takes.
+    let long = "word ".repeat(100_000);
+    for _ in 0..40 {
+        assert_eq!(answer_of(daemon.open(&send(&long)).body)["status"], "completed");
+    }
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.wait().code(), Some(0));
+}
+
+#[test]
+fn no_adapter_can_speak_as_the_control_socket() {
+    let daemon = Daemon::start(&config(json!({ "fake": fake(json!({ "channel": "cli", "events": 3 })) })));
+    let entry = common::find("the adapter is refused", || {
+        let entry = daemon.adapter("fake/me");
+        entry["last_error"].is_string().then_some(entry)
+    });
+    assert!(entry["last_error"].as_str().unwrap().contains("the daemon's own"), "{entry}");
+    assert_eq!(daemon.accepted(), 0);
+}
