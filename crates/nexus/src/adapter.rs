@@ -7,6 +7,7 @@
 
 pub mod account;
 mod backfill;
+mod catch_up;
 mod framing;
 pub mod intake;
 mod monitor;
@@ -17,7 +18,8 @@ pub mod stats;
 
 use crate::keeper::Keeper;
 use crate::ledger::Ledgers;
-use crate::ledger::nexus::Instance;
+use crate::error_text::describe;
+use crate::ledger::nexus::{Instance, instances};
 use crate::pipeline::router::Router;
 use crate::routes::{Route, Routes};
 use crate::supervisor::Supervisor;
@@ -49,8 +51,6 @@ pub struct Shared {
     /// Where context files are written.
     pub run_dir: PathBuf,
     pub epoch: i64,
-    /// The daemon before this one did not end by itself: accounts without `ack` catch up.
-    pub unclean_start: bool,
     pub stop: CancellationToken,
 }
 
@@ -66,8 +66,6 @@ pub struct Adapters {
     shared: Shared,
     commands: Mutex<HashMap<String, Arc<Command>>>,
     accounts: Mutex<BTreeMap<AccountKey, Arc<Account>>>,
-    /// What the ledger knew at the start.
-    known: HashMap<AccountKey, Instance>,
 }
 
 /// Why a verb can't be carried out.
@@ -82,16 +80,15 @@ pub enum VerbError {
 }
 
 impl Adapters {
-    pub fn new(shared: Shared, known: Vec<Instance>) -> Self {
-        let known = known.into_iter().map(|one| (AccountKey::new(&one.adapter, &one.account), one)).collect();
-        Self { shared, commands: Mutex::default(), accounts: Mutex::default(), known }
+    pub fn new(shared: Shared) -> Self {
+        Self { shared, commands: Mutex::default(), accounts: Mutex::default() }
     }
 
     /// Brings up one adapter with its enabled accounts, in parallel; does not wait for them.
     pub async fn add(&self, name: &str, adapter: &config::Adapter) {
         let command = Arc::new(Command::new(name, adapter, &self.shared));
         self.lock_commands().insert(name.to_owned(), command.clone());
-        self.set_route(name, adapter, &command);
+        self.set_route(name, adapter, &command).await;
         for (id, account) in adapter.accounts.iter().filter(|(_, account)| account.enabled) {
             self.add_account(name, id, adapter, account).await;
         }
@@ -101,11 +98,21 @@ impl Adapters {
     pub async fn add_account(&self, name: &str, id: &str, adapter: &config::Adapter, account: &config::Account) {
         let Some(command) = self.lock_commands().get(name).cloned() else { return };
         let key = AccountKey::new(name, id);
-        let known = self.known.get(&key);
-        let account =
-            Account::start(self.shared.clone(), command, key.clone(), account.clone(), rules(adapter), policy(&adapter.restart), known)
-                .await;
+        let known = self.known(&key).await;
+        let (rules, policy) = (rules(adapter), policy(&adapter.restart));
+        let account = Account::start(self.shared.clone(), command, key.clone(), account.clone(), rules, policy, known.as_ref()).await;
         self.lock().insert(key, account);
+    }
+
+    /// What the ledger knows of an account from its earlier runs, those of this daemon included.
+    async fn known(&self, key: &AccountKey) -> Option<Instance> {
+        match self.shared.ledgers.nexus.readers.read(instances).await {
+            Ok(all) => all.into_iter().find(|one| one.adapter == key.adapter && one.account == key.account),
+            Err(error) => {
+                tracing::warn!(account = %key, error = %describe(&error), "not known from before; a backfill may run again");
+                None
+            }
+        }
     }
 
     /// Stops an adapter with all its accounts and forgets it.
@@ -127,17 +134,17 @@ impl Adapters {
     pub async fn set_rules(&self, name: &str, adapter: &config::Adapter) {
         let command = self.lock_commands().get(name).cloned();
         if let Some(command) = command {
-            self.set_route(name, adapter, &command);
+            self.set_route(name, adapter, &command).await;
         }
         for account in self.of(name) {
             account.set_rules(rules(adapter), policy(&adapter.restart)).await;
         }
     }
 
-    fn set_route(&self, name: &str, adapter: &config::Adapter, command: &Arc<Command>) {
+    async fn set_route(&self, name: &str, adapter: &config::Adapter, command: &Arc<Command>) {
         let sender = send::ProcessSender::new(command.clone(), &adapter.send);
         self.shared.routes.set(name, Route::unknown(&adapter.send, Some(Arc::new(sender))));
-        command.publish_route();
+        command.publish_route().await;
     }
 
     /// One account's handle.

@@ -48,7 +48,7 @@ pub struct SpawnSpec {
 pub enum ExitStatus {
     Code(i32),
     Signal(i32),
-    /// The keeper died with it; nobody knows.
+    /// Nobody knows: the keeper died with it, or KILL did not end it and it was given up.
     Lost,
 }
 
@@ -71,7 +71,7 @@ impl fmt::Display for ExitStatus {
         match self {
             Self::Code(code) => write!(f, "exit code {code}"),
             Self::Signal(signal) => write!(f, "signal {signal}"),
-            Self::Lost => f.write_str("lost with its keeper"),
+            Self::Lost => f.write_str("lost without an exit status"),
         }
     }
 }
@@ -170,11 +170,14 @@ pub struct Link {
 }
 
 /// Starts the keeper process. Called before the runtime exists, and again should the keeper die.
+/// Makes this process a subreaper (PR_SET_CHILD_SUBREAPER(2const)): what a dead keeper leaves behind
+/// becomes ours, and `leftovers::reap_all` is due at every SIGCHLD.
 ///
 /// # Errors
-/// When the socket pair, the pidfd or the process can't be made.
+/// When this process can't be made a subreaper, or the socket pair, the pidfd or the keeper can't be made.
 pub fn launch(lock: &std::fs::File) -> std::io::Result<Link> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     let me = rustix::process::pidfd_open(rustix::process::getpid(), rustix::process::PidfdFlags::empty())?;
     let exe = std::fs::read_link("/proc/self/exe")?;

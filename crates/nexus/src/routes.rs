@@ -32,6 +32,8 @@ const INFO_PATIENCE: Duration = Duration::from_secs(30);
 pub struct Route {
     /// `info` was answered: what is said here is so, and not a guess.
     pub known: bool,
+    /// What it is to say is said once it is committed: nothing leaves the daemon (the control socket).
+    pub here: bool,
     /// `None`: it can't say anything (a webhook).
     pub sender: Option<Arc<dyn Sender>>,
     /// Longest text of one message, in characters; 0 = no limit.
@@ -57,6 +59,7 @@ impl Route {
     pub fn unknown(send: &config::Send, sender: Option<Arc<dyn Sender>>) -> Self {
         Self {
             known: false,
+            here: false,
             sender,
             text_limit: 0,
             capabilities: serde_json::Value::Null,

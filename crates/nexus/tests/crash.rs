@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Daemon, Signal, eventually, find_within, json_lines, lines, only, procfs, send_signal};
+use common::{Daemon, Signal, eventually, find, find_within, json_lines, lines, only, procfs, send_signal};
 use serde_json::{Value, json};
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -119,6 +119,33 @@ fn a_killed_keeper_takes_its_children_along_and_they_come_back_once() {
     let new_monitor = daemon.only_monitor();
     daemon.kill9();
     eventually("the new keeper guards as well", || !new_monitor.is_alive());
+}
+
+/// The process whose PID stands in `path`.
+fn process_in(path: &str) -> procfs::Process {
+    find("the grandchild", || procfs::Process::of(lines(path).first()?.trim().parse().ok()?))
+}
+
+#[test]
+fn a_killed_keeper_leaves_nobody_behind_in_a_session_of_its_own() {
+    let mut daemon = Daemon::new();
+    let file = daemon.file("grandchild");
+    daemon.configure(&only("fake", json!({ "events": 1, "setsid_grandchild": true, "grandchild_file": file })));
+    daemon.launch();
+    eventually("its event is done", || daemon.ended("completed") == 1);
+    let (keeper, grandchild) = (daemon.keeper(), process_in(&file));
+    assert!(grandchild.is_alive());
+    assert_eq!(procfs::parent_of(grandchild.pid), Some(keeper.pid), "it is not the keeper's orphan");
+    send_signal(keeper.pid, Signal::KILL);
+    let second = find("another grandchild", || Some(process_in(&file)).filter(|second| second.pid != grandchild.pid));
+    assert!(!grandchild.is_alive(), "another keeper works while the dead one's leftovers live");
+    assert!(!procfs::exists(grandchild.pid), "its zombie was not reaped");
+    let own: Vec<i32> = procfs::children_of(daemon.pid()).into_iter().map(|child| child.pid).collect();
+    assert_eq!(own, [daemon.keeper().pid], "the daemon has other children than its keeper");
+    assert_ne!(own, [keeper.pid]);
+    assert!(daemon.is_running(), "the daemon died with its keeper");
+    daemon.kill9();
+    eventually("the new keeper guards as well", || !second.is_alive());
 }
 
 #[test]

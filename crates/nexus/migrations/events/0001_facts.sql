@@ -40,7 +40,8 @@ CREATE TABLE rejected_lines (
   head        BLOB NOT NULL
 ) STRICT;
 
--- How far each account has come, written with the rows that it covers.
+-- How far each account has come, written with the rows that it covers. History doesn't count; before
+-- the first live event a row says since when the account is known.
 CREATE TABLE cursors (
   adapter          TEXT NOT NULL,
   account          TEXT NOT NULL,
@@ -48,6 +49,8 @@ CREATE TABLE cursors (
   last_timestamp   INTEGER NOT NULL,
   last_received_at INTEGER NOT NULL,
   events           INTEGER NOT NULL,
+  -- From here on events may be missing, until a backfill came to its end.
+  gap_since        INTEGER,
   PRIMARY KEY (adapter, account)
 ) STRICT, WITHOUT ROWID;
 

@@ -1,5 +1,6 @@
 //! One account: its supervised `monitor`, its backfills, its probes and its report.
 
+use super::catch_up::Gap;
 use super::intake::{Intake, Kind, Rules};
 use super::monitor::Monitor;
 use super::program::Command;
@@ -19,6 +20,7 @@ use serde_json::json;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -50,6 +52,10 @@ pub struct Account {
     pub(super) health: watch::Sender<(Health, Option<String>)>,
     pub(super) channel: watch::Sender<Option<Arc<AdapterInfo>>>,
     pub(super) backfilling: AtomicBool,
+    /// Locked while the gap's row is being written.
+    pub(super) gap: tokio::sync::Mutex<Gap>,
+    /// Unix ms.
+    pub(super) started_at: i64,
     pub(super) stop: CancellationToken,
     pub(super) tasks: TaskTracker,
     restarts_before: u64,
@@ -73,6 +79,8 @@ impl Account {
             health: watch::Sender::new((Health::Unknown, None)),
             channel: watch::Sender::new(None),
             backfilling: AtomicBool::new(false),
+            gap: tokio::sync::Mutex::default(),
+            started_at: clock::wall_ms(),
             stop: shared.stop.child_token(),
             tasks: TaskTracker::new(),
             restarts_before: known.map_or(0, |one| one.restart_count),
@@ -230,16 +238,26 @@ impl Account {
         }
     }
 
-    /// An intake of this account.
-    pub(super) fn intake(&self, channel: &str, kind: Kind, acks: Option<watch::Sender<Option<String>>>) -> Intake {
+    /// An intake of this account, of a process that has ended when `exited` is cancelled.
+    pub(super) fn intake(
+        &self,
+        channel: &str,
+        kind: Kind,
+        acks: Option<watch::Sender<Option<String>>>,
+        silence_max: Option<Duration>,
+        exited: CancellationToken,
+    ) -> Intake {
         Intake {
             account: self.key.clone(),
             channel: channel.to_owned(),
             kind,
             rules: self.rules.subscribe(),
             sinks: self.shared.sinks.clone(),
+            readers: self.shared.ledgers.events.readers.clone(),
             stats: self.stats.clone(),
             acks,
+            silence_max,
+            exited,
         }
     }
 

@@ -26,6 +26,11 @@ impl Framing {
         Self { partial: Vec::new(), skipping: None, line_bytes_max }
     }
 
+    /// From the line on that is being read.
+    pub(super) fn set_line_bytes_max(&mut self, line_bytes_max: usize) {
+        self.line_bytes_max = line_bytes_max;
+    }
+
     /// Hands every line that `chunk` completes to `take`, without its newline; empty ones are left out.
     pub(super) fn push(&mut self, mut chunk: &[u8], mut take: impl FnMut(Piece<'_>)) {
         while let Some(end) = memchr(b'\n', chunk) {
@@ -118,6 +123,19 @@ mod tests {
         let (got, rest) = frame(&[b"a", b"b\n\ncd\r\n", b"0123456", b"789\nx\n", b"half"], 5);
         assert_eq!(got, [Got::Line(b"ab".into()), Got::Line(b"cd".into()), Got::TooLong(10), Got::Line(b"x".into())]);
         assert_eq!(rest, Some((4, b"half".to_vec())));
+    }
+
+    #[test]
+    fn another_limit_counts_from_the_next_line_on() {
+        let mut framing = Framing::new(4);
+        let mut got = Vec::new();
+        let mut note = |piece: Piece<'_>| got.push(matches!(piece, Piece::Line(_)));
+        framing.push(b"12345\n", &mut note);
+        framing.set_line_bytes_max(8);
+        framing.push(b"12345\n123", &mut note);
+        framing.set_line_bytes_max(2);
+        framing.push(b"4\n", &mut note);
+        assert_eq!(got, [false, true, false]);
     }
 
     #[test]

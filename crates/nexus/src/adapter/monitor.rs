@@ -1,7 +1,7 @@
 //! The `monitor` child of an account: what is started, and who reads it.
 
 use super::account::Account;
-use super::backfill;
+use super::catch_up;
 use super::intake::Kind;
 use crate::keeper::{Process, SpawnSpec, Stdin};
 use crate::stderr;
@@ -9,23 +9,27 @@ use crate::supervisor::{BoxFuture, Program};
 use nexus_core::ids::ChildId;
 use nexus_core::protocol::Capability;
 use serde_json::json;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// How long stderr is read after the exit: a descriptor that was passed to a stranger must not hold
+/// the restart.
+const STDERR_DEADLINE: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(super) struct Monitor {
     /// Weak: the account owns the child that owns this.
     account: Weak<Account>,
-    started_before: AtomicBool,
 }
 
 impl Monitor {
     pub(super) fn new(account: &Arc<Account>) -> Self {
-        Self { account: Arc::downgrade(account), started_before: AtomicBool::new(false) }
+        Self { account: Arc::downgrade(account) }
     }
 
     async fn spec(&self) -> Result<SpawnSpec, String> {
@@ -34,12 +38,8 @@ impl Monitor {
         if !info.can(Capability::Monitor) {
             return Err(format!("adapter `{}` doesn't support `monitor`; set `monitor: false`", account.key.adapter));
         }
-        let restart = self.started_before.swap(true, Ordering::AcqRel);
-        if backfill::is_due(&account, restart || account.shared.unclean_start) {
-            // Before the first live line: requests of this account wait until the gap is closed.
-            account.shared.router.hold(&account.key).await;
-            account.tasks.spawn(backfill::catch_up(account.clone()));
-        }
+        // Before the first live line: requests of this account wait until the gap is closed.
+        catch_up::begin(&account).await?;
         let words = ["monitor", "--account", account.key.account.as_str(), "--format", "jsonl"];
         let child = ChildId::new(format!("adapter/{}", account.key));
         let stdin = if info.can(Capability::Ack) { Stdin::Piped } else { Stdin::Null };
@@ -52,7 +52,7 @@ impl Program for Monitor {
         Box::pin(self.spec())
     }
 
-    fn attach(&self, process: &mut Process) -> JoinHandle<()> {
+    fn attach(&self, process: &mut Process, exited: CancellationToken) -> JoinHandle<()> {
         let (stdin, stdout, errors) = (process.stdin.take(), process.stdout.take(), process.stderr.take());
         let account = self.account.upgrade();
         tokio::spawn(async move {
@@ -64,12 +64,25 @@ impl Program for Monitor {
             });
             let (sender, writer) = acks.unzip();
             let child = ChildId::new(format!("adapter/{}", account.key));
-            let intake = account.intake(&info.channel, Kind::Live, sender);
-            tokio::join!(intake.run(stdout), stderr::log_lines(child, errors));
+            let intake = account.intake(&info.channel, Kind::Live, sender, None, exited.clone());
+            tokio::join!(intake.run(stdout), log_errors(child, errors, exited));
             if let Some(writer) = writer {
                 writer.abort(); // the process is gone: nobody reads acks any more
             }
         })
+    }
+}
+
+/// Logs what a child says on stderr, to its end or a little longer than the child lives.
+pub(super) async fn log_errors(child: ChildId, errors: pipe::Receiver, exited: CancellationToken) {
+    let late = async {
+        exited.cancelled().await;
+        tokio::time::sleep(STDERR_DEADLINE).await;
+    };
+    let name = child.clone();
+    tokio::select! {
+        () = stderr::log_lines(child, errors) => {}
+        () = late => tracing::warn!(child = %name, "stderr still open after the exit; given up"),
     }
 }
 

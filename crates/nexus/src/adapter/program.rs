@@ -11,11 +11,14 @@ use nexus_core::ids::ChildId;
 use nexus_core::protocol::{AdapterInfo, Capability};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 
 /// How long `info`, `accounts` and `health` may take.
 pub(super) const PROBE_LIMIT: Duration = Duration::from_secs(10);
+/// Longest text that is handed over as an argument, in characters. Of four bytes each they come to
+/// less than 100 KiB; the kernel takes 128 KiB for one argument (execve(2), `MAX_ARG_STRLEN`).
+const ARGUMENT_TEXT_CHARS_MAX: usize = 25_000;
 
 /// One configured adapter's program.
 #[derive(Debug)]
@@ -27,8 +30,16 @@ pub(super) struct Command {
     /// The config's word, which `info` may not contradict.
     channel: Option<String>,
     pub(super) shared: Shared,
-    /// The answer to `info`, once there is one.
-    info: Mutex<Option<Arc<AdapterInfo>>>,
+    /// Locked while `info` is being asked.
+    asked: Mutex<Asked>,
+}
+
+/// What asking for `info` came to.
+#[derive(Debug, Default)]
+struct Asked {
+    info: Option<Arc<AdapterInfo>>,
+    /// When it failed last, and why.
+    failure: Option<(Instant, String)>,
 }
 
 impl Command {
@@ -37,7 +48,7 @@ impl Command {
         let cwd = adapter.cwd.as_ref().map_or_else(|| shared.workspace.clone(), |cwd| shared.workspace.join(cwd));
         let mut env = environment::with(&adapter.env, &adapter.pass_env);
         env.push(("NEXUS_ADAPTER".into(), name.into()));
-        Self { name: name.into(), argv, env, cwd, channel: adapter.channel.clone(), shared: shared.clone(), info: Mutex::new(None) }
+        Self { name: name.into(), argv, env, cwd, channel: adapter.channel.clone(), shared: shared.clone(), asked: Mutex::default() }
     }
 
     /// A spawn of this program with `words` as arguments; `account` adds what belongs to it.
@@ -52,12 +63,36 @@ impl Command {
         SpawnSpec { child, argv, env, cwd: Some(self.cwd.clone()), stdin }
     }
 
-    /// What the adapter says of itself; asked once, then remembered until its command changes.
+    /// What the adapter says of itself; asked once, then remembered until its command changes. Who
+    /// waited while it was asked in vain shares the failure, so that many accounts wait for one
+    /// time-out and not for one after the other.
     pub(super) async fn info(&self) -> Result<Arc<AdapterInfo>, String> {
-        let mut known = self.info.lock().await;
-        if let Some(info) = &*known {
+        let came = Instant::now();
+        let mut asked = self.asked.lock().await;
+        if let Some(info) = &asked.info {
             return Ok(info.clone());
         }
+        if let Some((at, error)) = &asked.failure
+            && *at >= came
+        {
+            return Err(error.clone());
+        }
+        match self.ask_info().await {
+            Ok(info) => {
+                let info = Arc::new(info);
+                asked.info = Some(info.clone());
+                drop(asked);
+                refine_route(&self.shared.routes, &self.name, &info);
+                Ok(info)
+            }
+            Err(error) => {
+                asked.failure = Some((Instant::now(), error.clone()));
+                Err(error)
+            }
+        }
+    }
+
+    async fn ask_info(&self) -> Result<AdapterInfo, String> {
         let text = self.ask("info", &["info"]).await?;
         let info: AdapterInfo =
             serde_json::from_slice(&text).map_err(|error| format!("`{} info` did not print an AdapterInfo: {error}", self.name))?;
@@ -65,18 +100,13 @@ impl Command {
         if let Some(channel) = self.channel.as_ref().filter(|channel| **channel != info.channel) {
             return Err(format!("`{} info` says channel `{}`, the config says `{channel}`", self.name, info.channel));
         }
-        let info = Arc::new(info);
-        *known = Some(info.clone());
-        drop(known);
-        refine_route(&self.shared.routes, &self.name, &info);
         Ok(info)
     }
 
-    /// Lets the route know what `info` said, if it was asked already.
-    pub(super) fn publish_route(&self) {
-        if let Ok(known) = self.info.try_lock()
-            && let Some(info) = &*known
-        {
+    /// Lets the route know what `info` said, if it was asked already; waits for an answer that is
+    /// on its way.
+    pub(super) async fn publish_route(&self) {
+        if let Some(info) = &self.asked.lock().await.info {
             refine_route(&self.shared.routes, &self.name, info);
         }
     }
@@ -109,9 +139,19 @@ fn refine_route(routes: &Routes, name: &str, info: &AdapterInfo) {
         if !info.can(Capability::Send) {
             route.sender = None;
         }
-        route.text_limit = info.channel_capabilities.text_limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(0);
+        route.text_limit = text_limit(info);
         route.capabilities = serde_json::json!(info.channel_capabilities);
         routes.set(name, route);
+    }
+}
+
+/// Longest text of one message, in characters; 0 = no limit.
+fn text_limit(info: &AdapterInfo) -> usize {
+    let platform = info.channel_capabilities.text_limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(0);
+    match platform {
+        _ if info.text_stdin => platform,
+        0 => ARGUMENT_TEXT_CHARS_MAX,
+        limit => limit.min(ARGUMENT_TEXT_CHARS_MAX),
     }
 }
 
@@ -119,4 +159,25 @@ fn refine_route(routes: &Routes, name: &str, info: &AdapterInfo) {
 fn own_binary() -> String {
     std::fs::read_link("/proc/self/exe")
         .map_or_else(|_| "nexus".into(), |path| path.to_string_lossy().trim_end_matches(" (deleted)").to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_text_that_travels_as_an_argument_is_short_enough_for_one() {
+        let limit = |text_limit: u64, text_stdin: bool| {
+            let info = json!({
+                "channel": "fake", "name": "fake", "version": "1", "supports": ["send"],
+                "text_stdin": text_stdin, "channel_capabilities": { "text_limit": text_limit },
+            });
+            super::text_limit(&serde_json::from_value(info).unwrap())
+        };
+        assert_eq!((limit(0, false), limit(1_000_000, false), limit(4_096, false)), (25_000, 25_000, 4_096));
+        assert_eq!((limit(0, true), limit(1_000_000, true)), (0, 1_000_000));
+        assert!(ARGUMENT_TEXT_CHARS_MAX * 4 < 100 * 1024);
+    }
 }

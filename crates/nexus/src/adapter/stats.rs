@@ -3,7 +3,7 @@
 use crate::clock;
 use std::sync::Mutex;
 use std::sync::PoisonError;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Rejected lines within a minute that make an account `degraded`.
 const REJECTS_PER_MINUTE: u64 = 100;
@@ -14,7 +14,8 @@ pub struct AccountStats {
     events: AtomicU64,
     /// Monotonic ms + 1; 0 = none yet.
     last_event: AtomicU64,
-    held: AtomicBool,
+    /// How many readers are held: a catch-up reads beside the monitor.
+    held: AtomicU64,
     /// Start of the current minute, rejects in it, rejects in the one before.
     rejects: Mutex<(u64, u64, u64)>,
 }
@@ -37,8 +38,10 @@ impl AccountStats {
         }
     }
 
-    pub(super) fn set_held(&self, held: bool) {
-        self.held.store(held, Ordering::Relaxed);
+    /// Counts a reader as held for as long as the guard lives.
+    pub(super) fn hold(&self) -> Held<'_> {
+        self.held.fetch_add(1, Ordering::Relaxed);
+        Held(self)
     }
 
     pub fn events(&self) -> u64 {
@@ -55,13 +58,23 @@ impl AccountStats {
 
     /// Why the account is degraded, if it is.
     pub fn trouble(&self) -> Option<String> {
-        if self.held.load(Ordering::Relaxed) {
+        if self.held.load(Ordering::Relaxed) > 0 {
             return Some("too many unanswered events (max_pending): reading is held".into());
         }
         let mut window = self.rejects.lock().unwrap_or_else(PoisonError::into_inner);
         roll(&mut window, clock::mono_ms());
         let rejects = window.1.max(window.2);
         (rejects >= REJECTS_PER_MINUTE).then(|| format!("{rejects} rejected lines within a minute"))
+    }
+}
+
+/// A reader that is held.
+#[derive(Debug)]
+pub(super) struct Held<'a>(&'a AccountStats);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.held.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -76,6 +89,16 @@ fn roll(window: &mut (u64, u64, u64), now_ms: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn held_lasts_until_the_last_held_reader_goes_on() {
+        let stats = AccountStats::default();
+        let (monitor, catch_up) = (stats.hold(), stats.hold());
+        drop(monitor);
+        assert!(stats.trouble().is_some());
+        drop(catch_up);
+        assert_eq!(stats.trouble(), None);
+    }
 
     #[test]
     fn a_minute_of_rejects_degrades_and_passes() {

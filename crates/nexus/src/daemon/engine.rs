@@ -132,6 +132,7 @@ fn cli_route() -> Route {
     }
     Route {
         known: true,
+        here: true,
         sender: Some(Arc::new(ControlSocket)),
         text_limit: 0,
         capabilities: json!({ "supports_markdown": true, "supports_code_blocks": true }),

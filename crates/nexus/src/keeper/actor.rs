@@ -30,8 +30,35 @@ pub(super) enum Order {
 pub(super) struct Pending {
     order: wire::Order,
     stdio: [OwnedFd; 3],
-    reply: oneshot::Sender<Result<(u64, u32), Refusal>>,
+    reply: Reply,
     exit: oneshot::Sender<ExitStatus>,
+}
+
+type Reply = oneshot::Sender<Result<Started, Refusal>>;
+
+/// A child that runs and is nobody's yet. Dropped instead of taken, it is killed: whoever waited for
+/// it may be gone before the answer is read.
+#[derive(Debug)]
+struct Started {
+    id: u64,
+    pid: u32,
+    orders: mpsc::UnboundedSender<Order>,
+    taken: bool,
+}
+
+impl Started {
+    fn take(mut self) -> (u64, u32, mpsc::UnboundedSender<Order>) {
+        self.taken = true;
+        (self.id, self.pid, self.orders.clone())
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        if !self.taken && self.orders.send(Order::Kill { id: self.id }).is_err() {
+            tracing::debug!(pid = self.pid, "keeper is gone, nothing to kill");
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -62,19 +89,7 @@ impl Keeper {
     pub fn start(link: Link, instance: &str, lock: File) -> std::io::Result<(Self, tokio::task::JoinHandle<()>)> {
         #[expect(clippy::disallowed_methods, reason = "bounded by the semaphore beside it, see Keeper")]
         let (orders, inbox) = mpsc::unbounded_channel();
-        let socket = watched(link.socket)?;
-        let actor = Actor {
-            socket,
-            pid: link.pid,
-            lock,
-            instance: instance.into(),
-            next_id: 1,
-            outgoing: VecDeque::new(),
-            starting: HashMap::new(),
-            running: HashMap::new(),
-            relaunches: 0,
-            launched: tokio::time::Instant::now(),
-        };
+        let actor = Actor::new(link, instance, lock, orders.downgrade())?;
         let keeper = Self { orders, spawns: Arc::new(Semaphore::new(SPAWNS_IN_FLIGHT_MAX)), instance: instance.into() };
         Ok((keeper, tokio::spawn(actor.run(inbox))))
     }
@@ -100,14 +115,13 @@ impl Keeper {
         let order = wire::Order { id: 0, argv: spec.argv, env, cwd, mark };
         let pending = Pending { order, stdio: [their_stdin, their_stdout, their_stderr], reply, exit: exit_sender };
         self.orders.send(Order::Spawn(Box::new(pending))).map_err(|_| gone())?;
-        let (id, pid) = match answer.await.map_err(|_| gone())? {
-            Ok(started) => started,
+        let (id, pid, orders) = match answer.await.map_err(|_| gone())? {
+            Ok(started) => started.take(),
             Err(Refusal { at, errno }) => {
                 let source = std::io::Error::from_raw_os_error(errno);
                 return Err(SpawnError::Refused { at, program, source });
             }
         };
-        let orders = self.orders.clone();
         Ok(Process { pid, stdin, stdout: Some(stdout), stderr: Some(stderr), id, orders, exit, ended: None })
     }
 }
@@ -132,7 +146,12 @@ fn out_pipe() -> std::io::Result<(pipe::Receiver, OwnedFd)> {
     Ok((pipe::Receiver::from_owned_fd(ours)?, theirs))
 }
 
-type Reply = oneshot::Sender<Result<(u64, u32), Refusal>>;
+/// A message that waits for room in the socket, and the spawn that is refused if it can't be sent.
+struct Outgoing {
+    packet: Packet,
+    fds: Vec<OwnedFd>,
+    spawn: Option<u64>,
+}
 
 struct Actor {
     socket: AsyncFd<OwnedFd>,
@@ -140,7 +159,9 @@ struct Actor {
     lock: File,
     instance: Arc<str>,
     next_id: u64,
-    outgoing: VecDeque<(Packet, Vec<OwnedFd>)>,
+    /// Weak, or the task would keep itself alive.
+    orders: mpsc::WeakUnboundedSender<Order>,
+    outgoing: VecDeque<Outgoing>,
     starting: HashMap<u64, (Reply, oneshot::Sender<ExitStatus>)>,
     running: HashMap<u64, oneshot::Sender<ExitStatus>>,
     relaunches: u32,
@@ -148,6 +169,22 @@ struct Actor {
 }
 
 impl Actor {
+    fn new(link: Link, instance: &str, lock: File, orders: mpsc::WeakUnboundedSender<Order>) -> std::io::Result<Self> {
+        Ok(Self {
+            socket: watched(link.socket)?,
+            pid: link.pid,
+            lock,
+            instance: instance.into(),
+            next_id: 1,
+            orders,
+            outgoing: VecDeque::new(),
+            starting: HashMap::new(),
+            running: HashMap::new(),
+            relaunches: 0,
+            launched: tokio::time::Instant::now(),
+        })
+    }
+
     async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Order>) {
         let mut buffer = Vec::new();
         loop {
@@ -185,37 +222,48 @@ impl Actor {
     }
 
     fn take(&mut self, order: Order) {
-        let (message, fds) = match order {
+        let (message, fds, spawn) = match order {
             Order::Spawn(pending) => {
                 let Pending { mut order, stdio, reply, exit } = *pending;
-                order.id = self.next_id;
+                let id = self.next_id;
+                order.id = id;
                 self.next_id += 1;
-                self.starting.insert(order.id, (reply, exit));
-                (Down::Spawn(order), Vec::from(stdio))
+                self.starting.insert(id, (reply, exit));
+                (Down::Spawn(order), Vec::from(stdio), Some(id))
             }
-            Order::Signal { id, signal } => (Down::Signal { id, signal }, Vec::new()),
-            Order::Kill { id } => (Down::Kill { id }, Vec::new()),
+            Order::Signal { id, signal } => (Down::Signal { id, signal }, Vec::new(), None),
+            Order::Kill { id } => (Down::Kill { id }, Vec::new(), None),
         };
-        match Packet::new(&message) {
-            Ok(packet) => self.outgoing.push_back((packet, fds)),
-            Err(error) => {
-                if let Down::Spawn(order) = message
-                    && let Some((reply, _)) = self.starting.remove(&order.id)
-                {
-                    answer(reply, Err(Refusal { at: wire::Step::Order, errno: error.raw_os_error().unwrap_or(libc::E2BIG) }));
-                }
-            }
+        match (Packet::new(&message), spawn) {
+            (Ok(packet), _) => self.outgoing.push_back(Outgoing { packet, fds, spawn }),
+            (Err(error), Some(id)) => self.refuse(id, error.raw_os_error().unwrap_or(libc::EINVAL)),
+            (Err(error), None) => tracing::error!(%error, "an order to the keeper could not be written"),
         }
     }
 
-    /// Sends what waits, as far as the socket takes it. Errors show on the reading side.
+    /// Answers a spawn whose order can't be sent.
+    fn refuse(&mut self, id: u64, errno: i32) {
+        if let Some((reply, _)) = self.starting.remove(&id) {
+            answer(reply, Err(Refusal { at: wire::Step::Order, errno }));
+        }
+    }
+
+    /// Sends what waits, as far as the socket takes it. An order that can't be sent is refused, so that
+    /// it doesn't hold the ones behind it.
     fn flush(&mut self) {
-        while let Some((packet, fds)) = self.outgoing.front() {
-            let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-            match packet.send(self.socket.get_ref(), &borrowed) {
-                Ok(()) => drop(self.outgoing.pop_front()),
-                Err(Errno::INTR) => {}
-                Err(_) => return,
+        while let Some(first) = self.outgoing.front() {
+            let (spawn, borrowed) = (first.spawn, first.fds.iter().map(AsFd::as_fd).collect::<Vec<_>>());
+            match (first.packet.send(self.socket.get_ref(), &borrowed), spawn) {
+                (Ok(()), _) => drop(self.outgoing.pop_front()),
+                (Err(Errno::INTR), _) => {}
+                // Full, or the keeper is gone, which shows on the reading side.
+                (Err(Errno::AGAIN | Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN | Errno::CONNREFUSED), _) => return,
+                (Err(error), Some(id)) => {
+                    drop(self.outgoing.pop_front());
+                    self.refuse(id, error.raw_os_error());
+                }
+                // A signal is small and carries no descriptor: it can only want for memory, and is kept.
+                (Err(_), None) => return,
             }
         }
     }
@@ -238,10 +286,7 @@ impl Actor {
             Up::Spawned { id, pid } => {
                 if let Some((reply, exit)) = self.starting.remove(&id) {
                     self.running.insert(id, exit);
-                    if reply.send(Ok((id, pid))).is_err() {
-                        self.take(Order::Kill { id }); // nobody waits for it any more
-                        self.flush();
-                    }
+                    self.hand_over(reply, id, pid);
                 }
             }
             Up::Failed { id, at, errno } => {
@@ -250,7 +295,9 @@ impl Actor {
                 }
             }
             Up::Exited { id, code, signal, stragglers } => {
-                if stragglers > 0 {
+                if code.is_none() && signal.is_none() {
+                    tracing::error!(id, "a child did not die of KILL and was given up; it may still run");
+                } else if stragglers > 0 {
                     tracing::error!(stragglers, "descendants of a child could not be killed");
                 }
                 let status = code.map(ExitStatus::Code).or(signal.map(ExitStatus::Signal)).unwrap_or(ExitStatus::Lost);
@@ -263,11 +310,27 @@ impl Actor {
         }
     }
 
+    fn hand_over(&mut self, reply: Reply, id: u64, pid: u32) {
+        if let Some(orders) = self.orders.upgrade() {
+            answer(reply, Ok(Started { id, pid, orders, taken: false }));
+        } else {
+            // Every handle is gone, and so is whoever asked.
+            self.take(Order::Kill { id });
+            self.flush();
+        }
+    }
+
     /// The keeper is dead. Its children got their death signal; what they left became ours.
     async fn replace(&mut self) -> bool {
         tracing::error!(pid = self.pid, children = self.running.len(), "keeper died; clearing up and starting another");
-        let keeper = self.pid;
-        let cleared = tokio::task::spawn_blocking(move || leftovers::clear_own_descendants(keeper)).await;
+        let (keeper, instance) = (self.pid, self.instance.clone());
+        let clear = move || {
+            let own = leftovers::clear_own_descendants(keeper);
+            // An orphan goes elsewhere when a child was a subreaper itself.
+            let marked = leftovers::clear_marked(&instance);
+            own && marked.left.is_empty()
+        };
+        let cleared = tokio::task::spawn_blocking(clear).await;
         if !cleared.unwrap_or(false) {
             tracing::error!("descendants of the dead keeper could not all be killed");
         }
@@ -296,8 +359,120 @@ impl Actor {
     }
 }
 
-fn answer(reply: Reply, refusal: Result<(u64, u32), Refusal>) {
-    if reply.send(refusal).is_err() {
+fn answer(reply: Reply, result: Result<Started, Refusal>) {
+    if reply.send(result).is_err() {
         tracing::trace!("nobody waits for this spawn's answer");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::wire::Step;
+    use super::*;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+    struct Rig {
+        actor: Actor,
+        /// The keeper's end.
+        socket: OwnedFd,
+        inbox: mpsc::UnboundedReceiver<Order>,
+        /// What handles hold: without it the actor has nobody left to serve.
+        orders: mpsc::UnboundedSender<Order>,
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "as in production, where a semaphore bounds it")]
+    fn rig() -> Rig {
+        let (ours, socket) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        let (orders, inbox) = mpsc::unbounded_channel();
+        let actor = Actor::new(Link { socket: ours, pid: 0 }, "test", null(), orders.downgrade()).unwrap();
+        Rig { actor, socket, inbox, orders }
+    }
+
+    fn null() -> File {
+        File::open("/dev/null").unwrap()
+    }
+
+    fn order(argv: Vec<String>) -> wire::Order {
+        wire::Order { id: 0, argv, env: vec![], cwd: None, mark: "test:x".into() }
+    }
+
+    /// A spawn as number `id` that waits for the keeper's answer.
+    fn expect_start(actor: &mut Actor, id: u64) -> oneshot::Receiver<Result<Started, Refusal>> {
+        let (reply, answer) = oneshot::channel();
+        actor.starting.insert(id, (reply, oneshot::channel().0));
+        answer
+    }
+
+    #[tokio::test]
+    async fn a_child_that_nobody_takes_is_killed() {
+        let mut rig = rig();
+        let gone_before = expect_start(&mut rig.actor, 5);
+        drop(gone_before);
+        rig.actor.hear(Up::Spawned { id: 5, pid: 55 });
+        assert!(matches!(rig.inbox.try_recv(), Ok(Order::Kill { id: 5 })));
+
+        let gone_after = expect_start(&mut rig.actor, 6);
+        rig.actor.hear(Up::Spawned { id: 6, pid: 66 });
+        assert!(rig.inbox.try_recv().is_err(), "killed while it is waited for");
+        drop(gone_after);
+        assert!(matches!(rig.inbox.try_recv(), Ok(Order::Kill { id: 6 })));
+
+        let stays = expect_start(&mut rig.actor, 7);
+        rig.actor.hear(Up::Spawned { id: 7, pid: 77 });
+        let (id, pid, _) = stays.await.unwrap().unwrap().take();
+        assert_eq!((id, pid), (7, 77));
+        assert!(rig.inbox.try_recv().is_err(), "killed although it was taken");
+        drop(rig.orders);
+    }
+
+    #[tokio::test]
+    async fn without_any_handle_left_a_new_child_is_killed_at_once() {
+        let mut rig = rig();
+        drop(expect_start(&mut rig.actor, 5));
+        drop(rig.orders);
+        rig.actor.hear(Up::Spawned { id: 5, pid: 55 });
+        let heard = receive::<Down>(&rig.socket, &mut Vec::new());
+        assert!(matches!(heard, Received::Message(Down::Kill { id: 5 }, _)), "{heard:?}");
+    }
+
+    #[tokio::test]
+    async fn an_order_that_is_too_large_is_answered() {
+        let mut rig = rig();
+        let (reply, answer) = oneshot::channel();
+        let stdio = [null().into(), null().into(), null().into()];
+        let order = order(vec!["x".repeat(9 * 1024 * 1024)]);
+        rig.actor.take(Order::Spawn(Box::new(Pending { order, stdio, reply, exit: oneshot::channel().0 })));
+        let refusal = answer.await.unwrap().unwrap_err();
+        assert_eq!((refusal.at, refusal.errno), (Step::Order, libc::E2BIG));
+        assert!(rig.actor.outgoing.is_empty() && rig.actor.starting.is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_order_that_cannot_be_sent_holds_nobody() {
+        let mut rig = rig();
+        let answer = expect_start(&mut rig.actor, 5);
+        let packet = Packet::new(&Down::Spawn(order(vec!["x".into()]))).unwrap();
+        // More than fit beside a message.
+        let fds = (0..8).map(|_| null().into()).collect();
+        rig.actor.outgoing.push_back(Outgoing { packet, fds, spawn: Some(5) });
+        rig.actor.take(Order::Kill { id: 3 });
+        rig.actor.flush();
+        let refusal = answer.await.unwrap().unwrap_err();
+        assert_eq!((refusal.at, refusal.errno), (Step::Order, libc::EMSGSIZE));
+        let heard = receive::<Down>(&rig.socket, &mut Vec::new());
+        assert!(matches!(heard, Received::Message(Down::Kill { id: 3 }, _)), "{heard:?}");
+    }
+
+    #[tokio::test]
+    async fn orders_wait_for_the_reading_side_when_the_keeper_is_gone() {
+        let mut rig = rig();
+        drop(rig.socket);
+        let _answer = expect_start(&mut rig.actor, 5);
+        let packet = Packet::new(&Down::Spawn(order(vec!["x".into()]))).unwrap();
+        rig.actor.outgoing.push_back(Outgoing { packet, fds: Vec::new(), spawn: Some(5) });
+        rig.actor.flush();
+        assert!(rig.actor.starting.contains_key(&5), "refused, though its asker is to read that the keeper is gone");
+        assert!(!rig.actor.drain(&mut Vec::new()), "the reading side sees nothing");
     }
 }

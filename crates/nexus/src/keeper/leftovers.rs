@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 const DEADLINE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Waits for one child process of ours and takes its status.
+/// Waits for one child process of ours and takes its status. Returns at once when there is no such
+/// child, be it that [`reap_all`] was here first.
 pub fn reap(pid: i32) {
     let Some(pid) = Pid::from_raw(pid) else { return };
     while matches!(rustix::process::waitpid(Some(pid), WaitOptions::empty()), Err(Errno::INTR)) {}
@@ -23,15 +24,12 @@ pub fn reap(pid: i32) {
 /// at most ten seconds; false when something is left.
 pub fn clear_own_descendants(keeper: i32) -> bool {
     let deadline = Instant::now() + DEADLINE;
-    loop {
-        reap_all();
-        let left = tree::orphans(|_| false);
-        if left.is_empty() {
-            return true;
-        }
-        for pid in left {
+    let me = rustix::process::getpid().as_raw_nonzero().get();
+    while reap_exited() {
+        for pid in tree::orphans(|_| false) {
             if pid != keeper {
-                kill(pid, |_| true);
+                // Others reap as well: by now the PID may be a stranger's.
+                kill(pid, |pid| tree::parent_of(pid) == Some(me));
             }
         }
         if Instant::now() >= deadline {
@@ -39,11 +37,25 @@ pub fn clear_own_descendants(keeper: i32) -> bool {
         }
         pause();
     }
+    true
 }
 
-/// Takes the status of every zombie child: as PID 1 the daemon inherits strangers too.
+/// Takes the status of every zombie child: as a subreaper the daemon inherits its keeper's orphans,
+/// as PID 1 strangers too. Nobody needs a status that this takes; due at every SIGCHLD.
 pub fn reap_all() {
-    while matches!(rustix::process::waitpid(None, WaitOptions::NOHANG), Ok(Some(_)) | Err(Errno::INTR)) {}
+    reap_exited();
+}
+
+/// As [`reap_all`]; true when there are children left.
+fn reap_exited() -> bool {
+    loop {
+        // Not `waitpid(None)`, which takes those of our own process group only.
+        match rustix::process::wait(WaitOptions::NOHANG) {
+            Ok(Some(_)) | Err(Errno::INTR) => {}
+            Ok(None) => return true,
+            Err(_) => return false, // ECHILD
+        }
+    }
 }
 
 /// What [`clear_marked`] did.
@@ -95,4 +107,40 @@ fn kill(pid: i32, still_it: impl Fn(i32) -> bool) -> bool {
 #[expect(clippy::disallowed_methods, reason = "blocking code that polls /proc: there is nothing to wait on")]
 fn pause() {
     std::thread::sleep(PAUSE);
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Child, Command};
+
+    #[expect(clippy::disallowed_methods, reason = "a process that no keeper knows is what is cleared up")]
+    fn sleeper(mark: &str) -> Child {
+        Command::new("sleep").arg("1000").env("NEXUS_CHILD_ID", mark).spawn().unwrap()
+    }
+
+    #[test]
+    fn only_what_carries_the_mark_of_this_instance_is_killed() {
+        let instance = format!("instance-{}", std::process::id());
+        let mut ours = sleeper(&format!("{instance}:a/b"));
+        let mut foreign = sleeper(&format!("{instance}0:a/b"));
+        let cleared = clear_marked(&instance);
+        assert_eq!(cleared, Cleared { killed: vec![i32::try_from(ours.id()).unwrap()], left: vec![] });
+        assert_eq!(ours.wait().unwrap().signal(), Some(libc::SIGKILL));
+        // Of two signals KILL would have been the cause.
+        rustix::process::kill_process(Pid::from_child(&foreign), Signal::TERM).unwrap();
+        assert_eq!(foreign.wait().unwrap().signal(), Some(libc::SIGTERM));
+    }
+
+    #[test]
+    fn a_status_that_was_taken_already_is_not_waited_for() {
+        let mut child = sleeper("nobody:x");
+        let pid = i32::try_from(child.id()).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        reap(pid);
+        assert_ne!(tree::parent_of(pid), Some(rustix::process::getpid().as_raw_nonzero().get()));
+    }
 }

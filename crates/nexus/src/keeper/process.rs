@@ -7,7 +7,7 @@
 
 use super::spawn::{Failure, spawn};
 use super::tree;
-use super::wire::{Down, Packet, Received, Step, Up, VERSION, receive};
+use super::wire::{Down, Order, Packet, Received, Step, Up, VERSION, receive};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use rustix::io::Errno;
@@ -18,17 +18,29 @@ use std::time::{Duration, Instant};
 /// How long leftovers of one child may take to die before its exit is reported all the same: a
 /// process in uninterruptible sleep must not hold a restart for ever.
 const STRAGGLER_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a child may take to die of KILL before it is given up: one in uninterruptible sleep, or of
+/// a user that may not be signalled, must not hold who waits for its end.
+const KILL_DEADLINE: Duration = Duration::from_secs(5);
 /// How long the last sweep may take before the lock is let go all the same.
 const SWEEP_DEADLINE: Duration = Duration::from_secs(10);
 const SWEEP_PAUSE_MS: i64 = 5;
-/// While leftovers die, look again this often even if no signal came.
-const CLOSING_TICK_MS: i64 = 50;
+/// While something is dying, look again this often even if no signal came.
+const DYING_TICK_MS: i64 = 50;
 
 struct Child {
     id: u64,
     mark: String,
     /// Set once the main process is reaped and what it left behind is being killed.
     closing: Option<Closing>,
+    /// Set by the first KILL: when to give the child up.
+    kill_by: Option<Instant>,
+}
+
+impl Child {
+    /// Whether its end needs watching, and not only a signal.
+    fn is_dying(&self) -> bool {
+        self.closing.is_some() || self.kill_by.is_some()
+    }
 }
 
 struct Closing {
@@ -105,13 +117,13 @@ impl Keeper {
     fn serve(&mut self, signals: &OwnedFd, daemon: &OwnedFd) {
         let mut buffer = Vec::new();
         loop {
-            let closing = self.children.values().any(|child| child.closing.is_some());
+            let dying = self.children.values().any(Child::is_dying);
             let mut interest = PollFlags::IN;
             if !self.outgoing.is_empty() {
                 interest |= PollFlags::OUT;
             }
-            let tick = Timespec { tv_sec: 0, tv_nsec: CLOSING_TICK_MS * 1_000_000 };
-            let timeout = closing.then_some(&tick);
+            let tick = Timespec { tv_sec: 0, tv_nsec: DYING_TICK_MS * 1_000_000 };
+            let timeout = dying.then_some(&tick);
             let mut fds = [PollFd::new(&self.socket, interest), PollFd::new(signals, PollFlags::IN), PollFd::new(daemon, PollFlags::IN)];
             match poll(&mut fds, timeout) {
                 Ok(_) | Err(Errno::INTR) => {}
@@ -121,7 +133,7 @@ impl Keeper {
             if child_died {
                 drain(signals);
             }
-            if child_died || closing {
+            if child_died || dying {
                 self.reap();
             }
             if socket_ready && (!self.flush() || !self.take_orders(&mut buffer)) {
@@ -151,30 +163,44 @@ impl Keeper {
 
     fn obey(&mut self, order: Down, fds: Vec<OwnedFd>) {
         match order {
-            Down::Spawn(order) => {
-                let id = order.id;
-                let started = match <[OwnedFd; 3]>::try_from(fds) {
-                    Ok(stdio) => spawn(&order, &stdio),
-                    Err(_) => Err(Failure { at: Step::Order, errno: libc::EBADF }),
-                };
-                match started {
-                    Ok(pid) => {
-                        self.by_id.insert(id, pid);
-                        self.children.insert(pid, Child { id, mark: order.mark, closing: None });
-                        self.say(&Up::Spawned { id, pid: pid.unsigned_abs() });
-                    }
-                    Err(Failure { at, errno }) => self.say(&Up::Failed { id, at, errno }),
-                }
-            }
+            Down::Spawn(order) => self.start(order, fds),
             Down::Signal { id, signal } => self.signal(id, signal),
-            Down::Kill { id } => self.signal(id, libc::SIGKILL),
+            Down::Kill { id } => self.kill(id),
         }
     }
 
-    /// Signals the child's process group. A KILL reaches the rest of its tree through [`Self::reap`].
-    fn signal(&mut self, id: u64, signal: i32) {
-        if let Some(&pid) = self.by_id.get(&id) {
+    fn start(&mut self, order: Order, fds: Vec<OwnedFd>) {
+        let id = order.id;
+        let started = match <[OwnedFd; 3]>::try_from(fds) {
+            Ok(stdio) => spawn(&order, &stdio),
+            Err(_) => Err(Failure { at: Step::Order, errno: libc::EBADF }),
+        };
+        match started {
+            Ok(pid) => {
+                // The PID of a closing child is free, and may come round before that child is closed.
+                self.forget(pid, 0);
+                self.by_id.insert(id, pid);
+                self.children.insert(pid, Child { id, mark: order.mark, closing: None, kill_by: None });
+                self.say(&Up::Spawned { id, pid: pid.unsigned_abs() });
+            }
+            Err(Failure { at, errno }) => self.say(&Up::Failed { id, at, errno }),
+        }
+    }
+
+    /// Signals the child's process group. A closing child's PID was let go: it may be a stranger's.
+    fn signal(&self, id: u64, signal: i32) {
+        if let Some(&pid) = self.by_id.get(&id)
+            && self.children.get(&pid).is_some_and(|child| child.closing.is_none())
+        {
             signal_group(pid, signal);
+        }
+    }
+
+    /// KILL to the process group; the rest of the tree is reached through [`Self::reap`].
+    fn kill(&mut self, id: u64) {
+        self.signal(id, libc::SIGKILL);
+        if let Some(child) = self.by_id.get(&id).and_then(|pid| self.children.get_mut(pid)) {
+            child.kill_by.get_or_insert(Instant::now() + KILL_DEADLINE);
         }
     }
 
@@ -188,11 +214,12 @@ impl Keeper {
             }
             collect(pid);
         }
-        self.close();
+        self.close(Instant::now());
     }
 
-    /// Kills what closing children left; reports those of which nothing is left.
-    fn close(&mut self) {
+    /// Kills what closing children left; reports those of which nothing is left, or that won't die.
+    fn close(&mut self, now: Instant) {
+        self.give_up(now);
         if !self.children.values().any(|child| child.closing.is_some()) {
             return;
         }
@@ -205,7 +232,6 @@ impl Keeper {
                 *left.entry(owner).or_default() += 1;
             }
         }
-        let now = Instant::now();
         let done: Vec<i32> = self
             .children
             .iter()
@@ -213,11 +239,25 @@ impl Keeper {
             .map(|(&pid, _)| pid)
             .collect();
         for pid in done {
-            if let Some(Child { id, closing: Some(closing), .. }) = self.children.remove(&pid) {
-                self.by_id.remove(&id);
-                let stragglers = left.get(&pid).copied().unwrap_or(0);
-                self.say(&Up::Exited { id, code: closing.code, signal: closing.signal, stragglers });
-            }
+            self.forget(pid, left.get(&pid).copied().unwrap_or(0));
+        }
+    }
+
+    /// Lets go of children that KILL did not end in time. They stay ours, and are reaped if they end.
+    fn give_up(&mut self, now: Instant) {
+        let overdue = |child: &Child| child.closing.is_none() && child.kill_by.is_some_and(|by| now >= by);
+        let given_up: Vec<i32> = self.children.iter().filter(|(_, child)| overdue(child)).map(|(&pid, _)| pid).collect();
+        for pid in given_up {
+            self.forget(pid, 1);
+        }
+    }
+
+    /// Drops a child and reports its end, as far as it is known.
+    fn forget(&mut self, pid: i32, stragglers: u32) {
+        if let Some(Child { id, closing, .. }) = self.children.remove(&pid) {
+            self.by_id.remove(&id);
+            let (code, signal) = closing.map_or((None, None), |closing| (closing.code, closing.signal));
+            self.say(&Up::Exited { id, code, signal, stragglers });
         }
     }
 
@@ -260,7 +300,7 @@ impl Keeper {
     /// Kills every descendant. True when none is left.
     fn sweep(&mut self) -> bool {
         let deadline = Instant::now() + SWEEP_DEADLINE;
-        for &pid in self.children.keys() {
+        for (&pid, _) in self.children.iter().filter(|(_, child)| child.closing.is_none()) {
             signal_group(pid, libc::SIGKILL);
         }
         loop {
@@ -324,4 +364,57 @@ fn signal_group(pid: i32, signal: i32) {
 fn signal_one(pid: i32, signal: i32) {
     // SAFETY: as above.
     unsafe { libc::kill(pid, signal) };
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    use std::os::unix::process::{CommandExt, ExitStatusExt};
+
+    const ID: u64 = 7;
+
+    /// A keeper whose one child is `pid`, and the daemon's end of its socket.
+    fn keeper_of(pid: i32) -> (Keeper, OwnedFd) {
+        let (socket, daemon) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        let child = Child { id: ID, mark: "process-test:x".into(), closing: None, kill_by: None };
+        let (children, by_id) = (HashMap::from([(pid, child)]), HashMap::from([(ID, pid)]));
+        (Keeper { socket, children, by_id, outgoing: VecDeque::new() }, daemon)
+    }
+
+    #[test]
+    fn a_child_that_does_not_die_of_kill_is_given_up_once() {
+        // Nobody has this PID, so that no signal arrives and no exit is seen.
+        let (mut keeper, daemon) = keeper_of(i32::MAX);
+        keeper.obey(Down::Kill { id: ID }, Vec::new());
+        let asked = Instant::now();
+        keeper.obey(Down::Kill { id: ID }, Vec::new());
+        assert!(keeper.children.values().any(Child::is_dying), "nothing would wake the keeper");
+        keeper.close(asked);
+        assert!(matches!(receive::<Up>(&daemon, &mut Vec::new()), Received::Empty), "given up at once");
+        keeper.close(asked + KILL_DEADLINE);
+        let heard = receive::<Up>(&daemon, &mut Vec::new());
+        let given_up = matches!(heard, Received::Message(Up::Exited { id: ID, code: None, signal: None, stragglers: 1 }, _));
+        assert!(given_up, "{heard:?}");
+        assert!(keeper.children.is_empty() && keeper.by_id.is_empty());
+        keeper.obey(Down::Kill { id: ID }, Vec::new());
+        keeper.close(asked + 2 * KILL_DEADLINE);
+        assert!(matches!(receive::<Up>(&daemon, &mut Vec::new()), Received::Empty), "reported twice");
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "a process that is not the keeper's is what must be spared")]
+    fn who_has_the_pid_of_a_closing_child_is_not_signalled() {
+        let mut stranger = std::process::Command::new("sleep").arg("1000").process_group(0).spawn().unwrap();
+        let pid = i32::try_from(stranger.id()).unwrap();
+        let (mut keeper, _daemon) = keeper_of(pid);
+        let closing = Closing { code: Some(0), signal: None, deadline: Instant::now() + STRAGGLER_DEADLINE };
+        keeper.children.get_mut(&pid).unwrap().closing = Some(closing);
+        keeper.obey(Down::Kill { id: ID }, Vec::new());
+        keeper.children.get_mut(&pid).unwrap().closing = None;
+        // It does reach a living child; had KILL been sent before, KILL would be the cause of death.
+        keeper.obey(Down::Signal { id: ID, signal: libc::SIGTERM }, Vec::new());
+        assert_eq!(stranger.wait().unwrap().signal(), Some(libc::SIGTERM));
+    }
 }

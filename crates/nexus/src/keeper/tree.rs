@@ -9,13 +9,27 @@ use std::fs;
 
 /// PIDs of this process's direct children, zombies included, but for those that are `known`.
 pub(crate) fn orphans(known: impl Fn(i32) -> bool) -> Vec<i32> {
-    let me = getpid().as_raw_nonzero().get();
-    // Needs CONFIG_PROC_CHILDREN; the keeper has one thread, whose id is its PID.
-    match fs::read_to_string(format!("/proc/{me}/task/{me}/children")) {
-        Ok(list) => list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).filter(|&pid| !known(pid)).collect(),
-        // Known children are not read at all: with a thousand of them that is most of the cost.
-        Err(_) => all_pids().into_iter().filter(|&pid| !known(pid) && parent_of(pid) == Some(me)).collect(),
+    match listed_children() {
+        Some(listed) => listed.into_iter().filter(|&pid| !known(pid)).collect(),
+        None => {
+            let me = getpid().as_raw_nonzero().get();
+            // Known children are not read at all: with a thousand of them that is most of the cost.
+            all_pids().into_iter().filter(|&pid| !known(pid) && parent_of(pid) == Some(me)).collect()
+        }
     }
+}
+
+/// The kernel's own lists, one per thread, since a child belongs to the thread that forked it. `None`
+/// where it keeps none (CONFIG_PROC_CHILDREN). A child that changes threads meanwhile may be missed.
+fn listed_children() -> Option<Vec<i32>> {
+    let mut found = None;
+    for thread in fs::read_dir("/proc/self/task").ok()?.flatten() {
+        if let Ok(list) = fs::read_to_string(thread.path().join("children")) {
+            let pids = list.split_ascii_whitespace().filter_map(|pid| pid.parse::<i32>().ok());
+            found.get_or_insert_with(Vec::new).extend(pids);
+        }
+    }
+    found
 }
 
 /// Every PID in `/proc`.
@@ -73,6 +87,7 @@ pub(crate) fn session_of(pid: i32) -> Option<i32> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
@@ -83,5 +98,19 @@ mod tests {
         assert!(start_ticks(me).is_some_and(|ticks| ticks > 0));
         assert!(session_of(me).is_some());
         assert!(all_pids().contains(&me));
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "a child of this very process is what is looked for")]
+    fn children_of_every_thread_are_seen() {
+        let seen = std::thread::spawn(|| {
+            let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+            let pid = i32::try_from(child.id()).unwrap();
+            let seen = [orphans(|_| false), orphans(|known| known == pid)].map(|pids| pids.contains(&pid));
+            child.kill().unwrap();
+            child.wait().unwrap();
+            seen
+        });
+        assert_eq!(seen.join().unwrap(), [true, false]);
     }
 }

@@ -91,6 +91,7 @@ pub(crate) struct Packet {
 }
 
 impl Packet {
+    /// Fails with `E2BIG` for a body that [`receive`] would refuse unread: nobody would answer it.
     pub(crate) fn new(message: &impl Serialize) -> std::io::Result<Self> {
         let json = serde_json::to_vec(message)?;
         if json.len() <= INLINE_BYTES_MAX {
@@ -98,6 +99,9 @@ impl Packet {
             bytes.push(TAG_INLINE);
             bytes.extend_from_slice(&json);
             return Ok(Self { bytes, body: None });
+        }
+        if json.len() as u64 > BODY_BYTES_MAX {
+            return Err(Errno::TOOBIG.into());
         }
         let mut file = std::fs::File::from(memfd_create("nexus-order", MemfdFlags::CLOEXEC)?);
         file.write_all(&json)?;
@@ -199,6 +203,13 @@ mod tests {
                 other @ (Received::Message(..) | Received::Garbage(_) | Received::Empty | Received::Closed) => panic!("{other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn a_body_that_the_other_side_would_refuse_is_not_sent() {
+        let oversized = "x".repeat(usize::try_from(BODY_BYTES_MAX).unwrap());
+        let order = Down::Spawn(Order { id: 3, argv: vec![oversized], env: vec![], cwd: None, mark: "m".into() });
+        assert_eq!(Packet::new(&order).unwrap_err().raw_os_error(), Some(libc::E2BIG));
     }
 
     #[test]

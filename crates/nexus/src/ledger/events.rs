@@ -96,9 +96,28 @@ pub struct RecordOutbound {
     pub events: Vec<(String, NewEvent)>,
 }
 
+/// Notes that an account's events may be missing from `since` (Unix ms) on: its monitor is about to
+/// start. A gap that is open already only grows. An account that was never heard of has none; it is
+/// known from `since` on. True when there is a gap to close.
+#[derive(Debug, Clone)]
+pub struct OpenGap {
+    pub adapter: String,
+    pub account: String,
+    pub since: i64,
+}
+
+/// All of an account's gap was fetched.
+#[derive(Debug, Clone)]
+pub struct CloseGap {
+    pub adapter: String,
+    pub account: String,
+}
+
 commands! { Ledger::Events, EventsCommand / EventsReply {
     Append -> Appended,
     RecordOutbound -> (),
+    OpenGap -> bool,
+    CloseGap -> (),
 } }
 
 /// The unique key of an event: 16 bytes, whatever its id looks like.
@@ -121,13 +140,17 @@ impl Append {
         for reject in &self.lines.rejects {
             insert_reject(connection, &self.adapter, &self.account, reject)?;
         }
-        let new = seqs.iter().flatten().count();
-        if let Some(last) = self.lines.events.last() {
+        // A history that was broken off in the middle must not look like how far the account has come.
+        let is_live = |event: &NewEvent| event.disposition != Disposition::History;
+        let live = || self.lines.events.iter().filter(|event| is_live(event));
+        if let Some(last) = live().next_back() {
             // Never past what this machine's clock has seen: a timestamp from the future must not
             // make a later catch-up skip anything.
-            let timestamp = self.lines.events.iter().map(|event| event.timestamp.min(event.received_at)).max().unwrap_or(0);
+            let timestamp = live().map(|event| event.timestamp.min(event.received_at)).max().unwrap_or(0);
+            let new = seqs.iter().zip(&self.lines.events).filter(|(seq, event)| seq.is_some() && is_live(event)).count();
             let mut upsert = connection.prepare_cached(
-                "INSERT INTO cursors VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (adapter, account) DO UPDATE SET
+                "INSERT INTO cursors (adapter, account, last_event_id, last_timestamp, last_received_at, events)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (adapter, account) DO UPDATE SET
                    last_event_id = ?3, last_timestamp = max(last_timestamp, ?4), last_received_at = ?5, events = events + ?6",
             )?;
             upsert.execute(params![self.adapter, self.account, last.event_id, timestamp, last.received_at, new])?;
@@ -188,6 +211,26 @@ impl RecordOutbound {
         Ok(())
     }
 }
+
+impl OpenGap {
+    fn apply(&self, connection: &Connection) -> rusqlite::Result<bool> {
+        let sql = "INSERT INTO cursors (adapter, account, last_event_id, last_timestamp, last_received_at, events)
+                   VALUES (?1, ?2, '', ?3, ?3, 0)
+                   ON CONFLICT (adapter, account) DO UPDATE SET gap_since = min(coalesce(gap_since, ?3), ?3)
+                   RETURNING gap_since IS NOT NULL";
+        connection.prepare_cached(sql)?.query_row(params![self.adapter, self.account, self.since], |row| row.get(0))
+    }
+}
+
+impl CloseGap {
+    fn apply(&self, connection: &Connection) -> rusqlite::Result<()> {
+        let sql = "UPDATE cursors SET gap_since = NULL WHERE adapter = ?1 AND account = ?2";
+        connection.prepare_cached(sql)?.execute(params![self.adapter, self.account]).map(drop)
+    }
+}
+
+impl Weight for OpenGap {}
+impl Weight for CloseGap {}
 
 impl Weight for Append {
     fn bytes(&self) -> usize {
@@ -300,19 +343,28 @@ pub fn tail(
     Ok(rows)
 }
 
-/// An account's cursor.
+/// How far an account has come with its live events. Times are Unix ms.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cursor {
+    /// Empty before the first event: the times are then those from which on the account is known.
     pub last_event_id: String,
     pub last_timestamp: i64,
     pub last_received_at: i64,
     pub events: u64,
+    /// From when on events may be missing, if any may.
+    pub gap_since: Option<i64>,
 }
 
 pub fn cursor(connection: &Connection, adapter: &str, account: &str) -> rusqlite::Result<Option<Cursor>> {
-    let sql = "SELECT last_event_id, last_timestamp, last_received_at, events FROM cursors WHERE adapter = ?1 AND account = ?2";
+    let sql = "SELECT last_event_id, last_timestamp, last_received_at, events, gap_since FROM cursors WHERE adapter = ?1 AND account = ?2";
     optional(connection.prepare_cached(sql)?.query_row([adapter, account], |row| {
-        Ok(Cursor { last_event_id: row.get(0)?, last_timestamp: row.get(1)?, last_received_at: row.get(2)?, events: row.get(3)? })
+        Ok(Cursor {
+            last_event_id: row.get(0)?,
+            last_timestamp: row.get(1)?,
+            last_received_at: row.get(2)?,
+            events: row.get(3)?,
+            gap_since: row.get(4)?,
+        })
     }))
 }
 
@@ -334,4 +386,77 @@ pub fn last_seq(connection: &Connection) -> rusqlite::Result<i64> {
 pub fn newest_received_at(connection: &Connection) -> rusqlite::Result<i64> {
     optional(connection.query_row("SELECT received_at FROM events ORDER BY seq DESC LIMIT 1", [], |row| row.get(0)))
         .map(Option::unwrap_or_default)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn ledger() -> Connection {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(include_str!("../../migrations/events/0001_facts.sql")).unwrap();
+        connection
+    }
+
+    fn event(id: &str, timestamp: i64, disposition: Disposition) -> NewEvent {
+        NewEvent {
+            event_id: id.to_owned(),
+            channel: "fake".to_owned(),
+            account_id: "me".to_owned(),
+            sender_id: "u".to_owned(),
+            sender_name: None,
+            peer_id: "p".to_owned(),
+            peer_kind: PeerKind::Dm,
+            thread_id: None,
+            reply_to_id: None,
+            content_type: "text".to_owned(),
+            content: String::new(),
+            attachments: None,
+            metadata: None,
+            timestamp,
+            received_at: 5_000,
+            disposition,
+        }
+    }
+
+    fn append(connection: &Connection, events: Vec<NewEvent>) {
+        let lines = Arc::new(Lines { events, rejects: Vec::new() });
+        Append { adapter: "fake".into(), account: "me".into(), lines }.apply(connection).unwrap();
+    }
+
+    fn open(connection: &Connection, since: i64) -> bool {
+        OpenGap { adapter: "fake".into(), account: "me".into(), since }.apply(connection).unwrap()
+    }
+
+    fn found(connection: &Connection) -> Cursor {
+        cursor(connection, "fake", "me").unwrap().unwrap()
+    }
+
+    #[test]
+    fn a_gap_only_grows_until_it_is_closed() {
+        let connection = ledger();
+        assert!(!open(&connection, 1_000), "an account that is new has missed nothing");
+        assert_eq!(found(&connection).gap_since, None);
+        assert!(open(&connection, 1_000));
+        append(&connection, vec![event("fake:1", 4_000, Disposition::Run)]);
+        assert!(open(&connection, 4_000));
+        assert_eq!(found(&connection).gap_since, Some(1_000), "what came since doesn't cover what was missed");
+        assert!(open(&connection, 500));
+        assert_eq!(found(&connection).gap_since, Some(500));
+        CloseGap { adapter: "fake".into(), account: "me".into() }.apply(&connection).unwrap();
+        let cursor = found(&connection);
+        assert_eq!((cursor.gap_since, cursor.last_timestamp, cursor.events), (None, 4_000, 1));
+    }
+
+    #[test]
+    fn history_says_nothing_about_how_far_an_account_has_come() {
+        let connection = ledger();
+        append(&connection, vec![event("fake:1", 3_000, Disposition::History)]);
+        assert_eq!(cursor(&connection, "fake", "me").unwrap(), None);
+        let mixed = vec![event("fake:2", 2_000, Disposition::Run), event("fake:3", 3_000, Disposition::History)];
+        append(&connection, mixed);
+        let cursor = found(&connection);
+        assert_eq!((cursor.last_event_id.as_str(), cursor.last_timestamp, cursor.events), ("fake:2", 2_000, 1));
+    }
 }

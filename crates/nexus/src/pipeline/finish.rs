@@ -9,7 +9,7 @@ use crate::ledger::nexus::{FinishRun, NewDelivery, SaveTrace};
 use crate::routes::Route;
 use nexus_core::chunk::chunk;
 use nexus_core::notice::NoticeType;
-use nexus_core::request::{ResponseSection, Stage, Status};
+use nexus_core::request::{NexusRequest, ResponseSection, Stage, Status};
 use serde_json::json;
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
@@ -44,7 +44,13 @@ impl Pipeline {
         self.plugins.after(Stage::RunAgent, &prepared.request);
         let turn = turn_record(&prepared, &run_id, &verdict, tool_calls, started_at, spent);
         let route = self.routes.settled(&prepared.adapter).await;
+        let here = route.as_ref().is_some_and(|route| route.here);
         let deliveries = deliveries(&prepared, route, &run_id, &verdict.finished.content);
+        if here {
+            // Delivered by the commit that ends the run: the last stages are part of it.
+            let result = json!({ "deliveries": deliveries.len(), "pending": 0 });
+            self.note_delivery(&mut prepared.request, result, 0, clock::wall_ms(), Duration::ZERO);
+        }
         let finish = FinishRun {
             event_seq: prepared.request.event_seq,
             run_id: run_id.clone(),
@@ -61,10 +67,13 @@ impl Pipeline {
             Ok(Some(finish_seq)) => {
                 self.announce_turn(&prepared, &run_id, &verdict);
                 // The answer leaves whether or not the agents ledger can follow.
-                let waiting = self.outbox.enqueue(deliveries);
+                let waiting = (!here).then(|| self.outbox.enqueue(deliveries));
                 self.wait_for_turn(finish_seq).await;
                 release();
-                self.deliver(prepared, &run_id, waiting, &verdict.finished.content).await;
+                if let Some(waiting) = waiting {
+                    self.deliver(&mut prepared, &run_id, waiting).await;
+                }
+                self.announce_end(&prepared.request, Some(&verdict.finished.content));
             }
             Ok(None) => {
                 tracing::error!(run_id, "the run was settled by somebody else; its answer is not delivered");
@@ -120,22 +129,26 @@ impl Pipeline {
     }
 
     /// Stages 7 and 8, after the request's end is committed: they only add to its trace.
-    async fn deliver(&self, mut prepared: Prepared, run_id: &str, waiting: super::outbox::Waiting, text: &str) {
+    async fn deliver(&self, prepared: &mut Prepared, run_id: &str, waiting: super::outbox::Waiting) {
         let (started_at, started) = (clock::wall_ms(), Instant::now());
-        let request = &mut prepared.request;
         let total = waiting.len();
         let outcomes = waiting.settle(DELIVERY_WAIT, &self.abandon).await;
         let pending = total - outcomes.len();
-        request.delivery_result = Some(json!({ "deliveries": total, "settled": outcomes, "pending": pending }));
-        let exit = (pending > 0).then(|| Exit::Denied(format!("{pending} of {total} deliveries still under way")));
-        self.record(request, Stage::DeliverResponse, started_at, started.elapsed(), exit.as_ref());
-        self.plugins.after(Stage::DeliverResponse, request);
-        self.finalize(request);
-        let save = SaveTrace { event_seq: request.event_seq, trace: trace_json(request) };
+        let result = json!({ "deliveries": total, "settled": outcomes, "pending": pending });
+        self.note_delivery(&mut prepared.request, result, pending, started_at, started.elapsed());
+        let save = SaveTrace { event_seq: prepared.request.event_seq, trace: trace_json(&prepared.request) };
         if let Err(error) = self.ledgers.nexus.writer.write(save).await {
             tracing::warn!(run_id, %error, "the last two stages are missing from this request's trace");
         }
-        self.announce_end(request, Some(text));
+    }
+
+    /// Stages 7 and 8 in the request and on the bus.
+    fn note_delivery(&self, request: &mut NexusRequest, result: serde_json::Value, pending: usize, started_at: i64, spent: Duration) {
+        request.delivery_result = Some(result);
+        let exit = (pending > 0).then(|| Exit::Denied(format!("{pending} deliveries still under way")));
+        self.record(request, Stage::DeliverResponse, started_at, spent, exit.as_ref());
+        self.plugins.after(Stage::DeliverResponse, request);
+        self.finalize(request);
     }
 }
 
@@ -165,6 +178,7 @@ fn deliveries(prepared: &Prepared, route: Option<Route>, run_id: &str, content: 
         content,
         created_at: now,
         expires_at: now.saturating_add(i64::try_from(route.ttl_ms).unwrap_or(i64::MAX)),
+        here: route.here,
     });
     made.collect()
 }

@@ -22,6 +22,8 @@ use tokio_util::sync::CancellationToken;
 const PAGE: usize = 256;
 /// Pause after a failure.
 const RETRY: Duration = Duration::from_millis(500);
+/// Contacts are gathered for so long.
+const CONTACTS_INTERVAL: Duration = Duration::from_millis(500);
 /// How often followers without a bell of their own look.
 const OUTBOUND_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -110,6 +112,10 @@ pub async fn follow_contacts(ledgers: Ledgers, mut committed: watch::Receiver<i6
         tokio::select! {
             changed = committed.changed() => if changed.is_err() { return },
             () = stop.cancelled() => return,
+        }
+        // Contacts are in no hurry; a commit for each would be taken from the others' disk.
+        if pause(CONTACTS_INTERVAL, &stop).await {
+            return;
         }
     }
 }

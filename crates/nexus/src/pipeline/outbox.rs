@@ -10,7 +10,7 @@ use crate::ledger::nexus::{
     uncertain_deliveries,
 };
 use crate::metrics::{ChannelStatus, Metrics};
-use crate::routes::{CLI_CHANNEL, Route, Routes};
+use crate::routes::{Route, Routes};
 use nexus_core::config::OnUncertain;
 use nexus_core::notice::NoticeType;
 use nexus_core::protocol::{SendOutcome, send_retry_delay_ms};
@@ -318,10 +318,6 @@ impl Outbox {
     async fn attempt(&self, delivery: &Delivery) -> Option<Settled> {
         if clock::wall_ms() > delivery.expires_at {
             return Some(Settled::Expired { error: "not delivered within its time to live".into() });
-        }
-        if delivery.channel == CLI_CHANNEL {
-            // The client reads it off the same daemon; nothing leaves that could be doubted.
-            return Some(Settled::Sent { message_ids: vec![delivery.delivery_id.clone()] });
         }
         let route = tokio::select! {
             route = self.shared.routes.settled(&delivery.adapter) => route,

@@ -114,5 +114,6 @@ async fn note(ledgers: &Ledgers, one: &Interrupted) -> Result<Option<NewDelivery
         idempotency_key: format!("{run}:interrupted:0"),
         created_at: now,
         expires_at: now + NOTE_TTL_MS,
+        here: false,
     }))
 }

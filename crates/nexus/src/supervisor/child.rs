@@ -9,10 +9,15 @@ use nexus_core::lifecycle::{Action, Input, Lifecycle, State};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
-/// How long output may go on after the whole tree is gone: only a descriptor passed to a stranger
-/// could keep the pipe open, and it must not hold the restart.
-const EOF_DEADLINE: Duration = Duration::from_secs(5);
+/// A process and who reads it.
+struct Running {
+    process: Process,
+    reader: JoinHandle<()>,
+    /// Tells the reader that the process is gone.
+    exited: CancellationToken,
+}
 
 struct Task {
     spec: ChildSpec,
@@ -20,7 +25,7 @@ struct Task {
     keeper: Keeper,
     metrics: Metrics,
     report: watch::Sender<ChildStatus>,
-    process: Option<(Process, JoinHandle<()>)>,
+    running: Option<Running>,
     generation: u64,
     last_error: Option<String>,
     started_at: Option<i64>,
@@ -37,7 +42,7 @@ pub(super) async fn run(
 ) {
     let life = Lifecycle::new(spec.policy.clone());
     let mut task =
-        Task { spec, life, keeper, metrics, report, process: None, generation: 0, last_error: None, started_at: None, removing: false };
+        Task { spec, life, keeper, metrics, report, running: None, generation: 0, last_error: None, started_at: None, removing: false };
     while !(task.removing && task.life.state() == State::Stopped) {
         let (input, note) = task.next(&mut inbox).await;
         // Taken note of: a spawn that takes its time must not hold who asked for it.
@@ -54,8 +59,8 @@ impl Task {
     async fn next(&mut self, inbox: &mut mpsc::Receiver<Order>) -> (Option<Input>, Option<oneshot::Sender<()>>) {
         let deadline = self.life.deadline_ms();
         let exited = async {
-            match &mut self.process {
-                Some((process, _)) => process.wait().await,
+            match &mut self.running {
+                Some(running) => running.process.wait().await,
                 None => std::future::pending().await,
             }
         };
@@ -88,17 +93,13 @@ impl Task {
         }
     }
 
-    /// The whole tree is gone; what it wrote is still in the pipe.
+    /// The whole tree is gone; what it wrote is still in the pipe. The reader is never cut off: it
+    /// knows when it has all of it, and a slow disk must not cost a line.
     async fn ended(&mut self, status: ExitStatus) -> Input {
-        if let Some((process, reader)) = self.process.take() {
-            let abort = reader.abort_handle();
-            match tokio::time::timeout(EOF_DEADLINE, reader).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::error!(child = %self.spec.id, %error, "the reader of a child's output failed"),
-                Err(_) => {
-                    abort.abort();
-                    tracing::warn!(child = %self.spec.id, pid = process.pid, "output still open after the exit; given up");
-                }
+        if let Some(Running { process, reader, exited }) = self.running.take() {
+            exited.cancel();
+            if let Err(error) = reader.await {
+                tracing::error!(child = %self.spec.id, %error, "the reader of a child's output failed");
             }
             let wanted = matches!(self.life.state(), State::Stopping { .. });
             if wanted {
@@ -146,8 +147,9 @@ impl Task {
                 self.generation += 1;
                 self.started_at = Some(clock::wall_ms());
                 tracing::info!(child = %self.spec.id, pid = process.pid, "child started");
-                let reader = self.spec.program.attach(&mut process);
-                self.process = Some((process, reader));
+                let exited = CancellationToken::new();
+                let reader = self.spec.program.attach(&mut process, exited.clone());
+                self.running = Some(Running { process, reader, exited });
                 Input::Spawned
             }
             Err(reason) => {
@@ -182,8 +184,8 @@ impl Task {
     }
 
     fn signal(&self, signal: impl FnOnce(&Process)) {
-        if let Some((process, _)) = &self.process {
-            signal(process);
+        if let Some(running) = &self.running {
+            signal(&running.process);
         }
     }
 
@@ -203,8 +205,8 @@ impl Task {
         self.metrics.child_running.get_or_create(&self.label()).set(i64::from(running));
         self.report.send_replace(ChildStatus {
             phase,
-            pid: self.process.as_ref().map(|(process, _)| process.pid),
-            started_at: self.process.as_ref().and(self.started_at),
+            pid: self.running.as_ref().map(|running| running.process.pid),
+            started_at: self.running.as_ref().and(self.started_at),
             restarts: self.life.restarts_total(),
             generation: self.generation,
             last_error: self.last_error.clone(),

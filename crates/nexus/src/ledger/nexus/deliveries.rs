@@ -21,13 +21,17 @@ pub struct NewDelivery {
     pub content: String,
     pub created_at: i64,
     pub expires_at: i64,
+    /// It is where it has to be once it is committed: the client of the control socket reads it here.
+    pub here: bool,
 }
 
 impl NewDelivery {
     pub(super) fn insert(&self, connection: &Connection, epoch: i64) -> rusqlite::Result<()> {
+        let (status, sent_seq) = if self.here { ("sent", Some(next(connection, "sent_seq")?)) } else { ("pending", None) };
+        let ids = self.here.then(|| serde_json::json!([self.delivery_id]).to_string());
         let sql = "INSERT INTO deliveries (delivery_id, request_id, event_seq, run_id, adapter, channel, account_id, target, thread_id, reply_to_id,
-                     idempotency_key, content, status, created_at, updated_at, expires_at, epoch)
-                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, 'pending', ?13, ?13, ?14, ?15) ON CONFLICT (idempotency_key) DO NOTHING";
+                     idempotency_key, content, status, created_at, updated_at, expires_at, epoch, sent_seq, message_ids)
+                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?16, ?13, ?13, ?14, ?15, ?17, ?18) ON CONFLICT (idempotency_key) DO NOTHING";
         connection
             .prepare_cached(sql)?
             .execute(params![
@@ -45,7 +49,10 @@ impl NewDelivery {
                 self.content,
                 self.created_at,
                 self.expires_at,
-                epoch
+                epoch,
+                status,
+                sent_seq,
+                ids
             ])
             .map(drop)
     }
