@@ -109,7 +109,10 @@ pub fn load(main: Source<'_>, overlay: Option<Source<'_>>) -> Result<Loaded, Vec
     let above = overlay.map(|overlay| root(FileId::Overlay, overlay.text, &mut faults));
     let tree = match (below, above) {
         (Some(below), None) => Some(below),
-        (Some(below), Some(Some(above))) => Some(below.overlaid(above)),
+        (Some(below), Some(Some(mut above))) => {
+            drop_leftovers(&below, &mut above, &mut faults);
+            Some(below.overlaid(above))
+        }
         (None, _) | (_, Some(None)) => None,
     };
     let decoded = tree.and_then(|tree| Config::decode(&tree, "", &mut faults).map(|config| (config, tree)));
@@ -117,6 +120,22 @@ pub fn load(main: Source<'_>, overlay: Option<Source<'_>>) -> Result<Loaded, Vec
     // Without a fault there is a tree, and a configuration decoded from it.
     let (config, origins) = decoded.ok_or_else(Vec::new)?;
     Ok(Loaded { config, warnings, origins })
+}
+
+/// Takes out of the overlay what it says about adapters that the main file has no more: a file that
+/// verbs write must not make the one that people write invalid.
+fn drop_leftovers(below: &Node, above: &mut Node, faults: &mut Faults) {
+    let known = |name: &str| below.path(&["adapters", name]).is_some();
+    let Kind::Mapping(sections) = &mut above.kind else { return };
+    let Some(adapters) = sections.get_mut("adapters") else { return };
+    let Kind::Mapping(adapters) = &mut adapters.value.kind else { return };
+    adapters.retain(|name, field| {
+        let keep = known(name) || field.value.get("command").is_some();
+        if !keep {
+            faults.warn(field.key_at, || format!("adapter `{name}` is not configured any more; what the overlay says of it is ignored"));
+        }
+        keep
+    });
 }
 
 /// The overlay's text as a plain value, for CLI verbs that change it and write it back. It is not

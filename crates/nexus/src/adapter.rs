@@ -16,9 +16,9 @@ mod program;
 mod send;
 pub mod stats;
 
+use crate::error_text::describe;
 use crate::keeper::Keeper;
 use crate::ledger::Ledgers;
-use crate::error_text::describe;
 use crate::ledger::nexus::{Instance, instances};
 use crate::pipeline::router::Router;
 use crate::routes::{Route, Routes};

@@ -49,7 +49,6 @@ struct Prologue {
     options: StartOptions,
     paths: Paths,
     lock_file: std::fs::File,
-    unclean_start: bool,
     instance: String,
     loaded: Loaded,
     logging: Logging,

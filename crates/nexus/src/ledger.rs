@@ -89,6 +89,8 @@ pub enum OpenError {
         #[source]
         source: rusqlite::Error,
     },
+    #[error("the ledgers in `{path}` are in use by another daemon, with another state directory; give each its own ledgers.directory")]
+    InUse { path: PathBuf },
     #[error(transparent)]
     Migrate(#[from] MigrateError),
     #[error("failed to start the writer thread of ledger `{path}`")]
@@ -309,9 +311,24 @@ pub(crate) fn optional<T>(result: rusqlite::Result<T>) -> rusqlite::Result<Optio
     }
 }
 
+/// Takes the ledger directory for this process.
+fn lock(directory: &Path) -> Result<std::fs::File, OpenError> {
+    let path = directory.join("lock");
+    let failed = |source| OpenError::Directory { path: path.clone(), source };
+    private_file(&path).map_err(failed)?;
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(&path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(OpenError::InUse { path: directory.to_owned() }),
+        Err(std::fs::TryLockError::Error(source)) => Err(failed(source)),
+    }
+}
+
 /// The four ledgers with their writers and readers.
 #[derive(Debug, Clone)]
 pub struct Ledgers {
+    /// Held as long as any handle is: no other daemon, whatever its state directory, opens these.
+    _lock: Arc<std::fs::File>,
     pub events: Database<events::EventsCommand>,
     pub agents: Database<agents::AgentsCommand>,
     pub identity: Database<identity::IdentityCommand>,
@@ -327,11 +344,12 @@ impl Ledgers {
         use std::os::unix::fs::DirBuilderExt;
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
         made.map_err(|source| OpenError::Directory { path: directory.to_owned(), source })?;
+        let lock = lock(directory)?;
         let (events, a) = start(directory, now_ms)?;
         let (agents, b) = start(directory, now_ms)?;
         let (identity, c) = start(directory, now_ms)?;
         let (nexus, d) = start(directory, now_ms)?;
-        Ok((Self { events, agents, identity, nexus }, vec![a, b, c, d]))
+        Ok((Self { _lock: Arc::new(lock), events, agents, identity, nexus }, vec![a, b, c, d]))
     }
 
     /// Ends the repeating of failed writes, at a stop.

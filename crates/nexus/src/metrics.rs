@@ -61,13 +61,14 @@ pub struct Metrics {
     pub deliveries: Family<ChannelStatus, Counter>,
     pub child_restarts: Family<ChildLabel, Counter>,
     pub child_running: Family<ChildLabel, Gauge>,
-    pub child_cpu: Family<ChildLabel, Gauge<f64, AtomicU64>>,
+    /// Set, not added to: the kernel counts.
+    pub child_cpu: Family<ChildLabel, Counter<f64, AtomicU64>>,
     pub child_rss: Family<ChildLabel, Gauge>,
     pub child_fds: Family<ChildLabel, Gauge>,
     pub queues: Family<QueueLabel, Gauge>,
     /// Read off the writers when scraped.
-    pub commit_seconds: Family<DbLabel, Gauge<f64, AtomicU64>>,
-    pub commits: Family<DbLabel, Gauge>,
+    pub commit_seconds: Family<DbLabel, Counter<f64, AtomicU64>>,
+    pub commits: Family<DbLabel, Counter>,
     pub sse_clients: Gauge,
     /// For the health document.
     pub totals: Arc<Totals>,
@@ -129,12 +130,12 @@ impl Metrics {
         registry.register("deliveries", "Deliveries by final status", self.deliveries.clone());
         registry.register("child_restarts", "Restarts of a child", self.child_restarts.clone());
         registry.register("child_running", "1 while the child runs", self.child_running.clone());
-        registry.register("child_cpu_seconds_total", "CPU time of the running child's main process", self.child_cpu.clone());
+        registry.register("child_cpu_seconds", "CPU time of the running child's main process", self.child_cpu.clone());
         registry.register("child_rss_bytes", "Resident memory of the child's main process", self.child_rss.clone());
         registry.register("child_fds", "Open descriptors of the child's main process", self.child_fds.clone());
         registry.register("queue_depth", "Entries waiting", self.queues.clone());
         registry.register("commit_seconds", "Time spent in commits, summed", self.commit_seconds.clone());
-        registry.register("commits_total", "Commits", self.commits.clone());
+        registry.register("commits", "Commits", self.commits.clone());
         registry.register("sse_clients", "Open event streams", self.sse_clients.clone());
         let build: Family<VersionLabel, Gauge> = Family::default();
         build.get_or_create(&VersionLabel { version: env!("CARGO_PKG_VERSION") }).set(1);

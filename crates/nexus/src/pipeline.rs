@@ -33,8 +33,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 /// The parts of the configuration that requests are decided by, swapped whole by a reload.
 #[derive(Debug)]
@@ -79,7 +80,13 @@ pub struct Pipeline {
     pub epoch: i64,
     /// Cancelled when the drain of a shutdown is over: runs are interrupted.
     pub abandon: CancellationToken,
+    /// Ends without a run that are on their way to the disk, and how many may be.
+    pub settling: TaskTracker,
+    pub settle_room: Arc<Semaphore>,
 }
+
+/// Ends on their way to the disk at once.
+pub const SETTLING_MAX: usize = 1024;
 
 /// A request that has an agent, a session and its context, and waits for its turn.
 #[derive(Debug)]
@@ -127,8 +134,8 @@ struct Budget {
 }
 
 impl Pipeline {
-    /// Stages 1 to 5. An exit is settled in the ledger before this returns.
-    pub async fn prepare(&self, row: StoredEvent, request_id: String) -> Outcome {
+    /// Stages 1 to 5. An exit is on its way to the ledger when this returns.
+    pub async fn prepare(self: &Arc<Self>, row: StoredEvent, request_id: String) -> Outcome {
         let settings = self.settings.load_full();
         self.metrics.totals.active.fetch_add(1, Ordering::Relaxed);
         let adapter = row.adapter;
@@ -198,8 +205,9 @@ impl Pipeline {
         request.pipeline.push(StageTrace { stage, started_at, duration_ms, exit_reason, error });
     }
 
-    /// Ends a request that has no run.
-    async fn settle(&self, mut request: NexusRequest, exit: Exit) -> Outcome {
+    /// Ends a request that has no run; returns before that is on disk.
+    async fn settle(self: &Arc<Self>, mut request: NexusRequest, exit: Exit) -> Outcome {
+        let Ok(room) = self.settle_room.clone().acquire_owned().await else { return Outcome::Abandoned };
         let (status, reason) = match exit {
             Exit::Denied(reason) => (Status::Denied, Some(reason)),
             Exit::Handled { by } => (Status::HandledByAutomation, Some(by)),
@@ -217,19 +225,21 @@ impl Pipeline {
             at: clock::wall_ms(),
             epoch: self.epoch,
         };
-        let settled = self.write_admitted(request.event_seq, command).await;
-        self.metrics.totals.active.fetch_sub(1, Ordering::Relaxed);
-        match settled {
-            Ok(Claim::Done) => {
-                self.announce_end(&request, None);
-                Outcome::Settled
+        // The conversation goes on meanwhile: its next request's end is queued behind this one.
+        let this = self.clone();
+        self.settling.spawn(async move {
+            let settled = this.write_admitted(request.event_seq, command).await;
+            this.metrics.totals.active.fetch_sub(1, Ordering::Relaxed);
+            match settled {
+                Ok(Claim::Done) => this.announce_end(&request, None),
+                Ok(Claim::Lost) => tracing::error!(request_id = request.request_id, "the request was ended by somebody else"),
+                Err(error) => {
+                    tracing::warn!(request_id = request.request_id, %error, "the end of a request could not be written; the next start decides again");
+                }
             }
-            Ok(Claim::Lost) => Outcome::Settled,
-            Err(error) => {
-                tracing::warn!(request_id = request.request_id, %error, "the end of a request could not be written; the next start decides again");
-                Outcome::Abandoned
-            }
-        }
+            drop(room);
+        });
+        Outcome::Settled
     }
 
     /// Repeats a conditional command until the row that it needs is admitted: stages don't wait for

@@ -16,6 +16,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 /// Verbs that may wait for one child's task.
 const VERBS_MAX: usize = 16;
@@ -30,8 +31,10 @@ pub trait Program: Send + Sync + 'static {
     fn prepare(&self) -> BoxFuture<'_, Result<SpawnSpec, String>>;
 
     /// Takes the pipes of a started process. The task ends when its output is read and committed;
-    /// the next spawn waits for that.
-    fn attach(&self, process: &mut Process) -> JoinHandle<()>;
+    /// the next spawn waits for that, however long a full disk or a slow commit makes it. `exited`
+    /// tells that the whole tree is gone: from then on only a descriptor passed to a stranger can keep
+    /// a pipe open, and a reader that finds nothing to read for a while must end.
+    fn attach(&self, process: &mut Process, exited: CancellationToken) -> JoinHandle<()>;
 }
 
 /// An intended child.

@@ -12,7 +12,9 @@
 //!   `setsid_grandchild` with its PID in `grandchild_file`
 //! - `send`: `send_log`, `send: ok|fail_network_n:N|rate_limited|not_found|no_id|hang|deliver_then_hang`,
 //!   `send_file` (a file whose text, once it exists, wins over `send`)
-//! - `health: ok|disconnected|slow`, `backfill_events`, `backfill_log`
+//! - `health: ok|disconnected|slow`
+//! - `backfill: ok|hang`, `backfill_events`, `backfill_old` (so many of them are a day old),
+//!   `backfill_log`, `backfill_fails` (so many calls, counted in the log, fail before they write)
 
 use serde_json::{Map, Value, json};
 use std::fs::{self, File, OpenOptions};
@@ -26,6 +28,7 @@ use tokio::signal::unix::{SignalKind, signal};
 const EXIT_USAGE: u8 = 2;
 /// The platform's wish after a rate limit: longer than the daemon's own first delay, to be seen.
 const RETRY_AFTER_MS: u64 = 1_500;
+const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
 fn main() -> io::Result<ExitCode> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -170,6 +173,10 @@ fn health(keys: &Keys, args: &[String]) -> io::Result<ExitCode> {
 
 /// Event number `n`, as one line.
 fn event(keys: &Keys, account: &str, n: u64) -> String {
+    event_at(keys, account, n, now_ms())
+}
+
+fn event_at(keys: &Keys, account: &str, n: u64, timestamp: u64) -> String {
     let (channel, peers) = (keys.channel(), keys.number("peers").unwrap_or(1).max(1));
     let mut content = format!("message {n}");
     if let Some(bytes) = keys.number("content_bytes").and_then(|bytes| usize::try_from(bytes).ok()) {
@@ -177,7 +184,7 @@ fn event(keys: &Keys, account: &str, n: u64) -> String {
     }
     let line = json!({
         "event_id": format!("{channel}:{account}-{n}"),
-        "timestamp": now_ms(),
+        "timestamp": timestamp,
         "content": content,
         "content_type": "text",
         "channel": channel,
@@ -344,8 +351,18 @@ fn forward_terms(tell: &SyncSender<()>, ready: &SyncSender<io::Result<()>>) -> i
 fn backfill(keys: &Keys, args: &[String]) -> io::Result<ExitCode> {
     let account = account_of(args)?;
     keys.log("backfill_log", &json!({ "account": account, "since": option(args, "--since") }).to_string())?;
+    let log = keys.text("backfill_log").and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default();
+    let calls: u64 = log.lines().map(|_| 1).sum();
+    if (1..=keys.number("backfill_fails").unwrap_or(0)).contains(&calls) {
+        return Ok(keys.exit_code());
+    }
+    if keys.text("backfill") == Some("hang") {
+        for_ever();
+    }
+    let old = keys.number("backfill_old").unwrap_or(0);
     for n in 1..=keys.number("backfill_events").unwrap_or(0) {
-        write(event(keys, account, n).as_bytes())?;
+        let age_ms = if n <= old { DAY_MS } else { 0 };
+        write(event_at(keys, account, n, now_ms() - age_ms).as_bytes())?;
     }
     Ok(ExitCode::SUCCESS)
 }

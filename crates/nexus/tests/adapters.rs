@@ -1,5 +1,5 @@
 //! Adapters that behave and adapters that don't: what they say is accepted once or rejected with a
-//! reason, and none of them takes the daemon or another adapter down.
+//! reason, what was missed is fetched, and none of them takes the daemon or another adapter down.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -238,4 +238,116 @@ fn one_that_closes_its_stdout_or_says_nothing_can_still_be_stopped() {
     assert_eq!(daemon.get("/readyz").status, 200);
     daemon.stop();
     assert!(daemon.children().is_empty(), "{:?}", daemon.children());
+}
+
+/// When each backfill was to begin, in the order of the calls.
+fn backfills(log: &str) -> Vec<String> {
+    json_lines(log).iter().map(|call| call["since"].as_str().unwrap_or_default().to_owned()).collect()
+}
+
+#[test]
+fn a_gap_stays_open_over_failures_and_a_crash_until_it_is_fetched() {
+    let mut daemon = Daemon::new();
+    let (state, log) = (daemon.file("written"), daemon.file("backfills"));
+    let behave = |events: u32, fails: u32| {
+        only(
+            "fake",
+            json!({
+                "supports": ["monitor", "backfill"], "events": events, "state_file": state,
+                "backfill_events": 6, "backfill_fails": fails, "backfill_log": log,
+            }),
+        )
+    };
+    let open = "SELECT count(*) FROM cursors WHERE gap_since IS NOT NULL";
+    daemon.configure(&behave(3, 1000));
+    daemon.launch();
+    eventually("the first events are done", || daemon.ended("completed") == 3);
+    daemon.stop();
+    assert!(lines(&log).is_empty(), "an account that is new has missed nothing");
+
+    daemon.configure(&behave(5, 1000));
+    daemon.launch();
+    eventually("a clean stop leaves a gap too, and a failed attempt is repeated", || lines(&log).len() >= 2);
+    eventually("new events come meanwhile", || daemon.accepted() == 5);
+    assert_eq!(daemon.count("events", open), 1);
+    daemon.kill9();
+
+    daemon.configure(&behave(5, 0));
+    daemon.launch();
+    eventually("what was missed is fetched and done", || daemon.ended("completed") == 6);
+    eventually("the gap is closed", || daemon.count("events", open) == 0);
+    let since = backfills(&log);
+    assert!(since.iter().all(|one| *one == since[0]), "the gap began elsewhere after a failure: {since:?}");
+    assert_eq!(daemon.accepted(), 6);
+    daemon.stop();
+}
+
+#[test]
+fn requests_held_for_a_catch_up_go_on_when_their_account_is_disabled() {
+    let mut daemon = Daemon::new();
+    let state = daemon.file("written");
+    let behave = |events: u32, backfill: &str| {
+        only("fake", json!({ "supports": ["monitor", "backfill"], "events": events, "state_file": state, "backfill": backfill }))
+    };
+    daemon.configure(&behave(3, "ok"));
+    daemon.launch();
+    eventually("the first events are done", || daemon.ended("completed") == 3);
+    daemon.stop();
+    let mut wanted = behave(5, "hang");
+    daemon.configure(&wanted);
+    daemon.launch();
+    eventually("new events come while it catches up", || daemon.accepted() == 5);
+    assert_eq!(daemon.ended("completed"), 3, "a request did not wait for the catch-up");
+    wanted["adapters"]["fake"]["accounts"]["me"]["enabled"] = json!(false);
+    daemon.configure(&wanted);
+    daemon.nexus_ok(&["daemon", "reload"]);
+    eventually("what was accepted ends", || daemon.ended("completed") == 5);
+}
+
+#[test]
+fn a_history_is_fetched_once_and_takes_no_live_message_away() {
+    let mut daemon = Daemon::new();
+    let log = daemon.file("backfills");
+    let behaviour = json!({ "supports": ["monitor", "backfill"], "backfill_events": 6, "backfill_old": 4, "backfill_log": log });
+    let mut wanted = only("fake", behaviour);
+    wanted["adapters"]["fake"]["accounts"]["me"]["backfill"] = json!(true);
+    daemon.configure(&wanted);
+    daemon.launch();
+    let complete = "SELECT count(*) FROM adapter_instances WHERE backfill_completed_at IS NOT NULL";
+    eventually("the history is complete", || daemon.count("nexus", complete) == 1);
+    let dispositions = daemon.texts("events", "SELECT disposition FROM events WHERE direction = 'inbound' ORDER BY event_id");
+    assert_eq!(dispositions, ["history", "history", "history", "history", "run", "run"]);
+    eventually("what came since the start is done", || daemon.ended("completed") == 2);
+    assert_eq!(daemon.count("nexus", "SELECT count(*) FROM nexus_requests"), 2);
+    for enabled in [false, true] {
+        wanted["adapters"]["fake"]["accounts"]["me"]["enabled"] = json!(enabled);
+        daemon.configure(&wanted);
+        daemon.nexus_ok(&["daemon", "reload"]);
+    }
+    eventually("it catches up on the time in between", || lines(&log).len() == 2);
+    daemon.adapter_once("fake/me", "running");
+    let histories = backfills(&log).iter().filter(|since| since.starts_with("1970")).count();
+    assert_eq!(histories, 1, "a history that is complete was fetched again");
+}
+
+#[test]
+fn what_a_crashed_adapter_left_in_the_pipe_of_a_held_reader_is_kept() {
+    let mut daemon = Daemon::new();
+    let state = daemon.file("written");
+    let behave = |more: Value| {
+        let mut behaviour = json!({ "supports": ["monitor", "backfill"], "state_file": state, "content_bytes": 4000 });
+        behaviour.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let mut wanted = only_with_restarts("fake", 0, behaviour);
+        wanted["adapters"]["fake"]["max_pending"] = json!(1);
+        wanted
+    };
+    daemon.configure(&behave(json!({ "events": 1 })));
+    daemon.launch();
+    eventually("the first event is done", || daemon.ended("completed") == 1);
+    daemon.stop();
+    // What the pipe takes alone, whenever the reader begins to hold; none of it can end.
+    daemon.configure(&behave(json!({ "events": 13, "crash_after": 12, "backfill": "hang" })));
+    daemon.launch();
+    daemon.adapter_once("fake/me", "errored");
+    assert_eq!(daemon.accepted(), 13);
 }

@@ -98,10 +98,21 @@ impl Faults {
         self.warnings.add(at, message);
     }
 
-    /// The warnings, or all the errors if there is one.
+    /// The warnings, or if there is an error all errors and, marked as such, the warnings: a misspelt
+    /// key is often the reason for a missing one.
     pub(crate) fn finish(self, main: Source<'_>, overlay: Option<Source<'_>>) -> Result<Vec<Problem>, Vec<Problem>> {
         let Self { errors, warnings } = self;
-        if errors.kept.is_empty() { Ok(warnings.into_problems(main, overlay)) } else { Err(errors.into_problems(main, overlay)) }
+        let fine = errors.kept.is_empty();
+        let mut warnings = warnings.into_problems(main, overlay);
+        if fine {
+            return Ok(warnings);
+        }
+        for warning in &mut warnings {
+            warning.message.insert_str(0, "warning: ");
+        }
+        let mut all = errors.into_problems(main, overlay);
+        all.append(&mut warnings);
+        Err(all)
     }
 }
 

@@ -268,6 +268,14 @@ fn the_alias_of_a_credential_works_but_not_beside_its_name() {
 }
 
 #[test]
+fn what_the_overlay_says_of_an_adapter_that_is_gone_is_ignored_with_a_warning() {
+    let loaded = loaded_with("daemon: {port: 1}\n", "adapters: {gog: {accounts: {me: {enabled: false}}}}\n");
+    assert!(loaded.config.adapters.is_empty());
+    assert_eq!(loaded.warnings.len(), 1);
+    assert!(loaded.warnings[0].message.contains("`gog`"), "{}", loaded.warnings[0]);
+}
+
+#[test]
 fn the_overlay_wins_and_its_errors_name_it() {
     let main = "adapters: {gog: {command: gog, accounts: {me: {}, you: {}}}}\n";
     let loaded = loaded_with(main, "adapters: {gog: {accounts: {me: {enabled: false}}}}\n");
@@ -275,10 +283,11 @@ fn the_overlay_wins_and_its_errors_name_it() {
     assert!(!accounts["me"].enabled && accounts["you"].enabled);
 
     let overlay = Source { name: "overlay.yaml", text: "\nadapters: {gog: {max_pending: no}}\nbsu: {}\n" };
-    let problems = load(source("daemon: {port: x}\n"), Some(overlay)).unwrap_err();
+    let problems = load(source("daemon: {port: x}\nadapters: {gog: {command: gog}}\n"), Some(overlay)).unwrap_err();
     let places: Vec<_> = problems.iter().map(|p| (p.file.as_str(), p.line, p.column)).collect();
-    assert_eq!(places, [("nex.yaml", 1, 16), ("overlay.yaml", 2, 17), ("overlay.yaml", 2, 31)]);
-    assert_eq!(problems[2].line_text, "adapters: {gog: {max_pending: no}}");
+    assert_eq!(places, [("nex.yaml", 1, 16), ("overlay.yaml", 2, 31), ("overlay.yaml", 3, 1)]);
+    assert_eq!(problems[1].line_text, "adapters: {gog: {max_pending: no}}");
+    assert!(problems[2].message.starts_with("warning: "), "what is odd is told beside what is wrong");
 
     let overlay = Source { name: "overlay.yaml", text: "a: [" };
     let problems = load(source("daemon: {port: 1}\n"), Some(overlay)).unwrap_err();

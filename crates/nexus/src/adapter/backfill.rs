@@ -1,59 +1,47 @@
-//! `backfill`: an account's history, once, and the catch-up that closes the gap of a downtime.
+//! `backfill`: an account's history, fetched once, and the process that fetches it or a catch-up.
 
 use super::account::Account;
-use super::intake::Kind;
+use super::catch_up;
+use super::intake::{Ended, Kind};
+use super::monitor::log_errors;
 use crate::clock;
 use crate::error_text::describe;
 use crate::keeper::Stdin;
-use crate::ledger::events::cursor;
 use crate::ledger::nexus::BackfillDone;
-use crate::stderr;
 use nexus_core::ids::ChildId;
 use nexus_core::protocol::Capability;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use tokio_util::sync::CancellationToken;
 
-/// How long an account's requests wait for its catch-up.
-const HOLD_MAX: Duration = Duration::from_secs(60);
-/// Pauses between attempts at a history backfill.
+/// Pauses between attempts.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(300);
+/// How long a backfill may write nothing, or go on after it closed its stdout, before it is killed.
+const SILENCE_MAX: Duration = Duration::from_secs(600);
 
-/// Whether a gap may be there that only a backfill closes: adapters with `ack` bring it themselves.
-pub(super) fn is_due(account: &Account, gap: bool) -> bool {
-    gap && account.can(Capability::Backfill) && !account.can(Capability::Ack)
+/// Pauses that grow.
+#[derive(Debug)]
+pub(super) struct Pauses {
+    next: Duration,
 }
 
-/// Fetches what was missed, as live events; then, or after a minute, lets the account's requests go.
-pub(super) async fn catch_up(account: Arc<Account>) {
-    let work = async {
-        match since(&account).await {
-            Ok(Some(since)) => run(&account, since, Kind::Live).await,
-            Ok(None) => Ok(()), // nothing was ever seen of this account: no gap
-            Err(error) => Err(error),
-        }
-    };
-    tokio::pin!(work);
-    let result = tokio::select! {
-        result = &mut work => Some(result),
-        () = tokio::time::sleep(HOLD_MAX) => None,
-        () = account.stop.cancelled() => return,
-    };
-    account.shared.router.release(&account.key).await;
-    let result = match result {
-        Some(result) => result,
-        None => {
-            tracing::warn!(account = %account.key, "catch-up takes over a minute; its requests go on meanwhile");
-            tokio::select! {
-                result = work => result,
-                () = account.stop.cancelled() => return,
-            }
-        }
-    };
-    match result {
-        Ok(()) => tracing::info!(account = %account.key, "caught up"),
-        Err(error) => tracing::warn!(account = %account.key, %error, "catch-up failed; events of the downtime may be missing"),
+impl Default for Pauses {
+    fn default() -> Self {
+        Self { next: RETRY_FIRST }
+    }
+}
+
+impl Pauses {
+    /// How long the next one is, in seconds.
+    pub(super) fn next_s(&self) -> u64 {
+        self.next.as_secs()
+    }
+
+    pub(super) async fn wait(&mut self) {
+        tokio::time::sleep(self.next).await;
+        self.next = (self.next * 2).min(RETRY_MAX);
     }
 }
 
@@ -62,54 +50,52 @@ pub(super) async fn run_until_done(account: Arc<Account>) {
     if account.backfilling.swap(true, Ordering::AcqRel) {
         return;
     }
-    let mut pause = RETRY_FIRST;
-    loop {
-        let attempt = async {
-            account.ready().await?;
-            if !account.can(Capability::Backfill) {
-                return Err(format!("adapter `{}` doesn't support backfill", account.key.adapter));
-            }
-            run(&account, 0, Kind::History).await
-        };
-        let result = tokio::select! {
-            result = attempt => result,
-            () = account.stop.cancelled() => break,
-        };
-        match result {
-            Ok(()) => {
-                let done = BackfillDone {
-                    adapter: account.key.adapter.clone(),
-                    account: account.key.account.clone(),
-                    at: clock::wall_ms(),
-                    epoch: account.shared.epoch,
-                };
-                if let Err(error) = account.shared.ledgers.nexus.writer.write_until_done(done).await {
-                    tracing::warn!(account = %account.key, %error, "the backfill's completion was not stored; it runs again at the next start");
-                }
-                tracing::info!(account = %account.key, "backfill complete");
-                break;
-            }
-            Err(error) => tracing::warn!(account = %account.key, %error, retry_s = pause.as_secs(), "backfill failed"),
-        }
-        tokio::select! {
-            () = tokio::time::sleep(pause) => pause = (pause * 2).min(RETRY_MAX),
-            () = account.stop.cancelled() => break,
-        }
+    tokio::select! {
+        () = fetch_history(&account) => {}
+        () = account.stop.cancelled() => {}
     }
     account.backfilling.store(false, Ordering::Release);
 }
 
-/// Where the catch-up begins: a little before the last thing that is known. A timestamp from the
-/// future can't move it, since cursors never pass the time of receipt.
-async fn since(account: &Account) -> Result<Option<i64>, String> {
-    let (adapter, id) = (account.key.adapter.clone(), account.key.account.clone());
-    let found = account.shared.ledgers.events.readers.read(move |connection| cursor(connection, &adapter, &id)).await;
-    let overlap = i64::try_from(account.rules.borrow().catch_up.overlap_ms).unwrap_or(i64::MAX);
-    let found = found.map_err(|error| describe(&error))?;
-    Ok(found.map(|cursor| cursor.last_timestamp.min(cursor.last_received_at).saturating_sub(overlap).max(0)))
+async fn fetch_history(account: &Account) {
+    let mut pauses = Pauses::default();
+    while let Err(error) = attempt(account).await {
+        tracing::warn!(account = %account.key, %error, retry_s = pauses.next_s(), "backfill failed");
+        pauses.wait().await;
+    }
+    let done = BackfillDone {
+        adapter: account.key.adapter.clone(),
+        account: account.key.account.clone(),
+        at: clock::wall_ms(),
+        epoch: account.shared.epoch,
+    };
+    if let Err(error) = account.shared.ledgers.nexus.writer.write_until_done(done).await {
+        tracing::warn!(account = %account.key, %error, "the backfill's completion was not stored; it runs again at the next start");
+    }
+    tracing::info!(account = %account.key, "backfill complete");
 }
 
-async fn run(account: &Account, since_ms: i64, kind: Kind) -> Result<(), String> {
+async fn attempt(account: &Account) -> Result<(), String> {
+    account.ready().await?;
+    if !account.can(Capability::Backfill) {
+        return Err(format!("adapter `{}` doesn't support backfill", account.key.adapter));
+    }
+    let before = live_since(account).await?;
+    run(account, 0, Kind::History { before }).await
+}
+
+/// From when on (Unix ms) the account's events are live: since it was started, or since the gap
+/// began that its catch-up closes. Without a monitor none ever is.
+async fn live_since(account: &Account) -> Result<i64, String> {
+    if !account.config.monitor {
+        return Ok(i64::MAX);
+    }
+    let missing = catch_up::since(account).await?;
+    Ok(missing.map_or(account.started_at, |since| since.min(account.started_at)))
+}
+
+/// Runs one backfill process to its end; an error says why it doesn't count. Dropping this kills it.
+pub(super) async fn run(account: &Account, since_ms: i64, kind: Kind) -> Result<(), String> {
     let info = account.channel.borrow().clone().ok_or("its info is not known yet")?;
     let since = clock::rfc3339(since_ms);
     let words = ["backfill", "--account", account.key.account.as_str(), "--since", since.as_str(), "--format", "jsonl"];
@@ -117,8 +103,33 @@ async fn run(account: &Account, since_ms: i64, kind: Kind) -> Result<(), String>
     let spec = account.command.spec(child.clone(), &words, Some((&account.key.account, &account.context_file())), Stdin::Null);
     let mut process = account.shared.keeper().spawn(spec).await.map_err(|error| describe(&error))?;
     let (Some(stdout), Some(errors)) = (process.stdout.take(), process.stderr.take()) else { return Err("no pipes".into()) };
-    let intake = account.intake(&info.channel, kind, None);
-    tokio::join!(intake.run(stdout), stderr::log_lines(child, errors));
-    let status = process.wait().await;
-    if status.is_success() { Ok(()) } else { Err(format!("it ended with {status}")) }
+    let exited = CancellationToken::new();
+    let _ends_with_this = exited.clone().drop_guard();
+    tokio::spawn(log_errors(child, errors, exited.clone()));
+    let reading = account.intake(&info.channel, kind, None, Some(SILENCE_MAX), exited.clone()).run(stdout);
+    tokio::pin!(reading);
+    let early = tokio::select! {
+        ended = &mut reading => Some(ended),
+        _ = process.wait() => None,
+    };
+    let ended = match early {
+        Some(ended) => ended,
+        None => {
+            exited.cancel();
+            reading.await
+        }
+    };
+    let status = match ended {
+        Ended::Eof | Ended::Lost => tokio::time::timeout(SILENCE_MAX, process.wait()).await.ok(),
+        Ended::Silent => None,
+    };
+    match status {
+        None => {
+            process.kill_tree().await;
+            Err(format!("it said nothing for {} minutes and was killed", SILENCE_MAX.as_secs() / 60))
+        }
+        Some(status) if !status.is_success() => Err(format!("it ended with {status}")),
+        Some(_) if ended == Ended::Lost => Err("not all of its lines were accepted".into()),
+        Some(_) => Ok(()),
+    }
 }

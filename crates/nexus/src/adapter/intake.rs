@@ -2,13 +2,17 @@
 //!
 //! One batch is on its way to the disk while the next is read, never two: if a commit fails it is
 //! repeated before anything later, so the account's order holds. When the batch is full, the account
-//! has too much pending, or the disk is low, reading stops, the pipe fills and the child blocks.
+//! has too much pending, or the disk is low, reading stops, the pipe fills and the child blocks. Once
+//! the child is gone what it left in the pipe is read whatever there is room for: a pipe holds little,
+//! and nobody would bring those lines again.
 
 use super::framing::{Framing, Piece};
 use super::stats::AccountStats;
 use crate::bus::Bus;
 use crate::clock;
-use crate::ledger::events::{Append, Appended, Disposition, EventsCommand, Lines, NewEvent, NewReject, REJECT_HEAD_BYTES};
+use crate::error_text::describe;
+use crate::ledger::Readers;
+use crate::ledger::events::{Append, Appended, Disposition, EventsCommand, Lines, NewEvent, NewReject, REJECT_HEAD_BYTES, last_seq};
 use crate::ledger::writer::{WriteError, Writer};
 use crate::metrics::{ChannelResult, Metrics};
 use crate::pipeline::pending::Pending;
@@ -18,11 +22,14 @@ use nexus_core::ids::AccountKey;
 use nexus_core::notice::NoticeType;
 use serde_json::json;
 use std::future::Future;
+use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe::Receiver;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 /// Bytes read at a time: what a pipe holds.
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -38,8 +45,20 @@ const REJECT_NOTICES_MAX: usize = 16;
 pub enum Kind {
     /// `monitor`, or a catch-up: events run.
     Live,
-    /// A history backfill: events fill the ledger only.
-    History,
+    /// A history backfill: events from before this instant, in Unix ms, fill the ledger only. Later
+    /// ones are live: if they come this way first, the monitor's copy is the duplicate.
+    History { before: i64 },
+}
+
+/// How an intake came to its end. All that was read is on disk, but for [`Ended::Lost`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// Everything was read.
+    Eof,
+    /// Nothing came for `silence_max`.
+    Silent,
+    /// The ledger did not take some of the lines.
+    Lost,
 }
 
 /// The limits and rules of one account; swapped by a reload.
@@ -71,9 +90,15 @@ pub struct Intake {
     pub kind: Kind,
     pub rules: watch::Receiver<Rules>,
     pub sinks: Sinks,
+    /// Of the events ledger.
+    pub readers: Readers,
     pub stats: Arc<AccountStats>,
     /// The newest event id that is on disk, for adapters with `ack`.
     pub acks: Option<watch::Sender<Option<String>>>,
+    /// How long the process may say nothing; `None`: for ever.
+    pub silence_max: Option<Duration>,
+    /// Cancelled once the process is gone with all that it started.
+    pub exited: CancellationToken,
 }
 
 /// Lines that wait to be committed.
@@ -103,17 +128,18 @@ struct Flight {
 }
 
 impl Intake {
-    /// Reads to EOF and commits all of it.
-    pub async fn run(self, mut stdout: Receiver) {
-        let line_bytes_max = self.rules.borrow().line_bytes_max;
-        let mut framing = Framing::new(line_bytes_max);
+    /// Reads to the end and commits all of it.
+    pub async fn run(self, mut stdout: Receiver) -> Ended {
+        let mut framing = Framing::new(self.rules.borrow().line_bytes_max);
         let mut chunk = vec![0; CHUNK_BYTES];
+        let mut left = None;
         let mut batch = Batch::default();
         let mut flight: Option<Flight> = None;
-        let mut open = true;
-        while open || flight.is_some() || !batch.is_empty() {
+        let (mut ended, mut lost) = (None, false);
+        while ended.is_none() || flight.is_some() || !batch.is_empty() {
             if flight.is_none() && !batch.is_empty() {
                 flight = self.launch(&mut batch).await;
+                lost |= flight.is_none();
             }
             let landing = async {
                 match &mut flight {
@@ -124,42 +150,91 @@ impl Intake {
             tokio::select! {
                 result = landing => {
                     if let Some(landed) = flight.take() {
-                        self.land(landed, result).await;
+                        lost |= !self.land(landed, result).await;
                     }
                 }
-                got = self.read(&mut stdout, &mut chunk), if open && !batch.is_full() => match got {
-                    0 => {
-                        open = false;
+                got = self.read(&mut stdout, &mut chunk, &mut left), if ended.is_none() && !batch.is_full() => match got {
+                    ControlFlow::Break(end) => {
+                        ended = Some(end);
                         self.unfinished(&mut framing, &mut batch);
                     }
-                    got => {
-                        let now = clock::wall_ms();
+                    ControlFlow::Continue(got) => {
+                        let (now, line_bytes_max) = (clock::wall_ms(), self.rules.borrow().line_bytes_max);
+                        framing.set_line_bytes_max(line_bytes_max);
                         framing.push(&chunk[..got], |piece| self.take(piece, line_bytes_max, now, &mut batch));
                     }
                 },
             }
         }
+        if lost { Ended::Lost } else { ended.unwrap_or(Ended::Eof) }
     }
 
-    /// Reads once there is room for what comes; 0 at EOF. An error counts as EOF: a pipe has none
-    /// that reading on would mend.
-    async fn read(&self, stdout: &mut Receiver, chunk: &mut [u8]) -> usize {
+    /// Reads some bytes, at least one. `left` is what the pipe still holds of a process that is gone:
+    /// whoever else may have its end open is a stranger, and isn't waited for. Safe to cancel.
+    async fn read(&self, stdout: &mut Receiver, chunk: &mut [u8], left: &mut Option<usize>) -> ControlFlow<Ended, usize> {
+        let rest = match *left {
+            Some(rest) => rest,
+            None => {
+                let got = tokio::select! {
+                    biased;
+                    () = self.exited.cancelled() => None,
+                    got = self.read_in_turn(stdout, chunk) => Some(got),
+                };
+                if let Some(got) = got {
+                    return got;
+                }
+                let rest = rustix::io::ioctl_fionread(&*stdout).map_or(0, |bytes| usize::try_from(bytes).unwrap_or(0));
+                *left = Some(rest);
+                rest
+            }
+        };
+        let wanted = rest.min(chunk.len());
+        if wanted == 0 {
+            return ControlFlow::Break(Ended::Eof);
+        }
+        let got = stdout.read(&mut chunk[..wanted]).await;
+        if let Ok(got) = got {
+            *left = Some(rest - got);
+        }
+        read_bytes(got)
+    }
+
+    /// Reads once there is room for what comes.
+    async fn read_in_turn(&self, stdout: &mut Receiver, chunk: &mut [u8]) -> ControlFlow<Ended, usize> {
         self.wait_for_room().await;
-        stdout.read(chunk).await.unwrap_or(0)
+        let reading = stdout.read(chunk);
+        match self.silence_max {
+            Some(silence) => tokio::time::timeout(silence, reading).await.map_or(ControlFlow::Break(Ended::Silent), read_bytes),
+            None => read_bytes(reading.await),
+        }
     }
 
     async fn wait_for_room(&self) {
         let mut disk_low = self.sinks.disk_low.clone();
         if *disk_low.borrow() {
-            drop(disk_low.wait_for(|low| !low).await); // an error means that the daemon is stopping
+            tokio::select! {
+                // An error means that the daemon is stopping.
+                room = disk_low.wait_for(|low| !low) => drop(room),
+                () = self.exited.cancelled() => return,
+            }
         }
-        if self.kind == Kind::Live {
-            let mut pending = self.sinks.pending.watch(&self.account);
-            let limit = self.rules.borrow().pending_max;
-            if *pending.borrow() >= limit {
-                self.stats.set_held(true);
-                drop(pending.wait_for(|count| *count < limit).await);
-                self.stats.set_held(false);
+        let (mut pending, mut rules) = (self.sinks.pending.watch(&self.account), self.rules.clone());
+        let mut held = None;
+        loop {
+            let limit = rules.borrow_and_update().pending_max;
+            if *pending.borrow_and_update() < limit {
+                return;
+            }
+            held.get_or_insert_with(|| self.stats.hold());
+            // An error means that the account is gone: what is left of its output is taken in.
+            let changed = tokio::select! {
+                changed = pending.changed() => changed,
+                changed = rules.changed() => changed,
+                // What the pipe still holds is little, and nobody will write it again.
+                () = self.exited.cancelled() => return,
+            };
+            if changed.is_err() {
+                return;
             }
         }
     }
@@ -194,10 +269,7 @@ impl Intake {
     }
 
     fn new_event(&self, event: EventLine<'_>, now: i64) -> NewEvent {
-        let disposition = match self.kind {
-            Kind::History => Disposition::History,
-            Kind::Live => disposition(event.timestamp, now, &self.rules.borrow().catch_up),
-        };
+        let disposition = disposition(self.kind, event.timestamp, now, &self.rules.borrow().catch_up);
         NewEvent {
             event_id: event.event_id.into_owned(),
             channel: event.channel.into_owned(),
@@ -231,8 +303,10 @@ impl Intake {
         }
     }
 
-    /// A commit returned: repeat it if nobody knows, else tell whom it concerns.
-    async fn land(&self, flight: Flight, result: Result<Appended, WriteError>) {
+    /// A commit returned: repeat it if nobody knows, else tell whom it concerns. False when its lines
+    /// are not in the ledger.
+    async fn land(&self, flight: Flight, result: Result<Appended, WriteError>) -> bool {
+        let repeated = matches!(&result, Err(WriteError::Unknown { .. }));
         let result = match result {
             Err(WriteError::Unknown { ledger, message }) => {
                 tracing::warn!(account = %self.account, ledger, %message, "lines not on disk yet, holding this account");
@@ -241,9 +315,37 @@ impl Intake {
             done => done,
         };
         match result {
-            Ok(appended) => self.accepted(&flight, &appended),
-            Err(error) => tracing::error!(account = %self.account, %error, "lines not accepted; the adapter has to bring them again"),
+            Ok(appended) => {
+                self.accepted(&flight, &appended);
+                if repeated {
+                    self.tell_newest().await;
+                }
+                true
+            }
+            Err(error) => {
+                tracing::error!(account = %self.account, %error, "lines not accepted; the adapter has to bring them again");
+                false
+            }
         }
+    }
+
+    /// After a repetition: if the first attempt was on disk all the same, its rows are known by now
+    /// and nobody was told their seqs.
+    async fn tell_newest(&self) {
+        match self.readers.read(last_seq).await {
+            Ok(newest) => self.tell_committed(newest),
+            Err(error) => {
+                tracing::warn!(account = %self.account, error = %describe(&error), "what was committed is seen with the next event");
+            }
+        }
+    }
+
+    fn tell_committed(&self, newest: i64) {
+        self.sinks.committed.send_if_modified(|seq| {
+            let more = newest > *seq;
+            *seq = (*seq).max(newest);
+            more
+        });
     }
 
     fn accepted(&self, flight: &Flight, appended: &Appended) {
@@ -252,11 +354,7 @@ impl Intake {
         let runs = fresh().filter(|(_, event)| matches!(event.disposition, Disposition::Run | Disposition::Late)).count();
         self.sinks.pending.raise(&self.account, runs as u64);
         if let Some(newest) = appended.iter().flatten().max() {
-            self.sinks.committed.send_if_modified(|seq| {
-                let more = *newest > *seq;
-                *seq = (*seq).max(*newest);
-                more
-            });
+            self.tell_committed(*newest);
         }
         let mut new = 0;
         for (seq, event) in fresh() {
@@ -296,8 +394,20 @@ fn reject_line(batch: &mut Batch, reject: &Reject, bytes: u64, head: Vec<u8>, no
     batch.lines.rejects.push(NewReject { received_at: now, code: reject.code(), reason: reject.to_string(), bytes, head });
 }
 
+/// An error counts as EOF: a pipe has none that reading on would mend.
+fn read_bytes(got: std::io::Result<usize>) -> ControlFlow<Ended, usize> {
+    match got {
+        Ok(got @ 1..) => ControlFlow::Continue(got),
+        Ok(0) | Err(_) => ControlFlow::Break(Ended::Eof),
+    }
+}
+
 /// A timestamp of 0 says nothing, one from the future is not old.
-fn disposition(timestamp: i64, now: i64, catch_up: &CatchUp) -> Disposition {
+fn disposition(kind: Kind, timestamp: i64, now: i64, catch_up: &CatchUp) -> Disposition {
+    match kind {
+        Kind::History { before } if timestamp == 0 || timestamp < before => return Disposition::History,
+        Kind::History { .. } | Kind::Live => {}
+    }
     let age_ms = now.saturating_sub(timestamp);
     if timestamp == 0 || age_ms <= i64::try_from(catch_up.max_age_ms).unwrap_or(i64::MAX) {
         return Disposition::Run;
@@ -309,17 +419,5 @@ fn disposition(timestamp: i64, now: i64, catch_up: &CatchUp) -> Disposition {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn late_is_decided_by_age_and_never_for_unknown_or_future_times() {
-        let mut rules = CatchUp { max_age_ms: 1000, late: Late::Run, ..CatchUp::default() };
-        assert_eq!(disposition(9_000, 10_000, &rules), Disposition::Run);
-        assert_eq!(disposition(8_999, 10_000, &rules), Disposition::Late);
-        assert_eq!(disposition(0, 10_000, &rules), Disposition::Run);
-        assert_eq!(disposition(253_402_300_799_000, 10_000, &rules), Disposition::Run);
-        rules.late = Late::File;
-        assert_eq!(disposition(1, 10_000, &rules), Disposition::Filed);
-    }
-}
+#[path = "intake_tests.rs"]
+mod tests;

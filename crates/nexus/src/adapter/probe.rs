@@ -25,7 +25,11 @@ pub(super) async fn watch_health(account: Arc<Account>, child: Child) {
             (status.phase, status.pid)
         };
         let running = phase == Phase::Running;
-        let found = if running { probe(&account).await } else { (Health::Unknown, None) };
+        let asked = async { if running { probe(&account).await } else { (Health::Unknown, None) } };
+        let found = tokio::select! {
+            found = asked => found,
+            () = account.stop.cancelled() => return,
+        };
         let degraded = found.0 == Health::Degraded;
         set(&account, found.clone());
         measure(&account, pid);
@@ -79,7 +83,7 @@ fn measure(account: &Account, pid: Option<u32>) {
     if let Some((cpu, rss, fds)) = pid.and_then(tree::usage) {
         let metrics = &account.shared.sinks.metrics;
         let label = ChildLabel { child: format!("adapter/{}", account.key) };
-        metrics.child_cpu.get_or_create(&label).set(cpu);
+        metrics.child_cpu.get_or_create(&label).inner().store(cpu.to_bits(), std::sync::atomic::Ordering::Relaxed);
         metrics.child_rss.get_or_create(&label).set(rss);
         metrics.child_fds.get_or_create(&label).set(fds);
     }

@@ -164,7 +164,6 @@ fn own_binary() -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::*;
     use serde_json::json;
 
     #[test]
@@ -178,6 +177,6 @@ mod tests {
         };
         assert_eq!((limit(0, false), limit(1_000_000, false), limit(4_096, false)), (25_000, 25_000, 4_096));
         assert_eq!((limit(0, true), limit(1_000_000, true)), (0, 1_000_000));
-        assert!(ARGUMENT_TEXT_CHARS_MAX * 4 < 100 * 1024);
+        assert!(limit(0, false) * 4 < 100 * 1024, "characters of four bytes");
     }
 }

@@ -12,6 +12,7 @@ use super::failure::{Exit, Failure};
 use super::out::note;
 use super::{Global, block_on};
 use crate::cli::client::Client;
+use crate::daemon::Paths;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use nexus_core::config::LogLevel;
 use serde_json::json;
@@ -88,17 +89,23 @@ fn restart(global: &Global) -> anyhow::Result<Exit> {
     let paths = global.paths()?;
     let before = block_on(async { Client::new(&paths).get("/control/status").await })?;
     let before: Option<status::Status> = before.ok().and_then(|value| serde_json::from_value(value).ok());
-    match stop::stop(&paths)? {
-        stop::Ended::NotRunning => return Err(crate::cli::client::ClientError::NotRunning.into()),
-        stop::Ended::StillRunning { pid } => return Err(still_running(pid).into()),
-        stop::Ended::Stopped { .. } => {}
+    let config = restart_config(global.config()?, before.as_ref());
+    // A daemon that runs is worth more than one that can't start: look before stopping it.
+    let next = Paths::resolve(config.as_deref())?;
+    if next.config_file.exists() {
+        crate::cli::ledger::configuration(&next)?;
     }
+    let was_running = match stop::stop(&paths)? {
+        stop::Ended::NotRunning => false,
+        stop::Ended::StillRunning { pid } => return Err(still_running(pid).into()),
+        stop::Ended::Stopped { .. } => true,
+    };
     match &before {
+        _ if !was_running => note("No daemon was running; starting one."),
         Some(before) if !before.detached => note("The daemon ran in the foreground of a terminal; the new one runs in the background."),
         Some(_) => {}
         None => note("The daemon did not tell its flags; the new one is started without any."),
     }
-    let config = restart_config(global.config()?, before.as_ref());
     let flags = before.map(|before| before.flags.into()).unwrap_or_default();
     detach::start(&paths, config.as_deref(), flags)?.tell(global.out())?;
     Ok(Exit::Done)

@@ -106,7 +106,9 @@ async fn show(id: &str, global: &Global) -> anyhow::Result<Exit> {
 /// One field per line, the content last and whole.
 fn render(event: &Value, paint: Paint, zone: &TimeZone) -> String {
     let mut lines = Vec::new();
-    for (key, value) in event.as_object().into_iter().flatten().filter(|(key, value)| *key != "content" && !value.is_null()) {
+    let mut fields: Vec<_> = event.as_object().into_iter().flatten().filter(|(key, value)| *key != "content" && !value.is_null()).collect();
+    fields.sort_by_key(|(key, _)| *key);
+    for (key, value) in fields {
         let text = match (key.as_str(), value.as_str(), value.as_i64()) {
             ("timestamp" | "received_at", _, Some(ms)) => units::second(ms, zone),
             (_, Some(text), _) => visible(text),

@@ -32,7 +32,7 @@ use nexus_core::ids::AccountKey;
 use nexus_core::request::Status;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 use tokio::sync::{Mutex, mpsc, watch};
@@ -70,6 +70,8 @@ pub(super) struct Control {
     pub(super) ready: AtomicBool,
     pub(super) reloading: Mutex<()>,
     pub(super) began: Instant,
+    /// Deliveries that are uncertain or wait for long, as last counted.
+    pub(super) stuck: AtomicU64,
     pub(super) stop: CancellationToken,
 }
 

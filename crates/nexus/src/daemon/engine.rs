@@ -14,7 +14,7 @@ use crate::pipeline::outbox::Outbox;
 use crate::pipeline::pending::Pending;
 use crate::pipeline::recovery::Recovered;
 use crate::pipeline::router::{Router, RouterStats};
-use crate::pipeline::{Pipeline, followers, recovery};
+use crate::pipeline::{Pipeline, SETTLING_MAX, followers, recovery};
 use crate::plugin::Plugins;
 use crate::replies::Replies;
 use crate::routes::{CLI_CHANNEL, Route, Routes};
@@ -23,9 +23,10 @@ use nexus_core::config::{Config, OnUncertain};
 use serde_json::json;
 use std::path::Path;
 use std::sync::Arc;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 /// What is there before it.
 pub(super) struct Ground<'a> {
@@ -89,6 +90,8 @@ pub(super) async fn start(ground: Ground<'_>, interrupted: Vec<Interrupted>) -> 
         finished: Arc::new(Notify::new()),
         epoch,
         abandon: CancellationToken::new(),
+        settling: TaskTracker::new(),
+        settle_room: Arc::new(Semaphore::new(SETTLING_MAX)),
     });
     let follow_turns = followers::follow_turns(ledgers.clone(), bus.clone(), pipeline.finished.clone(), turns, stop.clone());
     let tasks = vec![

@@ -4,13 +4,13 @@
 use super::control::Control;
 use crate::bus::Bus;
 use crate::clock;
-use crate::ledger::nexus::{CountAnalytics, Prune};
+use crate::ledger::nexus::{CountAnalytics, Prune, stuck_deliveries};
 use crate::metrics::{DbLabel, QueueLabel};
 use nexus_core::notice::NoticeType;
 use serde_json::json;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -21,13 +21,15 @@ const ANALYTICS_EVERY: Duration = Duration::from_secs(60);
 const PRUNE_EVERY: Duration = Duration::from_secs(3600);
 /// Rows lightened per transaction.
 const PRUNE_ROWS: u32 = 1000;
+/// Age at which a delivery that isn't sent counts as stuck.
+const STUCK_MS: i64 = 600_000;
 const DAY_MS: i64 = 86_400_000;
 
 /// Notices when a long-lived task ends that should not have: its part is broken, health says so.
 #[derive(Debug, Clone)]
 pub(super) struct Watch {
     bus: Bus,
-    lost: Arc<AtomicUsize>,
+    lost: Arc<Mutex<Vec<&'static str>>>,
 }
 
 impl Watch {
@@ -51,7 +53,7 @@ impl Watch {
         tokio::spawn(async move {
             let ended = task.await;
             if !stop.is_cancelled() {
-                this.lost.fetch_add(1, Ordering::Relaxed);
+                this.lost.lock().unwrap_or_else(PoisonError::into_inner).push(name);
                 let error = ended.err().map_or_else(|| "it ended by itself".to_owned(), |error| error.to_string());
                 tracing::error!(task = name, error, "a task of the daemon is gone; restart the daemon");
                 this.bus.publish(NoticeType::SystemError, json!({ "task": name, "error": error }));
@@ -59,9 +61,9 @@ impl Watch {
         })
     }
 
-    /// Tasks that are gone.
-    pub(super) fn lost(&self) -> usize {
-        self.lost.load(Ordering::Relaxed)
+    /// Names of the tasks that are gone.
+    pub(super) fn lost(&self) -> Vec<&'static str> {
+        self.lost.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -70,14 +72,12 @@ pub(super) async fn run(control: Arc<Control>, disk: watch::Sender<bool>, data_d
     let mut disk_tick = tokio::time::interval(DISK_EVERY);
     let mut analytics_tick = tokio::time::interval(ANALYTICS_EVERY);
     let mut prune_tick = tokio::time::interval(PRUNE_EVERY);
-    let as_pid_1 = std::process::id() == 1;
     loop {
         tokio::select! {
             _ = disk_tick.tick() => {
+                count_stuck(&control).await;
                 watch_disk(&data_dir, control.config.load().ledgers.min_free_mb, &disk);
-                if as_pid_1 {
-                    crate::keeper::leftovers::reap_all();
-                }
+                crate::keeper::leftovers::reap_all();
             }
             _ = analytics_tick.tick() => write_analytics(&control).await,
             _ = prune_tick.tick() => prune(&control).await,
@@ -85,6 +85,15 @@ pub(super) async fn run(control: Arc<Control>, disk: watch::Sender<bool>, data_d
         }
     }
     write_analytics(&control).await;
+}
+
+/// Deliveries that nobody may see to: uncertain ones, and those that wait for longer than [`STUCK_MS`].
+async fn count_stuck(control: &Control) {
+    let before = clock::wall_ms() - STUCK_MS;
+    match control.ledgers.nexus.readers.read(move |connection| stuck_deliveries(connection, before)).await {
+        Ok(stuck) => control.stuck.store(stuck, Ordering::Relaxed),
+        Err(error) => tracing::warn!(%error, "deliveries can't be counted"),
+    }
 }
 
 fn watch_disk(directory: &Path, min_free_mb: u64, disk: &watch::Sender<bool>) {
@@ -138,8 +147,9 @@ pub(super) fn refresh_gauges(control: &Control) {
     let metrics = &control.metrics;
     for (ledger, stats) in control.ledgers.stats() {
         let label = DbLabel { db: ledger.name() };
-        metrics.commits.get_or_create(&label).set(i64::try_from(stats.commits.load(Ordering::Relaxed)).unwrap_or(i64::MAX));
-        metrics.commit_seconds.get_or_create(&label).set(stats.commit_ns.load(Ordering::Relaxed) as f64 / 1e9);
+        metrics.commits.get_or_create(&label).inner().store(stats.commits.load(Ordering::Relaxed), Ordering::Relaxed);
+        let seconds = stats.commit_ns.load(Ordering::Relaxed) as f64 / 1e9;
+        metrics.commit_seconds.get_or_create(&label).inner().store(seconds.to_bits(), Ordering::Relaxed);
     }
     let router = *control.router_stats.borrow();
     let ledgers = &control.ledgers;

@@ -232,6 +232,7 @@ impl Hold {
             tracing::warn!(%error, "last-run.json not written: `status` will call this a crash");
         }
         self.release();
+        tracing::info!(step = 11, "stop: PID file removed");
     }
 
     /// The daemon was told to stop at once: its files stay as after a crash, which it is to the next start.

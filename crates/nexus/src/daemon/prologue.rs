@@ -15,7 +15,6 @@ pub(super) fn run(options: StartOptions) -> Result<(Hold, Prologue), StartError>
     let paths = Paths::resolve(options.config.as_deref())?;
     let before = LastRun::read(&paths);
     let lock = Lock::acquire(&paths, |pid| say(&format!("cleaning up after PID {pid}")))?;
-    let unclean_start = before.as_ref().is_some_and(|run| run.clean != Some(true));
     let mut hold = Hold::new(paths.clone(), lock, before);
     ensure_default(&paths)
         .map(|made| {
@@ -44,7 +43,7 @@ pub(super) fn run(options: StartOptions) -> Result<(Hold, Prologue), StartError>
     let lock_file = hold.lock_file().map_err(StartError::Keeper)?;
     let keeper = crate::keeper::launch(&lock_file).map_err(StartError::Keeper)?;
     hold.keeper_is(keeper.pid);
-    Ok((hold, Prologue { options, paths, lock_file, unclean_start, instance, loaded, logging, keeper, began }))
+    Ok((hold, Prologue { options, paths, lock_file, instance, loaded, logging, keeper, began }))
 }
 
 /// The random name of this state directory, made once.

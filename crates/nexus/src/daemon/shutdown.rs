@@ -62,6 +62,8 @@ impl Running {
                     control.pipeline.abandon.cancel();
                     router.wait().await;
                 }
+                control.pipeline.settling.close();
+                control.pipeline.settling.wait().await;
             };
             step(2, "nothing new is admitted");
             drained.await;
@@ -72,8 +74,10 @@ impl Running {
                 drop(task.await); // a panic was told when it happened
             }
             step(4, "timer and followers stopped");
+            step(5, "adapter processes get TERM");
             control.adapters.shutdown().await;
-            step(7, "adapter processes stopped (steps 5 to 7)");
+            step(6, "adapter processes waited for");
+            step(7, "adapter processes that stayed were killed");
             server.stop(STREAMS).await;
             step(8, "HTTP server closed");
             write_analytics(&control).await;

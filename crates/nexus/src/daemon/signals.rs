@@ -74,12 +74,8 @@ pub(super) async fn serve(mut running: Running) -> End {
                 }
             }
             Asked::Diagnose => diagnose(&running),
-            // As PID 1 we inherit orphans of others; the keeper's own are the keeper's.
-            Asked::Reap => {
-                if std::process::id() == 1 {
-                    leftovers::reap_all();
-                }
-            }
+            // A subreaper: what a dead keeper left, and as PID 1 strangers too, end as our zombies.
+            Asked::Reap => leftovers::reap_all(),
         }
     };
     let (shutdown, mut signals) = running.shutdown(reason);

@@ -17,7 +17,7 @@ use crate::http::{Api, Server};
 use crate::keeper::Keeper;
 use crate::ledger::Ledgers;
 use crate::ledger::events::newest_slot;
-use crate::ledger::nexus::{BeginEpoch, RecordConfig, instances};
+use crate::ledger::nexus::{BeginEpoch, RecordConfig};
 use crate::metrics::Metrics;
 use crate::plugin::Plugins;
 use crate::supervisor::Supervisor;
@@ -28,9 +28,12 @@ use nexus_core::notice::NoticeType;
 use nexus_core::schedule::{Job, Schedule};
 use serde_json::json;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+/// How long the summary waits for adapters that are starting.
+const SUMMARY_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Times the steps.
 struct Steps {
@@ -51,7 +54,7 @@ impl Steps {
 /// Steps 4 to 11.
 #[expect(clippy::too_many_lines, reason = "the eleven steps, top to bottom, and nothing else")]
 pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, StartError> {
-    let Prologue { options, paths, lock_file, unclean_start, instance, loaded, logging, keeper, began } = prologue;
+    let Prologue { options, paths, lock_file, instance, loaded, logging, keeper, began } = prologue;
     // Heard from now on, obeyed once the start is complete.
     let signals = Signals::listen().map_err(StartError::Runtime)?;
     let mut steps = Steps { last: began, number: 0 };
@@ -94,7 +97,7 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
     let (timer_settings, timer_view) = watch::channel(config.timer.clone());
     let supervisor = Supervisor::new(keeper, metrics.clone());
     let sinks = sinks(&ledgers, &engine, &bus, &metrics, &disk_low);
-    let adapters = adapters(&paths, &ledgers, &supervisor, &sinks, &engine, unclean_start, &stop).await?;
+    let adapters = adapters(&paths, &ledgers, &supervisor, &sinks, &engine, &stop);
     let control = Arc::new(Control {
         paths: paths.clone(),
         flags: (options.log_level, options.port),
@@ -120,6 +123,7 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
         ready: std::sync::atomic::AtomicBool::new(false),
         reloading: tokio::sync::Mutex::new(()),
         began,
+        stuck: std::sync::atomic::AtomicU64::new(0),
         stop: stop.clone(),
     });
     control.set_bus_mode(&config).await?;
@@ -140,7 +144,7 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
     control.ready.store(true, std::sync::atomic::Ordering::Release);
     bus.publish(NoticeType::SystemStarted, json!({ "version": env!("CARGO_PKG_VERSION"), "pid": std::process::id() }));
     steps.done("ready");
-    tell(&control, &engine, ready);
+    tell(&control, &engine, ready).await;
     let Engine { router, router_task, tasks, .. } = engine;
     Ok(Running { signals, paths, logging, control, server, router, router_task, keeper_task, threads, tasks, timer_stop: stop })
 }
@@ -157,16 +161,14 @@ fn sinks(ledgers: &Ledgers, engine: &Engine, bus: &Bus, metrics: &Metrics, disk_
 }
 
 /// No adapter yet, but all that they will share.
-async fn adapters(
+fn adapters(
     paths: &Paths,
     ledgers: &Ledgers,
     supervisor: &Supervisor,
     sinks: &Sinks,
     engine: &Engine,
-    unclean_start: bool,
     stop: &CancellationToken,
-) -> Result<Arc<Adapters>, StartError> {
-    let known = ledgers.nexus.readers.read(instances).await?;
+) -> Arc<Adapters> {
     let shared = Shared {
         supervisor: supervisor.clone(),
         ledgers: ledgers.clone(),
@@ -177,10 +179,9 @@ async fn adapters(
         credentials: paths.credentials_dir(),
         run_dir: paths.run_dir(),
         epoch: engine.pipeline.epoch,
-        unclean_start,
         stop: stop.clone(),
     };
-    Ok(Arc::new(Adapters::new(shared, known)))
+    Arc::new(Adapters::new(shared))
 }
 
 /// Opens both listeners and serves them.
@@ -197,7 +198,7 @@ async fn serve(control: &Arc<Control>, config: &Config) -> Result<Server, StartE
 }
 
 /// Says that the start is complete: to the log, to the terminal, to who waits for it.
-fn tell(control: &Control, engine: &Engine, ready: &Ready) {
+async fn tell(control: &Control, engine: &Engine, ready: &Ready) {
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         pid = std::process::id(),
@@ -206,11 +207,18 @@ fn tell(control: &Control, engine: &Engine, ready: &Ready) {
         failed = engine.recovered.failed,
         "Daemon started"
     );
-    let summary = status::summary(control);
+    ready.succeeded(&status::summary(control));
     if !control.detached {
-        say(&summary);
+        // Ready is said already; the summary may wait until most adapters are what they will be.
+        let settled = async {
+            let mut tick = tokio::time::interval(Duration::from_millis(20));
+            while status::is_anybody_starting(control) {
+                tick.tick().await;
+            }
+        };
+        tokio::time::timeout(SUMMARY_PATIENCE, settled).await.ok();
+        say(&status::summary(control));
     }
-    ready.succeeded(&summary);
 }
 
 /// The configuration with what the command line says on top.

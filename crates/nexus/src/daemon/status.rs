@@ -61,6 +61,11 @@ pub(super) fn status(control: &Control) -> Value {
     })
 }
 
+/// Whether an account is between its spawn and running.
+pub(super) fn is_anybody_starting(control: &Control) -> bool {
+    control.adapters.report().iter().any(|report| report.status == AdapterStatus::Starting)
+}
+
 /// The requirement's start summary.
 pub(super) fn summary(control: &Control) -> String {
     let reports = control.adapters.report();
@@ -78,7 +83,16 @@ pub(super) fn summary(control: &Control) -> String {
     ];
     for (name, report) in names.iter().zip(&reports) {
         let channel = report.channel.as_deref().unwrap_or("-");
-        lines.push(format!("    {name:width$} {channel:<9} ● {}", report.status.as_str()));
+        let mark = match report.status {
+            AdapterStatus::Running => "●",
+            AdapterStatus::Errored => "✗",
+            AdapterStatus::Starting
+            | AdapterStatus::Stopping
+            | AdapterStatus::Stopped
+            | AdapterStatus::Backoff
+            | AdapterStatus::Backfilling => "○",
+        };
+        lines.push(format!("    {name:width$} {channel:<9} {mark} {}", report.status.as_str()));
     }
     lines.push(format!("  Plugins:   {} loaded ({})", plugins.len(), plugins.join(", ")));
     lines.push(format!("  Timer:     {}", timer(config.timer.heartbeat_interval_ms, config.timer.cron.len())));
@@ -108,11 +122,11 @@ fn judge(control: &Control, reports: &[AccountReport]) -> (Overall, Vec<String>)
         .collect();
     overall(&Parts {
         ledgers,
-        pipeline_ok: control.ready.load(Ordering::Relaxed) || !control.stop.is_cancelled(),
+        pipeline_ok: !control.watch_over.lost().contains(&"router"),
         disk_ok: !*control.disk_low.borrow(),
         adapters: reports.iter().map(|report| AdapterHealth { status: report.status, health: report.health }).collect(),
-        tasks_restarted: control.watch_over.lost(),
-        stuck_deliveries: 0,
+        tasks_restarted: control.watch_over.lost().len(),
+        stuck_deliveries: control.stuck.load(Ordering::Relaxed),
     })
 }
 

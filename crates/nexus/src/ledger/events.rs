@@ -140,8 +140,6 @@ impl Append {
         for reject in &self.lines.rejects {
             insert_reject(connection, &self.adapter, &self.account, reject)?;
         }
-        // A history that was broken off in the middle must not look like how far the account has come.
-        let is_live = |event: &NewEvent| event.disposition != Disposition::History;
         let live = || self.lines.events.iter().filter(|event| is_live(event));
         if let Some(last) = live().next_back() {
             // Never past what this machine's clock has seen: a timestamp from the future must not
@@ -157,6 +155,11 @@ impl Append {
         }
         Ok(seqs)
     }
+}
+
+/// A history that was broken off in the middle must not look like how far its account has come.
+fn is_live(event: &NewEvent) -> bool {
+    event.disposition != Disposition::History
 }
 
 fn insert(connection: &Connection, adapter: &str, direction: &str, event: &NewEvent) -> rusqlite::Result<Option<i64>> {

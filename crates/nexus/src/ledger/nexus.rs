@@ -11,7 +11,7 @@ pub use deliveries::{ClaimDelivery, Delivery, NewDelivery, Resolution, ResolveDe
 pub use instances::{BackfillDone, CountAnalytics, Hour, Instance, RecordConfig, SaveInstance, instances};
 pub use read::{
     OpenRequest, RequestRow, deliveries, deliveries_of, delivery, finished_after, open_deliveries, open_requests, request_by_event,
-    request_by_id, request_id_of, requests, sent_after, status_counts, uncertain_deliveries,
+    request_by_id, request_id_of, requests, sent_after, status_counts, stuck_deliveries, uncertain_deliveries,
 };
 pub use recover::{BeginEpoch, Interrupted, Prune, ReviveRequest};
 pub use requests::{Admit, AdmitRow, FinishRun, InterruptRun, MarkActed, SaveTrace, SettleRequest, StartRun};

@@ -128,6 +128,13 @@ pub fn uncertain_deliveries(connection: &Connection) -> rusqlite::Result<Vec<Del
     connection.prepare_cached(&sql)?.query_map([], from_row)?.collect()
 }
 
+/// Deliveries that are uncertain, or wait since before `before` (Unix ms).
+pub fn stuck_deliveries(connection: &Connection, before: i64) -> rusqlite::Result<u64> {
+    let sql =
+        "SELECT count(*) FROM deliveries WHERE status IN ('pending', 'sending', 'uncertain') AND (status = 'uncertain' OR created_at < ?1)";
+    connection.prepare_cached(sql)?.query_row([before], |row| row.get(0))
+}
+
 pub fn deliveries_of(connection: &Connection, event_seq: i64) -> rusqlite::Result<Vec<Delivery>> {
     let sql = format!("SELECT {COLUMNS} FROM deliveries WHERE event_seq = ?1 ORDER BY seq");
     connection.prepare_cached(&sql)?.query_map([event_seq], from_row)?.collect()

@@ -1,0 +1,149 @@
+//! The catch-up: what an account missed while its monitor did not run, fetched as live events.
+//!
+//! Theory of operation: before a monitor starts, its account's gap is opened in the ledger, where it
+//! stays over failures and restarts until a backfill from its beginning on came to its end. For as
+//! long as that takes, but a minute at most, the account's requests are held, so that they run in
+//! their order. Adapters with `ack` bring what was missed by themselves.
+
+use super::account::Account;
+use super::backfill::{self, Pauses};
+use super::intake::Kind;
+use crate::error_text::describe;
+use crate::ledger::events::{CloseGap, Cursor, OpenGap, cursor};
+use nexus_core::protocol::Capability;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// How long an account's requests wait for its catch-up.
+const HOLD_MAX: Duration = Duration::from_secs(60);
+
+/// An account's gap, as far as its tasks have to agree on it.
+#[derive(Debug, Default)]
+pub(super) struct Gap {
+    /// How often it was opened.
+    opened: u64,
+    catching_up: bool,
+}
+
+/// Opens the account's gap. Once this returns the monitor may start: the gap is on disk, and the
+/// account's requests are held if there is something to fetch.
+pub(super) async fn begin(account: &Arc<Account>) -> Result<(), String> {
+    if !account.can(Capability::Backfill) || account.can(Capability::Ack) {
+        return Ok(());
+    }
+    let mut gap = account.gap.lock().await;
+    let since = since(account).await?.unwrap_or(account.started_at);
+    let open = OpenGap { adapter: account.key.adapter.clone(), account: account.key.account.clone(), since };
+    let is_open = account.shared.ledgers.events.writer.write_until_done(open).await.map_err(|error| describe(&error))?;
+    gap.opened += 1;
+    // A catch-up that is under way sees that there is more to fetch.
+    if !is_open || gap.catching_up {
+        return Ok(());
+    }
+    gap.catching_up = true;
+    let (held, in_force) = oneshot::channel();
+    account.tasks.spawn(catch_up(account.clone(), held));
+    drop(gap);
+    drop(in_force.await); // it is told before anything can go wrong
+    Ok(())
+}
+
+/// Holds the account's requests, closes its gap and lets them go: after a minute, when the account
+/// is stopped, in any case.
+async fn catch_up(account: Arc<Account>, held: oneshot::Sender<()>) {
+    account.shared.router.hold(&account.key).await;
+    held.send(()).ok(); // the monitor's start may have been called off
+    let closing = close_gap(&account);
+    tokio::pin!(closing);
+    let is_over = tokio::select! {
+        () = &mut closing => true,
+        () = account.stop.cancelled() => true,
+        () = tokio::time::sleep(HOLD_MAX) => false,
+    };
+    account.shared.router.release(&account.key).await;
+    if !is_over {
+        tracing::warn!(account = %account.key, "catch-up takes over a minute; its requests go on meanwhile");
+        tokio::select! {
+            () = closing => {}
+            () = account.stop.cancelled() => {}
+        }
+    }
+}
+
+/// Tries until the gap is closed.
+async fn close_gap(account: &Account) {
+    let mut pauses = Pauses::default();
+    loop {
+        match attempt(account).await {
+            Ok(true) => {
+                tracing::info!(account = %account.key, "caught up");
+                return;
+            }
+            Ok(false) => {}
+            Err(error) => {
+                let retry_s = pauses.next_s();
+                tracing::warn!(account = %account.key, %error, retry_s, "catch-up failed; what was missed is still to be fetched");
+                pauses.wait().await;
+                // The credential may be another one by now.
+                if let Err(error) = account.ready().await {
+                    tracing::warn!(account = %account.key, %error, "not ready for its catch-up");
+                }
+            }
+        }
+    }
+}
+
+/// Fetches the gap as it is now and closes it. False when the monitor was started anew meanwhile:
+/// then more may be missing than was fetched.
+async fn attempt(account: &Account) -> Result<bool, String> {
+    let opened = account.gap.lock().await.opened;
+    if let Some(since) = since(account).await? {
+        backfill::run(account, since, Kind::Live).await?;
+    }
+    let mut gap = account.gap.lock().await;
+    if gap.opened != opened {
+        return Ok(false);
+    }
+    let close = CloseGap { adapter: account.key.adapter.clone(), account: account.key.account.clone() };
+    account.shared.ledgers.events.writer.write_until_done(close).await.map_err(|error| describe(&error))?;
+    gap.catching_up = false;
+    Ok(true)
+}
+
+/// From when on (Unix ms) events of the account may be missing; `None` before it was first started.
+pub(super) async fn since(account: &Account) -> Result<Option<i64>, String> {
+    let (adapter, id) = (account.key.adapter.clone(), account.key.account.clone());
+    let found = account.shared.ledgers.events.readers.read(move |connection| cursor(connection, &adapter, &id)).await;
+    let overlap_ms = i64::try_from(account.rules.borrow().catch_up.overlap_ms).unwrap_or(i64::MAX);
+    Ok(found.map_err(|error| describe(&error))?.map(|cursor| missing_since(&cursor, overlap_ms)))
+}
+
+/// The beginning of the open gap, else a little before the last thing that is known. A timestamp
+/// from the future can't move it, since cursors never pass the time of receipt.
+fn missing_since(cursor: &Cursor, overlap_ms: i64) -> i64 {
+    let known = cursor.last_timestamp.min(cursor.last_received_at);
+    match cursor.gap_since {
+        Some(since) => since,
+        // Nothing came yet: the time is that of the first start, and nothing before it is wanted.
+        None if cursor.last_event_id.is_empty() => known,
+        None => known.saturating_sub(overlap_ms).max(0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cursor(last_event_id: &str, gap_since: Option<i64>) -> Cursor {
+        Cursor { last_event_id: last_event_id.to_owned(), last_timestamp: 5_000, last_received_at: 5_500, events: 1, gap_since }
+    }
+
+    #[test]
+    fn a_gap_begins_where_it_was_opened_or_a_little_before_the_last_event() {
+        assert_eq!(missing_since(&cursor("fake:1", None), 600), 4_400);
+        assert_eq!(missing_since(&cursor("fake:1", None), i64::MAX), 0);
+        assert_eq!(missing_since(&cursor("fake:1", Some(1_000)), 600), 1_000);
+        assert_eq!(missing_since(&cursor("", None), 600), 5_000, "before the first start nothing was missed");
+    }
+}
