@@ -69,8 +69,11 @@ pub enum Input {
     /// Stop, then start anew; does not count as a restart.
     Restart,
     Spawned,
-    /// Credential missing, exec failed: there is no process.
-    SpawnFailed,
+    /// There is no process. `lasting`: only a person can help (a credential is missing), so that trying
+    /// again in a row would be noise.
+    SpawnFailed {
+        lasting: bool,
+    },
     /// The process and its whole tree are gone. `code` is `None` after a signal.
     Exited {
         code: Option<i32>,
@@ -142,7 +145,7 @@ impl Lifecycle {
             Input::Stop => self.stop(now_ms),
             Input::Restart => self.restart(now_ms),
             Input::Spawned => self.spawned(now_ms),
-            Input::SpawnFailed => self.gone(now_ms, false),
+            Input::SpawnFailed { lasting } => self.gone(now_ms, lasting),
             Input::Exited { code } => self.gone(now_ms, code == Some(EXIT_CONFIG)),
             Input::Tick => self.tick(now_ms),
         }
@@ -303,7 +306,7 @@ mod tests {
         life.step(now, Input::Exited { code: None });
         assert_eq!(life.state(), State::Errored { retry_at_ms: Some(now + 300_000) });
         assert_eq!(life.step(now + 300_000, Input::Tick), Some(Action::Spawn));
-        life.step(now + 300_000, Input::SpawnFailed);
+        life.step(now + 300_000, Input::SpawnFailed { lasting: false });
         assert!(matches!(life.state(), State::Errored { .. }), "a slow retry that fails stays errored");
         assert_eq!(life.restarts_total(), 6);
     }
@@ -312,7 +315,7 @@ mod tests {
     fn ten_healthy_minutes_clear_the_count() {
         let mut life = Lifecycle::new(policy());
         life.step(0, Input::Start);
-        life.step(0, Input::SpawnFailed);
+        life.step(0, Input::SpawnFailed { lasting: false });
         life.step(1000, Input::Tick);
         life.step(1000, Input::Spawned);
         assert_eq!(life.restarts_in_row(), 1);
@@ -402,7 +405,7 @@ mod tests {
                     Do::Start => Input::Start,
                     Do::Stop => Input::Stop,
                     Do::Restart => Input::Restart,
-                    Do::Answer(ok) if asked => { asked = false; alive = ok; if ok { Input::Spawned } else { Input::SpawnFailed } }
+                    Do::Answer(ok) if asked => { asked = false; alive = ok; if ok { Input::Spawned } else { Input::SpawnFailed { lasting: false } } }
                     Do::Exit(code) if alive => { alive = false; Input::Exited { code } }
                     Do::Answer(_) | Do::Exit(_) => continue,
                     Do::Wait(ms) => { now += ms; Input::Tick }

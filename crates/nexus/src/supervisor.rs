@@ -27,14 +27,34 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub trait Program: Send + Sync + 'static {
     /// Called before every spawn: resolves the credential, writes the child's files.
     ///
-    /// An error is the reason why the child can't be started, in words.
-    fn prepare(&self) -> BoxFuture<'_, Result<SpawnSpec, String>>;
+    /// An error is the reason why the child can't be started.
+    fn prepare(&self) -> BoxFuture<'_, Result<SpawnSpec, NotReady>>;
 
     /// Takes the pipes of a started process. The task ends when its output is read and committed;
     /// the next spawn waits for that, however long a full disk or a slow commit makes it. `exited`
     /// tells that the whole tree is gone: from then on only a descriptor passed to a stranger can keep
     /// a pipe open, and a reader that finds nothing to read for a while must end.
     fn attach(&self, process: &mut Process, exited: CancellationToken) -> JoinHandle<()>;
+}
+
+/// Why a child can't be started now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NotReady {
+    pub reason: String,
+    /// Trying again in a row is no use: somebody has to do something.
+    pub lasting: bool,
+}
+
+impl From<String> for NotReady {
+    fn from(reason: String) -> Self {
+        Self { reason, lasting: false }
+    }
+}
+
+impl From<NotReady> for String {
+    fn from(not_ready: NotReady) -> Self {
+        not_ready.reason
+    }
 }
 
 /// An intended child.

@@ -351,3 +351,19 @@ fn what_a_crashed_adapter_left_in_the_pipe_of_a_held_reader_is_kept() {
     daemon.adapter_once("fake/me", "errored");
     assert_eq!(daemon.accepted(), 13);
 }
+
+#[test]
+fn a_credential_that_is_missing_is_errored_at_once_and_heals_when_it_is_set() {
+    let mut wanted = only("fake", json!({ "events": 1 }));
+    wanted["adapters"]["fake"]["accounts"]["me"]["credential_ref"] = json!("chat/me");
+    let daemon = Daemon::start(&wanted);
+    let entry = daemon.adapter_once("fake/me", "errored");
+    assert!(entry["last_error"].as_str().is_some_and(|error| error.contains("nexus credential set chat/me")), "{entry}");
+    assert!(daemon.monitors().is_empty());
+    let credentials = daemon.config_file().with_file_name("state").join("credentials");
+    nexus::credential::set(&credentials, "chat/me", "s3cret").unwrap();
+    daemon.nexus_ok(&["adapter", "start", "fake/me"]);
+    eventually("its event is done", || daemon.ended("completed") == 1);
+    let environments = common::procfs::with_environment(&["s3cret"]);
+    assert!(environments.is_empty(), "the secret is in an environment");
+}

@@ -243,3 +243,14 @@ fn usr2_writes_diagnostics_and_logs_where() {
     assert!(!fs::read_to_string(&file).unwrap().is_empty());
     assert!(daemon.is_running());
 }
+
+#[test]
+fn two_daemons_cannot_share_ledgers() {
+    let first = Daemon::start(&config(json!({})));
+    let mut other = common::program(common::NEXUS);
+    other.args(["daemon", "start", "--config"]).arg(first.config_file());
+    let other = other.env("NEXUS_STATE_DIR", first.home().join("other")).env("HOME", first.home()).output().unwrap();
+    assert_eq!(other.status.code(), Some(1), "{other:?}");
+    assert!(String::from_utf8_lossy(&other.stderr).contains("in use by another daemon"), "{other:?}");
+    assert_eq!(first.nexus_ok(&["send", "still", "here"]).trim(), "still here");
+}

@@ -8,7 +8,7 @@ use super::stats::AccountStats;
 use super::{Shared, backfill, probe};
 use crate::clock;
 use crate::ledger::nexus::{Instance, SaveInstance};
-use crate::supervisor::{Child, ChildSpec, ChildStatus, Phase};
+use crate::supervisor::{Child, ChildSpec, ChildStatus, NotReady, Phase};
 use nexus_core::config;
 use nexus_core::health::{AdapterStatus, Health};
 use nexus_core::ids::{AccountKey, ChildId};
@@ -262,13 +262,13 @@ impl Account {
     }
 
     /// Asks `info`, resolves the credential and writes the context file: everything before a spawn.
-    pub(super) async fn ready(&self) -> Result<(Arc<AdapterInfo>, PathBuf), String> {
+    pub(super) async fn ready(&self) -> Result<(Arc<AdapterInfo>, PathBuf), NotReady> {
         let info = self.command.info().await?;
         self.channel.send_replace(Some(info.clone()));
         let credential = match &self.config.credential_ref {
             Some(reference) => {
                 let resolved = crate::credential::resolve(reference, &self.shared.credentials, self.shared.keeper()).await;
-                Some(resolved.map_err(|error| crate::error_text::describe(&error))?)
+                Some(resolved.map_err(|error| NotReady { reason: crate::error_text::describe(&error), lasting: true })?)
             }
             None => None,
         };

@@ -87,7 +87,7 @@ async fn close_gap(account: &Account) {
                 pauses.wait().await;
                 // The credential may be another one by now.
                 if let Err(error) = account.ready().await {
-                    tracing::warn!(account = %account.key, %error, "not ready for its catch-up");
+                    tracing::warn!(account = %account.key, error = error.reason, "not ready for its catch-up");
                 }
             }
         }

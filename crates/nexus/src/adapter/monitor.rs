@@ -5,7 +5,7 @@ use super::catch_up;
 use super::intake::Kind;
 use crate::keeper::{Process, SpawnSpec, Stdin};
 use crate::stderr;
-use crate::supervisor::{BoxFuture, Program};
+use crate::supervisor::{BoxFuture, NotReady, Program};
 use nexus_core::ids::ChildId;
 use nexus_core::protocol::Capability;
 use serde_json::json;
@@ -32,11 +32,11 @@ impl Monitor {
         Self { account: Arc::downgrade(account) }
     }
 
-    async fn spec(&self) -> Result<SpawnSpec, String> {
-        let account = self.account.upgrade().ok_or("the account was removed")?;
+    async fn spec(&self) -> Result<SpawnSpec, NotReady> {
+        let account = self.account.upgrade().ok_or_else(|| "the account was removed".to_owned())?;
         let (info, context) = account.ready().await?;
         if !info.can(Capability::Monitor) {
-            return Err(format!("adapter `{}` doesn't support `monitor`; set `monitor: false`", account.key.adapter));
+            return Err(format!("adapter `{}` doesn't support `monitor`; set `monitor: false`", account.key.adapter).into());
         }
         // Before the first live line: requests of this account wait until the gap is closed.
         catch_up::begin(&account).await?;
@@ -48,7 +48,7 @@ impl Monitor {
 }
 
 impl Program for Monitor {
-    fn prepare(&self) -> BoxFuture<'_, Result<SpawnSpec, String>> {
+    fn prepare(&self) -> BoxFuture<'_, Result<SpawnSpec, NotReady>> {
         Box::pin(self.spec())
     }
 

@@ -29,6 +29,7 @@ use nexus_core::config::{self, BusMode, Config, LogLevel};
 use nexus_core::event::{EVENT_ID_BYTES_MAX, ID_BYTES_MAX, PeerKind};
 use nexus_core::health::Overall;
 use nexus_core::ids::AccountKey;
+use nexus_core::protocol::Capability;
 use nexus_core::request::Status;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
@@ -202,6 +203,10 @@ impl Control {
             ("stop", Some(_)) => handle.stop(false).await,
             ("restart", Some(child)) => child.restart().await,
             ("backfill", _) => {
+                let info = self.adapters.info(&key.adapter).await.map_err(refused)?;
+                if !info.can(Capability::Backfill) {
+                    return Err(Refusal::new(StatusCode::CONFLICT, format!("adapter `{}` doesn't support backfill", key.adapter)));
+                }
                 if !handle.backfill() {
                     return Err(Refusal::new(StatusCode::CONFLICT, format!("a backfill of `{key}` is running")));
                 }

@@ -190,7 +190,7 @@ impl LastRun {
 }
 
 /// What this process holds from its first step to its last: the lock, and the record of its run.
-/// Dropped before [`Hold::ended`], as when a start fails, it puts both back as they were.
+/// Dropped before `ended`, as when a start fails, it puts both back as they were.
 #[derive(Debug)]
 pub struct Hold {
     paths: Paths,

@@ -1,7 +1,7 @@
 //! One writer thread per database file, with group commit.
 //!
 //! A command is a whole, idempotent, conditional transaction. The thread takes what waits (up to
-//! [`GROUP_ROWS_MAX`] rows), runs each command in its own savepoint so that a bad one fails alone,
+//! `GROUP_ROWS_MAX` rows), runs each command in its own savepoint so that a bad one fails alone,
 //! commits once and only then answers. No timer: a lone command commits at once, a burst shares its
 //! fsync. After a failed group nobody knows what is on disk: everyone in it is told `Unknown`, the
 //! connection is opened anew, and the callers repeat, which is safe because commands are idempotent.

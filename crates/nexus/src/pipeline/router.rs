@@ -2,7 +2,7 @@
 //! go through stages 1 to 5 (one at a time per conversation) and when its run may start (one at a
 //! time per session, so many per agent).
 //!
-//! It keeps places (seqs), not requests: at most [`PREPARED_MAX`] requests wait in memory with their
+//! It keeps places (seqs), not requests: at most `PREPARED_MAX` requests wait in memory with their
 //! context, the rest is read back from the ledger when its turn comes. One task owns all of this.
 
 mod admit;

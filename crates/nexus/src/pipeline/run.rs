@@ -195,7 +195,7 @@ impl Pipeline {
             session_label: prepared.session.clone(),
             agent: prepared.agent.name.clone(),
             content: event.content.clone(),
-            attachments: event.attachments.clone(),
+            attachments: if event.attachments.is_null() { json!([]) } else { event.attachments.clone() },
             sender: crate::agent::Sender {
                 id: event.sender_id.clone(),
                 name: event.sender_name.clone().or_else(|| principal.and_then(|principal| principal.name.clone())),

@@ -1,6 +1,6 @@
 //! One child's task: feeds verbs, exits and passing time to the lifecycle, and does what it says.
 
-use super::{ChildSpec, ChildStatus, Order, Phase, Verb};
+use super::{ChildSpec, ChildStatus, NotReady, Order, Phase, Verb};
 use crate::clock;
 use crate::error_text::describe;
 use crate::keeper::{ExitStatus, Keeper, Process, SpawnSpec};
@@ -138,9 +138,9 @@ impl Task {
 
     async fn spawn(&mut self, inbox: &mut mpsc::Receiver<Order>) -> Input {
         let prepared = match self.prepare(inbox).await {
-            Some(Ok(spec)) => self.keeper.spawn(spec).await.map_err(|error| describe(&error)),
+            Some(Ok(spec)) => self.keeper.spawn(spec).await.map_err(|error| NotReady::from(describe(&error))),
             Some(Err(reason)) => Err(reason),
-            None => return Input::SpawnFailed,
+            None => return Input::SpawnFailed { lasting: false },
         };
         match prepared {
             Ok(mut process) => {
@@ -152,16 +152,16 @@ impl Task {
                 self.running = Some(Running { process, reader, exited });
                 Input::Spawned
             }
-            Err(reason) => {
+            Err(NotReady { reason, lasting }) => {
                 tracing::error!(child = %self.spec.id, error = %reason, "child could not be started");
                 self.last_error = Some(reason);
-                Input::SpawnFailed
+                Input::SpawnFailed { lasting }
             }
         }
     }
 
     /// Everything before the spawn; `None` when it isn't wanted any more.
-    async fn prepare(&mut self, inbox: &mut mpsc::Receiver<Order>) -> Option<Result<SpawnSpec, String>> {
+    async fn prepare(&mut self, inbox: &mut mpsc::Receiver<Order>) -> Option<Result<SpawnSpec, NotReady>> {
         let program = self.spec.program.clone();
         let mut preparing = program.prepare();
         loop {

@@ -30,8 +30,8 @@ impl NewDelivery {
         let (status, sent_seq) = if self.here { ("sent", Some(next(connection, "sent_seq")?)) } else { ("pending", None) };
         let ids = self.here.then(|| serde_json::json!([self.delivery_id]).to_string());
         let sql = "INSERT INTO deliveries (delivery_id, request_id, event_seq, run_id, adapter, channel, account_id, target, thread_id, reply_to_id,
-                     idempotency_key, content, status, created_at, updated_at, expires_at, epoch, sent_seq, message_ids)
-                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?16, ?13, ?13, ?14, ?15, ?17, ?18) ON CONFLICT (idempotency_key) DO NOTHING";
+                     idempotency_key, content, status, created_at, updated_at, expires_at, epoch, sent_seq, message_ids, attempts)
+                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?16, ?13, ?13, ?14, ?15, ?17, ?18, ?19) ON CONFLICT (idempotency_key) DO NOTHING";
         connection
             .prepare_cached(sql)?
             .execute(params![
@@ -52,7 +52,8 @@ impl NewDelivery {
                 epoch,
                 status,
                 sent_seq,
-                ids
+                ids,
+                self.here
             ])
             .map(drop)
     }
