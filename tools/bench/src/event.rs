@@ -29,7 +29,7 @@ const WORDS: [&str; 30] = [
     "on",
     "staging",
     "\"quoted\"",
-    "caf\u{e9}",
+    "café",
     "line\nbreak",
     "thanks",
     "tomorrow",
