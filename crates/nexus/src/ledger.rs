@@ -302,6 +302,15 @@ impl Readers {
     }
 }
 
+/// Moves a mark forward, and wakes who waits for it if it moved.
+pub(crate) fn raise(mark: &tokio::sync::watch::Sender<i64>, seq: i64) {
+    mark.send_if_modified(|known| {
+        let more = seq > *known;
+        *known = seq.max(*known);
+        more
+    });
+}
+
 /// Reads one row or none.
 pub(crate) fn optional<T>(result: rusqlite::Result<T>) -> rusqlite::Result<Option<T>> {
     match result {

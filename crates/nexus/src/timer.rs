@@ -77,11 +77,7 @@ async fn fire(due: Due, sinks: &Sinks) {
                     // A slot that a former daemon fired already is known.
                     if let Some(seq) = seqs.into_iter().flatten().next() {
                         sinks.pending.raise(&AccountKey::new(TIMER_CHANNEL, DEFAULT_ACCOUNT), 1);
-                        sinks.committed.send_if_modified(|newest| {
-                            let more = seq > *newest;
-                            *newest = seq.max(*newest);
-                            more
-                        });
+                        crate::ledger::raise(&sinks.committed, seq);
                         sinks.bus.publish(NoticeType::TimerFired, json!({ "event_id": event_id, "job": name(&job), "slot": slot_ms }));
                     }
                 }

@@ -331,6 +331,29 @@ fn a_history_is_fetched_once_and_takes_no_live_message_away() {
 }
 
 #[test]
+fn what_a_crashed_adapter_left_in_the_pipe_of_a_held_reader_is_kept() {
+    let mut daemon = Daemon::new();
+    let state = daemon.file("written");
+    // A pipe has sixteen slots of a page. Twelve lines below a page fit in, wherever the reader begins to hold.
+    let behave = |more: Value| {
+        let mut behaviour = json!({ "supports": ["monitor", "backfill"], "state_file": state, "content_bytes": 3000 });
+        behaviour.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let mut wanted = only_with_restarts("fake", 0, behaviour);
+        wanted["adapters"]["fake"]["max_pending"] = json!(1);
+        wanted
+    };
+    daemon.configure(&behave(json!({ "events": 1 })));
+    daemon.launch();
+    eventually("the first event is done", || daemon.ended("completed") == 1);
+    daemon.stop();
+    // None of it can end while the catch-up before it hangs.
+    daemon.configure(&behave(json!({ "events": 13, "crash_after": 12, "backfill": "hang" })));
+    daemon.launch();
+    daemon.adapter_once("fake/me", "errored");
+    assert_eq!(daemon.accepted(), 13);
+}
+
+#[test]
 fn a_credential_that_is_missing_is_errored_at_once_and_heals_when_it_is_set() {
     let mut wanted = only("fake", json!({ "events": 1 }));
     wanted["adapters"]["fake"]["accounts"]["me"]["credential_ref"] = json!("chat/me");

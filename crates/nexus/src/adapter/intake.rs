@@ -341,11 +341,7 @@ impl Intake {
     }
 
     fn tell_committed(&self, newest: i64) {
-        self.sinks.committed.send_if_modified(|seq| {
-            let more = newest > *seq;
-            *seq = (*seq).max(newest);
-            more
-        });
+        crate::ledger::raise(&self.sinks.committed, newest);
     }
 
     fn accepted(&self, flight: &Flight, appended: &Appended) {

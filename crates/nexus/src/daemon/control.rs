@@ -154,11 +154,7 @@ impl Control {
         self.pipeline.replies.tell(seq, &Part::Accepted { event_id, request_id: None });
         if new.is_some() {
             self.sinks.pending.raise(&AccountKey::new(CLI_CHANNEL, DEFAULT_ACCOUNT), 1);
-            self.sinks.committed.send_if_modified(|newest| {
-                let more = seq > *newest;
-                *newest = seq.max(*newest);
-                more
-            });
+            crate::ledger::raise(&self.sinks.committed, seq);
         } else if let Some(end) = self.known_end(seq).await? {
             self.pipeline.replies.end(seq, &end); // it was answered before
         }

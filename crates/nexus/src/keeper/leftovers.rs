@@ -113,19 +113,25 @@ fn pause() {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use std::io::{Read, Write};
     use std::os::unix::process::ExitStatusExt;
-    use std::process::{Child, Command};
+    use std::process::{Child, Command, Stdio};
 
+    /// A process that waits. It has answered: while exec goes on, `/proc/PID/environ` is empty.
     #[expect(clippy::disallowed_methods, reason = "a process that no keeper knows is what is cleared up")]
-    fn sleeper(mark: &str) -> Child {
-        Command::new("sleep").arg("1000").env("NEXUS_CHILD_ID", mark).spawn().unwrap()
+    fn waiter(mark: &str) -> Child {
+        let (stdin, stdout) = (Stdio::piped(), Stdio::piped());
+        let mut child = Command::new("cat").env("NEXUS_CHILD_ID", mark).stdin(stdin).stdout(stdout).spawn().unwrap();
+        child.stdin.as_mut().unwrap().write_all(b"x").unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        child
     }
 
     #[test]
     fn only_what_carries_the_mark_of_this_instance_is_killed() {
         let instance = format!("instance-{}", std::process::id());
-        let mut ours = sleeper(&format!("{instance}:a/b"));
-        let mut foreign = sleeper(&format!("{instance}0:a/b"));
+        let mut ours = waiter(&format!("{instance}:a/b"));
+        let mut foreign = waiter(&format!("{instance}0:a/b"));
         let cleared = clear_marked(&instance);
         assert_eq!(cleared, Cleared { killed: vec![i32::try_from(ours.id()).unwrap()], left: vec![] });
         assert_eq!(ours.wait().unwrap().signal(), Some(libc::SIGKILL));
@@ -136,7 +142,7 @@ mod tests {
 
     #[test]
     fn a_status_that_was_taken_already_is_not_waited_for() {
-        let mut child = sleeper("nobody:x");
+        let mut child = waiter("nobody:x");
         let pid = i32::try_from(child.id()).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();

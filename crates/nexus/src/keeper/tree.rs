@@ -4,7 +4,7 @@
 //! own children. So killing direct children, round after round, reaches everything, and a direct
 //! child that wasn't reaped yet can't have given its PID to a stranger.
 
-use rustix::process::{Pid, getpid};
+use rustix::process::getpid;
 use std::fs;
 
 /// PIDs of this process's direct children, zombies included, but for those that are `known`.
@@ -64,11 +64,15 @@ pub(crate) fn usage(pid: u32) -> Option<(f64, i64, i64)> {
     Some((cpu, rss, fds))
 }
 
-/// Field number `index` counted from the state letter, which stands behind the command's `)`.
 fn stat_field(pid: i32, index: usize) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    field(&stat, index).map(str::to_owned)
+}
+
+/// Field number `index` counted from the state letter, which stands behind the command's `)`.
+fn field(stat: &str, index: usize) -> Option<&str> {
     let (_, rest) = stat.rsplit_once(") ")?;
-    rest.split(' ').nth(index).map(str::to_owned)
+    rest.split(' ').nth(index)
 }
 
 /// The value of `NEXUS_CHILD_ID` in the environment that `pid` was started with, if readable.
@@ -80,9 +84,14 @@ pub(crate) fn mark_of(pid: i32) -> Option<String> {
         .and_then(|value| String::from_utf8(value.to_vec()).ok())
 }
 
-/// The session that `pid` belongs to.
+/// The session that `pid` belongs to; `None` when the process is gone, or its session was begun
+/// outside this PID namespace, for which the kernel says 0. (`rustix::getsid` takes no 0 from it.)
 pub(crate) fn session_of(pid: i32) -> Option<i32> {
-    rustix::process::getsid(Pid::from_raw(pid)).ok().map(|sid| sid.as_raw_nonzero().get())
+    session(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+fn session(stat: &str) -> Option<i32> {
+    field(stat, 3)?.parse().ok().filter(|&sid| sid > 0)
 }
 
 #[cfg(test)]
@@ -94,10 +103,15 @@ mod tests {
     fn reads_this_process() {
         let me = getpid().as_raw_nonzero().get();
         let parent = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get());
-        assert_eq!(parent_of(me), parent);
+        assert_eq!(parent_of(me).filter(|&pid| pid > 0), parent); // 0: outside this PID namespace
         assert!(start_ticks(me).is_some_and(|ticks| ticks > 0));
-        assert!(session_of(me).is_some());
         assert!(all_pids().contains(&me));
+    }
+
+    #[test]
+    fn a_session_from_outside_the_namespace_is_none() {
+        assert_eq!(session("7 (a) b) S 1 7 42 0 -1 0"), Some(42));
+        assert_eq!(session("7 (a) b) S 1 7 0 0 -1 0"), None);
     }
 
     #[test]

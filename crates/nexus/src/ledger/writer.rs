@@ -138,6 +138,11 @@ impl<C: Command> Writer<C> {
         self.last_try.cancel();
     }
 
+    /// Waits for [`Self::stop_repeating`].
+    pub async fn stops_repeating(&self) {
+        self.last_try.cancelled().await;
+    }
+
     /// Commands waiting now.
     pub fn depth(&self) -> usize {
         QUEUE_MAX - self.jobs.capacity()

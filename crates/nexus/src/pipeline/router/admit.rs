@@ -110,17 +110,15 @@ impl Admission {
             };
             // Lost: the page before failed and is being repeated; this one has to follow it.
             while matches!(result, Err(WriteError::Unknown { .. }) | Ok(Claim::Lost)) {
-                tokio::time::sleep(REPEAT).await;
+                tokio::select! {
+                    () = tokio::time::sleep(REPEAT) => {}
+                    // The page before may never come now, and this task's handle keeps the ledger open.
+                    () = writer.stops_repeating() => return,
+                }
                 result = writer.write_until_done(admit.clone()).await;
             }
             match result {
-                Ok(_) => {
-                    admitted.send_if_modified(|seq| {
-                        let more = *seq < upto;
-                        *seq = upto.max(*seq);
-                        more
-                    });
-                }
+                Ok(_) => crate::ledger::raise(&admitted, upto),
                 Err(error) => tracing::warn!(upto, %error, "events not admitted; the next start admits them"),
             }
         });
