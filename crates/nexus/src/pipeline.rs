@@ -284,7 +284,7 @@ impl Pipeline {
         });
         self.bus.publish(kind, notice);
         self.replies.end(
-            request.event_seq,
+            &request.event.event_id,
             &End {
                 request_id: request.request_id.clone(),
                 status: request.status,

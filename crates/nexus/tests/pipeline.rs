@@ -43,6 +43,26 @@ fn the_next_turn_of_a_session_knows_the_one_before_it() {
 }
 
 #[test]
+fn each_of_many_messages_at_once_is_told_its_end() {
+    let mut wanted = config(json!({}));
+    wanted["access"]["policies"] = json!([{ "name": "each", "match": {}, "effect": "allow", "session": { "key": "cli:{peer_id}" } }]);
+    let daemon = Daemon::start(&wanted);
+    std::thread::scope(|scope| {
+        for client in 0..32 {
+            let daemon = &daemon;
+            scope.spawn(move || {
+                for n in 0..25 {
+                    let text = format!("{client}.{n}");
+                    let body = json!({ "text": text, "conversation": format!("c{client}") });
+                    let end = answer_of(daemon.open(&Ask::post("/control/send", &body)).body);
+                    assert_eq!((&end["status"], &end["text"]), (&json!("completed"), &json!(text)));
+                }
+            });
+        }
+    });
+}
+
+#[test]
 fn an_agent_that_hangs_holds_up_no_other() {
     let mut wanted = config(json!({ "fake": fake(json!({ "events": 150, "peers": 150 })) }));
     wanted["agents"] = json!({ "stuck": { "runner": "command", "command": "sleep 1000", "max_concurrent": 1 } });

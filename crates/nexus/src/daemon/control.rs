@@ -145,20 +145,29 @@ impl Control {
             account: DEFAULT_ACCOUNT.into(),
             lines: Arc::new(Lines { events: vec![event], rejects: Vec::new() }),
         };
-        let new = self.ledgers.events.writer.write(append).await.map_err(|error| error.to_string())?.into_iter().flatten().next();
-        let seq = match new {
-            Some(seq) => seq,
-            None => self.seq_of(&event_id).await?,
-        };
-        let parts = self.pipeline.replies.listen(seq);
-        self.pipeline.replies.tell(seq, &Part::Accepted { event_id, request_id: None });
-        if new.is_some() {
-            self.sinks.pending.raise(&AccountKey::new(CLI_CHANNEL, DEFAULT_ACCOUNT), 1);
-            crate::ledger::raise(&self.sinks.committed, seq);
-        } else if let Some(end) = self.known_end(seq).await? {
-            self.pipeline.replies.end(seq, &end); // it was answered before
+        // Before the commit: another message's wakes the router, which may end this one's request at once.
+        let replies = &self.pipeline.replies;
+        let parts = replies.listen(&event_id);
+        let taken = self.append(append, &event_id).await;
+        match taken {
+            Ok(None) => replies.tell(&event_id, &Part::Accepted { event_id: event_id.clone(), request_id: None }),
+            Ok(Some(end)) => replies.end(&event_id, &end),
+            Err(error) => {
+                drop(parts);
+                replies.sweep(&event_id);
+                return Err(error);
+            }
         }
         Ok(parts)
+    }
+
+    /// Commits one event and wakes the router; of an event that was answered before it tells the end.
+    async fn append(&self, append: Append, event_id: &str) -> Result<Option<End>, String> {
+        let new = self.ledgers.events.writer.write(append).await.map_err(|error| error.to_string())?.into_iter().flatten().next();
+        let Some(seq) = new else { return self.known_end(self.seq_of(event_id).await?).await };
+        self.sinks.pending.raise(&AccountKey::new(CLI_CHANNEL, DEFAULT_ACCOUNT), 1);
+        crate::ledger::raise(&self.sinks.committed, seq);
+        Ok(None)
     }
 
     async fn seq_of(&self, event_id: &str) -> Result<i64, String> {

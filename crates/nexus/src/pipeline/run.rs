@@ -146,13 +146,13 @@ impl Pipeline {
 
     /// Passes one piece of output on to the bus and to who waits for the answer.
     async fn hear(&self, prepared: &Prepared, run_id: &str, piece: Output, seen: &mut Seen) {
-        let seq = prepared.request.event_seq;
+        let event_id = &prepared.request.event.event_id;
         match piece {
             Output::Token(text) => {
                 seen.tokens += 1;
                 self.bus.publish(NoticeType::StreamToken, json!({ "run_id": run_id, "text": text }));
-                if self.replies.has(seq) {
-                    self.replies.tell(seq, &Part::Token { text });
+                if self.replies.has(event_id) {
+                    self.replies.tell(event_id, &Part::Token { text });
                 }
             }
             Output::Reasoning(text) => {
@@ -167,18 +167,18 @@ impl Pipeline {
                         tracing::error!(run_id, %error, "could not note that the agent acted");
                     }
                 }
-                self.hear_tool(seq, run_id, ToolCall { call_id, name, status: word(status).into(), summary }, status, seen);
+                self.hear_tool(event_id, run_id, ToolCall { call_id, name, status: word(status).into(), summary }, status, seen);
             }
         }
     }
 
-    fn hear_tool(&self, seq: i64, run_id: &str, call: ToolCall, status: ToolStatus, seen: &mut Seen) {
+    fn hear_tool(&self, event_id: &str, run_id: &str, call: ToolCall, status: ToolStatus, seen: &mut Seen) {
         let kind = match status {
             ToolStatus::Started => NoticeType::ToolStarted,
             ToolStatus::Completed | ToolStatus::Failed => NoticeType::ToolCompleted,
         };
         self.bus.publish(kind, json!({ "run_id": run_id, "tool": call.name, "call_id": call.call_id, "status": call.status }));
-        self.replies.tell(seq, &Part::Tool { name: call.name.clone(), status: call.status.clone() });
+        self.replies.tell(event_id, &Part::Tool { name: call.name.clone(), status: call.status.clone() });
         match seen.tool_calls.iter().position(|known| known.call_id == call.call_id) {
             Some(place) => seen.tool_calls[place] = call,
             None if seen.tool_calls.len() < TOOL_CALLS_MAX => seen.tool_calls.push(call),

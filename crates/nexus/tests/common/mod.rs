@@ -21,6 +21,7 @@ use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -87,7 +88,7 @@ pub struct Daemon {
     dir: TempDir,
     child: Option<Child>,
     /// Numbers the output files.
-    runs: std::cell::Cell<u32>,
+    runs: AtomicU32,
     /// Put before the daemon's command line.
     prefix: Vec<String>,
 }
@@ -99,7 +100,7 @@ impl Daemon {
         for name in ["home", "workspace", "out"] {
             fs::create_dir(dir.path().join(name)).expect("a directory can be made");
         }
-        Self { dir, child: None, runs: std::cell::Cell::new(0), prefix: Vec::new() }
+        Self { dir, child: None, runs: AtomicU32::new(0), prefix: Vec::new() }
     }
 
     /// A running daemon that is ready.
@@ -178,8 +179,7 @@ impl Daemon {
     }
 
     fn new_output(&self, name: &str) -> [PathBuf; 2] {
-        let n = self.runs.get() + 1;
-        self.runs.set(n);
+        let n = self.runs.fetch_add(1, Ordering::Relaxed) + 1;
         ["stdout", "stderr"].map(|stream| self.dir.path().join(format!("out/{n}.{name}.{stream}")))
     }
 
@@ -202,7 +202,7 @@ impl Daemon {
     }
 
     fn daemon_output(&self, stream: &str) -> String {
-        let paths = (1..=self.runs.get()).map(|n| self.dir.path().join(format!("out/{n}.daemon.{stream}")));
+        let paths = (1..=self.runs.load(Ordering::Relaxed)).map(|n| self.dir.path().join(format!("out/{n}.daemon.{stream}")));
         paths.filter_map(|path| fs::read(path).ok()).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).collect()
     }
 
