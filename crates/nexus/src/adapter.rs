@@ -18,8 +18,9 @@ pub mod stats;
 
 use crate::error_text::describe;
 use crate::keeper::Keeper;
-use crate::ledger::Ledgers;
-use crate::ledger::nexus::{Instance, instances};
+use crate::ledger::events::{Cursor, cursor};
+use crate::ledger::nexus::{Instance, instance};
+use crate::ledger::{Ledgers, ReadError};
 use crate::pipeline::router::Router;
 use crate::routes::{Route, Routes};
 use crate::supervisor::Supervisor;
@@ -68,12 +69,19 @@ pub struct Adapters {
     accounts: Mutex<BTreeMap<AccountKey, Arc<Account>>>,
 }
 
+/// What the ledgers know of an account from its earlier runs.
+#[derive(Debug, Default)]
+struct Known {
+    instance: Option<Instance>,
+    cursor: Option<Cursor>,
+}
+
 /// Why a verb can't be carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum VerbError {
-    #[error("no adapter `{0}` is configured")]
+    #[error("no adapter `{0}` is configured; `nexus adapter list` shows which are")]
     NoAdapter(String),
-    #[error("no account `{0}` is configured and enabled")]
+    #[error("no account `{0}` is configured and enabled; `nexus adapter status` shows those that are")]
     NoAccount(AccountKey),
     #[error("{0}")]
     Refused(String),
@@ -98,21 +106,22 @@ impl Adapters {
     pub async fn add_account(&self, name: &str, id: &str, adapter: &config::Adapter, account: &config::Account) {
         let Some(command) = self.lock_commands().get(name).cloned() else { return };
         let key = AccountKey::new(name, id);
-        let known = self.known(&key).await;
+        let known = self.known(&key).await.unwrap_or_else(|error| {
+            tracing::warn!(account = %key, error = %describe(&error), "not known from before; a backfill may run again");
+            Known::default()
+        });
         let (rules, policy) = (rules(adapter), policy(&adapter.restart));
-        let account = Account::start(self.shared.clone(), command, key.clone(), account.clone(), rules, policy, known.as_ref()).await;
+        let account = Account::start(self.shared.clone(), command, key.clone(), account.clone(), rules, policy, known).await;
         self.lock().insert(key, account);
     }
 
-    /// What the ledger knows of an account from its earlier runs, those of this daemon included.
-    async fn known(&self, key: &AccountKey) -> Option<Instance> {
-        match self.shared.ledgers.nexus.readers.read(instances).await {
-            Ok(all) => all.into_iter().find(|one| one.adapter == key.adapter && one.account == key.account),
-            Err(error) => {
-                tracing::warn!(account = %key, error = %describe(&error), "not known from before; a backfill may run again");
-                None
-            }
-        }
+    /// What the ledgers know of an account from its earlier runs, those of this daemon included.
+    async fn known(&self, key: &AccountKey) -> Result<Known, ReadError> {
+        let (ledgers, of_instance, of_cursor) = (&self.shared.ledgers, key.clone(), key.clone());
+        let instance =
+            ledgers.nexus.readers.read(move |connection| instance(connection, &of_instance.adapter, &of_instance.account)).await?;
+        let cursor = ledgers.events.readers.read(move |connection| cursor(connection, &of_cursor.adapter, &of_cursor.account)).await?;
+        Ok(Known { instance, cursor })
     }
 
     /// Stops an adapter with all its accounts and forgets it.

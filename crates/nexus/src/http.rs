@@ -3,6 +3,7 @@
 
 pub mod control;
 pub mod health;
+mod missing;
 pub mod send;
 mod stream;
 
@@ -75,14 +76,15 @@ impl Server {
     /// Serves the read-only routes on `listener`.
     pub fn serve_tcp(&self, listener: TcpListener, api: Api, guard: Guard) {
         let guard = Arc::new(guard);
-        let router = read_routes(api).layer(middleware::from_fn(move |request, next| check(guard.clone(), request, next)));
+        let checked = middleware::from_fn(move |request, next| check(guard.clone(), request, next));
+        let router = missing::answered(read_routes(api)).layer(checked);
         let this = self.clone();
         self.tasks.spawn(async move { this.accept(router, listener).await });
     }
 
     /// Serves all routes on `listener`, to this user and root only.
     pub fn serve_unix(&self, listener: UnixListener, api: Api) {
-        let router = read_routes(api.clone()).merge(control::routes(api));
+        let router = missing::answered(read_routes(api.clone()).merge(control::routes(api)));
         let this = self.clone();
         self.tasks.spawn(async move { this.accept(router, listener).await });
     }

@@ -64,7 +64,7 @@ impl Ledger {
         }
     }
 
-    fn migrations(self) -> &'static [Migration] {
+    pub(crate) fn migrations(self) -> &'static [Migration] {
         match self {
             Self::Events => &[Migration { version: 1, sql: include_str!("../migrations/events/0001_facts.sql") }],
             Self::Agents => &[Migration { version: 1, sql: include_str!("../migrations/agents/0001_turns.sql") }],

@@ -2,7 +2,9 @@
 //! straight from the ledger files.
 
 use crate::ledger::events::{self, StoredEvent};
+use crate::ledger::migrate::{self, MigrateError};
 use crate::ledger::{Ledger, ReadError, Readers, nexus};
+use nexus_core::ids::AccountKey;
 use rusqlite::Connection;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -26,7 +28,22 @@ pub enum QueryError {
     #[error("there is no ledger in `{0}`; has the daemon ever run with this configuration?")]
     NoLedger(std::path::PathBuf),
     #[error(transparent)]
+    Schema(#[from] MigrateError),
+    #[error(transparent)]
     Read(#[from] ReadError),
+}
+
+/// What is known of an account of an adapter, whether it runs or not.
+#[derive(Debug, Clone, Default)]
+pub struct KnownAccount {
+    pub channel: Option<String>,
+    /// What the adapter said of itself when it was last asked.
+    pub info: Option<Value>,
+    pub events: u64,
+    pub restarts: u64,
+    pub last_error: Option<String>,
+    /// Unix ms.
+    pub last_event_at: Option<i64>,
 }
 
 /// Readers of the two ledgers that questions go to.
@@ -40,13 +57,36 @@ impl Record {
     /// The ledgers in `directory`, which no daemon has open.
     ///
     /// # Errors
-    /// [`QueryError::NoLedger`].
+    /// [`QueryError::NoLedger`]; [`QueryError::Schema`] for files of another version of this program.
     pub fn offline(directory: &Path) -> Result<Self, QueryError> {
         let file = |ledger: Ledger| directory.join(ledger.file_name());
         if !file(Ledger::Events).exists() || !file(Ledger::Nexus).exists() {
             return Err(QueryError::NoLedger(directory.to_owned()));
         }
-        Ok(Self { events: Readers::new(file(Ledger::Events)), nexus: Readers::new(file(Ledger::Nexus)) })
+        let readers = |ledger: Ledger| -> Result<Readers, QueryError> {
+            let path = file(ledger);
+            let readers = Readers::new(path.clone());
+            readers.read_now(|connection| Ok(migrate::check(connection, &path, ledger.migrations())))??;
+            Ok(readers)
+        };
+        Ok(Self { events: readers(Ledger::Events)?, nexus: readers(Ledger::Nexus)? })
+    }
+
+    /// What the record knows of an account; nothing much of one that was never used.
+    pub fn account(&self, key: &AccountKey) -> Result<KnownAccount, ReadError> {
+        let instance = self.nexus.read_now(|connection| nexus::instance(connection, &key.adapter, &key.account))?;
+        let cursor = self.events.read_now(|connection| events::cursor(connection, &key.adapter, &key.account))?;
+        let mut known = KnownAccount { last_event_at: cursor.as_ref().and_then(events::Cursor::last_event_at), ..KnownAccount::default() };
+        if let Some(instance) = instance {
+            known.info = instance.info.as_deref().and_then(|text| serde_json::from_str(text).ok());
+            known.channel = instance.channel;
+            known.restarts = instance.restart_count;
+            known.events = instance.events_received;
+            known.last_error = instance.last_error;
+        }
+        // A daemon that was killed could not say its last count.
+        known.events = known.events.max(cursor.map_or(0, |cursor| cursor.events));
+        Ok(known)
     }
 
     /// Events, oldest first.
@@ -140,6 +180,13 @@ pub fn trace(directory: &Path, id: &str) -> Result<Option<Value>, QueryError> {
 
 pub fn traces(directory: &Path, status: Option<&str>, limit: usize) -> Result<Value, QueryError> {
     Ok(Record::offline(directory)?.traces(status, limit)?)
+}
+
+/// The accounts of `keys`, in their order.
+pub fn accounts(directory: &Path, keys: &[AccountKey]) -> Result<Vec<KnownAccount>, QueryError> {
+    let record = Record::offline(directory)?;
+    let known: Result<Vec<_>, ReadError> = keys.iter().map(|key| record.account(key)).collect();
+    Ok(known?)
 }
 
 pub fn deliveries(directory: &Path, status: Option<&str>, limit: usize) -> Result<Value, QueryError> {

@@ -14,6 +14,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -82,7 +83,7 @@ pub enum Phase {
 }
 
 /// A child as its task last reported it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChildStatus {
     pub phase: Phase,
     pub pid: Option<u32>,
@@ -131,9 +132,17 @@ impl Child {
         self.status.clone()
     }
 
-    /// Wants it up, and clears the count of restarts. Returns once the task has taken note.
+    /// Wants it up, and clears the count of restarts and the last error. Returns once the status shows
+    /// it, however long the spawn takes.
     pub async fn start(&self) {
         self.order(Verb::Start).await;
+    }
+
+    /// Waits until it is neither starting nor stopping, for `patience` at most.
+    pub async fn settled(&self, patience: Duration) {
+        let settled = self.wait_for(|status| !matches!(status.phase, Phase::Starting | Phase::Stopping));
+        // Whoever asks finds in the status how far it came.
+        drop(tokio::time::timeout(patience, settled).await);
     }
 
     /// Wants it down; returns once it is.
@@ -142,7 +151,7 @@ impl Child {
         self.wait_for(|status| status.phase == Phase::Stopped).await;
     }
 
-    /// Stop and start anew; returns once the old process has been told.
+    /// Stop and start anew, with a clean sheet as at [`Self::start`]; returns once the status shows it.
     pub async fn restart(&self) {
         self.order(Verb::Restart).await;
     }

@@ -166,7 +166,8 @@ fn an_adapter_that_cannot_introduce_itself_is_errored_and_holds_nobody_up() {
     let daemon = Daemon::start(&config(adapters));
     assert_eq!(daemon.adapter("hang/me")["status"], "starting", "ready does not wait for a slow adapter");
     daemon.adapter_once("good/me", "running");
-    for (name, part) in [("garbage/me", "info"), ("newer/me", "protocol version 99"), ("hang/me", "did not end within")] {
+    let late = "adapter `hang`: `info` did not end within 10 s";
+    for (name, part) in [("garbage/me", "info"), ("newer/me", "protocol version 99"), ("hang/me", late)] {
         let entry = daemon.adapter_once(name, "errored");
         assert!(entry["last_error"].as_str().is_some_and(|error| error.contains(part)), "{entry}");
     }

@@ -112,6 +112,9 @@ fn a_success_without_a_message_id_is_held_until_a_person_decides() {
 fn a_send_that_hangs_after_delivering_is_ended_and_may_be_discarded() {
     let (daemon, sends) = sending(1, "deliver_then_hang");
     let held = delivery_once(&daemon, "uncertain");
+    let error = held["error"].as_str().unwrap_or_default();
+    assert!(error.starts_with("adapter `fake`, account `me`: `send` did not end within 2 s"), "{held}");
+    assert!(error.contains("adapters.fake.send.timeout_ms"), "{held}");
     assert_eq!(lines(&sends).len(), 1);
     let sends_run = || daemon.children().iter().any(|child| child.argv.contains(" send "));
     eventually("the hanging send is gone", || !sends_run());

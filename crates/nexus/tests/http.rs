@@ -57,7 +57,34 @@ fn probes_answer_on_both_sides() {
         assert_eq!(daemon.tcp(&Ask::get(path)).status, 200, "{path} over TCP");
         assert_eq!(daemon.get(path).status, 200, "{path} over the socket");
     }
-    assert_eq!(daemon.tcp(&Ask::get("/nothing/here")).status, 404);
+}
+
+#[test]
+fn what_is_not_there_is_named_together_with_what_is() {
+    let daemon = Daemon::start(&config(json!({})));
+    let refused = |ask: &Ask<'_>, status: u16| {
+        let answer = daemon.tcp(ask);
+        assert_eq!(answer.status, status, "{answer:?}");
+        (answer.json()["error"].as_str().unwrap_or_else(|| panic!("{answer:?}")).to_owned(), answer.head.to_ascii_lowercase())
+    };
+    let (error, _) = refused(&Ask::get("/nothing/here?x=1"), 404);
+    for part in ["`/nothing/here`", "/health", "/livez", "/readyz", "/metrics", "/api/events/stream"] {
+        assert!(error.contains(part), "no {part} in {error}");
+    }
+    let (error, head) = refused(&Ask::post("/health", &json!({})), 405);
+    assert!(error.contains("POST") && error.contains("`/health`") && error.contains("GET"), "{error}");
+    assert!(head.contains("allow: get"), "{head}");
+    let (error, _) = refused(&Ask::get("/control/status"), 404);
+    assert!(error.contains("`/control/status`") && error.contains("control socket"), "{error}");
+    let long = format!("/{}", "x".repeat(10_000));
+    let (error, _) = refused(&Ask::get(&long), 404);
+    assert!(error.len() < 1_000, "a long path comes back whole: {} bytes", error.len());
+
+    let socket = daemon.get("/control/nothing");
+    assert_eq!(socket.status, 404);
+    assert!(socket.json()["error"].as_str().is_some_and(|error| error.contains("`/control/nothing`")), "{socket:?}");
+    let ask = Ask { host: "evil.example", ..Ask::get("/nothing/here") };
+    assert_eq!(daemon.tcp(&ask).status, 421, "who may not ask learns nothing");
 }
 
 #[test]

@@ -147,6 +147,25 @@ fn what_needs_a_restart_is_said_and_the_rest_is_applied() {
 }
 
 #[test]
+fn the_mode_of_the_bus_is_switched_and_the_text_says_which_way() {
+    let mut wanted = config(json!({}));
+    let daemon = Daemon::start(&wanted);
+    let store = daemon.config_file().with_file_name("data").join("bus.db");
+    wanted["bus"] = json!({ "mode": "write-through" });
+    daemon.configure(&wanted);
+    let planned = daemon.nexus_ok(&["daemon", "reload", "--dry-run"]);
+    assert!(planned.contains("write-through on"), "{planned}");
+    assert!(!store.exists(), "a dry run opened the store");
+    let told = daemon.nexus_ok(&["daemon", "reload"]);
+    assert!(told.contains("write-through on"), "{told}");
+    assert!(store.exists());
+    wanted["bus"] = json!({ "mode": "memory" });
+    daemon.configure(&wanted);
+    let told = daemon.nexus_ok(&["daemon", "reload"]);
+    assert!(told.contains("write-through off"), "{told}");
+}
+
+#[test]
 fn usr1_reloads_and_the_bus_tells() {
     let mut daemon = Daemon::start(&config(json!({})));
     let mut notices = daemon.sse(&Ask::get("/api/events/stream?types=system.*"));

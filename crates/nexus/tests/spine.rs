@@ -215,8 +215,14 @@ fn the_second_interrupt_does_not_wait_for_running_agents() {
     assert!(daemon.is_running(), "the first interrupt drains");
     assert!(agent.is_alive(), "the first interrupt lets runs end");
     daemon.signal(Signal::INT);
+    let pid = daemon.pid();
     daemon.wait_within(AT_ONCE);
     eventually("the agent is gone too", || !agent.is_alive());
+    let status = daemon.nexus(&["daemon", "status"]);
+    assert_eq!(status.code, EXIT_NOT_RUNNING, "{status:?}");
+    assert!(status.stdout.contains(&format!("(PID {pid}, stopped at once by a second signal)")), "{status:?}");
+    let status: Value = serde_json::from_str(&daemon.nexus(&["daemon", "status", "--json"]).stdout).unwrap();
+    assert_eq!((&status["last_run"]["end"], &status["last_run"]["clean"]), (&json!("forced"), &json!(false)));
     assert_eq!(daemon.terminal(), 0, "the request isn't over");
 }
 

@@ -1,5 +1,6 @@
 //! The ways in which a running daemon's configuration can change, and what each one does to it.
 
+use super::BusMode;
 use std::fmt;
 
 /// What applying a change does to what runs.
@@ -22,8 +23,8 @@ pub enum Change {
     LogLevel,
     /// Any key of `timer`.
     TimerSchedule,
-    /// `bus.mode`.
-    BusMode,
+    /// `bus.mode`, with the new one.
+    BusMode(BusMode),
     /// `bus.ring`.
     BusRing,
     /// `bus.retention_days`.
@@ -75,7 +76,7 @@ impl Change {
         match self {
             Self::LogLevel
             | Self::TimerSchedule
-            | Self::BusMode
+            | Self::BusMode(_)
             | Self::BusRing
             | Self::BusRetention
             | Self::PluginsEnabled { .. }
@@ -103,7 +104,10 @@ impl fmt::Display for Change {
         match self {
             Self::LogLevel => f.write_str("log level changed: applied at once"),
             Self::TimerSchedule => f.write_str("timer changed: reschedule"),
-            Self::BusMode => f.write_str("bus mode changed: switch write-through"),
+            Self::BusMode(BusMode::WriteThrough) => {
+                f.write_str("bus.mode changed: write-through on, notices are kept in bus.db from now on")
+            }
+            Self::BusMode(BusMode::Memory) => f.write_str("bus.mode changed: write-through off, notices are kept in memory only"),
             Self::BusRing => f.write_str("bus ring changed: resize it"),
             Self::BusRetention => f.write_str("bus retention changed: applied at the next clean-up"),
             Self::PluginsEnabled { added, removed } => plugins(f, added, removed),

@@ -76,7 +76,7 @@ fn diff_plugins(old: &Plugins, new: &Plugins, changes: &mut Changes) {
 
 fn diff_bus(old: &Bus, new: &Bus, changes: &mut Changes) {
     let Bus { mode, ring, retention_days } = new;
-    changes.note(old.mode != *mode, || Change::BusMode);
+    changes.note(old.mode != *mode, || Change::BusMode(*mode));
     changes.note(old.ring != *ring, || Change::BusRing);
     changes.note(old.retention_days != *retention_days, || Change::BusRetention);
 }
@@ -332,6 +332,15 @@ mod tests {
         let new = loaded("plugins: {enabled: [analytics]}").config;
         let changes = diff(&old, &new);
         assert_eq!(changes[0].to_string(), "plugins changed: load analytics; unload logging");
+    }
+
+    #[test]
+    fn the_mode_of_the_bus_says_what_is_kept_from_now_on() {
+        let memory = loaded("").config;
+        let kept = loaded("bus: {mode: write-through}").config;
+        let text = |old, new| diff(old, new)[0].to_string();
+        assert_eq!(text(&memory, &kept), "bus.mode changed: write-through on, notices are kept in bus.db from now on");
+        assert_eq!(text(&kept, &memory), "bus.mode changed: write-through off, notices are kept in memory only");
     }
 
     proptest! {

@@ -88,6 +88,9 @@ CREATE TABLE adapter_instances (
   events_received       INTEGER NOT NULL DEFAULT 0,
   last_error            TEXT,
   backfill_completed_at INTEGER,
+  -- What the adapter last said of itself, so that it is known of one that doesn't run.
+  channel               TEXT,
+  info                  TEXT,
   updated_at            INTEGER NOT NULL,
   owner                 TEXT,
   epoch                 INTEGER NOT NULL,

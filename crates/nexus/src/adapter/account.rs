@@ -3,10 +3,12 @@
 use super::catch_up::Gap;
 use super::intake::{Intake, Kind, Rules};
 use super::monitor::Monitor;
+use super::probe::Found;
 use super::program::Command;
 use super::stats::AccountStats;
-use super::{Shared, backfill, probe};
+use super::{Known, Shared, backfill, probe};
 use crate::clock;
+use crate::ledger::events::Cursor;
 use crate::ledger::nexus::{Instance, SaveInstance};
 use crate::supervisor::{Child, ChildSpec, ChildStatus, NotReady, Phase};
 use nexus_core::config;
@@ -49,7 +51,7 @@ pub struct Account {
     pub(super) shared: Shared,
     pub(super) stats: Arc<AccountStats>,
     pub(super) rules: watch::Sender<Rules>,
-    pub(super) health: watch::Sender<(Health, Option<String>)>,
+    pub(super) health: watch::Sender<Found>,
     pub(super) channel: watch::Sender<Option<Arc<AdapterInfo>>>,
     pub(super) backfilling: AtomicBool,
     /// Locked while the gap's row is being written.
@@ -59,6 +61,8 @@ pub struct Account {
     pub(super) stop: CancellationToken,
     pub(super) tasks: TaskTracker,
     restarts_before: u64,
+    /// The channel as the ledger knows it, until the adapter says it itself.
+    channel_before: Option<String>,
     child: std::sync::OnceLock<Child>,
 }
 
@@ -71,19 +75,24 @@ impl Account {
         config: config::Account,
         rules: Rules,
         policy: RestartPolicy,
-        known: Option<&Instance>,
+        known: Known,
     ) -> Arc<Self> {
+        let Known { instance, cursor } = known;
+        let instance = instance.as_ref();
+        // A daemon that was killed could not save its last count.
+        let events = instance.map_or(0, |one| one.events_received).max(cursor.as_ref().map_or(0, |cursor| cursor.events));
         let account = Arc::new(Self {
-            stats: Arc::new(AccountStats::with_events(known.map_or(0, |one| one.events_received))),
+            stats: Arc::new(AccountStats::going_on(events, cursor.as_ref().and_then(Cursor::last_event_at))),
             rules: watch::Sender::new(rules),
-            health: watch::Sender::new((Health::Unknown, None)),
+            health: watch::Sender::new(Found { generation: 0, health: Health::Unknown, error: None }),
             channel: watch::Sender::new(None),
             backfilling: AtomicBool::new(false),
             gap: tokio::sync::Mutex::default(),
             started_at: clock::wall_ms(),
             stop: shared.stop.child_token(),
             tasks: TaskTracker::new(),
-            restarts_before: known.map_or(0, |one| one.restart_count),
+            restarts_before: instance.map_or(0, |one| one.restart_count),
+            channel_before: instance.and_then(|one| one.channel.clone()),
             child: std::sync::OnceLock::new(),
             key,
             command,
@@ -100,7 +109,7 @@ impl Account {
             account.tasks.spawn(probe::watch_health(account.clone(), child.clone()));
             account.tasks.spawn(account.clone().keep_report(child));
         }
-        if account.config.backfill && known.is_none_or(|one| one.backfill_completed_at.is_none()) {
+        if account.config.backfill && instance.is_none_or(|one| one.backfill_completed_at.is_none()) {
             account.tasks.spawn(backfill::run_until_done(account.clone()));
         }
         account
@@ -151,17 +160,13 @@ impl Account {
 
     pub fn report(&self) -> AccountReport {
         let child = self.child().map(Child::status);
-        let (health, trouble) = self.health.borrow().clone();
-        let running = child.as_ref().is_some_and(|child| child.phase == Phase::Running);
-        let (health, trouble) = match self.stats.trouble() {
-            Some(trouble) if health == Health::Healthy || health == Health::Unknown => (Health::Degraded, Some(trouble)),
-            Some(_) | None => (health, trouble),
-        };
-        let health = if running || child.is_none() { health } else { Health::Unknown };
+        let running = child.as_ref().is_none_or(|child| child.phase == Phase::Running);
+        // Of one that doesn't run only the reason of its end counts.
+        let (health, trouble) = if running { self.condition(child.as_ref()) } else { (Health::Unknown, None) };
         AccountReport {
             adapter: self.key.adapter.clone(),
             account: self.key.account.clone(),
-            channel: self.channel.borrow().as_ref().map(|info| info.channel.clone()),
+            channel: self.channel_name(),
             status: self.status(child.as_ref()),
             health,
             pid: child.as_ref().and_then(|child| child.pid),
@@ -170,6 +175,28 @@ impl Account {
             restarts: self.restarts_before + child.as_ref().map_or(0, |child| child.restarts),
             last_error: child.and_then(|child| child.last_error).or(trouble),
         }
+    }
+
+    /// How a running account is, and why it isn't well.
+    fn condition(&self, child: Option<&ChildStatus>) -> (Health, Option<String>) {
+        let (health, trouble) = self.probed(child);
+        match self.stats.trouble() {
+            Some(trouble) if health == Health::Healthy || health == Health::Unknown => (Health::Degraded, Some(trouble)),
+            Some(_) | None => (health, trouble),
+        }
+    }
+
+    /// What the last probe found of this process; that of the one before it is over.
+    fn probed(&self, child: Option<&ChildStatus>) -> (Health, Option<String>) {
+        let found = self.health.borrow();
+        let is_over = child.is_some_and(|child| child.generation != found.generation);
+        if is_over { (Health::Unknown, None) } else { (found.health, found.error.clone()) }
+    }
+
+    /// The adapter's word, else the configuration's, else what was known before.
+    fn channel_name(&self) -> Option<String> {
+        let told = self.command.told().map(|info| info.channel.clone());
+        told.or_else(|| self.command.configured_channel().map(str::to_owned)).or_else(|| self.channel_before.clone())
     }
 
     fn status(&self, child: Option<&ChildStatus>) -> AdapterStatus {
@@ -231,6 +258,8 @@ impl Account {
             events_received: report.events,
             last_error: report.last_error,
             backfill_completed_at: None,
+            channel: report.channel,
+            info: self.command.told().and_then(|info| serde_json::to_string(info.as_ref()).ok()),
         };
         let save = SaveInstance { instance, at: clock::wall_ms(), epoch: self.shared.epoch };
         if let Err(error) = self.shared.ledgers.nexus.writer.write(save).await {

@@ -1,9 +1,8 @@
 //! Health probes: `health --account ID`, as often as the account's state asks for.
 
 use super::account::Account;
-use super::program::PROBE_LIMIT;
+use super::program::{PROBE_LIMIT, no_answer};
 use crate::clock;
-use crate::error_text::describe;
 use crate::keeper::{Stdin, tree};
 use crate::metrics::ChildLabel;
 use crate::oneshot;
@@ -16,28 +15,36 @@ use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// What the last probe found.
+#[derive(Debug, Clone)]
+pub(super) struct Found {
+    /// Of which of the monitor's processes: it says nothing about the next one.
+    pub(super) generation: u64,
+    pub(super) health: Health,
+    pub(super) error: Option<String>,
+}
+
 /// Probes while the monitor runs; a monitor that is gone is noticed at once.
 pub(super) async fn watch_health(account: Arc<Account>, child: Child) {
     let mut status = child.watch();
     loop {
-        let (phase, pid) = {
+        let (phase, pid, generation) = {
             let status = status.borrow_and_update();
-            (status.phase, status.pid)
+            (status.phase, status.pid, status.generation)
         };
         let running = phase == Phase::Running;
         let asked = async { if running { probe(&account).await } else { (Health::Unknown, None) } };
-        let found = tokio::select! {
+        let (health, error) = tokio::select! {
             found = asked => found,
             () = account.stop.cancelled() => return,
         };
-        let degraded = found.0 == Health::Degraded;
-        set(&account, found.clone());
         measure(&account, pid);
-        if degraded {
-            tracing::warn!(account = %account.key, error = found.1, "Adapter health degraded");
+        if health == Health::Degraded {
+            tracing::warn!(account = %account.key, error, "Adapter health degraded");
         }
+        set(&account, Found { generation, health, error });
         let quiet_ms = account.stats.last_event_age_ms().unwrap_or_else(clock::mono_ms);
-        let interval = Duration::from_millis(probe_interval_ms(found.0, quiet_ms));
+        let interval = Duration::from_millis(probe_interval_ms(health, quiet_ms));
         tokio::select! {
             changed = status.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(interval), if running => {}
@@ -62,18 +69,21 @@ pub(super) async fn probe(account: &Account) -> (Health, Option<String>) {
             Ok(answer) => (Health::Disconnected, answer.error.or_else(|| Some("not connected to its platform".into()))),
             Err(error) => (Health::Degraded, Some(format!("`health` ({}) did not print an AdapterHealth: {error}", output.status))),
         },
-        Err(error) => (Health::Degraded, Some(describe(&error))),
+        Err(error) => (Health::Degraded, Some(no_answer(&account.key.adapter, Some(&account.key.account), &words, &error))),
     }
 }
 
-fn set(account: &Account, found: (Health, Option<String>)) {
-    let changed = account.health.send_if_modified(|known| {
-        let changed = *known != found;
-        known.clone_from(&found);
-        changed
+fn set(account: &Account, found: Found) {
+    let notice = json!({ "adapter": account.key.adapter, "account": account.key.account, "health": found.health, "error": found.error });
+    let mut is_news = false;
+    account.health.send_if_modified(|known| {
+        is_news = known.health != found.health || known.error != found.error;
+        // Of another process it is to be recorded, also when it is as the last one was.
+        let is_other = known.generation != found.generation;
+        *known = found;
+        is_news || is_other
     });
-    if changed {
-        let notice = json!({ "adapter": account.key.adapter, "account": account.key.account, "health": found.0, "error": found.1 });
+    if is_news {
         account.shared.sinks.bus.publish(NoticeType::AdapterHealth, notice);
     }
 }

@@ -4,13 +4,13 @@ use super::Shared;
 use crate::environment;
 use crate::error_text::describe;
 use crate::keeper::{SpawnSpec, Stdin};
-use crate::oneshot;
+use crate::oneshot::{self, OneshotError};
 use crate::routes::Routes;
 use nexus_core::config::{self, BUILTIN_WEBHOOK};
 use nexus_core::ids::ChildId;
 use nexus_core::protocol::{AdapterInfo, Capability};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 
@@ -32,6 +32,8 @@ pub(super) struct Command {
     pub(super) shared: Shared,
     /// Locked while `info` is being asked.
     asked: Mutex<Asked>,
+    /// What it said then, for who doesn't wait.
+    told: OnceLock<Arc<AdapterInfo>>,
 }
 
 /// What asking for `info` came to.
@@ -48,7 +50,18 @@ impl Command {
         let cwd = adapter.cwd.as_ref().map_or_else(|| shared.workspace.clone(), |cwd| shared.workspace.join(cwd));
         let mut env = environment::with(&adapter.env, &adapter.pass_env);
         env.push(("NEXUS_ADAPTER".into(), name.into()));
-        Self { name: name.into(), argv, env, cwd, channel: adapter.channel.clone(), shared: shared.clone(), asked: Mutex::default() }
+        let (channel, shared) = (adapter.channel.clone(), shared.clone());
+        Self { name: name.into(), argv, env, cwd, channel, shared, asked: Mutex::default(), told: OnceLock::new() }
+    }
+
+    /// What `info` said, if it was asked already.
+    pub(super) fn told(&self) -> Option<&Arc<AdapterInfo>> {
+        self.told.get()
+    }
+
+    /// The channel that the configuration names.
+    pub(super) fn configured_channel(&self) -> Option<&str> {
+        self.channel.as_deref()
     }
 
     /// A spawn of this program with `words` as arguments; `account` adds what belongs to it.
@@ -81,6 +94,7 @@ impl Command {
             Ok(info) => {
                 let info = Arc::new(info);
                 asked.info = Some(info.clone());
+                drop(self.told.set(info.clone())); // set once: it isn't asked again
                 drop(asked);
                 refine_route(&self.shared.routes, &self.name, &info);
                 Ok(info)
@@ -124,12 +138,33 @@ impl Command {
 
     async fn ask(&self, what: &str, words: &[&str]) -> Result<Vec<u8>, String> {
         let spec = self.spec(ChildId::new(format!("{what}/{}", self.name)), words, None, Stdin::Null);
-        let output = oneshot::run(self.shared.keeper(), spec, None, PROBE_LIMIT).await.map_err(|error| describe(&error))?;
+        let asked = oneshot::run(self.shared.keeper(), spec, None, PROBE_LIMIT).await;
+        let output = asked.map_err(|error| no_answer(&self.name, None, words, &error))?;
         if output.status.is_success() {
             Ok(output.stdout)
         } else {
             Err(format!("`{} {}` ended with {}: {}", self.name, words.join(" "), output.status, output.stderr))
         }
+    }
+}
+
+/// Why a one-shot call gave no answer: whose it was, which verb, and what helps. `words` are the
+/// call's arguments; only the verb of a `send` is shown, since the others are a message.
+pub(super) fn no_answer(adapter: &str, account: Option<&str>, words: &[&str], error: &OneshotError) -> String {
+    let verb = words.first().copied().unwrap_or_default();
+    let who = account.map_or_else(|| format!("adapter `{adapter}`"), |account| format!("adapter `{adapter}`, account `{account}`"));
+    match error {
+        OneshotError::TimedOut { program, limit_ms } => {
+            let limit = if limit_ms.is_multiple_of(1000) { format!("{} s", limit_ms / 1000) } else { format!("{limit_ms} ms") };
+            let advice = match verb {
+                "send" => format!("if it needs longer, raise adapters.{adapter}.send.timeout_ms"),
+                _ => format!("run `{program} {}` by hand to see what it waits for", words.join(" ")),
+            };
+            format!("{who}: `{verb}` did not end within {limit} and was killed; {advice}")
+        }
+        OneshotError::TooMuch { .. } | OneshotError::Read { .. } => format!("{who}: `{verb}`: {}", describe(error)),
+        // It names the program, and what the kernel said of it.
+        OneshotError::Spawn(_) => describe(error),
     }
 }
 
@@ -164,16 +199,37 @@ fn own_binary() -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use super::*;
     use serde_json::json;
 
     #[test]
+    fn a_call_without_an_answer_says_whose_it_was_and_what_helps() {
+        let late = |limit_ms| OneshotError::TimedOut { program: "/bin/gog".into(), limit_ms };
+        let health = ["health", "--account", "me"];
+        assert_eq!(
+            no_answer("gog", Some("me"), &health, &late(10_000)),
+            "adapter `gog`, account `me`: `health` did not end within 10 s and was killed; \
+             run `/bin/gog health --account me` by hand to see what it waits for"
+        );
+        assert_eq!(
+            no_answer("gog", None, &["info"], &late(1_500)),
+            "adapter `gog`: `info` did not end within 1500 ms and was killed; run `/bin/gog info` by hand to see what it waits for"
+        );
+        let send = no_answer("gog", Some("me"), &["send", "--account", "me", "--text", "a secret"], &late(30_000));
+        assert!(send.contains("`send` did not end within 30 s") && send.contains("adapters.gog.send.timeout_ms"), "{send}");
+        assert!(!send.contains("secret"), "{send}");
+        let flood = no_answer("gog", Some("me"), &health, &OneshotError::TooMuch { program: "/bin/gog".into() });
+        assert!(flood.starts_with("adapter `gog`, account `me`: `health`: `/bin/gog` wrote more than"), "{flood}");
+    }
+
+    #[test]
     fn a_text_that_travels_as_an_argument_is_short_enough_for_one() {
-        let limit = |text_limit: u64, text_stdin: bool| {
+        let limit = |platform: u64, text_stdin: bool| {
             let info = json!({
                 "channel": "fake", "name": "fake", "version": "1", "supports": ["send"],
-                "text_stdin": text_stdin, "channel_capabilities": { "text_limit": text_limit },
+                "text_stdin": text_stdin, "channel_capabilities": { "text_limit": platform },
             });
-            super::text_limit(&serde_json::from_value(info).unwrap())
+            text_limit(&serde_json::from_value(info).unwrap())
         };
         assert_eq!((limit(0, false), limit(1_000_000, false), limit(4_096, false)), (25_000, 25_000, 4_096));
         assert_eq!((limit(0, true), limit(1_000_000, true)), (0, 1_000_000));

@@ -1,7 +1,7 @@
 //! `send`: one process per delivery. Once it started, only its own word says that nothing was sent.
 
 use super::account::context_name;
-use super::program::Command;
+use super::program::{Command, no_answer};
 use crate::error_text::describe;
 use crate::keeper::{SpawnError, Stdin};
 use crate::ledger::nexus::Delivery;
@@ -44,7 +44,7 @@ impl ProcessSender {
             Err(OneshotError::Spawn(error @ SpawnError::KeeperGone { .. })) => Ok(SendOutcome::Uncertain { error: describe(&error) }),
             Err(OneshotError::Spawn(error)) => Err(error),
             Err(error @ (OneshotError::TimedOut { .. } | OneshotError::TooMuch { .. } | OneshotError::Read { .. })) => {
-                Ok(SendOutcome::Uncertain { error: describe(&error) })
+                Ok(SendOutcome::Uncertain { error: no_answer(&self.command.name, Some(&delivery.account_id), &words, &error) })
             }
         }
     }

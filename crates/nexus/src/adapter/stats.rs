@@ -14,6 +14,8 @@ pub struct AccountStats {
     events: AtomicU64,
     /// Monotonic ms + 1; 0 = none yet.
     last_event: AtomicU64,
+    /// Unix ms of the newest event of earlier runs.
+    last_event_before: Option<i64>,
     /// How many readers are held: a catch-up reads beside the monitor.
     held: AtomicU64,
     /// Start of the current minute, rejects in it, rejects in the one before.
@@ -21,9 +23,9 @@ pub struct AccountStats {
 }
 
 impl AccountStats {
-    /// Begins with what earlier runs of the daemon counted.
-    pub fn with_events(events: u64) -> Self {
-        Self { events: AtomicU64::new(events), ..Self::default() }
+    /// Begins with what earlier runs of the account counted, and when (Unix ms) its last event came.
+    pub fn going_on(events: u64, last_event_at: Option<i64>) -> Self {
+        Self { events: AtomicU64::new(events), last_event_before: last_event_at, ..Self::default() }
     }
 
     pub(super) fn took(&self, events: u64, rejects: u64, now_ms: u64) {
@@ -48,10 +50,10 @@ impl AccountStats {
         self.events.load(Ordering::Relaxed)
     }
 
-    /// Age of the newest event since the daemon's start.
+    /// Age of the newest event. Of one before this run only wall clocks know it.
     pub fn last_event_age_ms(&self) -> Option<u64> {
         match self.last_event.load(Ordering::Relaxed) {
-            0 => None,
+            0 => self.last_event_before.map(|at| u64::try_from(clock::wall_ms().saturating_sub(at)).unwrap_or(0)),
             at => Some((clock::mono_ms() + 1).saturating_sub(at)),
         }
     }
@@ -88,7 +90,22 @@ fn roll(window: &mut (u64, u64, u64), now_ms: u64) {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn the_last_event_is_known_over_runs_until_a_newer_one_comes() {
+        const HOUR_MS: u64 = 60 * MINUTE_MS;
+        assert_eq!(AccountStats::default().last_event_age_ms(), None);
+        let an_hour_ago = clock::wall_ms() - i64::try_from(HOUR_MS).unwrap();
+        let stats = AccountStats::going_on(7, Some(an_hour_ago));
+        assert!(stats.last_event_age_ms().is_some_and(|age_ms| age_ms >= HOUR_MS - MINUTE_MS));
+        stats.took(1, 0, clock::mono_ms());
+        assert!(stats.last_event_age_ms().is_some_and(|age_ms| age_ms < HOUR_MS));
+        assert_eq!(stats.events(), 8);
+        let in_the_future = AccountStats::going_on(0, Some(i64::MAX));
+        assert_eq!(in_the_future.last_event_age_ms(), Some(0), "a wall clock that was set back");
+    }
 
     #[test]
     fn held_lasts_until_the_last_held_reader_goes_on() {

@@ -5,7 +5,7 @@ mod show;
 
 use super::client::{Client, encoded};
 use super::failure::Exit;
-use super::out::{Out, visible};
+use super::out::visible;
 use super::{Global, block_on};
 use nexus_core::ids::AccountKey;
 use serde_json::{Value, json};
@@ -102,23 +102,58 @@ fn order(account: &AccountKey, verb: &str, global: &Global) -> anyhow::Result<Ex
     let paths = global.paths()?;
     let path = format!("/control/adapters/{}/{}/{verb}", encoded(&account.adapter), encoded(&account.account));
     let answer = block_on(async { Client::new(&paths).post(&path, &json!({})).await })??;
-    tell(global.out(), account, &answer)?;
-    // A probe that failed is an answer too, but a script wants to know.
-    Ok(if answer["error"].is_string() { Exit::Failed } else { Exit::Done })
+    let out = global.out();
+    if out.json {
+        out.json(&answer)?;
+    } else {
+        out.line(&told(account, verb, &answer))?;
+    }
+    Ok(exit_of(verb, &answer))
 }
 
-fn tell(out: Out, account: &AccountKey, answer: &Value) -> anyhow::Result<()> {
-    if out.json {
-        out.json(answer)?;
-        return Ok(());
-    }
+/// A probe or a start that failed is an answer too, but a script wants to know.
+fn exit_of(verb: &str, answer: &Value) -> Exit {
+    let is_down = matches!(verb, "start" | "restart") && matches!(answer["status"].as_str(), Some("errored" | "backoff"));
+    if answer["error"].is_string() || is_down { Exit::Failed } else { Exit::Done }
+}
+
+fn told(account: &AccountKey, verb: &str, answer: &Value) -> String {
     let text = |key: &str| answer[key].as_str().filter(|text| !text.is_empty());
-    let mut facts: Vec<String> = ["status", "health"].into_iter().filter_map(text).map(visible).collect();
+    let mut facts: Vec<String> = Vec::new();
+    if verb == "backfill" {
+        facts.push("fetching its history in the background".to_owned());
+    }
+    facts.extend(text("status").map(visible));
+    // Nobody asked a process that was just started, and one that doesn't run has no health.
+    let is_telling = |health: &&str| *health != "unknown" || answer["status"].is_null();
+    facts.extend(text("health").filter(is_telling).map(visible));
     facts.extend(answer["pid"].as_u64().map(|pid| format!("PID {pid}")));
     facts.extend(text("error").or(text("last_error")).map(|error| format!("error: {}", visible(error))));
     if facts.is_empty() {
         facts.push("done".to_owned());
     }
-    out.line(&format!("{account}: {}", facts.join(", ")))?;
-    Ok(())
+    format!("{account}: {}", facts.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_order_tells_how_the_account_is_then() {
+        let me = AccountKey::new("gog", "me");
+        let started = json!({ "status": "running", "health": "unknown", "pid": 7, "last_error": null });
+        assert_eq!(told(&me, "start", &started), "gog/me: running, PID 7");
+        assert_eq!(exit_of("start", &started), Exit::Done);
+        assert_eq!(
+            told(&me, "backfill", &json!({ "status": "running", "health": "healthy", "pid": 7 })),
+            "gog/me: fetching its history in the background, running, healthy, PID 7"
+        );
+        let failed = json!({ "status": "errored", "health": "unknown", "pid": null, "last_error": "exit code 3" });
+        assert_eq!(told(&me, "restart", &failed), "gog/me: errored, error: exit code 3");
+        assert_eq!((exit_of("restart", &failed), exit_of("stop", &failed)), (Exit::Failed, Exit::Done));
+        let probed = json!({ "health": "unknown", "error": null });
+        assert_eq!((told(&me, "health", &probed), exit_of("health", &probed)), ("gog/me: unknown".to_owned(), Exit::Done));
+        assert_eq!(exit_of("health", &json!({ "health": "degraded", "error": "late" })), Exit::Failed);
+    }
 }

@@ -61,6 +61,19 @@ impl ClientError {
         }
     }
 
+    /// What to do about it, where that isn't said by the error itself.
+    pub(crate) fn advice(&self) -> Option<&'static str> {
+        match self {
+            Self::NotRunning => Some("Start it with `nexus daemon start --detach`."),
+            Self::Busy { .. } => Some("Try again in a moment."),
+            Self::Connect { .. } => Some("Only the user who started the daemon can open its socket."),
+            Self::Lost(_) => Some("`nexus daemon status` shows whether it still runs."),
+            Self::Late { .. } => Some("`nexus daemon status` shows how it is, `nexus daemon logs` what it does."),
+            Self::Malformed { .. } => Some("Is the daemon of another version? `nexus daemon restart` starts the one of this command."),
+            Self::Refused { .. } => None,
+        }
+    }
+
     /// Whether the same question may find an answer soon: the daemon came or went meanwhile.
     pub(crate) fn is_passing(&self) -> bool {
         match self {

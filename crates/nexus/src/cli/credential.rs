@@ -3,7 +3,7 @@
 
 use super::Global;
 use super::failure::{Exit, Failure};
-use super::out::visible;
+use super::out::{note, visible};
 use crate::credential;
 use anyhow::Context;
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
@@ -49,6 +49,8 @@ pub(crate) fn run(verb: &Verb, global: &Global) -> anyhow::Result<Exit> {
             let names = credential::list(&directory)?;
             if out.json {
                 out.json(&json!({ "credentials": names }))?;
+            } else if names.is_empty() {
+                note("no credentials are stored; store one with `nexus credential set SERVICE/ACCOUNT`");
             } else {
                 names.iter().try_for_each(|name| out.line(&visible(name)))?;
             }

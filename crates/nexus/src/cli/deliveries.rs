@@ -2,7 +2,7 @@
 
 use super::client::{Client, encoded, with_query};
 use super::failure::Exit;
-use super::out::{Color, one_line, visible};
+use super::out::{Color, note, one_line, visible};
 use super::table::{self, Cell};
 use super::{Global, block_on, ledger};
 use crate::query;
@@ -53,6 +53,9 @@ async fn list(status: Option<&str>, limit: u32, global: &Global) -> anyhow::Resu
         return Ok(Exit::Done);
     }
     let rows: Vec<_> = answer["deliveries"].as_array().into_iter().flatten().map(row).collect();
+    if rows.is_empty() {
+        note("no deliveries");
+    }
     for line in table::lines(&rows, &[], out.paint) {
         out.line(&line)?;
     }

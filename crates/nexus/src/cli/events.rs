@@ -85,7 +85,11 @@ async fn list(global: &Global, limit: u32, channel: Option<String>, text: Option
         printer.out.json(&answer)?;
         return Ok(Exit::Done);
     }
-    for event in answer["events"].as_array().map(Vec::as_slice).unwrap_or_default() {
+    let events = answer["events"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if events.is_empty() {
+        note("no events");
+    }
+    for event in events {
         printer.print(event)?;
     }
     Ok(Exit::Done)

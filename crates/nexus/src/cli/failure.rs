@@ -63,16 +63,17 @@ pub(crate) fn report(error: &anyhow::Error) -> Exit {
         return exit;
     }
     // Said plainly, unless there is more to say than that.
-    if let Some(ClientError::NotRunning) = error.downcast_ref()
-        && error.chain().count() == 1
-    {
+    let client: Option<&ClientError> = error.downcast_ref();
+    if matches!(client, Some(ClientError::NotRunning)) && error.chain().count() == 1 {
         note("NEX Daemon: not running");
-        note("Start it with `nexus daemon start --detach`.");
-        return exit;
+    } else {
+        note(&format!("error: {error:#}"));
     }
-    note(&format!("error: {error:#}"));
-    if let Some(ClientError::Refused { problems, .. }) = error.downcast_ref() {
+    if let Some(ClientError::Refused { problems, .. }) = client {
         problems.iter().for_each(|problem| note(problem));
+    }
+    if let Some(advice) = client.and_then(ClientError::advice) {
+        note(advice);
     }
     exit
 }

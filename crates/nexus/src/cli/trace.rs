@@ -2,7 +2,7 @@
 
 use super::client::{encoded, with_query};
 use super::failure::Exit;
-use super::out::{Color, Paint, one_line, visible};
+use super::out::{Color, Paint, note, one_line, visible};
 use super::table::{self, Cell};
 use super::{Global, block_on, ledger, units};
 use crate::query;
@@ -76,6 +76,9 @@ async fn list(status: Option<String>, limit: u32, global: &Global) -> anyhow::Re
     }
     let zone = TimeZone::system();
     let rows: Vec<_> = answer["requests"].as_array().into_iter().flatten().map(|request| row(request, &zone)).collect();
+    if rows.is_empty() {
+        note("no requests");
+    }
     for line in table::lines(&rows, &[], out.paint) {
         out.line(&line)?;
     }

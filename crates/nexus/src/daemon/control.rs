@@ -35,11 +35,13 @@ use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+/// How long the answer to `start` and `restart` waits for the new process: most are up, or failed, by then.
+const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 /// Longest message of `nexus send`.
 const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 
@@ -204,9 +206,15 @@ impl Control {
                     format!("account `{key}` has `monitor: false`: there is nothing to {verb}"),
                 ));
             }
-            ("start", Some(child)) => child.start().await,
+            ("start", Some(child)) => {
+                child.start().await;
+                child.settled(SETTLE_LIMIT).await;
+            }
             ("stop", Some(_)) => handle.stop(false).await,
-            ("restart", Some(child)) => child.restart().await,
+            ("restart", Some(child)) => {
+                child.restart().await;
+                child.settled(SETTLE_LIMIT).await;
+            }
             ("backfill", _) => {
                 let info = self.adapters.info(&key.adapter).await.map_err(refused)?;
                 if !info.can(Capability::Backfill) {

@@ -150,6 +150,9 @@ pub struct LastRun {
     pub started_at: i64,
     pub ended_at: Option<i64>,
     pub clean: Option<bool>,
+    /// It was told to stop at once: not clean, and not a crash either.
+    #[serde(default)]
+    pub forced: bool,
     #[serde(default)]
     boot_id: String,
     #[serde(default)]
@@ -165,6 +168,7 @@ impl LastRun {
             started_at: clock::wall_ms(),
             ended_at: None,
             clean: None,
+            forced: false,
             boot_id: boot_id(),
             start_ticks: i32::try_from(pid).ok().and_then(tree::start_ticks).unwrap_or(0),
         }
@@ -185,6 +189,13 @@ impl LastRun {
     #[must_use]
     pub fn ended(mut self) -> Self {
         (self.ended_at, self.clean) = (Some(clock::wall_ms()), Some(true));
+        self
+    }
+
+    /// It was stopped by force.
+    #[must_use]
+    pub fn cut_short(mut self) -> Self {
+        (self.ended_at, self.clean, self.forced) = (Some(clock::wall_ms()), Some(false), true);
         self
     }
 }
@@ -235,8 +246,13 @@ impl Hold {
         tracing::info!(step = 11, "stop: PID file removed");
     }
 
-    /// The daemon was told to stop at once: its files stay as after a crash, which it is to the next start.
+    /// The daemon was told to stop at once. Its lock stays as after a crash, which this is to the next
+    /// start: the keeper holds it until the last child is gone. Only for people it was none.
     pub(super) fn abandoned(mut self) {
+        let written = self.this.take().map(|run| run.cut_short().write(&self.paths));
+        if let Some(Err(error)) = written {
+            tracing::warn!(%error, "last-run.json not written: `status` will call this a crash");
+        }
         self.lock = None;
     }
 
@@ -303,6 +319,23 @@ mod tests {
         assert_eq!(holder(&paths), None);
         assert!(is_free(&paths));
         assert!(!paths.pid_file().exists());
+    }
+
+    #[test]
+    fn a_forced_end_is_remembered_as_one_and_leaves_the_lock_to_the_keeper() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = paths(directory.path());
+        let lock = Lock::acquire(&paths, |_| panic!("nobody to wait for")).unwrap();
+        let mut hold = Hold::new(paths.clone(), lock, None);
+        hold.begin().unwrap();
+        let keepers = hold.lock_file().unwrap();
+        hold.abandoned();
+        let run = LastRun::read(&paths).unwrap();
+        assert_eq!((run.clean, run.forced, run.ended_at.is_some()), (Some(false), true, true));
+        assert_eq!(holder(&paths), None, "the daemon is over");
+        assert!(!is_free(&paths), "its children may not be");
+        drop(keepers);
+        assert!(is_free(&paths) && paths.pid_file().exists());
     }
 
     #[test]

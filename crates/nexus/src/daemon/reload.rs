@@ -85,7 +85,7 @@ async fn apply(control: &Control, change: &Change, new: &Config) {
     match change {
         Change::LogLevel => control.logging.set_level(new.daemon.log_level),
         Change::TimerSchedule => drop(control.timer_settings.send_replace(new.timer.clone())),
-        Change::BusMode | Change::BusRetention => {
+        Change::BusMode(_) | Change::BusRetention => {
             if let Err(error) = control.set_bus_mode(new).await {
                 tracing::error!(error = %describe(&error), "bus.mode not changed");
             }

@@ -20,7 +20,7 @@ pub(super) struct Signals {
 #[derive(Debug)]
 pub(super) enum End {
     Clean,
-    /// By a second INT: what was under way is interrupted.
+    /// By an INT during the shutdown: what was under way is interrupted.
     AtOnce,
 }
 
@@ -82,7 +82,7 @@ pub(super) async fn serve(mut running: Running) -> End {
     tokio::select! {
         () = shutdown => End::Clean,
         _ = signals.int.recv() => {
-            tracing::warn!("second SIGINT: stopping at once");
+            tracing::warn!("SIGINT during the shutdown: stopping at once");
             End::AtOnce
         }
     }

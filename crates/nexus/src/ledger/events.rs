@@ -358,6 +358,13 @@ pub struct Cursor {
     pub gap_since: Option<i64>,
 }
 
+impl Cursor {
+    /// When the newest live event came, if one ever did.
+    pub fn last_event_at(&self) -> Option<i64> {
+        (!self.last_event_id.is_empty()).then_some(self.last_received_at)
+    }
+}
+
 pub fn cursor(connection: &Connection, adapter: &str, account: &str) -> rusqlite::Result<Option<Cursor>> {
     let sql = "SELECT last_event_id, last_timestamp, last_received_at, events, gap_since FROM cursors WHERE adapter = ?1 AND account = ?2";
     optional(connection.prepare_cached(sql)?.query_row([adapter, account], |row| {

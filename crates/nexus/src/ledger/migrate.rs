@@ -16,6 +16,8 @@ pub struct Migration {
 pub enum MigrateError {
     #[error("`{file}` has schema {found}, this nexus knows {known}; run the newer nexus, or restore a backup")]
     Newer { file: PathBuf, found: u32, known: u32 },
+    #[error("`{file}` has schema {found}, this nexus reads {known}; start the daemon once, it brings the file up to date")]
+    Older { file: PathBuf, found: u32, known: u32 },
     #[error("step {version} of `{file}` was applied with another text than this nexus has; the file belongs to another build")]
     Changed { file: PathBuf, version: u32 },
     #[error("failed to back up `{file}` to `{to}` before migrating it")]
@@ -55,8 +57,38 @@ pub fn migrate(connection: &mut Connection, file: &Path, steps: &[Migration], no
     let read = |source| MigrateError::Read { file: file.to_owned(), source };
     let create = "CREATE TABLE IF NOT EXISTS schema_version (version INTEGER PRIMARY KEY, checksum TEXT NOT NULL, applied_at INTEGER NOT NULL) STRICT";
     connection.execute_batch(create).map_err(read)?;
-    let applied = applied_steps(connection).map_err(read)?;
-    let known = steps.last().map_or(0, |step| step.version);
+    let known = last_version(steps);
+    let current = known_version(connection, file, steps)?;
+    if current > 0 && current < known {
+        back_up(connection, file, current)?;
+    }
+    for step in steps.iter().filter(|step| step.version > current) {
+        apply(connection, step, now_ms).map_err(|source| MigrateError::Step { file: file.to_owned(), version: step.version, source })?;
+    }
+    Ok(())
+}
+
+/// Whether this binary can read the file as it is: for readers without a daemon, which migrate nothing.
+///
+/// # Errors
+/// [`MigrateError::Newer`], [`MigrateError::Older`] or [`MigrateError::Changed`] when it can't.
+pub fn check(connection: &Connection, file: &Path, steps: &[Migration]) -> Result<(), MigrateError> {
+    let made = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'schema_version'";
+    let made = connection.prepare(made).and_then(|mut query| query.exists([]));
+    let made = made.map_err(|source| MigrateError::Read { file: file.to_owned(), source })?;
+    // A daemon that was killed in its very first start leaves a file without one.
+    let found = if made { known_version(connection, file, steps)? } else { 0 };
+    let known = last_version(steps);
+    if found < known {
+        return Err(MigrateError::Older { file: file.to_owned(), found, known });
+    }
+    Ok(())
+}
+
+/// The version that the file has, once all that was applied to it turned out to be of `steps`.
+fn known_version(connection: &Connection, file: &Path, steps: &[Migration]) -> Result<u32, MigrateError> {
+    let applied = applied_steps(connection).map_err(|source| MigrateError::Read { file: file.to_owned(), source })?;
+    let known = last_version(steps);
     if let Some(&(found, _)) = applied.last().filter(|(version, _)| *version > known) {
         return Err(MigrateError::Newer { file: file.to_owned(), found, known });
     }
@@ -66,14 +98,11 @@ pub fn migrate(connection: &mut Connection, file: &Path, steps: &[Migration], no
             return Err(MigrateError::Changed { file: file.to_owned(), version: *version });
         }
     }
-    let current = applied.last().map_or(0, |(version, _)| *version);
-    if current > 0 && current < known {
-        back_up(connection, file, current)?;
-    }
-    for step in steps.iter().filter(|step| step.version > current) {
-        apply(connection, step, now_ms).map_err(|source| MigrateError::Step { file: file.to_owned(), version: step.version, source })?;
-    }
-    Ok(())
+    Ok(applied.last().map_or(0, |(version, _)| *version))
+}
+
+fn last_version(steps: &[Migration]) -> u32 {
+    steps.last().map_or(0, |step| step.version)
 }
 
 fn applied_steps(connection: &Connection) -> rusqlite::Result<Vec<(u32, String)>> {
@@ -155,5 +184,24 @@ mod tests {
         assert!(error.contains("schema 2") && error.contains("knows 1"), "{error}");
         let other = Migration { version: 2, sql: "CREATE TABLE c (x INTEGER) STRICT;" };
         assert!(matches!(migrate(&mut connection, &file, &[ONE, other], 2), Err(MigrateError::Changed { version: 2, .. })));
+    }
+
+    #[test]
+    fn a_reader_takes_exactly_its_own_schema_and_changes_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut connection, file) = open(directory.path());
+        let refusal = |connection: &Connection, steps: &[Migration]| check(connection, &file, steps).unwrap_err().to_string();
+        let text = refusal(&connection, &[ONE]);
+        assert!(text.contains("schema 0") && text.contains("reads 1"), "{text}");
+        assert!(connection.prepare("SELECT * FROM schema_version").is_err(), "a check made a table");
+        migrate(&mut connection, &file, &[ONE], 1).unwrap();
+        check(&connection, &file, &[ONE]).unwrap();
+        let text = refusal(&connection, &[ONE, TWO]);
+        assert!(text.contains("schema 1") && text.contains("reads 2"), "{text}");
+        migrate(&mut connection, &file, &[ONE, TWO], 2).unwrap();
+        let text = refusal(&connection, &[ONE]);
+        assert!(text.contains("schema 2") && text.contains("knows 1"), "{text}");
+        let other = Migration { version: 2, sql: "CREATE TABLE c (x INTEGER) STRICT;" };
+        assert!(matches!(check(&connection, &file, &[ONE, other]), Err(MigrateError::Changed { version: 2, .. })));
     }
 }

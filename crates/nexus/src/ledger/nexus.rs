@@ -8,7 +8,7 @@ mod recover;
 mod requests;
 
 pub use deliveries::{ClaimDelivery, Delivery, NewDelivery, Resolution, ResolveDelivery, SettleDelivery, Settled};
-pub use instances::{BackfillDone, CountAnalytics, Hour, Instance, RecordConfig, SaveInstance, instances};
+pub use instances::{BackfillDone, CountAnalytics, Hour, Instance, RecordConfig, SaveInstance, instance};
 pub use read::{
     OpenRequest, RequestRow, deliveries, deliveries_of, delivery, finished_after, open_deliveries, open_requests, request_by_event,
     request_by_id, request_id_of, requests, sent_after, status_counts, stuck_deliveries, uncertain_deliveries,

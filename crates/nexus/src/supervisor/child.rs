@@ -45,10 +45,9 @@ pub(super) async fn run(
         Task { spec, life, keeper, metrics, report, running: None, generation: 0, last_error: None, started_at: None, removing: false };
     while !(task.removing && task.life.state() == State::Stopped) {
         let (input, note) = task.next(&mut inbox).await;
-        // Taken note of: a spawn that takes its time must not hold who asked for it.
-        answer(note);
-        if let Some(input) = input {
-            task.take(input, &mut inbox).await;
+        match input {
+            Some(input) => task.take(input, note, &mut inbox).await,
+            None => answer(note),
         }
         task.publish();
     }
@@ -79,9 +78,16 @@ impl Task {
 
     fn input_of(&mut self, verb: Verb) -> Option<Input> {
         match verb {
-            Verb::Start => Some(Input::Start),
+            // What a person starts has a clean sheet: the reason why the last process ended is over.
+            Verb::Start => {
+                self.last_error = None;
+                Some(Input::Start)
+            }
             Verb::Stop => Some(Input::Stop),
-            Verb::Restart => Some(Input::Restart),
+            Verb::Restart => {
+                self.last_error = None;
+                Some(Input::Restart)
+            }
             Verb::Policy(policy) => {
                 self.life.set_policy(policy);
                 None
@@ -112,16 +118,17 @@ impl Task {
         Input::Exited { code: status.code() }
     }
 
-    /// Steps the machine and does what it says; a spawn is an input again.
-    async fn take(&mut self, input: Input, inbox: &mut mpsc::Receiver<Order>) {
+    /// Steps the machine and does what it says; a spawn is an input again. Who gave the order hears of
+    /// it once its first effect shows in the status: a spawn that takes its time must not hold them.
+    async fn take(&mut self, input: Input, mut note: Option<oneshot::Sender<()>>, inbox: &mut mpsc::Receiver<Order>) {
         let before = self.life.restarts_total();
         let mut input = Some(input);
         while let Some(one) = input.take() {
-            match self.life.step(clock::mono_ms(), one) {
-                Some(Action::Spawn) => {
-                    self.publish();
-                    input = Some(self.spawn(inbox).await);
-                }
+            let action = self.life.step(clock::mono_ms(), one);
+            self.publish();
+            answer(note.take());
+            match action {
+                Some(Action::Spawn) => input = Some(self.spawn(inbox).await),
                 Some(Action::Term) => self.signal(Process::terminate),
                 Some(Action::Kill) => {
                     tracing::warn!(child = %self.spec.id, "child ignores TERM; killing its whole tree");
@@ -169,16 +176,16 @@ impl Task {
                 prepared = &mut preparing => return Some(prepared),
                 order = inbox.recv() => order.map_or((Verb::Remove, None), |(verb, note)| (verb, Some(note))),
             };
-            answer(note);
             let input = self.input_of(verb);
-            match input {
-                Some(Input::Stop) => {
-                    self.life.step(clock::mono_ms(), Input::Stop);
-                    return None;
-                }
-                // It is being started already.
-                Some(other) => drop(self.life.step(clock::mono_ms(), other)),
-                None => {}
+            let is_stop = matches!(input, Some(Input::Stop));
+            if let Some(input) = input {
+                // Nothing to do but for a stop: it is being started already.
+                self.life.step(clock::mono_ms(), input);
+            }
+            self.publish();
+            answer(note);
+            if is_stop {
+                return None;
             }
         }
     }
@@ -203,13 +210,18 @@ impl Task {
             self.last_error = None;
         }
         self.metrics.child_running.get_or_create(&self.label()).set(i64::from(running));
-        self.report.send_replace(ChildStatus {
+        let status = ChildStatus {
             phase,
             pid: self.running.as_ref().map(|running| running.process.pid),
             started_at: self.running.as_ref().and(self.started_at),
             restarts: self.life.restarts_total(),
             generation: self.generation,
             last_error: self.last_error.clone(),
+        };
+        self.report.send_if_modified(|known| {
+            let changed = *known != status;
+            *known = status;
+            changed
         });
     }
 

@@ -1,15 +1,23 @@
-//! The verbs that show adapters and accounts. Without a daemon they show what is configured.
+//! The verbs that show adapters and accounts. Without a daemon they show what is configured, and what
+//! is known of it from the last run.
 
-use crate::cli::client::{Client, encoded, if_running};
+use crate::cli::client::{Client, ClientError, encoded, if_running};
 use crate::cli::daemon::status::{Account, account_lines};
 use crate::cli::failure::{Exit, Failure};
-use crate::cli::out::{Color, visible};
+use crate::cli::out::{Color, note, visible};
 use crate::cli::table::{self, Cell};
 use crate::cli::{Global, block_on, ledger};
+use crate::clock;
+use crate::daemon::Paths;
+use crate::query::{self, KnownAccount, QueryError};
 use nexus_core::config::Config;
 use nexus_core::ids::AccountKey;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+
+/// Where there is nothing to show.
+const NO_ADAPTERS: &str =
+    "no adapter with an account is in use; register one with `nexus adapter register NAME --command PROGRAM --account ID`";
 
 /// Accounts as the daemon tells them, and whether one runs.
 struct Seen {
@@ -23,19 +31,36 @@ fn look(global: &Global) -> anyhow::Result<Seen> {
     let answer = if_running(block_on(async { Client::new(&paths).get("/control/adapters").await })?)?;
     Ok(match answer {
         Some(answer) => Seen { answer, running: true },
-        None => Seen { answer: configured(&ledger::configuration(&paths)?.config), running: false },
+        None => {
+            let config = ledger::configuration(&paths)?.config;
+            let known = known(&paths, &config)?;
+            Seen { answer: configured(&config, &known, clock::wall_ms()), running: false }
+        }
     })
 }
 
-/// The same shape as the daemon's answer, plus `enabled`.
-fn configured(config: &Config) -> Value {
+/// What the ledgers know of the configured accounts. No ledger is no mistake: nothing ever ran.
+fn known(paths: &Paths, config: &Config) -> anyhow::Result<HashMap<AccountKey, KnownAccount>> {
+    let accounts = config.adapters.iter().flat_map(|(name, adapter)| adapter.accounts.keys().map(move |id| AccountKey::new(name, id)));
+    let keys: Vec<AccountKey> = accounts.collect();
+    match query::accounts(&paths.data_dir(&config.ledgers.directory), &keys) {
+        Ok(known) => Ok(keys.into_iter().zip(known).collect()),
+        Err(QueryError::NoLedger(_)) => Ok(HashMap::new()),
+        Err(error @ (QueryError::Schema(_) | QueryError::Read(_))) => Err(error.into()),
+    }
+}
+
+/// The same shape as the daemon's answer, plus `enabled`. `now` is in Unix ms.
+fn configured(config: &Config, known: &HashMap<AccountKey, KnownAccount>, now: i64) -> Value {
     let mut accounts = Vec::new();
     for (name, adapter) in &config.adapters {
         for (id, account) in &adapter.accounts {
+            let known = known.get(&AccountKey::new(name, id)).cloned().unwrap_or_default();
+            let age_ms = known.last_event_at.map(|at| u64::try_from(now.saturating_sub(at)).unwrap_or(0));
             accounts.push(json!({
-                "adapter": name, "account": id, "channel": adapter.channel, "status": "stopped",
-                "health": "unknown", "pid": null, "last_event_age_ms": null, "events": 0, "restarts": 0, "last_error": null,
-                "enabled": account.enabled
+                "adapter": name, "account": id, "channel": adapter.channel.clone().or(known.channel), "status": "stopped",
+                "health": "unknown", "pid": null, "last_event_age_ms": age_ms, "events": known.events, "restarts": known.restarts,
+                "last_error": known.last_error, "enabled": account.enabled
             }));
         }
     }
@@ -55,10 +80,12 @@ pub(crate) fn status(account: Option<&AccountKey>, global: &Global) -> anyhow::R
         out.json(&answer)?;
         return Ok(Exit::Done);
     }
-    if !running {
+    let accounts: Vec<Account> = serde_json::from_value(answer["adapters"].take())?;
+    if accounts.is_empty() {
+        out.line(NO_ADAPTERS)?;
+    } else if !running {
         out.line("NEX Daemon: not running; these accounts are configured:")?;
     }
-    let accounts: Vec<Account> = serde_json::from_value(answer["adapters"].take())?;
     for line in account_lines(&accounts, out.paint) {
         out.line(&line)?;
     }
@@ -75,7 +102,7 @@ pub(crate) fn list(global: &Global) -> anyhow::Result<Exit> {
     let accounts: Vec<Account> = serde_json::from_value(answer["adapters"].take())?;
     let rows = adapter_rows(&accounts, running);
     if rows.is_empty() {
-        out.line("no adapters with accounts; add one with `nexus adapter register`")?;
+        out.line(NO_ADAPTERS)?;
     }
     for line in table::lines(&rows, &[], out.paint) {
         out.line(&line)?;
@@ -107,7 +134,14 @@ fn adapter_rows(accounts: &[Account], running: bool) -> Vec<[Cell; 3]> {
 pub(crate) fn info(name: &str, global: &Global) -> anyhow::Result<Exit> {
     let paths = global.paths()?;
     let path = format!("/control/adapters/{}/info", encoded(name));
-    let info = block_on(async { Client::new(&paths).get(&path).await })??;
+    let info = match if_running(block_on(async { Client::new(&paths).get(&path).await })?)? {
+        Some(info) => info,
+        None => {
+            let info = known_info(name, &paths)?;
+            note("NEX Daemon: not running; this is what the adapter said when it was last asked:");
+            info
+        }
+    };
     let out = global.out();
     if out.json {
         out.json(&info)?;
@@ -117,6 +151,18 @@ pub(crate) fn info(name: &str, global: &Global) -> anyhow::Result<Exit> {
         out.line(&format!("{} {}", out.paint.apply(Color::Dim, &format!("{}:", visible(key))), plain(value)))?;
     }
     Ok(Exit::Done)
+}
+
+/// What an adapter said of itself in an earlier run.
+fn known_info(name: &str, paths: &Paths) -> anyhow::Result<Value> {
+    let config = ledger::configuration(paths)?.config;
+    if !config.adapters.contains_key(name) {
+        return Err(Failure::not_found(format!("adapter `{name}`")).into());
+    }
+    let known = known(paths, &config)?;
+    let info = known.into_iter().filter(|(key, _)| key.adapter == name).find_map(|(_, account)| account.info);
+    // Only a daemon can ask it.
+    info.ok_or_else(|| ClientError::NotRunning.into())
 }
 
 /// A value as a person reads it: lists of words without their JSON.
@@ -139,7 +185,11 @@ pub(crate) fn accounts(name: &str, global: &Global) -> anyhow::Result<Exit> {
         out.json(&answer)?;
         return Ok(Exit::Done);
     }
-    for line in table::lines(&account_rows(&answer), &[], out.paint) {
+    let rows = account_rows(&answer);
+    if rows.is_empty() {
+        out.line(&format!("adapter `{name}` has no accounts; add one with `nexus adapter account add {name} ID`"))?;
+    }
+    for line in table::lines(&rows, &[], out.paint) {
         out.line(&line)?;
     }
     Ok(Exit::Done)
@@ -177,8 +227,12 @@ mod tests {
         let text =
             "adapters: {gog: {command: gog, channel: gmail, accounts: {a: {}, b: {enabled: false}}}, hook: {command: 'builtin:webhook'}}";
         let loaded = load(Source { name: "nex.yaml", text }, None).unwrap();
-        let answer = configured(&loaded.config);
-        assert_eq!(answer["adapters"][1]["enabled"], false);
+        let known = KnownAccount { channel: Some("mail".to_owned()), last_event_at: Some(1_000), events: 3, ..KnownAccount::default() };
+        let known = HashMap::from([(AccountKey::new("gog", "a"), known)]);
+        let answer = configured(&loaded.config, &known, 13_000);
+        let (a, b) = (&answer["adapters"][0], &answer["adapters"][1]);
+        assert_eq!((&a["channel"], &a["last_event_age_ms"], &a["events"]), (&json!("gmail"), &json!(12_000), &json!(3)));
+        assert_eq!((&b["enabled"], &b["last_event_age_ms"], &b["events"]), (&json!(false), &Value::Null, &json!(0)));
         let accounts: Vec<Account> = serde_json::from_value(answer["adapters"].clone()).unwrap();
         assert_eq!(table::lines(&adapter_rows(&accounts, false), &[], Paint::PLAIN), ["gog  gmail  2 accounts"]);
         assert_eq!(table::lines(&adapter_rows(&accounts, true), &[], Paint::PLAIN), ["gog  gmail  0/2 accounts running"]);

@@ -11,7 +11,7 @@ use crate::daemon::Paths;
 use jiff::tz::TimeZone;
 use nexus_core::config::LogLevel;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// Longest error shown below an account, in characters.
@@ -90,6 +90,52 @@ struct LastRun {
     ended_at: Option<i64>,
     #[serde(default)]
     clean: Option<bool>,
+    #[serde(default)]
+    forced: bool,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Clean,
+    /// By a second signal, while the first one's shutdown was under way.
+    Forced,
+    Crashed,
+}
+
+impl End {
+    /// The word in JSON.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Clean => "clean",
+            Self::Forced => "forced",
+            Self::Crashed => "crashed",
+        }
+    }
+
+    fn sentence(self) -> &'static str {
+        match self {
+            Self::Clean => "exited cleanly",
+            Self::Forced => "stopped at once by a second signal",
+            Self::Crashed => "crashed",
+        }
+    }
+}
+
+impl LastRun {
+    fn end(&self) -> End {
+        match (self.clean, self.forced) {
+            (Some(true), _) => End::Clean,
+            (Some(false) | None, true) => End::Forced,
+            (Some(false) | None, false) => End::Crashed,
+        }
+    }
+
+    fn json(&self) -> Value {
+        let mut value = json!(self);
+        value["end"] = self.end().word().into();
+        value
+    }
 }
 
 pub(crate) fn run(global: &Global) -> anyhow::Result<Exit> {
@@ -99,7 +145,7 @@ pub(crate) fn run(global: &Global) -> anyhow::Result<Exit> {
     let Some(answer) = answer else {
         let last = last_run(&paths);
         if out.json {
-            out.json(&json!({ "running": false, "last_run": last }))?;
+            out.json(&json!({ "running": false, "last_run": last.as_ref().map(LastRun::json) }))?;
         } else {
             out.line(&render_not_running(last.as_ref(), &TimeZone::system()))?;
         }
@@ -122,7 +168,7 @@ fn last_run(paths: &Paths) -> Option<LastRun> {
 fn render_not_running(last: Option<&LastRun>, zone: &TimeZone) -> String {
     let mut text = "NEX Daemon: not running".to_owned();
     if let Some(last) = last {
-        let end = if last.clean == Some(true) { "exited cleanly" } else { "crashed" };
+        let end = last.end().sentence();
         let time = units::minute(last.ended_at.unwrap_or(last.started_at), zone);
         text.push_str(&format!("\nLast ran: {time} (PID {}, {end})", last.pid));
     }
@@ -231,7 +277,6 @@ fn ledgers(ledgers: &BTreeMap<String, String>, paint: Paint) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use serde_json::Value;
 
     fn sample() -> Value {
         let account = |adapter: &str, account: &str, channel: &str, age_ms: u64, events: u64| {
@@ -314,11 +359,18 @@ Ledgers: 4/4 ok";
     #[test]
     fn not_running_says_when_it_last_ran() {
         let zone = TimeZone::UTC;
-        let mut last = LastRun { pid: 12340, started_at: 1_770_300_000_000, ended_at: Some(1_770_301_800_000), clean: Some(true) };
+        let text = r#"{"pid":12340,"started_at":1770300000000,"ended_at":1770301800000,"clean":true}"#;
+        let mut last: LastRun = serde_json::from_str(text).unwrap();
         let head = "NEX Daemon: not running";
         assert_eq!(render_not_running(None, &zone), head);
         assert_eq!(render_not_running(Some(&last), &zone), format!("{head}\nLast ran: 2026-02-05 14:30 (PID 12340, exited cleanly)"));
-        (last.ended_at, last.clean) = (None, None);
+        assert_eq!(last.json()["end"], "clean");
+        (last.clean, last.forced) = (Some(false), true);
+        let forced = format!("{head}\nLast ran: 2026-02-05 14:30 (PID 12340, stopped at once by a second signal)");
+        assert_eq!(render_not_running(Some(&last), &zone), forced);
+        assert_eq!(last.json()["end"], "forced");
+        (last.ended_at, last.clean, last.forced) = (None, None, false);
+        assert_eq!(last.json()["end"], "crashed");
         assert_eq!(render_not_running(Some(&last), &zone), format!("{head}\nLast ran: 2026-02-05 14:00 (PID 12340, crashed)"));
     }
 

@@ -1,7 +1,8 @@
 //! Adapter instances, the configurations that were in force, and the hourly analytics.
 
+use crate::ledger::optional;
 use crate::ledger::writer::Weight;
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, Row, params};
 
 /// The keeps of the `config` table.
 const CONFIGS_KEPT: i64 = 20;
@@ -18,6 +19,10 @@ pub struct Instance {
     pub events_received: u64,
     pub last_error: Option<String>,
     pub backfill_completed_at: Option<i64>,
+    /// As the adapter last said; kept when a save knows none.
+    pub channel: Option<String>,
+    /// The adapter's whole `info`, as JSON; kept likewise.
+    pub info: Option<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -29,10 +34,12 @@ pub struct SaveInstance {
 
 impl SaveInstance {
     pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<()> {
-        let sql = "INSERT INTO adapter_instances (adapter, account, status, health, pid, restart_count, events_received, last_error, updated_at, epoch)
-                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+        let sql = "INSERT INTO adapter_instances (adapter, account, status, health, pid, restart_count, events_received, last_error,
+                     updated_at, epoch, channel, info)
+                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)
                    ON CONFLICT (adapter, account) DO UPDATE SET status = ?3, health = ?4, pid = ?5, restart_count = ?6, events_received = ?7,
-                     last_error = ?8, updated_at = ?9, epoch = ?10 WHERE epoch <= ?10";
+                     last_error = ?8, updated_at = ?9, epoch = ?10, channel = coalesce(?11, channel), info = coalesce(?12, info)
+                   WHERE epoch <= ?10";
         let one = &self.instance;
         connection
             .prepare_cached(sql)?
@@ -46,7 +53,9 @@ impl SaveInstance {
                 one.events_received,
                 one.last_error,
                 self.at,
-                self.epoch
+                self.epoch,
+                one.channel,
+                one.info
             ])
             .map(drop)
     }
@@ -70,26 +79,27 @@ impl BackfillDone {
     }
 }
 
-/// All instances that were ever saved.
-pub fn instances(connection: &Connection) -> rusqlite::Result<Vec<Instance>> {
-    let sql = "SELECT adapter, account, status, health, pid, restart_count, events_received, last_error, backfill_completed_at
-               FROM adapter_instances ORDER BY adapter, account";
-    connection
-        .prepare_cached(sql)?
-        .query_map([], |row| {
-            Ok(Instance {
-                adapter: row.get(0)?,
-                account: row.get(1)?,
-                status: row.get(2)?,
-                health: row.get(3)?,
-                pid: row.get(4)?,
-                restart_count: row.get(5)?,
-                events_received: row.get(6)?,
-                last_error: row.get(7)?,
-                backfill_completed_at: row.get(8)?,
-            })
-        })?
-        .collect()
+/// One account as it was last saved.
+pub fn instance(connection: &Connection, adapter: &str, account: &str) -> rusqlite::Result<Option<Instance>> {
+    let sql = "SELECT adapter, account, status, health, pid, restart_count, events_received, last_error, backfill_completed_at,
+                 channel, info FROM adapter_instances WHERE adapter = ?1 AND account = ?2";
+    optional(connection.prepare_cached(sql)?.query_row([adapter, account], read))
+}
+
+fn read(row: &Row<'_>) -> rusqlite::Result<Instance> {
+    Ok(Instance {
+        adapter: row.get(0)?,
+        account: row.get(1)?,
+        status: row.get(2)?,
+        health: row.get(3)?,
+        pid: row.get(4)?,
+        restart_count: row.get(5)?,
+        events_received: row.get(6)?,
+        last_error: row.get(7)?,
+        backfill_completed_at: row.get(8)?,
+        channel: row.get(9)?,
+        info: row.get(10)?,
+    })
 }
 
 /// The effective configuration that came into force.
@@ -147,7 +157,12 @@ impl CountAnalytics {
     }
 }
 
-impl Weight for SaveInstance {}
+impl Weight for SaveInstance {
+    fn bytes(&self) -> usize {
+        self.instance.info.as_ref().map_or(0, String::len) + 256
+    }
+}
+
 impl Weight for BackfillDone {}
 
 impl Weight for RecordConfig {

@@ -1,0 +1,132 @@
+//! What the commands say about adapters and records, with a daemon and without one.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{Daemon, Ran, config, eventually, only, only_with_restarts};
+use rusqlite::Connection;
+use serde_json::{Value, json};
+
+const EXIT_FAILED: Option<i32> = Some(1);
+const EXIT_NOT_RUNNING: Option<i32> = Some(3);
+const EXIT_NOT_FOUND: Option<i32> = Some(4);
+
+fn first_account(text: &str) -> Value {
+    let answer: Value = serde_json::from_str(text).unwrap_or_else(|error| panic!("{error} in {text}"));
+    answer["adapters"][0].clone()
+}
+
+#[test]
+fn what_is_known_of_an_adapter_outlives_its_process() {
+    let mut daemon = Daemon::start(&only("fake", json!({ "events": 3 })));
+    daemon.adapter_once("fake/me", "running");
+    eventually("its events are done", || daemon.ended("completed") == 3);
+    daemon.nexus_ok(&["adapter", "stop", "fake/me"]);
+    let stopped = daemon.adapter_once("fake/me", "stopped");
+    assert_eq!(stopped["channel"], "fake", "{stopped}");
+    assert!(stopped["last_event_age_ms"].is_u64(), "{stopped}");
+    daemon.stop();
+
+    let list = daemon.nexus_ok(&["adapter", "list"]);
+    let words: Vec<&str> = list.split_whitespace().collect();
+    assert_eq!(words, ["fake", "fake", "1", "account"], "{list}");
+    let status = daemon.nexus_ok(&["adapter", "status", "fake/me"]);
+    assert!(status.contains("events: 3") && status.contains(" ago") && !status.contains("never"), "{status}");
+    let account = first_account(&daemon.nexus_ok(&["adapter", "status", "--json"]));
+    assert_eq!((&account["channel"], &account["status"], &account["events"]), (&json!("fake"), &json!("stopped"), &json!(3)));
+    assert!(account["last_event_age_ms"].is_u64(), "{account}");
+    let info = daemon.nexus_ok(&["adapter", "info", "fake"]);
+    assert!(info.contains("channel: fake") && info.contains("supports: monitor, send"), "{info}");
+    assert_eq!(daemon.nexus(&["adapter", "info", "nobody"]).code, EXIT_NOT_FOUND);
+
+    // The next daemon knows it too, though the program is broken now.
+    daemon.configure(&only_with_restarts("fake", 0, json!({ "info": "garbage" })));
+    daemon.launch();
+    let errored = daemon.adapter_once("fake/me", "errored");
+    assert_eq!((&errored["channel"], &errored["events"]), (&json!("fake"), &json!(3)), "{errored}");
+    assert!(errored["last_event_age_ms"].is_u64(), "{errored}");
+    daemon.kill9();
+    let account = first_account(&daemon.nexus_ok(&["adapter", "list", "--json"]));
+    assert_eq!((&account["channel"], &account["events"]), (&json!("fake"), &json!(3)), "{account}");
+}
+
+#[test]
+fn an_adapter_that_never_ran_is_unknown_and_no_mistake() {
+    let daemon = Daemon::new();
+    daemon.configure(&only("fake", json!({})));
+    let account = first_account(&daemon.nexus_ok(&["adapter", "status", "--json"]));
+    assert_eq!((&account["channel"], &account["last_event_age_ms"]), (&Value::Null, &Value::Null));
+    assert!(daemon.nexus_ok(&["adapter", "status"]).contains("last: never"));
+    let info = daemon.nexus(&["adapter", "info", "fake"]);
+    assert_eq!(info.code, EXIT_NOT_RUNNING, "{info:?}");
+}
+
+#[test]
+fn without_adapters_one_line_says_so_and_what_to_do() {
+    let mut daemon = Daemon::new();
+    daemon.configure(&config(json!({})));
+    let check = |daemon: &Daemon| {
+        for verb in ["list", "status"] {
+            let text = daemon.nexus_ok(&["adapter", verb]);
+            assert_eq!(text.lines().count(), 1, "{text}");
+            assert!(text.contains("nexus adapter register"), "{text}");
+            let json: Value = serde_json::from_str(&daemon.nexus_ok(&["adapter", verb, "--json"])).unwrap();
+            assert_eq!(json["adapters"], json!([]), "{json}");
+        }
+    };
+    check(&daemon);
+    daemon.launch();
+    check(&daemon);
+}
+
+#[test]
+fn a_start_by_hand_forgets_the_last_error_and_tells_a_new_one() {
+    let daemon = Daemon::start(&only_with_restarts("fake", 0, json!({ "crash_after": 0, "exit_code": 3 })));
+    let failed = |ran: &Ran| ran.stdout.contains("exit code 3");
+    daemon.adapter_once("fake/me", "errored");
+    assert!(daemon.adapter("fake/me")["last_error"].as_str().is_some_and(|error| error.contains("exit code 3")));
+    let credential = |reference: &str| {
+        let mut wanted = only_with_restarts("fake", 0, json!({}));
+        wanted["adapters"]["fake"]["accounts"]["me"]["credential_ref"] = json!(reference);
+        daemon.configure(&wanted);
+        daemon.nexus_ok(&["daemon", "reload"]);
+    };
+    credential("chat/me");
+    daemon.adapter_once("fake/me", "errored");
+    let again = daemon.nexus(&["adapter", "restart", "fake/me"]);
+    assert_eq!(again.code, EXIT_FAILED, "a start that fails is a failure: {again:?}");
+    assert!(again.stdout.contains("nexus credential set chat/me") && !failed(&again), "{again:?}");
+
+    let credentials = daemon.config_file().with_file_name("state").join("credentials");
+    nexus::credential::set(&credentials, "chat/me", "s3cret").unwrap();
+    let started = daemon.nexus_ok(&["adapter", "restart", "fake/me"]);
+    assert!(started.starts_with("fake/me: ") && !started.contains("error"), "{started}");
+    assert_eq!(daemon.adapter_once("fake/me", "running")["last_error"], Value::Null);
+}
+
+/// Makes the stopped daemon's ledger look as if a newer version had been there.
+fn make_newer(daemon: &Daemon, ledger: &str) {
+    let path = daemon.config_file().with_file_name("data").join(format!("{ledger}.db"));
+    let connection = Connection::open(path).unwrap();
+    connection.execute("INSERT INTO schema_version VALUES (99, 'unknown', 0)", []).unwrap();
+    connection.close().unwrap();
+}
+
+#[test]
+fn without_a_daemon_a_newer_ledger_is_refused_with_both_versions() {
+    for ledger in ["events", "nexus"] {
+        let mut daemon = Daemon::start(&only("fake", json!({ "events": 1 })));
+        eventually("its event is done", || daemon.ended("completed") == 1);
+        daemon.stop();
+        assert!(daemon.nexus_ok(&["trace", "list"]).contains("completed"));
+        make_newer(&daemon, ledger);
+        for command in [&["trace", "list"][..], &["events"], &["deliveries", "list"], &["trace", "show", "1"], &["adapter", "status"]] {
+            let ran = daemon.nexus(command);
+            assert_eq!(ran.code, EXIT_FAILED, "{command:?}: {ran:?}");
+            for part in [format!("{ledger}.db"), "schema 99".to_owned(), "knows 1".to_owned()] {
+                assert!(ran.stderr.contains(&part), "{command:?}: no `{part}` in {}", ran.stderr);
+            }
+            assert_eq!(ran.stdout, "", "{command:?}");
+        }
+    }
+}
