@@ -10,6 +10,7 @@ use crate::bus::store::{BusCommand, write_through};
 use crate::clock;
 use crate::error_text::describe;
 use crate::http::control::{Answer, Refusal, Verbs};
+use crate::http::send::{Accepted, Message};
 use crate::ledger::events::{Append, Disposition, Lines, NewEvent, by_id};
 use crate::ledger::nexus::{Resolution, deliveries_of, request_by_event};
 use crate::ledger::{Database, Ledgers, Threads};
@@ -20,7 +21,7 @@ use crate::pipeline::outbox::Outbox;
 use crate::pipeline::router::RouterStats;
 use crate::plugin::Plugins;
 use crate::query::Record;
-use crate::replies::{End, Part};
+use crate::replies::End;
 use crate::routes::{CLI_CHANNEL, DEFAULT_ACCOUNT};
 use crate::supervisor::{BoxFuture, Supervisor};
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -36,7 +37,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
-use tokio::sync::{Mutex, mpsc, watch};
+use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -120,7 +121,7 @@ impl Control {
         Ok(())
     }
 
-    async fn accept(&self, message: crate::http::send::Message) -> Result<mpsc::Receiver<Part>, String> {
+    async fn accept(&self, message: Message) -> Result<Accepted, String> {
         let event_id = message.event_id.unwrap_or_else(|| format!("{CLI_CHANNEL}:{}", ulid::Ulid::generate()));
         check(&event_id, &message.text, &message.conversation, &message.sender)?;
         let now = clock::wall_ms();
@@ -150,9 +151,8 @@ impl Control {
         // Before the commit: another message's wakes the router, which may end this one's request at once.
         let replies = &self.pipeline.replies;
         let parts = replies.listen(&event_id);
-        let taken = self.append(append, &event_id).await;
-        match taken {
-            Ok(None) => replies.tell(&event_id, &Part::Accepted { event_id: event_id.clone(), request_id: None }),
+        match self.append(append, &event_id).await {
+            Ok(None) => {}
             Ok(Some(end)) => replies.end(&event_id, &end),
             Err(error) => {
                 drop(parts);
@@ -160,7 +160,7 @@ impl Control {
                 return Err(error);
             }
         }
-        Ok(parts)
+        Ok(Accepted { event_id, parts })
     }
 
     /// Commits one event and wakes the router; of an event that was answered before it tells the end.
@@ -295,7 +295,7 @@ impl Verbs for Control {
         Record { events: self.ledgers.events.readers.clone(), nexus: self.ledgers.nexus.readers.clone() }
     }
 
-    fn send(&self, message: crate::http::send::Message) -> BoxFuture<'_, Result<mpsc::Receiver<Part>, String>> {
+    fn send(&self, message: Message) -> BoxFuture<'_, Result<Accepted, String>> {
         Box::pin(self.accept(message))
     }
 

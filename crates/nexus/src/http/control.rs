@@ -2,9 +2,8 @@
 //! verb does is the daemon's.
 
 use super::Api;
-use super::send::{Message, send};
+use super::send::{Accepted, Message, send};
 use crate::query::{EventsQuery, Record};
-use crate::replies::Part;
 use crate::supervisor::BoxFuture;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
@@ -14,7 +13,6 @@ use axum::{Json, Router};
 use nexus_core::health::Overall;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
 
 /// Longest body of a control request: a message of 1 MiB, escaped.
 const BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -42,7 +40,7 @@ pub trait Verbs: Send + Sync + 'static {
     fn metrics(&self) -> Result<String, String>;
     fn status(&self) -> Value;
     fn record(&self) -> Record;
-    fn send(&self, message: Message) -> BoxFuture<'_, Result<mpsc::Receiver<Part>, String>>;
+    fn send(&self, message: Message) -> BoxFuture<'_, Result<Accepted, String>>;
     fn reload(&self, dry_run: bool) -> BoxFuture<'_, Answer>;
     fn resolve_delivery(&self, delivery_id: String, retry: bool) -> BoxFuture<'_, Answer>;
     fn adapter_info(&self, name: String) -> BoxFuture<'_, Answer>;

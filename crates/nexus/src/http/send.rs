@@ -9,7 +9,17 @@ use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 use bytes::Bytes;
+use futures_util::StreamExt;
 use serde::Deserialize;
+use tokio::sync::mpsc;
+
+/// A message that is on disk.
+#[derive(Debug)]
+pub struct Accepted {
+    pub event_id: String,
+    /// What becomes of it, to the end.
+    pub parts: mpsc::Receiver<Part>,
+}
 
 #[derive(Debug, Clone, Deserialize)]
 pub struct Message {
@@ -30,10 +40,11 @@ fn default_sender() -> String {
 }
 
 pub(super) async fn send(State(api): State<Api>, Json(message): Json<Message>) -> Response {
-    let parts = match api.daemon.send(message).await {
-        Ok(parts) => parts,
+    let Accepted { event_id, parts } = match api.daemon.send(message).await {
+        Ok(accepted) => accepted,
         Err(error) => return refusal(StatusCode::BAD_REQUEST, &error),
     };
+    let first = futures_util::stream::once(std::future::ready(Ok(line(&Part::Accepted { event_id }))));
     let stop = api.stop.clone();
     let lines = futures_util::stream::unfold(parts, move |mut parts| {
         let stop = stop.clone();
@@ -45,7 +56,7 @@ pub(super) async fn send(State(api): State<Api>, Json(message): Json<Message>) -
             Some((Ok::<_, std::convert::Infallible>(line(&part)), parts))
         }
     });
-    let mut response = Response::new(Body::from_stream(lines));
+    let mut response = Response::new(Body::from_stream(first.chain(lines)));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
     response
 }
