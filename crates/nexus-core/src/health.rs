@@ -3,6 +3,7 @@
 //! Pure rules (requirement "Health Endpoint", contract "Probes"). It never probes anything itself,
 //! and knows no names of adapters: the health endpoint lists those.
 
+use crate::doubt::Doubt;
 use serde::{Deserialize, Serialize};
 
 /// Milliseconds without an event after which a healthy adapter counts as quiet.
@@ -122,13 +123,16 @@ pub struct Parts {
     pub tasks_restarted: usize,
     /// Deliveries that wait far longer than their retries explain.
     pub stuck_deliveries: u64,
+    /// Why the wall clock isn't believed, if it isn't.
+    pub clock_doubt: Option<Doubt>,
 }
 
 /// The overall state and one reason for each thing that is wrong, the worst first; none when healthy.
 ///
 /// Unhealthy: the pipeline, a ledger or the disk fails. Degraded: an adapter is errored, in
-/// backoff, degraded or disconnected, a task was restarted, or deliveries are stuck. An adapter
-/// that is or is being stopped counts for nothing, and health nobody knows yet is no fault.
+/// backoff, degraded or disconnected, a task was restarted, deliveries are stuck, or the clock is in
+/// doubt. An adapter that is or is being stopped counts for nothing, and health nobody knows yet is no
+/// fault.
 pub fn overall(parts: &Parts) -> (Overall, Vec<String>) {
     let mut reasons = broken(parts);
     let state = if reasons.is_empty() { Overall::Degraded } else { Overall::Unhealthy };
@@ -171,6 +175,7 @@ fn worn(parts: &Parts) -> Vec<String> {
         let count = parts.stuck_deliveries;
         reasons.push(format!("{count} {} stuck", plural(count, "delivery is", "deliveries are")));
     }
+    reasons.extend(parts.clock_doubt.map(|doubt| format!("nothing expires: {doubt}")));
     reasons
 }
 
@@ -216,6 +221,7 @@ mod tests {
             adapters: Vec::new(),
             tasks_restarted: 0,
             stuck_deliveries: 0,
+            clock_doubt: None,
         }
     }
 
@@ -272,6 +278,7 @@ mod tests {
             ],
             tasks_restarted: 1,
             stuck_deliveries: 3,
+            clock_doubt: Some(Doubt::Behind { by_ms: 5_000 }),
             ..well()
         };
         let reasons = [
@@ -280,6 +287,7 @@ mod tests {
             "1 adapter is degraded",
             "1 internal task was restarted",
             "3 deliveries are stuck",
+            "nothing expires: the clock is 5 s before the newest event; set it",
         ];
         assert_eq!(overall(&parts), (Overall::Unhealthy, reasons.map(str::to_owned).to_vec()));
     }
@@ -323,8 +331,9 @@ mod tests {
             ),
             tasks_restarted in 0_usize..2,
             stuck_deliveries in 0_u64..2,
+            clock_doubt in prop::option::of((1_i64..i64::MAX).prop_map(|by_ms| Doubt::Behind { by_ms })),
         ) -> Parts {
-            Parts { ledgers, pipeline_ok, disk_ok, adapters, tasks_restarted, stuck_deliveries }
+            Parts { ledgers, pipeline_ok, disk_ok, adapters, tasks_restarted, stuck_deliveries, clock_doubt }
         }
     }
 

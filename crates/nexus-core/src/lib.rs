@@ -7,6 +7,7 @@
 pub mod access;
 pub mod chunk;
 pub mod config;
+pub mod doubt;
 pub mod event;
 pub mod health;
 pub mod ids;

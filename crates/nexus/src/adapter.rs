@@ -126,10 +126,21 @@ impl Adapters {
 
     /// Stops an adapter with all its accounts and forgets it.
     pub async fn remove(&self, name: &str) {
+        self.take_down(name).await;
+        self.shared.routes.remove(name);
+    }
+
+    /// Stops an adapter with all its accounts and starts it as `adapter` says now. Its route stays in
+    /// between: without one, what is to be said through it would fail for good.
+    pub async fn replace(&self, name: &str, adapter: &config::Adapter) {
+        self.take_down(name).await;
+        self.add(name, adapter).await;
+    }
+
+    async fn take_down(&self, name: &str) {
         let keys: Vec<AccountKey> = self.lock().keys().filter(|key| key.adapter == name).cloned().collect();
         futures_util::future::join_all(keys.iter().map(|key| self.remove_account(key))).await;
         self.lock_commands().remove(name);
-        self.shared.routes.remove(name);
     }
 
     pub async fn remove_account(&self, key: &AccountKey) {

@@ -72,7 +72,7 @@ async fn fire(due: Due, sinks: &Sinks) {
                 account: DEFAULT_ACCOUNT.into(),
                 lines: Arc::new(Lines { events: vec![event], rejects: Vec::new() }),
             };
-            match sinks.writer.write_until_done(append).await {
+            match sinks.append(append).await {
                 Ok(seqs) => {
                     // A slot that a former daemon fired already is known.
                     if let Some(seq) = seqs.into_iter().flatten().next() {

@@ -10,8 +10,8 @@
 //! - `monitor`: `start_log`, `ack_log`, `stall`, `crash_after`, `exit_code`, `half_line_then_exit`,
 //!   `close_stdout_but_live`, `ignore_term`, `last_lines` (events written at SIGTERM),
 //!   `setsid_grandchild` with its PID in `grandchild_file`
-//! - `send`: `send_log`, `send: ok|fail_network_n:N|rate_limited|not_found|no_id|hang|deliver_then_hang`,
-//!   `send_file` (a file whose text, once it exists, wins over `send`)
+//! - `send`: `send_log`, `send: ok|fail_network_n:N|down_after:N|rate_limited|not_found|no_id|hang|deliver_then_hang`,
+//!   `send_file` (a file whose text, once it exists, wins over `send`); what `down_after` refuses is not logged
 //! - `health: ok|disconnected|slow`
 //! - `backfill: ok|hang`, `backfill_events`, `backfill_old` (so many of them are a day old),
 //!   `backfill_log`, `backfill_fails` (so many calls, counted in the log, fail before they write)
@@ -373,6 +373,9 @@ fn send(keys: &Keys, args: &[String]) -> io::Result<ExitCode> {
     if mode == "hang" {
         for_ever();
     }
+    if mode.strip_prefix("down_after:").and_then(|n| n.parse::<usize>().ok()).is_some_and(|n| sends_logged(keys) >= n) {
+        return say(&send_answer("down", "", 0).to_string());
+    }
     let key = option(args, "--idempotency-key").unwrap_or("");
     let before = earlier_attempts(keys, key);
     let call = json!({
@@ -396,6 +399,7 @@ fn send_answer(mode: &str, key: &str, before: u64) -> Value {
     let failures = mode.strip_prefix("fail_network_n:").and_then(|n| n.parse::<u64>().ok());
     match mode {
         _ if failures.is_some_and(|n| before < n) => failed(json!({ "type": "network", "message": "connection reset", "retry": true })),
+        "down" => failed(json!({ "type": "network", "message": "no route to host", "retry": true })),
         "rate_limited" if before == 0 => failed(json!({
             "type": "rate_limited", "message": "slow down", "retry": true, "retry_after_ms": RETRY_AFTER_MS,
         })),
@@ -412,6 +416,11 @@ fn text_of(args: &[String]) -> io::Result<Option<String>> {
     let mut text = String::new();
     io::stdin().lock().read_to_string(&mut text)?;
     Ok(Some(text))
+}
+
+fn sends_logged(keys: &Keys) -> usize {
+    let text = keys.text("send_log").and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default();
+    text.lines().count()
 }
 
 /// How often this key was sent before, by the log.

@@ -140,3 +140,36 @@ fn a_long_reply_is_split_and_nothing_of_it_is_lost() {
     let content = daemon.texts("events", "SELECT content FROM events WHERE direction = 'inbound'").remove(0);
     assert_eq!(solid(&chunks.concat()), solid(&content));
 }
+
+#[test]
+fn a_reply_in_two_chunks_goes_on_where_a_kill_broke_it_off() {
+    let mut daemon = Daemon::new();
+    let sends = daemon.file("sends");
+    // A word and a longer one, which a limit of 100 takes apart. After one chunk nobody can be reached.
+    let behaviour = json!({
+        "events": 2, "content_bytes": 105, "text_limit": 100, "send": "down_after:1", "send_log": sends,
+        "send_file": daemon.file("send-mode"),
+    });
+    let mut wanted = only("fake", behaviour);
+    // The kill may catch a send that is being refused.
+    wanted["adapters"]["fake"]["send"] = json!({ "retries": 100, "on_uncertain": "retry" });
+    daemon.configure(&wanted);
+    daemon.launch();
+    eventually("both are answered, and one chunk is sent", || daemon.ended("completed") == 2 && daemon.deliveries("sent") == 1);
+    daemon.kill9();
+    assert_eq!((daemon.deliveries("sent"), lines(&sends).len()), (1, 1), "the kill came too late");
+
+    fs::write(daemon.file("send-mode"), "ok").unwrap();
+    daemon.launch();
+    eventually("the others follow", || daemon.deliveries("sent") == 4);
+    let calls = json_lines(&sends);
+    let said: Vec<&str> = calls.iter().filter_map(|call| call["idempotency_key"].as_str()).collect();
+    let order = daemon.texts("nexus", "SELECT idempotency_key FROM deliveries ORDER BY seq");
+    assert_eq!(said, order, "not each once and in order");
+    let ends: Vec<&str> = said.iter().filter_map(|key| key.rsplit_once('/')).map(|(_, n)| n).collect();
+    assert_eq!(ends, ["1", "2", "1", "2"]);
+    let texts: Vec<String> = calls.iter().filter_map(|call| call["text"].as_str()).map(|text| text.chars().take(7).collect()).collect();
+    assert_eq!(texts, ["message", "1xxxxxx", "message", "2xxxxxx"]);
+    assert_eq!(daemon.count("nexus", "SELECT count(*) FROM runs"), 2, "an agent ran again");
+    assert_eq!(daemon.ended("completed"), 2);
+}

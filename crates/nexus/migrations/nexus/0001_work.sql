@@ -24,7 +24,6 @@ CREATE TABLE nexus_requests (
   completed_at INTEGER,
   reason       TEXT,
   trace        TEXT,
-  owner        TEXT,
   epoch        INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX requests_open ON nexus_requests (event_seq) WHERE status IN ('waiting', 'processing', 'interrupted');
@@ -43,7 +42,6 @@ CREATE TABLE runs (
   finished_at  INTEGER,
   finish_seq   INTEGER UNIQUE,
   turn_json    TEXT,
-  owner        TEXT,
   epoch        INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX runs_by_request ON runs (event_seq);
@@ -72,7 +70,6 @@ CREATE TABLE deliveries (
   updated_at      INTEGER NOT NULL,
   expires_at      INTEGER NOT NULL,
   sent_seq        INTEGER UNIQUE,
-  owner           TEXT,
   epoch           INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX deliveries_by_request ON deliveries (event_seq);
@@ -92,7 +89,6 @@ CREATE TABLE adapter_instances (
   channel               TEXT,
   info                  TEXT,
   updated_at            INTEGER NOT NULL,
-  owner                 TEXT,
   epoch                 INTEGER NOT NULL,
   PRIMARY KEY (adapter, account)
 ) STRICT, WITHOUT ROWID;

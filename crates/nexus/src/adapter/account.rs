@@ -282,7 +282,6 @@ impl Account {
             kind,
             rules: self.rules.subscribe(),
             sinks: self.shared.sinks.clone(),
-            readers: self.shared.ledgers.events.readers.clone(),
             stats: self.stats.clone(),
             acks,
             silence_max,

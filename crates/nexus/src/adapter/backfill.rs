@@ -8,10 +8,12 @@ use crate::clock;
 use crate::error_text::describe;
 use crate::keeper::Stdin;
 use crate::ledger::nexus::BackfillDone;
+use futures_util::FutureExt;
 use nexus_core::ids::ChildId;
 use nexus_core::protocol::Capability;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
@@ -45,21 +47,41 @@ impl Pauses {
     }
 }
 
+/// What `attempt` comes to; a panic in it is an error like any other, to be told and tried again. What
+/// it changed is its own, or in the ledger.
+pub(super) async fn panic_as_error<T>(attempt: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    let ended = AssertUnwindSafe(attempt).catch_unwind().await;
+    ended.unwrap_or_else(|_| Err("it panicked, which is a defect of the daemon; the log has the place".to_owned()))
+}
+
+/// Says that a history is being fetched, for as long as it lives.
+struct Fetching<'a>(&'a AtomicBool);
+
+impl<'a> Fetching<'a> {
+    /// `None` if one is fetched already.
+    fn begin(flag: &'a AtomicBool) -> Option<Self> {
+        (!flag.swap(true, Ordering::AcqRel)).then(|| Self(flag))
+    }
+}
+
+impl Drop for Fetching<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
 /// Fetches the history until it came to its end once, and remembers that.
 pub(super) async fn run_until_done(account: Arc<Account>) {
-    if account.backfilling.swap(true, Ordering::AcqRel) {
-        return;
-    }
+    let Some(_fetching) = Fetching::begin(&account.backfilling) else { return };
     tokio::select! {
         () = fetch_history(&account) => {}
         () = account.stop.cancelled() => {}
     }
-    account.backfilling.store(false, Ordering::Release);
 }
 
 async fn fetch_history(account: &Account) {
     let mut pauses = Pauses::default();
-    while let Err(error) = attempt(account).await {
+    while let Err(error) = panic_as_error(attempt(account)).await {
         tracing::warn!(account = %account.key, %error, retry_s = pauses.next_s(), "backfill failed");
         pauses.wait().await;
     }
@@ -131,5 +153,34 @@ pub(super) async fn run(account: &Account, since_ms: i64, kind: Kind) -> Result<
         Some(status) if !status.is_success() => Err(format!("it ended with {status}")),
         Some(_) if ended == Ended::Lost => Err("not all of its lines were accepted".into()),
         Some(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    async fn breaks() -> Result<(), String> {
+        panic!("a defect")
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_an_error_to_be_tried_again() {
+        assert!(panic_as_error(breaks()).await.unwrap_err().contains("panicked"));
+        assert_eq!(panic_as_error(async { Ok(1) }).await, Ok(1));
+    }
+
+    #[tokio::test]
+    async fn a_history_that_breaks_off_may_be_fetched_again() {
+        let flag = Arc::new(AtomicBool::new(false));
+        let its = flag.clone();
+        let task = tokio::spawn(async move {
+            let _fetching = Fetching::begin(&its).unwrap();
+            assert!(Fetching::begin(&its).is_none(), "two at once");
+            panic!("a defect");
+        });
+        assert!(task.await.unwrap_err().is_panic());
+        assert!(Fetching::begin(&flag).is_some());
     }
 }

@@ -3,10 +3,12 @@
 //! Theory of operation: before a monitor starts, its account's gap is opened in the ledger, where it
 //! stays over failures and restarts until a backfill from its beginning on came to its end. For as
 //! long as that takes, but a minute at most, the account's requests are held, so that they run in
-//! their order. Adapters with `ack` bring what was missed by themselves.
+//! their order. Adapters with `ack` bring what was missed by themselves. Nothing here can leave an
+//! account held or a gap forgotten: the router ends what is held, and whether a catch-up is under way
+//! is asked of its task.
 
 use super::account::Account;
-use super::backfill::{self, Pauses};
+use super::backfill::{self, Pauses, panic_as_error};
 use super::intake::Kind;
 use crate::error_text::describe;
 use crate::ledger::events::{CloseGap, Cursor, OpenGap, cursor};
@@ -14,6 +16,7 @@ use nexus_core::protocol::Capability;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 /// How long an account's requests wait for its catch-up.
 const HOLD_MAX: Duration = Duration::from_secs(60);
@@ -23,7 +26,14 @@ const HOLD_MAX: Duration = Duration::from_secs(60);
 pub(super) struct Gap {
     /// How often it was opened.
     opened: u64,
-    catching_up: bool,
+    /// The newest catch-up, until it closed the gap.
+    catching_up: Option<JoinHandle<()>>,
+}
+
+impl Gap {
+    fn is_catching_up(&self) -> bool {
+        self.catching_up.as_ref().is_some_and(|task| !task.is_finished())
+    }
 }
 
 /// Opens the account's gap. Once this returns the monitor may start: the gap is on disk, and the
@@ -38,44 +48,33 @@ pub(super) async fn begin(account: &Arc<Account>) -> Result<(), String> {
     let is_open = account.shared.ledgers.events.writer.write_until_done(open).await.map_err(|error| describe(&error))?;
     gap.opened += 1;
     // A catch-up that is under way sees that there is more to fetch.
-    if !is_open || gap.catching_up {
+    if !is_open || gap.is_catching_up() {
         return Ok(());
     }
-    gap.catching_up = true;
     let (held, in_force) = oneshot::channel();
-    account.tasks.spawn(catch_up(account.clone(), held));
+    gap.catching_up = Some(account.tasks.spawn(catch_up(account.clone(), held)));
     drop(gap);
     drop(in_force.await); // it is told before anything can go wrong
     Ok(())
 }
 
-/// Holds the account's requests, closes its gap and lets them go: after a minute, when the account
-/// is stopped, in any case.
+/// Holds the account's requests while it closes its gap, unless the account is stopped.
 async fn catch_up(account: Arc<Account>, held: oneshot::Sender<()>) {
-    account.shared.router.hold(&account.key).await;
+    let hold = account.shared.router.hold(&account.key, HOLD_MAX).await;
     held.send(()).ok(); // the monitor's start may have been called off
-    let closing = close_gap(&account);
-    tokio::pin!(closing);
-    let is_over = tokio::select! {
-        () = &mut closing => true,
-        () = account.stop.cancelled() => true,
-        () = tokio::time::sleep(HOLD_MAX) => false,
-    };
-    account.shared.router.release(&account.key).await;
-    if !is_over {
-        tracing::warn!(account = %account.key, "catch-up takes over a minute; its requests go on meanwhile");
-        tokio::select! {
-            () = closing => {}
-            () = account.stop.cancelled() => {}
-        }
+    tokio::select! {
+        () = close_gap(&account) => {}
+        () = account.stop.cancelled() => {}
     }
+    drop(hold);
 }
 
 /// Tries until the gap is closed.
 async fn close_gap(account: &Account) {
     let mut pauses = Pauses::default();
+    let mut has_failed = false;
     loop {
-        match attempt(account).await {
+        match panic_as_error(attempt(account, has_failed)).await {
             Ok(true) => {
                 tracing::info!(account = %account.key, "caught up");
                 return;
@@ -85,10 +84,7 @@ async fn close_gap(account: &Account) {
                 let retry_s = pauses.next_s();
                 tracing::warn!(account = %account.key, %error, retry_s, "catch-up failed; what was missed is still to be fetched");
                 pauses.wait().await;
-                // The credential may be another one by now.
-                if let Err(error) = account.ready().await {
-                    tracing::warn!(account = %account.key, error = error.reason, "not ready for its catch-up");
-                }
+                has_failed = true;
             }
         }
     }
@@ -96,7 +92,10 @@ async fn close_gap(account: &Account) {
 
 /// Fetches the gap as it is now and closes it. False when the monitor was started anew meanwhile:
 /// then more may be missing than was fetched.
-async fn attempt(account: &Account) -> Result<bool, String> {
+async fn attempt(account: &Account, is_repeated: bool) -> Result<bool, String> {
+    if is_repeated {
+        account.ready().await?; // the credential may be another one by now
+    }
     let opened = account.gap.lock().await.opened;
     if let Some(since) = since(account).await? {
         backfill::run(account, since, Kind::Live).await?;
@@ -107,7 +106,7 @@ async fn attempt(account: &Account) -> Result<bool, String> {
     }
     let close = CloseGap { adapter: account.key.adapter.clone(), account: account.key.account.clone() };
     account.shared.ledgers.events.writer.write_until_done(close).await.map_err(|error| describe(&error))?;
-    gap.catching_up = false;
+    gap.catching_up = None;
     Ok(true)
 }
 

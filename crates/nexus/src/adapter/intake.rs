@@ -9,10 +9,10 @@
 use super::framing::{Framing, Piece};
 use super::stats::AccountStats;
 use crate::bus::Bus;
-use crate::clock;
+use crate::clock::{self, Expiry};
 use crate::error_text::describe;
 use crate::ledger::Readers;
-use crate::ledger::events::{Append, Appended, Disposition, EventsCommand, Lines, NewEvent, NewReject, REJECT_HEAD_BYTES, last_seq};
+use crate::ledger::events::{Append, Appended, Disposition, EventsCommand, Lines, NewEvent, NewReject, REJECT_HEAD_BYTES, appended_since};
 use crate::ledger::writer::{WriteError, Writer};
 use crate::metrics::{ChannelResult, Metrics};
 use crate::pipeline::pending::Pending;
@@ -73,13 +73,46 @@ pub struct Rules {
 #[derive(Debug, Clone)]
 pub struct Sinks {
     pub writer: Writer<EventsCommand>,
+    /// Of the events ledger.
+    pub readers: Readers,
     /// The seq up to which events are committed.
     pub committed: Arc<watch::Sender<i64>>,
     pub pending: Pending,
+    /// Nothing is filed for being late while the clock is in doubt.
+    pub expiry: Expiry,
     pub bus: Bus,
     pub metrics: Metrics,
     /// True while the disk has less room than `ledgers.min_free_mb`.
     pub disk_low: watch::Receiver<bool>,
+}
+
+impl Sinks {
+    /// Appends, and repeats that until it is on disk. The answer is that of all attempts together.
+    ///
+    /// # Errors
+    /// [`WriteError::Refused`] and [`WriteError::Closed`].
+    pub async fn append(&self, append: Append) -> Result<Appended, WriteError> {
+        let before = *self.committed.borrow();
+        match self.writer.write(append.clone()).await {
+            Err(WriteError::Unknown { .. }) => self.repeat(append, before).await,
+            done => done,
+        }
+    }
+
+    /// Repeats an append of which nobody knows whether it is on disk. `before` was committed ahead of
+    /// its first attempt: if that one was written all the same, its rows are known by now and would
+    /// count as duplicates, though nobody was told of them.
+    async fn repeat(&self, append: Append, before: i64) -> Result<Appended, WriteError> {
+        let lines = append.lines.clone();
+        let appended = self.writer.write_until_done(append).await?;
+        match self.readers.read(move |connection| appended_since(connection, &lines, before)).await {
+            Ok(of_all_attempts) => Ok(of_all_attempts),
+            Err(error) => {
+                tracing::warn!(error = %describe(&error), "what an earlier attempt committed is seen with the next event");
+                Ok(appended)
+            }
+        }
+    }
 }
 
 /// One account's intake.
@@ -90,8 +123,6 @@ pub struct Intake {
     pub kind: Kind,
     pub rules: watch::Receiver<Rules>,
     pub sinks: Sinks,
-    /// Of the events ledger.
-    pub readers: Readers,
     pub stats: Arc<AccountStats>,
     /// The newest event id that is on disk, for adapters with `ack`.
     pub acks: Option<watch::Sender<Option<String>>>,
@@ -124,6 +155,8 @@ impl Batch {
 struct Flight {
     append: Append,
     last_id: Option<String>,
+    /// The seq up to which events were committed before it.
+    before: i64,
     commit: Pin<Box<dyn Future<Output = Result<Appended, WriteError>> + Send>>,
 }
 
@@ -222,7 +255,7 @@ impl Intake {
         let mut held = None;
         loop {
             let limit = rules.borrow_and_update().pending_max;
-            if *pending.borrow_and_update() < limit {
+            if u64::try_from(*pending.borrow_and_update()).unwrap_or(0) < limit {
                 return;
             }
             held.get_or_insert_with(|| self.stats.hold());
@@ -269,7 +302,8 @@ impl Intake {
     }
 
     fn new_event(&self, event: EventLine<'_>, now: i64) -> NewEvent {
-        let disposition = disposition(self.kind, event.timestamp, now, &self.rules.borrow().catch_up);
+        let by_age = disposition(self.kind, event.timestamp, now, &self.rules.borrow().catch_up);
+        let is_doubtful = by_age == Disposition::Filed && self.sinks.expiry.doubt().is_some();
         NewEvent {
             event_id: event.event_id.into_owned(),
             channel: event.channel.into_owned(),
@@ -286,7 +320,7 @@ impl Intake {
             metadata: event.metadata.map(|json| json.get().to_owned()),
             timestamp: event.timestamp,
             received_at: now,
-            disposition,
+            disposition: if is_doubtful { Disposition::Late } else { by_age },
         }
     }
 
@@ -294,8 +328,9 @@ impl Intake {
         let Batch { lines, last_id, .. } = std::mem::take(batch);
         let append =
             Append { adapter: self.account.adapter.as_str().into(), account: self.account.account.as_str().into(), lines: Arc::new(lines) };
+        let before = *self.sinks.committed.borrow();
         match self.sinks.writer.submit(append.clone()).await {
-            Ok(commit) => Some(Flight { append, last_id, commit: Box::pin(commit) }),
+            Ok(commit) => Some(Flight { append, last_id, before, commit: Box::pin(commit) }),
             Err(error) => {
                 tracing::warn!(account = %self.account, %error, "lines not accepted; the adapter has to bring them again");
                 None
@@ -306,20 +341,16 @@ impl Intake {
     /// A commit returned: repeat it if nobody knows, else tell whom it concerns. False when its lines
     /// are not in the ledger.
     async fn land(&self, flight: Flight, result: Result<Appended, WriteError>) -> bool {
-        let repeated = matches!(&result, Err(WriteError::Unknown { .. }));
         let result = match result {
             Err(WriteError::Unknown { ledger, message }) => {
                 tracing::warn!(account = %self.account, ledger, %message, "lines not on disk yet, holding this account");
-                self.sinks.writer.write_until_done(flight.append.clone()).await
+                self.sinks.repeat(flight.append.clone(), flight.before).await
             }
             done => done,
         };
         match result {
             Ok(appended) => {
                 self.accepted(&flight, &appended);
-                if repeated {
-                    self.tell_newest().await;
-                }
                 true
             }
             Err(error) => {
@@ -329,28 +360,13 @@ impl Intake {
         }
     }
 
-    /// After a repetition: if the first attempt was on disk all the same, its rows are known by now
-    /// and nobody was told their seqs.
-    async fn tell_newest(&self) {
-        match self.readers.read(last_seq).await {
-            Ok(newest) => self.tell_committed(newest),
-            Err(error) => {
-                tracing::warn!(account = %self.account, error = %describe(&error), "what was committed is seen with the next event");
-            }
-        }
-    }
-
-    fn tell_committed(&self, newest: i64) {
-        crate::ledger::raise(&self.sinks.committed, newest);
-    }
-
     fn accepted(&self, flight: &Flight, appended: &Appended) {
         let Lines { events, rejects } = &*flight.append.lines;
         let fresh = || appended.iter().zip(events).filter_map(|(seq, event)| seq.map(|seq| (seq, event)));
         let runs = fresh().filter(|(_, event)| matches!(event.disposition, Disposition::Run | Disposition::Late)).count();
         self.sinks.pending.raise(&self.account, runs as u64);
         if let Some(newest) = appended.iter().flatten().max() {
-            self.tell_committed(*newest);
+            crate::ledger::raise(&self.sinks.committed, *newest);
         }
         let mut new = 0;
         for (seq, event) in fresh() {

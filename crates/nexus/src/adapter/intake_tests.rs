@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::ledger::{self, Database};
+use nexus_core::doubt::Reading;
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe::{Sender, pipe};
@@ -19,13 +20,19 @@ struct Place {
 }
 
 fn place(pending_max: u64) -> Place {
+    place_with(pending_max, Expiry::new(0))
+}
+
+fn place_with(pending_max: u64, expiry: Expiry) -> Place {
     let directory = tempfile::tempdir().unwrap();
     let (ledger, _threads) = ledger::start::<EventsCommand>(directory.path(), 0).unwrap();
     let rules = watch::Sender::new(Rules { line_bytes_max: 4096, pending_max, catch_up: CatchUp::default() });
     let sinks = Sinks {
         writer: ledger.writer.clone(),
+        readers: ledger.readers.clone(),
         committed: Arc::new(watch::Sender::new(0)),
         pending: Pending::default(),
+        expiry,
         bus: Bus::new(1, 16),
         metrics: Metrics::new(),
         disk_low: watch::channel(false).1,
@@ -36,7 +43,6 @@ fn place(pending_max: u64) -> Place {
         kind: Kind::Live,
         rules: rules.subscribe(),
         sinks,
-        readers: ledger.readers.clone(),
         stats: Arc::default(),
         acks: None,
         silence_max: None,
@@ -50,14 +56,29 @@ fn count(ledger: &Database<EventsCommand>, table: &str) -> i64 {
     ledger.readers.read_now(|connection| connection.query_row(&sql, [], |row| row.get(0))).unwrap()
 }
 
+fn line(n: u32) -> String {
+    let line: Value = json!({
+        "event_id": format!("fake:me-{n}"), "timestamp": 1, "content": "", "content_type": "text", "channel": "fake",
+        "account_id": "me", "sender_id": "u1", "peer_id": "p1", "peer_kind": "dm",
+    });
+    line.to_string()
+}
+
 async fn say(pipe: &mut Sender, numbers: std::ops::RangeInclusive<u32>) {
     for n in numbers {
-        let line: Value = json!({
-            "event_id": format!("fake:me-{n}"), "timestamp": 1, "content": "", "content_type": "text", "channel": "fake",
-            "account_id": "me", "sender_id": "u1", "peer_id": "p1", "peer_kind": "dm",
-        });
-        pipe.write_all(format!("{line}\n").as_bytes()).await.unwrap();
+        pipe.write_all(format!("{}\n", line(n)).as_bytes()).await.unwrap();
     }
+}
+
+/// When all lines of [`batch`] are received.
+const NOW: i64 = 1_000_000;
+
+fn batch(intake: &Intake, numbers: &[u32]) -> Batch {
+    let mut batch = Batch::default();
+    for n in numbers {
+        intake.take(Piece::Line(line(*n).as_bytes()), 4096, NOW, &mut batch);
+    }
+    batch
 }
 
 async fn soon(what: &str, mut is_so: impl FnMut() -> bool) {
@@ -136,4 +157,30 @@ async fn one_that_says_nothing_is_given_up() {
     assert_eq!(intake.run(stdout).await, Ended::Silent);
     assert_eq!(count(&ledger, "events"), 2);
     drop(child);
+}
+
+#[tokio::test]
+async fn a_repetition_counts_what_an_earlier_attempt_had_written_and_nothing_twice() {
+    let Place { ledger, rules: _rules, intake, _directory } = place(100);
+    let mut flight = intake.launch(&mut batch(&intake, &[1])).await.unwrap();
+    let landed = (&mut flight.commit).await;
+    assert!(intake.land(flight, landed).await);
+    let mut flight = intake.launch(&mut batch(&intake, &[1, 2, 3, 3])).await.unwrap();
+    (&mut flight.commit).await.unwrap();
+    let unknown = Err(WriteError::Unknown { ledger: "events", message: "the answer was lost".to_owned() });
+    assert!(intake.land(flight, unknown).await);
+    assert_eq!(count(&ledger, "events"), 3);
+    assert_eq!(*intake.sinks.pending.watch(&intake.account).borrow(), 3);
+    assert_eq!(*intake.sinks.committed.borrow(), 3, "the router was not told");
+    assert_eq!(intake.stats.events(), 3);
+}
+
+#[tokio::test]
+async fn late_events_are_not_filed_while_the_clock_is_in_doubt() {
+    let in_doubt = Expiry::with_clocks(NOW + 1, || Reading { wall_ms: NOW, boot_ms: 0 });
+    for (expiry, expected) in [(Expiry::new(0), Disposition::Filed), (in_doubt, Disposition::Late)] {
+        let Place { ledger: _ledger, rules, intake, _directory } = place_with(100, expiry);
+        rules.send_modify(|rules| rules.catch_up = CatchUp { max_age_ms: 1000, late: Late::File, ..CatchUp::default() });
+        assert_eq!(batch(&intake, &[1]).lines.events[0].disposition, expected);
+    }
 }

@@ -2,6 +2,7 @@
 //! where it was. Never waited for: a notice that the disk can't take is counted and gone.
 
 use super::{Batch, Bus, Subscriber};
+use crate::clock::{Expiry, wall_ms};
 use crate::ledger::writer::{Weight, commands};
 use crate::ledger::{Database, Ledger};
 use bytes::Bytes;
@@ -10,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 /// Frames of one write.
 const BATCH: usize = 256;
+const DAY_MS: i64 = 86_400_000;
 
 /// Frames to keep.
 #[derive(Debug, Clone)]
@@ -48,6 +50,7 @@ pub async fn write_through(
     mut subscriber: Subscriber,
     database: Database<BusCommand>,
     retention_days: u32,
+    expiry: Expiry,
     stop: CancellationToken,
 ) {
     loop {
@@ -58,8 +61,10 @@ pub async fn write_through(
         loop {
             match subscriber.take(BATCH) {
                 Batch::Frames(frames) => {
-                    let now = crate::clock::wall_ms();
-                    let drop_before = now - i64::from(retention_days) * 86_400_000;
+                    let drop_before = match expiry.doubt() {
+                        None => wall_ms() - i64::from(retention_days) * DAY_MS,
+                        Some(_) => i64::MIN, // nothing is that old
+                    };
                     let kept = frames.into_iter().filter(|frame| frame.kind.is_kept());
                     let frames = kept.map(|frame| (frame.seq, frame.kind.as_str(), frame.ts, frame.bytes)).collect();
                     if let Err(error) = database.writer.write(Keep { epoch: bus.epoch(), frames, drop_before }).await {

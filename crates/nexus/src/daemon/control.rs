@@ -103,6 +103,7 @@ impl Control {
                     self.bus.subscribe(),
                     Database::clone(&database),
                     config.bus.retention_days,
+                    self.sinks.expiry.clone(),
                     stop.clone(),
                 );
                 self.store.store(Some(Arc::new(database)));
@@ -166,10 +167,16 @@ impl Control {
     /// Commits one event and wakes the router; of an event that was answered before it tells the end.
     async fn append(&self, append: Append, event_id: &str) -> Result<Option<End>, String> {
         let new = self.ledgers.events.writer.write(append).await.map_err(|error| error.to_string())?.into_iter().flatten().next();
-        let Some(seq) = new else { return self.known_end(self.seq_of(event_id).await?).await };
-        self.sinks.pending.raise(&AccountKey::new(CLI_CHANNEL, DEFAULT_ACCOUNT), 1);
+        let seq = match new {
+            Some(seq) => {
+                self.sinks.pending.raise(&AccountKey::new(CLI_CHANNEL, DEFAULT_ACCOUNT), 1);
+                seq
+            }
+            None => self.seq_of(event_id).await?,
+        };
+        // Also when it was known: an earlier call may have been told that it failed though it had not.
         crate::ledger::raise(&self.sinks.committed, seq);
-        Ok(None)
+        if new.is_some() { Ok(None) } else { self.known_end(seq).await }
     }
 
     async fn seq_of(&self, event_id: &str) -> Result<i64, String> {

@@ -4,10 +4,11 @@ use super::build::settings;
 use super::error::StartError;
 use super::housekeeping::Watch;
 use crate::bus::Bus;
+use crate::clock::Expiry;
 use crate::error_text::describe;
 use crate::keeper::Keeper;
 use crate::ledger::Ledgers;
-use crate::ledger::events::last_seq;
+use crate::ledger::events::{last_seq, newest_received_at};
 use crate::ledger::nexus::{Delivery, Interrupted};
 use crate::metrics::Metrics;
 use crate::pipeline::outbox::Outbox;
@@ -52,6 +53,7 @@ pub(super) struct Engine {
     pub(super) router_stats: watch::Receiver<RouterStats>,
     pub(super) committed: Arc<watch::Sender<i64>>,
     pub(super) pending: Pending,
+    pub(super) expiry: Expiry,
     pub(super) tasks: Vec<JoinHandle<()>>,
     pub(super) recovered: Recovered,
 }
@@ -66,7 +68,8 @@ pub(super) async fn start(ground: Ground<'_>, interrupted: Vec<Interrupted>) -> 
     let settings = settings(config, keeper, workspace).map_err(|error| StartError::Setting(describe(&error)))?;
     let recovered = recovery::recover(ledgers, &settings, interrupted, epoch).await?;
     let routes = routes(config);
-    let outbox = Outbox::new(ledgers.clone(), routes.clone(), bus.clone(), metrics.clone(), epoch);
+    let expiry = Expiry::new(ledgers.events.readers.read(newest_received_at).await?);
+    let outbox = Outbox::new(ledgers.clone(), routes.clone(), bus.clone(), metrics.clone(), expiry.clone(), epoch);
     // Before the router: nothing new may enter a lane ahead of what waits in it.
     let held = outbox.take_up_uncertain(|delivery| may_retry(config, delivery)).await?;
     if held > 0 {
@@ -103,7 +106,7 @@ pub(super) async fn start(ground: Ground<'_>, interrupted: Vec<Interrupted>) -> 
     let (stats, router_stats) = watch::channel(RouterStats::default());
     let (router, router_task) = Router::start(pipeline.clone(), committed.subscribe(), admitted, pending.clone(), stats).await?;
     let router_task = watch_over.guard("router", router_task, router.stopping());
-    Ok(Engine { pipeline, routes, outbox, router, router_task, router_stats, committed, pending, tasks, recovered })
+    Ok(Engine { pipeline, routes, outbox, router, router_task, router_stats, committed, pending, expiry, tasks, recovered })
 }
 
 /// Whether the adapter's config wants an uncertain delivery sent again.

@@ -75,6 +75,7 @@ pub(super) async fn run(control: Arc<Control>, disk: watch::Sender<bool>, data_d
     loop {
         tokio::select! {
             _ = disk_tick.tick() => {
+                control.sinks.expiry.look();
                 count_stuck(&control).await;
                 watch_disk(&data_dir, control.config.load().ledgers.min_free_mb, &disk);
                 crate::keeper::leftovers::reap_all();
@@ -122,6 +123,9 @@ pub(super) async fn write_analytics(control: &Control) {
 }
 
 async fn prune(control: &Control) {
+    if control.sinks.expiry.doubt().is_some() {
+        return; // traces too expire by the clock
+    }
     let retention = control.config.load().ledgers.retention.clone();
     let now = clock::wall_ms();
     loop {

@@ -99,9 +99,8 @@ async fn apply(control: &Control, change: &Change, new: &Config) {
         }
         Change::AdapterRemoved(name) => adapters.remove(name).await,
         Change::AdapterChanged { name } => {
-            adapters.remove(name).await;
             if let Some(adapter) = new.adapters.get(name) {
-                adapters.add(name, adapter).await;
+                adapters.replace(name, adapter).await;
             }
         }
         Change::AdapterSettings { name } => {

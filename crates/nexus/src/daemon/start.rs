@@ -67,7 +67,7 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
 
     let data_dir = paths.data_dir(&config.ledgers.directory);
     let (ledgers, threads) = Ledgers::start(&data_dir, clock::wall_ms())?;
-    let begun = ledgers.nexus.writer.write(BeginEpoch { at: clock::wall_ms(), owner: instance }).await?;
+    let begun = ledgers.nexus.writer.write(BeginEpoch { at: clock::wall_ms() }).await?;
     steps.done("databases");
 
     let (metrics, stop) = (Metrics::new(), CancellationToken::new());
@@ -152,8 +152,10 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
 fn sinks(ledgers: &Ledgers, engine: &Engine, bus: &Bus, metrics: &Metrics, disk_low: &watch::Receiver<bool>) -> Sinks {
     Sinks {
         writer: ledgers.events.writer.clone(),
+        readers: ledgers.events.readers.clone(),
         committed: engine.committed.clone(),
         pending: engine.pending.clone(),
+        expiry: engine.expiry.clone(),
         bus: bus.clone(),
         metrics: metrics.clone(),
         disk_low: disk_low.clone(),

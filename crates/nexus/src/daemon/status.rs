@@ -127,6 +127,7 @@ fn judge(control: &Control, reports: &[AccountReport]) -> (Overall, Vec<String>)
         adapters: reports.iter().map(|report| AdapterHealth { status: report.status, health: report.health }).collect(),
         tasks_restarted: control.watch_over.lost().len(),
         stuck_deliveries: control.stuck.load(Ordering::Relaxed),
+        clock_doubt: control.sinks.expiry.doubt(),
     })
 }
 

@@ -5,10 +5,13 @@ use super::{Ledger, optional};
 use nexus_core::event::{Event, PeerKind};
 use rusqlite::{Connection, Row, params};
 use sha2::{Digest, Sha256};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 /// Reject rows kept per account; older ones make room.
 const REJECTS_KEPT: i64 = 10_000;
+/// Newest rows among which the newest time of receipt is looked for.
+const NEWEST_ROWS: i64 = 1_000;
 /// Bytes of a rejected line that are kept.
 pub const REJECT_HEAD_BYTES: usize = 4096;
 
@@ -392,10 +395,26 @@ pub fn last_seq(connection: &Connection) -> rusqlite::Result<i64> {
     connection.query_row("SELECT coalesce(max(seq), 0) FROM events", [], |row| row.get(0))
 }
 
-/// The newest `received_at`, by which a clock that went back is noticed.
+/// The newest `received_at`, by which a clock that went back is noticed; 0 for an empty ledger. The
+/// newest of some, since the very last may have been received after the clock went back.
 pub fn newest_received_at(connection: &Connection) -> rusqlite::Result<i64> {
-    optional(connection.query_row("SELECT received_at FROM events ORDER BY seq DESC LIMIT 1", [], |row| row.get(0)))
-        .map(Option::unwrap_or_default)
+    let sql = "SELECT coalesce(max(received_at), 0) FROM (SELECT received_at FROM events ORDER BY seq DESC LIMIT ?1)";
+    connection.query_row(sql, [NEWEST_ROWS], |row| row.get(0))
+}
+
+/// For each event of an [`Append`] that may have been written by an earlier attempt: its seq if it is
+/// beyond `before`, where the ledger ended ahead of the first attempt, and was received when this one
+/// was. A line that came twice has its seq once.
+pub fn appended_since(connection: &Connection, lines: &Lines, before: i64) -> rusqlite::Result<Appended> {
+    let mut query = connection.prepare_cached("SELECT seq FROM events WHERE key = ?1 AND seq > ?2 AND received_at = ?3")?;
+    let mut seen = HashSet::new();
+    let mut seqs = Vec::with_capacity(lines.events.len());
+    for event in &lines.events {
+        let key = key(&event.channel, &event.event_id);
+        let seq: Option<i64> = optional(query.query_row(params![key, before, event.received_at], |row| row.get(0)))?;
+        seqs.push(seq.filter(|seq| seen.insert(*seq)));
+    }
+    Ok(seqs)
 }
 
 #[cfg(test)]
@@ -441,6 +460,15 @@ mod tests {
 
     fn found(connection: &Connection) -> Cursor {
         cursor(connection, "fake", "me").unwrap().unwrap()
+    }
+
+    #[test]
+    fn a_clock_that_went_back_does_not_hide_the_newest_time() {
+        let connection = ledger();
+        assert_eq!(newest_received_at(&connection).unwrap(), 0);
+        append(&connection, vec![event("fake:1", 0, Disposition::Run)]);
+        append(&connection, vec![NewEvent { received_at: 70, ..event("fake:2", 0, Disposition::Run) }]);
+        assert_eq!(newest_received_at(&connection).unwrap(), 5_000);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! retry never lets a later message pass. A row is `sending` before its first byte leaves.
 
 use crate::bus::Bus;
-use crate::clock;
+use crate::clock::{self, Expiry};
 use crate::error_text::describe;
 use crate::ledger::Ledgers;
 use crate::ledger::nexus::{
@@ -11,11 +11,13 @@ use crate::ledger::nexus::{
 };
 use crate::metrics::{ChannelStatus, Metrics};
 use crate::routes::{Route, Routes};
+use futures_util::FutureExt;
 use nexus_core::config::OnUncertain;
 use nexus_core::notice::NoticeType;
 use nexus_core::protocol::{SendOutcome, send_retry_delay_ms};
 use serde_json::json;
 use std::collections::{HashMap, VecDeque};
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -31,6 +33,8 @@ const INLINE_BYTES_MAX: usize = 4096;
 const AT_HAND_MAX: usize = 1024;
 /// Sends under way at once for one adapter, so that one that hangs leaves room for the others.
 const SENDS_PER_ADAPTER: usize = 16;
+/// Pause before a delivery that can't be read is read again.
+const READ_RETRY: Duration = Duration::from_millis(500);
 
 /// Handle to the outbox. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -44,6 +48,7 @@ struct Shared {
     routes: Routes,
     bus: Bus,
     metrics: Metrics,
+    expiry: Expiry,
     epoch: i64,
     lanes: Mutex<HashMap<String, Lane>>,
     sends: Semaphore,
@@ -120,12 +125,13 @@ impl Waiting {
 }
 
 impl Outbox {
-    pub fn new(ledgers: Ledgers, routes: Routes, bus: Bus, metrics: Metrics, epoch: i64) -> Self {
+    pub fn new(ledgers: Ledgers, routes: Routes, bus: Bus, metrics: Metrics, expiry: Expiry, epoch: i64) -> Self {
         let shared = Shared {
             ledgers,
             routes,
             bus,
             metrics,
+            expiry,
             epoch,
             lanes: Mutex::default(),
             sends: Semaphore::new(SENDS_MAX),
@@ -160,7 +166,7 @@ impl Outbox {
         let ledger = &self.shared.ledgers.nexus;
         let (mut held, now) = (0, clock::wall_ms());
         for row in ledger.readers.read(uncertain_deliveries).await? {
-            if retry(&row) && row.expires_at > now {
+            if retry(&row) && !self.shared.expiry.is_over(row.expires_at) {
                 let command = ResolveDelivery { delivery_id: row.delivery_id, resolution: Resolution::Retry, at: now, ttl_ms: 0 };
                 ledger.writer.write(command).await?;
             } else {
@@ -262,7 +268,11 @@ impl Outbox {
                     }
                 }
             };
-            self.deliver(next, &hurry).await;
+            // A defect in one must not end the lane: nobody would serve what is queued in it after that.
+            let delivery_id = next.delivery_id.clone();
+            if AssertUnwindSafe(self.deliver(next, &hurry)).catch_unwind().await.is_err() {
+                tracing::error!(delivery_id, "delivering panicked; the next start decides about this delivery");
+            }
             self.shared.depth.fetch_sub(1, Ordering::Relaxed);
         }
     }
@@ -316,7 +326,7 @@ impl Outbox {
 
     /// One attempt; `None` when it isn't ours to make (any more).
     async fn attempt(&self, delivery: &Delivery) -> Option<Settled> {
-        if clock::wall_ms() > delivery.expires_at {
+        if self.shared.expiry.is_over(delivery.expires_at) {
             return Some(Settled::Expired { error: "not delivered within its time to live".into() });
         }
         let route = tokio::select! {
@@ -390,13 +400,18 @@ impl Outbox {
         self.shared.bus.publish(kind, notice);
     }
 
+    /// Reads a delivery, however often that takes: going on without it would let later ones pass. `None`
+    /// when there is none, or nothing is begun any more.
     async fn load(&self, delivery_id: &str) -> Option<Delivery> {
-        let id = delivery_id.to_owned();
-        match self.shared.ledgers.nexus.readers.read(move |connection| delivery(connection, &id)).await {
-            Ok(row) => row,
-            Err(error) => {
-                tracing::error!(delivery_id, error = %describe(&error), "delivery can't be read; it stays pending until the next start");
-                None
+        loop {
+            let id = delivery_id.to_owned();
+            match self.shared.ledgers.nexus.readers.read(move |connection| delivery(connection, &id)).await {
+                Ok(row) => return row,
+                Err(error) => tracing::error!(delivery_id, error = %describe(&error), "delivery can't be read; trying again"),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(READ_RETRY) => {}
+                () = self.shared.stop.cancelled() => return None,
             }
         }
     }
@@ -457,3 +472,7 @@ fn pending(row: NewDelivery) -> Delivery {
         expires_at: row.expires_at,
     }
 }
+
+#[cfg(test)]
+#[path = "outbox_tests.rs"]
+mod tests;

@@ -8,6 +8,8 @@
 mod admit;
 mod lanes;
 mod sessions;
+#[cfg(test)]
+mod tests;
 
 use super::pending::Pending;
 use super::{Outcome, Pipeline, Prepared};
@@ -29,6 +31,14 @@ const PREPARED_MAX: usize = 1024;
 const INBOX_MAX: usize = 4096;
 /// Admitted pages that may wait for the router.
 const PAGES_MAX: usize = 2;
+
+/// Keeps an account's requests waiting while it lives; several of one account add up. Dropped in
+/// whatever way, a panic included, it lets them go.
+#[derive(Debug)]
+#[must_use = "dropped at once, it holds nothing"]
+pub struct Hold {
+    _alive: oneshot::Sender<()>,
+}
 
 /// What the router is told.
 #[derive(Debug)]
@@ -106,18 +116,14 @@ impl Router {
         Ok((router, tokio::spawn(state.run(inbox, committed, stop))))
     }
 
-    /// Keeps the requests of `account` waiting; returns once that is in force.
-    pub async fn hold(&self, account: &AccountKey) {
+    /// Keeps the requests of `account` waiting for as long as the answer lives, but `limit` at most;
+    /// returns once that is in force.
+    pub async fn hold(&self, account: &AccountKey, limit: Duration) -> Hold {
         let (done, in_force) = oneshot::channel();
-        if self.told.send(Told::Hold(account.clone(), done)).await.is_ok() {
-            drop(in_force.await); // an error means that the router has stopped
-        }
-    }
-
-    pub async fn release(&self, account: &AccountKey) {
-        if self.told.send(Told::Release(account.clone())).await.is_err() {
-            tracing::debug!(%account, "the router has stopped");
-        }
+        let (alive, dropped) = oneshot::channel();
+        tokio::spawn(keep_held(self.told.clone(), account.clone(), done, dropped, limit));
+        drop(in_force.await); // an error means that the router has stopped
+        Hold { _alive: alive }
     }
 
     /// Cancelled once nothing new is to be started.
@@ -199,11 +205,8 @@ impl State {
             Told::Prepared { seq, outcome } => self.prepared(seq, outcome),
             Told::Released { seq, session, agent, system } => {
                 self.over(seq);
-                let next = self.sessions.released(&session, &agent, system);
-                self.start_runs(&agent);
-                if let Some(next) = next.filter(|next| *next != agent) {
-                    self.start_runs(&next);
-                }
+                let agents = self.sessions.released(&session, &agent, system);
+                self.start_runs(&agents);
             }
             Told::Hold(account, done) => {
                 self.lanes.hold(&account);
@@ -229,18 +232,16 @@ impl State {
                 self.go_on_without(seq);
             }
             Outcome::Run(prepared) => {
-                let agent = prepared.agent.name.clone();
-                self.sessions.push(seq, *prepared, PREPARED_MAX);
-                self.start_runs(&agent);
+                let agents = self.sessions.push(seq, *prepared, PREPARED_MAX);
+                self.start_runs(&agents);
             }
         }
     }
 
     /// The session that kept a place for this request need not wait for it.
     fn go_on_without(&mut self, seq: i64) {
-        if let Some(agent) = self.sessions.forget(seq) {
-            self.start_runs(&agent);
-        }
+        let agents = self.sessions.forget(seq);
+        self.start_runs(&agents);
     }
 
     /// A request has its end.
@@ -277,8 +278,14 @@ impl State {
         });
     }
 
-    /// Starts every run of `agent` that may start now.
-    fn start_runs(&mut self, agent: &str) {
+    /// Starts every run of these agents that may start now.
+    fn start_runs(&mut self, agents: &[String]) {
+        for agent in agents {
+            self.start_runs_of(agent);
+        }
+    }
+
+    fn start_runs_of(&mut self, agent: &str) {
         while let Some((seq, prepared)) = self.sessions.start_next(agent) {
             let Some(known) = self.requests.get(&seq) else { continue };
             match prepared {
@@ -340,6 +347,24 @@ async fn load(pipeline: &Pipeline, seq: i64, at_hand: Option<Box<(String, Stored
             None
         }
     }
+}
+
+/// Holds an account until `dropped` says that nobody wants it any more, or for `limit`. A task of its
+/// own: nothing that happens to who asked for it can leave the account held.
+async fn keep_held(
+    told: mpsc::Sender<Told>,
+    account: AccountKey,
+    done: oneshot::Sender<()>,
+    dropped: oneshot::Receiver<()>,
+    limit: Duration,
+) {
+    if told.send(Told::Hold(account.clone(), done)).await.is_err() {
+        return; // the router has stopped
+    }
+    if tokio::time::timeout(limit, dropped).await.is_err() {
+        tracing::warn!(%account, limit_s = limit.as_secs(), "held for its whole limit; the account's requests go on meanwhile");
+    }
+    tell(&told, Told::Release(account)).await;
 }
 
 async fn tell(told: &mpsc::Sender<Told>, what: Told) {

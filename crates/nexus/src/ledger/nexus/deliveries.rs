@@ -134,9 +134,9 @@ pub struct ClaimDelivery {
 impl ClaimDelivery {
     pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Claim> {
         let sql = "UPDATE deliveries SET status = 'sending', attempts = attempts + 1, updated_at = ?2, epoch = ?3
-                   WHERE delivery_id = ?1 AND status = 'pending' AND epoch <= ?3";
+                   WHERE delivery_id = ?1 AND status = 'pending' AND ?3 = (SELECT value FROM counters WHERE name = 'epoch')";
         let changed = connection.prepare_cached(sql)?.execute(params![self.delivery_id, self.at, self.epoch])?;
-        Ok(if changed == 1 { Claim::Done } else { Claim::Lost })
+        if changed == 1 { Ok(Claim::Done) } else { was_done(connection, &self.delivery_id, "sending", self.at, self.epoch) }
     }
 }
 
@@ -187,12 +187,12 @@ impl SettleDelivery {
         };
         let sql = format!(
             "UPDATE deliveries SET status = ?2, error = ?3, message_ids = ?4, next_attempt_at = ?5, updated_at = ?6, epoch = ?7
-             WHERE delivery_id = ?1 AND {from} AND epoch <= ?7"
+             WHERE delivery_id = ?1 AND {from} AND ?7 = (SELECT value FROM counters WHERE name = 'epoch')"
         );
         let changed =
             connection.prepare_cached(&sql)?.execute(params![self.delivery_id, status, error, ids, next_at, self.at, self.epoch])?;
         if changed == 0 {
-            return Ok(Claim::Lost);
+            return was_done(connection, &self.delivery_id, status, self.at, self.epoch);
         }
         if status == "sent" {
             let seq = next(connection, "sent_seq")?;
@@ -202,6 +202,14 @@ impl SettleDelivery {
         }
         Ok(Claim::Done)
     }
+}
+
+/// After a command that found nothing to change: `Done` if this very command is on disk already, written
+/// by an attempt that nobody heard of. Taken for lost, its delivery would be seen to by nobody.
+fn was_done(connection: &Connection, delivery_id: &str, status: &str, at: i64, epoch: i64) -> rusqlite::Result<Claim> {
+    let sql = "SELECT count(*) FROM deliveries WHERE delivery_id = ?1 AND status = ?2 AND updated_at = ?3 AND epoch = ?4";
+    let same: i64 = connection.prepare_cached(sql)?.query_row(params![delivery_id, status, at, epoch], |row| row.get(0))?;
+    Ok(if same == 1 { Claim::Done } else { Claim::Lost })
 }
 
 /// What a person decides about a delivery that failed or is uncertain.
@@ -244,3 +252,80 @@ impl Weight for ClaimDelivery {}
 impl Weight for ResolveDelivery {}
 
 impl Weight for SettleDelivery {}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::ledger::nexus::BeginEpoch;
+
+    /// A ledger in its first epoch with one delivery that waits.
+    fn ledger() -> Connection {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(include_str!("../../../migrations/nexus/0001_work.sql")).unwrap();
+        BeginEpoch { at: 1 }.apply(&connection).unwrap();
+        let delivery = NewDelivery {
+            delivery_id: "d".to_owned(),
+            request_id: "req".to_owned(),
+            event_seq: 1,
+            run_id: None,
+            adapter: "fake".to_owned(),
+            channel: "fake".to_owned(),
+            account_id: "me".to_owned(),
+            target: "p".to_owned(),
+            thread_id: None,
+            reply_to_id: None,
+            idempotency_key: "key".to_owned(),
+            content: "hello".to_owned(),
+            created_at: 1,
+            expires_at: 1_000,
+            here: false,
+        };
+        delivery.insert(&connection, 1).unwrap();
+        connection
+    }
+
+    fn claim(connection: &Connection, at: i64, epoch: i64) -> Claim {
+        ClaimDelivery { delivery_id: "d".to_owned(), at, epoch }.apply(connection).unwrap()
+    }
+
+    fn settle(connection: &Connection, settled: Settled, at: i64) -> Claim {
+        SettleDelivery { delivery_id: "d".to_owned(), settled, at, epoch: 1 }.apply(connection).unwrap()
+    }
+
+    fn found(connection: &Connection) -> (String, u32) {
+        connection.query_row("SELECT status, attempts FROM deliveries", [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap()
+    }
+
+    #[test]
+    fn a_claim_that_is_repeated_is_still_a_claim_and_counts_once() {
+        let connection = ledger();
+        assert_eq!((claim(&connection, 10, 1), claim(&connection, 10, 1)), (Claim::Done, Claim::Done));
+        assert_eq!(found(&connection), ("sending".to_owned(), 1));
+        assert_eq!(claim(&connection, 11, 1), Claim::Lost, "another one's");
+    }
+
+    #[test]
+    fn an_end_that_is_repeated_is_still_that_end() {
+        let connection = ledger();
+        claim(&connection, 10, 1);
+        let retry = || Settled::Retry { at: 500, error: "no".to_owned() };
+        assert_eq!((settle(&connection, retry(), 20), settle(&connection, retry(), 20)), (Claim::Done, Claim::Done));
+        assert_eq!(found(&connection).0, "pending");
+        claim(&connection, 30, 1);
+        let sent = || Settled::Sent { message_ids: vec!["m".to_owned()] };
+        assert_eq!((settle(&connection, sent(), 40), settle(&connection, sent(), 40)), (Claim::Done, Claim::Done));
+        let sent_seq: i64 = connection.query_row("SELECT value FROM counters WHERE name = 'sent_seq'", [], |row| row.get(0)).unwrap();
+        assert_eq!(sent_seq, 1, "what was said once is recorded once");
+        assert_eq!(settle(&connection, retry(), 50), Claim::Lost, "it is over");
+    }
+
+    #[test]
+    fn a_former_daemon_claims_nothing() {
+        let connection = ledger();
+        BeginEpoch { at: 2 }.apply(&connection).unwrap();
+        assert_eq!(claim(&connection, 10, 1), Claim::Lost);
+        assert_eq!(claim(&connection, 10, 2), Claim::Done);
+        assert_eq!(settle(&connection, Settled::Failed { error: "no".to_owned() }, 20), Claim::Lost);
+    }
+}

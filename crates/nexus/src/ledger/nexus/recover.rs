@@ -11,7 +11,6 @@ use rusqlite::{Connection, params};
 #[derive(Debug, Clone)]
 pub struct BeginEpoch {
     pub at: i64,
-    pub owner: String,
 }
 
 /// What the former daemon left.
@@ -37,8 +36,8 @@ impl BeginEpoch {
         let epoch = next(connection, "epoch")?;
         let error = "the daemon stopped while this was being sent; it may or may not have arrived";
         connection.execute(
-            "UPDATE deliveries SET status = 'uncertain', error = ?1, updated_at = ?2, owner = ?3, epoch = ?4 WHERE status = 'sending'",
-            params![error, self.at, self.owner, epoch],
+            "UPDATE deliveries SET status = 'uncertain', error = ?1, updated_at = ?2, epoch = ?3 WHERE status = 'sending'",
+            params![error, self.at, epoch],
         )?;
         connection.execute("UPDATE runs SET status = 'interrupted', finished_at = ?1 WHERE status = 'running'", [self.at])?;
         connection.execute("UPDATE nexus_requests SET status = 'interrupted' WHERE status = 'processing'", [])?;

@@ -83,7 +83,7 @@ pub struct SettleRequest {
 impl SettleRequest {
     pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Claim> {
         let sql = "UPDATE nexus_requests SET status = ?2, stage = ?3, reason = ?4, trace = ?5, completed_at = ?6, epoch = ?7
-                   WHERE event_seq = ?1 AND status IN ('waiting', 'interrupted') AND epoch <= ?7";
+                   WHERE event_seq = ?1 AND status IN ('waiting', 'interrupted') AND ?7 = (SELECT value FROM counters WHERE name = 'epoch')";
         let changed = connection.prepare_cached(sql)?.execute(params![
             self.event_seq,
             self.status.as_str(),
@@ -113,7 +113,7 @@ pub struct StartRun {
 impl StartRun {
     pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Claim> {
         let claim = "UPDATE nexus_requests SET status = 'processing', stage = 'runAgent', session = ?2, agent = ?3, attempts = attempts + 1, epoch = ?4
-                     WHERE event_seq = ?1 AND status IN ('waiting', 'interrupted') AND epoch <= ?4";
+                     WHERE event_seq = ?1 AND status IN ('waiting', 'interrupted') AND ?4 = (SELECT value FROM counters WHERE name = 'epoch')";
         let changed = connection.prepare_cached(claim)?.execute(params![self.event_seq, self.session, self.agent, self.epoch])?;
         if changed == 0 {
             let known = "SELECT count(*) FROM runs WHERE run_id = ?1 AND status = 'running'";

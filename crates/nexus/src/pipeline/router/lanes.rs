@@ -1,7 +1,7 @@
 //! Conversations: which request of which conversation may be prepared next. Pure bookkeeping.
 
 use nexus_core::ids::AccountKey;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 /// Ready conversations whose event is kept in memory; the others' are read back.
@@ -30,7 +30,8 @@ pub(super) struct Lanes {
     lanes: HashMap<Arc<str>, Lane>,
     /// Idle lanes with something waiting, in the order in which they became so.
     ready: VecDeque<Arc<str>>,
-    held: HashSet<AccountKey>,
+    /// How many holds each held account has: a new one may begin before the last one's end is heard of.
+    held: HashMap<AccountKey, usize>,
     /// Requests in stages 1 to 5. A lane stays busy beyond that, until its request's run starts.
     preparing: usize,
 }
@@ -46,7 +47,7 @@ impl Lanes {
         let lane = &mut self.lanes.get_mut(conversation).expect("inserted above");
         lane.waiting.push_back(seq);
         let next = lane.waiting.len() == 1 && !lane.busy;
-        let startable = next && !self.held.contains(account);
+        let startable = next && !self.held.contains_key(account);
         let soon = startable && self.ready.len() < AT_HAND_MAX;
         if startable {
             self.ready.push_back(lane.name.clone());
@@ -59,7 +60,7 @@ impl Lanes {
         while self.preparing < limit {
             let conversation = self.ready.pop_front()?;
             let Some(lane) = self.lanes.get_mut(&conversation) else { continue };
-            if lane.busy || self.held.contains(&*lane.account) {
+            if lane.busy || self.held.contains_key(&*lane.account) {
                 continue;
             }
             if let Some(seq) = lane.waiting.pop_front() {
@@ -87,17 +88,20 @@ impl Lanes {
         lane.busy = false;
         if lane.waiting.is_empty() {
             self.lanes.remove(conversation);
-        } else if !self.held.contains(&*lane.account) {
+        } else if !self.held.contains_key(&*lane.account) {
             self.ready.push_back(lane.name.clone());
         }
     }
 
     pub(super) fn hold(&mut self, account: &AccountKey) {
-        self.held.insert(account.clone());
+        *self.held.entry(account.clone()).or_default() += 1;
     }
 
     pub(super) fn release(&mut self, account: &AccountKey) {
-        if self.held.remove(account) {
+        let Some(holds) = self.held.get_mut(account) else { return };
+        *holds -= 1;
+        if *holds == 0 {
+            self.held.remove(account);
             let lanes = self.lanes.iter().filter(|(_, lane)| *lane.account == *account && !lane.busy && !lane.waiting.is_empty());
             let mut ready: Vec<(i64, Arc<str>)> = lanes.filter_map(|(name, lane)| Some((*lane.waiting.front()?, name.clone()))).collect();
             ready.sort();
@@ -163,5 +167,19 @@ mod tests {
         assert_eq!(lanes.start_next(9), Some(1));
         lanes.finished("x");
         assert_eq!(lanes.start_next(9), Some(3));
+    }
+
+    #[test]
+    fn a_hold_that_ends_late_takes_nothing_from_the_next() {
+        let mut lanes = Lanes::default();
+        lanes.hold(&account("1"));
+        lanes.push("x", &account("1"), 1);
+        lanes.hold(&account("1"));
+        lanes.release(&account("1"));
+        assert_eq!(lanes.start_next(9), None);
+        lanes.release(&account("1"));
+        lanes.release(&account("1"));
+        assert_eq!(lanes.start_next(9), Some(1));
+        assert!(lanes.held.is_empty());
     }
 }

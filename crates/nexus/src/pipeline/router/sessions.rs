@@ -1,5 +1,8 @@
 //! Sessions and agents: which prepared request may run next. One turn at a time per session, in
 //! order of arrival; so many runs per agent, of which the timer may take a quarter. Pure bookkeeping.
+//!
+//! What changes something answers the agents of which a run may be able to start now; the router then
+//! asks [`Sessions::start_next`] of each until there is none.
 
 use crate::pipeline::Prepared;
 use std::collections::{BTreeMap, HashMap};
@@ -8,6 +11,9 @@ use std::collections::{BTreeMap, HashMap};
 struct Session {
     busy: bool,
     waiting: BTreeMap<i64, Waiting>,
+    /// The agent that the first of them is shown to, and its place there: never more than one, or two
+    /// agents would take two turns of the session.
+    shown: Option<(String, i64)>,
 }
 
 #[derive(Debug)]
@@ -21,11 +27,20 @@ struct Waiting {
 
 #[derive(Debug, Default)]
 struct Agent {
-    running: usize,
-    running_system: usize,
+    /// Slots that are taken: by runs, and by requests that are prepared again to run in theirs.
+    taken: usize,
+    taken_by_system: usize,
     /// First request of each idle session, by seq: (session, from the timer).
     ready: BTreeMap<i64, (String, bool)>,
     max_concurrent: usize,
+}
+
+/// A request whose context was dropped and which is prepared again: it has its session and its slot.
+#[derive(Debug)]
+struct Again {
+    session: String,
+    agent: String,
+    system: bool,
 }
 
 /// All sessions with something to do.
@@ -33,97 +48,96 @@ struct Agent {
 pub(super) struct Sessions {
     sessions: HashMap<String, Session>,
     agents: HashMap<String, Agent>,
-    /// Requests whose context was dropped and which are prepared again, with the session that waits.
-    again: BTreeMap<i64, String>,
+    again: BTreeMap<i64, Again>,
     kept: usize,
 }
 
 impl Sessions {
-    /// Takes in a prepared request; its context is kept only while fewer than `kept_max` are.
-    pub(super) fn push(&mut self, seq: i64, prepared: Prepared, kept_max: usize) {
+    /// Takes in a prepared request; its context is kept only while fewer than `kept_max` are, or if it
+    /// was prepared again.
+    pub(super) fn push(&mut self, seq: i64, prepared: Prepared, kept_max: usize) -> Vec<String> {
         let (session, agent) = (prepared.session.clone(), prepared.agent.name.clone());
         let (system, max_concurrent) = (prepared.is_system(), prepared.agent.max_concurrent.max(1));
-        let mine = self.again.remove(&seq).is_some();
-        let keep = mine || self.kept < kept_max;
+        let again = self.again.remove(&seq);
+        let keep = again.is_some() || self.kept < kept_max;
         self.kept += usize::from(keep);
         let waiting = Waiting { agent, system, prepared: keep.then(|| Box::new(prepared)), max_concurrent };
-        let entry = self.sessions.entry(session.clone()).or_default();
-        entry.busy &= !mine;
-        entry.waiting.insert(seq, waiting);
-        if !entry.busy {
-            self.offer(&session);
-        }
+        self.sessions.entry(session.clone()).or_default().waiting.insert(seq, waiting);
+        // What it had may be another session's and another agent's by now: settings change.
+        let mut look = again.map(|had| self.released(&had.session, &had.agent, had.system)).unwrap_or_default();
+        look.extend(self.offer(&session));
+        look
     }
 
-    /// Shows the session's first request to its agent.
-    fn offer(&mut self, session: &str) {
-        let Some(entry) = self.sessions.get(session) else { return };
-        if let Some((&seq, first)) = entry.waiting.first_key_value() {
-            let agent = self.agents.entry(first.agent.clone()).or_default();
-            agent.max_concurrent = first.max_concurrent;
-            // An earlier arrival may have taken the place of a later one that was shown before.
-            agent.ready.retain(|_, (name, _)| name != session);
-            agent.ready.insert(seq, (session.to_owned(), first.system));
+    /// Shows an idle session's first request to its agent, which is answered.
+    fn offer(&mut self, session: &str) -> Option<String> {
+        let entry = self.sessions.get_mut(session).filter(|entry| !entry.busy)?;
+        let (&seq, first) = entry.waiting.first_key_value()?;
+        let (agent, system, max_concurrent) = (first.agent.clone(), first.system, first.max_concurrent);
+        // An earlier arrival may have taken the place of a later one, which another agent was shown.
+        if let Some((before, place)) = entry.shown.replace((agent.clone(), seq))
+            && let Some(lane) = self.agents.get_mut(&before)
+        {
+            lane.ready.remove(&place);
         }
+        let lane = self.agents.entry(agent.clone()).or_default();
+        lane.max_concurrent = max_concurrent;
+        lane.ready.insert(seq, (session.to_owned(), system));
+        Some(agent)
     }
 
-    /// The next run of `agent` that may start. Without its context it is to be prepared again.
+    /// The next run of `agent` that may start. Without its context it is to be prepared again, and
+    /// takes its slot meanwhile: no more contexts come back at once than may run.
     pub(super) fn start_next(&mut self, agent: &str) -> Option<(i64, Option<Box<Prepared>>)> {
         let lane = self.agents.get_mut(agent)?;
-        if lane.running >= lane.max_concurrent {
+        if lane.taken >= lane.max_concurrent {
             return None;
         }
         let system_max = (lane.max_concurrent / 4).max(1);
-        let system_full = lane.running_system >= system_max;
+        let system_full = lane.taken_by_system >= system_max;
         let seq = lane.ready.iter().find(|(_, (_, system))| !(*system && system_full)).map(|(&seq, _)| seq)?;
         let (session, system) = lane.ready.remove(&seq)?;
         let entry = self.sessions.get_mut(&session)?;
-        let mut waiting = entry.waiting.remove(&seq)?;
-        let prepared = waiting.prepared.take();
-        match &prepared {
-            Some(_) => {
-                self.kept -= 1;
-                entry.busy = true;
-                lane.running += 1;
-                lane.running_system += usize::from(system);
-            }
-            None => {
-                entry.busy = true; // its place is kept: no later request of the session may pass
-                drop(self.again.insert(seq, session));
-            }
+        let waiting = entry.waiting.remove(&seq)?;
+        entry.busy = true; // no later request of the session may pass
+        entry.shown = None;
+        lane.taken += 1;
+        lane.taken_by_system += usize::from(system);
+        match &waiting.prepared {
+            Some(_) => self.kept -= 1,
+            None => drop(self.again.insert(seq, Again { session, agent: agent.to_owned(), system })),
         }
-        Some((seq, prepared))
+        Some((seq, waiting.prepared))
     }
 
-    /// A request that was prepared again came to its end instead: its session goes on. Answers the
-    /// agent of the session's next request.
-    pub(super) fn forget(&mut self, seq: i64) -> Option<String> {
-        let session = self.again.remove(&seq)?;
-        self.go_on(&session)
+    /// A request that was prepared again came to its end instead: its session goes on.
+    pub(super) fn forget(&mut self, seq: i64) -> Vec<String> {
+        self.again.remove(&seq).map(|had| self.released(&had.session, &had.agent, had.system)).unwrap_or_default()
     }
 
-    /// A run is over, or never started. Answers the agent of the session's next request.
-    pub(super) fn released(&mut self, session: &str, agent: &str, system: bool) -> Option<String> {
+    /// A run is over, or never started.
+    pub(super) fn released(&mut self, session: &str, agent: &str, system: bool) -> Vec<String> {
         if let Some(lane) = self.agents.get_mut(agent) {
-            lane.running = lane.running.saturating_sub(1);
-            lane.running_system = lane.running_system.saturating_sub(usize::from(system));
+            lane.taken = lane.taken.saturating_sub(1);
+            lane.taken_by_system = lane.taken_by_system.saturating_sub(usize::from(system));
         }
-        self.go_on(session)
+        let mut look = vec![agent.to_owned()];
+        look.extend(self.go_on(session));
+        look
     }
 
     fn go_on(&mut self, session: &str) -> Option<String> {
         let entry = self.sessions.get_mut(session)?;
         entry.busy = false;
-        let Some((_, first)) = entry.waiting.first_key_value() else {
+        if entry.waiting.is_empty() {
             self.sessions.remove(session);
             return None;
-        };
-        let agent = first.agent.clone();
-        self.offer(session);
-        Some(agent)
+        }
+        self.offer(session)
     }
 
     pub(super) fn running(&self) -> usize {
-        self.agents.values().map(|agent| agent.running).sum()
+        let taken: usize = self.agents.values().map(|agent| agent.taken).sum();
+        taken.saturating_sub(self.again.len())
     }
 }
