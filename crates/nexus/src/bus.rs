@@ -15,6 +15,9 @@ use tokio::sync::watch;
 
 /// Bytes that the ring holds at most.
 const RING_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Bytes of frames taken off the ring at a time; a single longer frame is taken alone. Each client that
+/// doesn't read has one such batch in memory.
+const TAKE_BYTES_MAX: usize = 256 * 1024;
 
 /// One notice in the form in which SSE clients get it.
 #[derive(Debug, Clone)]
@@ -137,7 +140,7 @@ pub struct Subscriber {
 }
 
 impl Subscriber {
-    /// Takes up to `frames_max` frames from the cursor on.
+    /// Takes up to `frames_max` frames from the cursor on, and about 256 KiB of them.
     pub fn take(&mut self, frames_max: usize) -> Batch {
         let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         let oldest = ring.frames.front().map_or(ring.next, |frame| frame.seq);
@@ -147,7 +150,13 @@ impl Subscriber {
             return Batch::Lagged { missed };
         }
         let skip = usize::try_from(self.next - oldest).unwrap_or(usize::MAX);
-        let frames: Vec<Frame> = ring.frames.iter().skip(skip).take(frames_max).cloned().collect();
+        let mut bytes = 0;
+        let fits = |frame: &&Frame| {
+            let first = bytes == 0;
+            bytes += frame.bytes.len();
+            first || bytes <= TAKE_BYTES_MAX
+        };
+        let frames: Vec<Frame> = ring.frames.iter().skip(skip).take(frames_max).take_while(fits).cloned().collect();
         match frames.last() {
             Some(last) => {
                 self.next = last.seq + 1;
@@ -201,6 +210,19 @@ mod tests {
         let (oldest, next) = bus.bounds();
         assert_eq!(next, 41);
         assert!(next - oldest < 17, "{oldest}");
+    }
+
+    #[test]
+    fn what_is_taken_at_a_time_is_bounded_in_bytes_and_nothing_is_passed_over() {
+        let bus = Bus::new(1, 100);
+        let mut subscriber = bus.subscribe();
+        let (half, whole) = ("x".repeat(TAKE_BYTES_MAX / 2), "x".repeat(TAKE_BYTES_MAX));
+        for text in ["", &half, &half, &whole, &whole] {
+            bus.publish(NoticeType::SystemError, serde_json::json!({ "text": text }));
+        }
+        let taken: Vec<Vec<u64>> = (0..4).map(|_| frames(subscriber.take(100))).collect();
+        assert_eq!(taken, [vec![1, 2], vec![3], vec![4], vec![5]]);
+        assert!(matches!(subscriber.take(100), Batch::Empty));
     }
 
     #[test]

@@ -79,7 +79,7 @@ impl fmt::Display for ExitStatus {
 /// Why a child could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum SpawnError {
-    #[error("failed to {} `{program}`: {source}", step_text(*.at))]
+    #[error("failed to {} `{program}`: {source}{}", step_text(*.at), advice(*.at))]
     Refused {
         at: Step,
         program: String,
@@ -103,6 +103,14 @@ fn step_text(at: Step) -> &'static str {
         Step::Stdio => "set up stdio of",
         Step::Chdir => "enter the working directory of",
         Step::Exec => "exec",
+    }
+}
+
+fn advice(at: Step) -> &'static str {
+    match at {
+        Step::Order | Step::Clone | Step::Stdio => "",
+        Step::Chdir => "; `cwd` must be a directory that can be entered",
+        Step::Exec => "; `command` must begin with an executable file, or with the name of one in PATH",
     }
 }
 

@@ -83,6 +83,12 @@ pub enum OpenError {
         #[source]
         source: std::io::Error,
     },
+    #[error("failed to open `{path}` for writing; check the owner and permissions of it and its directory, and that the disk is not full")]
+    File {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("failed to open ledger `{path}`; check its owner and permissions, and that the disk is not full")]
     Open {
         path: PathBuf,
@@ -108,7 +114,7 @@ pub enum OpenError {
 pub fn open(directory: &Path, ledger: Ledger, now_ms: i64) -> Result<Connection, OpenError> {
     let path = directory.join(ledger.file_name());
     let failed = |source| OpenError::Open { path: path.clone(), source };
-    private_file(&path).map_err(|source| OpenError::Directory { path: path.clone(), source })?;
+    private_file(&path).map_err(|source| OpenError::File { path: path.clone(), source })?;
     let mut connection = connect(&path, ledger).map_err(failed)?;
     migrate::migrate(&mut connection, &path, ledger.migrations(), now_ms)?;
     Ok(connection)
@@ -323,7 +329,7 @@ pub(crate) fn optional<T>(result: rusqlite::Result<T>) -> rusqlite::Result<Optio
 /// Takes the ledger directory for this process.
 fn lock(directory: &Path) -> Result<std::fs::File, OpenError> {
     let path = directory.join("lock");
-    let failed = |source| OpenError::Directory { path: path.clone(), source };
+    let failed = |source| OpenError::File { path: path.clone(), source };
     private_file(&path).map_err(failed)?;
     let file = std::fs::OpenOptions::new().read(true).write(true).open(&path).map_err(failed)?;
     match file.try_lock() {

@@ -11,7 +11,8 @@
 //!   `close_stdout_but_live`, `ignore_term`, `last_lines` (events written at SIGTERM),
 //!   `setsid_grandchild` with its PID in `grandchild_file`
 //! - `send`: `send_log`, `send: ok|fail_network_n:N|down_after:N|rate_limited|not_found|no_id|hang|deliver_then_hang`,
-//!   `send_file` (a file whose text, once it exists, wins over `send`); what `down_after` refuses is not logged
+//!   `send_file` (a file whose text, once it exists, wins over `send`), `hang_to` (sends to this peer hang); what
+//!   `down_after` refuses is not logged
 //! - `health: ok|disconnected|slow`
 //! - `backfill: ok|hang`, `backfill_events`, `backfill_old` (so many of them are a day old),
 //!   `backfill_log`, `backfill_fails` (so many calls, counted in the log, fail before they write)
@@ -370,7 +371,8 @@ fn backfill(keys: &Keys, args: &[String]) -> io::Result<ExitCode> {
 fn send(keys: &Keys, args: &[String]) -> io::Result<ExitCode> {
     let told = keys.text("send_file").and_then(|path| fs::read_to_string(path).ok());
     let mode = told.as_deref().map(str::trim).or(keys.text("send")).unwrap_or("ok").to_owned();
-    if mode == "hang" {
+    let hangs = keys.text("hang_to").is_some_and(|peer| option(args, "--to") == Some(peer));
+    if mode == "hang" || hangs {
         for_ever();
     }
     if mode.strip_prefix("down_after:").and_then(|n| n.parse::<usize>().ok()).is_some_and(|n| sends_logged(keys) >= n) {

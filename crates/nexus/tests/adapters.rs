@@ -173,6 +173,7 @@ fn an_adapter_that_cannot_introduce_itself_is_errored_and_holds_nobody_up() {
     }
     assert_eq!(daemon.get("/readyz").status, 200);
     assert_eq!(daemon.monitors().len(), 1, "only the good one was asked for events");
+    assert!(!daemon.children().iter().any(|child| child.argv.ends_with(" info")), "what hung was given up and lives on");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use super::out::{Color, note};
 use super::{Global, ledger};
 use crate::daemon::Paths;
 use crate::daemon::config::{self, LoadError};
+use crate::error_text::describe;
 use anyhow::Context;
 use nexus_core::config::{Problem, overlay_value};
 use serde_json::{Value, json};
@@ -63,7 +64,7 @@ fn check(file: Option<PathBuf>, global: &Global) -> anyhow::Result<Exit> {
     let (warnings, problems) = match config::load(&paths) {
         Ok(loaded) => (loaded.warnings, Vec::new()),
         Err(LoadError::Invalid(problems)) => (Vec::new(), problems),
-        Err(error) => return Err(error.into()),
+        Err(error) => return Err(Failure::new(Exit::BadConfig, describe(&error)).into()),
     };
     let out = global.out();
     if out.json {

@@ -5,6 +5,7 @@ use super::client::{Client, if_running};
 use super::failure::{Exit, Failure};
 use crate::daemon::Paths;
 use crate::daemon::config::{self, LoadError};
+use crate::error_text::describe;
 use nexus_core::config::Loaded;
 use serde_json::Value;
 use std::path::PathBuf;
@@ -22,7 +23,7 @@ pub(crate) fn configuration(paths: &Paths) -> anyhow::Result<Loaded> {
     match config::load(paths) {
         Ok(loaded) => Ok(loaded),
         Err(LoadError::Invalid(problems)) => Err(Failure::bad_config(&problems).into()),
-        Err(error) => Err(error.into()),
+        Err(error) => Err(Failure::new(Exit::BadConfig, describe(&error)).into()),
     }
 }
 

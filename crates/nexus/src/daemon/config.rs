@@ -10,14 +10,17 @@ const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    #[error("configuration file `{0}` does not exist")]
+    #[error("configuration file `{0}` does not exist; write it, or name none by --config and NEXUS_CONFIG to have a default made")]
     Missing(PathBuf),
-    #[error("failed to read `{path}`")]
+    #[error("failed to read `{path}`; check that it is a file, its owner and its permissions")]
     Io {
         path: PathBuf,
         #[source]
         source: std::io::Error,
     },
+    /// Line and column count from 1, the column in characters.
+    #[error("{}:{line}:{column}: this byte is not UTF-8; save the file as UTF-8", .path.display())]
+    NotUtf8 { path: PathBuf, line: usize, column: usize },
     #[error("{}", list(.0))]
     Invalid(Vec<Problem>),
 }
@@ -59,7 +62,15 @@ fn read(path: &Path) -> Result<Option<String>, LoadError> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(error)),
     };
-    let mut text = String::new();
-    file.take(FILE_BYTES_MAX).read_to_string(&mut text).map_err(failed)?;
-    Ok(Some(text))
+    let mut bytes = Vec::new();
+    file.take(FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(failed)?;
+    String::from_utf8(bytes).map(Some).map_err(|error| not_utf8(path, &error.as_bytes()[..error.utf8_error().valid_up_to()]))
+}
+
+/// `good` is what stands before the first bad byte.
+fn not_utf8(path: &Path, good: &[u8]) -> LoadError {
+    let good = String::from_utf8_lossy(good);
+    let line = good.matches('\n').count() + 1;
+    let column = good.rsplit('\n').next().map_or(0, |start| start.chars().count()) + 1;
+    LoadError::NotUtf8 { path: path.to_owned(), line, column }
 }

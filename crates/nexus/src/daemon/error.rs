@@ -18,7 +18,7 @@ pub enum StartError {
     Config(#[from] LoadError),
     #[error("{0}")]
     Setting(String),
-    #[error("failed to {operation} `{path}`")]
+    #[error("failed to {operation} `{path}`; check that path, its owner and its permissions")]
     File {
         operation: &'static str,
         path: PathBuf,

@@ -65,7 +65,7 @@ fn invalid(control: &Control, error: &LoadError) -> Refusal {
     control.bus.publish(NoticeType::SystemError, json!({ "what": "reload", "error": describe(error) }));
     let problems = match error {
         LoadError::Invalid(problems) => problems.iter().map(ToString::to_string).collect(),
-        LoadError::Missing(_) | LoadError::Io { .. } => vec![describe(error)],
+        LoadError::Missing(_) | LoadError::Io { .. } | LoadError::NotUtf8 { .. } => vec![describe(error)],
     };
     Refusal { status: StatusCode::UNPROCESSABLE_ENTITY, error: "the configuration is invalid; nothing was changed".into(), problems }
 }

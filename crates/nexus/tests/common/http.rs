@@ -3,6 +3,7 @@
 
 use serde_json::Value;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 /// A whole answer.
@@ -62,6 +63,11 @@ pub fn open(mut wire: Box<dyn Wire>, ask: &Ask<'_>) -> io::Result<Answer> {
     text.push_str(&format!("content-length: {}\r\n\r\n{body}", body.len()));
     wire.write_all(text.as_bytes())?;
     wire.flush()?;
+    answer(wire)
+}
+
+/// Reads the head of the answer to a request that was sent already.
+pub fn answer(wire: Box<dyn Wire>) -> io::Result<Answer> {
     let mut reader = BufReader::new(wire);
     let mut head = String::new();
     while !head.ends_with("\r\n\r\n") {
@@ -81,6 +87,15 @@ pub fn exchange(wire: Box<dyn Wire>, ask: &Ask<'_>) -> io::Result<Response> {
     let mut body = String::new();
     answer.body.read_to_string(&mut body)?;
     Ok(Response { status: answer.status, head: answer.head, body })
+}
+
+/// An address for a program that can't be told to take any port: one of the loopback network that no
+/// other test binary uses, so that nobody takes its port in between.
+pub fn free_address() -> String {
+    let [_, high, middle, low] = std::process::id().to_be_bytes();
+    let host = format!("127.{}.{middle}.{}", 64 + high % 64, 1 + low % 254);
+    let listener = TcpListener::bind((host.as_str(), 0)).expect("the loopback network is there");
+    listener.local_addr().expect("a listener has an address").to_string()
 }
 
 fn framing(head: &str) -> Framing {
@@ -193,6 +208,12 @@ impl Sse {
                 Some(_) | None => {}
             }
         }
+    }
+
+    /// Whether the stream ends here. Waits for more to come otherwise.
+    pub fn is_over(&mut self) -> bool {
+        let mut line = String::new();
+        self.lines.read_line(&mut line).expect("the event stream can be read") == 0
     }
 
     /// The next event of this type; others are passed over.

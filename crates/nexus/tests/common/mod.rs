@@ -4,7 +4,8 @@
 #![allow(dead_code, unused_imports, unreachable_pub, clippy::unwrap_used)]
 
 mod fake;
-mod http;
+pub mod http;
+pub mod place;
 pub mod procfs;
 
 pub use fake::{NEXUS, config, fake, fake_command, only, only_with_restarts};
@@ -82,10 +83,20 @@ pub struct Ran {
     pub files: [PathBuf; 2],
 }
 
+/// Where a daemon's files lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Layout {
+    /// Where `NEXUS_CONFIG` and `NEXUS_STATE_DIR` say.
+    Named,
+    /// In the home directory, as for a user who says nothing.
+    Home,
+}
+
 /// A daemon, or the place for one. Dropping it kills whatever runs there.
 #[derive(Debug)]
 pub struct Daemon {
     dir: TempDir,
+    layout: Layout,
     child: Option<Child>,
     /// Numbers the output files.
     runs: AtomicU32,
@@ -96,11 +107,20 @@ pub struct Daemon {
 impl Daemon {
     /// Fresh directories and nothing in them.
     pub fn new() -> Self {
+        Self::with(Layout::Named, &["home", "workspace", "out"])
+    }
+
+    /// An empty home directory, and nobody who says where anything is.
+    pub fn at_home() -> Self {
+        Self::with(Layout::Home, &["home", "out"])
+    }
+
+    fn with(layout: Layout, directories: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory can be made");
-        for name in ["home", "workspace", "out"] {
+        for name in directories {
             fs::create_dir(dir.path().join(name)).expect("a directory can be made");
         }
-        Self { dir, child: None, runs: AtomicU32::new(0), prefix: Vec::new() }
+        Self { dir, layout, child: None, runs: AtomicU32::new(0), prefix: Vec::new() }
     }
 
     /// A running daemon that is ready.
@@ -121,17 +141,36 @@ impl Daemon {
 
     /// Replaces the file as an editor does, so that nobody reads half of it.
     pub fn configure_text(&self, text: &str) {
-        let draft = self.dir.path().join("workspace/draft");
+        let draft = self.workspace().join("draft");
         fs::write(&draft, text).expect("the configuration can be written");
         fs::rename(draft, self.config_file()).expect("the configuration can be replaced");
     }
 
     pub fn config_file(&self) -> PathBuf {
-        self.dir.path().join("workspace/nex.yaml")
+        self.workspace().join("nex.yaml")
+    }
+
+    /// The directory above all others of this place.
+    pub fn root(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn workspace(&self) -> PathBuf {
+        match self.layout {
+            Layout::Named => self.dir.path().join("workspace"),
+            Layout::Home => self.home().join("nexus"),
+        }
+    }
+
+    fn state_dir(&self) -> PathBuf {
+        match self.layout {
+            Layout::Named => self.dir.path().join("state"),
+            Layout::Home => self.home().join(".nexus"),
+        }
     }
 
     pub fn state(&self, name: &str) -> PathBuf {
-        self.dir.path().join("state").join(name)
+        self.state_dir().join(name)
     }
 
     pub fn home(&self) -> PathBuf {
@@ -153,7 +192,15 @@ impl Daemon {
     pub fn spawn(&mut self) {
         assert!(self.child.is_none(), "a daemon runs already");
         let [stdout, stderr] = self.new_output("daemon");
-        let mut command = match self.prefix.split_first() {
+        let mut command = self.command(&self.prefix);
+        command.args(["daemon", "start"]);
+        command.stdout(File::create(stdout).unwrap()).stderr(File::create(stderr).unwrap());
+        self.child = Some(command.spawn().expect("the daemon can be started"));
+    }
+
+    /// The daemon's program, below the words of `prefix`.
+    fn command(&self, prefix: &[String]) -> Command {
+        let mut command = match prefix.split_first() {
             Some((first, rest)) => {
                 let mut command = program(first);
                 command.args(rest).arg(NEXUS);
@@ -161,21 +208,16 @@ impl Daemon {
             }
             None => program(NEXUS),
         };
-        self.equip(&mut command).args(["daemon", "start"]);
-        command.stdout(File::create(stdout).unwrap()).stderr(File::create(stderr).unwrap());
-        self.child = Some(command.spawn().expect("the daemon can be started"));
-    }
-
-    fn equip<'c>(&self, command: &'c mut Command) -> &'c mut Command {
+        let named = [("NEXUS_STATE_DIR", self.state_dir()), ("NEXUS_CONFIG", self.config_file())];
+        for (name, path) in named {
+            match self.layout {
+                Layout::Named => command.env(name, path),
+                Layout::Home => command.env_remove(name),
+            };
+        }
+        command.env("HOME", self.home()).env("NO_COLOR", "1").env_remove("NEXUS_CHILD_ID").env_remove("NOTIFY_SOCKET");
+        command.current_dir(self.home()).stdin(Stdio::null());
         command
-            .env("HOME", self.home())
-            .env("NEXUS_STATE_DIR", self.dir.path().join("state"))
-            .env("NEXUS_CONFIG", self.config_file())
-            .env("NO_COLOR", "1")
-            .env_remove("NEXUS_CHILD_ID")
-            .env_remove("NOTIFY_SOCKET")
-            .current_dir(self.home())
-            .stdin(Stdio::null())
     }
 
     fn new_output(&self, name: &str) -> [PathBuf; 2] {
@@ -255,9 +297,26 @@ impl Daemon {
     /// A command of the CLI, from start to end. Its output goes to files, so that a process that
     /// keeps them open can't hold the test.
     pub fn nexus(&self, args: &[&str]) -> Ran {
+        self.run(self.command(&[]), args)
+    }
+
+    /// The same, below the words of `prefix`.
+    pub fn nexus_under(&self, prefix: &[String], args: &[&str]) -> Ran {
+        self.run(self.command(prefix), args)
+    }
+
+    /// The same, with this text as its stdin.
+    pub fn nexus_told(&self, text: &str, args: &[&str]) -> Ran {
+        let path = self.dir.path().join("out/told");
+        fs::write(&path, text).unwrap();
+        let mut command = self.command(&[]);
+        command.stdin(File::open(path).unwrap());
+        self.run(command, args)
+    }
+
+    fn run(&self, mut command: Command, args: &[&str]) -> Ran {
         let files = self.new_output("cli");
-        let mut command = program(NEXUS);
-        self.equip(&mut command).args(args);
+        command.args(args);
         let [stdout, stderr] = &files;
         command.stdout(File::create(stdout).unwrap()).stderr(File::create(stderr).unwrap());
         let mut child = command.spawn().expect("the CLI can be started");
@@ -300,6 +359,12 @@ impl Daemon {
         self.try_get(path).unwrap_or_else(|error| panic!("GET {path}: {error}"))
     }
 
+    /// A figure of `/metrics`; 0 until it is there.
+    pub fn metric(&self, name: &str) -> u64 {
+        let body = self.get("/metrics").body;
+        body.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()).unwrap_or(0)
+    }
+
     pub fn post(&self, path: &str, body: &Value) -> Response {
         let answer = self.connect().and_then(|wire| http::exchange(wire, &Ask::post(path, body)));
         answer.unwrap_or_else(|error| panic!("POST {path}: {error}"))
@@ -315,10 +380,14 @@ impl Daemon {
         http::exchange(self.connect_tcp(), ask).unwrap_or_else(|error| panic!("{}: {error}", ask.path))
     }
 
+    /// Begins a request over TCP and leaves its answer's body to be read.
+    pub fn open_tcp(&self, ask: &Ask<'_>) -> Answer {
+        http::open(self.connect_tcp(), ask).unwrap_or_else(|error| panic!("{}: {error}", ask.path))
+    }
+
     /// An event stream over TCP.
     pub fn sse(&self, ask: &Ask<'_>) -> Sse {
-        let answer = http::open(self.connect_tcp(), ask).unwrap_or_else(|error| panic!("{}: {error}", ask.path));
-        Sse::new(answer, DEADLINE)
+        Sse::new(self.open_tcp(ask), DEADLINE)
     }
 
     /// `GET /control/status`.
@@ -346,7 +415,7 @@ impl Daemon {
 
     /// Rows of a ledger, read beside the daemon.
     pub fn rows<T>(&self, ledger: &str, sql: &str, read: impl Fn(&Row<'_>) -> rusqlite::Result<T>) -> Vec<T> {
-        let path = self.dir.path().join(format!("workspace/data/{ledger}.db"));
+        let path = self.workspace().join(format!("data/{ledger}.db"));
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(&path, flags).unwrap_or_else(|error| panic!("{path:?}: {error}"));
         connection.busy_timeout(DEADLINE).unwrap();
@@ -397,6 +466,12 @@ impl Daemon {
     /// The one monitor that runs, once it is the only one.
     pub fn only_monitor(&self) -> Process {
         find("one monitor runs", || <[Process; 1]>::try_from(self.monitors()).ok().map(|[one]| one))
+    }
+
+    /// Waits until nobody uses a file of this place: no daemon, no keeper, no child.
+    pub fn nothing_runs(&self) {
+        let root = self.dir.path().canonicalize().unwrap();
+        find("nothing of this place runs", || procfs::using(&root).is_empty().then_some(()));
     }
 
     /// The keeper of the running daemon.

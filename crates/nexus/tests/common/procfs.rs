@@ -2,7 +2,7 @@
 //! Reads only; a process that vanishes while it is looked at counts as gone.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A process that was seen, told from a later one with the same PID by its start time.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,4 +88,23 @@ pub fn with_environment(wanted: &[&str]) -> Vec<Process> {
 pub fn standard_files(pid: i32) -> Vec<String> {
     let links = (0..3).map(|fd| fs::read_link(Path::new("/proc").join(format!("{pid}/fd/{fd}"))));
     links.flatten().map(|path| path.to_string_lossy().into_owned()).collect()
+}
+
+/// The living processes that work below `dir` or have a file there open, this one aside.
+pub fn using(dir: &Path) -> Vec<Process> {
+    let is_below = |link: PathBuf| fs::read_link(link).is_ok_and(|target| target.starts_with(dir));
+    let uses = |pid: &i32| {
+        let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten().map(|entry| entry.path());
+        files.chain([PathBuf::from(format!("/proc/{pid}/cwd"))]).any(is_below)
+    };
+    let me = i32::try_from(std::process::id()).expect("a PID fits");
+    all().into_iter().filter(|pid| *pid != me && uses(pid)).filter_map(Process::of).filter(Process::is_alive).collect()
+}
+
+/// A figure of `/proc/PID/status` in KiB, such as `VmRSS` or `VmHWM`.
+pub fn memory_kib(pid: i32, name: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_else(|error| panic!("/proc/{pid}/status: {error}"));
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse().ok());
+    kib.unwrap_or_else(|| panic!("no {name} in {status}"))
 }
