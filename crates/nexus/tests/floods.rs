@@ -89,7 +89,8 @@ fn one_held_and_one_flooding() -> Value {
     let mut wanted = config(json!({ "fake": adapter }));
     wanted["agents"] = json!({ "stuck": { "runner": "command", "command": "sleep 100000", "max_concurrent": 1 } });
     wanted["access"]["policies"] = json!([{
-        "name": "stuck", "match": { "conditions": [{ "channel": "fake" }] }, "effect": "allow", "session": { "agent": "stuck" },
+        "name": "stuck", "match": { "conditions": [{ "channel": "fake" }] }, "effect": "allow",
+        "session": { "agent": "stuck", "key": "fake:{peer_id}" }, // not that of `nexus send`, whose sender is the owner as well
     }]);
     wanted
 }
