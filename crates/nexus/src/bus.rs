@@ -10,6 +10,7 @@ use bytes::Bytes;
 use nexus_core::notice::NoticeType;
 use serde::Serialize;
 use std::collections::VecDeque;
+use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
@@ -18,6 +19,9 @@ const RING_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Bytes of frames taken off the ring at a time; a single longer frame is taken alone. Each client that
 /// doesn't read has one such batch in memory.
 const TAKE_BYTES_MAX: usize = 256 * 1024;
+
+/// What most frames fit in.
+const FRAME_BYTES: usize = 512;
 
 /// One notice in the form in which SSE clients get it.
 #[derive(Debug, Clone)]
@@ -76,20 +80,18 @@ impl Bus {
     /// Publishes a notice about something that has happened and, if it is a record, is committed.
     pub fn publish(&self, kind: NoticeType, properties: impl Serialize) {
         let ts = crate::clock::wall_ms();
-        let properties = match serde_json::to_string(&properties) {
-            Ok(text) => text,
-            Err(error) => {
-                tracing::error!(kind = kind.as_str(), %error, "a notice could not be serialised");
-                return;
-            }
-        };
         let name = kind.as_str();
         let mut ring = self.lock();
         let seq = ring.next;
-        let text = format!(
-            "id: {}:{seq}\nevent: {name}\ndata: {{\"type\":\"{name}\",\"seq\":{seq},\"ts\":{ts},\"properties\":{properties}}}\n\n",
-            self.epoch
-        );
+        let mut text = Vec::with_capacity(FRAME_BYTES);
+        // A Vec takes whatever is written.
+        write!(text, "id: {}:{seq}\nevent: {name}\ndata: {{\"type\":\"{name}\",\"seq\":{seq},\"ts\":{ts},\"properties\":", self.epoch).ok();
+        if let Err(error) = serde_json::to_writer(&mut text, &properties) {
+            drop(ring);
+            tracing::error!(kind = name, %error, "a notice could not be serialised");
+            return;
+        }
+        text.extend_from_slice(b"}\n\n");
         ring.next += 1;
         ring.bytes += text.len();
         ring.frames.push_back(Frame { seq, kind, ts, bytes: Bytes::from(text) });

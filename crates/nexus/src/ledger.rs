@@ -23,8 +23,13 @@ use std::time::Duration;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Read-only connections kept open per file.
 const READERS_KEPT: usize = 4;
-/// Page cache of one connection, in KiB.
-const CACHE_KIB: i64 = 1024;
+/// Page cache of one connection, in KiB. Memory is taken as pages are used.
+const CACHE_KIB: u32 = 1024;
+/// That of the writer of events: a full transaction of 1,024 rows touches about as many pages of the
+/// unique index, and what doesn't fit is written to the log more than once.
+const EVENTS_CACHE_KIB: u32 = 12 * 1024;
+/// That of the writer of requests, runs and deliveries, of which a group touches a dozen trees.
+const NEXUS_CACHE_KIB: u32 = 4 * 1024;
 
 /// The four ledger files (requirement: Database Initialization).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -54,6 +59,15 @@ impl Ledger {
     /// The file's name within the ledger directory.
     pub fn file_name(self) -> String {
         format!("{}.db", self.name())
+    }
+
+    /// The page cache of its writer, in KiB.
+    fn writer_cache_kib(self) -> u32 {
+        match self {
+            Self::Events => EVENTS_CACHE_KIB,
+            Self::Nexus => NEXUS_CACHE_KIB,
+            Self::Agents | Self::Identity | Self::Bus => CACHE_KIB,
+        }
     }
 
     /// The four ledgers survive power loss; the bus's store may lose its last moments.
@@ -133,8 +147,9 @@ fn connect(path: &Path, ledger: Ledger) -> rusqlite::Result<Connection> {
     // The page size counts only for a new file. Checkpoints are made by another thread.
     connection.execute_batch(&format!(
         "PRAGMA page_size = 8192; PRAGMA journal_mode = WAL; PRAGMA synchronous = {}; PRAGMA foreign_keys = ON;
-         PRAGMA wal_autocheckpoint = 0; PRAGMA cache_size = -{CACHE_KIB}; PRAGMA trusted_schema = OFF;",
-        ledger.synchronous()
+         PRAGMA wal_autocheckpoint = 0; PRAGMA cache_size = -{}; PRAGMA trusted_schema = OFF;",
+        ledger.synchronous(),
+        ledger.writer_cache_kib()
     ))?;
     Ok(connection)
 }

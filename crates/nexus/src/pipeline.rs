@@ -28,6 +28,7 @@ use arc_swap::ArcSwap;
 use nexus_core::config;
 use nexus_core::notice::NoticeType;
 use nexus_core::request::{NexusRequest, Stage, StageTrace, Status};
+use serde::Serialize;
 use serde_json::json;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -197,10 +198,14 @@ impl Pipeline {
         };
         let duration_ms = spent.as_secs_f64() * 1000.0;
         self.metrics.stages.get_or_create(&StageLabel { stage: stage.as_str() }).observe(spent.as_secs_f64());
-        let notice = json!({
-            "request_id": request.request_id, "event_id": request.event.event_id,
-            "stage": stage.as_str(), "duration_ms": duration_ms, "exit_reason": exit_reason, "error": error,
-        });
+        let notice = StageNotice {
+            request_id: &request.request_id,
+            event_id: &request.event.event_id,
+            stage: stage.as_str(),
+            duration_ms,
+            exit_reason: exit_reason.as_deref(),
+            error: error.as_deref(),
+        };
         self.bus.publish(NoticeType::RequestStage, notice);
         request.pipeline.push(StageTrace { stage, started_at, duration_ms, exit_reason, error });
     }
@@ -295,6 +300,17 @@ impl Pipeline {
             },
         );
     }
+}
+
+/// `nex.request.stage`; typed, since there are eight for each request.
+#[derive(Debug, Serialize)]
+struct StageNotice<'a> {
+    request_id: &'a str,
+    event_id: &'a str,
+    stage: &'a str,
+    duration_ms: f64,
+    exit_reason: Option<&'a str>,
+    error: Option<&'a str>,
 }
 
 /// The request without its event (which the events ledger has) and without the answer's text (which

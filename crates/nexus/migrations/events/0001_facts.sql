@@ -15,13 +15,14 @@ CREATE TABLE events (
   thread_id    TEXT,
   reply_to_id  TEXT,
   content_type TEXT NOT NULL,
-  content      TEXT NOT NULL,
-  attachments  TEXT,
-  metadata     TEXT,
   timestamp    INTEGER NOT NULL,
   received_at  INTEGER NOT NULL,
   -- Decided once, when accepted: run it, run it though it is late, file it for being late, or history.
-  disposition  TEXT NOT NULL CHECK (disposition IN ('run', 'late', 'filed', 'history'))
+  disposition  TEXT NOT NULL CHECK (disposition IN ('run', 'late', 'filed', 'history')),
+  -- Last, because they may be long: what stands behind them is read only through all of them.
+  content      TEXT NOT NULL,
+  attachments  TEXT,
+  metadata     TEXT
 ) STRICT;
 
 -- The newest slot of a timer job, found without reading the ledger. Slots are milliseconds of one

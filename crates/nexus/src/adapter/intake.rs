@@ -20,6 +20,7 @@ use nexus_core::config::{CatchUp, Late};
 use nexus_core::event::{EventLine, Reject, parse_line, readable_id};
 use nexus_core::ids::AccountKey;
 use nexus_core::notice::NoticeType;
+use serde::Serialize;
 use serde_json::json;
 use std::future::Future;
 use std::ops::ControlFlow;
@@ -149,6 +150,18 @@ impl Batch {
     fn is_full(&self) -> bool {
         self.lines.events.len() + self.lines.rejects.len() >= BATCH_ROWS_MAX || self.bytes >= BATCH_BYTES_MAX
     }
+}
+
+/// `adapter.in.received`; typed, since there is one for each event.
+#[derive(Debug, Serialize)]
+struct ReceivedNotice<'a> {
+    event_id: &'a str,
+    seq: i64,
+    adapter: &'a str,
+    account: &'a str,
+    channel: &'a str,
+    sender_id: &'a str,
+    disposition: &'a str,
 }
 
 /// A batch on its way to the disk.
@@ -371,10 +384,15 @@ impl Intake {
         let mut new = 0;
         for (seq, event) in fresh() {
             new += 1;
-            let notice = json!({
-                "event_id": event.event_id, "seq": seq, "adapter": self.account.adapter, "account": self.account.account,
-                "channel": event.channel, "sender_id": event.sender_id, "disposition": event.disposition.as_str(),
-            });
+            let notice = ReceivedNotice {
+                event_id: &event.event_id,
+                seq,
+                adapter: &self.account.adapter,
+                account: &self.account.account,
+                channel: &event.channel,
+                sender_id: &event.sender_id,
+                disposition: event.disposition.as_str(),
+            };
             self.sinks.bus.publish(NoticeType::EventReceived, notice);
         }
         for reject in rejects.iter().take(REJECT_NOTICES_MAX) {

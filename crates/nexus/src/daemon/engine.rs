@@ -100,7 +100,7 @@ pub(super) async fn start(ground: Ground<'_>, interrupted: Vec<Interrupted>) -> 
     let tasks = vec![
         watch_over.spawn("agents follower", follow_turns, stop),
         watch_over.spawn("identity follower", followers::follow_contacts(ledgers.clone(), committed.subscribe(), stop.clone()), stop),
-        watch_over.spawn("outbound follower", followers::follow_sent(ledgers.clone(), stop.clone()), stop),
+        watch_over.spawn("outbound follower", followers::follow_sent(ledgers.clone(), outbox.sent().clone(), stop.clone()), stop),
     ];
     let pending = Pending::default();
     let (stats, router_stats) = watch::channel(RouterStats::default());

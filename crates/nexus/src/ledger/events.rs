@@ -1,17 +1,18 @@
 //! events.db: facts. Events in and out, rejected lines, and the cursor of each account.
 
+mod read;
+
+pub use read::*;
+
+use super::Ledger;
 use super::writer::{Weight, commands};
-use super::{Ledger, optional};
-use nexus_core::event::{Event, PeerKind};
-use rusqlite::{Connection, Row, params};
+use nexus_core::event::PeerKind;
+use rusqlite::{Connection, params};
 use sha2::{Digest, Sha256};
-use std::collections::HashSet;
 use std::sync::Arc;
 
 /// Reject rows kept per account; older ones make room.
 const REJECTS_KEPT: i64 = 10_000;
-/// Newest rows among which the newest time of receipt is looked for.
-const NEWEST_ROWS: i64 = 1_000;
 /// Bytes of a rejected line that are kept.
 pub const REJECT_HEAD_BYTES: usize = 4096;
 
@@ -259,162 +260,6 @@ impl Weight for RecordOutbound {
     fn rows(&self) -> usize {
         self.events.len().max(1)
     }
-}
-
-/// A row of `events` with what a request doesn't carry.
-#[derive(Debug, Clone)]
-pub struct StoredEvent {
-    pub seq: i64,
-    pub adapter: String,
-    pub direction: String,
-    pub received_at: i64,
-    pub disposition: Disposition,
-    pub event: Event,
-}
-
-const COLUMNS: &str = "seq, event_id, channel, account_id, adapter, direction, sender_id, sender_name, peer_id, peer_kind,
-   thread_id, reply_to_id, content_type, content, attachments, metadata, timestamp, received_at, disposition";
-
-fn stored(row: &Row<'_>) -> rusqlite::Result<StoredEvent> {
-    let json = |text: Option<String>| text.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or(serde_json::Value::Null);
-    Ok(StoredEvent {
-        seq: row.get(0)?,
-        adapter: row.get(4)?,
-        direction: row.get(5)?,
-        received_at: row.get(17)?,
-        disposition: Disposition::parse(row.get_ref(18)?.as_str()?),
-        event: Event {
-            event_id: row.get(1)?,
-            channel: row.get(2)?,
-            account_id: row.get(3)?,
-            sender_id: row.get(6)?,
-            sender_name: row.get(7)?,
-            peer_id: row.get(8)?,
-            peer_kind: PeerKind::parse(row.get_ref(9)?.as_str()?).unwrap_or(PeerKind::Dm),
-            thread_id: row.get(10)?,
-            reply_to_id: row.get(11)?,
-            content_type: row.get(12)?,
-            content: row.get(13)?,
-            attachments: json(row.get(14)?),
-            metadata: json(row.get(15)?),
-            timestamp: row.get(16)?,
-        },
-    })
-}
-
-/// The next inbound events after `seq` that aren't history, in order, and the seq up to which they
-/// were looked for (history and outbound rows included).
-pub fn page_after(connection: &Connection, seq: i64, limit: usize) -> rusqlite::Result<(i64, Vec<StoredEvent>)> {
-    let mut query = connection.prepare_cached(&format!("SELECT {COLUMNS} FROM events WHERE seq > ?1 ORDER BY seq LIMIT ?2"))?;
-    let rows: Vec<StoredEvent> = query.query_map(params![seq, limit], stored)?.collect::<rusqlite::Result<_>>()?;
-    let upto = rows.last().map_or(seq, |row| row.seq);
-    Ok((upto, rows.into_iter().filter(|row| row.direction == "inbound" && row.disposition != Disposition::History).collect()))
-}
-
-/// How many events after `seq` are to become requests, by adapter and account.
-pub fn count_after(connection: &Connection, seq: i64) -> rusqlite::Result<Vec<(String, String, u64)>> {
-    let sql = "SELECT adapter, account_id, count(*) FROM events
-               WHERE seq > ?1 AND direction = 'inbound' AND disposition IN ('run', 'late') GROUP BY 1, 2";
-    connection.prepare_cached(sql)?.query_map([seq], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?.collect()
-}
-
-/// One event by its place.
-pub fn by_seq(connection: &Connection, seq: i64) -> rusqlite::Result<Option<StoredEvent>> {
-    optional(connection.prepare_cached(&format!("SELECT {COLUMNS} FROM events WHERE seq = ?1"))?.query_row([seq], stored))
-}
-
-/// One event by its id; the channel is the id's first part.
-pub fn by_id(connection: &Connection, event_id: &str) -> rusqlite::Result<Option<StoredEvent>> {
-    let channel = event_id.split_once(':').map_or("", |(channel, _)| channel);
-    let sql = format!("SELECT {COLUMNS} FROM events WHERE key = ?1");
-    optional(connection.prepare_cached(&sql)?.query_row([key(channel, event_id)], stored))
-}
-
-/// The newest `limit` events before `before` (exclusive), oldest first; `text` limits to content
-/// that contains it, `channel` to one channel.
-pub fn tail(
-    connection: &Connection,
-    before: i64,
-    limit: usize,
-    channel: Option<&str>,
-    text: Option<&str>,
-) -> rusqlite::Result<Vec<StoredEvent>> {
-    let sql = format!(
-        "SELECT {COLUMNS} FROM events WHERE seq < ?1 AND (?3 IS NULL OR channel = ?3) AND (?4 IS NULL OR instr(lower(content), lower(?4)) > 0)
-         ORDER BY seq DESC LIMIT ?2"
-    );
-    let mut query = connection.prepare_cached(&sql)?;
-    let mut rows: Vec<StoredEvent> = query.query_map(params![before, limit, channel, text], stored)?.collect::<rusqlite::Result<_>>()?;
-    rows.reverse();
-    Ok(rows)
-}
-
-/// How far an account has come with its live events. Times are Unix ms.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cursor {
-    /// Empty before the first event: the times are then those from which on the account is known.
-    pub last_event_id: String,
-    pub last_timestamp: i64,
-    pub last_received_at: i64,
-    pub events: u64,
-    /// From when on events may be missing, if any may.
-    pub gap_since: Option<i64>,
-}
-
-impl Cursor {
-    /// When the newest live event came, if one ever did.
-    pub fn last_event_at(&self) -> Option<i64> {
-        (!self.last_event_id.is_empty()).then_some(self.last_received_at)
-    }
-}
-
-pub fn cursor(connection: &Connection, adapter: &str, account: &str) -> rusqlite::Result<Option<Cursor>> {
-    let sql = "SELECT last_event_id, last_timestamp, last_received_at, events, gap_since FROM cursors WHERE adapter = ?1 AND account = ?2";
-    optional(connection.prepare_cached(sql)?.query_row([adapter, account], |row| {
-        Ok(Cursor {
-            last_event_id: row.get(0)?,
-            last_timestamp: row.get(1)?,
-            last_received_at: row.get(2)?,
-            events: row.get(3)?,
-            gap_since: row.get(4)?,
-        })
-    }))
-}
-
-/// The newest event of a timer job: its slot, from the id `timer:<job>:<slot ms>`.
-pub fn newest_slot(connection: &Connection, prefix: &str) -> rusqlite::Result<Option<i64>> {
-    let sql = "SELECT event_id FROM events WHERE channel = 'timer' AND event_id >= ?1 AND event_id < ?2 ORDER BY event_id DESC LIMIT 1";
-    // ';' follows ':', with which every prefix ends.
-    let end = format!("{};", prefix.trim_end_matches(':'));
-    let id: Option<String> = optional(connection.prepare_cached(sql)?.query_row(params![prefix, end], |row| row.get(0)))?;
-    Ok(id.and_then(|id| id.rsplit_once(':').and_then(|(_, slot)| slot.parse().ok())))
-}
-
-/// The newest seq, 0 for an empty ledger.
-pub fn last_seq(connection: &Connection) -> rusqlite::Result<i64> {
-    connection.query_row("SELECT coalesce(max(seq), 0) FROM events", [], |row| row.get(0))
-}
-
-/// The newest `received_at`, by which a clock that went back is noticed; 0 for an empty ledger. The
-/// newest of some, since the very last may have been received after the clock went back.
-pub fn newest_received_at(connection: &Connection) -> rusqlite::Result<i64> {
-    let sql = "SELECT coalesce(max(received_at), 0) FROM (SELECT received_at FROM events ORDER BY seq DESC LIMIT ?1)";
-    connection.query_row(sql, [NEWEST_ROWS], |row| row.get(0))
-}
-
-/// For each event of an [`Append`] that may have been written by an earlier attempt: its seq if it is
-/// beyond `before`, where the ledger ended ahead of the first attempt, and was received when this one
-/// was. A line that came twice has its seq once.
-pub fn appended_since(connection: &Connection, lines: &Lines, before: i64) -> rusqlite::Result<Appended> {
-    let mut query = connection.prepare_cached("SELECT seq FROM events WHERE key = ?1 AND seq > ?2 AND received_at = ?3")?;
-    let mut seen = HashSet::new();
-    let mut seqs = Vec::with_capacity(lines.events.len());
-    for event in &lines.events {
-        let key = key(&event.channel, &event.event_id);
-        let seq: Option<i64> = optional(query.query_row(params![key, before, event.received_at], |row| row.get(0)))?;
-        seqs.push(seq.filter(|seq| seen.insert(*seq)));
-    }
-    Ok(seqs)
 }
 
 #[cfg(test)]

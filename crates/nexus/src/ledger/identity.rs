@@ -1,23 +1,15 @@
 //! identity.db: who is who. Contacts follow the events ledger; entities and mappings are primary.
 
+use super::events::Senders;
 use super::writer::{Weight, commands};
 use super::{Ledger, follow, optional};
 use rusqlite::{Connection, params};
-
-/// One sender as an event showed them.
-#[derive(Debug, Clone)]
-pub struct Seen {
-    pub channel: String,
-    pub sender_id: String,
-    pub name: Option<String>,
-    pub at: i64,
-}
 
 /// The senders of all inbound events up to `upto_seq` that weren't applied yet.
 #[derive(Debug, Clone)]
 pub struct ApplyContacts {
     pub upto_seq: i64,
-    pub seen: Vec<Seen>,
+    pub senders: Senders,
 }
 
 commands! { Ledger::Identity, IdentityCommand / IdentityReply { ApplyContacts -> () } }
@@ -31,11 +23,11 @@ impl ApplyContacts {
             return Ok(());
         }
         let mut upsert = connection.prepare_cached(
-            "INSERT INTO contacts VALUES (?1, ?2, ?3, ?4, ?4, 1) ON CONFLICT (channel, sender_id) DO UPDATE SET
-               name = coalesce(?3, name), last_seen = max(last_seen, ?4), messages = messages + 1",
+            "INSERT INTO contacts VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (channel, sender_id) DO UPDATE SET
+               name = coalesce(?3, name), last_seen = max(last_seen, ?5), messages = messages + ?6",
         )?;
-        for seen in &self.seen {
-            upsert.execute(params![seen.channel, seen.sender_id, seen.name, seen.at])?;
+        for ((channel, sender_id), seen) in &self.senders {
+            upsert.execute(params![channel, sender_id, seen.name, seen.first_seen, seen.last_seen, seen.messages])?;
         }
         Ok(())
     }
@@ -43,10 +35,10 @@ impl ApplyContacts {
 
 impl Weight for ApplyContacts {
     fn bytes(&self) -> usize {
-        self.seen.len() * 128 + 64
+        self.senders.len() * 128 + 64
     }
     fn rows(&self) -> usize {
-        self.seen.len().max(1)
+        self.senders.len().max(1)
     }
 }
 

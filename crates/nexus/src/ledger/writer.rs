@@ -1,10 +1,12 @@
 //! One writer thread per database file, with group commit.
 //!
 //! A command is a whole, idempotent, conditional transaction. The thread takes what waits (up to
-//! `GROUP_ROWS_MAX` rows), runs each command in its own savepoint so that a bad one fails alone,
-//! commits once and only then answers. No timer: a lone command commits at once, a burst shares its
-//! fsync. After a failed group nobody knows what is on disk: everyone in it is told `Unknown`, the
-//! connection is opened anew, and the callers repeat, which is safe because commands are idempotent.
+//! `GROUP_ROWS_MAX` rows), applies it, commits once and only then answers. No timer: a lone command
+//! commits at once, a burst shares its fsync. If a command is refused, the group is rolled back and
+//! applied again with a savepoint around each, so that a bad one fails alone; not from the start,
+//! because a savepoint copies every page that is touched under it. After a failed commit nobody knows
+//! what is on disk: everyone in the group is told `Unknown`, the connection is opened anew, and the
+//! callers repeat, which is safe because commands are idempotent.
 
 use super::{Ledger, OpenError};
 use rusqlite::{Connection, ErrorCode};
@@ -30,7 +32,7 @@ pub trait Command: Send + 'static {
     type Reply: Send + 'static;
     const LEDGER: Ledger;
 
-    /// Runs inside a savepoint of the writer's transaction.
+    /// Runs inside the writer's transaction, which may be rolled back and begun again.
     fn apply(&self, connection: &Connection) -> rusqlite::Result<Self::Reply>;
     /// Roughly what it holds in memory.
     fn bytes(&self) -> usize;
@@ -272,27 +274,16 @@ impl Thread {
     /// The inner results are per command; the outer error is the whole group's.
     fn commit_group<C: Command>(&self, group: &[Job<C>]) -> rusqlite::Result<Vec<Result<C::Reply, WriteError>>> {
         let connection = &self.connection;
-        if !connection.is_autocommit() {
-            connection.prepare_cached("ROLLBACK")?.execute([])?;
-        }
-        connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        self.begin()?;
         let mut outcomes = Vec::with_capacity(group.len());
         for job in group {
-            connection.prepare_cached("SAVEPOINT command")?.execute([])?;
             match job.command.apply(connection) {
-                Ok(reply) => {
-                    connection.prepare_cached("RELEASE command")?.execute([])?;
-                    outcomes.push(Ok(reply));
-                }
+                Ok(reply) => outcomes.push(Ok(reply)),
                 Err(error) if is_files_fault(&error) => return Err(error),
-                Err(error) => {
-                    connection.prepare_cached("ROLLBACK TO command")?.execute([])?;
-                    connection.prepare_cached("RELEASE command")?.execute([])?;
-                    outcomes.push(Err(WriteError::Refused {
-                        ledger: C::LEDGER.name(),
-                        command: job.command.name(),
-                        message: error.to_string(),
-                    }));
+                Err(_) => {
+                    self.begin()?;
+                    outcomes = self.apply_each_alone(group)?;
+                    break;
                 }
             }
         }
@@ -300,6 +291,34 @@ impl Thread {
         connection.prepare_cached("COMMIT")?.execute([])?;
         let spent = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.stats.commit_ns.fetch_add(spent, Ordering::Relaxed);
+        Ok(outcomes)
+    }
+
+    /// Begins a transaction, without whatever was done in one that is still open.
+    fn begin(&self) -> rusqlite::Result<()> {
+        if !self.connection.is_autocommit() {
+            self.connection.prepare_cached("ROLLBACK")?.execute([])?;
+        }
+        self.connection.prepare_cached("BEGIN IMMEDIATE")?.execute([]).map(drop)
+    }
+
+    /// Applies a group in which some command is refused: that one leaves no trace, the others stay.
+    fn apply_each_alone<C: Command>(&self, group: &[Job<C>]) -> rusqlite::Result<Vec<Result<C::Reply, WriteError>>> {
+        let connection = &self.connection;
+        let mut outcomes = Vec::with_capacity(group.len());
+        for job in group {
+            connection.prepare_cached("SAVEPOINT command")?.execute([])?;
+            let outcome = match job.command.apply(connection) {
+                Ok(reply) => Ok(reply),
+                Err(error) if is_files_fault(&error) => return Err(error),
+                Err(error) => {
+                    connection.prepare_cached("ROLLBACK TO command")?.execute([])?;
+                    Err(WriteError::Refused { ledger: C::LEDGER.name(), command: job.command.name(), message: error.to_string() })
+                }
+            };
+            connection.prepare_cached("RELEASE command")?.execute([])?;
+            outcomes.push(outcome);
+        }
         Ok(outcomes)
     }
 
@@ -393,3 +412,6 @@ pub(crate) trait Weight {
         1
     }
 }
+
+#[cfg(test)]
+mod tests;

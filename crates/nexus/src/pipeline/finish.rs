@@ -68,6 +68,9 @@ impl Pipeline {
                 self.announce_turn(&prepared, &run_id, &verdict);
                 // The answer leaves whether or not the agents ledger can follow.
                 let waiting = (!here).then(|| self.outbox.enqueue(deliveries));
+                if here {
+                    self.outbox.sent().notify_one(); // sent with its run's end
+                }
                 self.wait_for_turn(finish_seq).await;
                 release();
                 if let Some(waiting) = waiting {

@@ -5,8 +5,8 @@ use crate::bus::Bus;
 use crate::clock;
 use crate::error_text::describe;
 use crate::ledger::agents::{ApplyTurns, TurnRecord};
-use crate::ledger::events::{Disposition, NewEvent, RecordOutbound, page_after};
-use crate::ledger::identity::{ApplyContacts, Seen};
+use crate::ledger::events::{Disposition, NewEvent, RecordOutbound, senders_after};
+use crate::ledger::identity::ApplyContacts;
 use crate::ledger::nexus::{Delivery, counter, finished_after, sent_after};
 use crate::ledger::writer::WriteError;
 use crate::ledger::{Ledgers, agents, follow, identity};
@@ -24,8 +24,8 @@ const PAGE: usize = 256;
 const RETRY: Duration = Duration::from_millis(500);
 /// Contacts are gathered for so long.
 const CONTACTS_INTERVAL: Duration = Duration::from_millis(500);
-/// How often followers without a bell of their own look.
-const OUTBOUND_INTERVAL: Duration = Duration::from_secs(1);
+/// What was sent is gathered for so long.
+const SENT_INTERVAL: Duration = Duration::from_millis(500);
 
 type Step = Result<bool, Box<dyn std::error::Error + Send + Sync>>;
 
@@ -122,30 +122,34 @@ pub async fn follow_contacts(ledgers: Ledgers, mut committed: watch::Receiver<i6
 
 async fn apply_contacts(ledgers: &Ledgers) -> Step {
     let mark = ledgers.identity.readers.read(|connection| follow::applied(connection, identity::SOURCE)).await?;
-    let (upto, page) = ledgers.events.readers.read(move |connection| page_after(connection, mark, PAGE)).await?;
-    if upto == mark {
+    let (upto_seq, senders) = ledgers.events.readers.read(move |connection| senders_after(connection, mark)).await?;
+    if upto_seq == mark {
         return Ok(false);
     }
-    let seen = page.into_iter().map(|row| Seen {
-        channel: row.event.channel,
-        sender_id: row.event.sender_id,
-        name: row.event.sender_name,
-        at: row.received_at,
-    });
-    ledgers.identity.writer.write(ApplyContacts { upto_seq: upto, seen: seen.collect() }).await?;
+    ledgers.identity.writer.write(ApplyContacts { upto_seq, senders }).await?;
     Ok(true)
 }
 
 /// events.db records what was said, under the platform's message ids. An adapter that hears our own
 /// message come back brings a known id.
-pub async fn follow_sent(ledgers: Ledgers, stop: CancellationToken) {
+pub async fn follow_sent(ledgers: Ledgers, bell: Arc<Notify>, stop: CancellationToken) {
     loop {
         match apply_sent(&ledgers).await {
             Ok(true) => continue,
             Ok(false) => {}
-            Err(error) => tracing::warn!(error = %describe(&*error), "the events ledger can't record what was sent; trying again"),
+            Err(error) => {
+                tracing::warn!(error = %describe(&*error), "the events ledger can't record what was sent; trying again");
+                if pause(RETRY, &stop).await {
+                    return;
+                }
+                continue;
+            }
         }
-        if pause(OUTBOUND_INTERVAL, &stop).await {
+        tokio::select! {
+            () = bell.notified() => {}
+            () = stop.cancelled() => return,
+        }
+        if pause(SENT_INTERVAL, &stop).await {
             return;
         }
     }

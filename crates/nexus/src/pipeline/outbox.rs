@@ -53,6 +53,8 @@ struct Shared {
     lanes: Mutex<HashMap<String, Lane>>,
     sends: Semaphore,
     sends_of: Mutex<HashMap<String, Arc<Semaphore>>>,
+    /// Rung when something was sent, for the events ledger to follow.
+    sent: Arc<Notify>,
     /// Rows in all lanes.
     depth: AtomicUsize,
     tasks: TaskTracker,
@@ -136,12 +138,18 @@ impl Outbox {
             lanes: Mutex::default(),
             sends: Semaphore::new(SENDS_MAX),
             sends_of: Mutex::default(),
+            sent: Arc::default(),
             depth: AtomicUsize::new(0),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             abandon: CancellationToken::new(),
         };
         Self { shared: Arc::new(shared) }
+    }
+
+    /// The bell that is to be rung when a reply was recorded as sent.
+    pub fn sent(&self) -> &Arc<Notify> {
+        &self.shared.sent
     }
 
     /// Takes up what a former daemon left pending. Called once, before anything new is enqueued.
@@ -374,6 +382,7 @@ impl Outbox {
             Settled::Uncertain { error } => ("uncertain", NoticeType::DeliveryError, Some(error.clone())),
             Settled::Expired { error } => ("expired", NoticeType::DeliveryError, Some(error.clone())),
         };
+        let sent = matches!(settled, Settled::Sent { .. });
         let command = SettleDelivery { delivery_id: delivery.delivery_id.clone(), settled, at: clock::wall_ms(), epoch: self.shared.epoch };
         match self.shared.ledgers.nexus.writer.write_until_done(command).await {
             Ok(Claim::Done) => {}
@@ -382,6 +391,9 @@ impl Outbox {
                 tracing::warn!(delivery_id = delivery.delivery_id, %error, "the end of a send could not be written; it shows as uncertain");
                 return false;
             }
+        }
+        if sent {
+            self.shared.sent.notify_one();
         }
         if let Some(error) = &error {
             tracing::warn!(delivery_id = delivery.delivery_id, adapter = delivery.adapter, status, %error, "delivery");
