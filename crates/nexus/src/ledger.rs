@@ -18,9 +18,13 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use tokio_util::sync::CancellationToken;
 
 /// How long a connection waits for another's lock: only a checkpoint or a backup can hold one.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pauses before a failed read is repeated.
+const READ_PAUSE_FIRST: Duration = Duration::from_millis(100);
+const READ_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// Read-only connections kept open per file.
 const READERS_KEPT: usize = 4;
 /// Page cache of one connection, in KiB. Memory is taken as pages are used.
@@ -287,6 +291,27 @@ impl Readers {
         let this = self.clone();
         let panicked = ReadError::Panicked { path: self.path.to_path_buf() };
         tokio::task::spawn_blocking(move || this.read_now(query)).await.unwrap_or(Err(panicked))
+    }
+
+    /// As [`Self::read`], again after each failure, with a pause that grows to thirty seconds; for work
+    /// that must not be passed by what comes after it. `None` once `stop` is cancelled.
+    pub async fn read_until_done<T: Send + 'static>(
+        &self,
+        query: impl Fn(&Connection) -> rusqlite::Result<T> + Clone + Send + 'static,
+        stop: &CancellationToken,
+    ) -> Option<T> {
+        let mut pause = READ_PAUSE_FIRST;
+        loop {
+            match self.read(query.clone()).await {
+                Ok(value) => return Some(value),
+                Err(error) => tracing::error!(error = %crate::error_text::describe(&error), "a read failed, repeating it"),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = stop.cancelled() => return None,
+            }
+            pause = (pause * 2).min(READ_PAUSE_MAX);
+        }
     }
 
     /// Runs `query` on this thread.

@@ -15,17 +15,8 @@ const PARTS_MAX: usize = 1024;
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Part {
-    /// The event is on disk. Always the first part.
-    Accepted {
-        event_id: String,
-    },
-    Token {
-        text: String,
-    },
-    Tool {
-        name: String,
-        status: String,
-    },
+    Token { text: String },
+    Tool { name: String, status: String },
     End(End),
 }
 

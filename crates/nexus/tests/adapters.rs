@@ -321,6 +321,8 @@ fn a_history_is_fetched_once_and_takes_no_live_message_away() {
     assert_eq!(dispositions, ["history", "history", "history", "history", "run", "run"]);
     eventually("what came since the start is done", || daemon.ended("completed") == 2);
     assert_eq!(daemon.count("nexus", "SELECT count(*) FROM nexus_requests"), 2);
+    let messages = "SELECT coalesce(sum(messages), 0) FROM contacts WHERE channel = 'fake' AND sender_id = 'u1'";
+    eventually("its senders are contacts", || daemon.count("identity", messages) == 6);
     for enabled in [false, true] {
         wanted["adapters"]["fake"]["accounts"]["me"]["enabled"] = json!(enabled);
         daemon.configure(&wanted);

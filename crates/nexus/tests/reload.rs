@@ -6,6 +6,7 @@ mod common;
 
 use common::{Ask, Daemon, Signal, config, eventually, fake, find, procfs};
 use serde_json::{Value, json};
+use std::io::Write;
 
 const EXIT_CONFIG: Option<i32> = Some(78);
 
@@ -47,6 +48,59 @@ fn adapters_come_and_go_and_the_others_keep_their_process() {
     eventually("the changed one is another process", || !comes.is_alive() && monitor_of(&daemon, "comes/me") != comes);
     assert!(stays.is_alive());
     assert_eq!(daemon.monitors().len(), 2, "{:?}", daemon.monitors());
+}
+
+#[test]
+fn another_program_and_another_account_at_once_start_each_account_once() {
+    let log = |daemon: &Daemon| std::fs::read_to_string(daemon.file("starts")).unwrap_or_default().lines().count();
+    let mut daemon = Daemon::new();
+    let mut wanted = config(json!({ "fake": fake(json!({ "start_log": daemon.file("starts"), "events": 3 })) }));
+    daemon.configure(&wanted);
+    daemon.launch();
+    let before = monitor_of(&daemon, "fake/me");
+    wanted["adapters"]["fake"]["env"]["GREETING"] = json!("hello");
+    let behaviour = wanted["adapters"]["fake"]["accounts"]["me"].clone();
+    wanted["adapters"]["fake"]["accounts"]["more"] = behaviour;
+    daemon.configure(&wanted);
+    let told = daemon.nexus_ok(&["daemon", "reload"]);
+    assert!(told.contains("`fake`"), "{told}");
+    assert_ne!(monitor_of(&daemon, "fake/me"), before);
+    monitor_of(&daemon, "fake/more");
+    eventually("the new account's events are counted", || daemon.adapter("fake/more")["events"] == 3);
+    assert_eq!((daemon.monitors().len(), log(&daemon)), (2, 3), "{:?}", daemon.monitors());
+}
+
+/// A daemon whose one adapter ignores SIGTERM, so that a reload which replaces it takes its time; and
+/// that reload, under way.
+fn reloading_slowly() -> (Daemon, std::os::unix::net::UnixStream, procfs::Process) {
+    let mut wanted = config(json!({ "fake": fake(json!({ "ignore_term": true })) }));
+    let daemon = Daemon::start(&wanted);
+    let before = monitor_of(&daemon, "fake/me");
+    wanted["adapters"]["fake"]["env"]["GREETING"] = json!("hello");
+    daemon.configure(&wanted);
+    let mut client = std::os::unix::net::UnixStream::connect(daemon.state("nex.sock")).unwrap();
+    client
+        .write_all(b"POST /control/reload HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}")
+        .unwrap();
+    eventually("the adapter is being replaced", || daemon.adapter("fake/me").is_null());
+    (daemon, client, before)
+}
+
+#[test]
+fn a_reload_whose_client_hangs_up_is_done_to_its_end() {
+    let (daemon, client, before) = reloading_slowly();
+    assert!(before.is_alive(), "it was too quick");
+    drop(client);
+    eventually("the old one is gone", || !before.is_alive());
+    assert_ne!(monitor_of(&daemon, "fake/me"), before);
+}
+
+#[test]
+fn a_stop_during_a_reload_leaves_nothing_running() {
+    let (mut daemon, client, _) = reloading_slowly();
+    daemon.stop();
+    drop(client);
+    daemon.nothing_runs();
 }
 
 #[test]

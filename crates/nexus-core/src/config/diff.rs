@@ -108,9 +108,13 @@ fn diff_adapter(name: &str, old: &Adapter, new: &Adapter, changes: &mut Changes)
         || old.max_pending != *max_pending
         || old.send != *send
         || old.catch_up != *catch_up;
-    changes.note(is_other_program, || Change::AdapterChanged { name: name.to_owned() });
     changes.note(has_other_settings, || Change::AdapterSettings { name: name.to_owned() });
-    diff_accounts(name, &old.accounts, accounts, changes);
+    if is_other_program {
+        // All its accounts are stopped, and those that are wanted now are started.
+        changes.list.push(Change::AdapterChanged { name: name.to_owned() });
+    } else {
+        diff_accounts(name, &old.accounts, accounts, changes);
+    }
 }
 
 type Accounts = BTreeMap<String, Account>;
@@ -341,6 +345,17 @@ mod tests {
         let text = |old, new| diff(old, new)[0].to_string();
         assert_eq!(text(&memory, &kept), "bus.mode changed: write-through on, notices are kept in bus.db from now on");
         assert_eq!(text(&kept, &memory), "bus.mode changed: write-through off, notices are kept in memory only");
+    }
+
+    #[test]
+    fn another_program_takes_all_accounts_with_it() {
+        let old = loaded(FULL_YAML).config;
+        let mut new = old.clone();
+        gog(&mut new).command.push('1');
+        let more = me(&mut new).clone();
+        gog(&mut new).accounts.insert("more".into(), more);
+        me(&mut new).enabled ^= true;
+        assert_eq!(diff(&old, &new), [Change::AdapterChanged { name: "gog".into() }]);
     }
 
     proptest! {

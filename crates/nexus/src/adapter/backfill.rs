@@ -116,7 +116,8 @@ async fn live_since(account: &Account) -> Result<i64, String> {
     Ok(missing.map_or(account.started_at, |since| since.min(account.started_at)))
 }
 
-/// Runs one backfill process to its end; an error says why it doesn't count. Dropping this kills it.
+/// Runs one backfill process to its end; an error says why it doesn't count. Dropping this kills it;
+/// what it wrote until then is read and committed all the same, by a task that the account waits for.
 pub(super) async fn run(account: &Account, since_ms: i64, kind: Kind) -> Result<(), String> {
     let info = account.channel.borrow().clone().ok_or("its info is not known yet")?;
     let since = clock::rfc3339(since_ms);
@@ -128,8 +129,7 @@ pub(super) async fn run(account: &Account, since_ms: i64, kind: Kind) -> Result<
     let exited = CancellationToken::new();
     let _ends_with_this = exited.clone().drop_guard();
     tokio::spawn(log_errors(child, errors, exited.clone()));
-    let reading = account.intake(&info.channel, kind, None, Some(SILENCE_MAX), exited.clone()).run(stdout);
-    tokio::pin!(reading);
+    let mut reading = account.tasks.spawn(account.intake(&info.channel, kind, None, Some(SILENCE_MAX), exited.clone()).run(stdout));
     let early = tokio::select! {
         ended = &mut reading => Some(ended),
         _ = process.wait() => None,
@@ -141,6 +141,7 @@ pub(super) async fn run(account: &Account, since_ms: i64, kind: Kind) -> Result<
             reading.await
         }
     };
+    let ended = ended.map_err(|error| format!("reading it failed: {error}"))?;
     let status = match ended {
         Ended::Eof | Ended::Lost => tokio::time::timeout(SILENCE_MAX, process.wait()).await.ok(),
         Ended::Silent => None,

@@ -7,6 +7,7 @@ use crate::ledger::writer::{Weight, commands};
 use crate::ledger::{Database, Ledger};
 use bytes::Bytes;
 use rusqlite::{Connection, params};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// Frames of one write.
@@ -49,7 +50,7 @@ pub async fn write_through(
     bus: Bus,
     mut subscriber: Subscriber,
     database: Database<BusCommand>,
-    retention_days: u32,
+    retention_days: watch::Receiver<u32>,
     expiry: Expiry,
     stop: CancellationToken,
 ) {
@@ -62,7 +63,7 @@ pub async fn write_through(
             match subscriber.take(BATCH) {
                 Batch::Frames(frames) => {
                     let drop_before = match expiry.doubt() {
-                        None => wall_ms() - i64::from(retention_days) * DAY_MS,
+                        None => wall_ms() - i64::from(*retention_days.borrow()) * DAY_MS,
                         Some(_) => i64::MIN, // nothing is that old
                     };
                     let kept = frames.into_iter().filter(|frame| frame.kind.is_kept());

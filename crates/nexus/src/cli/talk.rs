@@ -212,8 +212,6 @@ mod tests {
         };
         let text = serde_json::to_string(&crate::replies::Part::End(end)).unwrap();
         assert!(matches!(part(&text), Part::End(End { text: Some(text), .. }) if text == "hello"));
-        let accepted = crate::replies::Part::Accepted { event_id: "cli:1".into() };
-        assert!(matches!(part(&serde_json::to_string(&accepted).unwrap()), Part::Accepted {}));
     }
 
     #[test]

@@ -64,6 +64,10 @@ fn read(path: &Path) -> Result<Option<String>, LoadError> {
     };
     let mut bytes = Vec::new();
     file.take(FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 == FILE_BYTES_MAX {
+        // Perhaps cut within a character: it is refused for its length, and not for that.
+        return Ok(Some(String::from_utf8_lossy(&bytes).into_owned()));
+    }
     String::from_utf8(bytes).map(Some).map_err(|error| not_utf8(path, &error.as_bytes()[..error.utf8_error().valid_up_to()]))
 }
 

@@ -59,6 +59,7 @@ pub(super) struct Control {
     pub(super) store: Arc<ArcSwapOption<Database<BusCommand>>>,
     /// The write-through task with its stop and its threads, while it runs.
     pub(super) store_tasks: Mutex<Vec<(CancellationToken, JoinHandle<()>, Threads)>>,
+    pub(super) retention_days: watch::Sender<u32>,
     pub(super) metrics: Metrics,
     pub(super) plugins: Arc<Plugins>,
     pub(super) pipeline: Arc<Pipeline>,
@@ -86,12 +87,13 @@ impl std::fmt::Debug for Control {
 }
 
 impl Control {
-    /// Turns write-through on or off, as `config` says.
+    /// Turns write-through on or off, and keeps notices for as long, as `config` says.
     ///
     /// # Errors
     /// When the store can't be opened.
     pub(super) async fn set_bus_mode(&self, config: &Config) -> Result<(), StartError> {
         let mut tasks = self.store_tasks.lock().await;
+        self.retention_days.send_replace(config.bus.retention_days);
         let on = !tasks.is_empty();
         match config.bus.mode {
             BusMode::WriteThrough if !on => {
@@ -102,7 +104,7 @@ impl Control {
                     self.bus.clone(),
                     self.bus.subscribe(),
                     Database::clone(&database),
-                    config.bus.retention_days,
+                    self.retention_days.subscribe(),
                     self.sinks.expiry.clone(),
                     stop.clone(),
                 );
@@ -122,9 +124,10 @@ impl Control {
         Ok(())
     }
 
-    async fn accept(&self, message: Message) -> Result<Accepted, String> {
+    async fn accept(&self, message: Message) -> Result<Accepted, Refusal> {
         let event_id = message.event_id.unwrap_or_else(|| format!("{CLI_CHANNEL}:{}", ulid::Ulid::generate()));
-        check(&event_id, &message.text, &message.conversation, &message.sender)?;
+        check(&event_id, &message.text, &message.conversation, &message.sender)
+            .map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, error))?;
         let now = clock::wall_ms();
         let event = NewEvent {
             event_id: event_id.clone(),
@@ -158,7 +161,8 @@ impl Control {
             Err(error) => {
                 drop(parts);
                 replies.sweep(&event_id);
-                return Err(error);
+                // Nobody knows whether it is on disk: 503 has the client ask again, under the same id.
+                return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, error));
             }
         }
         Ok(Accepted { event_id, parts })
@@ -302,7 +306,7 @@ impl Verbs for Control {
         Record { events: self.ledgers.events.readers.clone(), nexus: self.ledgers.nexus.readers.clone() }
     }
 
-    fn send(&self, message: Message) -> BoxFuture<'_, Result<Accepted, String>> {
+    fn send(&self, message: Message) -> BoxFuture<'_, Result<Accepted, Refusal>> {
         Box::pin(self.accept(message))
     }
 

@@ -17,11 +17,16 @@ use nexus_core::ids::AccountKey;
 use nexus_core::notice::NoticeType;
 use serde_json::{Value, json};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Reads the configuration anew and applies it; with `dry_run` only tells what would change.
 pub(super) async fn reload(control: &Control, dry_run: bool) -> Answer {
     // One at a time: a second one compares with what the first applied.
     let _one = control.reloading.lock().await;
+    if !control.ready.load(Ordering::Acquire) {
+        let why = "the daemon is starting or stopping; it reads its configuration at its start";
+        return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, why));
+    }
     let loaded = load(&control.paths).map_err(|error| invalid(control, &error))?;
     let (log_level, port) = control.flags;
     let flags = StartOptions { log_level, port, ..StartOptions::default() };
@@ -36,6 +41,11 @@ pub(super) async fn reload(control: &Control, dry_run: bool) -> Answer {
     let answer = json!({ "changes": changes.iter().map(shown).collect::<Vec<_>>(), "warnings": warnings, "applied": !dry_run });
     if dry_run {
         return Ok(answer);
+    }
+    // First, since it is all that can fail.
+    if let Err(error) = control.set_bus_mode(&new).await {
+        let why = format!("`bus.mode` could not be changed, and nothing else was: {}", describe(&error));
+        return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, why));
     }
     control.pipeline.settings.store(Arc::new(built));
     control.config.store(new.clone());
@@ -85,11 +95,6 @@ async fn apply(control: &Control, change: &Change, new: &Config) {
     match change {
         Change::LogLevel => control.logging.set_level(new.daemon.log_level),
         Change::TimerSchedule => drop(control.timer_settings.send_replace(new.timer.clone())),
-        Change::BusMode(_) | Change::BusRetention => {
-            if let Err(error) = control.set_bus_mode(new).await {
-                tracing::error!(error = %describe(&error), "bus.mode not changed");
-            }
-        }
         Change::BusRing => control.bus.resize(usize::try_from(new.bus.ring).unwrap_or(usize::MAX)),
         Change::PluginsEnabled { .. } => control.plugins.set_enabled(&new.plugins.enabled),
         Change::AdapterAdded(name) => {
@@ -118,8 +123,10 @@ async fn apply(control: &Control, change: &Change, new: &Config) {
             adapters.remove_account(&AccountKey::new(adapter, account)).await;
             start_account(control, new, adapter, account).await;
         }
-        // Read from the new settings or configuration by whoever needs them.
-        Change::Access
+        // Done already, or read from the new settings or configuration by whoever needs them.
+        Change::BusMode(_)
+        | Change::BusRetention
+        | Change::Access
         | Change::Agents
         | Change::PipelineTimeout
         | Change::PipelineConcurrency

@@ -74,6 +74,8 @@ impl Running {
                 drop(task.await); // a panic was told when it happened
             }
             step(4, "timer and followers stopped");
+            // A reload that is under way may be bringing an adapter up; none begins any more.
+            drop(control.reloading.lock().await);
             step(5, "adapter processes get TERM");
             control.adapters.shutdown().await;
             step(6, "adapter processes waited for");

@@ -1,5 +1,6 @@
 //! The control verbs, on the Unix socket only. This file maps requests to [`Verbs`] and back; what a
-//! verb does is the daemon's.
+//! verb does is the daemon's. What changes something runs in a task of its own: a handler is dropped
+//! where it stands when its client hangs up.
 
 use super::Api;
 use super::send::{Accepted, Message, send};
@@ -40,7 +41,7 @@ pub trait Verbs: Send + Sync + 'static {
     fn metrics(&self) -> Result<String, String>;
     fn status(&self) -> Value;
     fn record(&self) -> Record;
-    fn send(&self, message: Message) -> BoxFuture<'_, Result<Accepted, String>>;
+    fn send(&self, message: Message) -> BoxFuture<'_, Result<Accepted, Refusal>>;
     fn reload(&self, dry_run: bool) -> BoxFuture<'_, Answer>;
     fn resolve_delivery(&self, delivery_id: String, retry: bool) -> BoxFuture<'_, Answer>;
     fn adapter_info(&self, name: String) -> BoxFuture<'_, Answer>;
@@ -76,12 +77,24 @@ pub(super) fn refusal(status: StatusCode, error: &str) -> Response {
     (status, Json(json!({ "error": error }))).into_response()
 }
 
-fn answer(result: Answer) -> Response {
-    match result {
-        Ok(value) => Json(value).into_response(),
-        Err(Refusal { status, error, problems }) if problems.is_empty() => refusal(status, &error),
-        Err(Refusal { status, error, problems }) => (status, Json(json!({ "error": error, "problems": problems }))).into_response(),
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let Self { status, error, problems } = self;
+        match problems.is_empty() {
+            true => refusal(status, &error),
+            false => (status, Json(json!({ "error": error, "problems": problems }))).into_response(),
+        }
     }
+}
+
+fn answer(result: Answer) -> Response {
+    result.map_or_else(IntoResponse::into_response, |value| Json(value).into_response())
+}
+
+/// Runs a verb to its end, whether or not anybody waits for it any more.
+pub(super) async fn whole<T: Send + 'static>(verb: impl Future<Output = Result<T, Refusal>> + Send + 'static) -> Result<T, Refusal> {
+    let broken = |error: tokio::task::JoinError| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
+    tokio::spawn(verb).await.unwrap_or_else(|error| Err(broken(error)))
 }
 
 #[derive(Debug, Deserialize)]
@@ -91,7 +104,7 @@ struct Reload {
 }
 
 async fn reload(State(api): State<Api>, Json(reload): Json<Reload>) -> Response {
-    answer(api.daemon.reload(reload.dry_run).await)
+    answer(whole(async move { api.daemon.reload(reload.dry_run).await }).await)
 }
 
 #[derive(Debug, Deserialize)]
@@ -158,12 +171,11 @@ async fn deliveries(State(api): State<Api>, Query(list): Query<List>) -> Respons
 
 async fn resolve(State(api): State<Api>, Path((id, verb)): Path<(String, String)>) -> Response {
     match verb.as_str() {
-        "retry" => answer(api.daemon.resolve_delivery(id, true).await),
-        "discard" => answer(api.daemon.resolve_delivery(id, false).await),
+        "retry" | "discard" => answer(whole(async move { api.daemon.resolve_delivery(id, verb == "retry").await }).await),
         _ => refusal(StatusCode::NOT_FOUND, "a delivery can be told `retry` or `discard`"),
     }
 }
 
 async fn adapter_verb(State(api): State<Api>, Path((adapter, account, verb)): Path<(String, String, String)>) -> Response {
-    answer(api.daemon.adapter_verb(adapter, account, verb).await)
+    answer(whole(async move { api.daemon.adapter_verb(adapter, account, verb).await }).await)
 }

@@ -1,16 +1,17 @@
 //! `POST /control/send`: one message over the control socket, answered as it is worked on.
 
 use super::Api;
-use super::control::refusal;
+use super::control::whole;
 use crate::replies::Part;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderValue, StatusCode, header};
-use axum::response::Response;
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::StreamExt;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tokio::sync::mpsc;
 
 /// A message that is on disk.
@@ -40,12 +41,13 @@ fn default_sender() -> String {
 }
 
 pub(super) async fn send(State(api): State<Api>, Json(message): Json<Message>) -> Response {
-    let Accepted { event_id, parts } = match api.daemon.send(message).await {
-        Ok(accepted) => accepted,
-        Err(error) => return refusal(StatusCode::BAD_REQUEST, &error),
-    };
-    let first = futures_util::stream::once(std::future::ready(Ok(line(&Part::Accepted { event_id }))));
     let stop = api.stop.clone();
+    let Accepted { event_id, parts } = match whole(async move { api.daemon.send(message).await }).await {
+        Ok(accepted) => accepted,
+        Err(refused) => return refused.into_response(),
+    };
+    let accepted = line(&json!({ "type": "accepted", "event_id": event_id }));
+    let first = futures_util::stream::once(std::future::ready(Ok(accepted)));
     let lines = futures_util::stream::unfold(parts, move |mut parts| {
         let stop = stop.clone();
         async move {
@@ -61,7 +63,7 @@ pub(super) async fn send(State(api): State<Api>, Json(message): Json<Message>) -
     response
 }
 
-fn line(part: &Part) -> Bytes {
+fn line(part: &impl Serialize) -> Bytes {
     let mut text = serde_json::to_string(part).unwrap_or_else(|error| format!("{{\"type\":\"error\",\"error\":\"{error}\"}}"));
     text.push('\n');
     text.into()

@@ -2,10 +2,10 @@
 
 use super::{Agent, Exit, Pipeline, Prepared, Settings};
 use crate::agent::{Message, Role};
-use crate::ledger::ReadError;
 use crate::ledger::agents::history;
 use nexus_core::access::{Conversation, Principal, session_label};
 use nexus_core::request::{AgentSection, NexusRequest};
+use rusqlite::Connection;
 use std::sync::Arc;
 
 /// Earlier turns given to an agent.
@@ -44,13 +44,13 @@ impl Pipeline {
     ///
     /// # Errors
     /// When the agents ledger can't be read.
-    pub(super) async fn remember(&self, prepared: &mut Prepared) -> Result<Vec<Message>, ReadError> {
+    pub(super) async fn remember(&self, prepared: &mut Prepared) -> Option<Vec<Message>> {
         if prepared.agent.harmless {
-            return Ok(Vec::new()); // the built-in echo has no memory
+            return Some(Vec::new()); // the built-in echo has no memory
         }
         let session = prepared.session.clone();
-        let read = self.ledgers.agents.readers.read(move |connection| history(connection, &session, HISTORY_TURNS_MAX, HISTORY_BYTES_MAX));
-        let told = read.await?;
+        let read = move |connection: &Connection| history(connection, &session, HISTORY_TURNS_MAX, HISTORY_BYTES_MAX);
+        let told = self.ledgers.agents.readers.read_until_done(read, &self.abandon).await?;
         if let Some(agent) = &mut prepared.request.agent {
             agent.parent_turn_id.clone_from(&told.head);
             agent.history_messages = u32::try_from(told.messages.len()).unwrap_or(u32::MAX);
@@ -58,7 +58,7 @@ impl Pipeline {
         }
         let message =
             |(role, content): (String, String)| Message { role: if role == "assistant" { Role::Assistant } else { Role::User }, content };
-        Ok(told.messages.into_iter().map(message).collect())
+        Some(told.messages.into_iter().map(message).collect())
     }
 }
 

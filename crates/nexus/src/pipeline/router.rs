@@ -334,19 +334,14 @@ async fn load(pipeline: &Pipeline, seq: i64, at_hand: Option<Box<(String, Stored
     if admitted.wait_for(|upto| *upto >= seq).await.is_err() {
         return None;
     }
-    let event = pipeline.ledgers.events.readers.read(move |connection| by_seq(connection, seq)).await;
-    let request = pipeline.ledgers.nexus.readers.read(move |connection| request_id_of(connection, seq)).await;
-    match (event, request) {
-        (Ok(Some(event)), Ok(Some(request_id))) => Some((request_id, event)),
-        (Ok(_), Ok(_)) => {
-            tracing::error!(seq, "a request or its event is not in its ledger; left waiting");
-            None
-        }
-        (Err(error), _) | (_, Err(error)) => {
-            tracing::error!(seq, error = %crate::error_text::describe(&error), "a request can't be read; it waits for the next start");
-            None
-        }
+    // However often that takes: later ones of its conversation must not pass it.
+    let (ledgers, stop) = (&pipeline.ledgers, &pipeline.abandon);
+    let event = ledgers.events.readers.read_until_done(move |connection| by_seq(connection, seq), stop).await?;
+    let request_id = ledgers.nexus.readers.read_until_done(move |connection| request_id_of(connection, seq), stop).await?;
+    if event.is_none() || request_id.is_none() {
+        tracing::error!(seq, "a request or its event is not in its ledger; left waiting");
     }
+    request_id.zip(event)
 }
 
 /// Holds an account until `dropped` says that nobody wants it any more, or for `limit`. A task of its

@@ -43,13 +43,9 @@ pub(super) enum Work {
 impl Pipeline {
     /// Stages 6 to 8. `release` is called once the session may take its next turn.
     pub async fn run(&self, mut prepared: Prepared, release: impl FnOnce()) {
-        let history = match self.remember(&mut prepared).await {
-            Ok(history) => history,
-            Err(error) => {
-                let error = crate::error_text::describe(&error);
-                tracing::error!(request_id = prepared.request.request_id, error, "run not started; the request waits for the next start");
-                return release();
-            }
+        let Some(history) = self.remember(&mut prepared).await else {
+            tracing::warn!(request_id = prepared.request.request_id, "run not started; the request waits for the next start");
+            return release();
         };
         let run_id = format!("run_{}", ulid::Ulid::generate());
         let claim = StartRun {

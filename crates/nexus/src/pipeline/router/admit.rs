@@ -134,7 +134,8 @@ fn row_of(event: &StoredEvent, now: i64) -> AdmitRow {
         channel: event.event.channel.clone(),
         account_id: event.event.account_id.clone(),
         adapter: event.adapter.clone(),
-        conversation: event.event.conversation(),
+        // Of its adapter: two may serve one channel under one account id, and are counted and held apart.
+        conversation: format!("{}\u{1f}{}", event.adapter, event.event.conversation()),
         late: matches!(event.disposition, Disposition::Late | Disposition::Filed),
         created_at: now,
         status: if filed { Status::Expired } else { Status::Waiting },

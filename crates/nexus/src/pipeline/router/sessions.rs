@@ -54,12 +54,13 @@ pub(super) struct Sessions {
 
 impl Sessions {
     /// Takes in a prepared request; its context is kept only while fewer than `kept_max` are, or if it
-    /// was prepared again.
+    /// was prepared again for a slot that it still has.
     pub(super) fn push(&mut self, seq: i64, prepared: Prepared, kept_max: usize) -> Vec<String> {
         let (session, agent) = (prepared.session.clone(), prepared.agent.name.clone());
         let (system, max_concurrent) = (prepared.is_system(), prepared.agent.max_concurrent.max(1));
         let again = self.again.remove(&seq);
-        let keep = again.is_some() || self.kept < kept_max;
+        let has_slot = again.as_ref().is_some_and(|had| had.session == session && had.agent == agent && had.system == system);
+        let keep = has_slot || self.kept < kept_max;
         self.kept += usize::from(keep);
         let waiting = Waiting { agent, system, prepared: keep.then(|| Box::new(prepared)), max_concurrent };
         self.sessions.entry(session.clone()).or_default().waiting.insert(seq, waiting);

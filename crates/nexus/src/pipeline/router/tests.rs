@@ -347,6 +347,26 @@ fn found(session: usize, agent: usize) -> Option<Found> {
 }
 
 #[test]
+fn a_context_that_comes_back_for_another_agent_has_no_room_of_its_own() {
+    let mut sessions = Sessions::default();
+    let push = |sessions: &mut Sessions, seq, session, agent| {
+        sessions.push(seq, prepared(seq, Found { session, agent, system: false }), 1);
+    };
+    push(&mut sessions, 1, 0, 0);
+    push(&mut sessions, 2, 1, 0);
+    push(&mut sessions, 3, 2, 0);
+    let started = |sessions: &mut Sessions| sessions.start_next(&agent(0)).map(|(seq, context)| (seq, context.is_some()));
+    assert_eq!(started(&mut sessions), Some((1, true)));
+    push(&mut sessions, 4, 3, 0); // takes the room
+    sessions.released(&session(0), &agent(0), false);
+    assert_eq!(started(&mut sessions), Some((2, false)));
+    push(&mut sessions, 2, 1, 1);
+    assert_eq!(started(&mut sessions), Some((3, false)));
+    let (seq, context) = sessions.start_next(&agent(1)).unwrap();
+    assert_eq!((seq, context.is_some()), (2, false), "kept beyond the limit");
+}
+
+#[test]
 fn a_session_of_two_agents_takes_one_turn_at_a_time() {
     // Agent 0 is busy with session 1; request 3 of session 0 is shown to it, then 2 to agent 1.
     run_through([
