@@ -5,9 +5,9 @@ use crate::bus::Bus;
 use crate::clock;
 use crate::error_text::describe;
 use crate::ledger::agents::{ApplyTurns, TurnRecord};
-use crate::ledger::events::{Disposition, NewEvent, RecordOutbound, senders_after};
+use crate::ledger::events::{Disposition, NewEvent, RecordOutbound, SCAN_ROWS, senders_after};
 use crate::ledger::identity::ApplyContacts;
-use crate::ledger::nexus::{Delivery, counter, finished_after, sent_after};
+use crate::ledger::nexus::{Delivery, finished_after, sent_after};
 use crate::ledger::writer::WriteError;
 use crate::ledger::{Ledgers, agents, follow, identity};
 use nexus_core::event::PeerKind;
@@ -27,6 +27,7 @@ const CONTACTS_INTERVAL: Duration = Duration::from_millis(500);
 /// What was sent is gathered for so long.
 const SENT_INTERVAL: Duration = Duration::from_millis(500);
 
+/// Whether there is more to follow at once.
 type Step = Result<bool, Box<dyn std::error::Error + Send + Sync>>;
 
 /// agents.db follows finished runs; `applied` tells how far.
@@ -56,6 +57,7 @@ async fn apply_turns(ledgers: &Ledgers, bus: &Bus, applied: &watch::Sender<i64>)
     if upto == mark {
         return Ok(false);
     }
+    let is_full = upto - mark >= PAGE as i64; // finish_seq leaves none out
     let applied_now = match ledgers.agents.writer.write(ApplyTurns { upto_finish_seq: upto, turns: turns.clone() }).await {
         Err(WriteError::Refused { message, .. }) => {
             tracing::error!(error = message, "a page of turns is refused; applying them one by one");
@@ -67,7 +69,7 @@ async fn apply_turns(ledgers: &Ledgers, bus: &Bus, applied: &watch::Sender<i64>)
         bus.publish(NoticeType::SessionCreated, json!({ "session": session }));
     }
     applied.send_replace(upto);
-    Ok(true)
+    Ok(is_full)
 }
 
 /// A turn that the ledger refuses must not keep the others from it: it is left out, and told.
@@ -97,8 +99,9 @@ pub async fn turns_mark(ledgers: &Ledgers) -> Result<i64, crate::ledger::ReadErr
 
 /// identity.db follows events.
 pub async fn follow_contacts(ledgers: Ledgers, mut committed: watch::Receiver<i64>, stop: CancellationToken) {
+    let mut mark = None;
     loop {
-        match apply_contacts(&ledgers).await {
+        match apply_contacts(&ledgers, &mut mark).await {
             Ok(true) => continue,
             Ok(false) => {}
             Err(error) => {
@@ -120,21 +123,26 @@ pub async fn follow_contacts(ledgers: Ledgers, mut committed: watch::Receiver<i6
     }
 }
 
-async fn apply_contacts(ledgers: &Ledgers) -> Step {
-    let mark = ledgers.identity.readers.read(|connection| follow::applied(connection, identity::SOURCE)).await?;
-    let (upto_seq, senders) = ledgers.events.readers.read(move |connection| senders_after(connection, mark)).await?;
-    if upto_seq == mark {
-        return Ok(false);
+/// `mark` is how far the file has come, once that is known.
+async fn apply_contacts(ledgers: &Ledgers, mark: &mut Option<i64>) -> Step {
+    let from = match *mark {
+        Some(mark) => mark,
+        None => ledgers.identity.readers.read(|connection| follow::applied(connection, identity::SOURCE)).await?,
+    };
+    let (upto_seq, senders) = ledgers.events.readers.read(move |connection| senders_after(connection, from)).await?;
+    if upto_seq > from {
+        ledgers.identity.writer.write(ApplyContacts { upto_seq, senders }).await?;
     }
-    ledgers.identity.writer.write(ApplyContacts { upto_seq, senders }).await?;
-    Ok(true)
+    *mark = Some(upto_seq);
+    Ok(upto_seq - from >= SCAN_ROWS)
 }
 
 /// events.db records what was said, under the platform's message ids. An adapter that hears our own
 /// message come back brings a known id.
 pub async fn follow_sent(ledgers: Ledgers, bell: Arc<Notify>, stop: CancellationToken) {
+    let mut mark = None;
     loop {
-        match apply_sent(&ledgers).await {
+        match apply_sent(&ledgers, &mut mark).await {
             Ok(true) => continue,
             Ok(false) => {}
             Err(error) => {
@@ -155,16 +163,19 @@ pub async fn follow_sent(ledgers: Ledgers, bell: Arc<Notify>, stop: Cancellation
     }
 }
 
-async fn apply_sent(ledgers: &Ledgers) -> Step {
-    let mark = ledgers.events.readers.read(|connection| follow::applied(connection, "nexus.sent")).await?;
-    let newest = ledgers.nexus.readers.read(|connection| counter(connection, "sent_seq")).await?;
-    if newest <= mark {
-        return Ok(false);
+/// `mark` is how far the file has come, once that is known.
+async fn apply_sent(ledgers: &Ledgers, mark: &mut Option<i64>) -> Step {
+    let from = match *mark {
+        Some(mark) => mark,
+        None => ledgers.events.readers.read(|connection| follow::applied(connection, "nexus.sent")).await?,
+    };
+    let (upto, sent) = ledgers.nexus.readers.read(move |connection| sent_after(connection, from, PAGE)).await?;
+    if upto > from {
+        let events = sent.iter().map(|delivery| (delivery.adapter.clone(), said(delivery))).collect();
+        ledgers.events.writer.write(RecordOutbound { upto_sent_seq: upto, events }).await?;
     }
-    let (upto, sent) = ledgers.nexus.readers.read(move |connection| sent_after(connection, mark, PAGE)).await?;
-    let events = sent.iter().map(|delivery| (delivery.adapter.clone(), said(delivery))).collect();
-    ledgers.events.writer.write(RecordOutbound { upto_sent_seq: upto, events }).await?;
-    Ok(true)
+    *mark = Some(upto);
+    Ok(upto - from >= PAGE as i64) // sent_seq leaves none out
 }
 
 fn said(delivery: &Delivery) -> NewEvent {

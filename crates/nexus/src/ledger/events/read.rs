@@ -7,7 +7,7 @@ use rusqlite::{Connection, Row, params};
 use std::collections::{HashMap, HashSet};
 
 /// Rows that one look for new events goes through at most.
-const SCAN_ROWS: i64 = 4_096;
+pub const SCAN_ROWS: i64 = 4_096;
 /// Newest rows among which the newest time of receipt is looked for.
 const NEWEST_ROWS: i64 = 1_000;
 

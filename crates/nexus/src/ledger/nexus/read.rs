@@ -164,6 +164,13 @@ pub fn finished_after(connection: &Connection, finish_seq: i64, limit: usize) ->
     let rows: Vec<(i64, Option<String>)> =
         query.query_map(params![finish_seq, limit], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<rusqlite::Result<_>>()?;
     let upto = rows.last().map_or(finish_seq, |(seq, _)| *seq);
-    let turns = rows.into_iter().filter_map(|(_, json)| json.and_then(|json| serde_json::from_str(&json).ok())).collect();
+    let turn = |seq: i64, json: &str| match serde_json::from_str(json) {
+        Ok(turn) => Some(turn),
+        Err(error) => {
+            tracing::error!(seq, %error, "a run's turn can't be read; left out of the agents ledger");
+            None
+        }
+    };
+    let turns = rows.iter().filter_map(|(seq, json)| turn(*seq, json.as_deref()?)).collect();
     Ok((upto, turns))
 }
