@@ -1,8 +1,10 @@
 //! Whether the wall clock can be believed when it says that something is too old. Readings of the
-//! clocks come in; whatever expires asks here first.
+//! clocks come in; messages, late events, traces and kept notices ask here before they expire. Slots of
+//! the timer do not: `schedule` calls them missed by the wall clock as it is.
 //!
 //! Contract: nothing expires while wall time disagrees with boot time by over a minute, or lies before
-//! the newest event. A clock that was set while the daemon ran stays in doubt until it is set back or
+//! the newest event. That one is of earlier runs, looked for once, at the start, among the last events
+//! that they recorded. A clock that was set while the daemon ran stays in doubt until it is set back or
 //! the daemon is started anew: nobody here can know which of its two times was the right one.
 
 /// How far wall time and boot time may have moved apart.
@@ -20,7 +22,7 @@ pub struct Reading {
 pub enum Doubt {
     #[error("the clock was set by {} s while the daemon ran; if it is right now, restart the daemon", seconds(.by_ms))]
     Set { by_ms: i64 },
-    #[error("the clock is {} s before the newest event; set it", seconds(.by_ms))]
+    #[error("the clock is {} s before the newest event of earlier runs; set it", seconds(.by_ms))]
     Behind { by_ms: i64 },
 }
 
@@ -32,13 +34,13 @@ fn seconds(ms: &i64) -> i64 {
 #[derive(Debug, Clone)]
 pub struct Believed {
     newest_ms: i64,
-    /// The first reading that wasn't before the newest event: an earlier one says nothing about how
-    /// the two clocks should stand.
+    /// The first reading that wasn't before `newest_ms`: an earlier one says nothing about how the two
+    /// clocks should stand.
     reference: Option<Reading>,
 }
 
 impl Believed {
-    /// `newest_ms` is when the newest event was received, in Unix ms; 0 if there is none.
+    /// `newest_ms` is when the newest event of earlier runs was received, in Unix ms; 0 if there is none.
     pub fn new(newest_ms: i64) -> Self {
         Self { newest_ms, reference: None }
     }

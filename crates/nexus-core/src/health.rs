@@ -175,7 +175,7 @@ fn worn(parts: &Parts) -> Vec<String> {
         let count = parts.stuck_deliveries;
         reasons.push(format!("{count} {} stuck", plural(count, "delivery is", "deliveries are")));
     }
-    reasons.extend(parts.clock_doubt.map(|doubt| format!("nothing expires: {doubt}")));
+    reasons.extend(parts.clock_doubt.map(|doubt| format!("nothing but timer slots expires: {doubt}")));
     reasons
 }
 
@@ -287,7 +287,7 @@ mod tests {
             "1 adapter is degraded",
             "1 internal task was restarted",
             "3 deliveries are stuck",
-            "nothing expires: the clock is 5 s before the newest event; set it",
+            "nothing but timer slots expires: the clock is 5 s before the newest event of earlier runs; set it",
         ];
         assert_eq!(overall(&parts), (Overall::Unhealthy, reasons.map(str::to_owned).to_vec()));
     }

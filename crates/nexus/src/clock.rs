@@ -1,4 +1,5 @@
-//! The only places where the daemon reads a clock, and the one that says what is too old.
+//! The only places where the daemon reads a clock, and the one that says what is too old. What becomes of
+//! late timer slots, `schedule` of the core says.
 
 use nexus_core::doubt::{Believed, Doubt, Reading};
 use std::fmt;
@@ -27,7 +28,8 @@ fn read_both() -> Reading {
     Reading { wall_ms: wall_ms(), boot_ms: boot.tv_sec * 1000 + boot.tv_nsec / 1_000_000 }
 }
 
-/// Says what is over by the wall clock: nothing while that is in doubt. Cheap to clone.
+/// Says what is over by the wall clock: nothing while that is in doubt. Whoever lets something expire has
+/// to ask; the timer does not. Cheap to clone.
 #[derive(Clone)]
 pub struct Expiry {
     read: Arc<dyn Fn() -> Reading + Send + Sync>,
@@ -47,7 +49,7 @@ impl fmt::Debug for Expiry {
 }
 
 impl Expiry {
-    /// `newest_received_at` is that of the events ledger, in Unix ms.
+    /// `newest_received_at` is when the newest event of earlier runs was received, in Unix ms.
     pub fn new(newest_received_at: i64) -> Self {
         Self::with_clocks(newest_received_at, read_both)
     }
@@ -66,7 +68,7 @@ impl Expiry {
         doubt.is_none() && now.wall_ms > at_ms
     }
 
-    /// Why nothing expires, if nothing does.
+    /// Why nothing is over, if nothing is.
     pub fn doubt(&self) -> Option<Doubt> {
         self.judge().1
     }
@@ -81,7 +83,7 @@ impl Expiry {
         let now = (self.read)();
         let doubt = judged.believed.judge(now);
         match doubt {
-            Some(doubt) if !judged.in_doubt => tracing::warn!(%doubt, "nothing expires while the clock is in doubt"),
+            Some(doubt) if !judged.in_doubt => tracing::warn!(%doubt, "nothing but timer slots expires while the clock is in doubt"),
             None if judged.in_doubt => tracing::info!("the clock is believed again"),
             Some(_) | None => {}
         }

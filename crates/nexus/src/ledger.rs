@@ -14,10 +14,9 @@ pub mod writer;
 use migrate::{MigrateError, Migration};
 use rusqlite::{Connection, OpenFlags};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 /// How long a connection waits for another's lock: only a checkpoint or a backup can hold one.
@@ -25,6 +24,9 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pauses before a failed read is repeated.
 const READ_PAUSE_FIRST: Duration = Duration::from_millis(100);
 const READ_PAUSE_MAX: Duration = Duration::from_secs(30);
+/// How long a failed read shows in health. Longer than the longest pause before one is repeated, so that
+/// a single row that nobody can read shows all the time, though others can be read.
+const READ_FAILURE_SHOWN: Duration = Duration::from_secs(60);
 /// Read-only connections kept open per file.
 const READERS_KEPT: usize = 4;
 /// Page cache of one connection, in KiB. Memory is taken as pages are used.
@@ -171,6 +173,13 @@ impl<C: writer::Command> Clone for Database<C> {
     }
 }
 
+impl<C: writer::Command> Database<C> {
+    /// Whether the last group was written, and no read failed of late.
+    pub fn is_accessible(&self) -> bool {
+        !self.writer.stats().failing.load(Ordering::Relaxed) && !self.readers.has_failed_within(READ_FAILURE_SHOWN)
+    }
+}
+
 /// What must be waited for at shutdown, after the last handle of the file is dropped.
 #[derive(Debug)]
 pub struct Threads {
@@ -258,8 +267,8 @@ impl Checkpoints {
 pub struct Readers {
     path: Arc<PathBuf>,
     idle: Arc<Mutex<Vec<Connection>>>,
-    /// Reads that failed, for health.
-    pub errors: Arc<AtomicU64>,
+    /// When a read failed last.
+    failed_at: Arc<Mutex<Option<Instant>>>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -277,7 +286,7 @@ pub enum ReadError {
 impl Readers {
     /// Readers of the file at `path`, which must exist by the first read.
     pub fn new(path: PathBuf) -> Self {
-        Self { path: Arc::new(path), idle: Arc::default(), errors: Arc::default() }
+        Self { path: Arc::new(path), idle: Arc::default(), failed_at: Arc::default() }
     }
 
     /// Runs `query` on a thread that may block.
@@ -289,8 +298,13 @@ impl Readers {
         query: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, ReadError> {
         let this = self.clone();
-        let panicked = ReadError::Panicked { path: self.path.to_path_buf() };
-        tokio::task::spawn_blocking(move || this.read_now(query)).await.unwrap_or(Err(panicked))
+        match tokio::task::spawn_blocking(move || this.read_now(query)).await {
+            Ok(read) => read,
+            Err(_) => {
+                self.note_failure(); // its hook told of the panic
+                Err(ReadError::Panicked { path: self.path.to_path_buf() })
+            }
+        }
     }
 
     /// As [`Self::read`], again after each failure, with a pause that grows to thirty seconds; for work
@@ -320,7 +334,7 @@ impl Readers {
     /// [`ReadError`].
     pub fn read_now<T>(&self, query: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, ReadError> {
         let failed = |source| {
-            self.errors.fetch_add(1, Ordering::Relaxed);
+            self.note_failure();
             ReadError::Sqlite { path: self.path.to_path_buf(), source }
         };
         let pooled = self.idle.lock().ok().and_then(|mut idle| idle.pop());
@@ -336,6 +350,16 @@ impl Readers {
             idle.push(connection);
         }
         Ok(value)
+    }
+
+    /// Whether a read failed within the last `span`, whatever was read since.
+    pub fn has_failed_within(&self, span: Duration) -> bool {
+        let failed_at = *self.failed_at.lock().unwrap_or_else(PoisonError::into_inner);
+        failed_at.is_some_and(|at| at.elapsed() < span)
+    }
+
+    fn note_failure(&self) {
+        *self.failed_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
     fn open(&self) -> rusqlite::Result<Connection> {
@@ -415,7 +439,17 @@ impl Ledgers {
         self.nexus.writer.stop_repeating();
     }
 
-    /// Name, writer's figures and failed reads of each.
+    /// Whether each can be written, and read as far as anybody tried of late.
+    pub fn accessible(&self) -> [(Ledger, bool); 4] {
+        [
+            (Ledger::Events, self.events.is_accessible()),
+            (Ledger::Agents, self.agents.is_accessible()),
+            (Ledger::Identity, self.identity.is_accessible()),
+            (Ledger::Nexus, self.nexus.is_accessible()),
+        ]
+    }
+
+    /// Name and writer's figures of each.
     pub fn stats(&self) -> [(Ledger, &Arc<writer::WriterStats>); 4] {
         [
             (Ledger::Events, self.events.writer.stats()),

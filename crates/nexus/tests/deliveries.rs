@@ -4,7 +4,8 @@
 
 mod common;
 
-use common::{Daemon, eventually, find, json_lines, lines, only};
+use common::{DEADLINE, Daemon, eventually, find, json_lines, lines, only};
+use rusqlite::Connection;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;
@@ -99,7 +100,8 @@ fn a_success_without_a_message_id_is_held_until_a_person_decides() {
     assert_eq!(delivery_once(&daemon, "uncertain")["delivery_id"], held["delivery_id"]);
     assert_eq!(lines(&sends).len(), 1, "sent again without being asked");
     fs::write(daemon.file("send-mode"), "ok").unwrap();
-    daemon.nexus_ok(&["deliveries", "retry", held["delivery_id"].as_str().unwrap()]);
+    let said = daemon.nexus_ok(&["deliveries", "retry", held["delivery_id"].as_str().unwrap()]);
+    assert!(said.contains("was uncertain, now pending"), "{said}");
     delivery_once(&daemon, "sent");
     let calls = json_lines(&sends);
     assert_eq!((calls.len(), keys(&calls).len()), (2, 1), "{calls:?}");
@@ -172,4 +174,20 @@ fn a_reply_in_two_chunks_goes_on_where_a_kill_broke_it_off() {
     assert_eq!(texts, ["message", "1xxxxxx", "message", "2xxxxxx"]);
     assert_eq!(daemon.count("nexus", "SELECT count(*) FROM runs"), 2, "an agent ran again");
     assert_eq!(daemon.ended("completed"), 2);
+}
+
+#[test]
+fn a_ledger_that_cannot_be_read_makes_the_daemon_unhealthy() {
+    let (daemon, _) = sending(1, "ok");
+    let sent = delivery_once(&daemon, "sent");
+    assert_eq!(daemon.get("/health").status, 200);
+    let stranger = Connection::open(daemon.workspace().join("data/nexus.db")).unwrap();
+    stranger.busy_timeout(DEADLINE).unwrap();
+    stranger.execute_batch("ALTER TABLE deliveries RENAME TO mislaid").unwrap();
+    eventually("health says so", || daemon.get("/health").status == 503);
+    assert_eq!(daemon.get("/health").json()["ledgers"]["nexus_db"], "error");
+    let reasons = daemon.status()["reasons"].to_string();
+    assert!(reasons.contains("ledger `nexus_db` is not accessible"), "{reasons}");
+    stranger.execute_batch("ALTER TABLE mislaid RENAME TO deliveries").unwrap();
+    assert_eq!(delivery_once(&daemon, "sent")["delivery_id"], sent["delivery_id"]);
 }

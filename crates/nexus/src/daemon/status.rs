@@ -74,7 +74,7 @@ pub(super) fn summary(control: &Control) -> String {
     let names: Vec<String> = reports.iter().map(|report| format!("{}/{}", report.adapter, report.account)).collect();
     let width = names.iter().map(String::len).max().unwrap_or(0);
     let plugins = control.plugins.names();
-    let ok = control.ledgers.stats().iter().filter(|(_, stats)| !stats.failing.load(Ordering::Relaxed)).count();
+    let ok = control.ledgers.accessible().iter().filter(|(_, ok)| *ok).count();
     let mut lines = vec![
         format!("[NEX] Daemon started (v{})", env!("CARGO_PKG_VERSION")),
         format!("  PID:       {}", std::process::id()),
@@ -114,14 +114,8 @@ fn timer(heartbeat_ms: u64, cron_jobs: usize) -> String {
 }
 
 fn judge(control: &Control, reports: &[AccountReport]) -> (Overall, Vec<String>) {
-    let ledgers = control
-        .ledgers
-        .stats()
-        .iter()
-        .map(|(ledger, stats)| (format!("{}_db", ledger.name()), !stats.failing.load(Ordering::Relaxed)))
-        .collect();
     overall(&Parts {
-        ledgers,
+        ledgers: control.ledgers.accessible().iter().map(|(ledger, ok)| (format!("{}_db", ledger.name()), *ok)).collect(),
         pipeline_ok: !control.watch_over.lost().contains(&"router"),
         disk_ok: !*control.disk_low.borrow(),
         adapters: reports.iter().map(|report| AdapterHealth { status: report.status, health: report.health }).collect(),
@@ -142,8 +136,8 @@ fn pipeline(control: &Control) -> Value {
 
 fn ledgers(control: &Control) -> Value {
     let mut all = Map::new();
-    for (ledger, stats) in control.ledgers.stats() {
-        let state = if stats.failing.load(Ordering::Relaxed) { "error" } else { "ok" };
+    for (ledger, is_accessible) in control.ledgers.accessible() {
+        let state = if is_accessible { "ok" } else { "error" };
         all.insert(format!("{}_db", ledger.name()), state.into());
     }
     Value::Object(all)

@@ -39,7 +39,7 @@ commands! { Ledger::Nexus, NexusCommand / NexusReply {
     ReviveRequest -> Claim,
     ClaimDelivery -> Claim,
     SettleDelivery -> Claim,
-    ResolveDelivery -> Option<String>,
+    ResolveDelivery -> Claim,
     SaveInstance -> (),
     BackfillDone -> (),
     RecordConfig -> (),

@@ -1,21 +1,17 @@
 //! Delivery: one task per target with something to say, one send in flight per target, so that a
-//! retry never lets a later message pass. A row is `sending` before its first byte leaves.
+//! retry never lets a later message pass. Here are the lanes and what enters them; `deliver` brings one
+//! delivery to its end.
+
+mod deliver;
 
 use crate::bus::Bus;
 use crate::clock::{self, Expiry};
-use crate::error_text::describe;
 use crate::ledger::Ledgers;
-use crate::ledger::nexus::{
-    Claim, ClaimDelivery, Delivery, NewDelivery, Resolution, ResolveDelivery, SettleDelivery, Settled, delivery, open_deliveries,
-    uncertain_deliveries,
-};
-use crate::metrics::{ChannelStatus, Metrics};
-use crate::routes::{Route, Routes};
+use crate::ledger::nexus::{Claim, Delivery, NewDelivery, Resolution, ResolveDelivery, delivery, open_deliveries, uncertain_deliveries};
+use crate::ledger::writer::WriteError;
+use crate::metrics::Metrics;
+use crate::routes::Routes;
 use futures_util::FutureExt;
-use nexus_core::config::OnUncertain;
-use nexus_core::notice::NoticeType;
-use nexus_core::protocol::{SendOutcome, send_retry_delay_ms};
-use serde_json::json;
 use std::collections::{HashMap, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -31,10 +27,8 @@ const SENDS_MAX: usize = 64;
 const INLINE_BYTES_MAX: usize = 4096;
 /// Deliveries that wait in memory; beyond, only their ids do.
 const AT_HAND_MAX: usize = 1024;
-/// Sends under way at once for one adapter, so that one that hangs leaves room for the others.
-const SENDS_PER_ADAPTER: usize = 16;
-/// Pause before a delivery that can't be read is read again.
-const READ_RETRY: Duration = Duration::from_millis(500);
+/// How much longer a delivery lives that a person retries, if its adapter is not configured any more.
+const TTL_MS_WITHOUT_ROUTE: u64 = 3_600_000;
 
 /// Handle to the outbox. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -84,7 +78,7 @@ pub enum TakeUpError {
     #[error(transparent)]
     Read(#[from] crate::ledger::ReadError),
     #[error(transparent)]
-    Write(#[from] crate::ledger::writer::WriteError),
+    Write(#[from] WriteError),
 }
 
 /// How one delivery ended.
@@ -175,7 +169,8 @@ impl Outbox {
         let (mut held, now) = (0, clock::wall_ms());
         for row in ledger.readers.read(uncertain_deliveries).await? {
             if retry(&row) && !self.shared.expiry.is_over(row.expires_at) {
-                let command = ResolveDelivery { delivery_id: row.delivery_id, resolution: Resolution::Retry, at: now, ttl_ms: 0 };
+                let (resolution, epoch) = (Resolution::Retry, self.shared.epoch);
+                let command = ResolveDelivery { delivery_id: row.delivery_id, resolution, at: now, ttl_ms: 0, epoch };
                 ledger.writer.write(command).await?;
             } else {
                 held += 1;
@@ -199,30 +194,43 @@ impl Outbox {
         Waiting(waiting)
     }
 
-    /// Carries out a person's decision. `None` when the delivery isn't in a state for it.
+    /// Carries out a person's decision, however long the ledger takes to write it; answers the status
+    /// before, `None` when the delivery isn't in a state for it. Once begun it is carried out also if
+    /// nobody waits for the answer any more: between the commit and the lane it would be lost.
     ///
     /// # Errors
-    /// When the ledger can't be written or read.
+    /// When the ledger can't be read, or refuses or is closed.
     pub async fn resolve(&self, delivery_id: &str, resolution: Resolution) -> anyhow::Result<Option<String>> {
-        let ledger = &self.shared.ledgers.nexus;
         let id = delivery_id.to_owned();
-        let row = ledger.readers.read(move |connection| delivery(connection, &id)).await?;
+        let row = self.shared.ledgers.nexus.readers.read(move |connection| delivery(connection, &id)).await?;
         let Some(row) = row else { return Ok(None) };
-        let ttl = self.shared.routes.get(&row.adapter).map_or(3_600_000, |route| route.ttl_ms);
+        let this = self.clone();
+        let decided = self.shared.tasks.spawn(async move {
+            let done = this.decide(&row, resolution).await?;
+            Ok::<_, WriteError>(done.then_some(row.status))
+        });
+        Ok(decided.await??)
+    }
+
+    /// Writes a decision and has it carried out; false when the delivery isn't in a state for it.
+    async fn decide(&self, row: &Delivery, resolution: Resolution) -> Result<bool, WriteError> {
+        let ttl_ms = self.shared.routes.get(&row.adapter).map_or(TTL_MS_WITHOUT_ROUTE, |route| route.ttl_ms);
         let command = ResolveDelivery {
             delivery_id: row.delivery_id.clone(),
             resolution,
             at: clock::wall_ms(),
-            ttl_ms: i64::try_from(ttl).unwrap_or(i64::MAX),
+            ttl_ms: i64::try_from(ttl_ms).unwrap_or(i64::MAX),
+            epoch: self.shared.epoch,
         };
-        let before = ledger.writer.write(command).await?;
-        if before.is_some() {
-            match resolution {
-                Resolution::Retry => self.push(row.lane(), Queued { delivery_id: row.delivery_id, row: None, settled: None }),
-                Resolution::Discard => self.hurry(&row.lane()),
-            }
+        match self.shared.ledgers.nexus.writer.write_until_done(command).await? {
+            Claim::Done => {}
+            Claim::Lost => return Ok(false),
         }
-        Ok(before)
+        match resolution {
+            Resolution::Retry => self.push(row.lane(), Queued { delivery_id: row.delivery_id.clone(), row: None, settled: None }),
+            Resolution::Discard => self.hurry(&row.lane()),
+        }
+        Ok(true)
     }
 
     /// Deliveries waiting or under way.
@@ -285,177 +293,8 @@ impl Outbox {
         }
     }
 
-    /// Brings one delivery to its end, however many attempts that takes.
-    async fn deliver(&self, queued: Queued, hurry: &Notify) {
-        let Queued { delivery_id, mut row, settled } = queued;
-        loop {
-            let current = match row.take() {
-                Some(row) => *row,
-                None => match self.load(&delivery_id).await {
-                    Some(row) if row.status == "pending" => row,
-                    Some(_) | None => return, // decided by a person meanwhile
-                },
-            };
-            let wait_ms = current.next_attempt_at.map_or(0, |at| (at - clock::wall_ms()).max(0));
-            if wait_ms > 0 {
-                tokio::select! {
-                    () = tokio::time::sleep(Duration::from_millis(wait_ms.unsigned_abs())) => {}
-                    () = hurry.notified() => continue,
-                    () = self.shared.stop.cancelled() => return,
-                }
-            }
-            let Some(outcome) = self.attempt(&current).await else { return };
-            let done = match &outcome {
-                Settled::Retry { .. } => None,
-                Settled::Sent { .. } => Some(Outcome { delivery_id: delivery_id.clone(), status: "sent", error: None }),
-                Settled::Failed { error } => {
-                    Some(Outcome { delivery_id: delivery_id.clone(), status: "failed", error: Some(error.clone()) })
-                }
-                Settled::Uncertain { error } => {
-                    Some(Outcome { delivery_id: delivery_id.clone(), status: "uncertain", error: Some(error.clone()) })
-                }
-                Settled::Expired { error } => {
-                    Some(Outcome { delivery_id: delivery_id.clone(), status: "expired", error: Some(error.clone()) })
-                }
-            };
-            if !self.settle(&current, outcome).await {
-                return;
-            }
-            if let Some(outcome) = done {
-                if let Some(settled) = settled
-                    && settled.send(outcome).is_err()
-                {
-                    tracing::trace!(delivery_id, "nobody waits for this delivery any more");
-                }
-                return;
-            }
-        }
-    }
-
-    /// One attempt; `None` when it isn't ours to make (any more).
-    async fn attempt(&self, delivery: &Delivery) -> Option<Settled> {
-        if self.shared.expiry.is_over(delivery.expires_at) {
-            return Some(Settled::Expired { error: "not delivered within its time to live".into() });
-        }
-        let route = tokio::select! {
-            route = self.shared.routes.settled(&delivery.adapter) => route,
-            // A route that vanishes because the daemon stops says nothing about the delivery.
-            () = self.shared.stop.cancelled() => return None,
-        };
-        let Some(route) = route else {
-            return Some(Settled::Failed { error: format!("adapter `{}` is not configured any more", delivery.adapter) });
-        };
-        let Some(sender) = &route.sender else {
-            return Some(Settled::Failed { error: format!("adapter `{}` can't send", delivery.adapter) });
-        };
-        let of_adapter = self.sends_of(&delivery.adapter);
-        let permits = async { (of_adapter.acquire().await.ok(), self.shared.sends.acquire().await.ok()) };
-        let permits = tokio::select! {
-            permits = permits => permits,
-            () = self.shared.stop.cancelled() => return None,
-        };
-        let claim = ClaimDelivery { delivery_id: delivery.delivery_id.clone(), at: clock::wall_ms(), epoch: self.shared.epoch };
-        match self.shared.ledgers.nexus.writer.write_until_done(claim).await {
-            Ok(Claim::Done) => {}
-            Ok(Claim::Lost) => return None,
-            Err(error) => {
-                tracing::warn!(delivery_id = delivery.delivery_id, %error, "delivery not claimed");
-                return None;
-            }
-        }
-        self.notice(NoticeType::DeliverySending, delivery, None);
-        let sent = tokio::select! {
-            sent = sender.send(delivery) => sent,
-            // Dropping it kills the process; the row stays `sending`, which a start reads as uncertain.
-            () = self.shared.abandon.cancelled() => return None,
-        };
-        drop(permits);
-        Some(judge(sent.map_err(|error| describe(&error)), delivery.attempts + 1, &route))
-    }
-
-    /// Commits how an attempt ended, and tells. False when the ledger is closed.
-    async fn settle(&self, delivery: &Delivery, settled: Settled) -> bool {
-        let (status, kind, error) = match &settled {
-            Settled::Sent { .. } => ("sent", NoticeType::DeliverySent, None),
-            Settled::Retry { error, .. } => ("pending", NoticeType::DeliveryError, Some(error.clone())),
-            Settled::Failed { error } => ("failed", NoticeType::DeliveryError, Some(error.clone())),
-            Settled::Uncertain { error } => ("uncertain", NoticeType::DeliveryError, Some(error.clone())),
-            Settled::Expired { error } => ("expired", NoticeType::DeliveryError, Some(error.clone())),
-        };
-        let sent = matches!(settled, Settled::Sent { .. });
-        let command = SettleDelivery { delivery_id: delivery.delivery_id.clone(), settled, at: clock::wall_ms(), epoch: self.shared.epoch };
-        match self.shared.ledgers.nexus.writer.write_until_done(command).await {
-            Ok(Claim::Done) => {}
-            Ok(Claim::Lost) => return false, // a person decided meanwhile
-            Err(error) => {
-                tracing::warn!(delivery_id = delivery.delivery_id, %error, "the end of a send could not be written; it shows as uncertain");
-                return false;
-            }
-        }
-        if sent {
-            self.shared.sent.notify_one();
-        }
-        if let Some(error) = &error {
-            tracing::warn!(delivery_id = delivery.delivery_id, adapter = delivery.adapter, status, %error, "delivery");
-        }
-        let label = ChannelStatus { channel: delivery.channel.clone(), status };
-        self.shared.metrics.deliveries.get_or_create(&label).inc();
-        self.notice(kind, delivery, error.as_deref());
-        true
-    }
-
-    fn notice(&self, kind: NoticeType, delivery: &Delivery, error: Option<&str>) {
-        let notice = json!({
-            "delivery_id": delivery.delivery_id, "request_id": delivery.request_id, "run_id": delivery.run_id,
-            "adapter": delivery.adapter, "account": delivery.account_id, "target": delivery.target, "error": error,
-        });
-        self.shared.bus.publish(kind, notice);
-    }
-
-    /// Reads a delivery, however often that takes: going on without it would let later ones pass. `None`
-    /// when there is none, or nothing is begun any more.
-    async fn load(&self, delivery_id: &str) -> Option<Delivery> {
-        loop {
-            let id = delivery_id.to_owned();
-            match self.shared.ledgers.nexus.readers.read(move |connection| delivery(connection, &id)).await {
-                Ok(row) => return row,
-                Err(error) => tracing::error!(delivery_id, error = %describe(&error), "delivery can't be read; trying again"),
-            }
-            tokio::select! {
-                () = tokio::time::sleep(READ_RETRY) => {}
-                () = self.shared.stop.cancelled() => return None,
-            }
-        }
-    }
-
-    fn sends_of(&self, adapter: &str) -> Arc<Semaphore> {
-        let mut all = self.shared.sends_of.lock().unwrap_or_else(PoisonError::into_inner);
-        all.entry(adapter.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(SENDS_PER_ADAPTER))).clone()
-    }
-
     fn lanes(&self) -> std::sync::MutexGuard<'_, HashMap<String, Lane>> {
         self.shared.lanes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// What the ledger is told about an attempt: number `attempt`, from 1.
-fn judge(sent: Result<SendOutcome, String>, attempt: u32, route: &Route) -> Settled {
-    let again = |error: String, wish: Option<u64>| {
-        let delay = send_retry_delay_ms(attempt, wish);
-        Settled::Retry { at: clock::wall_ms().saturating_add(i64::try_from(delay).unwrap_or(i64::MAX)), error }
-    };
-    match sent {
-        Ok(SendOutcome::Sent { message_ids }) => Settled::Sent { message_ids },
-        Ok(SendOutcome::Failed { error }) => Settled::Failed { error },
-        // The process never ran: nothing can have been sent.
-        Err(error) | Ok(SendOutcome::Retry { error, after_ms: None }) if attempt > route.retries => Settled::Failed { error },
-        Err(error) => again(error, None),
-        Ok(SendOutcome::Retry { error, .. }) if attempt > route.retries => Settled::Failed { error },
-        Ok(SendOutcome::Retry { error, after_ms }) => again(error, after_ms),
-        Ok(SendOutcome::Uncertain { error }) => match route.on_uncertain {
-            OnUncertain::Retry if attempt <= route.retries => again(error, None),
-            OnUncertain::Retry | OnUncertain::Hold => Settled::Uncertain { error },
-        },
     }
 }
 

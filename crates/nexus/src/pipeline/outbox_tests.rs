@@ -1,18 +1,151 @@
-//! Tests of the outbox: what expires.
+//! Tests of the outbox on real ledgers: what expires, how long is waited, and what becomes of a delivery
+//! when something breaks.
 #![allow(clippy::unwrap_used)]
 
+use super::deliver::nap_ms;
 use super::*;
+use crate::keeper::SpawnError;
+use crate::ledger::nexus::{Admit, AdmitRow, BeginEpoch, ClaimDelivery, FinishRun, SettleDelivery, Settled, StartRun};
+use crate::routes::{Route, Sender};
+use crate::supervisor::BoxFuture;
+use nexus_core::config::OnUncertain;
 use nexus_core::doubt::Reading;
+use nexus_core::protocol::SendOutcome;
+use nexus_core::request::Status;
+use rusqlite::Connection;
+use std::sync::atomic::AtomicI64;
 
 const NOW: i64 = 1_000_000;
+const DAY_MS: i64 = 86_400_000;
+const EPOCH: i64 = 1;
+/// How long anything here may take.
+const DEADLINE: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(10);
+/// What a delivery says at which the platform panics.
+const DEFECT: &str = "a defect";
 
-/// What an attempt at a delivery whose time is up comes to. No adapter is configured.
-async fn attempt_late(expiry: Expiry) -> Settled {
-    let directory = tempfile::tempdir().unwrap();
-    let (ledgers, _threads) = Ledgers::start(directory.path(), 0).unwrap();
-    let outbox = Outbox::new(ledgers, Routes::default(), Bus::new(1, 16), Metrics::new(), expiry, 1);
-    let late = pending(NewDelivery {
-        delivery_id: "d".to_owned(),
+/// Says everything but [`DEFECT`].
+struct Platform;
+
+impl Sender for Platform {
+    fn send<'a>(&'a self, delivery: &'a Delivery) -> BoxFuture<'a, Result<SendOutcome, SpawnError>> {
+        Box::pin(async move {
+            assert_ne!(delivery.content, DEFECT);
+            Ok(SendOutcome::Sent { message_ids: vec![delivery.delivery_id.clone()] })
+        })
+    }
+}
+
+/// An outbox with its ledgers, where one request was answered; one adapter, `fake`, can send.
+struct Place {
+    outbox: Outbox,
+    directory: tempfile::TempDir,
+}
+
+impl Place {
+    fn new(expiry: Expiry) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let (ledgers, _threads) = Ledgers::start(directory.path(), 0).unwrap();
+        let routes = Routes::default();
+        let fake = Route {
+            known: true,
+            here: false,
+            sender: Some(Arc::new(Platform)),
+            text_limit: 0,
+            capabilities: serde_json::Value::Null,
+            retries: 3,
+            on_uncertain: OnUncertain::Hold,
+            ttl_ms: 3_600_000,
+        };
+        routes.set("fake", fake);
+        Self { outbox: Outbox::new(ledgers, routes, Bus::new(EPOCH, 16), Metrics::new(), expiry, EPOCH), directory }
+    }
+
+    /// The same with these deliveries in the ledger, pending.
+    async fn with(expiry: Expiry, deliveries: Vec<NewDelivery>) -> Self {
+        let place = Self::new(expiry);
+        let ledger = &place.outbox.shared.ledgers.nexus.writer;
+        ledger.write(BeginEpoch { at: 1 }).await.unwrap();
+        let row = AdmitRow {
+            event_seq: 1,
+            request_id: "req".to_owned(),
+            event_id: "fake:1".to_owned(),
+            channel: "fake".to_owned(),
+            account_id: "me".to_owned(),
+            adapter: "fake".to_owned(),
+            conversation: "p".to_owned(),
+            late: false,
+            created_at: 1,
+            status: Status::Waiting,
+            reason: None,
+        };
+        ledger.write(Admit { from_seq: 0, upto_seq: 1, rows: vec![row], epoch: EPOCH }).await.unwrap();
+        let (run_id, agent, session) = ("run".to_owned(), "echo".to_owned(), "s".to_owned());
+        let start = StartRun { event_seq: 1, run_id: run_id.clone(), agent, session, acted: false, at: 1, epoch: EPOCH };
+        assert_eq!(ledger.write(start).await.unwrap(), Claim::Done);
+        let finish = FinishRun {
+            event_seq: 1,
+            run_id,
+            ok: true,
+            status: Status::Completed,
+            reason: None,
+            turn_json: None,
+            deliveries,
+            trace: "{}".to_owned(),
+            at: 1,
+            epoch: EPOCH,
+        };
+        assert!(ledger.write(finish).await.unwrap().is_some());
+        place
+    }
+
+    /// Writes that an attempt at `d` began and ended at this instant.
+    async fn attempted(&self, at: i64, settled: Settled) {
+        let ledger = &self.outbox.shared.ledgers.nexus.writer;
+        let claim = ClaimDelivery { delivery_id: "d".to_owned(), at, epoch: EPOCH };
+        assert_eq!(ledger.write(claim).await.unwrap(), Claim::Done);
+        let settle = SettleDelivery { delivery_id: "d".to_owned(), settled, at, epoch: EPOCH };
+        assert_eq!(ledger.write(settle).await.unwrap(), Claim::Done);
+    }
+
+    /// Hands `d` to its lane; how it ended.
+    async fn outcome(&self) -> Outcome {
+        let (settled, outcome) = oneshot::channel();
+        let lane = row("d", "hello", 0, 0).lane();
+        self.outbox.push(lane, Queued { delivery_id: "d".to_owned(), row: None, settled: Some(settled) });
+        soon(outcome).await.unwrap()
+    }
+
+    async fn status(&self, delivery_id: &'static str) -> String {
+        let readers = &self.outbox.shared.ledgers.nexus.readers;
+        readers.read(move |connection| delivery(connection, delivery_id)).await.unwrap().unwrap().status
+    }
+
+    /// Somebody else who has the file open.
+    fn stranger(&self) -> Connection {
+        let connection = Connection::open(self.directory.path().join("nexus.db")).unwrap();
+        connection.busy_timeout(DEADLINE).unwrap();
+        connection
+    }
+}
+
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, what).await.expect("it comes within the deadline")
+}
+
+async fn eventually(mut is_so: impl AsyncFnMut() -> bool) {
+    let mut tick = tokio::time::interval(POLL);
+    soon(async {
+        while !is_so().await {
+            tick.tick().await;
+        }
+    })
+    .await;
+}
+
+fn new(delivery_id: &str, content: &str, created_at: i64, expires_at: i64) -> NewDelivery {
+    NewDelivery {
+        delivery_id: delivery_id.to_owned(),
         request_id: "req".to_owned(),
         event_seq: 1,
         run_id: None,
@@ -22,13 +155,28 @@ async fn attempt_late(expiry: Expiry) -> Settled {
         target: "p".to_owned(),
         thread_id: None,
         reply_to_id: None,
-        idempotency_key: "key".to_owned(),
-        content: "hello".to_owned(),
-        created_at: 1,
-        expires_at: NOW - 1,
+        idempotency_key: delivery_id.to_owned(),
+        content: content.to_owned(),
+        created_at,
+        expires_at,
         here: false,
-    });
-    outbox.attempt(&late).await.unwrap()
+    }
+}
+
+fn row(delivery_id: &str, content: &str, created_at: i64, expires_at: i64) -> Delivery {
+    pending(new(delivery_id, content, created_at, expires_at))
+}
+
+/// One that nobody has reason to let expire.
+fn lasting(delivery_id: &str, content: &str) -> NewDelivery {
+    new(delivery_id, content, clock::wall_ms(), clock::wall_ms() + DAY_MS)
+}
+
+/// What an attempt at a delivery whose time is up comes to. Its adapter isn't configured.
+async fn attempt_late(expiry: Expiry) -> Settled {
+    let place = Place::new(expiry);
+    place.outbox.shared.routes.remove("fake");
+    place.outbox.attempt(&row("d", "hello", 1, NOW - 1)).await.unwrap()
 }
 
 #[tokio::test]
@@ -38,4 +186,102 @@ async fn what_is_too_old_expires_but_not_while_the_clock_is_in_doubt() {
     assert!(matches!(believed, Settled::Expired { .. }), "{believed:?}");
     let in_doubt = attempt_late(Expiry::with_clocks(NOW + 1, clocks)).await;
     assert!(matches!(in_doubt, Settled::Failed { .. }), "it was not tried: {in_doubt:?}");
+}
+
+#[tokio::test]
+async fn what_becomes_too_old_behind_the_sends_of_others_expires() {
+    let passed = Arc::new(AtomicI64::new(0));
+    let later = passed.clone();
+    let clocks = move || Reading { wall_ms: NOW + passed.load(Ordering::Relaxed), boot_ms: passed.load(Ordering::Relaxed) };
+    let place = Place::with(Expiry::with_clocks(NOW, clocks), vec![new("d", "hello", NOW, NOW + 5)]).await;
+    let sends = place.outbox.sends_of("fake");
+    let all = u32::try_from(sends.available_permits()).unwrap();
+    let others = sends.acquire_many(all).await.unwrap();
+    let waiting = row("d", "hello", NOW, NOW + 5);
+    let mut attempt = std::pin::pin!(place.outbox.attempt(&waiting));
+    assert!(futures_util::poll!(attempt.as_mut()).is_pending());
+    later.store(6, Ordering::Relaxed);
+    drop(others);
+    let ended = soon(attempt).await;
+    assert!(matches!(ended, Some(Settled::Expired { .. })), "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_wish_to_wait_for_years_ends_with_the_deliverys_time() {
+    let now = clock::wall_ms();
+    let place = Place::with(Expiry::new(0), vec![new("d", "hello", now, now + 100)]).await;
+    place.attempted(now, Settled::Retry { at: i64::MAX, error: "slow down".to_owned() }).await;
+    assert_eq!(place.outcome().await.status, "expired");
+}
+
+#[tokio::test]
+async fn a_clock_that_went_back_keeps_nobody_waiting() {
+    let tomorrow = clock::wall_ms() + DAY_MS;
+    let place = Place::with(Expiry::new(0), vec![new("d", "hello", tomorrow, tomorrow + DAY_MS)]).await;
+    place.attempted(tomorrow, Settled::Retry { at: tomorrow + 20, error: "no route".to_owned() }).await;
+    assert_eq!(place.outcome().await.status, "sent");
+}
+
+#[test]
+fn nobody_sleeps_long_before_looking_at_the_clocks_again() {
+    let mut waiting = row("d", "hello", NOW, NOW + DAY_MS);
+    assert_eq!(nap_ms(&waiting, NOW, 0), 0, "it was never tried");
+    waiting.next_attempt_at = Some(NOW + 5_000);
+    assert_eq!(nap_ms(&waiting, NOW + 2_000, 2_000), 3_000);
+    assert_eq!(nap_ms(&waiting, NOW + 5_000, 2_000), 0, "the machine slept");
+    assert_eq!(nap_ms(&waiting, NOW - DAY_MS, 2_000), 3_000, "the clock was set back");
+    waiting.next_attempt_at = Some(i64::MAX);
+    assert_eq!(nap_ms(&waiting, NOW, 0), 30_000);
+    assert_eq!(nap_ms(&waiting, NOW + DAY_MS - 10, DAY_MS - 10), 11, "it expires then");
+    assert_eq!(nap_ms(&waiting, NOW - DAY_MS, DAY_MS + 1), 0, "it has lived, whatever the clock says");
+    let ahead = NOW + 2 * DAY_MS;
+    let doubtful = Delivery { updated_at: ahead, next_attempt_at: Some(ahead + 500), ..waiting };
+    assert_eq!(nap_ms(&doubtful, ahead, 0), 500, "by a clock in doubt it has expired, and is tried as if it had not");
+}
+
+#[tokio::test]
+async fn a_panic_in_one_delivery_leaves_its_lane_going() {
+    let rows = vec![lasting("broken", DEFECT), lasting("d", "hello")];
+    let place = Place::with(Expiry::new(0), rows.clone()).await;
+    let outcomes = place.outbox.enqueue(rows).settle(DEADLINE, &CancellationToken::new()).await;
+    let ends: Vec<_> = outcomes.iter().map(|outcome| (outcome.delivery_id.as_str(), outcome.status)).collect();
+    assert_eq!(ends, [("d", "sent")]);
+    assert_eq!(place.status("broken").await, "sending", "a start finds it uncertain");
+}
+
+#[tokio::test]
+async fn a_delivery_that_cannot_be_read_is_read_again_and_the_ledger_is_not_well() {
+    let place = Place::with(Expiry::new(0), vec![lasting("d", "hello")]).await;
+    let ledgers = place.outbox.shared.ledgers.clone();
+    let unwell = || ledgers.accessible().iter().filter(|(_, ok)| !ok).map(|(ledger, _)| ledger.name()).collect::<Vec<_>>();
+    assert_eq!(unwell(), Vec::<&str>::new());
+
+    let stranger = place.stranger();
+    stranger.execute_batch("ALTER TABLE deliveries RENAME TO mislaid").unwrap();
+    let outbox = place.outbox.clone();
+    let loading = tokio::spawn(async move { outbox.load("d").await });
+    eventually(async || unwell() == ["nexus"]).await;
+    assert!(!loading.is_finished());
+    stranger.execute_batch("ALTER TABLE mislaid RENAME TO deliveries").unwrap();
+    let found = soon(loading).await.unwrap();
+    assert_eq!(found.map(|delivery| delivery.delivery_id).as_deref(), Some("d"));
+    let readers = &place.outbox.shared.ledgers.nexus.readers;
+    assert!(!readers.has_failed_within(Duration::ZERO), "it counts for a while only");
+}
+
+#[tokio::test]
+async fn a_decision_outlives_a_ledger_that_cannot_be_written_and_whoever_asked_for_it() {
+    let place = Place::with(Expiry::new(0), vec![lasting("d", "hello")]).await;
+    place.attempted(clock::wall_ms(), Settled::Uncertain { error: "nobody knows".to_owned() }).await;
+    let stranger = place.stranger();
+    stranger.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let outbox = place.outbox.clone();
+    let asking = tokio::spawn(async move { outbox.resolve("d", Resolution::Retry).await });
+    let writer = place.outbox.shared.ledgers.nexus.writer.stats().clone();
+    eventually(async || writer.failing.load(Ordering::Relaxed)).await;
+    asking.abort();
+    assert!(soon(asking).await.unwrap_err().is_cancelled());
+    stranger.execute_batch("COMMIT").unwrap();
+    eventually(async || place.status("d").await == "sent").await;
+    assert_eq!(place.outbox.resolve("d", Resolution::Discard).await.unwrap(), None, "what was sent stays so");
 }

@@ -162,6 +162,27 @@ pub enum Settled {
     },
 }
 
+impl Settled {
+    /// The delivery's status then.
+    pub fn status(&self) -> &'static str {
+        match self {
+            Self::Sent { .. } => "sent",
+            Self::Retry { .. } => "pending",
+            Self::Failed { .. } => "failed",
+            Self::Uncertain { .. } => "uncertain",
+            Self::Expired { .. } => "expired",
+        }
+    }
+
+    /// Why it wasn't sent, or not surely.
+    pub fn error(&self) -> Option<&str> {
+        match self {
+            Self::Sent { .. } => None,
+            Self::Retry { error, .. } | Self::Failed { error } | Self::Uncertain { error } | Self::Expired { error } => Some(error),
+        }
+    }
+}
+
 /// Writes how an attempt ended.
 #[derive(Debug, Clone)]
 pub struct SettleDelivery {
@@ -173,12 +194,11 @@ pub struct SettleDelivery {
 
 impl SettleDelivery {
     pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Claim> {
-        let (status, error, ids, next_at) = match &self.settled {
-            Settled::Sent { message_ids } => ("sent", None, Some(serde_json::json!(message_ids).to_string()), None),
-            Settled::Retry { at, error } => ("pending", Some(error), None, Some(*at)),
-            Settled::Failed { error } => ("failed", Some(error), None, None),
-            Settled::Uncertain { error } => ("uncertain", Some(error), None, None),
-            Settled::Expired { error } => ("expired", Some(error), None, None),
+        let (status, error) = (self.settled.status(), self.settled.error());
+        let (ids, next_at) = match &self.settled {
+            Settled::Sent { message_ids } => (Some(serde_json::json!(message_ids).to_string()), None),
+            Settled::Retry { at, .. } => (None, Some(*at)),
+            Settled::Failed { .. } | Settled::Uncertain { .. } | Settled::Expired { .. } => (None, None),
         };
         // `pending` is left without a claim by what never leaves this machine, or never left at all.
         let from = match &self.settled {
@@ -226,25 +246,23 @@ pub struct ResolveDelivery {
     pub resolution: Resolution,
     pub at: i64,
     pub ttl_ms: i64,
+    pub epoch: i64,
 }
 
 impl ResolveDelivery {
-    /// The status before, if the decision could be carried out.
-    pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Option<String>> {
-        let before = "SELECT status FROM deliveries WHERE delivery_id = ?1";
-        let before: Option<String> =
-            crate::ledger::optional(connection.prepare_cached(before)?.query_row([&self.delivery_id], |row| row.get(0)))?;
+    /// Lost when the delivery isn't in a state for it.
+    pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Claim> {
         let (to, from) = match self.resolution {
             Resolution::Retry => ("pending", "('uncertain', 'failed', 'expired', 'discarded')"),
             Resolution::Discard => ("discarded", "('uncertain', 'failed', 'expired', 'pending')"),
         };
         let sql = format!(
-            "UPDATE deliveries SET status = ?2, next_attempt_at = NULL, updated_at = ?3,
+            "UPDATE deliveries SET status = ?2, next_attempt_at = NULL, updated_at = ?3, epoch = ?5,
                expires_at = CASE WHEN ?2 = 'pending' THEN max(expires_at, ?3 + ?4) ELSE expires_at END
-             WHERE delivery_id = ?1 AND status IN {from}"
+             WHERE delivery_id = ?1 AND status IN {from} AND ?5 = (SELECT value FROM counters WHERE name = 'epoch')"
         );
-        let changed = connection.prepare_cached(&sql)?.execute(params![self.delivery_id, to, self.at, self.ttl_ms])?;
-        Ok(before.filter(|_| changed == 1))
+        let changed = connection.prepare_cached(&sql)?.execute(params![self.delivery_id, to, self.at, self.ttl_ms, self.epoch])?;
+        if changed == 1 { Ok(Claim::Done) } else { was_done(connection, &self.delivery_id, to, self.at, self.epoch) }
     }
 }
 
@@ -293,6 +311,10 @@ mod tests {
         SettleDelivery { delivery_id: "d".to_owned(), settled, at, epoch: 1 }.apply(connection).unwrap()
     }
 
+    fn decide(connection: &Connection, resolution: Resolution, at: i64, epoch: i64) -> Claim {
+        ResolveDelivery { delivery_id: "d".to_owned(), resolution, at, ttl_ms: 100, epoch }.apply(connection).unwrap()
+    }
+
     fn found(connection: &Connection) -> (String, u32) {
         connection.query_row("SELECT status, attempts FROM deliveries", [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap()
     }
@@ -321,10 +343,26 @@ mod tests {
     }
 
     #[test]
+    fn a_decision_that_is_repeated_is_still_that_decision() {
+        let connection = ledger();
+        claim(&connection, 10, 1);
+        assert_eq!(decide(&connection, Resolution::Retry, 15, 1), Claim::Lost, "it is under way");
+        settle(&connection, Settled::Uncertain { error: "no".to_owned() }, 20);
+        let retry = || decide(&connection, Resolution::Retry, 30, 1);
+        assert_eq!((retry(), retry()), (Claim::Done, Claim::Done));
+        assert_eq!(found(&connection), ("pending".to_owned(), 1));
+        assert_eq!(decide(&connection, Resolution::Retry, 31, 1), Claim::Lost, "it waits already");
+        let discard = || decide(&connection, Resolution::Discard, 40, 1);
+        assert_eq!((discard(), discard()), (Claim::Done, Claim::Done));
+        assert_eq!(found(&connection).0, "discarded");
+    }
+
+    #[test]
     fn a_former_daemon_claims_nothing() {
         let connection = ledger();
         BeginEpoch { at: 2 }.apply(&connection).unwrap();
         assert_eq!(claim(&connection, 10, 1), Claim::Lost);
+        assert_eq!(decide(&connection, Resolution::Discard, 10, 1), Claim::Lost);
         assert_eq!(claim(&connection, 10, 2), Claim::Done);
         assert_eq!(settle(&connection, Settled::Failed { error: "no".to_owned() }, 20), Claim::Lost);
     }

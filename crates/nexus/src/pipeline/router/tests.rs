@@ -26,6 +26,8 @@ const ACCOUNTS: usize = 2;
 const SLOTS: [usize; 3] = [1, 2, 5];
 /// Requests in stages 1 to 5 at once, but for those that are prepared again.
 const PREPARING_MAX: usize = 3;
+/// How long anything here may take: a hold that is never let go must fail, not hang.
+const DEADLINE: Duration = Duration::from_secs(30);
 /// Contexts kept in memory: few, so that most are dropped.
 const KEPT_MAX: usize = 1;
 
@@ -403,15 +405,19 @@ fn router() -> (Router, mpsc::Receiver<Told>) {
     (Router { told, stop: CancellationToken::new(), runs: TaskTracker::new() }, inbox)
 }
 
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, what).await.expect("it comes within the deadline")
+}
+
 /// Takes the hold that is asked for, as the router does.
 async fn take_hold(inbox: &mut mpsc::Receiver<Told>) -> AccountKey {
-    let Some(Told::Hold(account, done)) = inbox.recv().await else { panic!("nothing was held") };
+    let Some(Told::Hold(account, done)) = soon(inbox.recv()).await else { panic!("nothing was held") };
     done.send(()).unwrap();
     account
 }
 
 async fn released(inbox: &mut mpsc::Receiver<Told>) -> AccountKey {
-    let Some(Told::Release(account)) = inbox.recv().await else { panic!("nothing was let go") };
+    let Some(Told::Release(account)) = soon(inbox.recv()).await else { panic!("nothing was let go") };
     account
 }
 
@@ -423,7 +429,7 @@ async fn a_panic_lets_go_what_it_held() {
         panic!("a defect");
     });
     assert_eq!(take_hold(&mut inbox).await, account(1));
-    assert!(holder.await.unwrap_err().is_panic());
+    assert!(soon(holder).await.unwrap_err().is_panic());
     assert_eq!(released(&mut inbox).await, account(1));
 }
 
@@ -431,7 +437,7 @@ async fn a_panic_lets_go_what_it_held() {
 async fn one_that_is_called_off_while_it_waits_lets_go_too() {
     let (router, mut inbox) = router();
     let holder = tokio::spawn(async move { drop(router.hold(&account(1), Duration::from_secs(3600)).await) });
-    let Some(Told::Hold(_, _done)) = inbox.recv().await else { panic!("nothing was held") };
+    let Some(Told::Hold(_, _done)) = soon(inbox.recv()).await else { panic!("nothing was held") };
     holder.abort();
     assert_eq!(released(&mut inbox).await, account(1));
 }
@@ -441,7 +447,7 @@ async fn a_hold_has_a_limit() {
     let (router, mut inbox) = router();
     let holder = tokio::spawn(async move { router.hold(&account(1), Duration::from_millis(1)).await });
     take_hold(&mut inbox).await;
-    let hold = holder.await.unwrap();
+    let hold = soon(holder).await.unwrap();
     assert_eq!(released(&mut inbox).await, account(1));
     drop(hold);
 }
