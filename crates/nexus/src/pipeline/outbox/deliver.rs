@@ -10,6 +10,7 @@ use crate::routes::Route;
 use nexus_core::config::OnUncertain;
 use nexus_core::notice::NoticeType;
 use nexus_core::protocol::{SendOutcome, send_retry_delay_ms};
+use rusqlite::Connection;
 use serde_json::json;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -20,10 +21,6 @@ use tokio::time::Instant;
 const SENDS_PER_ADAPTER: usize = 16;
 /// Longest sleep before the clocks are looked at again: one may be set, and the machine may sleep too.
 const NAP_MS_MAX: i64 = 30_000;
-/// Pause before a delivery that can't be read is read again. It doubles up to [`READ_RETRY_MAX`].
-const READ_RETRY_MIN: Duration = Duration::from_millis(500);
-/// Shorter than a failed read shows in health, so that a row which stays unreadable does too.
-const READ_RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// Why a wait for the next attempt is over.
 enum Turn {
@@ -178,19 +175,9 @@ impl Outbox {
     /// Reads a delivery, however often that takes: going on without it would let later ones pass. `None`
     /// when there is none, or nothing is begun any more.
     pub(super) async fn load(&self, delivery_id: &str) -> Option<Delivery> {
-        let mut pause = READ_RETRY_MIN;
-        loop {
-            let id = delivery_id.to_owned();
-            match self.shared.ledgers.nexus.readers.read(move |connection| delivery(connection, &id)).await {
-                Ok(row) => return row,
-                Err(error) => tracing::error!(delivery_id, error = %describe(&error), "delivery can't be read; trying again"),
-            }
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                () = self.shared.stop.cancelled() => return None,
-            }
-            pause = (pause * 2).min(READ_RETRY_MAX);
-        }
+        let id = delivery_id.to_owned();
+        let read = move |connection: &Connection| delivery(connection, &id);
+        self.shared.ledgers.nexus.readers.read_until_done(read, &self.shared.stop).await.flatten()
     }
 
     /// The permits of one adapter's sends.

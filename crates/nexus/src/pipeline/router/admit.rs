@@ -2,7 +2,6 @@
 //! commit returns; the first write of each request is queued behind it.
 
 use crate::clock;
-use crate::ledger::ReadError;
 use crate::ledger::events::{Disposition, StoredEvent, page_after};
 use crate::ledger::nexus::{Admit, AdmitRow, Claim, OpenRequest, counter};
 use crate::ledger::writer::WriteError;
@@ -14,9 +13,6 @@ use tokio::sync::{mpsc, watch};
 
 /// Events read at a time.
 const PAGE: usize = 256;
-/// Pause before a failed read of the ledger is tried again.
-const READ_RETRY: Duration = Duration::from_millis(500);
-
 /// Pause before a page that is not on disk is tried again.
 const REPEAT: Duration = Duration::from_millis(20);
 
@@ -38,40 +34,31 @@ impl Admission {
     /// Hands pages to the router until it stops. A task of its own: a page that is half admitted
     /// must not be dropped because something else happened.
     pub(super) async fn run(mut self, mut committed: watch::Receiver<i64>, pages: mpsc::Sender<Vec<Admitted>>) {
-        loop {
-            match self.next(&mut committed).await {
-                Ok(page) if page.is_empty() => {}
-                Ok(page) => {
-                    if pages.send(page).await.is_err() {
-                        return;
-                    }
-                }
-                Err(error) => {
-                    tracing::error!(error = %crate::error_text::describe(&error), "new events can't be read; trying again");
-                    tokio::time::sleep(READ_RETRY).await;
-                }
+        while let Some(page) = self.next(&mut committed).await {
+            if !page.is_empty() && pages.send(page).await.is_err() {
+                return;
             }
         }
     }
 
-    /// Waits for events beyond what was read and admits one page of them.
-    async fn next(&mut self, committed: &mut watch::Receiver<i64>) -> Result<Vec<Admitted>, ReadError> {
+    /// Waits for events beyond what was read and admits one page of them; `None` when the daemon stops.
+    async fn next(&mut self, committed: &mut watch::Receiver<i64>) -> Option<Vec<Admitted>> {
+        let (ledgers, stop) = (&self.pipeline.ledgers, &self.pipeline.abandon);
         let from = match self.upto {
             Some(seq) => seq,
             None => {
-                let seq = self.pipeline.ledgers.nexus.readers.read(|connection| counter(connection, "intake_seq")).await?;
+                let seq = ledgers.nexus.readers.read_until_done(|connection| counter(connection, "intake_seq"), stop).await?;
                 self.admitted.send_replace(seq);
-                self.upto = Some(seq);
-                seq
+                *self.upto.insert(seq)
             }
         };
         if committed.wait_for(|seq| *seq > from).await.is_err() {
             return std::future::pending().await; // nothing will be committed any more
         }
-        let (upto, page) = self.pipeline.ledgers.events.readers.read(move |connection| page_after(connection, from, PAGE)).await?;
+        let (upto, page) = ledgers.events.readers.read_until_done(move |connection| page_after(connection, from, PAGE), stop).await?;
         let admitted = self.admit(from, upto, page).await;
         self.upto = Some(upto);
-        Ok(admitted)
+        Some(admitted)
     }
 
     async fn admit(&self, from: i64, upto: i64, page: Vec<StoredEvent>) -> Vec<Admitted> {
