@@ -243,7 +243,8 @@ fn usr2_writes_diagnostics_and_logs_where() {
     let file = find("a diagnostics file", || {
         let listings = [daemon.state(""), daemon.state("logs")].map(fs::read_dir);
         let mut paths = listings.into_iter().flatten().flatten().flatten().map(|entry| entry.path());
-        paths.find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().contains("diagnostics")))
+        let is_whole = |name: &str| name.starts_with("diagnostics-") && name.ends_with(".json"); // not the one that is being written
+        paths.find(|path| path.file_name().is_some_and(|name| is_whole(&name.to_string_lossy())))
     });
     eventually("its path is logged", || daemon.stdout().contains(&*file.file_name().unwrap().to_string_lossy()));
     assert!(!fs::read_to_string(&file).unwrap().is_empty());

@@ -69,9 +69,13 @@ pub(super) async fn serve(mut running: Running) -> End {
             }
             Asked::Hangup => break "SIGHUP",
             Asked::Reload => {
-                if let Err(refusal) = reload::reload(&running.control, false).await {
-                    tracing::error!(problems = refusal.problems.join("; "), "{}", refusal.error);
-                }
+                // Not awaited: it may have to wait for children, and a stop must not.
+                let control = running.control.clone();
+                tokio::spawn(async move {
+                    if let Err(refusal) = reload::reload(&control, false).await {
+                        tracing::error!(problems = refusal.problems.join("; "), "{}", refusal.error);
+                    }
+                });
             }
             Asked::Diagnose => diagnose(&running),
             // A subreaper: what a dead keeper left, and as PID 1 strangers too, end as our zombies.
