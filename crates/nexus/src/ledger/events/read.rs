@@ -189,7 +189,7 @@ pub fn newest_received_at(connection: &Connection) -> rusqlite::Result<i64> {
     connection.query_row(sql, [NEWEST_ROWS], |row| row.get(0))
 }
 
-/// For each event of an [`Append`] that may have been written by an earlier attempt: its seq if it is
+/// For each event of an [`super::Append`] that may have been written by an earlier attempt: its seq if it is
 /// beyond `before`, where the ledger ended ahead of the first attempt, and was received when this one
 /// was. A line that came twice has its seq once.
 pub fn appended_since(connection: &Connection, lines: &Lines, before: i64) -> rusqlite::Result<Appended> {
