@@ -20,8 +20,8 @@ const RING_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// doesn't read has one such batch in memory.
 const TAKE_BYTES_MAX: usize = 256 * 1024;
 
-/// What most frames fit in.
-const FRAME_BYTES: usize = 512;
+/// What the lines around a frame's properties fit in.
+const HEAD_BYTES: usize = 192;
 
 /// One notice in the form in which SSE clients get it.
 #[derive(Debug, Clone)]
@@ -81,22 +81,26 @@ impl Bus {
     pub fn publish(&self, kind: NoticeType, properties: impl Serialize) {
         let ts = crate::clock::wall_ms();
         let name = kind.as_str();
+        // Before the lock: nobody has to wait for a long one.
+        let properties = match serde_json::to_vec(&properties) {
+            Ok(properties) => properties,
+            Err(error) => {
+                tracing::error!(kind = name, %error, "a notice could not be serialised");
+                return;
+            }
+        };
         let mut ring = self.lock();
         let seq = ring.next;
-        let mut text = Vec::with_capacity(FRAME_BYTES);
+        let mut text = Vec::with_capacity(HEAD_BYTES + properties.len());
         // A Vec takes whatever is written.
         write!(text, "id: {}:{seq}\nevent: {name}\ndata: {{\"type\":\"{name}\",\"seq\":{seq},\"ts\":{ts},\"properties\":", self.epoch).ok();
-        if let Err(error) = serde_json::to_writer(&mut text, &properties) {
-            drop(ring);
-            tracing::error!(kind = name, %error, "a notice could not be serialised");
-            return;
-        }
+        text.extend_from_slice(&properties);
         text.extend_from_slice(b"}\n\n");
         ring.next += 1;
         ring.bytes += text.len();
         ring.frames.push_back(Frame { seq, kind, ts, bytes: Bytes::from(text) });
         ring.shrink();
-        drop(ring);
+        // Under the lock: of two that are told in the other order the later one would wake nobody.
         self.newest.send_replace(seq);
     }
 

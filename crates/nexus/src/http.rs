@@ -29,6 +29,8 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+/// Verbs under way that change something, whether or not anybody waits for them; more are refused.
+pub const VERBS_MAX: usize = 10_240;
 /// Open connections per listener; more wait to be accepted.
 const CONNECTIONS_MAX: usize = 10_240;
 /// How long a client may take to send a request's head.
@@ -41,6 +43,8 @@ pub struct Api {
     /// The store of `bus.mode: write-through`.
     pub store: Arc<arc_swap::ArcSwapOption<Database<BusCommand>>>,
     pub daemon: Arc<dyn control::Verbs>,
+    /// Room for verbs that change something, each in a task of its own.
+    pub verbs: Arc<Semaphore>,
     pub stop: CancellationToken,
 }
 

@@ -307,6 +307,16 @@ impl Readers {
         }
     }
 
+    /// As [`Self::read_until_done`], but for `patience` only: for who holds something that others need.
+    pub async fn read_patiently<T: Send + 'static>(
+        &self,
+        query: impl Fn(&Connection) -> rusqlite::Result<T> + Clone + Send + 'static,
+        patience: Duration,
+        stop: &CancellationToken,
+    ) -> Option<T> {
+        tokio::time::timeout(patience, self.read_until_done(query, stop)).await.ok().flatten()
+    }
+
     /// As [`Self::read`], again after each failure, with a pause that grows to thirty seconds; for work
     /// that must not be passed by what comes after it. `None` once `stop` is cancelled.
     pub async fn read_until_done<T: Send + 'static>(

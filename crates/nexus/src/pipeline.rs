@@ -86,6 +86,10 @@ pub struct Pipeline {
     pub settle_room: Arc<Semaphore>,
 }
 
+/// How long a request or its session's history is read again before it is left to the next start: it
+/// holds a place that others need.
+const READ_PATIENCE: Duration = Duration::from_secs(60);
+
 /// Ends on their way to the disk at once.
 pub const SETTLING_MAX: usize = 1024;
 

@@ -126,9 +126,10 @@ pub(super) async fn run(account: &Account, since_ms: i64, kind: Kind) -> Result<
     let spec = account.command.spec(child.clone(), &words, Some((&account.key.account, &account.context_file())), Stdin::Null);
     let mut process = account.shared.keeper().spawn(spec).await.map_err(|error| describe(&error))?;
     let (Some(stdout), Some(errors)) = (process.stdout.take(), process.stderr.take()) else { return Err("no pipes".into()) };
-    let exited = CancellationToken::new();
-    let _ends_with_this = exited.clone().drop_guard();
-    tokio::spawn(log_errors(child, errors, exited.clone()));
+    let (over, exited) = (CancellationToken::new(), CancellationToken::new());
+    let _over_with_this = over.clone().drop_guard();
+    tokio::spawn(log_errors(child, errors, over));
+    // Not told when this is dropped: the process is killed then, and its pipe has an end.
     let mut reading = account.tasks.spawn(account.intake(&info.channel, kind, None, Some(SILENCE_MAX), exited.clone()).run(stdout));
     let early = tokio::select! {
         ended = &mut reading => Some(ended),

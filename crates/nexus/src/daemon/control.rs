@@ -17,7 +17,7 @@ use crate::ledger::{Database, Ledgers, Threads};
 use crate::logging::Logging;
 use crate::metrics::Metrics;
 use crate::pipeline::Pipeline;
-use crate::pipeline::outbox::Outbox;
+use crate::pipeline::outbox::{Outbox, Resolved};
 use crate::pipeline::router::RouterStats;
 use crate::plugin::Plugins;
 use crate::query::Record;
@@ -247,16 +247,14 @@ impl Control {
     async fn resolve(&self, delivery_id: String, retry: bool) -> Answer {
         let resolution = if retry { Resolution::Retry } else { Resolution::Discard };
         let failed = |error: String| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, error);
-        let id = delivery_id.clone();
-        let known = self.ledgers.nexus.readers.read(move |connection| crate::ledger::nexus::delivery(connection, &id)).await;
-        let Some(known) = known.map_err(|error| failed(describe(&error)))? else {
-            return Err(Refusal::new(StatusCode::NOT_FOUND, format!("no delivery `{delivery_id}`")));
-        };
-        match self.outbox.resolve(&delivery_id, resolution).await.map_err(|error| failed(error.to_string()))? {
-            Some(before) => Ok(json!({ "delivery_id": delivery_id, "before": before, "now": if retry { "pending" } else { "discarded" } })),
-            None => {
-                Err(Refusal::new(StatusCode::CONFLICT, format!("delivery `{delivery_id}` is `{}`: that can't be done now", known.status)))
+        match self.outbox.resolve(&delivery_id, resolution).await.map_err(|error| failed(format!("{error:#}")))? {
+            Resolved::Done { before } => {
+                Ok(json!({ "delivery_id": delivery_id, "before": before, "now": if retry { "pending" } else { "discarded" } }))
             }
+            Resolved::NotNow { status } => {
+                Err(Refusal::new(StatusCode::CONFLICT, format!("delivery `{delivery_id}` was `{status}`: that can't be done now")))
+            }
+            Resolved::Unknown => Err(Refusal::new(StatusCode::NOT_FOUND, format!("no delivery `{delivery_id}`"))),
         }
     }
 }

@@ -50,6 +50,9 @@ pub(super) async fn reload(control: &Control, dry_run: bool) -> Answer {
     control.pipeline.settings.store(Arc::new(built));
     control.config.store(new.clone());
     for change in &changes {
+        if !control.ready.load(Ordering::Acquire) {
+            break; // a stop waits for this, and would only undo it; the next start reads the file
+        }
         apply(control, change, &new).await;
     }
     let text = loaded.show();

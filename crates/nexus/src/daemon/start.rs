@@ -13,7 +13,7 @@ use crate::adapter::intake::Sinks;
 use crate::adapter::{Adapters, Shared};
 use crate::bus::Bus;
 use crate::clock;
-use crate::http::{Api, Server};
+use crate::http::{Api, Server, VERBS_MAX};
 use crate::keeper::Keeper;
 use crate::ledger::Ledgers;
 use crate::ledger::events::newest_slot;
@@ -29,7 +29,7 @@ use nexus_core::schedule::{Job, Schedule};
 use serde_json::json;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 /// How long the summary waits for adapters that are starting.
@@ -194,7 +194,13 @@ async fn serve(control: &Arc<Control>, config: &Config) -> Result<Server, StartE
     let address = listener.local_addr().map_err(|source| StartError::Listen { address: config.daemon.host.clone(), source })?;
     // Set once, here.
     control.http_address.set(address).ok();
-    let api = Api { bus: control.bus.clone(), store: control.store.clone(), daemon: control.clone(), stop: control.stop.clone() };
+    let api = Api {
+        bus: control.bus.clone(),
+        store: control.store.clone(),
+        daemon: control.clone(),
+        verbs: Arc::new(Semaphore::new(VERBS_MAX)),
+        stop: control.stop.clone(),
+    };
     server.serve_tcp(listener, api.clone(), listen::guard(config, &control.paths)?);
     server.serve_unix(listen::unix(&control.paths)?, api);
     Ok(server)

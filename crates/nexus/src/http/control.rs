@@ -14,6 +14,8 @@ use axum::{Json, Router};
 use nexus_core::health::Overall;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::sync::Arc;
+use tokio::sync::Semaphore;
 
 /// Longest body of a control request: a message of 1 MiB, escaped.
 const BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -91,10 +93,21 @@ fn answer(result: Answer) -> Response {
     result.map_or_else(IntoResponse::into_response, |value| Json(value).into_response())
 }
 
-/// Runs a verb to its end, whether or not anybody waits for it any more.
-pub(super) async fn whole<T: Send + 'static>(verb: impl Future<Output = Result<T, Refusal>> + Send + 'static) -> Result<T, Refusal> {
+/// Runs a verb to its end, whether or not anybody waits for it any more. Refused when there is no room:
+/// who hangs up and asks again must not pile verbs up.
+pub(super) async fn whole<T: Send + 'static>(
+    room: Arc<Semaphore>,
+    verb: impl Future<Output = Result<T, Refusal>> + Send + 'static,
+) -> Result<T, Refusal> {
+    let Ok(taken) = room.try_acquire_owned() else {
+        return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "too many commands are under way; try again in a moment"));
+    };
+    let task = async move {
+        let _taken = taken;
+        verb.await
+    };
     let broken = |error: tokio::task::JoinError| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
-    tokio::spawn(verb).await.unwrap_or_else(|error| Err(broken(error)))
+    tokio::spawn(task).await.unwrap_or_else(|error| Err(broken(error)))
 }
 
 #[derive(Debug, Deserialize)]
@@ -104,7 +117,7 @@ struct Reload {
 }
 
 async fn reload(State(api): State<Api>, Json(reload): Json<Reload>) -> Response {
-    answer(whole(async move { api.daemon.reload(reload.dry_run).await }).await)
+    answer(whole(api.verbs.clone(), async move { api.daemon.reload(reload.dry_run).await }).await)
 }
 
 #[derive(Debug, Deserialize)]
@@ -171,11 +184,16 @@ async fn deliveries(State(api): State<Api>, Query(list): Query<List>) -> Respons
 
 async fn resolve(State(api): State<Api>, Path((id, verb)): Path<(String, String)>) -> Response {
     match verb.as_str() {
-        "retry" | "discard" => answer(whole(async move { api.daemon.resolve_delivery(id, verb == "retry").await }).await),
+        "retry" | "discard" => {
+            answer(whole(api.verbs.clone(), async move { api.daemon.resolve_delivery(id, verb == "retry").await }).await)
+        }
         _ => refusal(StatusCode::NOT_FOUND, "a delivery can be told `retry` or `discard`"),
     }
 }
 
 async fn adapter_verb(State(api): State<Api>, Path((adapter, account, verb)): Path<(String, String, String)>) -> Response {
-    answer(whole(async move { api.daemon.adapter_verb(adapter, account, verb).await }).await)
+    if verb == "health" {
+        return answer(api.daemon.adapter_verb(adapter, account, verb).await); // changes nothing
+    }
+    answer(whole(api.verbs.clone(), async move { api.daemon.adapter_verb(adapter, account, verb).await }).await)
 }

@@ -42,7 +42,7 @@ fn default_sender() -> String {
 
 pub(super) async fn send(State(api): State<Api>, Json(message): Json<Message>) -> Response {
     let stop = api.stop.clone();
-    let Accepted { event_id, parts } = match whole(async move { api.daemon.send(message).await }).await {
+    let Accepted { event_id, parts } = match whole(api.verbs.clone(), async move { api.daemon.send(message).await }).await {
         Ok(accepted) => accepted,
         Err(refused) => return refused.into_response(),
     };

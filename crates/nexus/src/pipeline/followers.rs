@@ -58,7 +58,8 @@ async fn apply_turns(ledgers: &Ledgers, bus: &Bus, applied: &watch::Sender<i64>)
         return Ok(false);
     }
     let is_full = upto - mark >= PAGE as i64; // finish_seq leaves none out
-    let applied_now = match ledgers.agents.writer.write(ApplyTurns { upto_finish_seq: upto, turns: turns.clone() }).await {
+    let page = turns.iter().map(|(_, turn)| turn.clone()).collect();
+    let applied_now = match ledgers.agents.writer.write(ApplyTurns { upto_finish_seq: upto, turns: page }).await {
         Err(WriteError::Refused { message, .. }) => {
             tracing::error!(error = message, "a page of turns is refused; applying them one by one");
             one_by_one(ledgers, upto, turns).await?
@@ -73,12 +74,10 @@ async fn apply_turns(ledgers: &Ledgers, bus: &Bus, applied: &watch::Sender<i64>)
 }
 
 /// A turn that the ledger refuses must not keep the others from it: it is left out, and told.
-async fn one_by_one(ledgers: &Ledgers, upto: i64, turns: Vec<TurnRecord>) -> Result<Vec<String>, WriteError> {
+async fn one_by_one(ledgers: &Ledgers, upto: i64, turns: Vec<(i64, TurnRecord)>) -> Result<Vec<String>, WriteError> {
     let mut sessions = Vec::new();
-    let before = upto - i64::try_from(turns.len()).unwrap_or(0);
-    for (place, turn) in turns.into_iter().enumerate() {
+    for (seq, turn) in turns {
         let id = turn.turn_id.clone();
-        let seq = before + 1 + i64::try_from(place).unwrap_or(0);
         match ledgers.agents.writer.write(ApplyTurns { upto_finish_seq: seq, turns: vec![turn] }).await {
             Ok(new) => sessions.extend(new),
             Err(WriteError::Refused { message, .. }) => tracing::error!(turn = id, error = message, "turn left out of the agents ledger"),
@@ -123,9 +122,9 @@ pub async fn follow_contacts(ledgers: Ledgers, mut committed: watch::Receiver<i6
     }
 }
 
-/// `mark` is how far the file has come, once that is known.
+/// `mark` is how far the file has come, if that is known: after a failure the file has to be asked.
 async fn apply_contacts(ledgers: &Ledgers, mark: &mut Option<i64>) -> Step {
-    let from = match *mark {
+    let from = match mark.take() {
         Some(mark) => mark,
         None => ledgers.identity.readers.read(|connection| follow::applied(connection, identity::SOURCE)).await?,
     };
@@ -163,9 +162,9 @@ pub async fn follow_sent(ledgers: Ledgers, bell: Arc<Notify>, stop: Cancellation
     }
 }
 
-/// `mark` is how far the file has come, once that is known.
+/// `mark` as above.
 async fn apply_sent(ledgers: &Ledgers, mark: &mut Option<i64>) -> Step {
-    let from = match *mark {
+    let from = match mark.take() {
         Some(mark) => mark,
         None => ledgers.events.readers.read(|connection| follow::applied(connection, "nexus.sent")).await?,
     };
@@ -175,7 +174,7 @@ async fn apply_sent(ledgers: &Ledgers, mark: &mut Option<i64>) -> Step {
         ledgers.events.writer.write(RecordOutbound { upto_sent_seq: upto, events }).await?;
     }
     *mark = Some(upto);
-    Ok(upto - from >= PAGE as i64) // sent_seq leaves none out
+    Ok(upto - from >= PAGE as i64) // what sent_seq leaves out costs one more look
 }
 
 fn said(delivery: &Delivery) -> NewEvent {

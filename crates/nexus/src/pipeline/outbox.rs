@@ -72,6 +72,20 @@ struct Queued {
     settled: Option<oneshot::Sender<Outcome>>,
 }
 
+/// What came of a person's decision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Resolved {
+    Done {
+        before: String,
+    },
+    /// It isn't in a state for that, or somebody or something else was first.
+    NotNow {
+        status: String,
+    },
+    /// There is no such delivery.
+    Unknown,
+}
+
 /// Why uncertain deliveries could not be taken up.
 #[derive(Debug, thiserror::Error)]
 pub enum TakeUpError {
@@ -170,7 +184,8 @@ impl Outbox {
         for row in ledger.readers.read(uncertain_deliveries).await? {
             if retry(&row) && !self.shared.expiry.is_over(row.expires_at) {
                 let (resolution, epoch) = (Resolution::Retry, self.shared.epoch);
-                let command = ResolveDelivery { delivery_id: row.delivery_id, resolution, at: now, ttl_ms: 0, epoch };
+                let Delivery { delivery_id, status, updated_at, .. } = row;
+                let command = ResolveDelivery { delivery_id, resolution, status, updated_at, at: now, ttl_ms: 0, epoch };
                 ledger.writer.write(command).await?;
             } else {
                 held += 1;
@@ -194,20 +209,20 @@ impl Outbox {
         Waiting(waiting)
     }
 
-    /// Carries out a person's decision, however long the ledger takes to write it; answers the status
-    /// before, `None` when the delivery isn't in a state for it. Once begun it is carried out also if
-    /// nobody waits for the answer any more: between the commit and the lane it would be lost.
+    /// Carries out a person's decision, however long the ledger takes to write it. Once begun it is
+    /// carried out also if nobody waits for the answer any more: between the commit and the lane it
+    /// would be lost.
     ///
     /// # Errors
     /// When the ledger can't be read, or refuses or is closed.
-    pub async fn resolve(&self, delivery_id: &str, resolution: Resolution) -> anyhow::Result<Option<String>> {
+    pub async fn resolve(&self, delivery_id: &str, resolution: Resolution) -> anyhow::Result<Resolved> {
         let id = delivery_id.to_owned();
         let row = self.shared.ledgers.nexus.readers.read(move |connection| delivery(connection, &id)).await?;
-        let Some(row) = row else { return Ok(None) };
+        let Some(row) = row else { return Ok(Resolved::Unknown) };
         let this = self.clone();
         let decided = self.shared.tasks.spawn(async move {
             let done = this.decide(&row, resolution).await?;
-            Ok::<_, WriteError>(done.then_some(row.status))
+            Ok::<_, WriteError>(if done { Resolved::Done { before: row.status } } else { Resolved::NotNow { status: row.status } })
         });
         Ok(decided.await??)
     }
@@ -218,6 +233,8 @@ impl Outbox {
         let command = ResolveDelivery {
             delivery_id: row.delivery_id.clone(),
             resolution,
+            status: row.status.clone(),
+            updated_at: row.updated_at,
             at: clock::wall_ms(),
             ttl_ms: i64::try_from(ttl_ms).unwrap_or(i64::MAX),
             epoch: self.shared.epoch,
@@ -226,6 +243,7 @@ impl Outbox {
             Claim::Done => {}
             Claim::Lost => return Ok(false),
         }
+        self.forget_rows(&row.lane(), &row.delivery_id);
         match resolution {
             Resolution::Retry => self.push(row.lane(), Queued { delivery_id: row.delivery_id.clone(), row: None, settled: None }),
             Resolution::Discard => self.hurry(&row.lane()),
@@ -263,6 +281,13 @@ impl Outbox {
         drop(lanes);
         let this = self.clone();
         self.shared.tasks.spawn(async move { this.serve(lane, hurry).await });
+    }
+
+    /// What a lane has in memory of a delivery that a person decided about isn't true any more.
+    fn forget_rows(&self, lane: &str, delivery_id: &str) {
+        if let Some(lane) = self.lanes().get_mut(lane) {
+            lane.queue.iter_mut().filter(|queued| queued.delivery_id == delivery_id).for_each(|queued| queued.row = None);
+        }
     }
 
     fn hurry(&self, lane: &str) {

@@ -12,7 +12,7 @@ mod sessions;
 mod tests;
 
 use super::pending::Pending;
-use super::{Outcome, Pipeline, Prepared};
+use super::{Outcome, Pipeline, Prepared, READ_PATIENCE};
 use crate::ledger::events::{StoredEvent, by_seq, count_after};
 use crate::ledger::nexus::{OpenRequest, counter, open_requests, request_id_of};
 use lanes::Lanes;
@@ -334,10 +334,9 @@ async fn load(pipeline: &Pipeline, seq: i64, at_hand: Option<Box<(String, Stored
     if admitted.wait_for(|upto| *upto >= seq).await.is_err() {
         return None;
     }
-    // However often that takes: later ones of its conversation must not pass it.
     let (ledgers, stop) = (&pipeline.ledgers, &pipeline.abandon);
-    let event = ledgers.events.readers.read_until_done(move |connection| by_seq(connection, seq), stop).await?;
-    let request_id = ledgers.nexus.readers.read_until_done(move |connection| request_id_of(connection, seq), stop).await?;
+    let event = ledgers.events.readers.read_patiently(move |connection| by_seq(connection, seq), READ_PATIENCE, stop).await?;
+    let request_id = ledgers.nexus.readers.read_patiently(move |connection| request_id_of(connection, seq), READ_PATIENCE, stop).await?;
     if event.is_none() || request_id.is_none() {
         tracing::error!(seq, "a request or its event is not in its ledger; left waiting");
     }

@@ -239,18 +239,22 @@ pub enum Resolution {
     Discard,
 }
 
-/// A person's decision. Retrying prolongs its life by `ttl_ms` from now.
+/// A person's decision about a delivery as it was seen: with `status`, last written at `updated_at`. Made
+/// in view of something else it doesn't count, however late it comes to be written. Retrying prolongs
+/// the delivery's life by `ttl_ms` from `at`.
 #[derive(Debug, Clone)]
 pub struct ResolveDelivery {
     pub delivery_id: String,
     pub resolution: Resolution,
+    pub status: String,
+    pub updated_at: i64,
     pub at: i64,
     pub ttl_ms: i64,
     pub epoch: i64,
 }
 
 impl ResolveDelivery {
-    /// Lost when the delivery isn't in a state for it.
+    /// Lost when the delivery isn't in a state for it, or not in that state any more.
     pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Claim> {
         let (to, from) = match self.resolution {
             Resolution::Retry => ("pending", "('uncertain', 'failed', 'expired', 'discarded')"),
@@ -259,9 +263,17 @@ impl ResolveDelivery {
         let sql = format!(
             "UPDATE deliveries SET status = ?2, next_attempt_at = NULL, updated_at = ?3, epoch = ?5,
                expires_at = CASE WHEN ?2 = 'pending' THEN max(expires_at, ?3 + ?4) ELSE expires_at END
-             WHERE delivery_id = ?1 AND status IN {from} AND ?5 = (SELECT value FROM counters WHERE name = 'epoch')"
+             WHERE delivery_id = ?1 AND status IN {from} AND status = ?6 AND updated_at = ?7 AND ?5 = (SELECT value FROM counters WHERE name = 'epoch')"
         );
-        let changed = connection.prepare_cached(&sql)?.execute(params![self.delivery_id, to, self.at, self.ttl_ms, self.epoch])?;
+        let changed = connection.prepare_cached(&sql)?.execute(params![
+            self.delivery_id,
+            to,
+            self.at,
+            self.ttl_ms,
+            self.epoch,
+            self.status,
+            self.updated_at
+        ])?;
         if changed == 1 { Ok(Claim::Done) } else { was_done(connection, &self.delivery_id, to, self.at, self.epoch) }
     }
 }
@@ -311,8 +323,27 @@ mod tests {
         SettleDelivery { delivery_id: "d".to_owned(), settled, at, epoch: 1 }.apply(connection).unwrap()
     }
 
+    fn decision(connection: &Connection, resolution: Resolution, at: i64, epoch: i64) -> ResolveDelivery {
+        let Delivery { delivery_id, status, updated_at, .. } = crate::ledger::nexus::delivery(connection, "d").unwrap().unwrap();
+        ResolveDelivery { delivery_id, resolution, status, updated_at, at, ttl_ms: 100, epoch }
+    }
+
     fn decide(connection: &Connection, resolution: Resolution, at: i64, epoch: i64) -> Claim {
-        ResolveDelivery { delivery_id: "d".to_owned(), resolution, at, ttl_ms: 100, epoch }.apply(connection).unwrap()
+        decision(connection, resolution, at, epoch).apply(connection).unwrap()
+    }
+
+    #[test]
+    fn a_decision_that_comes_late_overrules_no_other() {
+        let connection = ledger();
+        claim(&connection, 10, 1);
+        settle(&connection, Settled::Uncertain { error: "e".to_owned() }, 11);
+        let retry = decision(&connection, Resolution::Retry, 12, 1);
+        let discard = decision(&connection, Resolution::Discard, 13, 1);
+        assert_eq!(discard.apply(&connection).unwrap(), Claim::Done);
+        assert_eq!(retry.apply(&connection).unwrap(), Claim::Lost);
+        assert_eq!(found(&connection).0, "discarded");
+        assert_eq!(discard.apply(&connection).unwrap(), Claim::Done, "repeated");
+        assert_eq!(decide(&connection, Resolution::Retry, 14, 1), Claim::Done, "decided anew");
     }
 
     fn found(connection: &Connection) -> (String, u32) {

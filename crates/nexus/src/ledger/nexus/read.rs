@@ -157,15 +157,15 @@ pub fn sent_after(connection: &Connection, sent_seq: i64, limit: usize) -> rusql
     Ok((upto, rows.into_iter().map(|(delivery, _)| delivery).collect()))
 }
 
-/// Turns of runs finished after `finish_seq`, in order, and the last one's place.
-pub fn finished_after(connection: &Connection, finish_seq: i64, limit: usize) -> rusqlite::Result<(i64, Vec<TurnRecord>)> {
+/// Turns of runs finished after `finish_seq`, in order, each with its place, and the last run's place.
+pub fn finished_after(connection: &Connection, finish_seq: i64, limit: usize) -> rusqlite::Result<(i64, Vec<(i64, TurnRecord)>)> {
     let mut query =
         connection.prepare_cached("SELECT finish_seq, turn_json FROM runs WHERE finish_seq > ?1 ORDER BY finish_seq LIMIT ?2")?;
     let rows: Vec<(i64, Option<String>)> =
         query.query_map(params![finish_seq, limit], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<rusqlite::Result<_>>()?;
     let upto = rows.last().map_or(finish_seq, |(seq, _)| *seq);
     let turn = |seq: i64, json: &str| match serde_json::from_str(json) {
-        Ok(turn) => Some(turn),
+        Ok(turn) => Some((seq, turn)),
         Err(error) => {
             tracing::error!(seq, %error, "a run's turn can't be read; left out of the agents ledger");
             None
