@@ -61,6 +61,9 @@ struct Prologue {
 /// # Errors
 /// [`StartError`] when it can't start; nothing is left running then.
 pub fn run(mut options: StartOptions) -> Result<(), StartError> {
+    // Started anew through /proc to detach, its name would be `exe`. A wrong name is no reason to stop.
+    rustix::thread::set_name(c"nexus").ok();
+    crate::memory::bound_arenas();
     let ready = ready::Ready::new(options.ready_fd.take());
     let result = prologue::run(options).and_then(|(hold, prologue)| {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(StartError::Runtime)?;

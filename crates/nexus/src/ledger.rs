@@ -300,6 +300,8 @@ impl Readers {
         let this = self.clone();
         match tokio::task::spawn_blocking(move || this.read_now(query)).await {
             Ok(read) => read,
+            // The runtime is going down, and with it whoever asked.
+            Err(error) if error.is_cancelled() => std::future::pending().await,
             Err(_) => {
                 self.note_failure(); // its hook told of the panic
                 Err(ReadError::Panicked { path: self.path.to_path_buf() })

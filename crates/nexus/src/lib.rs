@@ -16,6 +16,7 @@ pub mod http;
 pub mod keeper;
 pub mod ledger;
 pub mod logging;
+mod memory;
 pub mod metrics;
 pub mod oneshot;
 pub mod pipeline;

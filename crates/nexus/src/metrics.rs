@@ -67,7 +67,7 @@ pub struct Metrics {
     pub child_fds: Family<ChildLabel, Gauge>,
     pub queues: Family<QueueLabel, Gauge>,
     /// Read off the writers when scraped.
-    pub commit_seconds: Family<DbLabel, Counter<f64, AtomicU64>>,
+    pub commit_seconds: Family<DbLabel, Gauge<f64, AtomicU64>>,
     pub commits: Family<DbLabel, Counter>,
     pub sse_clients: Gauge,
     /// For the health document.
@@ -134,7 +134,7 @@ impl Metrics {
         registry.register("child_rss_bytes", "Resident memory of the child's main process", self.child_rss.clone());
         registry.register("child_fds", "Open descriptors of the child's main process", self.child_fds.clone());
         registry.register("queue_depth", "Entries waiting", self.queues.clone());
-        registry.register("commit_seconds", "Time spent in commits, summed", self.commit_seconds.clone());
+        registry.register("commit_seconds", "Time spent in commits since the start", self.commit_seconds.clone());
         registry.register("commits", "Commits", self.commits.clone());
         registry.register("sse_clients", "Open event streams", self.sse_clients.clone());
         let build: Family<VersionLabel, Gauge> = Family::default();

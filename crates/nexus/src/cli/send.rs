@@ -17,7 +17,7 @@ pub(crate) struct Args {
     /// The conversation that it belongs to [default: default]
     #[arg(long, value_name = "NAME")]
     conversation: Option<String>,
-    /// Who sends it, as access policies see it [default: local]
+    /// Who sends it, as the record shows it; for access it is the owner [default: local]
     #[arg(long, value_name = "NAME")]
     session_sender: Option<String>,
     /// An id of your own: the same id is answered, but never processed twice

@@ -153,7 +153,7 @@ pub(super) fn refresh_gauges(control: &Control) {
         let label = DbLabel { db: ledger.name() };
         metrics.commits.get_or_create(&label).inner().store(stats.commits.load(Ordering::Relaxed), Ordering::Relaxed);
         let seconds = stats.commit_ns.load(Ordering::Relaxed) as f64 / 1e9;
-        metrics.commit_seconds.get_or_create(&label).inner().store(seconds.to_bits(), Ordering::Relaxed);
+        metrics.commit_seconds.get_or_create(&label).set(seconds);
     }
     let router = *control.router_stats.borrow();
     let ledgers = &control.ledgers;

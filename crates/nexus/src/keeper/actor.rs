@@ -216,7 +216,7 @@ impl Actor {
         let pid = self.pid;
         drop(self.socket);
         let waited = tokio::task::spawn_blocking(move || leftovers::reap(pid)).await;
-        if waited.is_err() {
+        if waited.is_err_and(|error| error.is_panic()) {
             tracing::warn!(pid, "could not wait for the keeper");
         }
     }

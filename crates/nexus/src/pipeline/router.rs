@@ -184,11 +184,9 @@ impl State {
                 },
             }
             self.start_lanes();
-            self.stats.send_replace(RouterStats {
-                waiting: self.requests.len(),
-                preparing: self.lanes.preparing(),
-                running: self.sessions.running(),
-            });
+            let (preparing, running) = (self.lanes.preparing(), self.sessions.running());
+            let waiting = self.requests.len().saturating_sub(preparing + running);
+            self.stats.send_replace(RouterStats { waiting, preparing, running });
         }
     }
 
