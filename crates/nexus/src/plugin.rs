@@ -60,7 +60,7 @@ impl Plugins {
         for plugin in self.enabled.load().iter() {
             match plugin {
                 Builtin::Logging => {
-                    let stage = request.pipeline.last().map(|trace| trace.stage.as_str());
+                    let stage = failed_stage(request).map(Stage::as_str);
                     tracing::error!(request_id = request.request_id, error = request.reason, stage, "Pipeline error");
                 }
                 Builtin::Analytics => {}
@@ -82,6 +82,12 @@ impl Builtin {
 
 fn load(names: &[String]) -> Vec<Builtin> {
     names.iter().filter_map(|name| Builtin::ALL.into_iter().find(|plugin| plugin.name() == name)).collect()
+}
+
+/// The stage that failed. Behind it there may be others: its notice is delivered.
+fn failed_stage(request: &NexusRequest) -> Option<Stage> {
+    let failed = request.pipeline.iter().rev().find(|trace| trace.error.is_some());
+    failed.or_else(|| request.pipeline.last()).map(|trace| trace.stage)
 }
 
 fn log_stage(stage: Stage, request: &NexusRequest) {

@@ -18,6 +18,8 @@ pub struct EventsQuery {
     pub limit: usize,
     /// Only those before this seq.
     pub before: Option<i64>,
+    /// Only those behind this seq: then the first ones, not the newest.
+    pub after: Option<i64>,
     pub channel: Option<String>,
     /// Only those whose content contains this, whatever the case.
     pub text: Option<String>,
@@ -89,16 +91,25 @@ impl Record {
         Ok(known)
     }
 
-    /// Events, oldest first.
+    /// Events, oldest first, and `last_seq`: the newest of all, of which the answer leaves none out
+    /// that it was asked for, unless it is full.
     ///
     /// # Errors
     /// When the ledger can't be read; so with all questions here.
     pub fn events(&self, query: &EventsQuery) -> Result<Value, ReadError> {
         let before = query.before.unwrap_or(i64::MAX);
         let limit = query.limit.min(ROWS_MAX);
-        let rows =
-            self.events.read_now(|connection| events::tail(connection, before, limit, query.channel.as_deref(), query.text.as_deref()))?;
-        Ok(json!({ "events": rows.iter().map(event_json).collect::<Vec<_>>() }))
+        let (channel, text) = (query.channel.as_deref(), query.text.as_deref());
+        let (last_seq, rows) = self.events.read_now(|connection| {
+            // Asked first: a row that is committed between the two may be in the list, never behind the mark.
+            let last_seq = events::last_seq(connection)?;
+            let rows = match query.after {
+                Some(after) => events::following(connection, after, before, limit, channel, text)?,
+                None => events::tail(connection, before, limit, channel, text)?,
+            };
+            Ok((last_seq, rows))
+        })?;
+        Ok(json!({ "events": rows.iter().map(event_json).collect::<Vec<_>>(), "last_seq": last_seq }))
     }
 
     pub fn event(&self, event_id: &str) -> Result<Option<Value>, ReadError> {
@@ -120,8 +131,10 @@ impl Record {
         let (request, deliveries, runs) = self.nexus.read_now(|connection| {
             Ok((nexus::request_by_event(connection, seq)?, nexus::deliveries_of(connection, seq)?, runs(connection, seq)?))
         })?;
-        Ok(request
-            .map(|request| json!({ "request": request, "event": event.as_ref().map(event_json), "deliveries": deliveries, "runs": runs })))
+        Ok(request.map(|mut request| {
+            add_text(request.trace.as_mut(), &runs);
+            json!({ "request": request, "event": event.as_ref().map(event_json), "deliveries": deliveries, "runs": runs })
+        }))
     }
 
     pub fn traces(&self, status: Option<&str>, limit: usize) -> Result<Value, ReadError> {
@@ -132,6 +145,15 @@ impl Record {
     pub fn deliveries(&self, status: Option<&str>, limit: usize) -> Result<Value, ReadError> {
         let rows = self.nexus.read_now(|connection| nexus::deliveries(connection, status, limit.min(ROWS_MAX)))?;
         Ok(json!({ "deliveries": rows }))
+    }
+}
+
+/// The agent's text is kept once, in its run's turn; the trace is shown with it.
+fn add_text(trace: Option<&mut Value>, runs: &[Value]) {
+    let text = runs.iter().rev().find_map(|run| run["turn"]["assistant"].as_str());
+    let response = trace.and_then(|trace| trace.get_mut("response")).and_then(Value::as_object_mut);
+    if let (Some(text), Some(response)) = (text, response) {
+        response.insert("content".into(), text.into());
     }
 }
 

@@ -130,3 +130,36 @@ fn without_a_daemon_a_newer_ledger_is_refused_with_both_versions() {
         }
     }
 }
+
+#[test]
+fn who_follows_the_events_sees_each_once_and_in_order() {
+    let daemon = Daemon::start(&config(json!({})));
+    let shown = daemon.file("shown");
+    let mut command = daemon.command(&[]);
+    command.args(["events", "tail", "-f"]).stdout(std::fs::File::create(&shown).unwrap());
+    let mut follower = command.spawn().unwrap();
+    daemon.nexus_ok(&["send", "one"]);
+    daemon.nexus_ok(&["send", "two"]);
+    let ids = || daemon.texts("events", "SELECT event_id FROM events ORDER BY seq");
+    eventually("questions and answers are recorded", || ids().len() == 4);
+    eventually("all are shown, in their order", || {
+        let rows = common::lines(&shown);
+        rows.iter().map(|row| row.rsplit("  ").next().unwrap_or("")).eq(ids())
+    });
+    follower.kill().unwrap();
+    follower.wait().unwrap();
+    let rows = common::lines(&shown);
+    assert_eq!(rows.iter().filter(|row| row.contains('→')).count(), 2, "{rows:?}");
+    assert!(rows.iter().all(|row| !row.contains("(history)")), "{rows:?}");
+}
+
+#[test]
+fn a_trace_has_the_text_of_the_answer() {
+    let daemon = Daemon::start(&config(json!({})));
+    daemon.nexus_ok(&["send", "hello"]);
+    let trace: Value = serde_json::from_str(&daemon.nexus_ok(&["trace", "show", "1", "--json"])).unwrap();
+    assert_eq!(trace["request"]["trace"]["response"]["content"], "hello", "{trace}");
+    assert_eq!(trace["request"]["stage"], "finalize");
+    let text = daemon.nexus_ok(&["trace", "show", "1"]);
+    assert!(text.contains("Response (end_turn") && !text.contains("(no text)"), "{text}");
+}

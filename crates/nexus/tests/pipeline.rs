@@ -103,3 +103,19 @@ fn no_adapter_can_speak_as_the_control_socket() {
     assert!(entry["last_error"].as_str().unwrap().contains("the daemon's own"), "{entry}");
     assert_eq!(daemon.accepted(), 0);
 }
+
+#[test]
+fn a_notice_of_failure_is_delivered_but_is_no_word_of_the_agent() {
+    let mut daemon = Daemon::new();
+    let mut wanted = config(json!({}));
+    wanted["agents"] = json!({ "default": "fails", "fails": { "runner": "command", "command": "sh -c 'cat >/dev/null; exit 7'" } });
+    daemon.configure(&wanted);
+    daemon.launch();
+    let end = answer_of(daemon.open(&send("one")).body);
+    assert!(end["text"].as_str().is_some_and(|text| text.starts_with("The agent failed")), "{end}");
+    eventually("the turn is recorded", || daemon.count("agents", "SELECT count(*) FROM turns") == 1);
+    assert_eq!(daemon.texts("agents", "SELECT role || ' ' || content FROM messages"), ["user one"]);
+    let log = daemon.stderr() + &daemon.stdout();
+    let line = log.lines().find(|line| line.contains("Pipeline error")).unwrap_or_else(|| panic!("not logged: {log}"));
+    assert!(line.contains("runAgent"), "{line}");
+}

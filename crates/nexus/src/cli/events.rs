@@ -8,15 +8,21 @@ use super::{Global, block_on, ledger, units};
 use crate::query::{self, EventsQuery};
 use jiff::tz::TimeZone;
 use serde_json::Value;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Most events that can be asked for at once.
 const LIMIT_MAX: i64 = 1000;
 /// Longest content in a list, in characters.
 const CONTENT_CHARS_MAX: usize = 120;
-/// The notices that say that an event was recorded.
 const STREAM: &str = "/api/events/stream";
-const RECEIVED: &str = "adapter.in.received";
+/// The notices around which events are recorded.
+const BELLS: &str = "adapter.in.*,adapter.out.*,nex.request.*,timer.*";
+/// Notices come in bursts: one look answers all that come within this time.
+const LOOK_SOON: Duration = Duration::from_millis(100);
+/// What was sent is recorded half a second after it was.
+const LOOK_LATER: Duration = Duration::from_secs(1);
+/// Events fetched at a time: few, since each may have a text of 1 MiB.
+const LOOK_ROWS: usize = 20;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  nexus events\n  nexus events tail -f --channel gmail")]
@@ -65,34 +71,37 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<Exit> {
         match verb {
             Verb::Tail(tail) => tail_verb(&tail, global).await,
             Verb::Show { id } => show(&id, global).await,
-            Verb::Search { text, limit } => list(global, limit, None, Some(text)).await,
+            Verb::Search { text, limit } => list(global, limit, None, Some(text)).await.map(|_| Exit::Done),
         }
     })?
 }
 
 async fn tail_verb(tail: &Tail, global: &Global) -> anyhow::Result<Exit> {
-    list(global, tail.limit, tail.channel.clone(), None).await?;
-    if tail.follow { follow(tail.channel.as_deref(), global).await } else { Ok(Exit::Done) }
+    let shown = list(global, tail.limit, tail.channel.clone(), None).await?;
+    if tail.follow { follow(tail.channel.as_deref(), shown, global).await } else { Ok(Exit::Done) }
 }
 
-async fn list(global: &Global, limit: u32, channel: Option<String>, text: Option<String>) -> anyhow::Result<Exit> {
+/// Answers the seq up to which the record was looked at.
+async fn list(global: &Global, limit: u32, channel: Option<String>, text: Option<String>) -> anyhow::Result<i64> {
     let parameters = [("limit", Some(limit.to_string())), ("channel", channel.clone()), ("text", text.clone())];
     let path = with_query("/control/events", &parameters);
-    let query = EventsQuery { limit: limit as usize, before: None, channel, text };
+    let query = EventsQuery { limit: limit as usize, before: None, after: None, channel, text };
     let answer = ledger::ask(global, &path, |directory| query::events(&directory, &query)).await?;
     let printer = Printer::new(global.out());
+    let events = answer["events"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let seqs = events.iter().map(|event| &event["seq"]).chain([&answer["last_seq"]]);
+    let upto = seqs.filter_map(Value::as_i64).max().unwrap_or(0);
     if printer.out.json {
         printer.out.json(&answer)?;
-        return Ok(Exit::Done);
+        return Ok(upto);
     }
-    let events = answer["events"].as_array().map(Vec::as_slice).unwrap_or_default();
     if events.is_empty() {
         note("no events");
     }
     for event in events {
         printer.print(event)?;
     }
-    Ok(Exit::Done)
+    Ok(upto)
 }
 
 async fn show(id: &str, global: &Global) -> anyhow::Result<Exit> {
@@ -110,7 +119,10 @@ async fn show(id: &str, global: &Global) -> anyhow::Result<Exit> {
 /// One field per line, the content last and whole.
 fn render(event: &Value, paint: Paint, zone: &TimeZone) -> String {
     let mut lines = Vec::new();
-    let mut fields: Vec<_> = event.as_object().into_iter().flatten().filter(|(key, value)| *key != "content" && !value.is_null()).collect();
+    let is_out = event["direction"] == "outbound";
+    // What was sent is history to the pipeline; a reader would take it for something that was missed.
+    let is_shown = |key: &str, value: &Value| key != "content" && !value.is_null() && !(is_out && key == "disposition");
+    let mut fields: Vec<_> = event.as_object().into_iter().flatten().filter(|(key, value)| is_shown(key, value)).collect();
     fields.sort_by_key(|(key, _)| *key);
     for (key, value) in fields {
         let text = match (key.as_str(), value.as_str(), value.as_i64()) {
@@ -125,10 +137,10 @@ fn render(event: &Value, paint: Paint, zone: &TimeZone) -> String {
 }
 
 /// Events as they are recorded, across restarts of the daemon.
-async fn follow(channel: Option<&str>, global: &Global) -> anyhow::Result<Exit> {
+async fn follow(channel: Option<&str>, shown: i64, global: &Global) -> anyhow::Result<Exit> {
     let paths = global.paths()?;
     let (client, printer) = (Client::new(&paths), Printer::new(global.out()));
-    let mut follower = Follower { client, printer, channel, last_id: None, connected: false };
+    let mut follower = Follower { client, printer, channel, shown, connected: false };
     // No patience before the first connection.
     let mut give_up_at = Instant::now();
     loop {
@@ -155,66 +167,73 @@ struct Follower<'a> {
     client: Client<'a>,
     printer: Printer,
     channel: Option<&'a str>,
-    /// The `id` of the last frame; the daemon resumes behind it.
-    last_id: Option<String>,
+    /// All up to this seq are shown.
+    shown: i64,
     connected: bool,
 }
 
 impl Follower<'_> {
-    /// Reads frames (WHATWG HTML, 9.2.6) until the daemon closes the stream.
+    /// Looks at the record after each notice, until the daemon closes the stream. What a notice says
+    /// doesn't matter: not every event has one of its own, and none tells when an answer is recorded.
     async fn listen(&mut self) -> anyhow::Result<()> {
-        let parameters = [("types", Some(RECEIVED.to_owned())), ("since", self.last_id.clone())];
-        let mut lines = self.client.follow(&with_query(STREAM, &parameters)).await?;
+        let mut lines = self.client.follow(&with_query(STREAM, &[("types", Some(BELLS.to_owned()))])).await?;
         self.connected = true;
-        let (mut kind, mut data) = (String::new(), String::new());
-        while let Some(line) = lines.next().await? {
-            let line = String::from_utf8_lossy(&line);
-            let line = line.trim_end_matches('\r');
-            if line.is_empty() {
-                self.frame(&std::mem::take(&mut kind), &std::mem::take(&mut data)).await?;
-                continue;
-            }
-            let (field, value) = line.split_once(':').unwrap_or((line, ""));
-            let value = value.strip_prefix(' ').unwrap_or(value);
-            match field {
-                "id" => self.last_id = Some(value.to_owned()),
-                "event" => kind = value.to_owned(),
-                "data" => data.push_str(value),
-                // A comment, or a field that is not for us.
-                _ => {}
+        self.look().await?;
+        let (mut soon, mut later): (Option<Instant>, Option<Instant>) = (None, None);
+        loop {
+            tokio::select! {
+                line = lines.next() => {
+                    let Some(line) = line? else { return Ok(()) };
+                    if !line.is_empty() {
+                        let now = Instant::now();
+                        soon = soon.or(Some(now + LOOK_SOON));
+                        later = Some(now + LOOK_LATER);
+                    }
+                }
+                () = until(soon.into_iter().chain(later).min()) => {
+                    let now = Instant::now();
+                    self.look().await?;
+                    soon = soon.filter(|at| *at > now);
+                    later = later.filter(|at| *at > now);
+                }
             }
         }
-        Ok(())
     }
 
-    async fn frame(&self, kind: &str, data: &str) -> anyhow::Result<()> {
-        match kind {
-            "gap" | "lagged" => note(&format!("some events are not shown here ({kind}); `nexus events` has them all")),
-            RECEIVED => {
-                let notice: Value = serde_json::from_str(data).unwrap_or_default();
-                self.received(&notice["properties"]).await?;
+    /// Shows what was recorded since the last look.
+    async fn look(&mut self) -> anyhow::Result<()> {
+        loop {
+            let parameters = [
+                ("limit", Some(LOOK_ROWS.to_string())),
+                ("after", Some(self.shown.to_string())),
+                ("channel", self.channel.map(str::to_owned)),
+            ];
+            let answer = self.client.get(&with_query("/control/events", &parameters)).await?;
+            let events = answer["events"].as_array().map(Vec::as_slice).unwrap_or_default();
+            for event in events {
+                self.show(event)?;
+                self.shown = self.shown.max(event["seq"].as_i64().unwrap_or(0));
             }
-            _ => {}
+            if events.len() < LOOK_ROWS {
+                self.shown = self.shown.max(answer["last_seq"].as_i64().unwrap_or(0));
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
-    async fn received(&self, properties: &Value) -> anyhow::Result<()> {
-        let Some(id) = properties["event_id"].as_str() else { return Ok(()) };
-        let event = match self.client.get(&format!("/control/events/{}", encoded(id))).await {
-            Ok(event) => event,
-            // What the notice itself carries is better than nothing.
-            Err(ClientError::Refused { .. }) => properties.clone(),
-            Err(error) => return Err(error.into()),
-        };
-        if self.channel.is_some_and(|channel| event["channel"] != channel) {
-            return Ok(());
-        }
+    fn show(&self, event: &Value) -> anyhow::Result<()> {
         if self.printer.out.json {
             self.printer.out.line(&event.to_string())?;
             return Ok(());
         }
-        self.printer.print(&event)
+        self.printer.print(event)
+    }
+}
+
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -237,13 +256,14 @@ impl Printer {
 fn row(event: &Value, paint: Paint, zone: &TimeZone) -> String {
     let text = |key: &str| event[key].as_str().unwrap_or("-");
     let time = event["received_at"].as_i64().or(event["timestamp"].as_i64()).map_or_else(|| "-".to_owned(), |ms| units::second(ms, zone));
-    let speaker = if text("direction") == "outbound" { format!("→ {}", text("peer_id")) } else { text("sender_id").to_owned() };
+    let is_out = text("direction") == "outbound";
+    let speaker = if is_out { format!("→ {}", text("peer_id")) } else { text("sender_id").to_owned() };
     let content = match text("content") {
         "" | "-" => format!("({})", text("content_type")),
         content => content.to_owned(),
     };
-    let filed =
-        if event["disposition"].as_str().is_some_and(|word| word != "run") { format!(" ({})", text("disposition")) } else { String::new() };
+    let is_marked = !is_out && event["disposition"].as_str().is_some_and(|word| word != "run");
+    let filed = if is_marked { format!(" ({})", text("disposition")) } else { String::new() };
     format!(
         "{} {} {}: {}{}  {}",
         paint.apply(Color::Dim, &time),
@@ -269,7 +289,11 @@ mod tests {
         assert_eq!(row(&event, Paint::PLAIN, &TimeZone::UTC), "2026-02-05 14:30:00 gmail/me al\u{fffd}ice: hello world  gmail:1");
         let out = json!({ "event_id": "gmail:2", "channel": "gmail", "account_id": "me", "direction": "outbound", "peer_id": "bob",
             "content": "", "content_type": "image", "timestamp": 1_770_301_800_000_i64, "disposition": "history" });
-        assert_eq!(row(&out, Paint::PLAIN, &TimeZone::UTC), "2026-02-05 14:30:00 gmail/me → bob: (image) (history)  gmail:2");
+        assert_eq!(row(&out, Paint::PLAIN, &TimeZone::UTC), "2026-02-05 14:30:00 gmail/me → bob: (image)  gmail:2");
+        assert!(!render(&out, Paint::PLAIN, &TimeZone::UTC).contains("history"));
+        let missed = json!({ "event_id": "gmail:3", "channel": "gmail", "account_id": "me", "direction": "inbound", "sender_id": "bob",
+            "content": "hi", "content_type": "text", "timestamp": 1_770_301_800_000_i64, "disposition": "history" });
+        assert_eq!(row(&missed, Paint::PLAIN, &TimeZone::UTC), "2026-02-05 14:30:00 gmail/me bob: hi (history)  gmail:3");
     }
 
     #[test]

@@ -196,7 +196,9 @@ impl Page {
         }
         let stop = response["stop_reason"].as_str().unwrap_or("no stop reason");
         let took = response["duration_ms"].as_f64().map_or_else(String::new, |ms| format!(", {}", units::milliseconds(ms)));
-        let text = response["content"].as_str().filter(|text| !text.is_empty()).unwrap_or("(no text)");
+        let is_pruned = response["content"].is_null() && response["chars"].as_u64().is_some_and(|chars| chars > 0);
+        let absent = if is_pruned { "(the text is no longer kept here)" } else { "(no text)" };
+        let text = response["content"].as_str().filter(|text| !text.is_empty()).unwrap_or(absent);
         self.block(&format!("Response ({}{took})", visible(stop)), Some(text));
         if let Some(error) = response["error"].as_str() {
             let error = self.paint.apply(Color::Red, &visible(error));

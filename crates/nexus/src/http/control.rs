@@ -125,6 +125,7 @@ struct List {
     #[serde(default = "default_limit")]
     limit: usize,
     before: Option<i64>,
+    after: Option<i64>,
     channel: Option<String>,
     text: Option<String>,
     status: Option<String>,
@@ -160,7 +161,7 @@ fn found(result: Result<Option<Value>, Response>, what: &str) -> Response {
 }
 
 async fn events(State(api): State<Api>, Query(list): Query<List>) -> Response {
-    let query = EventsQuery { limit: list.limit, before: list.before, channel: list.channel, text: list.text };
+    let query = EventsQuery { limit: list.limit, before: list.before, after: list.after, channel: list.channel, text: list.text };
     shown(ask(&api, move |record| record.events(&query)).await)
 }
 

@@ -17,6 +17,7 @@ pub struct TurnRecord {
     pub session: String,
     pub agent: String,
     pub user: String,
+    /// What the agent itself said; empty when it said nothing.
     pub assistant: String,
     pub model: Option<String>,
     pub provider: Option<String>,
@@ -86,7 +87,9 @@ fn apply_turn(connection: &Connection, turn: &TurnRecord) -> rusqlite::Result<bo
     ])?;
     let mut message = connection.prepare_cached("INSERT INTO messages VALUES (?1, ?2, ?3, ?4)")?;
     message.execute(params![turn.turn_id, 0, "user", turn.user])?;
-    message.execute(params![turn.turn_id, 1, "assistant", turn.assistant])?;
+    if !turn.assistant.is_empty() {
+        message.execute(params![turn.turn_id, 1, "assistant", turn.assistant])?;
+    }
     for (n, call) in turn.tool_calls.iter().enumerate() {
         connection.prepare_cached("INSERT INTO tool_calls VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?.execute(params![
             turn.turn_id,
@@ -154,6 +157,8 @@ pub fn history(connection: &Connection, session: &str, turns_max: u32, bytes_max
     if messages.first().is_some_and(|(role, _)| role == "assistant") {
         messages.remove(0);
     }
-    let dropped = (turns * 2).saturating_sub(u32::try_from(messages.len()).unwrap_or(u32::MAX));
+    // A turn has one question, but not always an answer.
+    let given = messages.iter().filter(|(role, _)| role == "user").count();
+    let dropped = turns.saturating_sub(u32::try_from(given).unwrap_or(u32::MAX)) * 2;
     Ok(History { head: Some(head), messages, dropped })
 }

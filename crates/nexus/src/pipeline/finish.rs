@@ -28,10 +28,24 @@ pub(super) struct Ended {
     pub(super) spent: Duration,
 }
 
-/// What is said to the user, and how the request ends.
+/// What the agent said, what the user is told, and how the request ends.
 struct Verdict {
     finished: Finished,
+    /// Why there is no (whole) answer. Delivered only: no later turn is to read it as the agent's words.
+    notice: Option<String>,
     error: Option<String>,
+}
+
+impl Verdict {
+    /// What is delivered.
+    fn text(&self) -> String {
+        let content = &self.finished.content;
+        match &self.notice {
+            None => content.clone(),
+            Some(notice) if content.is_empty() => notice.clone(),
+            Some(notice) => format!("{content}\n\n{notice}"),
+        }
+    }
 }
 
 impl Pipeline {
@@ -45,7 +59,8 @@ impl Pipeline {
         let turn = turn_record(&prepared, &run_id, &verdict, tool_calls, started_at, spent);
         let route = self.routes.settled(&prepared.adapter).await;
         let here = route.as_ref().is_some_and(|route| route.here);
-        let deliveries = deliveries(&prepared, route, &run_id, &verdict.finished.content);
+        let text = verdict.text();
+        let deliveries = deliveries(&prepared, route, &run_id, &text);
         if here {
             // Delivered by the commit that ends the run: the last stages are part of it.
             let result = json!({ "deliveries": deliveries.len(), "pending": 0 });
@@ -76,7 +91,7 @@ impl Pipeline {
                 if let Some(waiting) = waiting {
                     self.deliver(&mut prepared, &run_id, waiting).await;
                 }
-                self.announce_end(&prepared.request, Some(&verdict.finished.content));
+                self.announce_end(&prepared.request, Some(&text));
             }
             Ok(None) => {
                 tracing::error!(run_id, "the run was settled by somebody else; its answer is not delivered");
@@ -188,21 +203,23 @@ fn deliveries(prepared: &Prepared, route: Option<Route>, run_id: &str, content: 
 
 fn judge(work: Work, request_id: &str) -> Verdict {
     let sorry = |what: &str| format!("{what} (see `nexus trace show {request_id}`)");
-    let failed = |content: String, stop_reason, error: String| Verdict {
+    let failed = |content: String, notice: Option<String>, stop_reason, error: String| Verdict {
         finished: Finished { content, usage: Usage::default(), stop_reason, model: None, provider: None },
+        notice,
         error: Some(error),
     };
     match work {
-        Work::Finished(finished) => Verdict { finished, error: None },
+        Work::Finished(finished) => Verdict { finished, notice: None, error: None },
         Work::Failed(error) => {
-            let partial = error.partial().to_owned();
-            let line = sorry("The agent failed; this message was not answered.");
-            let content = if partial.is_empty() { line } else { format!("{partial}\n\n{line}") };
-            failed(content, StopReason::Error, crate::error_text::describe(&error))
+            let notice = sorry("The agent failed; this message was not answered.");
+            failed(error.partial().to_owned(), Some(notice), StopReason::Error, crate::error_text::describe(&error))
         }
-        Work::TimedOut => failed(sorry("The agent took too long and was stopped."), StopReason::Timeout, "the agent's time is up".into()),
+        Work::TimedOut => {
+            let notice = sorry("The agent took too long and was stopped.");
+            failed(String::new(), Some(notice), StopReason::Timeout, "the agent's time is up".into())
+        }
         // Runs that are abandoned are interrupted and never get here; their request isn't over.
-        Work::Abandoned => failed(String::new(), StopReason::Aborted, "abandoned".into()),
+        Work::Abandoned => failed(String::new(), None, StopReason::Aborted, "abandoned".into()),
     }
 }
 

@@ -199,7 +199,7 @@ impl Daemon {
     }
 
     /// The daemon's program, below the words of `prefix`.
-    fn command(&self, prefix: &[String]) -> Command {
+    pub fn command(&self, prefix: &[String]) -> Command {
         let mut command = match prefix.split_first() {
             Some((first, rest)) => {
                 let mut command = program(first);

@@ -136,6 +136,24 @@ pub fn tail(
     Ok(rows)
 }
 
+/// The first `limit` events after `after` and before `before` (both exclusive); the rest as in [`tail`].
+pub fn following(
+    connection: &Connection,
+    after: i64,
+    before: i64,
+    limit: usize,
+    channel: Option<&str>,
+    text: Option<&str>,
+) -> rusqlite::Result<Vec<StoredEvent>> {
+    let sql = format!(
+        "SELECT {COLUMNS} FROM events WHERE seq > ?1 AND seq < ?2 AND (?4 IS NULL OR channel = ?4)
+           AND (?5 IS NULL OR instr(lower(content), lower(?5)) > 0)
+         ORDER BY seq LIMIT ?3"
+    );
+    let mut query = connection.prepare_cached(&sql)?;
+    query.query_map(params![after, before, limit, channel, text], stored)?.collect()
+}
+
 /// How far an account has come with its live events. Times are Unix ms.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cursor {

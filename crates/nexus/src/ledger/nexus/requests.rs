@@ -170,7 +170,8 @@ impl FinishRun {
         if let Some(seq) = crate::ledger::optional(connection.prepare_cached(known)?.query_row([&self.run_id], |row| row.get(0)))? {
             return Ok(Some(seq)); // a repetition
         }
-        let settle = "UPDATE nexus_requests SET status = ?2, stage = 'runAgent', reason = ?3, trace = ?4, completed_at = ?5
+        // Its status is final; what is left of stage 7 is the outbox's.
+        let settle = "UPDATE nexus_requests SET status = ?2, stage = 'finalize', reason = ?3, trace = ?4, completed_at = ?5
                       WHERE event_seq = ?1 AND status = 'processing' AND epoch = ?6";
         let changed = connection.prepare_cached(settle)?.execute(params![
             self.event_seq,
@@ -222,7 +223,7 @@ pub struct SaveTrace {
 
 impl SaveTrace {
     pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<()> {
-        let sql = "UPDATE nexus_requests SET trace = ?2, stage = 'finalize' WHERE event_seq = ?1 AND completed_at IS NOT NULL";
+        let sql = "UPDATE nexus_requests SET trace = ?2 WHERE event_seq = ?1 AND completed_at IS NOT NULL";
         connection.prepare_cached(sql)?.execute(params![self.event_seq, self.trace]).map(drop)
     }
 }
