@@ -27,9 +27,11 @@ use crate::supervisor::Supervisor;
 use account::{Account, AccountReport};
 use intake::{Rules, Sinks};
 use nexus_core::config;
+use nexus_core::health::{AdapterStatus, Health};
 use nexus_core::ids::AccountKey;
 use nexus_core::lifecycle::RestartPolicy;
 use program::Command;
+use stats::AccountStats;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -196,6 +198,31 @@ impl Adapters {
     /// Every account as it stands, by name.
     pub fn report(&self) -> Vec<AccountReport> {
         self.lock().values().map(|account| account.report()).collect()
+    }
+
+    /// How an account stands that is configured and disabled, from what the ledgers know.
+    pub async fn disabled(&self, name: &str, id: &str, adapter: &config::Adapter) -> AccountReport {
+        let key = AccountKey::new(name, id);
+        let Known { instance, cursor } = self.known(&key).await.unwrap_or_else(|error| {
+            tracing::warn!(account = %key, error = %describe(&error), "what is known of a disabled account can't be read");
+            Known::default()
+        });
+        let told = self.lock_commands().get(name).and_then(|command| command.told().map(|info| info.channel.clone()));
+        let before = instance.as_ref().and_then(|one| one.channel.clone());
+        let events = instance.as_ref().map_or(0, |one| one.events_received).max(cursor.as_ref().map_or(0, |cursor| cursor.events));
+        let stats = AccountStats::going_on(events, cursor.as_ref().and_then(Cursor::last_event_at));
+        AccountReport {
+            channel: told.or_else(|| adapter.channel.clone()).or(before),
+            adapter: key.adapter,
+            account: key.account,
+            status: AdapterStatus::Stopped,
+            health: Health::Unknown,
+            pid: None,
+            last_event_age_ms: stats.last_event_age_ms(),
+            events,
+            restarts: instance.as_ref().map_or(0, |one| one.restart_count),
+            last_error: instance.and_then(|one| one.last_error),
+        }
     }
 
     /// Stops all accounts, reading each child to EOF; returns once all are gone.

@@ -119,15 +119,24 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
+            if error.use_stderr() && asks_for_json() && failure::report_usage(&error.render().to_string(), Out::new(true)) {
+                return ExitCode::from(Exit::Usage.code());
+            }
             // Help goes to stdout with code 0, a mistake to stderr with code 2; nobody is left to tell if that fails.
             drop(error.print());
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Exit::Usage.code()));
         }
     };
+    let out = cli.global.out();
     match run(cli) {
         Ok(exit) => ExitCode::from(exit.code()),
-        Err(error) => ExitCode::from(failure::report(&error).code()),
+        Err(error) => ExitCode::from(failure::report(&error, out).code()),
     }
+}
+
+/// Whether `--json` is among arguments that could not be parsed.
+fn asks_for_json() -> bool {
+    std::env::args_os().skip(1).take_while(|word| *word != "--").any(|word| word == "--json")
 }
 
 fn run(cli: Cli) -> anyhow::Result<Exit> {

@@ -163,3 +163,71 @@ fn a_trace_has_the_text_of_the_answer() {
     let text = daemon.nexus_ok(&["trace", "show", "1"]);
     assert!(text.contains("Response (end_turn") && !text.contains("(no text)"), "{text}");
 }
+
+fn to_disable_and_enable_an_adapter_leaves_all_as_it_was() {
+    let mut wanted = only("fake", json!({}));
+    wanted["adapters"]["fake"]["accounts"]["off"] = json!({ "enabled": false });
+    wanted["adapters"]["bare"] = wanted["adapters"]["fake"].clone();
+    wanted["adapters"]["bare"]["accounts"] = json!({});
+    let daemon = Daemon::start(&wanted);
+    daemon.adapter_once("fake/me", "running");
+    let overlay = || std::fs::read_to_string(daemon.config_file().with_file_name("state").join("overlay.yaml")).unwrap();
+    let enabled = || {
+        let answer: Value = serde_json::from_str(&daemon.nexus_ok(&["adapter", "status", "--json"])).unwrap();
+        let accounts = answer["adapters"].as_array().unwrap();
+        accounts.iter().map(|account| (account["account"].clone(), account["enabled"].clone())).collect::<Vec<_>>()
+    };
+    let as_configured = vec![(json!("me"), json!(true)), (json!("off"), json!(false))];
+    assert_eq!(enabled(), as_configured);
+    let list = daemon.nexus_ok(&["adapter", "list"]);
+    assert!(list.contains("1/2 accounts running, 1 disabled") && list.contains("no accounts"), "{list}");
+
+    daemon.nexus_ok(&["adapter", "disable", "fake"]);
+    assert_eq!(enabled(), [(json!("me"), json!(false)), (json!("off"), json!(false))]);
+    let account = first_account(&daemon.nexus_ok(&["adapter", "status", "fake/me", "--json"]));
+    assert_eq!((&account["status"], &account["channel"]), (&json!("stopped"), &json!("fake")), "{account}");
+    let text = daemon.nexus_ok(&["adapter", "enable", "fake"]);
+    assert!(text.contains("fake/off stays disabled") && !text.contains("fake/me stays"), "{text}");
+    assert_eq!(enabled(), as_configured);
+    assert!(!overlay().contains("fake"), "{}", overlay());
+
+    daemon.nexus_ok(&["adapter", "enable", "fake/off"]);
+    assert!(overlay().contains("enabled: true"), "{}", overlay());
+    assert_eq!(enabled(), [(json!("me"), json!(true)), (json!("off"), json!(true))]);
+    daemon.nexus_ok(&["adapter", "enable", "fake"]);
+    assert_eq!(enabled(), as_configured);
+}
+
+#[test]
+fn only_a_healthy_account_is_a_success_and_any_other_says_why() {
+    let mut wanted = only_with_restarts("fake", 0, json!({}));
+    wanted["adapters"]["lost"] = json!({ "command": "/nowhere/adapter", "restart": { "max_restarts": 0 }, "accounts": { "me": {} } });
+    let daemon = Daemon::start(&wanted);
+    daemon.adapter_once("fake/me", "running");
+    daemon.adapter_once("lost/me", "errored");
+    assert!(daemon.nexus_ok(&["adapter", "health", "fake/me"]).contains("healthy"));
+    daemon.nexus_ok(&["adapter", "stop", "fake/me"]);
+    for (account, cause) in [("fake/me", "nexus adapter start fake/me"), ("lost/me", "No such file")] {
+        let ran = daemon.nexus(&["adapter", "health", account]);
+        assert_eq!(ran.code, EXIT_FAILED, "{ran:?}");
+        assert!(ran.stdout.contains(cause) && !ran.stdout.contains("healthy"), "{ran:?}");
+    }
+}
+
+#[test]
+fn with_json_a_failure_is_one_object_on_stdout() {
+    let daemon = Daemon::new();
+    daemon.configure(&only("fake", json!({})));
+    let usage = Some(2);
+    for (command, code) in [
+        (&["adapter", "status", "no/body", "--json"][..], EXIT_NOT_FOUND),
+        (&["--json", "adapter", "stop", "fake/me"][..], EXIT_NOT_RUNNING),
+        (&["adapter", "fly", "--json"][..], usage),
+    ] {
+        let ran = daemon.nexus(command);
+        assert_eq!((ran.code, ran.stderr.as_str()), (code, ""), "{ran:?}");
+        let told: Value = serde_json::from_str(&ran.stdout).unwrap();
+        assert!(told["error"].as_str().is_some_and(|error| !error.is_empty() && !error.starts_with("error:")), "{told}");
+        assert_eq!(told["advice"].is_string(), code == EXIT_NOT_RUNNING, "{told}");
+    }
+}

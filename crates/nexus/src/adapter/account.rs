@@ -153,9 +153,28 @@ impl Account {
         true
     }
 
-    /// Asks the adapter for its health now.
+    /// Asks the adapter for its health now; with why, unless it is healthy. One whose process doesn't
+    /// run isn't healthy, whatever the adapter says of the account.
     pub async fn probe(&self) -> (Health, Option<String>) {
-        probe::probe(self).await
+        let (health, error) = probe::probe(self).await;
+        let child = self.child().map(Child::status);
+        let health_if_down = if health == Health::Healthy { Health::Unknown } else { health };
+        match (child, health) {
+            (Some(child), _) if child.phase != Phase::Running => {
+                let status = self.status(Some(&child)).as_str();
+                let is_stopped = child.phase == Phase::Stopped;
+                let cause = error.or(child.last_error).unwrap_or_else(|| match is_stopped {
+                    true => format!("`nexus adapter start {}` starts it", self.key),
+                    false => "try again in a moment".to_owned(),
+                });
+                (health_if_down, Some(format!("its process is {status}: {cause}")))
+            }
+            (_, Health::Healthy) => (health, None),
+            (_, Health::Unknown | Health::Degraded | Health::Disconnected) => {
+                let cause = error.unwrap_or_else(|| "it has no process, and its adapter was not found to support `health`".to_owned());
+                (health, Some(cause))
+            }
+        }
     }
 
     pub fn report(&self) -> AccountReport {

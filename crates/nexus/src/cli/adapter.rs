@@ -114,7 +114,8 @@ fn order(account: &AccountKey, verb: &str, global: &Global) -> anyhow::Result<Ex
 /// A probe or a start that failed is an answer too, but a script wants to know.
 fn exit_of(verb: &str, answer: &Value) -> Exit {
     let is_down = matches!(verb, "start" | "restart") && matches!(answer["status"].as_str(), Some("errored" | "backoff"));
-    if answer["error"].is_string() || is_down { Exit::Failed } else { Exit::Done }
+    let is_unwell = verb == "health" && answer["health"] != "healthy";
+    if answer["error"].is_string() || is_down || is_unwell { Exit::Failed } else { Exit::Done }
 }
 
 fn told(account: &AccountKey, verb: &str, answer: &Value) -> String {
@@ -153,7 +154,8 @@ mod tests {
         assert_eq!(told(&me, "restart", &failed), "gog/me: errored, error: exit code 3");
         assert_eq!((exit_of("restart", &failed), exit_of("stop", &failed)), (Exit::Failed, Exit::Done));
         let probed = json!({ "health": "unknown", "error": null });
-        assert_eq!((told(&me, "health", &probed), exit_of("health", &probed)), ("gog/me: unknown".to_owned(), Exit::Done));
+        assert_eq!((told(&me, "health", &probed), exit_of("health", &probed)), ("gog/me: unknown".to_owned(), Exit::Failed));
+        assert_eq!(exit_of("health", &json!({ "health": "healthy", "error": null })), Exit::Done);
         assert_eq!(exit_of("health", &json!({ "health": "degraded", "error": "late" })), Exit::Failed);
     }
 }

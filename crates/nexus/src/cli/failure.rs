@@ -1,7 +1,9 @@
-//! Exit codes, and how a failure is told: what went wrong and what to do, on stderr.
+//! Exit codes, and how a failure is told: what went wrong and what to do, on stderr for people, or as
+//! one JSON object on stdout for programs.
 
 use super::client::ClientError;
-use super::out::{OutputError, note};
+use super::out::{Out, OutputError, note};
+use serde_json::{Value, json};
 use std::fmt::Display;
 
 /// How a verb ended, as the shell sees it (contracts, "CLI").
@@ -34,15 +36,21 @@ impl Exit {
 
 /// A failure that is told as it stands and ends with a certain code.
 #[derive(Debug, thiserror::Error)]
-#[error("{message}")]
+#[error("{message}{}", listed(.problems))]
 pub(crate) struct Failure {
     pub(crate) exit: Exit,
     message: String,
+    problems: Vec<String>,
+}
+
+/// Each on a line of its own, below what was said.
+fn listed(problems: &[String]) -> String {
+    problems.iter().map(|problem| format!("\n{problem}")).collect()
 }
 
 impl Failure {
     pub(crate) fn new(exit: Exit, message: impl Into<String>) -> Self {
-        Self { exit, message: message.into() }
+        Self { exit, message: message.into(), problems: Vec::new() }
     }
 
     pub(crate) fn not_found(what: impl Display) -> Self {
@@ -51,15 +59,18 @@ impl Failure {
 
     /// All problems of a configuration, each with its place.
     pub(crate) fn bad_config(problems: &[impl Display]) -> Self {
-        let list: Vec<String> = problems.iter().map(ToString::to_string).collect();
-        Self::new(Exit::BadConfig, format!("the configuration is invalid\n{}", list.join("\n")))
+        let problems = problems.iter().map(ToString::to_string).collect();
+        Self { exit: Exit::BadConfig, message: "the configuration is invalid".to_owned(), problems }
     }
 }
 
-/// Tells a failure on stderr and finds its exit code.
-pub(crate) fn report(error: &anyhow::Error) -> Exit {
+/// Tells a failure, on stdout if JSON is wanted and else on stderr, and finds its exit code.
+pub(crate) fn report(error: &anyhow::Error, out: Out) -> Exit {
     let exit = exit_of(error);
     if exit == Exit::Done {
+        return exit;
+    }
+    if out.json && tell_json(&json_of(error), out) {
         return exit;
     }
     // Said plainly, unless there is more to say than that.
@@ -78,6 +89,39 @@ pub(crate) fn report(error: &anyhow::Error) -> Exit {
     exit
 }
 
+/// Wrong usage, as clap words it.
+pub(crate) fn report_usage(text: &str, out: Out) -> bool {
+    let text = text.trim();
+    tell_json(&json!({ "error": text.strip_prefix("error: ").unwrap_or(text) }), out)
+}
+
+/// Whether nothing is left to tell: a reader who has gone wants nothing, but a full disk hides the failure.
+fn tell_json(value: &Value, out: Out) -> bool {
+    !matches!(out.json(value), Err(OutputError::Failed(_)))
+}
+
+/// `error`, and `problems` and `advice` where there are any.
+fn json_of(error: &anyhow::Error) -> Value {
+    let mut text = format!("{error:#}");
+    let mut problems: &[String] = &[];
+    if let Some(failure) = error.downcast_ref::<Failure>() {
+        problems = &failure.problems;
+        text.truncate(text.strip_suffix(listed(problems).as_str()).map_or(text.len(), str::len));
+    }
+    let client: Option<&ClientError> = error.downcast_ref();
+    if let Some(ClientError::Refused { problems: refused, .. }) = client {
+        problems = refused;
+    }
+    let mut value = json!({ "error": text });
+    if !problems.is_empty() {
+        value["problems"] = json!(problems);
+    }
+    if let Some(advice) = client.and_then(ClientError::advice) {
+        value["advice"] = advice.into();
+    }
+    value
+}
+
 fn exit_of(error: &anyhow::Error) -> Exit {
     if let Some(OutputError::Closed) = error.downcast_ref() {
         return Exit::Done;
@@ -92,6 +136,19 @@ fn exit_of(error: &anyhow::Error) -> Exit {
 mod tests {
     use super::*;
     use anyhow::Context;
+
+    #[test]
+    fn as_json_the_parts_of_a_failure_are_apart() {
+        let bad = anyhow::Error::new(Failure::bad_config(&["a: 1", "b: 2"]));
+        assert_eq!(bad.to_string(), "the configuration is invalid\na: 1\nb: 2");
+        assert_eq!(json_of(&bad), json!({ "error": "the configuration is invalid", "problems": ["a: 1", "b: 2"] }));
+        let refused = ClientError::Refused { status: 422, error: "no".into(), problems: vec!["c: 3".into()] };
+        assert_eq!(json_of(&anyhow::Error::new(refused)), json!({ "error": "no", "problems": ["c: 3"] }));
+        let gone = json_of(&anyhow::Error::new(ClientError::NotRunning));
+        assert!(gone["advice"].as_str().is_some_and(|advice| advice.contains("nexus daemon start")), "{gone}");
+        let missing = anyhow::Error::new(Failure::not_found("it")).context("while looking");
+        assert_eq!(json_of(&missing), json!({ "error": "while looking: it was not found" }));
+    }
 
     #[test]
     fn codes_survive_context() {

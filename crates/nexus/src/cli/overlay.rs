@@ -26,15 +26,21 @@ pub(crate) struct Before {
 impl Before {
     /// Whether `nex.yaml` itself has this entry; the overlay can't delete such a one.
     pub(crate) fn is_in_main(&self, path: &[&str]) -> bool {
-        path.iter().try_fold(&self.main, |value, key| value.get(key)).is_some()
+        self.in_main(path).is_some()
+    }
+
+    /// What `nex.yaml` itself says at a path below `adapters`.
+    pub(crate) fn in_main(&self, path: &[&str]) -> Option<&Value> {
+        path.iter().try_fold(&self.main, |value, key| value.get(key))
     }
 }
 
-/// Reads, changes and writes the overlay. `change` gets the mapping under `adapters`.
+/// Reads, changes and writes the overlay. `change` gets the mapping under `adapters`; what it returns
+/// is returned.
 ///
 /// # Errors
 /// What `change` refuses; every problem of the outcome if it doesn't load (code 78).
-pub(crate) fn edit(paths: &Paths, change: impl FnOnce(&mut Map<String, Value>, &Before) -> Result<(), Failure>) -> anyhow::Result<()> {
+pub(crate) fn edit<T>(paths: &Paths, change: impl FnOnce(&mut Map<String, Value>, &Before) -> Result<T, Failure>) -> anyhow::Result<T> {
     let path = paths.overlay_file();
     let _lock = lock(&path).with_context(|| format!("failed to lock `{}`", path.display()))?;
     let main_text = read(&paths.config_file)?;
@@ -46,13 +52,14 @@ pub(crate) fn edit(paths: &Paths, change: impl FnOnce(&mut Map<String, Value>, &
     let before = Before { main: adapters_of(overlay_value(&main_text).map_err(invalid)?), loaded };
     let mut root = object(overlay_value(&old_text).map_err(invalid)?);
     let mut adapters = object(root.remove("adapters").unwrap_or_default());
-    change(&mut adapters, &before)?;
+    let changed = change(&mut adapters, &before)?;
     if !adapters.is_empty() {
         root.insert("adapters".to_owned(), Value::Object(adapters));
     }
     let text = format!("{HEADER}{}", yaml::emit(&Value::Object(root)));
     load(main, Some(Source { name: &overlay_name, text: &text })).map_err(invalid)?;
-    replace(&path, &text).with_context(|| format!("failed to write `{}`", path.display()))
+    replace(&path, &text).with_context(|| format!("failed to write `{}`", path.display()))?;
+    Ok(changed)
 }
 
 /// A mapping at `key`, made if there is none.

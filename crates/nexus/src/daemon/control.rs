@@ -300,6 +300,10 @@ impl Verbs for Control {
         status::status(self)
     }
 
+    fn adapters(&self) -> BoxFuture<'_, Value> {
+        Box::pin(status::adapters(self))
+    }
+
     fn record(&self) -> Record {
         Record { events: self.ledgers.events.readers.clone(), nexus: self.ledgers.nexus.readers.clone() }
     }

@@ -61,6 +61,31 @@ pub(super) fn status(control: &Control) -> Value {
     })
 }
 
+/// What `nexus adapter list` and `status` show: every configured account, also the disabled ones, and
+/// the adapters without any.
+pub(super) async fn adapters(control: &Control) -> Value {
+    let config = control.config.load_full();
+    let mut all: Vec<(AccountReport, bool)> = control.adapters.report().into_iter().map(|report| (report, true)).collect();
+    for (name, adapter) in &config.adapters {
+        for id in adapter.accounts.iter().filter(|(_, account)| !account.enabled).map(|(id, _)| id) {
+            // Amid a reload it may run still.
+            if !all.iter().any(|(report, _)| report.adapter == *name && report.account == *id) {
+                all.push((control.adapters.disabled(name, id, adapter).await, false));
+            }
+        }
+    }
+    all.sort_by(|(left, _), (right, _)| (&left.adapter, &left.account).cmp(&(&right.adapter, &right.account)));
+    let accounts: Vec<Value> = all.into_iter().map(|(report, enabled)| account(&report, enabled)).collect();
+    let bare: Vec<&String> = config.adapters.iter().filter(|(_, adapter)| adapter.accounts.is_empty()).map(|(name, _)| name).collect();
+    json!({ "adapters": accounts, "without_accounts": bare })
+}
+
+fn account(report: &AccountReport, enabled: bool) -> Value {
+    let mut value = json!(report);
+    value["enabled"] = enabled.into();
+    value
+}
+
 /// Whether an account is between its spawn and running.
 pub(super) fn is_anybody_starting(control: &Control) -> bool {
     control.adapters.report().iter().any(|report| report.status == AdapterStatus::Starting)

@@ -42,6 +42,7 @@ pub trait Verbs: Send + Sync + 'static {
     fn is_ready(&self) -> bool;
     fn metrics(&self) -> Result<String, String>;
     fn status(&self) -> Value;
+    fn adapters(&self) -> BoxFuture<'_, Value>;
     fn record(&self) -> Record;
     fn send(&self, message: Message) -> BoxFuture<'_, Result<Accepted, Refusal>>;
     fn reload(&self, dry_run: bool) -> BoxFuture<'_, Answer>;
@@ -64,7 +65,7 @@ pub(super) fn routes(api: Api) -> Router {
         .route("/control/traces", get(traces))
         .route("/control/deliveries", get(deliveries))
         .route("/control/deliveries/{id}/{verb}", post(resolve))
-        .route("/control/adapters", get(async |State(api): State<Api>| Json(json!({ "adapters": api.daemon.status()["adapters"] }))))
+        .route("/control/adapters", get(async |State(api): State<Api>| Json(api.daemon.adapters().await)))
         .route("/control/adapters/{name}/info", get(async |State(api): State<Api>, Path(name)| answer(api.daemon.adapter_info(name).await)))
         .route(
             "/control/adapters/{name}/accounts",

@@ -53,7 +53,7 @@ impl Refusal {
         match self {
             Self::NotFound => (StatusCode::NOT_FOUND, "post to the `path` of the account's config, by default /ACCOUNT"),
             Self::WrongMethod { .. } => (StatusCode::METHOD_NOT_ALLOWED, "use the method named in the Allow header"),
-            Self::Unverified(_) => (StatusCode::UNAUTHORIZED, "set the same secret at the sender and in the account's credential"),
+            Self::Unverified(rejection) => (StatusCode::UNAUTHORIZED, proof_advice(rejection)),
             Self::Unusable(_) => (StatusCode::BAD_REQUEST, "check that the sender is of the kind named by the account's `verify`"),
             Self::TooLarge { .. } => {
                 (StatusCode::PAYLOAD_TOO_LARGE, "send less, or raise `max_body_bytes` of the account and `max_line_bytes`")
@@ -94,6 +94,17 @@ impl Refusal {
     }
 }
 
+/// What helps a sender that was not believed.
+fn proof_advice(rejection: &Rejection) -> &'static str {
+    match rejection {
+        Rejection::Missing { .. } => "have the sender sign its requests or send its token, as the account's `verify` says",
+        Rejection::Malformed { .. } => "send the header once, in the form that the account's `verify` expects",
+        Rejection::Stale { .. } => "set the clocks of the sender and of this machine, and sign each attempt anew",
+        Rejection::Mismatch => "set the same secret at the sender and in the account's credential",
+        Rejection::FromBrowser => "send it from a program, without an `Origin` header, or set `verify` and a credential for the account",
+    }
+}
+
 /// A JSON answer.
 pub(super) fn answer(status: StatusCode, body: &Value) -> Reply {
     let mut reply = Response::new(Full::new(Bytes::from(body.to_string())));
@@ -112,6 +123,23 @@ mod tests {
         let reply = Refusal::NotAcknowledged.reply();
         assert_eq!(reply.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(reply.headers()[RETRY_AFTER], "5");
+    }
+
+    #[test]
+    fn each_lack_of_proof_has_its_own_advice() {
+        let header = || "stripe-signature".to_owned();
+        let rejections = [
+            (Rejection::Missing { header: header() }, "token"),
+            (Rejection::Malformed { header: header() }, "once"),
+            (Rejection::Stale { skew_s: 900, tolerance_s: 300 }, "clocks"),
+            (Rejection::Mismatch, "same secret"),
+            (Rejection::FromBrowser, "Origin"),
+        ];
+        for (rejection, word) in rejections {
+            let refusal = Refusal::Unverified(rejection);
+            assert_eq!(refusal.reply().status(), StatusCode::UNAUTHORIZED);
+            assert!(refusal.cause().contains(word), "{refusal}: {}", refusal.cause());
+        }
     }
 
     #[test]

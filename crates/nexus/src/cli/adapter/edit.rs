@@ -138,13 +138,14 @@ fn remove(name: &str, id: &str, adapters: &mut Map<String, Value>, before: &Befo
     Ok(())
 }
 
-/// Enables or disables `name/account`, or all accounts of `name`.
+/// Enables or disables `name/account`, or all accounts of `name`. To enable all is to take back what
+/// was set here: an account that nex.yaml disables stays so, unless it is named.
 pub(crate) fn set_enabled(target: &str, enabled: bool, global: &Global) -> anyhow::Result<Exit> {
-    let done = format!("{} {target}", if enabled { "enabled" } else { "disabled" });
-    edit(global, &done, |adapters, before| {
-        let (name, ids) = match AccountKey::parse(target) {
-            Some(key) => (key.adapter, vec![key.account]),
-            None => (target.to_owned(), known(before, target)?.keys().cloned().collect()),
+    let text = format!("{} {target}", if enabled { "enabled" } else { "disabled" });
+    edit_and_tell(global, |adapters, before| {
+        let (name, ids, is_named) = match AccountKey::parse(target) {
+            Some(key) => (key.adapter, vec![key.account], true),
+            None => (target.to_owned(), known(before, target)?.keys().cloned().collect(), false),
         };
         let accounts = known(before, &name)?;
         if ids.is_empty() {
@@ -153,15 +154,43 @@ pub(crate) fn set_enabled(target: &str, enabled: bool, global: &Global) -> anyho
                 format!("adapter `{name}` has no accounts; add one with `nexus adapter account add {name} ID`"),
             ));
         }
+        let mut still_disabled = Vec::new();
         for id in ids {
             if !accounts.contains_key(&id) {
                 return Err(Failure::not_found(format!("account `{name}/{id}`")));
             }
-            let adapter = overlay::entry(adapters, &name);
-            overlay::entry(overlay::entry(adapter, "accounts"), &id).insert("enabled".to_owned(), enabled.into());
+            let of_main = before.in_main(&[name.as_str(), "accounts", id.as_str(), "enabled"]);
+            let is_on_in_main = of_main.is_none_or(|value| value.is_null() || *value == Value::Bool(true));
+            if enabled && (is_on_in_main || !is_named) {
+                forget_enabled(&name, &id, adapters, before);
+                still_disabled.extend((!is_on_in_main).then(|| format!("{name}/{id}")));
+            } else {
+                let adapter = overlay::entry(adapters, &name);
+                overlay::entry(overlay::entry(adapter, "accounts"), &id).insert("enabled".to_owned(), enabled.into());
+            }
         }
-        Ok(())
+        Ok(Done { text, still_disabled })
     })
+}
+
+/// Takes the overlay's `enabled` of an account away, with the mappings left empty by that. One that
+/// nex.yaml doesn't have stays, empty or not: it is what makes the account or the adapter be there.
+fn forget_enabled(name: &str, id: &str, adapters: &mut Map<String, Value>, before: &Before) {
+    let Some(adapter) = adapters.get_mut(name).and_then(Value::as_object_mut) else { return };
+    if let Some(accounts) = adapter.get_mut("accounts").and_then(Value::as_object_mut) {
+        if let Some(account) = accounts.get_mut(id).and_then(Value::as_object_mut) {
+            account.remove("enabled");
+            if account.is_empty() && before.is_in_main(&[name, "accounts", id]) {
+                accounts.remove(id);
+            }
+        }
+        if accounts.is_empty() && before.is_in_main(&[name]) {
+            adapter.remove("accounts");
+        }
+    }
+    if adapter.is_empty() && before.is_in_main(&[name]) {
+        adapters.remove(name);
+    }
 }
 
 /// The accounts of an adapter that exists.
@@ -177,8 +206,23 @@ fn not_ours(what: &str, target: &str) -> Failure {
     Failure::new(Exit::Failed, text)
 }
 
+/// What a change did.
+#[derive(Debug)]
+struct Done {
+    text: String,
+    /// Accounts that were to be enabled, but for nex.yaml.
+    still_disabled: Vec<String>,
+}
+
 /// Changes the overlay that matters, and has a running daemon apply it.
 fn edit(global: &Global, done: &str, change: impl FnOnce(&mut Map<String, Value>, &Before) -> Result<(), Failure>) -> anyhow::Result<Exit> {
+    edit_and_tell(global, |adapters, before| {
+        change(adapters, before)?;
+        Ok(Done { text: done.to_owned(), still_disabled: Vec::new() })
+    })
+}
+
+fn edit_and_tell(global: &Global, change: impl FnOnce(&mut Map<String, Value>, &Before) -> Result<Done, Failure>) -> anyhow::Result<Exit> {
     let asked = global.paths()?;
     let status = if_running(block_on(async { Client::new(&asked).get("/control/status").await })?)?;
     let used = status.as_ref().and_then(|status| status["config_path"].as_str()).map(PathBuf::from);
@@ -190,15 +234,18 @@ fn edit(global: &Global, done: &str, change: impl FnOnce(&mut Map<String, Value>
     if status.is_none() {
         start::create_config(&paths, global)?;
     }
-    overlay::edit(&paths, change)?;
+    let Done { text, still_disabled } = overlay::edit(&paths, change)?;
     let is_in_use = used.is_some_and(|used| same_file(&used, &paths.config_file));
     let applied = if is_in_use { Some(reload::ask(&paths, false)??) } else { None };
     let out = global.out();
     if out.json {
-        out.json(&json!({ "done": done, "reload": applied }))?;
+        out.json(&json!({ "done": text, "still_disabled": still_disabled, "reload": applied }))?;
         return Ok(Exit::Done);
     }
-    out.line(done)?;
+    out.line(&text)?;
+    for account in &still_disabled {
+        out.line(&format!("{account} stays disabled, as nex.yaml says; `nexus adapter enable {account}` enables it"))?;
+    }
     match (applied, status) {
         (Some(answer), _) => reload::tell(out, &answer)?,
         (None, Some(_)) => note("The running daemon uses another configuration file; nothing changes for it."),

@@ -50,7 +50,7 @@ fn known(paths: &Paths, config: &Config) -> anyhow::Result<HashMap<AccountKey, K
     }
 }
 
-/// The same shape as the daemon's answer, plus `enabled`. `now` is in Unix ms.
+/// The same shape as the daemon's answer. `now` is in Unix ms.
 fn configured(config: &Config, known: &HashMap<AccountKey, KnownAccount>, now: i64) -> Value {
     let mut accounts = Vec::new();
     for (name, adapter) in &config.adapters {
@@ -64,7 +64,8 @@ fn configured(config: &Config, known: &HashMap<AccountKey, KnownAccount>, now: i
             }));
         }
     }
-    json!({ "adapters": accounts })
+    let bare: Vec<&String> = config.adapters.iter().filter(|(_, adapter)| adapter.accounts.is_empty()).map(|(name, _)| name).collect();
+    json!({ "adapters": accounts, "without_accounts": bare })
 }
 
 pub(crate) fn status(account: Option<&AccountKey>, global: &Global) -> anyhow::Result<Exit> {
@@ -100,7 +101,8 @@ pub(crate) fn list(global: &Global) -> anyhow::Result<Exit> {
         return Ok(Exit::Done);
     }
     let accounts: Vec<Account> = serde_json::from_value(answer["adapters"].take())?;
-    let rows = adapter_rows(&accounts, running);
+    let bare: Vec<String> = serde_json::from_value(answer["without_accounts"].take()).unwrap_or_default();
+    let rows = adapter_rows(&accounts, &bare, running);
     if rows.is_empty() {
         out.line(NO_ADAPTERS)?;
     }
@@ -110,22 +112,30 @@ pub(crate) fn list(global: &Global) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// One row per adapter, by name.
-fn adapter_rows(accounts: &[Account], running: bool) -> Vec<[Cell; 3]> {
-    let mut adapters: BTreeMap<&str, Vec<&Account>> = BTreeMap::new();
+/// One row per adapter, by name. `bare` are those without accounts.
+fn adapter_rows(accounts: &[Account], bare: &[String], running: bool) -> Vec<[Cell; 3]> {
+    let mut adapters: BTreeMap<&str, Vec<&Account>> = bare.iter().map(|name| (name.as_str(), Vec::new())).collect();
     for account in accounts {
         adapters.entry(&account.adapter).or_default().push(account);
     }
     let row = |(name, accounts): (&str, Vec<&Account>)| {
         let channel = accounts.iter().find_map(|account| account.channel.as_deref());
         let up = accounts.iter().filter(|account| account.status == "running").count();
+        let disabled = accounts.iter().filter(|account| account.is_disabled()).count();
         let plural = if accounts.len() == 1 { "" } else { "s" };
-        let count = if running {
-            format!("{up}/{} account{plural} running", accounts.len())
-        } else {
-            format!("{} account{plural}", accounts.len())
+        let mut count = match accounts.len() {
+            0 => "no accounts".to_owned(),
+            all if running => format!("{up}/{all} account{plural} running"),
+            all => format!("{all} account{plural}"),
         };
-        let color = if !running || up == accounts.len() { Color::Green } else { Color::Yellow };
+        if disabled > 0 {
+            count.push_str(&format!(", {disabled} disabled"));
+        }
+        let color = match (accounts.is_empty(), running && up + disabled < accounts.len()) {
+            (true, _) => Color::Dim,
+            (false, true) => Color::Yellow,
+            (false, false) => Color::Green,
+        };
         [Cell::new(name), Cell::new(channel.unwrap_or("-")), Cell::colored(count, color)]
     };
     adapters.into_iter().map(row).collect()
@@ -234,8 +244,12 @@ mod tests {
         assert_eq!((&a["channel"], &a["last_event_age_ms"], &a["events"]), (&json!("gmail"), &json!(12_000), &json!(3)));
         assert_eq!((&b["enabled"], &b["last_event_age_ms"], &b["events"]), (&json!(false), &Value::Null, &json!(0)));
         let accounts: Vec<Account> = serde_json::from_value(answer["adapters"].clone()).unwrap();
-        assert_eq!(table::lines(&adapter_rows(&accounts, false), &[], Paint::PLAIN), ["gog  gmail  2 accounts"]);
-        assert_eq!(table::lines(&adapter_rows(&accounts, true), &[], Paint::PLAIN), ["gog  gmail  0/2 accounts running"]);
+        assert_eq!(answer["without_accounts"], json!(["hook"]));
+        let bare = ["hook".to_owned()];
+        let lines = table::lines(&adapter_rows(&accounts, &bare, false), &[], Paint::PLAIN);
+        assert_eq!(lines, ["gog   gmail  2 accounts, 1 disabled", "hook  -      no accounts"]);
+        let lines = table::lines(&adapter_rows(&accounts, &[], true), &[], Paint::PLAIN);
+        assert_eq!(lines, ["gog  gmail  0/2 accounts running, 1 disabled"]);
     }
 
     #[test]

@@ -63,6 +63,14 @@ pub(crate) struct Account {
     pub(crate) last_event_age_ms: Option<u64>,
     pub(crate) events: u64,
     pub(crate) last_error: Option<String>,
+    /// Left out where only accounts in use are told.
+    pub(crate) enabled: Option<bool>,
+}
+
+impl Account {
+    pub(crate) fn is_disabled(&self) -> bool {
+        self.enabled == Some(false)
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -169,7 +177,11 @@ fn render_not_running(last: Option<&LastRun>, zone: &TimeZone) -> String {
     let mut text = "NEX Daemon: not running".to_owned();
     if let Some(last) = last {
         let end = last.end().sentence();
-        let time = units::minute(last.ended_at.unwrap_or(last.started_at), zone);
+        // Nobody wrote down when a run ended that crashed.
+        let time = match last.ended_at {
+            Some(ended_at) => units::minute(ended_at, zone),
+            None => format!("started {}", units::minute(last.started_at, zone)),
+        };
         text.push_str(&format!("\nLast ran: {time} (PID {}, {end})", last.pid));
     }
     text
@@ -219,9 +231,10 @@ pub(crate) fn account_lines(accounts: &[Account], paint: Paint) -> Vec<String> {
 }
 
 fn row(account: &Account) -> [Cell; 6] {
-    let (mark, color) = match account.status.as_str() {
+    let status = if account.is_disabled() { "disabled" } else { account.status.as_str() };
+    let (mark, color) = match status {
         "running" => ("●", Color::Green),
-        "stopped" => ("○", Color::Dim),
+        "stopped" | "disabled" => ("○", Color::Dim),
         "errored" => ("✗", Color::Red),
         _ => ("◐", Color::Yellow),
     };
@@ -235,7 +248,7 @@ fn row(account: &Account) -> [Cell; 6] {
     [
         Cell::new(format!("{}/{}", account.adapter, account.account)),
         Cell::new(account.channel.as_deref().unwrap_or("-")),
-        Cell::colored(format!("{mark} {}", account.status), color),
+        Cell::colored(format!("{mark} {status}"), color),
         Cell::colored(account.health.as_str(), health),
         Cell::new(format!("last: {last}")),
         Cell::new(format!("events: {}", units::thousands(account.events))),
@@ -371,7 +384,7 @@ Ledgers: 4/4 ok";
         assert_eq!(last.json()["end"], "forced");
         (last.ended_at, last.clean, last.forced) = (None, None, false);
         assert_eq!(last.json()["end"], "crashed");
-        assert_eq!(render_not_running(Some(&last), &zone), format!("{head}\nLast ran: 2026-02-05 14:00 (PID 12340, crashed)"));
+        assert_eq!(render_not_running(Some(&last), &zone), format!("{head}\nLast ran: started 2026-02-05 14:00 (PID 12340, crashed)"));
     }
 
     #[test]
