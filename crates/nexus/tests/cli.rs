@@ -164,6 +164,7 @@ fn a_trace_has_the_text_of_the_answer() {
     assert!(text.contains("Response (end_turn") && !text.contains("(no text)"), "{text}");
 }
 
+#[test]
 fn to_disable_and_enable_an_adapter_leaves_all_as_it_was() {
     let mut wanted = only("fake", json!({}));
     wanted["adapters"]["fake"]["accounts"]["off"] = json!({ "enabled": false });
@@ -192,7 +193,7 @@ fn to_disable_and_enable_an_adapter_leaves_all_as_it_was() {
     assert!(!overlay().contains("fake"), "{}", overlay());
 
     daemon.nexus_ok(&["adapter", "enable", "fake/off"]);
-    assert!(overlay().contains("enabled: true"), "{}", overlay());
+    assert!(overlay().contains("\"enabled\": true"), "{}", overlay());
     assert_eq!(enabled(), [(json!("me"), json!(true)), (json!("off"), json!(true))]);
     daemon.nexus_ok(&["adapter", "enable", "fake"]);
     assert_eq!(enabled(), as_configured);

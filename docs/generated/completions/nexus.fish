@@ -172,7 +172,7 @@ complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_sub
 complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from help" -f -a "health" -d 'Probe an account\'s health now'
 complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c nexus -n "__fish_nexus_using_subcommand send" -l conversation -d 'The conversation that it belongs to [default: default]' -r
-complete -c nexus -n "__fish_nexus_using_subcommand send" -l session-sender -d 'Who sends it, as access policies see it [default: local]' -r
+complete -c nexus -n "__fish_nexus_using_subcommand send" -l session-sender -d 'Who sends it, as the record shows it; for access it is the owner [default: local]' -r
 complete -c nexus -n "__fish_nexus_using_subcommand send" -l event-id -d 'An id of your own: the same id is answered, but never processed twice' -r
 complete -c nexus -n "__fish_nexus_using_subcommand send" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
 complete -c nexus -n "__fish_nexus_using_subcommand send" -l no-stream -d 'Print the answer only when it is complete'
