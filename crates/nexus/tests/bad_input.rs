@@ -52,7 +52,7 @@ fn what_is_no_configuration_is_refused_where_it_goes_wrong() {
         (b"daemon: {port: 0}\nbus: {}\ndaemon: {}\n", &["nex.yaml:3:1: key `daemon` is given twice (first on line 1); keep one"]),
         (b"daemon: {}\n---\nbus: {}\n", &["nex.yaml:", "a second YAML document; put everything into one"]),
         (b"daemon: {}\n\0\n", &["nex.yaml:2:1: a NUL character; a configuration is text, remove it"]),
-        (b"daemon:\n  # \xc3\xa4 caf\xe9\n", &["nex.yaml:2:10: this byte is not UTF-8; save the file as UTF-8"]),
+        (b"daemon:\n  # \xc3\xa4 cr\xe8me\n", &["nex.yaml:2:9: this byte is not UTF-8; save the file as UTF-8"]),
         (b"hello\n", &["nex.yaml:1:1: a configuration is sections such as `daemon:`"]),
         (long.as_bytes(), &["nex.yaml:1:1: the file has 1048577 bytes; a configuration may have 1048576"]),
         (deep.as_bytes(), &["nex.yaml:1:33: nested deeper than 32 levels; flatten it"]),

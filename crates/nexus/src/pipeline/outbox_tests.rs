@@ -207,7 +207,7 @@ async fn what_becomes_too_old_behind_the_sends_of_others_expires() {
 }
 
 #[tokio::test]
-async fn a_wish_to_wait_for_years_ends_with_the_deliverys_time() {
+async fn a_wish_to_wait_for_years_ends_with_the_time_of_its_delivery() {
     let now = clock::wall_ms();
     let place = Place::with(Expiry::new(0), vec![new("d", "hello", now, now + 100)]).await;
     place.attempted(now, Settled::Retry { at: i64::MAX, error: "slow down".to_owned() }).await;
