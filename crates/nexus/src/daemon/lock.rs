@@ -236,7 +236,7 @@ impl Hold {
         self.keeper = Some(pid);
     }
 
-    /// A clean end: step 11 of the shutdown. The keeper is gone by now.
+    /// A clean end: steps 11 and 12 of the shutdown. The keeper is gone by now.
     pub(super) fn ended(mut self) {
         let written = self.this.take().map(|run| run.ended().write(&self.paths));
         if let Some(Err(error)) = written {
@@ -244,6 +244,7 @@ impl Hold {
         }
         self.release();
         tracing::info!(step = 11, "stop: PID file removed");
+        tracing::info!(step = 12, "stop: exit 0");
     }
 
     /// The daemon was told to stop at once. Its lock stays as after a crash, which this is to the next
