@@ -33,6 +33,8 @@ use tokio_util::task::TaskTracker;
 pub const VERBS_MAX: usize = 10_240;
 /// Open connections per listener; more wait to be accepted.
 const CONNECTIONS_MAX: usize = 10_240;
+/// Pause after a connection could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a client may take to send a request's head.
 const HEAD_LIMIT: Duration = Duration::from_secs(10);
 
@@ -130,7 +132,7 @@ impl Server {
                 Err(error) => {
                     // Out of descriptors, most likely: waiting is all that helps.
                     tracing::warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
         }

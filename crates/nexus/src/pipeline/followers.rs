@@ -30,19 +30,33 @@ const SENT_INTERVAL: Duration = Duration::from_millis(500);
 /// Whether there is more to follow at once.
 type Step = Result<bool, Box<dyn std::error::Error + Send + Sync>>;
 
+/// What a follower does after a step.
+enum Next {
+    AtOnce,
+    /// For its bell.
+    Wait,
+    Stop,
+}
+
+/// What comes after a step; after one that failed, which is told as `trouble`, a pause.
+async fn after(step: Step, trouble: &'static str, stop: &CancellationToken) -> Next {
+    match step {
+        Ok(true) => Next::AtOnce,
+        Ok(false) => Next::Wait,
+        Err(error) => {
+            tracing::warn!(error = %describe(&*error), "{trouble}; trying again");
+            if pause(RETRY, stop).await { Next::Stop } else { Next::AtOnce }
+        }
+    }
+}
+
 /// agents.db follows finished runs; `applied` tells how far.
 pub async fn follow_turns(ledgers: Ledgers, bus: Bus, bell: Arc<Notify>, applied: watch::Sender<i64>, stop: CancellationToken) {
     loop {
-        match apply_turns(&ledgers, &bus, &applied).await {
-            Ok(true) => continue,
-            Ok(false) => {}
-            Err(error) => {
-                tracing::warn!(error = %describe(&*error), "the agents ledger can't follow; trying again");
-                if pause(RETRY, &stop).await {
-                    return;
-                }
-                continue;
-            }
+        match after(apply_turns(&ledgers, &bus, &applied).await, "the agents ledger can't follow", &stop).await {
+            Next::AtOnce => continue,
+            Next::Wait => {}
+            Next::Stop => return,
         }
         tokio::select! {
             () = bell.notified() => {}
@@ -100,16 +114,10 @@ pub async fn turns_mark(ledgers: &Ledgers) -> Result<i64, crate::ledger::ReadErr
 pub async fn follow_contacts(ledgers: Ledgers, mut committed: watch::Receiver<i64>, stop: CancellationToken) {
     let mut mark = None;
     loop {
-        match apply_contacts(&ledgers, &mut mark).await {
-            Ok(true) => continue,
-            Ok(false) => {}
-            Err(error) => {
-                tracing::warn!(error = %describe(&*error), "the identity ledger can't follow; trying again");
-                if pause(RETRY, &stop).await {
-                    return;
-                }
-                continue;
-            }
+        match after(apply_contacts(&ledgers, &mut mark).await, "the identity ledger can't follow", &stop).await {
+            Next::AtOnce => continue,
+            Next::Wait => {}
+            Next::Stop => return,
         }
         tokio::select! {
             changed = committed.changed() => if changed.is_err() { return },
@@ -141,16 +149,10 @@ async fn apply_contacts(ledgers: &Ledgers, mark: &mut Option<i64>) -> Step {
 pub async fn follow_sent(ledgers: Ledgers, bell: Arc<Notify>, stop: CancellationToken) {
     let mut mark = None;
     loop {
-        match apply_sent(&ledgers, &mut mark).await {
-            Ok(true) => continue,
-            Ok(false) => {}
-            Err(error) => {
-                tracing::warn!(error = %describe(&*error), "the events ledger can't record what was sent; trying again");
-                if pause(RETRY, &stop).await {
-                    return;
-                }
-                continue;
-            }
+        match after(apply_sent(&ledgers, &mut mark).await, "the events ledger can't record what was sent", &stop).await {
+            Next::AtOnce => continue,
+            Next::Wait => {}
+            Next::Stop => return,
         }
         tokio::select! {
             () = bell.notified() => {}

@@ -126,12 +126,7 @@ pub fn tail(
     channel: Option<&str>,
     text: Option<&str>,
 ) -> rusqlite::Result<Vec<StoredEvent>> {
-    let sql = format!(
-        "SELECT {COLUMNS} FROM events WHERE seq < ?1 AND (?3 IS NULL OR channel = ?3) AND (?4 IS NULL OR instr(lower(content), lower(?4)) > 0)
-         ORDER BY seq DESC LIMIT ?2"
-    );
-    let mut query = connection.prepare_cached(&sql)?;
-    let mut rows: Vec<StoredEvent> = query.query_map(params![before, limit, channel, text], stored)?.collect::<rusqlite::Result<_>>()?;
+    let mut rows = matching(connection, (i64::MIN, before), "DESC", limit, channel, text)?;
     rows.reverse();
     Ok(rows)
 }
@@ -145,10 +140,22 @@ pub fn following(
     channel: Option<&str>,
     text: Option<&str>,
 ) -> rusqlite::Result<Vec<StoredEvent>> {
+    matching(connection, (after, before), "ASC", limit, channel, text)
+}
+
+/// The first `limit` events, in `order`, between two places (both exclusive) of a channel and with a text.
+fn matching(
+    connection: &Connection,
+    (after, before): (i64, i64),
+    order: &'static str,
+    limit: usize,
+    channel: Option<&str>,
+    text: Option<&str>,
+) -> rusqlite::Result<Vec<StoredEvent>> {
     let sql = format!(
         "SELECT {COLUMNS} FROM events WHERE seq > ?1 AND seq < ?2 AND (?4 IS NULL OR channel = ?4)
            AND (?5 IS NULL OR instr(lower(content), lower(?5)) > 0)
-         ORDER BY seq LIMIT ?3"
+         ORDER BY seq {order} LIMIT ?3"
     );
     let mut query = connection.prepare_cached(&sql)?;
     query.query_map(params![after, before, limit, channel, text], stored)?.collect()
