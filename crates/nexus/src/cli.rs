@@ -84,6 +84,10 @@ enum Verb {
     /// Write the generated documentation into a directory
     #[command(name = "__generate", hide = true)]
     Generate { directory: PathBuf },
+    /// List the fail points of this build
+    #[cfg(feature = "torture")]
+    #[command(name = "__fail-points", hide = true)]
+    FailPoints,
 }
 
 /// What every verb takes.
@@ -154,6 +158,11 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
         Verb::Completions { shell } => completions(shell, &global),
         Verb::Version => version(&global),
         Verb::Generate { directory } => generate::run(&directory, &global),
+        #[cfg(feature = "torture")]
+        Verb::FailPoints => {
+            crate::torture::names().into_iter().try_for_each(|name| global.out().line(name))?;
+            Ok(Exit::Done)
+        }
     }
 }
 

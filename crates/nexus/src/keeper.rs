@@ -198,5 +198,7 @@ pub fn launch(lock: &std::fs::File) -> std::io::Result<Link> {
         .stdout(lock.try_clone()?)
         .stderr(me)
         .spawn()?;
-    Ok(Link { socket: ours, pid: i32::try_from(child.id()).map_err(std::io::Error::other)? })
+    let pid = i32::try_from(child.id()).map_err(std::io::Error::other)?;
+    crate::torture::keeper_is(pid);
+    Ok(Link { socket: ours, pid })
 }

@@ -154,7 +154,7 @@ fn connect(path: &Path, ledger: Ledger) -> rusqlite::Result<Connection> {
     connection.execute_batch(&format!(
         "PRAGMA page_size = 8192; PRAGMA journal_mode = WAL; PRAGMA synchronous = {}; PRAGMA foreign_keys = ON;
          PRAGMA wal_autocheckpoint = 0; PRAGMA cache_size = -{}; PRAGMA trusted_schema = OFF;",
-        ledger.synchronous(),
+        crate::torture::synchronous(ledger.synchronous()),
         ledger.writer_cache_kib()
     ))?;
     Ok(connection)

@@ -27,4 +27,5 @@ pub mod routes;
 pub mod stderr;
 pub mod supervisor;
 pub mod timer;
+mod torture;
 pub mod webhook;

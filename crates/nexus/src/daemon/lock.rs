@@ -244,6 +244,7 @@ impl Hold {
         }
         self.release();
         tracing::info!(step = 11, "stop: PID file removed");
+        crate::torture::point("stop.11");
         tracing::info!(step = 12, "stop: exit 0");
     }
 

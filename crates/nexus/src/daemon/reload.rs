@@ -42,6 +42,7 @@ pub(super) async fn reload(control: &Control, dry_run: bool) -> Answer {
     if dry_run {
         return Ok(answer);
     }
+    crate::torture::point("reload.before");
     // First, since it is all that can fail.
     if let Err(error) = control.set_bus_mode(&new).await {
         let why = format!("`bus.mode` could not be changed, and nothing else was: {}", describe(&error));
@@ -54,11 +55,13 @@ pub(super) async fn reload(control: &Control, dry_run: bool) -> Answer {
             break; // a stop waits for this, and would only undo it; the next start reads the file
         }
         apply(control, change, &new).await;
+        crate::torture::point("reload.change");
     }
     let text = loaded.show();
     if let Err(error) = control.ledgers.nexus.writer.write(RecordConfig { text, at: clock::wall_ms() }).await {
         tracing::warn!(%error, "the new configuration was not recorded");
     }
+    crate::torture::point("reload.after");
     tracing::info!(changes = changes.len(), "Config reloaded");
     control.bus.publish(NoticeType::ConfigReloaded, &answer);
     Ok(answer)

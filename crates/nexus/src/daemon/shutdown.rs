@@ -48,7 +48,10 @@ impl Running {
         let Self { signals, paths, logging: _, control, server, router, router_task, keeper_task, threads, tasks, timer_stop } = self;
         let shutdown = async move {
             let began = Instant::now();
-            let step = |number: u32, what: &str| tracing::info!(step = number, ms = began.elapsed().as_millis() as u64, "stop: {what}");
+            let step = |number: u32, what: &str| {
+                tracing::info!(step = number, ms = began.elapsed().as_millis() as u64, "stop: {what}");
+                crate::torture::point(&format!("stop.{number}"));
+            };
             tracing::info!(reason, "Daemon stopping");
             control.ready.store(false, Ordering::Release);
             control.bus.publish(NoticeType::SystemStopping, json!({ "reason": reason }));

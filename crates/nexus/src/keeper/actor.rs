@@ -114,8 +114,11 @@ impl Keeper {
         let (exit_sender, exit) = oneshot::channel();
         let order = wire::Order { id: 0, argv: spec.argv, env, cwd, mark };
         let pending = Pending { order, stdio: [their_stdin, their_stdout, their_stderr], reply, exit: exit_sender };
+        crate::torture::point("spawn.before");
         self.orders.send(Order::Spawn(Box::new(pending))).map_err(|_| gone())?;
-        let (id, pid, orders) = match answer.await.map_err(|_| gone())? {
+        let answer = answer.await;
+        crate::torture::point("spawn.after");
+        let (id, pid, orders) = match answer.map_err(|_| gone())? {
             Ok(started) => started.take(),
             Err(Refusal { at, errno }) => {
                 let source = std::io::Error::from_raw_os_error(errno);

@@ -63,7 +63,9 @@ pub fn migrate(connection: &mut Connection, file: &Path, steps: &[Migration], no
         back_up(connection, file, current)?;
     }
     for step in steps.iter().filter(|step| step.version > current) {
+        crate::torture::point("migration.before");
         apply(connection, step, now_ms).map_err(|source| MigrateError::Step { file: file.to_owned(), version: step.version, source })?;
+        crate::torture::point("migration.after");
     }
     Ok(())
 }

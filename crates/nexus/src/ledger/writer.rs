@@ -38,8 +38,12 @@ pub trait Command: Send + 'static {
     fn bytes(&self) -> usize;
     /// How many rows it writes, at least 1.
     fn rows(&self) -> usize;
-    /// Its name, for fail points and logs.
+    /// Its name, for logs.
     fn name(&self) -> &'static str;
+    /// The fail points of every command of the set.
+    const POINTS: &'static [[&'static str; 2]];
+    /// Its own: before and after its commit.
+    fn points(&self) -> [&'static str; 2];
 }
 
 /// One variant of a [`Command`] with its own reply type.
@@ -287,8 +291,10 @@ impl Thread {
                 }
             }
         }
+        pass_points(group, 0);
         let started = Instant::now();
         connection.prepare_cached("COMMIT")?.execute([])?;
+        pass_points(group, 1);
         let spent = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.stats.commit_ns.fetch_add(spent, Ordering::Relaxed);
         Ok(outcomes)
@@ -331,6 +337,13 @@ impl Thread {
         } else if pages > CHECKPOINT_PAGES {
             self.checkpoint.request();
         }
+    }
+}
+
+/// Passes the fail points of a group's commands: the first ones before its commit, the others after it.
+fn pass_points<C: Command>(group: &[Job<C>], which: usize) {
+    if cfg!(feature = "torture") {
+        group.iter().for_each(|job| crate::torture::point(job.command.points()[which]));
     }
 }
 
@@ -387,6 +400,13 @@ macro_rules! commands {
             }
             fn name(&self) -> &'static str {
                 match self { $(Self::$name(_) => stringify!($name)),* }
+            }
+            const POINTS: &'static [[&'static str; 2]] =
+                &[$([concat!("write.", stringify!($name), ".before"), concat!("write.", stringify!($name), ".after")]),*];
+            fn points(&self) -> [&'static str; 2] {
+                match self {
+                    $(Self::$name(_) => [concat!("write.", stringify!($name), ".before"), concat!("write.", stringify!($name), ".after")]),*
+                }
             }
         }
 

@@ -26,6 +26,10 @@ impl Command for Put {
     fn name(&self) -> &'static str {
         "Put"
     }
+    const POINTS: &'static [[&'static str; 2]] = &[];
+    fn points(&self) -> [&'static str; 2] {
+        ["write.Append.before", "write.Append.after"]
+    }
 }
 
 fn thread() -> Thread {

@@ -120,11 +120,13 @@ impl Outbox {
             }
         }
         self.notice(NoticeType::DeliverySending, delivery, None);
+        crate::torture::point("send.before");
         let sent = tokio::select! {
             sent = sender.send(delivery) => sent,
             // Dropping it kills the process; the row stays `sending`, which a start reads as uncertain.
             () = self.shared.abandon.cancelled() => return None,
         };
+        crate::torture::point("send.after");
         drop(permits);
         Some(judge(sent.map_err(|error| describe(&error)), delivery.attempts + 1, &route))
     }
