@@ -29,3 +29,15 @@ pub mod supervisor;
 pub mod timer;
 mod torture;
 pub mod webhook;
+
+/// Hands over to the keeper, the bundled webhook adapter or the command line, by the first argument.
+#[must_use]
+pub fn main() -> std::process::ExitCode {
+    // The keeper comes first: it must do as little as possible before it is its own small process.
+    let mut args = std::env::args_os().skip(1);
+    match args.next().as_deref().and_then(std::ffi::OsStr::to_str) {
+        Some("__keeper") => keeper::main(),
+        Some("__webhook") => webhook::main(args.map(|arg| arg.to_string_lossy().into_owned()).collect()),
+        Some(_) | None => cli::main(),
+    }
+}

@@ -1,0 +1,94 @@
+//! This program as an agent of the `command` runner (docs/agents.md): it writes down each call and each
+//! effect of a tool before anything else happens, and then answers or fails as its seed says.
+
+use crate::chance::Chance;
+use crate::world::World;
+use crate::{clock, journal, procfs};
+use anyhow::{Context, Result, bail};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+/// The first argument that makes this program an agent, and one that makes it a process that is left
+/// behind.
+pub(crate) const WORD: &str = "__agent";
+pub(crate) const ESCAPEE: &str = "__escapee";
+/// Longer than an agent may run.
+const FOR_EVER: Duration = Duration::from_secs(1000);
+
+/// `WORLD SEED`, and the turn on stdin.
+///
+/// # Errors
+/// Of the file system, and a turn that can't be read.
+pub(crate) fn run(args: &[String]) -> Result<ExitCode> {
+    let [root, seed] = args else { bail!("an agent is called with WORLD SEED") };
+    let world = World::at(Path::new(root));
+    let mut text = String::new();
+    std::io::stdin().lock().read_to_string(&mut text).context("failed to read the turn")?;
+    let turn: Value = serde_json::from_str(&text).context("the turn is no JSON")?;
+    let content = turn["message"]["content"].as_str().context("the turn has no content")?;
+    let calls = journal::values(&world.agent_journal())?.iter().filter(|one| one["content"] == content && one["what"] == "called").count();
+    let note = |what: &str| {
+        let note = json!({ "what": what, "content": content, "run_id": turn["run_id"], "session": turn["session_label"], "at": clock::monotonic_ns() });
+        journal::append(&world.agent_journal(), &note.to_string())
+    };
+    note("called")?;
+    let mut chance = Chance::new(seed.parse().context("the seed is no number")?).about(&["agent", content, &calls.to_string()]);
+    let what = if world.is_calm() { u64::MAX } else { chance.below(40) };
+    match what {
+        0 => return Ok(ExitCode::from(1)),
+        1 => procfs::signal(std::process::id().cast_signed(), Signal::KILL),
+        2 => clock::pause(FOR_EVER),
+        3 => {
+            say("{\"type\":\"token\",\"te")?;
+            return Ok(ExitCode::from(1));
+        }
+        4 => clock::pause(Duration::from_millis(300)),
+        5 | 6 => leave_behind(root)?,
+        7..=14 => {
+            say(&format!("{}\n", json!({ "type": "tool_status", "toolName": "pay", "toolCallId": "t1", "status": "started" })))?;
+            note("paid")?;
+            if what == 7 {
+                return Ok(ExitCode::from(1));
+            }
+            say(&format!("{}\n", json!({ "type": "tool_status", "toolName": "pay", "toolCallId": "t1", "status": "completed" })))?;
+        }
+        _ => {}
+    }
+    say(&format!("{}\n", json!({ "type": "token", "text": format!("re: {content}") })))?;
+    say(&format!("{}\n", json!({ "type": "stream_end", "runId": turn["run_id"] })))?;
+    note("answered")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn say(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("failed to write to the daemon")
+}
+
+/// Leaves a process in a session of its own whose parent is gone, with nothing in its environment.
+#[expect(clippy::disallowed_methods, reason = "a stranger to the keeper is what is left behind")]
+fn leave_behind(root: &str) -> Result<()> {
+    let own = std::env::current_exe().context("failed to find this program")?;
+    let script = r#"setsid "$1" "$2" "$3" </dev/null >/dev/null 2>&1 &"#;
+    let status = Command::new("/bin/sh")
+        .args(["-c", script, "sh"])
+        .arg(own)
+        .args([ESCAPEE, root])
+        .env_clear()
+        .env("PATH", "/usr/bin:/bin")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .status()
+        .context("failed to start a shell")?;
+    if status.success() { Ok(()) } else { bail!("nobody was left behind: {status}") }
+}
+
+/// Lives on until it is killed.
+pub(crate) fn escape() -> ExitCode {
+    clock::pause(FOR_EVER);
+    ExitCode::SUCCESS
+}

@@ -1,0 +1,177 @@
+//! The checker: it knows what the platform and the agents wrote down and what the ledgers' documented
+//! tables say, shares no code with the daemon, and names every promise that was broken.
+
+pub(crate) mod children;
+mod effects;
+mod events;
+mod order;
+
+use crate::report::Counts;
+use crate::world::{OnInterrupted, World};
+use anyhow::{Context, Result};
+use rusqlite::{Connection, Row};
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// Requests and deliveries that are not at their end.
+const OPEN_REQUESTS: &str = "status NOT IN ('completed', 'denied', 'handled_by_automation', 'failed', 'expired')";
+const OPEN_DELIVERIES: &str = "status IN ('pending', 'sending')";
+
+/// A request's status by its event's seq.
+type Ends = HashMap<i64, String>;
+
+/// A copy of the ledgers, as they are on the disk now.
+pub(crate) struct Copy {
+    pub(crate) events: Connection,
+    pub(crate) nexus: Connection,
+    _dir: tempfile::TempDir,
+}
+
+impl Copy {
+    /// Copies the ledgers of `data`, with their logs.
+    ///
+    /// # Errors
+    /// When they can't be copied or opened.
+    pub(crate) fn of(data: &Path) -> Result<Self> {
+        let dir = tempfile::tempdir().context("failed to make a directory")?;
+        copy(data, dir.path())?;
+        let open =
+            |name: &str| Connection::open(dir.path().join(format!("{name}.db"))).with_context(|| format!("failed to open {name}.db"));
+        Ok(Self { events: open("events")?, nexus: open("nexus")?, _dir: dir })
+    }
+}
+
+/// Copies the files of a directory, which are not directories themselves.
+///
+/// # Errors
+/// Of the file system.
+pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to).context("failed to make a directory")?;
+    for entry in fs::read_dir(from).with_context(|| format!("failed to list `{}`", from.display()))? {
+        let entry = entry.context("failed to list a directory")?;
+        let name = entry.file_name();
+        let is_log_index = name.to_string_lossy().ends_with("-shm");
+        if entry.file_type().context("failed to read a file's type")?.is_file() && !is_log_index {
+            fs::copy(entry.path(), to.join(name)).context("failed to copy a ledger")?;
+        }
+    }
+    Ok(())
+}
+
+/// All rows of a query.
+pub(crate) fn rows<T>(connection: &Connection, sql: &str, read: impl Fn(&Row<'_>) -> rusqlite::Result<T>) -> Result<Vec<T>> {
+    let mut statement = connection.prepare(sql).with_context(|| format!("failed to prepare {sql}"))?;
+    let rows = statement.query_map([], read).and_then(Iterator::collect);
+    rows.with_context(|| format!("failed to read {sql}"))
+}
+
+pub(crate) fn count(connection: &Connection, sql: &str) -> Result<u64> {
+    connection.query_row(sql, [], |row| row.get(0)).with_context(|| format!("failed to read {sql}"))
+}
+
+pub(crate) fn pairs(connection: &Connection, sql: &str) -> Result<Vec<(String, u64)>> {
+    rows(connection, sql, |row| Ok((row.get(0)?, row.get(1)?)))
+}
+
+/// What must never change, as it was seen after each death.
+#[derive(Debug, Default)]
+pub(crate) struct Snapshots {
+    ends: Ends,
+}
+
+impl Snapshots {
+    /// Looks at the files of a dead daemon: what it accepted is there, and what has ended stays so.
+    ///
+    /// # Errors
+    /// When a ledger can't be read, which is a broken promise too.
+    pub(crate) fn look(&mut self, world: &World) -> Result<Vec<String>> {
+        if !world.data().join("nexus.db").exists() {
+            return Ok(Vec::new());
+        }
+        let copy = Copy::of(&world.data())?;
+        let mut found = events::acknowledged_are_there(world, &copy.events)?;
+        found.extend(events::cursors_are_covered(&copy.events)?);
+        let ended = format!("SELECT event_seq, status FROM nexus_requests WHERE NOT ({OPEN_REQUESTS})");
+        let now: Ends = rows(&copy.nexus, &ended, |row| Ok((row.get(0)?, row.get(1)?)))?.into_iter().collect();
+        for (seq, before) in &self.ends {
+            match now.get(seq) {
+                Some(status) if status == before => {}
+                other => found.push(format!("the request of event {seq} had ended as `{before}` and is {other:?} now")),
+            }
+        }
+        self.ends = now;
+        Ok(found)
+    }
+}
+
+/// What is not at its end yet, once nothing new comes; `None` when all is.
+///
+/// # Errors
+/// When a ledger can't be read.
+pub(crate) fn open_work(world: &World) -> Result<Option<String>> {
+    let copy = Copy::of(&world.data())?;
+    let missing = events::missing(world, &copy.events)?;
+    if let Some(first) = missing.first() {
+        return Ok(Some(format!("{} messages were not accepted, the first is {first}", missing.len())));
+    }
+    let unread = count(
+        &copy.events,
+        "SELECT coalesce(max(seq), 0) FROM events WHERE direction = 'inbound' AND channel != 'timer' AND disposition != 'history'",
+    )?;
+    let read = count(&copy.nexus, "SELECT value FROM counters WHERE name = 'intake_seq'")?;
+    if read < unread {
+        return Ok(Some(format!("events {read} to {unread} have no request yet")));
+    }
+    // A heartbeat comes and goes all the time.
+    let requests = count(&copy.nexus, &format!("SELECT count(*) FROM nexus_requests WHERE channel != 'timer' AND {OPEN_REQUESTS}"))?;
+    let deliveries = count(&copy.nexus, &format!("SELECT count(*) FROM deliveries WHERE {OPEN_DELIVERIES}"))?;
+    if requests + deliveries == 0 {
+        return Ok(None);
+    }
+    let by_status = pairs(&copy.nexus, "SELECT status, count(*) FROM nexus_requests GROUP BY 1")?;
+    let by_delivery = pairs(&copy.nexus, "SELECT status, count(*) FROM deliveries GROUP BY 1")?;
+    Ok(Some(format!("requests {by_status:?}, deliveries {by_delivery:?}")))
+}
+
+/// Every promise, over a world whose daemon has stopped.
+///
+/// # Errors
+/// When something can't be read.
+pub(crate) fn everything(world: &World, on_interrupted: OnInterrupted, counts: &mut Counts) -> Result<Vec<String>> {
+    let copy = Copy::of(&world.data())?;
+    let mut found = events::acknowledged_are_there(world, &copy.events)?;
+    found.extend(events::once_and_ended(world, &copy, counts)?);
+    found.extend(effects::invocations(world, &copy, on_interrupted, counts)?);
+    found.extend(effects::replies(world, &copy, counts)?);
+    found.extend(order::conversations(world, &copy)?);
+    found.extend(order::targets(world, &copy)?);
+    Ok(found)
+}
+
+/// What the daemon's program says of its own data: whether it is content, and why not.
+///
+/// # Errors
+/// When it can't be run.
+#[expect(clippy::disallowed_methods, reason = "the daemon's program is asked as a user asks it")]
+pub(crate) fn doctor(nexus: &Path, world: &World) -> Result<(bool, String)> {
+    let output = Command::new(nexus)
+        .args(["doctor", "--json"])
+        .env_clear()
+        .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+        .env("HOME", world.file("home"))
+        .env("NEXUS_STATE_DIR", world.file("state"))
+        .env("NEXUS_CONFIG", world.config_file())
+        .stdin(Stdio::null())
+        .output()
+        .context("failed to run `nexus doctor`")?;
+    Ok((output.status.success(), format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))))
+}
+
+/// Numbers by key.
+pub(crate) fn tally<K: Ord>(keys: impl Iterator<Item = K>) -> BTreeMap<K, u64> {
+    let mut tally = BTreeMap::new();
+    keys.for_each(|key| *tally.entry(key).or_default() += 1);
+    tally
+}

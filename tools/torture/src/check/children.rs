@@ -1,0 +1,41 @@
+//! Promise 4: each intended child lives once, and nobody else does.
+
+use crate::daemon::Daemon;
+use crate::procfs::{self, Process};
+use crate::world::{Kind, World};
+use std::collections::HashMap;
+
+/// Processes of this world that are older than the daemon: those of one before it.
+pub(crate) fn stale(world: &World, daemon: &Daemon) -> Vec<Process> {
+    let began = daemon.process.start_ticks;
+    let all = procfs::all_with(&world.root().to_string_lossy());
+    all.into_iter().filter(|process| process.start_ticks < began && process.is_alive()).collect()
+}
+
+/// What is wrong with the children now; `None` when each account has one monitor, and every process
+/// descends from the daemon.
+pub(crate) fn wrong(world: &World, daemon: &Daemon) -> Option<String> {
+    let all = procfs::all_with(&world.root().to_string_lossy());
+    for kind in Kind::ALL {
+        for account in kind.accounts() {
+            let words = format!(" {} monitor --account {account} ", kind.name());
+            let monitors = all.iter().filter(|process| process.command.contains(&words)).count();
+            if monitors != 1 {
+                return Some(format!("{}/{account} has {monitors} monitors", kind.name()));
+            }
+        }
+    }
+    let parents: HashMap<i32, i32> = all.iter().map(|process| (process.pid, process.parent)).collect();
+    let keeper = daemon.keeper().map(|keeper| keeper.pid);
+    let descends = |mut pid: i32| {
+        while pid != daemon.pid() && Some(pid) != keeper {
+            match parents.get(&pid).copied().or_else(|| Process::of(pid).map(|process| process.parent)) {
+                Some(parent) if parent > 1 => pid = parent,
+                _ => return false,
+            }
+        }
+        true
+    };
+    let stray: Vec<&Process> = all.iter().filter(|process| process.is_alive() && !descends(process.pid)).collect();
+    (!stray.is_empty()).then(|| format!("processes that don't descend from the daemon live: {stray:?}"))
+}

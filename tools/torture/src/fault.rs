@@ -1,0 +1,162 @@
+//! What may be done to a daemon between its start and its end. Every cycle of a run has one fault; the
+//! cycle ends with the daemon's death, by the fault or by a kill after it.
+
+use crate::chance::Chance;
+
+/// Whom a kill hits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Victim {
+    Daemon,
+    Keeper,
+    Both,
+}
+
+impl Victim {
+    const ALL: [Self; 3] = [Self::Daemon, Self::Keeper, Self::Both];
+
+    /// As a fail point names it.
+    pub(crate) fn what(self) -> &'static str {
+        match self {
+            Self::Daemon => "kill",
+            Self::Keeper => "keeper",
+            Self::Both => "both",
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Daemon => "daemon",
+            Self::Keeper => "keeper",
+            Self::Both => "both",
+        }
+    }
+}
+
+/// Programs that the daemon has started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Program {
+    Monitor,
+    Backfill,
+    Agent,
+    Send,
+}
+
+impl Program {
+    const ALL: [Self; 4] = [Self::Monitor, Self::Backfill, Self::Agent, Self::Send];
+
+    /// What its command line holds.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Monitor => " monitor ",
+            Self::Backfill => " backfill ",
+            Self::Agent => " __agent ",
+            Self::Send => " send ",
+        }
+    }
+}
+
+/// One fault.
+#[derive(Debug, Clone)]
+pub(crate) enum Fault {
+    /// SIGKILL at the `count`-th pass of a fail point.
+    Point { name: String, count: u64, victim: Victim },
+    /// A panic there.
+    Panic { name: String, count: u64 },
+    /// SIGKILL some time after the start began.
+    Kill { victim: Victim, after_ms: u64 },
+    /// SIGTERM, and a SIGKILL if it takes longer than this.
+    Stop { patience_ms: u64 },
+    /// SIGTERM and SIGINT.
+    StopAtOnce,
+    /// Programs are killed as soon as they are seen.
+    KillPrograms { program: Program },
+    /// Programs are stopped for a while.
+    FreezePrograms { program: Program },
+    /// Daemon and keeper are stopped for a while; the wall clock goes on by hours.
+    Sleep,
+    /// The wall clock is off for a while.
+    ClockJump { ms: i64 },
+    /// Another connection holds a ledger's write lock.
+    Busy { ledger: &'static str, ms: u64 },
+    /// No descriptor is left for a while.
+    Descriptors,
+    /// No byte is left on the disk for a while.
+    DiskFull,
+    /// The disk is read-only for a while.
+    ReadOnly,
+    /// A page of a ledger is garbage during one start.
+    CorruptPage { ledger: &'static str },
+    /// The configuration changes and is reloaded.
+    Reload,
+}
+
+/// The ledgers' names.
+const LEDGERS: [&str; 4] = ["events", "nexus", "agents", "identity"];
+const TWO_HOURS_MS: i64 = 7_200_000;
+
+impl Fault {
+    /// The fault of one cycle. Two of three cycles are kills at a fail point.
+    pub(crate) fn choose(chance: &mut Chance, points: &[String]) -> Self {
+        let victim = |chance: &mut Chance| if chance.one_in(3) { *chance.pick(&Victim::ALL) } else { Victim::Daemon };
+        match chance.below(45) {
+            0..=27 => Self::Point { name: chance.pick(points).clone(), count: chance.below(3) + 1, victim: victim(chance) },
+            28 => Self::Panic { name: chance.pick(points).clone(), count: chance.below(3) + 1 },
+            29..=32 => Self::Kill { victim: victim(chance), after_ms: chance.below(1200) },
+            33 => Self::Stop { patience_ms: chance.below(400) + 20 },
+            34 => Self::StopAtOnce,
+            35 => Self::KillPrograms { program: *chance.pick(&Program::ALL) },
+            36 => Self::FreezePrograms { program: *chance.pick(&Program::ALL) },
+            37 => Self::Sleep,
+            38 => Self::ClockJump { ms: if chance.one_in(2) { TWO_HOURS_MS } else { -TWO_HOURS_MS } },
+            39 => Self::Busy { ledger: *chance.pick(&LEDGERS), ms: if chance.one_in(4) { 6500 } else { chance.below(900) } },
+            40 => Self::Descriptors,
+            41 => Self::DiskFull,
+            42 => Self::ReadOnly,
+            43 => Self::CorruptPage { ledger: *chance.pick(&LEDGERS) },
+            _ => Self::Reload,
+        }
+    }
+
+    /// The kind under which it is counted.
+    pub(crate) fn kind(&self) -> String {
+        match self {
+            Self::Point { name, victim, .. } => format!("{} at a fail point ({})", victim.name(), group(name)),
+            Self::Panic { .. } => "panic at a fail point".to_owned(),
+            Self::Kill { victim, .. } => format!("{} at a random moment", victim.name()),
+            Self::Stop { .. } => "daemon during a stop".to_owned(),
+            Self::StopAtOnce => "stop at once (TERM, INT)".to_owned(),
+            Self::KillPrograms { program } => format!("programs killed ({})", program.word().trim().trim_start_matches('_')),
+            Self::FreezePrograms { program } => format!("programs frozen ({})", program.word().trim().trim_start_matches('_')),
+            Self::Sleep => "sleep of two hours".to_owned(),
+            Self::ClockJump { .. } => "wall clock off by two hours".to_owned(),
+            Self::Busy { ledger, .. } => format!("ledger locked by another ({ledger})"),
+            Self::Descriptors => "descriptors exhausted".to_owned(),
+            Self::DiskFull => "disk full".to_owned(),
+            Self::ReadOnly => "disk read-only".to_owned(),
+            Self::CorruptPage { ledger } => format!("page corrupted ({ledger})"),
+            Self::Reload => "reload".to_owned(),
+        }
+    }
+
+    /// `NEXUS_FAIL_POINT` for it.
+    pub(crate) fn fail_point(&self) -> Option<String> {
+        match self {
+            Self::Point { name, count, victim } => Some(format!("{name}:{count}:{}", victim.what())),
+            Self::Panic { name, count } => Some(format!("{name}:{count}:panic")),
+            _ => None,
+        }
+    }
+
+    /// The fail point's name.
+    pub(crate) fn point(&self) -> Option<&str> {
+        match self {
+            Self::Point { name, .. } | Self::Panic { name, .. } => Some(name),
+            _ => None,
+        }
+    }
+}
+
+/// A fail point's first word.
+fn group(name: &str) -> &str {
+    name.split('.').next().unwrap_or(name)
+}

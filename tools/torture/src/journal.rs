@@ -1,0 +1,58 @@
+//! Files of lines that the harness and its programs share. A line is one write to a file opened for
+//! appending, so that lines of processes that run at once never mix, and a killed one leaves no half.
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::Path;
+
+/// Adds one line.
+///
+/// # Errors
+/// Of the file system.
+pub(crate) fn append(path: &Path, line: &str) -> Result<()> {
+    let failed = || format!("failed to append to `{}`", path.display());
+    let mut file = OpenOptions::new().create(true).append(true).open(path).with_context(failed)?;
+    file.write_all(format!("{line}\n").as_bytes()).with_context(failed)
+}
+
+/// All whole lines; none if there is no file.
+///
+/// # Errors
+/// Of the file system, and bytes that are no text.
+pub(crate) fn lines(path: &Path) -> Result<Vec<String>> {
+    let failed = || format!("failed to read `{}`", path.display());
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(error).with_context(failed),
+    };
+    Ok(text.split_inclusive('\n').filter(|line| line.ends_with('\n')).map(|line| line.trim_end().to_owned()).collect())
+}
+
+/// All whole lines as JSON.
+///
+/// # Errors
+/// Of the file system, and a line that is no JSON.
+pub(crate) fn values(path: &Path) -> Result<Vec<Value>> {
+    let parse =
+        |line: &String| serde_json::from_str(line).with_context(|| format!("`{}` has a line that is no JSON: {line}", path.display()));
+    lines(path)?.iter().map(parse).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_half_line_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        assert!(lines(&path).unwrap().is_empty());
+        append(&path, r#"{"n":1}"#).unwrap();
+        OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"n\":").unwrap();
+        assert_eq!(values(&path).unwrap(), [serde_json::json!({ "n": 1 })]);
+    }
+}

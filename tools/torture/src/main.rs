@@ -1,0 +1,161 @@
+//! Runs the real daemon in worlds full of misfortune, and checks that it kept its promises.
+//!
+//! `nexus-torture run` does what its seeds say: start, fault, death, over and over, then calm; after
+//! each death and in the end the checker looks. The same program is the adapters and agents of those
+//! worlds. How to read a failure: CONTRIBUTING.md.
+
+mod adapter;
+mod agent;
+mod chance;
+mod check;
+mod clock;
+mod daemon;
+mod disk;
+mod fault;
+mod feeder;
+mod inflict;
+mod journal;
+mod procfs;
+mod report;
+mod run;
+mod world;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Parser, Subcommand};
+use report::Counts;
+use run::{Outcome, Setup};
+use std::collections::VecDeque;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Breaks the real daemon and checks its promises.
+#[derive(Debug, Parser)]
+#[command(name = "nexus-torture")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Seeded crashes and faults
+    Run(RunArgs),
+}
+
+/// What every verb takes.
+#[derive(Debug, Args)]
+struct Common {
+    /// The fail-point daemon; built with cargo if not given
+    #[arg(long)]
+    nexus: Option<PathBuf>,
+    /// Build it with optimisations
+    #[arg(long)]
+    release: bool,
+    /// Where worlds are made [default: the system's directory for temporary files]
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Keep the directory of a world in which a promise was broken
+    #[arg(long)]
+    keep: bool,
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    #[command(flatten)]
+    common: Common,
+    /// The first seed
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// How many seeds
+    #[arg(long, default_value_t = 1)]
+    seeds: u64,
+    /// Cycles of start, fault and death in each
+    #[arg(long, default_value_t = 20)]
+    crashes: u64,
+    /// Worlds at one time
+    #[arg(long, default_value_t = 2)]
+    jobs: usize,
+    /// Begin no other seed after this many seconds
+    #[arg(long)]
+    limit_seconds: Option<u64>,
+    /// Write the tables of the report to this file
+    #[arg(long)]
+    report: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let ended = match words.first().map(String::as_str) {
+        Some(adapter::WORD) => adapter::run(&words[1..]),
+        Some(agent::WORD) => agent::run(&words[1..]),
+        Some(agent::ESCAPEE) => return agent::escape(),
+        Some(_) | None => match Cli::parse().verb {
+            Verb::Run(args) => run_seeds(&args),
+        },
+    };
+    ended.unwrap_or_else(|error| {
+        say(&format!("nexus-torture: {error:#}"));
+        ExitCode::from(2)
+    })
+}
+
+/// A line for whoever runs this.
+fn say(line: &str) {
+    drop(writeln!(std::io::stderr(), "{line}")); // nobody may be there to read it
+}
+
+impl Common {
+    fn setup(&self, crashes: u64) -> Result<Setup> {
+        let nexus = match &self.nexus {
+            Some(path) => path.canonicalize().with_context(|| format!("no program at `{}`", path.display()))?,
+            None => daemon::build(self.release)?,
+        };
+        let points = daemon::fail_points(&nexus)?;
+        let own = std::env::current_exe().context("failed to find this program")?;
+        Ok(Setup { nexus, own, points, crashes, dir: run::default_dir(self.dir.as_deref()), keep: self.keep })
+    }
+}
+
+fn run_seeds(args: &RunArgs) -> Result<ExitCode> {
+    let setup = args.common.setup(args.crashes)?;
+    let began = Instant::now();
+    let limit = args.limit_seconds.map(Duration::from_secs);
+    let waiting: Mutex<VecDeque<u64>> = Mutex::new((args.seed..args.seed + args.seeds).collect());
+    let all: Mutex<(Counts, Vec<String>, u64)> = Mutex::default();
+    let work = || -> Result<()> {
+        loop {
+            let is_late = limit.is_some_and(|limit| began.elapsed() > limit);
+            let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            let Some(seed) = next.filter(|_| !is_late) else { return Ok(()) };
+            let Outcome { counts, violations, kept } = run::seed(&setup, seed)?;
+            let cycles = counts.cycles();
+            say(&format!("seed {seed}: {cycles} cycles, {} messages, {} broken promises", counts.events, violations.len()));
+            let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+            for violation in violations {
+                say(&format!("seed {seed}: BROKEN: {violation}"));
+                all.1.push(violation);
+            }
+            if let Some(kept) = kept {
+                say(&format!("seed {seed}: kept in {}", kept.display()));
+            }
+            all.0.add(counts);
+            all.2 += 1;
+        }
+    };
+    let results: Vec<Result<()>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..args.jobs.max(1)).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| bail!("a world's thread panicked"))).collect()
+    });
+    results.into_iter().collect::<Result<()>>()?;
+    let (counts, violations, seeds) = all.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let tables = counts.tables(&setup.points);
+    if let Some(path) = &args.report {
+        std::fs::write(path, &tables).with_context(|| format!("failed to write `{}`", path.display()))?;
+    }
+    say(&tables);
+    say(&format!("{seeds} seeds, {} cycles, {} broken promises in {} s", counts.cycles(), violations.len(), began.elapsed().as_secs()));
+    Ok(if violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

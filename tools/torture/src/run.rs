@@ -1,0 +1,328 @@
+//! One seed: a world, its cycles of start, fault and death, the calm after them, and what the checker
+//! says of it all.
+
+use crate::chance::Chance;
+use crate::check::{self, Snapshots};
+use crate::daemon::{self, Daemon, Extras, was_killed};
+use crate::disk::Disk;
+use crate::fault::{Fault, Victim};
+use crate::feeder::Feeder;
+use crate::inflict;
+use crate::report::Counts;
+use crate::world::{OnInterrupted, World};
+use crate::{clock, journal, procfs};
+use anyhow::{Context, Result, bail};
+use rustix::process::Signal;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long a fail point may take to be passed before the daemon is killed all the same.
+const POINT_LIMIT: Duration = Duration::from_millis(2500);
+/// How long children may take to be what they should be.
+const CHILDREN_LIMIT: Duration = Duration::from_secs(20);
+/// How long a dead daemon's processes may take to be gone: its keeper gives up after ten seconds.
+const CLEANUP_LIMIT: Duration = Duration::from_secs(15);
+/// How long everything that is open may take to end once all is calm.
+const CALM_LIMIT: Duration = Duration::from_secs(150);
+/// Longest pause between two messages, in ms.
+const FEED_PAUSE_MS_MAX: u64 = 40;
+/// Descriptors that a quiet daemon may have beyond those of its first quiet moment.
+const DESCRIPTORS_SLACK: usize = 12;
+
+/// What all seeds of one call share.
+#[derive(Debug, Clone)]
+pub(crate) struct Setup {
+    /// The fail-point daemon, and this program.
+    pub(crate) nexus: PathBuf,
+    pub(crate) own: PathBuf,
+    pub(crate) points: Vec<String>,
+    pub(crate) crashes: u64,
+    /// Where worlds are made.
+    pub(crate) dir: PathBuf,
+    pub(crate) keep: bool,
+}
+
+/// What one seed came to.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    pub(crate) counts: Counts,
+    pub(crate) violations: Vec<String>,
+    /// The world, if it was kept to be looked at.
+    pub(crate) kept: Option<PathBuf>,
+}
+
+/// Runs one seed.
+///
+/// # Errors
+/// When the harness itself can't go on; broken promises are in the outcome.
+pub(crate) fn seed(setup: &Setup, seed: u64) -> Result<Outcome> {
+    let dir = tempfile::Builder::new().prefix(&format!("torture-{seed}-")).tempdir_in(&setup.dir).context("failed to make a directory")?;
+    let world = World::make(dir.path())?;
+    let disk = Disk::mount(&world)?;
+    let mut run = Run::new(setup, seed, world.clone(), disk);
+    let result = run.cycles().and_then(|()| run.calm());
+    daemon::clear(&world);
+    let Run { counts, mut violations, disk, .. } = run;
+    violations.extend(journal::lines(&world.violations())?);
+    if let Err(error) = &result {
+        violations.push(format!("the run could not go on: {error:#}"));
+    }
+    let kept = (setup.keep && !violations.is_empty()).then(|| keep(&world, disk.as_ref(), dir)).transpose()?;
+    drop(disk);
+    Ok(Outcome { counts, violations, kept })
+}
+
+/// Keeps a world's files, also those of a disk that is about to go.
+fn keep(world: &World, disk: Option<&Disk>, dir: tempfile::TempDir) -> Result<PathBuf> {
+    if disk.is_some() {
+        check::copy(&world.data(), &world.file("data-copy"))?;
+    }
+    Ok(dir.keep())
+}
+
+pub(crate) struct Run<'a> {
+    pub(crate) setup: &'a Setup,
+    pub(crate) seed: u64,
+    pub(crate) chance: Chance,
+    pub(crate) world: World,
+    pub(crate) disk: Option<Disk>,
+    pub(crate) on_interrupted: OnInterrupted,
+    pub(crate) variant: u64,
+    pub(crate) counts: Counts,
+    pub(crate) violations: Vec<String>,
+    snapshots: Snapshots,
+}
+
+impl<'a> Run<'a> {
+    fn new(setup: &'a Setup, seed: u64, world: World, disk: Option<Disk>) -> Self {
+        let mut chance = Chance::new(seed);
+        let on_interrupted = *chance.pick(&[OnInterrupted::Auto, OnInterrupted::Auto, OnInterrupted::Rerun, OnInterrupted::Fail]);
+        let counts = Counts::default();
+        Self {
+            setup,
+            seed,
+            chance,
+            world,
+            disk,
+            on_interrupted,
+            variant: 0,
+            counts,
+            violations: Vec::new(),
+            snapshots: Snapshots::default(),
+        }
+    }
+
+    pub(crate) fn configure(&self) -> Result<()> {
+        self.world.configure(&self.setup.own, self.seed, self.on_interrupted, self.variant)
+    }
+
+    fn violated(&mut self, what: String) {
+        self.violations.push(what);
+    }
+
+    fn cycles(&mut self) -> Result<()> {
+        self.configure()?;
+        // Some worlds have their first death before they have a ledger.
+        let mut early = self.chance.about(&["first start"]);
+        let firsts: Vec<&String> =
+            self.setup.points.iter().filter(|point| point.starts_with("migration.") || point.starts_with("start.")).collect();
+        if early.one_in(2) {
+            let fault = Fault::Point { name: (*early.pick(&firsts)).clone(), count: early.below(5) + 1, victim: Victim::Daemon };
+            let extras = Extras { fail_point: fault.fail_point(), env: Vec::new() };
+            let mut first = Daemon::spawn(&self.world, &self.setup.nexus, &extras)?;
+            if first.ready()? {
+                first.kill()?;
+            }
+            self.end_cycle(first, &fault, 0)?;
+        }
+        // A first run without faults: every account is known before anything goes wrong.
+        std::fs::write(self.world.calm(), "").context("failed to write a file")?;
+        let mut first = Daemon::spawn(&self.world, &self.setup.nexus, &Extras::default())?;
+        if !first.ready()? {
+            bail!("the first start failed: {}", daemon::last_words(&self.world));
+        }
+        self.children_are_right(&first)?;
+        std::fs::remove_file(self.world.calm()).context("failed to remove a file")?;
+        first.stop()?;
+        drop(first);
+        let feeder = Feeder::start(&self.world, self.chance.about(&["feeder"]), FEED_PAUSE_MS_MAX);
+        for number in 0..self.setup.crashes {
+            let fault = Fault::choose(&mut self.chance.about(&["cycle", &number.to_string()]), &self.setup.points);
+            if let Err(error) = self.cycle(number, &fault).with_context(|| format!("in cycle {number}, {fault:?}")) {
+                feeder.end()?;
+                return Err(error);
+            }
+            if !self.violations.is_empty() {
+                break; // what comes after a broken promise says little
+            }
+        }
+        self.counts.events += feeder.end()?;
+        Ok(())
+    }
+
+    fn cycle(&mut self, number: u64, fault: &Fault) -> Result<()> {
+        journal::append(&self.world.file("cycles"), &format!("{number} {fault:?}"))?;
+        if !inflict::before(self, fault)? {
+            self.counts.skipped(&fault.kind());
+            return Ok(());
+        }
+        let extras = Extras { fail_point: fault.fail_point(), env: Vec::new() };
+        let fired_before = daemon::fired(&self.world)?.len();
+        let mut daemon = Daemon::spawn(&self.world, &self.setup.nexus, &extras)?;
+        let began = clock::monotonic_ns();
+        if let Fault::Kill { victim, after_ms } = fault
+            && self.chance.one_in(2)
+        {
+            // From the moment of the spawn on, ready or not.
+            clock::pause(Duration::from_millis(*after_ms / 4));
+            self.kill(&mut daemon, *victim)?;
+        } else if daemon.ready()? {
+            self.counts.ready_ms.push((clock::monotonic_ns() - began) / 1_000_000);
+            if number % 3 == 0 && fault.fail_point().is_none() {
+                self.children_are_right(&daemon)?;
+            }
+            inflict::upon(self, &mut daemon, fault)?;
+            self.await_point(&mut daemon, fault)?;
+        }
+        self.end_cycle(daemon, fault, fired_before)
+    }
+
+    /// Waits until the fault's point has fired, doing what leads there.
+    fn await_point(&mut self, daemon: &mut Daemon, fault: &Fault) -> Result<()> {
+        let Some(point) = fault.point() else { return Ok(()) };
+        if point.starts_with("stop.") {
+            procfs::signal(daemon.pid(), Signal::TERM);
+        } else if point.starts_with("reload.") {
+            self.variant += 1;
+            self.configure()?;
+            procfs::signal(daemon.pid(), Signal::USR1);
+        }
+        clock::until(POINT_LIMIT, || Ok(daemon.ended()?.is_some().then_some(())))?;
+        Ok(())
+    }
+
+    /// Sees to it that the daemon is dead, and looks at what it left.
+    fn end_cycle(&mut self, mut daemon: Daemon, fault: &Fault, fired_before: usize) -> Result<()> {
+        let fired: Vec<String> = daemon::fired(&self.world)?.split_off(fired_before);
+        for point in &fired {
+            self.counts.fired(point);
+        }
+        if fault.point().is_some() && fired.is_empty() {
+            self.counts.not_reached += 1;
+        }
+        match daemon.ended()? {
+            None => daemon.kill()?,
+            Some(status) if was_killed(status) || status.success() || inflict::may_fail(fault) => {}
+            Some(status) => {
+                let words = daemon::last_words(&self.world);
+                self.violated(format!("the daemon ended by itself with {status} during {fault:?}; its last words:\n{words}"));
+            }
+        }
+        drop(daemon);
+        inflict::after(self, fault)?;
+        self.counts.done(&fault.kind());
+        let free = clock::until(CLEANUP_LIMIT, || Ok(daemon::lock_is_free(&self.world).then_some(())))?;
+        if free.is_none() {
+            self.violated(format!("after {fault:?} the lock is held on by the dead daemon's keeper"));
+        }
+        let found = self.snapshots.look(&self.world)?;
+        self.violations.extend(found.into_iter().map(|what| format!("after {fault:?}: {what}")));
+        Ok(())
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self, daemon: &mut Daemon, victim: Victim) -> Result<()> {
+        let keeper = daemon.keeper();
+        match (victim, keeper) {
+            (Victim::Daemon, _) | (_, None) => daemon.kill(),
+            (Victim::Keeper, Some(keeper)) => {
+                keeper.signal(Signal::KILL);
+                self.children_are_right(daemon)
+            }
+            (Victim::Both, Some(keeper)) => {
+                keeper.signal(Signal::KILL);
+                daemon.kill()
+            }
+        }
+    }
+
+    /// Each intended child lives once, and nothing of an earlier daemon does.
+    pub(crate) fn children_are_right(&mut self, daemon: &Daemon) -> Result<()> {
+        let world = self.world.clone();
+        let stale = check::children::stale(&world, daemon);
+        if !stale.is_empty() {
+            let level = daemon.status()?["kill_level"]["level"].as_str().unwrap_or_default().to_owned();
+            if level == "scan" && stale.iter().all(|one| one.command.contains(crate::agent::ESCAPEE)) {
+                self.counts.escaped += stale.len() as u64; // the hole that this level names
+                stale.iter().for_each(|one| one.signal(Signal::KILL));
+            } else {
+                self.violated(format!("processes of a daemon before live: {stale:?}"));
+            }
+        }
+        let right = clock::until(CHILDREN_LIMIT, || Ok(check::children::wrong(&world, daemon).is_none().then_some(())))?;
+        if right.is_none()
+            && let Some(wrong) = check::children::wrong(&world, daemon)
+            && Daemon::is_running(daemon)
+        {
+            self.violated(format!("{wrong}; the log:\n{}", daemon::last_words(&world)));
+        }
+        Ok(())
+    }
+
+    /// No fault any more: everything that was accepted comes to its end.
+    fn calm(&mut self) -> Result<()> {
+        std::fs::write(self.world.calm(), "").context("failed to write a file")?;
+        let mut daemon = Daemon::spawn(&self.world, &self.setup.nexus, &Extras::default())?;
+        if !daemon.ready()? {
+            self.violated(format!("the last start failed: {}", daemon::last_words(&self.world)));
+            return Ok(());
+        }
+        self.children_are_right(&daemon)?;
+        let descriptors = procfs::descriptors(daemon.pid());
+        let quiet = clock::until(CALM_LIMIT, || {
+            clock::pause(Duration::from_millis(100));
+            Ok(check::open_work(&self.world)?.is_none().then_some(()))
+        })?;
+        if quiet.is_none()
+            && let Some(open) = check::open_work(&self.world)?
+        {
+            self.violated(format!("not all came to an end in {} s: {open}", CALM_LIMIT.as_secs()));
+        }
+        if let (Some(before), Some(now)) = (descriptors, procfs::descriptors(daemon.pid()))
+            && now > before + DESCRIPTORS_SLACK
+        {
+            self.violated(format!("{before} descriptors at the start, {now} in the end"));
+        }
+        self.counts.rss_kib.extend(procfs::rss_kib(daemon.pid()));
+        let status = daemon.stop()?;
+        if !status.success() {
+            self.violated(format!("the last stop ended with {status}: {}", daemon::last_words(&self.world)));
+        }
+        let left = procfs::all_with(&self.world.root().to_string_lossy());
+        if !left.is_empty() {
+            self.violated(format!("processes live after a clean stop: {left:?}"));
+        }
+        let found = self.snapshots.look(&self.world)?;
+        self.violations.extend(found);
+        let found = check::everything(&self.world, self.on_interrupted, &mut self.counts)?;
+        self.violations.extend(found);
+        if std::env::var_os("NO_DOCTOR").is_some() {
+            return Ok(());
+        }
+        self.doctor()
+    }
+
+    /// The daemon's own judgement agrees.
+    fn doctor(&mut self) -> Result<()> {
+        let (success, said) = check::doctor(&self.setup.nexus, &self.world)?;
+        if !success {
+            self.violated(format!("`nexus doctor` isn't content:\n{said}"));
+        }
+        Ok(())
+    }
+}
+
+/// A place for worlds that is asked for, or the system's.
+pub(crate) fn default_dir(dir: Option<&Path>) -> PathBuf {
+    dir.map_or_else(std::env::temp_dir, Path::to_owned)
+}

@@ -1,0 +1,214 @@
+//! One world: a daemon's directories, the platform that its adapters speak for, and what everybody in
+//! it wrote down. All of it lies below one directory, whose path is in the command line or environment
+//! of every process that belongs to it.
+
+use crate::journal;
+use anyhow::{Context, Result};
+use serde_json::{Map, Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// What an adapter of this world can do about what was missed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    /// It is told what was committed, and goes on from there.
+    Acked,
+    /// It can be asked for what was missed.
+    Filled,
+    /// Both.
+    Both,
+    /// Neither: what comes while nobody reads is gone.
+    Plain,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Self; 4] = [Self::Acked, Self::Filled, Self::Both, Self::Plain];
+
+    /// Its name as an adapter and as a channel.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Acked => "acked",
+            Self::Filled => "filled",
+            Self::Both => "both",
+            Self::Plain => "plain",
+        }
+    }
+
+    pub(crate) fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    pub(crate) fn acks(self) -> bool {
+        matches!(self, Self::Acked | Self::Both)
+    }
+
+    pub(crate) fn fills(self) -> bool {
+        matches!(self, Self::Filled | Self::Both)
+    }
+
+    /// A send that may have arrived is sent again.
+    pub(crate) fn retries_uncertain(self) -> bool {
+        matches!(self, Self::Filled)
+    }
+
+    pub(crate) fn accounts(self) -> &'static [&'static str] {
+        match self {
+            Self::Acked | Self::Filled => &["a", "b"],
+            Self::Both | Self::Plain => &["a"],
+        }
+    }
+}
+
+/// What the daemon does about runs that it finds interrupted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OnInterrupted {
+    Auto,
+    Rerun,
+    Fail,
+}
+
+impl OnInterrupted {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Rerun => "rerun",
+            Self::Fail => "fail",
+        }
+    }
+}
+
+/// The directories and files of one world.
+#[derive(Debug, Clone)]
+pub(crate) struct World {
+    root: PathBuf,
+}
+
+impl World {
+    /// Makes the directories below `root`, which must be empty.
+    ///
+    /// # Errors
+    /// Of the file system.
+    pub(crate) fn make(root: &Path) -> Result<Self> {
+        for name in ["home", "workspace", "platform"] {
+            fs::create_dir(root.join(name)).with_context(|| format!("failed to make `{name}` in `{}`", root.display()))?;
+        }
+        Ok(Self { root: root.to_owned() })
+    }
+
+    /// One that was made before.
+    pub(crate) fn at(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    pub(crate) fn data(&self) -> PathBuf {
+        self.root.join("workspace/data")
+    }
+
+    pub(crate) fn config_file(&self) -> PathBuf {
+        self.root.join("workspace/nex.yaml")
+    }
+
+    /// What the platform has of an account: a line per event, oldest first.
+    pub(crate) fn feed(&self, kind: Kind, account: &str) -> PathBuf {
+        self.root.join(format!("platform/{}-{account}.feed", kind.name()))
+    }
+
+    /// What an account's adapter was told to be committed.
+    pub(crate) fn acks(&self, kind: Kind, account: &str) -> PathBuf {
+        self.root.join(format!("platform/{}-{account}.acks", kind.name()))
+    }
+
+    /// The lock that an account's monitor holds.
+    pub(crate) fn monitor_lock(&self, kind: Kind, account: &str) -> PathBuf {
+        self.root.join(format!("platform/{}-{account}.lock", kind.name()))
+    }
+
+    /// What reached the platform, in its order.
+    pub(crate) fn sends(&self) -> PathBuf {
+        self.root.join("platform/sends")
+    }
+
+    /// Every call of `send`, whether or not it delivered.
+    pub(crate) fn send_calls(&self) -> PathBuf {
+        self.root.join("platform/send-calls")
+    }
+
+    /// What agents did.
+    pub(crate) fn agent_journal(&self) -> PathBuf {
+        self.root.join("platform/agent")
+    }
+
+    /// While this file exists every program behaves.
+    pub(crate) fn calm(&self) -> PathBuf {
+        self.root.join("calm")
+    }
+
+    pub(crate) fn is_calm(&self) -> bool {
+        self.calm().exists()
+    }
+
+    /// Broken promises that a program saw itself.
+    pub(crate) fn violations(&self) -> PathBuf {
+        self.root.join("violations")
+    }
+
+    /// Notes a broken promise.
+    ///
+    /// # Errors
+    /// Of the file system.
+    pub(crate) fn violated(&self, what: &str) -> Result<()> {
+        journal::append(&self.violations(), what)
+    }
+
+    /// Writes the configuration. `variant` changes something that a reload sees.
+    ///
+    /// # Errors
+    /// Of the file system.
+    pub(crate) fn configure(&self, own: &Path, seed: u64, on_interrupted: OnInterrupted, variant: u64) -> Result<()> {
+        let mut adapters = Map::new();
+        for kind in Kind::ALL {
+            adapters.insert(kind.name().to_owned(), self.adapter(own, seed, kind, variant));
+        }
+        let agent = format!("'{}' __agent '{}' {seed}", own.display(), self.root.display());
+        let config = json!({
+            "daemon": { "port": 0 },
+            "ledgers": { "min_free_mb": 1 },
+            "timer": { "heartbeat_interval_ms": 1000 + variant },
+            "bus": { "mode": "write-through" },
+            "pipeline": { "on_interrupted": on_interrupted.name() },
+            "access": { "default": "deny", "policies": [
+                { "name": "echoed", "match": { "conditions": [{ "channel": "plain" }, { "channel": "both" }] }, "effect": "allow",
+                  "session": { "agent": "echo" } },
+                { "name": "answered", "match": { "conditions": [{ "channel": "acked" }, { "channel": "filled" }] }, "effect": "allow" },
+                { "name": "strangers", "match": { "conditions": [{ "peer_kind": "channel" }] }, "effect": "deny", "priority": 10 },
+            ] },
+            "agents": { "default": "worker", "worker": { "runner": "command", "command": agent, "timeout_ms": 1500 } },
+            "adapters": adapters,
+        });
+        let draft = self.file("workspace/nex.yaml.draft");
+        fs::write(&draft, format!("{config:#}")).and_then(|()| fs::rename(&draft, self.config_file())).context("failed to write nex.yaml")
+    }
+
+    fn adapter(&self, own: &Path, seed: u64, kind: Kind, variant: u64) -> Value {
+        let accounts: Map<String, Value> =
+            kind.accounts().iter().map(|account| ((*account).to_owned(), json!({ "backfill": kind == Kind::Both }))).collect();
+        let on_uncertain = if kind.retries_uncertain() { "retry" } else { "hold" };
+        json!({
+            "command": format!("'{}' __adapter '{}' {seed} {}", own.display(), self.root.display(), kind.name()),
+            // What a reload sees as another environment restarts the adapter's monitors.
+            "env": { "TORTURE_VARIANT": (variant / 2).to_string() },
+            "restart": { "max_restarts": 1000, "backoff_base_ms": 20, "backoff_multiplier": 1, "backoff_max_ms": 20, "errored_retry_ms": 20 },
+            "send": { "timeout_ms": 800, "retries": 6, "on_uncertain": on_uncertain, "ttl_ms": 3_600_000 },
+            "catch_up": { "overlap_ms": 600_000, "max_age_ms": 3_600_000, "late": if variant.is_multiple_of(2) { "run" } else { "file" } },
+            "accounts": accounts,
+        })
+    }
+}
