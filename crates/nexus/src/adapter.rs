@@ -31,6 +31,7 @@ use nexus_core::health::{AdapterStatus, Health};
 use nexus_core::ids::AccountKey;
 use nexus_core::lifecycle::RestartPolicy;
 use program::Command;
+pub(crate) use program::{Call, PROBE_LIMIT, call, read_info};
 use stats::AccountStats;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;

@@ -10,6 +10,7 @@ mod config;
 mod credential;
 mod daemon;
 mod deliveries;
+mod doctor;
 mod events;
 mod failure;
 mod generate;
@@ -69,6 +70,9 @@ enum Verb {
     /// Show and decide about messages on their way out
     #[command(subcommand, after_help = "Example:\n  nexus deliveries list --status uncertain")]
     Deliveries(deliveries::Verb),
+    /// Look at everything that the daemon needs and keeps, and say what to do about what is wrong
+    #[command(after_help = "Examples:\n  nexus doctor\n  nexus doctor --repair")]
+    Doctor(doctor::Args),
     /// Store credentials for adapters
     #[command(subcommand, after_help = "Example:\n  nexus credential set google/me < token.txt")]
     Credential(credential::Verb),
@@ -153,6 +157,7 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
         Verb::Events(args) => events::run(args, &global),
         Verb::Trace(args) => trace::run(args, &global),
         Verb::Deliveries(verb) => deliveries::run(&verb, &global),
+        Verb::Doctor(args) => doctor::run(&args, &global),
         Verb::Credential(verb) => credential::run(&verb, &global),
         Verb::Config(verb) => config::run(&verb, &global),
         Verb::Completions { shell } => completions(shell, &global),
@@ -233,6 +238,8 @@ mod tests {
             "trace show req_1",
             "trace list --status failed",
             "deliveries retry dlv_1",
+            "doctor",
+            "doctor --repair --json",
             "credential set google/me",
             "config check ./nex.yaml",
             "--json version",

@@ -375,13 +375,34 @@ impl Readers {
     }
 
     fn open(&self) -> rusqlite::Result<Connection> {
-        let connection =
-            Connection::open_with_flags(self.path.as_path(), OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-        connection.busy_timeout(BUSY_TIMEOUT)?;
-        connection.execute_batch(&format!("PRAGMA query_only = ON; PRAGMA cache_size = -{CACHE_KIB}; PRAGMA trusted_schema = OFF;"))?;
-        connection.set_prepared_statement_cache_capacity(64);
-        Ok(connection)
+        read_only(&self.path)
     }
+
+    /// The file that is read.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// A connection that only reads the file at `path`, which must exist.
+pub(crate) fn read_only(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.execute_batch(&format!("PRAGMA query_only = ON; PRAGMA cache_size = -{CACHE_KIB}; PRAGMA trusted_schema = OFF;"))?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(connection)
+}
+
+/// Moves all of a file's log into the file and empties it. True if that came to its end: a reader may
+/// be in the way. The caller holds the directory by [`hold`], and no daemon has the file open.
+///
+/// # Errors
+/// Of SQLite.
+pub(crate) fn empty_log(path: &Path) -> rusqlite::Result<bool> {
+    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    let busy: i64 = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+    Ok(busy == 0)
 }
 
 /// Moves a mark forward, and wakes who waits for it if it moved.
@@ -402,8 +423,11 @@ pub(crate) fn optional<T>(result: rusqlite::Result<T>) -> rusqlite::Result<Optio
     }
 }
 
-/// Takes the ledger directory for this process.
-fn lock(directory: &Path) -> Result<std::fs::File, OpenError> {
+/// Takes the ledger directory for this process, as long as the file is held.
+///
+/// # Errors
+/// [`OpenError::InUse`] when another process has it.
+pub(crate) fn hold(directory: &Path) -> Result<std::fs::File, OpenError> {
     let path = directory.join("lock");
     let failed = |source| OpenError::File { path: path.clone(), source };
     private_file(&path).map_err(failed)?;
@@ -435,7 +459,7 @@ impl Ledgers {
         use std::os::unix::fs::DirBuilderExt;
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
         made.map_err(|source| OpenError::Directory { path: directory.to_owned(), source })?;
-        let lock = lock(directory)?;
+        let lock = hold(directory)?;
         let (events, a) = start(directory, now_ms)?;
         let (agents, b) = start(directory, now_ms)?;
         let (identity, c) = start(directory, now_ms)?;

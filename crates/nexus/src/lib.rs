@@ -10,6 +10,7 @@ pub mod cli;
 pub mod clock;
 pub mod credential;
 pub mod daemon;
+pub mod doctor;
 pub mod environment;
 pub mod error_text;
 pub mod http;

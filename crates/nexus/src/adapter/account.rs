@@ -350,6 +350,6 @@ impl Account {
 }
 
 /// The context file's name. Neither part can hold a `:`, so no two accounts share a file.
-pub(super) fn context_name(adapter: &str, account: &str) -> String {
+pub(crate) fn context_name(adapter: &str, account: &str) -> String {
     format!("{adapter}:{account}.json")
 }

@@ -15,10 +15,40 @@ use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 
 /// How long `info`, `accounts` and `health` may take.
-pub(super) const PROBE_LIMIT: Duration = Duration::from_secs(10);
+pub(crate) const PROBE_LIMIT: Duration = Duration::from_secs(10);
 /// Longest text that is handed over as an argument, in characters. Of four bytes each they come to
 /// less than 100 KiB; the kernel takes 128 KiB for one argument (execve(2), `MAX_ARG_STRLEN`).
 const ARGUMENT_TEXT_CHARS_MAX: usize = 25_000;
+
+/// How an adapter's program is called, whoever does it; the verb's words are to be added.
+#[derive(Debug, Clone)]
+pub(crate) struct Call {
+    pub(crate) argv: Vec<String>,
+    pub(crate) env: Vec<(String, String)>,
+    pub(crate) cwd: PathBuf,
+}
+
+/// The call of the adapter that is configured as `name`.
+pub(crate) fn call(name: &str, adapter: &config::Adapter, workspace: &Path) -> Call {
+    let argv = if adapter.command == BUILTIN_WEBHOOK { vec![own_binary(), "__webhook".to_owned()] } else { adapter.argv.clone() };
+    let cwd = adapter.cwd.as_ref().map_or_else(|| workspace.to_owned(), |cwd| workspace.join(cwd));
+    let mut env = environment::with(&adapter.env, &adapter.pass_env);
+    env.push(("NEXUS_ADAPTER".into(), name.into()));
+    Call { argv, env, cwd }
+}
+
+/// What `info` printed, if it is what `info` has to print. `channel` is the configuration's word.
+///
+/// # Errors
+/// A sentence that names the adapter and what is wrong.
+pub(crate) fn read_info(name: &str, channel: Option<&str>, text: &[u8]) -> Result<AdapterInfo, String> {
+    let info: AdapterInfo = serde_json::from_slice(text).map_err(|error| format!("`{name} info` did not print an AdapterInfo: {error}"))?;
+    info.check().map_err(|problem| format!("`{name} info`: {problem}"))?;
+    if let Some(channel) = channel.filter(|channel| *channel != info.channel) {
+        return Err(format!("`{name} info` says channel `{}`, the config says `{channel}`", info.channel));
+    }
+    Ok(info)
+}
 
 /// One configured adapter's program.
 #[derive(Debug)]
@@ -46,10 +76,7 @@ struct Asked {
 
 impl Command {
     pub(super) fn new(name: &str, adapter: &config::Adapter, shared: &Shared) -> Self {
-        let argv = if adapter.command == BUILTIN_WEBHOOK { vec![own_binary(), "__webhook".to_owned()] } else { adapter.argv.clone() };
-        let cwd = adapter.cwd.as_ref().map_or_else(|| shared.workspace.clone(), |cwd| shared.workspace.join(cwd));
-        let mut env = environment::with(&adapter.env, &adapter.pass_env);
-        env.push(("NEXUS_ADAPTER".into(), name.into()));
+        let Call { argv, env, cwd } = call(name, adapter, &shared.workspace);
         let (channel, shared) = (adapter.channel.clone(), shared.clone());
         Self { name: name.into(), argv, env, cwd, channel, shared, asked: Mutex::default(), told: OnceLock::new() }
     }
@@ -108,13 +135,7 @@ impl Command {
 
     async fn ask_info(&self) -> Result<AdapterInfo, String> {
         let text = self.ask("info", &["info"]).await?;
-        let info: AdapterInfo =
-            serde_json::from_slice(&text).map_err(|error| format!("`{} info` did not print an AdapterInfo: {error}", self.name))?;
-        info.check().map_err(|problem| format!("`{} info`: {problem}", self.name))?;
-        if let Some(channel) = self.channel.as_ref().filter(|channel| **channel != info.channel) {
-            return Err(format!("`{} info` says channel `{}`, the config says `{channel}`", self.name, info.channel));
-        }
-        Ok(info)
+        read_info(&self.name, self.channel.as_deref(), &text)
     }
 
     /// Lets the route know what `info` said, if it was asked already; waits for an answer that is

@@ -8,6 +8,7 @@ use crate::adapter::{Adapters, VerbError};
 use crate::bus::Bus;
 use crate::bus::store::{BusCommand, write_through};
 use crate::clock;
+use crate::doctor;
 use crate::error_text::describe;
 use crate::http::control::{Answer, Refusal, Verbs};
 use crate::http::send::{Accepted, Message};
@@ -37,7 +38,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -74,6 +75,8 @@ pub(super) struct Control {
     pub(super) http_address: OnceLock<SocketAddr>,
     pub(super) ready: AtomicBool,
     pub(super) reloading: Mutex<()>,
+    /// Room for one look at the ledgers: each holds their logs from being emptied.
+    pub(super) examining: Arc<Semaphore>,
     pub(super) began: Instant,
     /// Deliveries that are uncertain or wait for long, as last counted.
     pub(super) stuck: AtomicU64,
@@ -207,6 +210,22 @@ impl Control {
         }))
     }
 
+    /// Looks at this daemon's ledgers and clock, on a thread that may block.
+    async fn look(&self) -> Answer {
+        let Ok(room) = self.examining.clone().try_acquire_owned() else {
+            return Err(Refusal::new(StatusCode::CONFLICT, "the ledgers are being examined; try again in a moment"));
+        };
+        let directory = self.ledgers.nexus.readers.path().parent().map(std::path::Path::to_owned).unwrap_or_default();
+        let asked = doctor::record::Examined { directory, epoch: Some(self.pipeline.epoch), now_ms: clock::wall_ms() };
+        let looked = tokio::task::spawn_blocking(move || {
+            let _room = room; // kept to the end, whether or not who asked still waits
+            doctor::record::examine(&asked)
+        });
+        let mut findings = looked.await.map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+        findings.push(doctor::host::clock(self.sinks.expiry.doubt()));
+        Ok(json!({ "findings": findings }))
+    }
+
     async fn adapter_do(&self, adapter: String, account: String, verb: String) -> Answer {
         let key = AccountKey::new(adapter, account);
         let handle = self.adapters.get(&key).map_err(refused)?;
@@ -310,6 +329,10 @@ impl Verbs for Control {
 
     fn send(&self, message: Message) -> BoxFuture<'_, Result<Accepted, Refusal>> {
         Box::pin(self.accept(message))
+    }
+
+    fn examine(&self) -> BoxFuture<'_, Answer> {
+        Box::pin(self.look())
     }
 
     fn reload(&self, dry_run: bool) -> BoxFuture<'_, Answer> {

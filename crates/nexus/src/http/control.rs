@@ -45,6 +45,7 @@ pub trait Verbs: Send + Sync + 'static {
     fn adapters(&self) -> BoxFuture<'_, Value>;
     fn record(&self) -> Record;
     fn send(&self, message: Message) -> BoxFuture<'_, Result<Accepted, Refusal>>;
+    fn examine(&self) -> BoxFuture<'_, Answer>;
     fn reload(&self, dry_run: bool) -> BoxFuture<'_, Answer>;
     fn resolve_delivery(&self, delivery_id: String, retry: bool) -> BoxFuture<'_, Answer>;
     fn adapter_info(&self, name: String) -> BoxFuture<'_, Answer>;
@@ -57,6 +58,7 @@ pub trait Verbs: Send + Sync + 'static {
 pub(super) fn routes(api: Api) -> Router {
     Router::new()
         .route("/control/status", get(async |State(api): State<Api>| Json(api.daemon.status())))
+        .route("/control/doctor", get(async |State(api): State<Api>| answer(api.daemon.examine().await)))
         .route("/control/reload", post(reload))
         .route("/control/send", post(send))
         .route("/control/events", get(events))

@@ -69,24 +69,35 @@ pub struct Cleared {
 /// Kills every process marked as a child of `instance`, but for this process and its ancestors (a
 /// daemon may be started from a shell that an agent runs). Blocks for at most ten seconds.
 pub fn clear_marked(instance: &str) -> Cleared {
-    let prefix = format!("{instance}:");
     let spared = ancestors();
     let deadline = Instant::now() + DEADLINE;
     let mut cleared = Cleared::default();
     loop {
-        let marked = |pid: i32| tree::mark_of(pid).is_some_and(|mark| mark.starts_with(&prefix));
-        let left: Vec<i32> = tree::all_pids().into_iter().filter(|pid| !spared.contains(pid) && marked(*pid)).collect();
+        let left = found(instance, &spared);
         if left.is_empty() || Instant::now() >= deadline {
             cleared.left = left;
             return cleared;
         }
         for pid in left {
-            if kill(pid, marked) && !cleared.killed.contains(&pid) {
+            if kill(pid, |pid| is_marked(pid, instance)) && !cleared.killed.contains(&pid) {
                 cleared.killed.push(pid);
             }
         }
         pause();
     }
+}
+
+/// Every process that [`clear_marked`] would kill.
+pub fn marked(instance: &str) -> Vec<i32> {
+    found(instance, &ancestors())
+}
+
+fn found(instance: &str, spared: &[i32]) -> Vec<i32> {
+    tree::all_pids().into_iter().filter(|pid| !spared.contains(pid) && is_marked(*pid, instance)).collect()
+}
+
+fn is_marked(pid: i32, instance: &str) -> bool {
+    tree::mark_of(pid).is_some_and(|mark| mark.strip_prefix(instance).is_some_and(|rest| rest.starts_with(':')))
 }
 
 fn ancestors() -> Vec<i32> {

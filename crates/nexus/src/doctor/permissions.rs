@@ -1,0 +1,178 @@
+//! Who may read and change the daemon's files: directories 0700, files 0600, all of them ours; and a
+//! configuration that nobody else can write. It looks, and `repair` sets what it finds.
+
+use super::{Check, Finding, Severity, capped};
+use crate::daemon::Paths;
+use std::fs::{self, Metadata};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+pub(super) const DIRECTORY_MODE: u32 = 0o700;
+pub(super) const FILE_MODE: u32 = 0o600;
+/// Levels below a directory that are looked at: credentials lie two below theirs.
+const LEVELS_MAX: u32 = 3;
+/// Entries looked at in all; what lies there beyond them is nothing that a daemon made.
+const ENTRIES_MAX: usize = 10_000;
+
+/// A file or directory whose mode should be another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Wrong {
+    pub(super) path: PathBuf,
+    pub(super) is: u32,
+    pub(super) wanted: u32,
+    /// Others may see a secret, or change what the daemon runs.
+    severity: Severity,
+}
+
+/// What was found of all of a daemon's files. `data` is where the ledgers are, if that is known.
+pub fn findings(paths: &Paths, data: Option<&Path>) -> Vec<Finding> {
+    let mut findings: Vec<Finding> = wrong(paths, data).iter().map(told).collect();
+    findings.extend(ours(paths, data).iter().filter_map(|(path, _)| owner(path)));
+    findings.extend(configuration(&paths.config_file));
+    if findings.is_empty() {
+        return vec![Finding::ok(Check::Permissions, "only you can read and change the daemon's files").at(&paths.state_dir)];
+    }
+    capped(findings)
+}
+
+fn told(wrong: &Wrong) -> Finding {
+    let Wrong { path, is, wanted, severity } = wrong;
+    let what = match is & 0o077 {
+        0 => format!("its mode is {is:o}: the daemon needs {wanted:o}"),
+        _ => format!("its mode is {is:o}: others can get at it"),
+    };
+    let fix = format!("chmod {wanted:o} {}, or `nexus doctor --repair`", shell_words::quote(&path.to_string_lossy()));
+    Finding { severity: *severity, ..Finding::warning(Check::Permissions, what, fix) }.at(path)
+}
+
+/// What has another mode than it should.
+pub(super) fn wrong(paths: &Paths, data: Option<&Path>) -> Vec<Wrong> {
+    let is_secret = |path: &Path| path.starts_with(paths.credentials_dir()) || path.starts_with(paths.run_dir());
+    let judged = ours(paths, data).into_iter().filter_map(|(path, metadata)| {
+        let wanted = if metadata.is_dir() { DIRECTORY_MODE } else { FILE_MODE };
+        let is = metadata.permissions().mode() & 0o777;
+        let severity = if is_secret(&path) && !metadata.is_dir() { Severity::Error } else { Severity::Warning };
+        (is & 0o077 != 0 || is & wanted != wanted).then_some(Wrong { path, is, wanted, severity })
+    });
+    judged.collect()
+}
+
+/// All that the daemon and its commands make, as far as it is there: nothing behind a symbolic link.
+fn ours(paths: &Paths, data: Option<&Path>) -> Vec<(PathBuf, Metadata)> {
+    let mut all = Vec::new();
+    let trees = [(paths.state_dir.clone(), LEVELS_MAX), (paths.workspace.join("state"), LEVELS_MAX)];
+    // Below `data` lie copies that were made before a migration: in a directory that is ours alone.
+    for (root, levels) in trees.into_iter().chain(data.map(|data| (data.to_owned(), 1))) {
+        if let Ok(metadata) = fs::metadata(&root) {
+            let is_directory = metadata.is_dir();
+            all.push((root.clone(), metadata));
+            if is_directory {
+                below(&root, levels, &mut all);
+            }
+        }
+    }
+    all
+}
+
+fn below(directory: &Path, levels: u32, all: &mut Vec<(PathBuf, Metadata)>) {
+    // One that can't be read has a wrong mode or owner, which is told of itself.
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let Ok(metadata) = entry.metadata() else { continue };
+        if metadata.is_symlink() || all.len() >= ENTRIES_MAX {
+            continue;
+        }
+        let is_directory = metadata.is_dir();
+        all.push((entry.path(), metadata));
+        if is_directory && levels > 1 {
+            below(&entry.path(), levels - 1, all);
+        }
+    }
+}
+
+fn owner(path: &Path) -> Option<Finding> {
+    let (owner, me) = (fs::metadata(path).ok()?.uid(), rustix::process::geteuid().as_raw());
+    let fix = format!("run `nexus` as the user it belongs to, or as root: chown {me} {}", shell_words::quote(&path.to_string_lossy()));
+    (owner != me).then(|| Finding::error(Check::Permissions, format!("it belongs to user {owner}, and you are {me}"), fix).at(path))
+}
+
+/// It names the programs that the daemon runs.
+fn configuration(path: &Path) -> Option<Finding> {
+    let mode = fs::metadata(path).ok()?.permissions().mode() & 0o777;
+    let fix = format!("chmod go-w {}, or `nexus doctor --repair`", shell_words::quote(&path.to_string_lossy()));
+    let what = format!("its mode is {mode:o}: others can change what the daemon runs");
+    (mode & 0o022 != 0).then(|| Finding::error(Check::Permissions, what, fix).at(path))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::worst;
+    use super::*;
+
+    fn place(directory: &Path) -> Paths {
+        let paths = Paths {
+            state_dir: directory.join("state"),
+            config_file: directory.join("w/nex.yaml"),
+            workspace: directory.join("w"),
+            config_named: true,
+        };
+        crate::credential::set(&paths.credentials_dir(), "google/me", "secret").unwrap();
+        crate::daemon::paths::private_dir(&paths.run_dir()).unwrap();
+        fs::write(&paths.config_file, "").unwrap();
+        for private in [paths.pid_file(), directory.join("w/data/nexus.db")] {
+            crate::daemon::paths::private_dir(private.parent().unwrap()).unwrap();
+            crate::credential::write_private(&private, b"1").unwrap();
+        }
+        set(&paths.config_file, 0o644);
+        paths
+    }
+
+    fn set(path: &Path, mode: u32) {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn each_wrong_mode_is_told_with_its_fix() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = place(directory.path());
+        let data = paths.workspace.join("data");
+        let found = || findings(&paths, Some(&data));
+        assert_eq!((found().len(), worst(&found())), (1, Severity::Ok), "{:?}", found());
+        let cases = [
+            (data.join("nexus.db"), 0o644, Severity::Warning, "chmod 600"),
+            (data.clone(), 0o755, Severity::Warning, "chmod 700"),
+            (paths.pid_file(), 0o400, Severity::Warning, "chmod 600"),
+            (paths.credentials_dir().join("google/me.json"), 0o640, Severity::Error, "chmod 600"),
+            (paths.credentials_dir().join("google"), 0o750, Severity::Warning, "chmod 700"),
+            (paths.config_file.clone(), 0o664, Severity::Error, "chmod go-w"),
+        ];
+        for (path, mode, severity, fix) in cases {
+            let before = fs::metadata(&path).unwrap().permissions();
+            set(&path, mode);
+            let found = found();
+            assert_eq!(found.len(), 1, "{found:?}");
+            assert_eq!((found[0].severity, found[0].place.as_deref()), (severity, path.to_str()), "{found:?}");
+            assert!(found[0].fix.as_ref().unwrap().starts_with(fix), "{found:?}");
+            fs::set_permissions(&path, before).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_a_link_leads_to_is_somebody_elses() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = place(directory.path());
+        let foreign = directory.path().join("foreign");
+        fs::write(&foreign, "").unwrap();
+        set(&foreign, 0o666);
+        std::os::unix::fs::symlink(&foreign, paths.state_dir.join("link")).unwrap();
+        assert_eq!(worst(&findings(&paths, None)), Severity::Ok);
+    }
+
+    #[test]
+    fn nothing_there_is_nothing_wrong() {
+        let directory = tempfile::tempdir().unwrap();
+        let gone = directory.path().join("gone");
+        let paths = Paths { state_dir: gone.clone(), config_file: gone.join("nex.yaml"), workspace: gone, config_named: true };
+        assert_eq!(worst(&findings(&paths, None)), Severity::Ok);
+    }
+}

@@ -1,0 +1,280 @@
+//! Rules about the rows of one ledger: each is a query that finds nothing in a sound file. Rows are
+//! counted as they come and never gathered.
+
+use super::{Check, Finding, NAMED_MAX};
+use rusqlite::{Connection, Params};
+
+/// A query for what must not be; its first column names what it found.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rule {
+    pub(super) check: Check,
+    pub(super) sql: &'static str,
+    /// What such rows are, behind their number.
+    pub(super) what: &'static str,
+}
+
+/// How many rows there were, and the first of them.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(super) struct Found {
+    pub(super) count: u64,
+    pub(super) first: Vec<String>,
+}
+
+impl Found {
+    pub(super) fn add(&mut self, name: impl FnOnce() -> String) {
+        self.count += 1;
+        if self.first.len() < NAMED_MAX {
+            self.first.push(name());
+        }
+    }
+
+    /// `3 (a, b, c)`.
+    pub(super) fn named(&self) -> String {
+        let dots = if self.count > self.first.len() as u64 { ", ..." } else { "" };
+        format!("({}{dots})", self.first.join(", "))
+    }
+}
+
+/// What to do about rows that can't have come about by themselves.
+pub(super) const RESTORE: &str =
+    "these rows can't have come about by themselves: restore the ledgers, all of them as of one backup, with `nexus restore`";
+
+pub(super) fn find(connection: &Connection, sql: &str, params: impl Params) -> rusqlite::Result<Found> {
+    let mut query = connection.prepare(sql)?;
+    let mut rows = query.query(params)?;
+    let mut found = Found::default();
+    while let Some(row) = rows.next()? {
+        let name: String = row.get(0)?;
+        found.add(|| name);
+    }
+    Ok(found)
+}
+
+/// A finding per rule that is broken.
+pub(super) fn broken(connection: &Connection, rules: &[Rule]) -> rusqlite::Result<Vec<Finding>> {
+    let mut findings = Vec::new();
+    for rule in rules {
+        let found = find(connection, rule.sql, [])?;
+        if found.count > 0 {
+            let what = format!("{} {} {}", found.count, rule.what, found.named());
+            findings.push(Finding::error(rule.check, what, RESTORE));
+        }
+    }
+    Ok(findings)
+}
+
+/// What holds of `nexus.db` at every commit.
+pub(super) const NEXUS: &[Rule] = &[
+    Rule {
+        check: Check::Promise,
+        what: "request(s) that ended without a time",
+        sql: "SELECT request_id FROM nexus_requests WHERE status NOT IN ('waiting', 'processing', 'interrupted') AND completed_at IS NULL",
+    },
+    Rule {
+        check: Check::Promise,
+        what: "request(s) without an end that have the time of one",
+        sql: "SELECT request_id FROM nexus_requests WHERE status IN ('waiting', 'processing', 'interrupted') AND completed_at IS NOT NULL",
+    },
+    Rule {
+        check: Check::Promise,
+        what: "request(s) beyond what was admitted",
+        sql: "SELECT request_id FROM nexus_requests WHERE event_seq > (SELECT value FROM counters WHERE name = 'intake_seq')",
+    },
+    Rule {
+        check: Check::Promise,
+        what: "request(s) in processing that no run works on",
+        sql: "SELECT request_id FROM nexus_requests q WHERE status IN ('waiting', 'processing', 'interrupted') AND status = 'processing'
+                AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.event_seq = q.event_seq AND r.status = 'running')",
+    },
+    Rule {
+        check: Check::Promise,
+        what: "completed request(s) without a finished run",
+        sql: "SELECT request_id FROM nexus_requests q WHERE status = 'completed'
+                AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.event_seq = q.event_seq AND r.status = 'finished')",
+    },
+    Rule {
+        check: Check::Records,
+        what: "run(s) under way for a request that isn't in processing",
+        sql: "SELECT r.run_id FROM runs r LEFT JOIN nexus_requests q ON q.event_seq = r.event_seq
+                WHERE r.status = 'running' AND (q.status IS NULL OR q.status <> 'processing')",
+    },
+    Rule {
+        check: Check::Records,
+        what: "run(s) of no request",
+        sql: "SELECT run_id FROM runs r WHERE NOT EXISTS (SELECT 1 FROM nexus_requests q WHERE q.event_seq = r.event_seq)",
+    },
+    Rule {
+        check: Check::Records,
+        what: "run(s) whose end and its place don't fit together",
+        sql: "SELECT run_id FROM runs WHERE (finish_seq IS NOT NULL) <> (status IN ('finished', 'failed'))
+                OR (finished_at IS NULL) <> (status = 'running')",
+    },
+    Rule {
+        check: Check::Records,
+        what: "counter(s) behind the rows that they number",
+        sql: "SELECT name FROM counters WHERE (name = 'finish_seq' AND value < (SELECT coalesce(max(finish_seq), 0) FROM runs))
+                OR (name = 'sent_seq' AND value < (SELECT coalesce(max(sent_seq), 0) FROM deliveries))",
+    },
+    Rule {
+        check: Check::Records,
+        what: "finished run(s) missing",
+        // A place is given in the transaction that finishes a run, and no run is ever deleted.
+        sql: "SELECT 'of ' || value || ' that were counted' FROM counters
+                WHERE name = 'finish_seq' AND value > (SELECT count(finish_seq) FROM runs)",
+    },
+    Rule {
+        check: Check::Records,
+        what: "kind(s) of rows of an epoch that has not begun",
+        sql: "SELECT kind FROM (SELECT 'nexus_requests' AS kind, max(epoch) AS epoch FROM nexus_requests
+                UNION ALL SELECT 'runs', max(epoch) FROM runs UNION ALL SELECT 'deliveries', max(epoch) FROM deliveries
+                UNION ALL SELECT 'adapter_instances', max(epoch) FROM adapter_instances)
+              WHERE epoch > (SELECT value FROM counters WHERE name = 'epoch')",
+    },
+    Rule {
+        check: Check::Deliveries,
+        what: "message(s) to be sent for no request",
+        sql: "SELECT delivery_id FROM deliveries d
+                WHERE NOT EXISTS (SELECT 1 FROM nexus_requests q WHERE q.event_seq = d.event_seq AND q.request_id = d.request_id)",
+    },
+    Rule {
+        check: Check::Deliveries,
+        what: "message(s) of no run",
+        sql: "SELECT delivery_id FROM deliveries d WHERE run_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.run_id = d.run_id)",
+    },
+    Rule {
+        check: Check::Deliveries,
+        what: "message(s) whose status and place among those sent don't fit together",
+        sql: "SELECT delivery_id FROM deliveries WHERE (sent_seq IS NOT NULL) <> (status = 'sent')",
+    },
+];
+
+/// What holds of `events.db`.
+pub(super) const EVENTS: &[Rule] = &[Rule {
+    check: Check::Records,
+    what: "account(s) ahead of the events that there are",
+    sql: "SELECT 'all' FROM (SELECT coalesce(sum(events), 0) AS counted FROM cursors)
+            WHERE counted > (SELECT coalesce(max(seq), 0) FROM events)",
+}];
+
+/// What holds of `agents.db`.
+pub(super) const AGENTS: &[Rule] = &[
+    Rule {
+        check: Check::Records,
+        what: "session(s) that point at no turn",
+        sql: "SELECT label FROM sessions s WHERE NOT EXISTS (SELECT 1 FROM turns t WHERE t.turn_id = s.head)",
+    },
+    Rule {
+        check: Check::Records,
+        what: "turn(s) that answer after one that isn't there",
+        sql: "SELECT turn_id FROM turns t WHERE parent_turn_id IS NOT NULL
+                AND NOT EXISTS (SELECT 1 FROM turns p WHERE p.turn_id = t.parent_turn_id)",
+    },
+    Rule {
+        check: Check::Records,
+        what: "turn(s) without what was asked",
+        sql: "SELECT turn_id FROM turns t WHERE NOT EXISTS (SELECT 1 FROM messages m WHERE m.turn_id = t.turn_id AND m.role = 'user')",
+    },
+    Rule {
+        check: Check::Records,
+        what: "message(s) or tool call(s) of no turn",
+        sql: "SELECT turn_id FROM messages m WHERE NOT EXISTS (SELECT 1 FROM turns t WHERE t.turn_id = m.turn_id)
+              UNION ALL SELECT turn_id FROM tool_calls c WHERE NOT EXISTS (SELECT 1 FROM turns t WHERE t.turn_id = c.turn_id)",
+    },
+];
+
+/// What holds of `identity.db`.
+pub(super) const IDENTITY: &[Rule] = &[Rule {
+    check: Check::Records,
+    what: "entity missing",
+    sql: "SELECT 'owner' WHERE NOT EXISTS (SELECT 1 FROM entities WHERE entity_id = 'owner')",
+}];
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::ledger::Ledger;
+
+    fn ledger(ledger: Ledger) -> Connection {
+        let connection = Connection::open_in_memory().unwrap();
+        ledger.migrations().iter().for_each(|step| connection.execute_batch(step.sql).unwrap());
+        connection
+    }
+
+    const REQUEST: &str = "INSERT INTO nexus_requests (event_seq, request_id, event_id, channel, account_id, adapter, conversation, status,
+        stage, created_at, completed_at, epoch) VALUES (1, 'req_1', 'f:1', 'f', 'me', 'f', 'c', 'completed', 'finalize', 1, 2, 1);
+        INSERT INTO runs (run_id, event_seq, attempt, agent, session, status, started_at, finished_at, finish_seq, epoch)
+        VALUES ('run_1', 1, 1, 'echo', 's', 'finished', 1, 2, 1, 1);
+        INSERT INTO deliveries (delivery_id, request_id, event_seq, run_id, adapter, channel, account_id, target, idempotency_key, content,
+          status, created_at, updated_at, expires_at, sent_seq, epoch)
+        VALUES ('dlv_1', 'req_1', 1, 'run_1', 'f', 'f', 'me', 'p', 'k', 'hi', 'sent', 1, 2, 3, 1, 1);
+        UPDATE counters SET value = 1";
+
+    /// What is broken once `sql` was done to a sound file.
+    fn after(sql: &str) -> Vec<(Check, String)> {
+        let connection = ledger(Ledger::Nexus);
+        connection.execute_batch(REQUEST).unwrap();
+        connection.execute_batch(sql).unwrap();
+        broken(&connection, NEXUS).unwrap().into_iter().map(|finding| (finding.check, finding.what)).collect()
+    }
+
+    #[test]
+    fn sound_files_break_no_rule() {
+        assert_eq!(after(""), []);
+        for (which, rules) in [(Ledger::Events, EVENTS), (Ledger::Agents, AGENTS), (Ledger::Identity, IDENTITY), (Ledger::Nexus, NEXUS)] {
+            assert_eq!(broken(&ledger(which), rules).unwrap(), [], "{which:?}");
+        }
+    }
+
+    #[test]
+    fn each_broken_rule_is_told_with_its_row() {
+        let cases = [
+            ("UPDATE nexus_requests SET completed_at = NULL", "ended without a time (req_1)"),
+            ("UPDATE nexus_requests SET status = 'waiting'", "the time of one (req_1)"),
+            ("UPDATE counters SET value = 0 WHERE name = 'intake_seq'", "beyond what was admitted (req_1)"),
+            ("UPDATE nexus_requests SET status = 'processing', completed_at = NULL", "no run works on (req_1)"),
+            ("UPDATE runs SET status = 'failed'", "without a finished run (req_1)"),
+            ("UPDATE runs SET status = 'running', finish_seq = NULL, finished_at = NULL", "isn't in processing (run_1)"),
+            ("DELETE FROM nexus_requests", "run(s) of no request (run_1)"),
+            ("UPDATE runs SET finished_at = NULL", "don't fit together (run_1)"),
+            ("UPDATE counters SET value = 0 WHERE name = 'finish_seq'", "behind the rows that they number (finish_seq)"),
+            ("UPDATE counters SET value = 0 WHERE name = 'sent_seq'", "behind the rows that they number (sent_seq)"),
+            ("UPDATE counters SET value = 2 WHERE name = 'finish_seq'", "run(s) missing (of 2 that were counted)"),
+            ("UPDATE runs SET epoch = 2", "an epoch that has not begun (runs)"),
+            ("UPDATE deliveries SET request_id = 'req_2'", "for no request (dlv_1)"),
+            ("UPDATE deliveries SET run_id = 'run_2'", "of no run (dlv_1)"),
+            ("UPDATE deliveries SET sent_seq = NULL", "among those sent don't fit together (dlv_1)"),
+        ];
+        for (sql, told) in cases {
+            let broken = after(sql);
+            assert!(broken.iter().any(|(_, what)| what.ends_with(told)), "{sql}: {broken:?}");
+        }
+    }
+
+    #[test]
+    fn sessions_turns_and_messages_belong_together() {
+        let cases = [
+            ("INSERT INTO sessions VALUES ('dm:a', 'echo', 't', 1, 1, 1)", "point at no turn (dm:a)"),
+            ("INSERT INTO messages VALUES ('t', 0, 'user', 'hi')", "of no turn (t)"),
+            (
+                "INSERT INTO turns VALUES ('t', 'gone', 2, 's', 'echo', 'r', NULL, NULL, 'end_turn', NULL, NULL, 1, 1.0)",
+                "that isn't there (t)",
+            ),
+        ];
+        for (sql, told) in cases {
+            let connection = ledger(Ledger::Agents);
+            connection.execute_batch(sql).unwrap();
+            let broken = broken(&connection, AGENTS).unwrap();
+            assert!(broken.iter().any(|finding| finding.what.ends_with(told)), "{sql}: {broken:?}");
+        }
+    }
+
+    #[test]
+    fn many_rows_are_counted_and_few_are_named() {
+        let connection = Connection::open_in_memory().unwrap();
+        let sql = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 5000) SELECT 'r' || i FROM n";
+        let found = find(&connection, sql, []).unwrap();
+        assert_eq!((found.count, found.first.len()), (5000, NAMED_MAX));
+        assert!(found.named().ends_with("r10, ...)"), "{}", found.named());
+    }
+}
