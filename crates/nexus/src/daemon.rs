@@ -26,6 +26,7 @@ use crate::logging::Logging;
 use nexus_core::config::{Loaded, LogLevel};
 use rustix::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long a start that failed waits for its own tasks.
@@ -50,6 +51,7 @@ struct Prologue {
     paths: Paths,
     lock_file: std::fs::File,
     instance: String,
+    cgroup: Arc<keeper::Cgroup>,
     loaded: Loaded,
     logging: Logging,
     keeper: keeper::Link,

@@ -4,9 +4,11 @@
 //! costs little and stalls nobody; it is a subreaper, so whatever a child leaves behind becomes its
 //! own; and it outlives a killed daemon just long enough to kill everything. The daemon keeps the
 //! pipes. If the keeper itself dies, its children die with it (death signal), their orphans become
-//! the daemon's, which clears them up and starts another keeper.
+//! the daemon's, which clears them up and starts another keeper. Where the machine allows it, keeper
+//! and children are in a cgroup of their own, which is killed as a whole when both died at once.
 
 mod actor;
+pub mod cgroup;
 pub mod leftovers;
 mod process;
 mod spawn;
@@ -14,6 +16,7 @@ pub(crate) mod tree;
 mod wire;
 
 pub use actor::Keeper;
+pub use cgroup::{Cgroup, KillLevel};
 pub use process::main;
 pub use wire::Step;
 

@@ -9,7 +9,8 @@
 //!   `lines_file` (bytes written first, as they are), `lie_account`, `state_file` (go on where it says)
 //! - `monitor`: `start_log`, `ack_log`, `stall`, `crash_after`, `exit_code`, `half_line_then_exit`,
 //!   `close_stdout_but_live`, `ignore_term`, `last_lines` (events written at SIGTERM),
-//!   `setsid_grandchild` with its PID in `grandchild_file`
+//!   `setsid_grandchild` with its PID in `grandchild_file`, `escapee_file` (leaves a process that has
+//!   nothing of ours, and puts its PID there), `escapee_reads` (a FIFO from which that one takes orders)
 //! - `send`: `send_log`, `send: ok|fail_network_n:N|down_after:N|rate_limited|not_found|no_id|hang|deliver_then_hang`,
 //!   `send_file` (a file whose text, once it exists, wins over `send`), `hang_to` (sends to this peer hang); what
 //!   `down_after` refuses is not logged
@@ -205,6 +206,9 @@ fn monitor(keys: &Keys, args: &[String]) -> io::Result<ExitCode> {
     if keys.flag("setsid_grandchild") {
         leave_grandchild(keys.text("grandchild_file").unwrap_or("/dev/null"))?;
     }
+    if let Some(path) = keys.text("escapee_file") {
+        leave_escapee(path, keys.text("escapee_reads"))?;
+    }
     record_acks(keys);
     if keys.flag("stall") {
         for_ever();
@@ -293,6 +297,22 @@ fn leave_grandchild(pid_file: &str) -> io::Result<()> {
     let script = r#"setsid sleep 1000 & echo $! > "$1""#;
     let status = Command::new("/bin/sh").args(["-c", script, "sh", pid_file]).stdin(Stdio::null()).status()?;
     if status.success() { Ok(()) } else { Err(io::Error::other("the grandchild was not started")) }
+}
+
+/// Leaves a process that neither descent nor environment tells from a stranger: its parent is gone, its
+/// session its own, its environment empty. It sleeps, or becomes a shell that obeys what is written into
+/// the FIFO `reads`.
+#[expect(clippy::disallowed_methods, reason = "a stranger to the keeper is what the test is about")]
+fn leave_escapee(pid_file: &str, reads: Option<&str>) -> io::Result<()> {
+    let outer = r#"setsid /bin/sh -c "$1" sh "$2" "$3" &"#;
+    let inner = match reads {
+        Some(_) => r#"echo $$ >"$1"; exec /bin/sh <"$2""#,
+        None => r#"echo $$ >"$1"; exec sleep 1000"#,
+    };
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-c", outer, "sh", inner, pid_file, reads.unwrap_or("")]).env_clear();
+    let status = shell.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status()?;
+    if status.success() { Ok(()) } else { Err(io::Error::other("the escapee was not started")) }
 }
 
 /// SIGTERMs that came, if they are watched; else the first one ends this process as usual.

@@ -30,8 +30,12 @@ pub(crate) enum Verb {
     #[command(after_help = "Example:\n  nexus daemon restart")]
     Restart,
     /// Show what runs, and how it is
-    #[command(after_help = "Example:\n  nexus daemon status --json")]
-    Status,
+    #[command(after_help = "Examples:\n  nexus daemon status --json\n  nexus daemon status --verbose")]
+    Status {
+        /// Also how surely no child outlives the daemon
+        #[arg(long)]
+        verbose: bool,
+    },
     /// Apply a changed configuration to the running daemon
     #[command(after_help = "Example:\n  nexus daemon reload --dry-run")]
     Reload {
@@ -49,7 +53,7 @@ pub(crate) fn run(verb: &Verb, global: &Global) -> anyhow::Result<Exit> {
         Verb::Start(args) => start::run(args, global),
         Verb::Stop => stop_verb(global),
         Verb::Restart => restart(global),
-        Verb::Status => status::run(global),
+        Verb::Status { verbose } => status::run(*verbose, global),
         Verb::Reload { dry_run } => reload::run(*dry_run, global),
         Verb::Logs(args) => logs::run(args, global),
     }

@@ -12,6 +12,7 @@ use crate::doctor;
 use crate::error_text::describe;
 use crate::http::control::{Answer, Refusal, Verbs};
 use crate::http::send::{Accepted, Message};
+use crate::keeper::Cgroup;
 use crate::ledger::events::{Append, Disposition, Lines, NewEvent, by_id};
 use crate::ledger::nexus::{Resolution, deliveries_of, request_by_event};
 use crate::ledger::{Database, Ledgers, Threads};
@@ -80,6 +81,8 @@ pub(super) struct Control {
     pub(super) began: Instant,
     /// Deliveries that are uncertain or wait for long, as last counted.
     pub(super) stuck: AtomicU64,
+    /// Knows the kill level.
+    pub(super) cgroup: Arc<Cgroup>,
     pub(super) stop: CancellationToken,
 }
 

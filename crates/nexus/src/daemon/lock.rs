@@ -3,12 +3,13 @@
 
 use super::paths::{Paths, private_dir};
 use crate::clock;
-use crate::keeper::{leftovers, tree};
+use crate::keeper::{Cgroup, leftovers, tree};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long a start waits for the keeper of a dead daemon.
@@ -200,7 +201,8 @@ impl LastRun {
     }
 }
 
-/// What this process holds from its first step to its last: the lock, and the record of its run.
+/// What this process holds from its first step to its last: the lock, the record of its run, and the
+/// keeper's cgroup.
 /// Dropped before `ended`, as when a start fails, it puts both back as they were.
 #[derive(Debug)]
 pub struct Hold {
@@ -209,11 +211,12 @@ pub struct Hold {
     before: Option<LastRun>,
     this: Option<LastRun>,
     keeper: Option<i32>,
+    cgroup: Option<Arc<Cgroup>>,
 }
 
 impl Hold {
     pub(super) fn new(paths: Paths, lock: Lock, before: Option<LastRun>) -> Self {
-        Self { paths, lock: Some(lock), before, this: None, keeper: None }
+        Self { paths, lock: Some(lock), before, this: None, keeper: None, cgroup: None }
     }
 
     /// Writes that this process runs now.
@@ -236,12 +239,18 @@ impl Hold {
         self.keeper = Some(pid);
     }
 
+    /// To be removed once the keeper is gone.
+    pub(super) fn cgroup_is(&mut self, cgroup: Arc<Cgroup>) {
+        self.cgroup = Some(cgroup);
+    }
+
     /// A clean end: steps 11 and 12 of the shutdown. The keeper is gone by now.
     pub(super) fn ended(mut self) {
         let written = self.this.take().map(|run| run.ended().write(&self.paths));
         if let Some(Err(error)) = written {
             tracing::warn!(%error, "last-run.json not written: `status` will call this a crash");
         }
+        self.remove_cgroup();
         self.release();
         tracing::info!(step = 11, "stop: PID file removed");
         crate::torture::point("stop.11");
@@ -256,6 +265,13 @@ impl Hold {
             tracing::warn!(%error, "last-run.json not written: `status` will call this a crash");
         }
         self.lock = None;
+    }
+
+    /// While the lock is held: afterwards it may be the next daemon's.
+    fn remove_cgroup(&mut self) {
+        if let Some(cgroup) = self.cgroup.take() {
+            cgroup.remove();
+        }
     }
 
     fn release(&mut self) {
@@ -276,6 +292,7 @@ impl Drop for Hold {
             // It kills what was started, holding the lock; its socket is closed by now.
             leftovers::reap(keeper);
         }
+        self.remove_cgroup();
         if self.this.is_some() {
             let restored = match &self.before {
                 Some(before) => before.write(&self.paths),

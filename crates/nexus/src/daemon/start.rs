@@ -14,7 +14,7 @@ use crate::adapter::{Adapters, Shared};
 use crate::bus::Bus;
 use crate::clock;
 use crate::http::{Api, Server, VERBS_MAX};
-use crate::keeper::Keeper;
+use crate::keeper::{Cgroup, Keeper};
 use crate::ledger::Ledgers;
 use crate::ledger::events::newest_slot;
 use crate::ledger::nexus::{BeginEpoch, RecordConfig};
@@ -55,7 +55,7 @@ impl Steps {
 /// Steps 4 to 11.
 #[expect(clippy::too_many_lines, reason = "the eleven steps, top to bottom, and nothing else")]
 pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, StartError> {
-    let Prologue { options, paths, lock_file, instance, loaded, logging, keeper, began } = prologue;
+    let Prologue { options, paths, lock_file, instance, cgroup, loaded, logging, keeper, began } = prologue;
     // Heard from now on, obeyed once the start is complete.
     let signals = Signals::listen().map_err(StartError::Runtime)?;
     let mut steps = Steps { last: began, number: 0 };
@@ -64,7 +64,8 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
     steps.done("logging");
     let config = Arc::new(effective(&loaded.config, &options));
     loaded.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-    let (keeper, keeper_task) = Keeper::start(keeper, &instance, lock_file).map_err(StartError::Keeper)?;
+    let admitted = admit(&cgroup, keeper.pid);
+    let (keeper, keeper_task) = Keeper::start(keeper, &instance, lock_file, cgroup.clone()).map_err(StartError::Keeper)?;
 
     let data_dir = paths.data_dir(&config.ledgers.directory);
     let (ledgers, threads) = Ledgers::start(&data_dir, clock::wall_ms())?;
@@ -78,6 +79,8 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
     let plugins = Arc::new(Plugins::new(&config.plugins.enabled));
     steps.done("plugins");
 
+    // From here on children may be started.
+    admitted.await.map_err(|error| StartError::Keeper(std::io::Error::other(error)))?;
     let watch_over = housekeeping::Watch::new(bus.clone());
     let ground = Ground {
         config: &config,
@@ -127,6 +130,7 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
         examining: Arc::new(Semaphore::new(1)),
         began,
         stuck: std::sync::atomic::AtomicU64::new(0),
+        cgroup,
         stop: stop.clone(),
     });
     control.set_bus_mode(&config).await?;
@@ -150,6 +154,12 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
     tell(&control, &engine, ready).await;
     let Engine { router, router_task, tasks, .. } = engine;
     Ok(Running { signals, paths, logging, control, server, router, router_task, keeper_task, threads, tasks, timer_stop: stop })
+}
+
+/// The kernel takes its time to move a process; meanwhile the ledgers are opened.
+fn admit(cgroup: &Arc<Cgroup>, keeper: i32) -> tokio::task::JoinHandle<()> {
+    let cgroup = cgroup.clone();
+    tokio::task::spawn_blocking(move || cgroup.admit(keeper))
 }
 
 fn sinks(ledgers: &Ledgers, engine: &Engine, bus: &Bus, metrics: &Metrics, disk_low: &watch::Receiver<bool>) -> Sinks {

@@ -2,6 +2,7 @@
 
 use super::control::Control;
 use crate::adapter::account::AccountReport;
+use crate::keeper::KillLevel;
 use nexus_core::health::{AdapterHealth, AdapterStatus, Overall, Parts, overall};
 use serde_json::{Map, Value, json};
 use std::sync::atomic::Ordering;
@@ -58,7 +59,12 @@ pub(super) fn status(control: &Control) -> Value {
         "plugins": control.plugins.names(),
         "timer": { "heartbeat_interval_ms": config.timer.heartbeat_interval_ms, "cron_jobs": config.timer.cron.len() },
         "ledgers": ledgers(control),
+        "kill_level": kill_level(&control.cgroup.level()),
     })
+}
+
+fn kill_level(level: &KillLevel) -> Value {
+    json!({ "level": level.name(), "meaning": level.meaning(), "why": level.why() })
 }
 
 /// What `nexus adapter list` and `status` show: every configured account, also the disabled ones, and

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::wire::{self, Down, Packet, Received, Up, receive};
-use super::{ExitStatus, Link, Process, SpawnError, SpawnSpec, Stdin, launch, leftovers};
+use super::{Cgroup, ExitStatus, Link, Process, SpawnError, SpawnSpec, Stdin, launch, leftovers};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -80,16 +80,17 @@ pub struct Keeper {
 
 impl Keeper {
     /// Serves `link` in a task of the current runtime. `instance` is the state directory's random
-    /// name, which marks every child; `lock` is handed to a replacement keeper should this one die.
+    /// name, which marks every child; `lock` is handed to a replacement keeper should this one die, and
+    /// `cgroup` is where that one goes.
     ///
     /// The task ends when every handle and every [`Process`] is dropped and the keeper has exited.
     ///
     /// # Errors
     /// When the socket can't be watched.
-    pub fn start(link: Link, instance: &str, lock: File) -> std::io::Result<(Self, tokio::task::JoinHandle<()>)> {
+    pub fn start(link: Link, instance: &str, lock: File, cgroup: Arc<Cgroup>) -> std::io::Result<(Self, tokio::task::JoinHandle<()>)> {
         #[expect(clippy::disallowed_methods, reason = "bounded by the semaphore beside it, see Keeper")]
         let (orders, inbox) = mpsc::unbounded_channel();
-        let actor = Actor::new(link, instance, lock, orders.downgrade())?;
+        let actor = Actor::new(link, instance, lock, cgroup, orders.downgrade())?;
         let keeper = Self { orders, spawns: Arc::new(Semaphore::new(SPAWNS_IN_FLIGHT_MAX)), instance: instance.into() };
         Ok((keeper, tokio::spawn(actor.run(inbox))))
     }
@@ -160,6 +161,7 @@ struct Actor {
     socket: AsyncFd<OwnedFd>,
     pid: i32,
     lock: File,
+    cgroup: Arc<Cgroup>,
     instance: Arc<str>,
     next_id: u64,
     /// Weak, or the task would keep itself alive.
@@ -172,11 +174,12 @@ struct Actor {
 }
 
 impl Actor {
-    fn new(link: Link, instance: &str, lock: File, orders: mpsc::WeakUnboundedSender<Order>) -> std::io::Result<Self> {
+    fn new(link: Link, instance: &str, lock: File, cgroup: Arc<Cgroup>, orders: mpsc::WeakUnboundedSender<Order>) -> std::io::Result<Self> {
         Ok(Self {
             socket: watched(link.socket)?,
             pid: link.pid,
             lock,
+            cgroup,
             instance: instance.into(),
             next_id: 1,
             orders,
@@ -326,12 +329,13 @@ impl Actor {
     /// The keeper is dead. Its children got their death signal; what they left became ours.
     async fn replace(&mut self) -> bool {
         tracing::error!(pid = self.pid, children = self.running.len(), "keeper died; clearing up and starting another");
-        let (keeper, instance) = (self.pid, self.instance.clone());
+        let (keeper, instance, cgroup) = (self.pid, self.instance.clone(), self.cgroup.clone());
         let clear = move || {
+            let inside = cgroup.clear();
             let own = leftovers::clear_own_descendants(keeper);
             // An orphan goes elsewhere when a child was a subreaper itself.
             let marked = leftovers::clear_marked(&instance);
-            own && marked.left.is_empty()
+            inside && own && marked.left.is_empty()
         };
         let cleared = tokio::task::spawn_blocking(clear).await;
         if !cleared.unwrap_or(false) {
@@ -352,6 +356,11 @@ impl Actor {
             Ok((socket, pid)) => {
                 tracing::info!(pid, instance = %self.instance, "keeper restarted");
                 (self.socket, self.pid, self.launched) = (socket, pid, tokio::time::Instant::now());
+                let cgroup = self.cgroup.clone();
+                // Before it reads its first order.
+                if let Err(error) = tokio::task::spawn_blocking(move || cgroup.admit(pid)).await {
+                    tracing::error!(%error, "the keeper was not put into its cgroup");
+                }
                 true
             }
             Err(error) => {
@@ -388,7 +397,7 @@ mod tests {
     fn rig() -> Rig {
         let (ours, socket) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
         let (orders, inbox) = mpsc::unbounded_channel();
-        let actor = Actor::new(Link { socket: ours, pid: 0 }, "test", null(), orders.downgrade()).unwrap();
+        let actor = Actor::new(Link { socket: ours, pid: 0 }, "test", null(), Arc::new(Cgroup::none()), orders.downgrade()).unwrap();
         Rig { actor, socket, inbox, orders }
     }
 

@@ -1,4 +1,5 @@
-//! Kills what a dead keeper or a dead daemon left running, and nothing else.
+//! Kills what a dead keeper or a dead daemon left running, and nothing else: the way that needs nothing
+//! of the machine, beside `cgroup`, which needs a cgroup.
 //!
 //! Two cases: the keeper died under a living daemon (its orphans are the daemon's own children, the
 //! daemon being a subreaper too), and both were killed at once (then only the mark in a process's
@@ -116,7 +117,7 @@ fn kill(pid: i32, still_it: impl Fn(i32) -> bool) -> bool {
 }
 
 #[expect(clippy::disallowed_methods, reason = "blocking code that polls /proc: there is nothing to wait on")]
-fn pause() {
+pub(super) fn pause() {
     std::thread::sleep(PAUSE);
 }
 

@@ -42,6 +42,11 @@ fn is_zombie(pid: i32) -> bool {
     matches!(field(pid, STATE).as_deref(), None | Some("Z" | "X"))
 }
 
+/// Whether a signal has stopped it.
+pub fn is_stopped(pid: i32) -> bool {
+    field(pid, STATE).as_deref() == Some("T")
+}
+
 pub fn parent_of(pid: i32) -> Option<i32> {
     field(pid, PARENT)?.parse().ok()
 }

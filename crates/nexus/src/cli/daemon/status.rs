@@ -35,6 +35,16 @@ pub(crate) struct Status {
     pub(crate) plugins: Vec<String>,
     pub(crate) timer: Timer,
     pub(crate) ledgers: BTreeMap<String, String>,
+    pub(crate) kill_level: KillLevel,
+}
+
+/// How surely no child outlives a daemon that is killed.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct KillLevel {
+    level: String,
+    meaning: String,
+    why: String,
 }
 
 /// What was given on the daemon's command line.
@@ -146,7 +156,7 @@ impl LastRun {
     }
 }
 
-pub(crate) fn run(global: &Global) -> anyhow::Result<Exit> {
+pub(crate) fn run(verbose: bool, global: &Global) -> anyhow::Result<Exit> {
     let paths = global.paths()?;
     let out = global.out();
     let answer = if_running(block_on(async { Client::new(&paths).get("/control/status").await })?)?;
@@ -162,7 +172,9 @@ pub(crate) fn run(global: &Global) -> anyhow::Result<Exit> {
     if out.json {
         out.json(&answer)?;
     } else {
-        out.line(&render_status(&serde_json::from_value(answer)?, out.paint))?;
+        let status: Status = serde_json::from_value(answer)?;
+        let more = if verbose { render_more(&status) } else { String::new() };
+        out.line(&format!("{}{more}", render_status(&status, out.paint)))?;
     }
     Ok(Exit::Done)
 }
@@ -213,6 +225,15 @@ pub(crate) fn render_status(status: &Status, paint: Paint) -> String {
     lines.push(format!("Timer: {}", timer(&status.timer)));
     lines.push(format!("Ledgers: {}", ledgers(&status.ledgers, paint)));
     lines.join("\n")
+}
+
+/// What `--verbose` adds below the requirement's sample.
+fn render_more(status: &Status) -> String {
+    let KillLevel { level, meaning, why } = &status.kill_level;
+    if level.is_empty() {
+        return "\n\nKill level: unknown to a daemon of another version".to_owned();
+    }
+    format!("\n\nKill level: {level} ({meaning})\n  {}", one_line(why, ERROR_CHARS_MAX))
 }
 
 /// A line for each account, and one below it for what is wrong with it.
@@ -360,6 +381,17 @@ Ledgers: 4/4 ok";
         ] {
             assert!(text.lines().any(|found| found == line), "{line:?} is not in\n{text}");
         }
+    }
+
+    #[test]
+    fn the_kill_level_stands_below_the_sample_when_it_is_asked_for() {
+        let mut value = sample();
+        value["kill_level"] = json!({ "level": "scan", "meaning": "by descent", "why": "failed to create cgroup\n`/a`" });
+        let status: Status = serde_json::from_value(value.clone()).unwrap();
+        assert_eq!(render_more(&status), "\n\nKill level: scan (by descent)\n  failed to create cgroup `/a`");
+        assert_eq!(rendered(value), rendered(sample()));
+        let old: Status = serde_json::from_value(sample()).unwrap();
+        assert_eq!(render_more(&old), "\n\nKill level: unknown to a daemon of another version");
     }
 
     #[test]
