@@ -216,8 +216,7 @@ impl NexusRequest {
             account_id: event.account_id.clone(),
             target: event.peer_id.clone(),
             thread_id: event.thread_id.clone(),
-            // The platform's own id: what stands behind the channel's prefix.
-            reply_to_id: event.event_id.split_once(':').map(|(_, id)| id.to_owned()),
+            reply_to_id: platform_id(&event.event_id),
         };
         Self {
             request_id,
@@ -236,4 +235,15 @@ impl NexusRequest {
             reason: None,
         }
     }
+
+    /// The same, with an answer that quotes another message than this event's: the one that it repeats.
+    pub fn quoting(mut self, event_id: &str) -> Self {
+        self.delivery.reply_to_id = platform_id(event_id);
+        self
+    }
+}
+
+/// The platform's own id: what stands behind the channel's prefix.
+fn platform_id(event_id: &str) -> Option<String> {
+    event_id.split_once(':').map(|(_, id)| id.to_owned())
 }

@@ -17,6 +17,7 @@ mod generate;
 mod ledger;
 mod out;
 mod overlay;
+mod replay;
 mod reply;
 mod send;
 mod table;
@@ -237,6 +238,9 @@ mod tests {
             "trace req_1",
             "trace show req_1",
             "trace list --status failed",
+            "trace retry req_1 --wait",
+            "events replay gmail:18c2f0 --wait",
+            "events show 7",
             "deliveries retry dlv_1",
             "doctor",
             "doctor --repair --json",
@@ -253,8 +257,17 @@ mod tests {
 
     #[test]
     fn mistakes_are_usage_errors() {
-        let lines =
-            ["", "fly", "daemon start --port 99999", "daemon start --log-level loud", "adapter start gog", "send", "daemon logs -n 0"];
+        let lines = [
+            "",
+            "fly",
+            "events replay",
+            "trace retry",
+            "daemon start --port 99999",
+            "daemon start --log-level loud",
+            "adapter start gog",
+            "send",
+            "daemon logs -n 0",
+        ];
         for line in lines {
             let words: Vec<&str> = line.split_whitespace().collect();
             assert_eq!(parse(&words).unwrap_err().exit_code(), 2, "{line}");

@@ -13,6 +13,7 @@ pub mod paths;
 mod prologue;
 mod ready;
 mod reload;
+mod replay;
 mod shutdown;
 mod signals;
 mod start;

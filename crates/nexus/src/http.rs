@@ -4,6 +4,7 @@
 pub mod control;
 pub mod health;
 mod missing;
+pub mod replay;
 pub mod send;
 mod stream;
 

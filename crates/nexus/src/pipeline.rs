@@ -143,8 +143,8 @@ impl Pipeline {
     pub async fn prepare(self: &Arc<Self>, row: StoredEvent, request_id: String) -> Outcome {
         let settings = self.settings.load_full();
         self.metrics.totals.active.fetch_add(1, Ordering::Relaxed);
-        let adapter = row.adapter;
-        let mut request = NexusRequest::new(request_id, row.seq, clock::wall_ms(), row.event);
+        let adapter = row.adapter.clone();
+        let mut request = row.into_request(request_id, clock::wall_ms());
         self.bus.publish(NoticeType::RequestStarted, json!({ "request_id": request.request_id, "event_id": request.event.event_id }));
         let mut budget = Budget { timeout: Duration::from_millis(settings.pipeline.timeout_ms), spent: Duration::ZERO };
         match self.stages_before_agent(&mut request, &adapter, &settings, &mut budget).await {
@@ -320,6 +320,10 @@ struct StageNotice<'a> {
 /// The request without its event (which the events ledger has) and without the answer's text (which
 /// the run has): what `trace` shows beside them.
 fn trace_json(request: &NexusRequest) -> String {
+    trace_value(request).to_string()
+}
+
+fn trace_value(request: &NexusRequest) -> serde_json::Value {
     let response = request.response.as_ref().map(|response| {
         json!({
             "chars": response.content.chars().count(), "usage": response.usage, "stop_reason": response.stop_reason,
@@ -330,5 +334,4 @@ fn trace_json(request: &NexusRequest) -> String {
         "principal": request.principal, "access": request.access, "triggers": request.triggers, "agent": request.agent,
         "response": response, "delivery_result": request.delivery_result, "pipeline": request.pipeline,
     })
-    .to_string()
 }

@@ -1,11 +1,13 @@
 //! Questions about the record, answered alike by a running daemon and, when none runs, by the CLI
 //! straight from the ledger files.
 
-use crate::ledger::events::{self, StoredEvent};
+use crate::ledger::events::{self, Disposition, StoredEvent};
 use crate::ledger::migrate::{self, MigrateError};
 use crate::ledger::{Ledger, ReadError, Readers, nexus};
 use nexus_core::ids::AccountKey;
+use nexus_core::request::Status;
 use rusqlite::Connection;
+use serde::Serialize;
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -46,6 +48,19 @@ pub struct KnownAccount {
     pub last_error: Option<String>,
     /// Unix ms.
     pub last_event_at: Option<i64>,
+}
+
+/// One of the times that an event was to be worked on: as it came, or a replay.
+#[derive(Debug, Clone, Serialize)]
+pub struct Attempt {
+    pub event_seq: i64,
+    pub event_id: String,
+    /// `None` for history, and for an event that was accepted a moment ago.
+    pub request_id: Option<String>,
+    pub status: Option<String>,
+    /// It has no end yet, and will have one.
+    #[serde(skip)]
+    pub is_open: bool,
 }
 
 /// Readers of the two ledgers that questions go to.
@@ -112,29 +127,69 @@ impl Record {
         Ok(json!({ "events": rows.iter().map(event_json).collect::<Vec<_>>(), "last_seq": last_seq }))
     }
 
-    pub fn event(&self, event_id: &str) -> Result<Option<Value>, ReadError> {
-        let row = self.events.read_now(|connection| events::by_id(connection, event_id))?;
-        Ok(row.as_ref().map(event_json))
+    /// One event; `id` as in [`Self::stored`].
+    pub fn event(&self, id: &str) -> Result<Option<Value>, ReadError> {
+        Ok(self.stored(id)?.as_ref().map(event_json))
     }
 
-    /// One request with its event and deliveries; `id` is a request id, an event id or an event seq.
-    pub fn trace(&self, id: &str) -> Result<Option<Value>, ReadError> {
-        let seq = match id.parse::<i64>() {
-            Ok(seq) => Some(seq),
+    /// One event as it is stored; `id` is its id or its seq, or the id of its request.
+    pub fn stored(&self, id: &str) -> Result<Option<StoredEvent>, ReadError> {
+        match self.seq_of(id)? {
+            Some(seq) => self.events.read_now(|connection| events::by_seq(connection, seq)),
+            None => self.events.read_now(|connection| events::by_id(connection, id)),
+        }
+    }
+
+    /// The place of an event that is named by a number or by its request.
+    fn seq_of(&self, id: &str) -> Result<Option<i64>, ReadError> {
+        match id.parse::<i64>() {
+            Ok(seq) => Ok(Some(seq)),
             Err(_) if id.starts_with("req_") => {
-                self.nexus.read_now(|connection| nexus::request_by_id(connection, id))?.map(|request| request.event_seq)
+                Ok(self.nexus.read_now(|connection| nexus::request_by_id(connection, id))?.map(|request| request.event_seq))
             }
-            Err(_) => self.events.read_now(|connection| events::by_id(connection, id))?.map(|event| event.seq),
-        };
-        let Some(seq) = seq else { return Ok(None) };
-        let event = self.events.read_now(|connection| events::by_seq(connection, seq))?;
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// One request with its event and deliveries, what it repeats and what repeats it; `id` as in
+    /// [`Self::stored`].
+    pub fn trace(&self, id: &str) -> Result<Option<Value>, ReadError> {
+        let Some(event) = self.stored(id)? else { return Ok(None) };
+        let seq = event.seq;
         let (request, deliveries, runs) = self.nexus.read_now(|connection| {
             Ok((nexus::request_by_event(connection, seq)?, nexus::deliveries_of(connection, seq)?, runs(connection, seq)?))
         })?;
-        Ok(request.map(|mut request| {
-            add_text(request.trace.as_mut(), &runs);
-            json!({ "request": request, "event": event.as_ref().map(event_json), "deliveries": deliveries, "runs": runs })
-        }))
+        let Some(mut request) = request else { return Ok(None) };
+        add_text(request.trace.as_mut(), &runs);
+        let mut attempts = self.attempts(event.first_id())?;
+        let is_first = |attempt: &Attempt| attempt.event_id == event.first_id();
+        let first = event.replay_of.as_ref().and_then(|_| attempts.iter().find(|attempt| is_first(attempt)).cloned());
+        // A replay of a replay is one of the first event.
+        attempts.retain(|attempt| event.replay_of.is_none() && !is_first(attempt));
+        Ok(Some(json!({
+            "request": request, "event": event_json(&event), "deliveries": deliveries, "runs": runs,
+            "replay_of": first, "replays": attempts,
+        })))
+    }
+
+    /// The first event of this id with its replays, oldest first.
+    pub fn attempts(&self, first_id: &str) -> Result<Vec<Attempt>, ReadError> {
+        let (first, replays) =
+            self.events.read_now(|connection| Ok((events::by_id(connection, first_id)?, events::replays_of(connection, first_id)?)))?;
+        let first = first.map(|event| (event.seq, event.event.event_id, event.disposition));
+        let replays = replays.into_iter().map(|(seq, event_id)| (seq, event_id, Disposition::Run));
+        let all: Vec<_> = first.into_iter().chain(replays).collect();
+        self.nexus.read_now(|connection| {
+            let attempt = |(event_seq, event_id, disposition): (i64, String, Disposition)| -> rusqlite::Result<Attempt> {
+                let (request_id, status) = nexus::request_state(connection, event_seq)?.unzip();
+                let is_open = match &status {
+                    Some(status) => Status::parse(status).is_some_and(|status| !status.is_terminal()),
+                    None => disposition != Disposition::History,
+                };
+                Ok(Attempt { event_seq, event_id, request_id, status, is_open })
+            };
+            all.into_iter().map(attempt).collect()
+        })
     }
 
     pub fn traces(&self, status: Option<&str>, limit: usize) -> Result<Value, ReadError> {
@@ -150,7 +205,8 @@ impl Record {
 
 /// The agent's text is kept once, in its run's turn; the trace is shown with it.
 fn add_text(trace: Option<&mut Value>, runs: &[Value]) {
-    let text = runs.iter().rev().find_map(|run| run["turn"]["assistant"].as_str());
+    // The last run's only: an earlier one was interrupted.
+    let text = runs.last().and_then(|run| run["turn"]["assistant"].as_str());
     let response = trace.and_then(|trace| trace.get_mut("response")).and_then(Value::as_object_mut);
     if let (Some(text), Some(response)) = (text, response) {
         response.insert("content".into(), text.into());
@@ -180,6 +236,7 @@ fn event_json(row: &StoredEvent) -> Value {
         fields.insert("direction".into(), row.direction.clone().into());
         fields.insert("received_at".into(), row.received_at.into());
         fields.insert("disposition".into(), row.disposition.as_str().into());
+        fields.insert("replay_of".into(), row.replay_of.clone().into());
     }
     value
 }
@@ -192,8 +249,8 @@ pub fn events(directory: &Path, query: &EventsQuery) -> Result<Value, QueryError
     Ok(Record::offline(directory)?.events(query)?)
 }
 
-pub fn event(directory: &Path, event_id: &str) -> Result<Option<Value>, QueryError> {
-    Ok(Record::offline(directory)?.event(event_id)?)
+pub fn event(directory: &Path, id: &str) -> Result<Option<Value>, QueryError> {
+    Ok(Record::offline(directory)?.event(id)?)
 }
 
 pub fn trace(directory: &Path, id: &str) -> Result<Option<Value>, QueryError> {

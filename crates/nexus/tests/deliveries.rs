@@ -89,12 +89,20 @@ fn what_can_never_arrive_is_not_tried_again() {
     assert_eq!(delivery["attempts"], 1);
     assert!(delivery["error"].as_str().is_some_and(|error| error.contains("no such peer")), "{delivery}");
     assert_eq!(lines(&sends).len(), 1);
+    let counts = json!({ "uncertain": 0, "failed": 1, "expired": 0, "stuck": 0 });
+    eventually("the status counts it", || daemon.status()["deliveries"] == counts);
+    let status = daemon.nexus_ok(&["daemon", "status"]);
+    assert!(status.contains("Undelivered: 1 failed"), "{status}");
+    daemon.nexus_ok(&["deliveries", "discard", delivery["delivery_id"].as_str().unwrap()]);
+    eventually("what was decided is no longer counted", || daemon.status()["deliveries"]["failed"] == 0);
 }
 
 #[test]
 fn a_success_without_a_message_id_is_held_until_a_person_decides() {
     let (mut daemon, sends) = sending(1, "no_id");
     let held = delivery_once(&daemon, "uncertain");
+    let counts = json!({ "uncertain": 1, "failed": 0, "expired": 0, "stuck": 1 });
+    eventually("the status counts it", || daemon.status()["deliveries"] == counts);
     daemon.stop();
     daemon.launch();
     assert_eq!(delivery_once(&daemon, "uncertain")["delivery_id"], held["delivery_id"]);

@@ -40,6 +40,9 @@ _nexus() {
             nexus,deliveries)
                 cmd="nexus__subcmd__deliveries"
                 ;;
+            nexus,doctor)
+                cmd="nexus__subcmd__doctor"
+                ;;
             nexus,events)
                 cmd="nexus__subcmd__events"
                 ;;
@@ -292,6 +295,9 @@ _nexus() {
             nexus__subcmd__events,help)
                 cmd="nexus__subcmd__events__subcmd__help"
                 ;;
+            nexus__subcmd__events,replay)
+                cmd="nexus__subcmd__events__subcmd__replay"
+                ;;
             nexus__subcmd__events,search)
                 cmd="nexus__subcmd__events__subcmd__search"
                 ;;
@@ -303,6 +309,9 @@ _nexus() {
                 ;;
             nexus__subcmd__events__subcmd__help,help)
                 cmd="nexus__subcmd__events__subcmd__help__subcmd__help"
+                ;;
+            nexus__subcmd__events__subcmd__help,replay)
+                cmd="nexus__subcmd__events__subcmd__help__subcmd__replay"
                 ;;
             nexus__subcmd__events__subcmd__help,search)
                 cmd="nexus__subcmd__events__subcmd__help__subcmd__search"
@@ -336,6 +345,9 @@ _nexus() {
                 ;;
             nexus__subcmd__help,deliveries)
                 cmd="nexus__subcmd__help__subcmd__deliveries"
+                ;;
+            nexus__subcmd__help,doctor)
+                cmd="nexus__subcmd__help__subcmd__doctor"
                 ;;
             nexus__subcmd__help,events)
                 cmd="nexus__subcmd__help__subcmd__events"
@@ -448,6 +460,9 @@ _nexus() {
             nexus__subcmd__help__subcmd__deliveries,retry)
                 cmd="nexus__subcmd__help__subcmd__deliveries__subcmd__retry"
                 ;;
+            nexus__subcmd__help__subcmd__events,replay)
+                cmd="nexus__subcmd__help__subcmd__events__subcmd__replay"
+                ;;
             nexus__subcmd__help__subcmd__events,search)
                 cmd="nexus__subcmd__help__subcmd__events__subcmd__search"
                 ;;
@@ -460,6 +475,9 @@ _nexus() {
             nexus__subcmd__help__subcmd__trace,list)
                 cmd="nexus__subcmd__help__subcmd__trace__subcmd__list"
                 ;;
+            nexus__subcmd__help__subcmd__trace,retry)
+                cmd="nexus__subcmd__help__subcmd__trace__subcmd__retry"
+                ;;
             nexus__subcmd__help__subcmd__trace,show)
                 cmd="nexus__subcmd__help__subcmd__trace__subcmd__show"
                 ;;
@@ -469,6 +487,9 @@ _nexus() {
             nexus__subcmd__trace,list)
                 cmd="nexus__subcmd__trace__subcmd__list"
                 ;;
+            nexus__subcmd__trace,retry)
+                cmd="nexus__subcmd__trace__subcmd__retry"
+                ;;
             nexus__subcmd__trace,show)
                 cmd="nexus__subcmd__trace__subcmd__show"
                 ;;
@@ -477,6 +498,9 @@ _nexus() {
                 ;;
             nexus__subcmd__trace__subcmd__help,list)
                 cmd="nexus__subcmd__trace__subcmd__help__subcmd__list"
+                ;;
+            nexus__subcmd__trace__subcmd__help,retry)
+                cmd="nexus__subcmd__trace__subcmd__help__subcmd__retry"
                 ;;
             nexus__subcmd__trace__subcmd__help,show)
                 cmd="nexus__subcmd__trace__subcmd__help__subcmd__show"
@@ -488,7 +512,7 @@ _nexus() {
 
     case "${cmd}" in
         nexus)
-            opts="-c -h -V --json --config --help --version daemon adapter send chat events trace deliveries credential config completions version __generate help"
+            opts="-c -h -V --json --config --help --version daemon adapter send chat events trace deliveries doctor credential config completions version __generate help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1876,7 +1900,7 @@ _nexus() {
             return 0
             ;;
         nexus__subcmd__daemon__subcmd__status)
-            opts="-c -h --json --config --help"
+            opts="-c -h --verbose --json --config --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -2089,8 +2113,30 @@ _nexus() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        nexus__subcmd__doctor)
+            opts="-c -h --repair --json --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -c)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         nexus__subcmd__events)
-            opts="-c -h --json --config --help tail show search help"
+            opts="-c -h --json --config --help tail show replay search help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -2112,7 +2158,7 @@ _nexus() {
             return 0
             ;;
         nexus__subcmd__events__subcmd__help)
-            opts="tail show search help"
+            opts="tail show replay search help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -2126,6 +2172,20 @@ _nexus() {
             return 0
             ;;
         nexus__subcmd__events__subcmd__help__subcmd__help)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        nexus__subcmd__events__subcmd__help__subcmd__replay)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -2174,6 +2234,28 @@ _nexus() {
                 return 0
             fi
             case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        nexus__subcmd__events__subcmd__replay)
+            opts="-c -h --wait --json --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -c)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;
@@ -2268,7 +2350,7 @@ _nexus() {
             return 0
             ;;
         nexus__subcmd__help)
-            opts="daemon adapter send chat events trace deliveries credential config completions version __generate help"
+            opts="daemon adapter send chat events trace deliveries doctor credential config completions version __generate help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -2841,9 +2923,37 @@ _nexus() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        nexus__subcmd__help__subcmd__events)
-            opts="tail show search"
+        nexus__subcmd__help__subcmd__doctor)
+            opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        nexus__subcmd__help__subcmd__events)
+            opts="tail show replay search"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        nexus__subcmd__help__subcmd__events__subcmd__replay)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
@@ -2926,7 +3036,7 @@ _nexus() {
             return 0
             ;;
         nexus__subcmd__help__subcmd__trace)
-            opts="show list"
+            opts="show retry list"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -2940,6 +3050,20 @@ _nexus() {
             return 0
             ;;
         nexus__subcmd__help__subcmd__trace__subcmd__list)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        nexus__subcmd__help__subcmd__trace__subcmd__retry)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -3016,7 +3140,7 @@ _nexus() {
             return 0
             ;;
         nexus__subcmd__trace)
-            opts="-c -h --json --config --help show list help"
+            opts="-c -h --json --config --help show retry list help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -3038,7 +3162,7 @@ _nexus() {
             return 0
             ;;
         nexus__subcmd__trace__subcmd__help)
-            opts="show list help"
+            opts="show retry list help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -3066,6 +3190,20 @@ _nexus() {
             return 0
             ;;
         nexus__subcmd__trace__subcmd__help__subcmd__list)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        nexus__subcmd__trace__subcmd__help__subcmd__retry)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -3112,6 +3250,28 @@ _nexus() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -c)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        nexus__subcmd__trace__subcmd__retry)
+            opts="-c -h --wait --json --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
                 --config)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0

@@ -35,6 +35,7 @@ complete -c nexus -n "__fish_nexus_needs_command" -f -a "chat" -d 'Talk to an ag
 complete -c nexus -n "__fish_nexus_needs_command" -f -a "events" -d 'Show what came in and went out'
 complete -c nexus -n "__fish_nexus_needs_command" -f -a "trace" -d 'Show what became of an event: stages, decisions, deliveries'
 complete -c nexus -n "__fish_nexus_needs_command" -f -a "deliveries" -d 'Show and decide about messages on their way out'
+complete -c nexus -n "__fish_nexus_needs_command" -f -a "doctor" -d 'Look at everything that the daemon needs and keeps, and say what to do about what is wrong'
 complete -c nexus -n "__fish_nexus_needs_command" -f -a "credential" -d 'Store credentials for adapters'
 complete -c nexus -n "__fish_nexus_needs_command" -f -a "config" -d 'Check and show the configuration'
 complete -c nexus -n "__fish_nexus_needs_command" -f -a "completions" -d 'Print a completion script for a shell'
@@ -68,6 +69,7 @@ complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subc
 complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from restart" -l json -d 'Print JSON, in a form that stays stable'
 complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from restart" -s h -l help -d 'Print help'
 complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from status" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from status" -l verbose -d 'Also how surely no child outlives the daemon'
 complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from status" -l json -d 'Print JSON, in a form that stays stable'
 complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from status" -s h -l help -d 'Print help'
 complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from reload" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
@@ -182,13 +184,14 @@ complete -c nexus -n "__fish_nexus_using_subcommand chat" -l conversation -d 'Th
 complete -c nexus -n "__fish_nexus_using_subcommand chat" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
 complete -c nexus -n "__fish_nexus_using_subcommand chat" -l json -d 'Print JSON, in a form that stays stable'
 complete -c nexus -n "__fish_nexus_using_subcommand chat" -s h -l help -d 'Print help'
-complete -c nexus -n "__fish_nexus_using_subcommand events; and not __fish_seen_subcommand_from tail show search help" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
-complete -c nexus -n "__fish_nexus_using_subcommand events; and not __fish_seen_subcommand_from tail show search help" -l json -d 'Print JSON, in a form that stays stable'
-complete -c nexus -n "__fish_nexus_using_subcommand events; and not __fish_seen_subcommand_from tail show search help" -s h -l help -d 'Print help'
-complete -c nexus -n "__fish_nexus_using_subcommand events; and not __fish_seen_subcommand_from tail show search help" -f -a "tail" -d 'Show the newest events'
-complete -c nexus -n "__fish_nexus_using_subcommand events; and not __fish_seen_subcommand_from tail show search help" -f -a "show" -d 'Show one event with all its fields'
-complete -c nexus -n "__fish_nexus_using_subcommand events; and not __fish_seen_subcommand_from tail show search help" -f -a "search" -d 'Find events by their text'
-complete -c nexus -n "__fish_nexus_using_subcommand events; and not __fish_seen_subcommand_from tail show search help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c nexus -n "__fish_nexus_using_subcommand events; and not __fish_seen_subcommand_from tail show replay search help" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand events; and not __fish_seen_subcommand_from tail show replay search help" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand events; and not __fish_seen_subcommand_from tail show replay search help" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand events; and not __fish_seen_subcommand_from tail show replay search help" -f -a "tail" -d 'Show the newest events'
+complete -c nexus -n "__fish_nexus_using_subcommand events; and not __fish_seen_subcommand_from tail show replay search help" -f -a "show" -d 'Show one event with all its fields'
+complete -c nexus -n "__fish_nexus_using_subcommand events; and not __fish_seen_subcommand_from tail show replay search help" -f -a "replay" -d 'Run a received event again: a new request, linked to the first'
+complete -c nexus -n "__fish_nexus_using_subcommand events; and not __fish_seen_subcommand_from tail show replay search help" -f -a "search" -d 'Find events by their text'
+complete -c nexus -n "__fish_nexus_using_subcommand events; and not __fish_seen_subcommand_from tail show replay search help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c nexus -n "__fish_nexus_using_subcommand events; and __fish_seen_subcommand_from tail" -s n -l limit -d 'How many to begin with' -r
 complete -c nexus -n "__fish_nexus_using_subcommand events; and __fish_seen_subcommand_from tail" -l channel -d 'Only this channel' -r
 complete -c nexus -n "__fish_nexus_using_subcommand events; and __fish_seen_subcommand_from tail" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
@@ -198,23 +201,33 @@ complete -c nexus -n "__fish_nexus_using_subcommand events; and __fish_seen_subc
 complete -c nexus -n "__fish_nexus_using_subcommand events; and __fish_seen_subcommand_from show" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
 complete -c nexus -n "__fish_nexus_using_subcommand events; and __fish_seen_subcommand_from show" -l json -d 'Print JSON, in a form that stays stable'
 complete -c nexus -n "__fish_nexus_using_subcommand events; and __fish_seen_subcommand_from show" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand events; and __fish_seen_subcommand_from replay" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand events; and __fish_seen_subcommand_from replay" -l wait -d 'Wait for the new request\'s end; what `nexus send` said is always waited for'
+complete -c nexus -n "__fish_nexus_using_subcommand events; and __fish_seen_subcommand_from replay" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand events; and __fish_seen_subcommand_from replay" -s h -l help -d 'Print help'
 complete -c nexus -n "__fish_nexus_using_subcommand events; and __fish_seen_subcommand_from search" -s n -l limit -d 'How many at most' -r
 complete -c nexus -n "__fish_nexus_using_subcommand events; and __fish_seen_subcommand_from search" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
 complete -c nexus -n "__fish_nexus_using_subcommand events; and __fish_seen_subcommand_from search" -l json -d 'Print JSON, in a form that stays stable'
 complete -c nexus -n "__fish_nexus_using_subcommand events; and __fish_seen_subcommand_from search" -s h -l help -d 'Print help'
 complete -c nexus -n "__fish_nexus_using_subcommand events; and __fish_seen_subcommand_from help" -f -a "tail" -d 'Show the newest events'
 complete -c nexus -n "__fish_nexus_using_subcommand events; and __fish_seen_subcommand_from help" -f -a "show" -d 'Show one event with all its fields'
+complete -c nexus -n "__fish_nexus_using_subcommand events; and __fish_seen_subcommand_from help" -f -a "replay" -d 'Run a received event again: a new request, linked to the first'
 complete -c nexus -n "__fish_nexus_using_subcommand events; and __fish_seen_subcommand_from help" -f -a "search" -d 'Find events by their text'
 complete -c nexus -n "__fish_nexus_using_subcommand events; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
-complete -c nexus -n "__fish_nexus_using_subcommand trace; and not __fish_seen_subcommand_from show list help" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
-complete -c nexus -n "__fish_nexus_using_subcommand trace; and not __fish_seen_subcommand_from show list help" -l json -d 'Print JSON, in a form that stays stable'
-complete -c nexus -n "__fish_nexus_using_subcommand trace; and not __fish_seen_subcommand_from show list help" -s h -l help -d 'Print help'
-complete -c nexus -n "__fish_nexus_using_subcommand trace; and not __fish_seen_subcommand_from show list help" -a "show" -d 'Show one request: its stages, decisions and deliveries'
-complete -c nexus -n "__fish_nexus_using_subcommand trace; and not __fish_seen_subcommand_from show list help" -a "list" -d 'List the newest requests'
-complete -c nexus -n "__fish_nexus_using_subcommand trace; and not __fish_seen_subcommand_from show list help" -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c nexus -n "__fish_nexus_using_subcommand trace; and not __fish_seen_subcommand_from show retry list help" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand trace; and not __fish_seen_subcommand_from show retry list help" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand trace; and not __fish_seen_subcommand_from show retry list help" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand trace; and not __fish_seen_subcommand_from show retry list help" -a "show" -d 'Show one request: its stages, decisions and deliveries'
+complete -c nexus -n "__fish_nexus_using_subcommand trace; and not __fish_seen_subcommand_from show retry list help" -a "retry" -d 'Run a request again that failed or expired: a new one, linked to it'
+complete -c nexus -n "__fish_nexus_using_subcommand trace; and not __fish_seen_subcommand_from show retry list help" -a "list" -d 'List the newest requests'
+complete -c nexus -n "__fish_nexus_using_subcommand trace; and not __fish_seen_subcommand_from show retry list help" -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c nexus -n "__fish_nexus_using_subcommand trace; and __fish_seen_subcommand_from show" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
 complete -c nexus -n "__fish_nexus_using_subcommand trace; and __fish_seen_subcommand_from show" -l json -d 'Print JSON, in a form that stays stable'
 complete -c nexus -n "__fish_nexus_using_subcommand trace; and __fish_seen_subcommand_from show" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand trace; and __fish_seen_subcommand_from retry" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand trace; and __fish_seen_subcommand_from retry" -l wait -d 'Wait for the new request\'s end; what `nexus send` said is always waited for'
+complete -c nexus -n "__fish_nexus_using_subcommand trace; and __fish_seen_subcommand_from retry" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand trace; and __fish_seen_subcommand_from retry" -s h -l help -d 'Print help'
 complete -c nexus -n "__fish_nexus_using_subcommand trace; and __fish_seen_subcommand_from list" -l status -d 'Only requests of this status' -r -f -a "waiting\t''
 processing\t''
 interrupted\t''
@@ -228,6 +241,7 @@ complete -c nexus -n "__fish_nexus_using_subcommand trace; and __fish_seen_subco
 complete -c nexus -n "__fish_nexus_using_subcommand trace; and __fish_seen_subcommand_from list" -l json -d 'Print JSON, in a form that stays stable'
 complete -c nexus -n "__fish_nexus_using_subcommand trace; and __fish_seen_subcommand_from list" -s h -l help -d 'Print help'
 complete -c nexus -n "__fish_nexus_using_subcommand trace; and __fish_seen_subcommand_from help" -f -a "show" -d 'Show one request: its stages, decisions and deliveries'
+complete -c nexus -n "__fish_nexus_using_subcommand trace; and __fish_seen_subcommand_from help" -f -a "retry" -d 'Run a request again that failed or expired: a new one, linked to it'
 complete -c nexus -n "__fish_nexus_using_subcommand trace; and __fish_seen_subcommand_from help" -f -a "list" -d 'List the newest requests'
 complete -c nexus -n "__fish_nexus_using_subcommand trace; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and not __fish_seen_subcommand_from list retry discard help" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
@@ -258,6 +272,10 @@ complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_
 complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from help" -f -a "retry" -d 'Send one again; an uncertain one may then arrive twice'
 complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from help" -f -a "discard" -d 'Give one up'
 complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c nexus -n "__fish_nexus_using_subcommand doctor" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand doctor" -l repair -d 'Mend what is safe to mend: modes, and with no daemon running what a dead one left'
+complete -c nexus -n "__fish_nexus_using_subcommand doctor" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand doctor" -s h -l help -d 'Print help'
 complete -c nexus -n "__fish_nexus_using_subcommand credential; and not __fish_seen_subcommand_from set list remove help" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
 complete -c nexus -n "__fish_nexus_using_subcommand credential; and not __fish_seen_subcommand_from set list remove help" -l json -d 'Print JSON, in a form that stays stable'
 complete -c nexus -n "__fish_nexus_using_subcommand credential; and not __fish_seen_subcommand_from set list remove help" -s h -l help -d 'Print help'
@@ -312,19 +330,20 @@ complete -c nexus -n "__fish_nexus_using_subcommand version" -s h -l help -d 'Pr
 complete -c nexus -n "__fish_nexus_using_subcommand __generate" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
 complete -c nexus -n "__fish_nexus_using_subcommand __generate" -l json -d 'Print JSON, in a form that stays stable'
 complete -c nexus -n "__fish_nexus_using_subcommand __generate" -s h -l help -d 'Print help'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries credential config completions version __generate help" -f -a "daemon" -d 'Start, stop and watch the daemon'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries credential config completions version __generate help" -f -a "adapter" -d 'Connect channels: the programs that read and write them, and their accounts'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries credential config completions version __generate help" -f -a "send" -d 'Send one message and print the answer'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries credential config completions version __generate help" -f -a "chat" -d 'Talk to an agent, line by line'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries credential config completions version __generate help" -f -a "events" -d 'Show what came in and went out'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries credential config completions version __generate help" -f -a "trace" -d 'Show what became of an event: stages, decisions, deliveries'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries credential config completions version __generate help" -f -a "deliveries" -d 'Show and decide about messages on their way out'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries credential config completions version __generate help" -f -a "credential" -d 'Store credentials for adapters'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries credential config completions version __generate help" -f -a "config" -d 'Check and show the configuration'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries credential config completions version __generate help" -f -a "completions" -d 'Print a completion script for a shell'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries credential config completions version __generate help" -f -a "version" -d 'Print the version'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries credential config completions version __generate help" -f -a "__generate" -d 'Write the generated documentation into a directory'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries credential config completions version __generate help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries doctor credential config completions version __generate help" -f -a "daemon" -d 'Start, stop and watch the daemon'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries doctor credential config completions version __generate help" -f -a "adapter" -d 'Connect channels: the programs that read and write them, and their accounts'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries doctor credential config completions version __generate help" -f -a "send" -d 'Send one message and print the answer'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries doctor credential config completions version __generate help" -f -a "chat" -d 'Talk to an agent, line by line'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries doctor credential config completions version __generate help" -f -a "events" -d 'Show what came in and went out'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries doctor credential config completions version __generate help" -f -a "trace" -d 'Show what became of an event: stages, decisions, deliveries'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries doctor credential config completions version __generate help" -f -a "deliveries" -d 'Show and decide about messages on their way out'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries doctor credential config completions version __generate help" -f -a "doctor" -d 'Look at everything that the daemon needs and keeps, and say what to do about what is wrong'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries doctor credential config completions version __generate help" -f -a "credential" -d 'Store credentials for adapters'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries doctor credential config completions version __generate help" -f -a "config" -d 'Check and show the configuration'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries doctor credential config completions version __generate help" -f -a "completions" -d 'Print a completion script for a shell'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries doctor credential config completions version __generate help" -f -a "version" -d 'Print the version'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries doctor credential config completions version __generate help" -f -a "__generate" -d 'Write the generated documentation into a directory'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries doctor credential config completions version __generate help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from daemon" -f -a "start" -d 'Start the daemon, in the foreground unless --detach is given'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from daemon" -f -a "stop" -d 'Stop the daemon: what runs is finished and recorded first, for at most 45 s'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from daemon" -f -a "restart" -d 'Stop and start, with the flags it was started with'
@@ -347,8 +366,10 @@ complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcom
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from adapter" -f -a "health" -d 'Probe an account\'s health now'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from events" -f -a "tail" -d 'Show the newest events'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from events" -f -a "show" -d 'Show one event with all its fields'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from events" -f -a "replay" -d 'Run a received event again: a new request, linked to the first'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from events" -f -a "search" -d 'Find events by their text'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from trace" -f -a "show" -d 'Show one request: its stages, decisions and deliveries'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from trace" -f -a "retry" -d 'Run a request again that failed or expired: a new one, linked to it'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from trace" -f -a "list" -d 'List the newest requests'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from deliveries" -f -a "list" -d 'List the newest deliveries'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from deliveries" -f -a "retry" -d 'Send one again; an uncertain one may then arrive twice'

@@ -19,6 +19,8 @@ CREATE TABLE events (
   received_at  INTEGER NOT NULL,
   -- Decided once, when accepted: run it, run it though it is late, file it for being late, or history.
   disposition  TEXT NOT NULL CHECK (disposition IN ('run', 'late', 'filed', 'history')),
+  -- Of a replay: the id of the event that it repeats, of the first one however often it was repeated.
+  replay_of    TEXT,
   -- Last, because they may be long: what stands behind them is read only through all of them.
   content      TEXT NOT NULL,
   attachments  TEXT,
@@ -26,8 +28,10 @@ CREATE TABLE events (
 ) STRICT;
 
 -- The newest slot of a timer job, found without reading the ledger. Slots are milliseconds of one
--- length, so text order is time order.
-CREATE INDEX events_timer ON events (event_id) WHERE channel = 'timer';
+-- length, so text order is time order; a replay is no slot.
+CREATE INDEX events_timer ON events (event_id) WHERE channel = 'timer' AND replay_of IS NULL;
+
+CREATE INDEX events_replays ON events (replay_of) WHERE replay_of IS NOT NULL;
 
 CREATE TABLE rejected_lines (
   seq         INTEGER PRIMARY KEY,

@@ -41,6 +41,7 @@ CREATE TABLE runs (
   started_at   INTEGER NOT NULL,
   finished_at  INTEGER,
   finish_seq   INTEGER UNIQUE,
+  -- Of an interrupted run, which has no finish_seq: what the agent had said, if the daemon could write that.
   turn_json    TEXT,
   epoch        INTEGER NOT NULL
 ) STRICT;
@@ -74,6 +75,7 @@ CREATE TABLE deliveries (
 ) STRICT;
 CREATE INDEX deliveries_by_request ON deliveries (event_seq);
 CREATE INDEX deliveries_open ON deliveries (seq) WHERE status IN ('pending', 'sending', 'uncertain');
+CREATE INDEX deliveries_dead ON deliveries (status) WHERE status IN ('failed', 'expired');
 
 CREATE TABLE adapter_instances (
   adapter               TEXT NOT NULL,

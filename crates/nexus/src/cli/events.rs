@@ -4,7 +4,7 @@ use super::client::{Client, ClientError, encoded, with_query};
 use super::failure::Exit;
 use super::out::{Color, Out, Paint, note, one_line, visible};
 use super::talk::{RECONNECT_LIMIT, RECONNECT_PAUSE};
-use super::{Global, block_on, ledger, units};
+use super::{Global, block_on, ledger, replay, units};
 use crate::query::{self, EventsQuery};
 use jiff::tz::TimeZone;
 use serde_json::Value;
@@ -39,9 +39,12 @@ enum Verb {
     /// Show one event with all its fields
     #[command(after_help = "Example:\n  nexus events show gmail:18c2f0")]
     Show {
-        /// Its id, as `channel:id`
+        /// Its id, as `channel:id`, its number, or its request's id
         id: String,
     },
+    /// Run a received event again: a new request, linked to the first
+    #[command(after_help = "Examples:\n  nexus events replay gmail:18c2f0\n  nexus events replay req_01JBX --wait")]
+    Replay(replay::Args),
     /// Find events by their text
     #[command(after_help = "Example:\n  nexus events search invoice -n 5")]
     Search {
@@ -71,6 +74,7 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<Exit> {
         match verb {
             Verb::Tail(tail) => tail_verb(&tail, global).await,
             Verb::Show { id } => show(&id, global).await,
+            Verb::Replay(args) => replay::run(&args, false, global).await,
             Verb::Search { text, limit } => list(global, limit, None, Some(text)).await.map(|_| Exit::Done),
         }
     })?
@@ -264,8 +268,9 @@ fn row(event: &Value, paint: Paint, zone: &TimeZone) -> String {
     };
     let is_marked = !is_out && event["disposition"].as_str().is_some_and(|word| word != "run");
     let filed = if is_marked { format!(" ({})", text("disposition")) } else { String::new() };
+    let again = if event["replay_of"].is_string() { " (replay)" } else { "" };
     format!(
-        "{} {} {}: {}{}  {}",
+        "{} {} {}: {}{}{again}  {}",
         paint.apply(Color::Dim, &time),
         visible(&format!("{}/{}", text("channel"), text("account_id"))),
         paint.apply(Color::Bold, &one_line(&speaker, CONTENT_CHARS_MAX)),

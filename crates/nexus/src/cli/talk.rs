@@ -6,7 +6,7 @@ use super::out::OutputError;
 use anyhow::Context;
 use nexus_core::request::Status;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::io::{BufRead, Read};
 use std::time::{Duration, Instant};
 
@@ -99,11 +99,33 @@ pub(crate) async fn say(
     message: &Message,
     show: &mut dyn FnMut(&Part) -> Result<(), OutputError>,
 ) -> anyhow::Result<End> {
-    let mut was_connected = false;
+    let question = Question { path: "/control/send", body: json!(message), event_id: message.event_id() };
+    until_end(client, &question, false, show).await
+}
+
+/// What is asked again, word for word, after a lost connection.
+#[derive(Debug)]
+pub(crate) struct Question<'a> {
+    pub(crate) path: &'a str,
+    pub(crate) body: Value,
+    /// What becomes of which event is asked.
+    pub(crate) event_id: &'a str,
+}
+
+/// As [`say`], of any question that is answered by parts. `was_connected`: the daemon has the event already.
+///
+/// # Errors
+/// As [`say`].
+pub(crate) async fn until_end(
+    client: &Client<'_>,
+    question: &Question<'_>,
+    mut was_connected: bool,
+    show: &mut dyn FnMut(&Part) -> Result<(), OutputError>,
+) -> anyhow::Result<End> {
     let mut give_up_at: Option<Instant> = None;
     loop {
         let started = Instant::now();
-        let failure = match attempt(client, message, show, &mut was_connected).await {
+        let failure = match attempt(client, question, show, &mut was_connected).await {
             Ok(Some(end)) => return Ok(end),
             Ok(None) => None,
             Err(error) if passes(&error, was_connected) => Some(error),
@@ -115,7 +137,7 @@ pub(crate) async fn say(
         let now = Instant::now();
         if now >= *give_up_at.get_or_insert(now + RECONNECT_LIMIT) {
             let error = failure.unwrap_or_else(|| anyhow::anyhow!("the daemon closed the answer before its end"));
-            let advice = format!("no answer yet; `nexus trace {}` shows what becomes of it", message.event_id);
+            let advice = format!("no answer yet; `nexus trace {}` shows what becomes of it", question.event_id);
             return Err(error).context(advice);
         }
         tokio::time::sleep(RECONNECT_PAUSE).await;
@@ -133,12 +155,12 @@ fn passes(error: &anyhow::Error, was_connected: bool) -> bool {
 
 async fn attempt(
     client: &Client<'_>,
-    message: &Message,
+    question: &Question<'_>,
     show: &mut dyn FnMut(&Part) -> Result<(), OutputError>,
     was_connected: &mut bool,
 ) -> anyhow::Result<Option<End>> {
-    let path = "/control/send";
-    let mut lines = client.converse(path, &json!(message)).await?;
+    let path = question.path;
+    let mut lines = client.converse(path, &question.body).await?;
     *was_connected = true;
     while let Some(line) = lines.next().await? {
         if line.trim_ascii().is_empty() {

@@ -4,7 +4,7 @@ use super::client::{encoded, with_query};
 use super::failure::Exit;
 use super::out::{Color, Paint, note, one_line, visible};
 use super::table::{self, Cell};
-use super::{Global, block_on, ledger, units};
+use super::{Global, block_on, ledger, replay, units};
 use crate::query;
 use jiff::tz::TimeZone;
 use nexus_core::request::Status;
@@ -32,6 +32,9 @@ enum Verb {
         /// A request id, an event id or an event's number
         id: String,
     },
+    /// Run a request again that failed or expired: a new one, linked to it
+    #[command(after_help = "Examples:\n  nexus trace retry req_01JBX\n  nexus trace retry req_01JBX --wait")]
+    Retry(replay::Args),
     /// List the newest requests
     #[command(after_help = "Example:\n  nexus trace list --status failed -n 5")]
     List {
@@ -48,6 +51,7 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<Exit> {
     block_on(async {
         match (args.verb, args.id) {
             (Some(Verb::Show { id }), _) | (None, Some(id)) => show(&id, global).await,
+            (Some(Verb::Retry(args)), _) => replay::run(&args, true, global).await,
             (Some(Verb::List { status, limit }), _) => list(status, limit, global).await,
             (None, None) => list(None, 20, global).await,
         }
@@ -112,10 +116,12 @@ fn render(trace: &Value, paint: Paint, zone: &TimeZone) -> String {
     let request = &trace["request"];
     let sections = &request["trace"];
     page.header(request, zone);
+    page.links(trace);
     page.block("Text", trace["event"]["content"].as_str());
     page.stages(&sections["pipeline"], zone);
     page.access(&sections["access"]);
     page.response(&sections["response"]);
+    page.runs(&trace["runs"], sections["response"].is_object(), zone);
     page.deliveries(&trace["deliveries"]);
     page.text.truncate(page.text.trim_end().len());
     page.text
@@ -139,7 +145,7 @@ impl Page {
 
     fn field(&mut self, name: &str, value: &str) {
         if !value.is_empty() {
-            self.line(&format!("  {:<10}{}", format!("{name}:"), visible(value)));
+            self.line(&format!("  {:<10}{}", format!("{name}: "), visible(value)));
         }
     }
 
@@ -162,6 +168,21 @@ impl Page {
             let took = request["completed_at"].as_i64().and_then(|end| u64::try_from(end - created).ok());
             let took = took.map_or_else(String::new, |ms| format!(", took {}ms", units::thousands(ms)));
             self.field("Created", &format!("{}{took}", units::second(created, zone)));
+        }
+    }
+
+    /// What it repeats, what repeats it, and what can be done about a bad end.
+    fn links(&mut self, trace: &Value) {
+        let name = |attempt: &Value| attempt["request_id"].as_str().or(attempt["event_id"].as_str()).unwrap_or("-").to_owned();
+        if trace["replay_of"].is_object() {
+            self.field("Replay of", &name(&trace["replay_of"]));
+        }
+        let replays: Vec<String> = trace["replays"].as_array().into_iter().flatten().map(name).collect();
+        self.field("Replayed as", &replays.join(", "));
+        let request = &trace["request"];
+        let is_bad = matches!(request["status"].as_str().and_then(Status::parse), Some(Status::Failed | Status::Expired));
+        if is_bad && replays.is_empty() {
+            self.field("Run again", &format!("nexus trace retry {}", request["request_id"].as_str().unwrap_or("-")));
         }
     }
 
@@ -206,6 +227,21 @@ impl Page {
         }
     }
 
+    /// Each attempt at running the agent, where one was interrupted, and what it had said; the last one said
+    /// the response, if there is one.
+    fn runs(&mut self, runs: &Value, has_response: bool, zone: &TimeZone) {
+        let Some(runs) = runs.as_array().filter(|runs| runs.iter().any(|run| run["status"] == "interrupted")) else { return };
+        self.title("Runs");
+        let rows: Vec<_> = runs.iter().map(|run| run_row(run, zone)).collect();
+        for line in table::lines(&rows, &[], self.paint) {
+            self.line(&format!("  {line}"));
+        }
+        for run in runs.iter().rev().skip(usize::from(has_response)) {
+            let title = format!("Said before {} was interrupted", visible(run["run_id"].as_str().unwrap_or("it")));
+            self.block(&title, run["turn"]["assistant"].as_str());
+        }
+    }
+
     fn deliveries(&mut self, deliveries: &Value) {
         let Some(deliveries) = deliveries.as_array().filter(|list| !list.is_empty()) else { return };
         self.title("Deliveries");
@@ -214,6 +250,22 @@ impl Page {
             self.line(&format!("  {line}"));
         }
     }
+}
+
+fn run_row(run: &Value, zone: &TimeZone) -> [Cell; 4] {
+    let status = run["status"].as_str().unwrap_or("-");
+    let color = match status {
+        "finished" => Color::Green,
+        "running" => Color::Yellow,
+        _ => Color::Red,
+    };
+    let started = run["started_at"].as_i64().map_or_else(|| "-".to_owned(), |ms| units::clock(ms, zone));
+    [
+        Cell::new(run["attempt"].to_string()),
+        Cell::new(run["run_id"].as_str().unwrap_or("-")),
+        Cell::colored(started, Color::Dim),
+        Cell::colored(status, color),
+    ]
 }
 
 fn stage_row(stage: &Value, zone: &TimeZone) -> [Cell; 4] {
@@ -279,6 +331,54 @@ Response (end_turn, 12ms)
 Deliveries
   dlv_1  sent  attempts: 1  → cli default";
         assert_eq!(render(&trace, Paint::PLAIN, &TimeZone::UTC), expected);
+    }
+
+    #[test]
+    fn an_interrupted_request_says_what_to_do() {
+        let start = 1_770_301_800_000_i64;
+        let run = |n: u32, turn: Value| {
+            let run_id = format!("run_{n}");
+            json!({ "run_id": run_id, "attempt": n, "status": "interrupted", "started_at": start, "turn": turn })
+        };
+        let mut trace = json!({
+            "request": {
+                "request_id": "req_1", "event_seq": 3, "event_id": "a:1", "channel": "a", "account_id": "b", "status": "failed",
+                "stage": "runAgent", "attempts": 2, "reason": "interrupted",
+                "trace": {
+                    "response": { "content": "half", "stop_reason": "aborted", "error": "interrupted" },
+                    "pipeline": [{ "stage": "runAgent", "started_at": start, "duration_ms": null, "error": "attempt 2: interrupted" }]
+                }
+            },
+            "event": null, "deliveries": [], "runs": [run(1, json!({ "assistant": "quarter" })), run(2, json!({ "assistant": "half" }))],
+            "replay_of": null, "replays": []
+        });
+        let expected = "\
+Request req_1 failed
+  Reason:   interrupted
+  Event:    a:1 (#3, a/b)
+  Attempts: 2
+  Run again: nexus trace retry req_1
+
+Stages
+  runAgent  14:30:00.000  -  attempt 2: interrupted
+
+Response (aborted)
+  half
+  interrupted
+
+Runs
+  1  run_1  14:30:00.000  interrupted
+  2  run_2  14:30:00.000  interrupted
+
+Said before run_1 was interrupted
+  quarter";
+        assert_eq!(render(&trace, Paint::PLAIN, &TimeZone::UTC), expected);
+        trace["replays"] =
+            json!([{ "request_id": "req_2", "event_id": "a:1#replay:k" }, { "request_id": null, "event_id": "a:1#replay:l" }]);
+        let text = render(&trace, Paint::PLAIN, &TimeZone::UTC);
+        assert!(text.contains("  Replayed as: req_2, a:1#replay:l\n") && !text.contains("Run again"), "{text}");
+        trace["replay_of"] = json!({ "request_id": "req_0", "event_id": "a:1" });
+        assert!(render(&trace, Paint::PLAIN, &TimeZone::UTC).contains("  Replay of: req_0\n"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::error::StartError;
 use super::paths::Paths;
-use super::{housekeeping, reload, status};
+use super::{housekeeping, reload, replay, status};
 use crate::adapter::intake::Sinks;
 use crate::adapter::{Adapters, VerbError};
 use crate::bus::Bus;
@@ -11,10 +11,11 @@ use crate::clock;
 use crate::doctor;
 use crate::error_text::describe;
 use crate::http::control::{Answer, Refusal, Verbs};
+use crate::http::replay::{Replay, Replayed};
 use crate::http::send::{Accepted, Message};
 use crate::keeper::Cgroup;
 use crate::ledger::events::{Append, Disposition, Lines, NewEvent, by_id};
-use crate::ledger::nexus::{Resolution, deliveries_of, request_by_event};
+use crate::ledger::nexus::{DeliveryCounts, Resolution, deliveries_of, request_by_event};
 use crate::ledger::{Database, Ledgers, Threads};
 use crate::logging::Logging;
 use crate::metrics::Metrics;
@@ -36,7 +37,7 @@ use nexus_core::protocol::Capability;
 use nexus_core::request::Status;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, Semaphore, watch};
@@ -79,10 +80,12 @@ pub(super) struct Control {
     /// Room for one look at the ledgers: each holds their logs from being emptied.
     pub(super) examining: Arc<Semaphore>,
     pub(super) began: Instant,
-    /// Deliveries that are uncertain or wait for long, as last counted.
-    pub(super) stuck: AtomicU64,
     /// Knows the kill level.
     pub(super) cgroup: Arc<Cgroup>,
+    /// One at a time: whether another attempt is open must not change meanwhile.
+    pub(super) replaying: Mutex<()>,
+    /// Deliveries that somebody should look at, as last counted.
+    pub(super) deliveries: ArcSwap<DeliveryCounts>,
     pub(super) stop: CancellationToken,
 }
 
@@ -196,7 +199,7 @@ impl Control {
     }
 
     /// How the request of a known event ended, if it has.
-    async fn known_end(&self, seq: i64) -> Result<Option<End>, String> {
+    pub(super) async fn known_end(&self, seq: i64) -> Result<Option<End>, String> {
         let read =
             self.ledgers.nexus.readers.read(move |connection| Ok((request_by_event(connection, seq)?, deliveries_of(connection, seq)?)));
         let (request, deliveries) = read.await.map_err(|error| describe(&error))?;
@@ -336,6 +339,10 @@ impl Verbs for Control {
 
     fn examine(&self) -> BoxFuture<'_, Answer> {
         Box::pin(self.look())
+    }
+
+    fn replay(&self, id: String, ask: Replay) -> BoxFuture<'_, Result<Replayed, Refusal>> {
+        Box::pin(replay::replay(self, id, ask))
     }
 
     fn reload(&self, dry_run: bool) -> BoxFuture<'_, Answer> {

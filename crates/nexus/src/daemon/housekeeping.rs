@@ -4,7 +4,7 @@
 use super::control::Control;
 use crate::bus::Bus;
 use crate::clock;
-use crate::ledger::nexus::{CountAnalytics, Prune, stuck_deliveries};
+use crate::ledger::nexus::{CountAnalytics, Prune, delivery_counts};
 use crate::metrics::{DbLabel, QueueLabel};
 use nexus_core::notice::NoticeType;
 use serde_json::json;
@@ -76,7 +76,7 @@ pub(super) async fn run(control: Arc<Control>, disk: watch::Sender<bool>, data_d
         tokio::select! {
             _ = disk_tick.tick() => {
                 control.sinks.expiry.look();
-                count_stuck(&control).await;
+                count_deliveries(&control).await;
                 watch_disk(&data_dir, control.config.load().ledgers.min_free_mb, &disk);
                 crate::keeper::leftovers::reap_all();
             }
@@ -88,11 +88,11 @@ pub(super) async fn run(control: Arc<Control>, disk: watch::Sender<bool>, data_d
     write_analytics(&control).await;
 }
 
-/// Deliveries that nobody may see to: uncertain ones, and those that wait for longer than [`STUCK_MS`].
-async fn count_stuck(control: &Control) {
+/// Deliveries that nobody may see to; stuck are those that wait for longer than [`STUCK_MS`].
+async fn count_deliveries(control: &Control) {
     let before = clock::wall_ms() - STUCK_MS;
-    match control.ledgers.nexus.readers.read(move |connection| stuck_deliveries(connection, before)).await {
-        Ok(stuck) => control.stuck.store(stuck, Ordering::Relaxed),
+    match control.ledgers.nexus.readers.read(move |connection| delivery_counts(connection, before)).await {
+        Ok(counts) => control.deliveries.store(Arc::new(counts)),
         Err(error) => tracing::warn!(%error, "deliveries can't be counted"),
     }
 }

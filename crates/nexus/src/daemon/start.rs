@@ -129,8 +129,9 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
         reloading: tokio::sync::Mutex::new(()),
         examining: Arc::new(Semaphore::new(1)),
         began,
-        stuck: std::sync::atomic::AtomicU64::new(0),
         cgroup,
+        replaying: tokio::sync::Mutex::new(()),
+        deliveries: ArcSwap::default(),
         stop: stop.clone(),
     });
     control.set_bus_mode(&config).await?;

@@ -56,6 +56,7 @@ pub(super) fn status(control: &Control) -> Value {
         "flags": { "log_level": control.flags.0.map(|level| level.as_str()), "port": control.flags.1 },
         "adapters": reports,
         "pipeline": pipeline,
+        "deliveries": **control.deliveries.load(),
         "plugins": control.plugins.names(),
         "timer": { "heartbeat_interval_ms": config.timer.heartbeat_interval_ms, "cron_jobs": config.timer.cron.len() },
         "ledgers": ledgers(control),
@@ -151,7 +152,7 @@ fn judge(control: &Control, reports: &[AccountReport]) -> (Overall, Vec<String>)
         disk_ok: !*control.disk_low.borrow(),
         adapters: reports.iter().map(|report| AdapterHealth { status: report.status, health: report.health }).collect(),
         tasks_restarted: control.watch_over.lost().len(),
-        stuck_deliveries: control.stuck.load(Ordering::Relaxed),
+        stuck_deliveries: control.deliveries.load().stuck,
         clock_doubt: control.sinks.expiry.doubt(),
     })
 }

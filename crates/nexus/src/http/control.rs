@@ -3,6 +3,7 @@
 //! where it stands when its client hangs up.
 
 use super::Api;
+use super::replay::{Replay, Replayed, replay};
 use super::send::{Accepted, Message, send};
 use crate::query::{EventsQuery, Record};
 use crate::supervisor::BoxFuture;
@@ -46,6 +47,7 @@ pub trait Verbs: Send + Sync + 'static {
     fn record(&self) -> Record;
     fn send(&self, message: Message) -> BoxFuture<'_, Result<Accepted, Refusal>>;
     fn examine(&self) -> BoxFuture<'_, Answer>;
+    fn replay(&self, id: String, ask: Replay) -> BoxFuture<'_, Result<Replayed, Refusal>>;
     fn reload(&self, dry_run: bool) -> BoxFuture<'_, Answer>;
     fn resolve_delivery(&self, delivery_id: String, retry: bool) -> BoxFuture<'_, Answer>;
     fn adapter_info(&self, name: String) -> BoxFuture<'_, Answer>;
@@ -63,6 +65,7 @@ pub(super) fn routes(api: Api) -> Router {
         .route("/control/send", post(send))
         .route("/control/events", get(events))
         .route("/control/events/{id}", get(event))
+        .route("/control/events/{id}/replay", post(replay))
         .route("/control/trace/{id}", get(trace))
         .route("/control/traces", get(traces))
         .route("/control/deliveries", get(deliveries))
@@ -169,7 +172,7 @@ async fn events(State(api): State<Api>, Query(list): Query<List>) -> Response {
 }
 
 async fn event(State(api): State<Api>, Path(id): Path<String>) -> Response {
-    let what = format!("no event `{id}`");
+    let what = format!("no event `{id}`; give an event id, an event's seq or a request id");
     found(ask(&api, move |record| record.event(&id)).await, &what)
 }
 

@@ -11,8 +11,9 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 /// A message that is on disk.
 #[derive(Debug)]
@@ -46,7 +47,12 @@ pub(super) async fn send(State(api): State<Api>, Json(message): Json<Message>) -
         Ok(accepted) => accepted,
         Err(refused) => return refused.into_response(),
     };
-    let accepted = line(&json!({ "type": "accepted", "event_id": event_id }));
+    streamed(&json!({ "type": "accepted", "event_id": event_id }), parts, stop)
+}
+
+/// An answer of one line and a line for each part, as they come.
+pub(super) fn streamed(accepted: &Value, parts: mpsc::Receiver<Part>, stop: CancellationToken) -> Response {
+    let accepted = line(accepted);
     let first = futures_util::stream::once(std::future::ready(Ok(accepted)));
     let lines = futures_util::stream::unfold(parts, move |mut parts| {
         let stop = stop.clone();

@@ -1,8 +1,10 @@
 //! events.db: facts. Events in and out, rejected lines, and the cursor of each account.
 
 mod read;
+mod replay;
 
 pub use read::*;
+pub use replay::{Replay, Replayed, replay_id};
 
 use super::Ledger;
 use super::writer::{Weight, commands};
@@ -122,6 +124,7 @@ commands! { Ledger::Events, EventsCommand / EventsReply {
     RecordOutbound -> (),
     OpenGap -> bool,
     CloseGap -> (),
+    Replay -> Option<Replayed>,
 } }
 
 /// The unique key of an event: 16 bytes, whatever its id looks like.

@@ -10,8 +10,9 @@ mod requests;
 pub use deliveries::{ClaimDelivery, Delivery, NewDelivery, Resolution, ResolveDelivery, SettleDelivery, Settled};
 pub use instances::{BackfillDone, CountAnalytics, Hour, Instance, RecordConfig, SaveInstance, instance};
 pub use read::{
-    OpenRequest, RequestRow, deliveries, deliveries_of, delivery, finished_after, open_deliveries, open_requests, request_by_event,
-    request_by_id, request_id_of, requests, sent_after, status_counts, stuck_deliveries, uncertain_deliveries,
+    DeliveryCounts, OpenRequest, RequestRow, deliveries, deliveries_of, delivery, delivery_counts, finished_after, open_deliveries,
+    open_requests, request_by_event, request_by_id, request_id_of, request_state, requests, run_turn, sent_after, status_counts,
+    uncertain_deliveries,
 };
 pub use recover::{BeginEpoch, Interrupted, Prune, ReviveRequest};
 pub use requests::{Admit, AdmitRow, FinishRun, InterruptRun, MarkActed, SaveTrace, SettleRequest, StartRun};

@@ -56,7 +56,7 @@ impl Pipeline {
         self.note_response(&mut prepared, &run_id, &verdict, &tool_calls, spent);
         self.record(&mut prepared.request, Stage::RunAgent, started_at, spent, exit.as_ref());
         self.plugins.after(Stage::RunAgent, &prepared.request);
-        let turn = turn_record(&prepared, &run_id, &verdict, tool_calls, started_at, spent);
+        let turn = turn_record(&prepared, &run_id, &verdict.finished, tool_calls, started_at, spent);
         let route = self.routes.settled(&prepared.adapter).await;
         let here = route.as_ref().is_some_and(|route| route.here);
         let text = verdict.text();
@@ -223,10 +223,10 @@ fn judge(work: Work, request_id: &str) -> Verdict {
     }
 }
 
-fn turn_record(
+pub(super) fn turn_record(
     prepared: &Prepared,
     run_id: &str,
-    verdict: &Verdict,
+    finished: &Finished,
     tool_calls: Vec<ToolCall>,
     started_at: i64,
     spent: Duration,
@@ -237,12 +237,12 @@ fn turn_record(
         session: prepared.session.clone(),
         agent: prepared.agent.name.clone(),
         user: prepared.request.event.content.clone(),
-        assistant: verdict.finished.content.clone(),
-        model: verdict.finished.model.clone(),
-        provider: verdict.finished.provider.clone(),
-        stop_reason: stop_word(verdict.finished.stop_reason).to_owned(),
-        input_tokens: verdict.finished.usage.input_tokens,
-        output_tokens: verdict.finished.usage.output_tokens,
+        assistant: finished.content.clone(),
+        model: finished.model.clone(),
+        provider: finished.provider.clone(),
+        stop_reason: stop_word(finished.stop_reason).to_owned(),
+        input_tokens: finished.usage.input_tokens,
+        output_tokens: finished.usage.output_tokens,
         started_at,
         duration_ms: spent.as_secs_f64() * 1000.0,
         tool_calls,

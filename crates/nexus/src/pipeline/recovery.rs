@@ -1,14 +1,16 @@
 //! What a start decides about requests that were under way when the daemon before it stopped
 //! (contract: `on_interrupted`). The rest of recovery is normal running.
 
-use super::Settings;
+use super::{Settings, trace_value};
 use crate::clock;
+use crate::ledger::agents::TurnRecord;
 use crate::ledger::events::by_seq;
-use crate::ledger::nexus::{Interrupted, NewDelivery, ReviveRequest, request_id_of};
+use crate::ledger::nexus::{Interrupted, NewDelivery, ReviveRequest, request_id_of, run_turn};
 use crate::ledger::{Ledgers, ReadError, writer::WriteError};
 use crate::routes::CLI_CHANNEL;
 use nexus_core::config::OnInterrupted;
-use nexus_core::request::{NexusRequest, Status};
+use nexus_core::request::{AgentSection, NexusRequest, ResponseSection, Stage, Status};
+use serde_json::{Value, json};
 
 /// Attempts after which a request counts as poison.
 const ATTEMPTS_MAX: u32 = 3;
@@ -44,9 +46,9 @@ pub async fn recover(
     for one in interrupted {
         let verdict = decide(&one, settings);
         let seq = one.event_seq;
-        let (to, reason, delivery) = match verdict {
-            Verdict::Rerun => (Status::Waiting, None, None),
-            Verdict::Fail(reason) => (Status::Failed, Some(reason), note(ledgers, &one).await?),
+        let (to, reason, told) = match verdict {
+            Verdict::Rerun => (Status::Waiting, None, Told::default()),
+            Verdict::Fail(reason) => (Status::Failed, Some(reason), tell(ledgers, &one, reason).await?),
         };
         match to {
             Status::Waiting => recovered.rerun += 1,
@@ -61,7 +63,9 @@ pub async fn recover(
             }
         }
         tracing::info!(event_seq = seq, attempts = one.attempts, to = to.as_str(), reason, "interrupted request");
-        let revive = ReviveRequest { event_seq: seq, to, reason: reason.map(Into::into), delivery, at: clock::wall_ms(), epoch };
+        let Told { trace, note } = told;
+        let revive =
+            ReviveRequest { event_seq: seq, to, reason: reason.map(Into::into), trace, delivery: note, at: clock::wall_ms(), epoch };
         ledgers.nexus.writer.write(revive).await?;
     }
     Ok(recovered)
@@ -86,24 +90,69 @@ fn decide(one: &Interrupted, settings: &Settings) -> Verdict {
     }
 }
 
-/// One line for the user whose message was not answered.
-async fn note(ledgers: &Ledgers, one: &Interrupted) -> Result<Option<NewDelivery>, ReadError> {
+/// What is left behind about a request that failed.
+#[derive(Debug, Default)]
+struct Told {
+    trace: Option<String>,
+    note: Option<NewDelivery>,
+}
+
+async fn tell(ledgers: &Ledgers, one: &Interrupted, reason: &str) -> Result<Told, ReadError> {
     let seq = one.event_seq;
     let event = ledgers.events.readers.read(move |connection| by_seq(connection, seq)).await?;
     let request_id = ledgers.nexus.readers.read(move |connection| request_id_of(connection, seq)).await?;
-    let (Some(event), Some(request_id)) = (event, request_id) else { return Ok(None) };
-    if event.event.channel == CLI_CHANNEL {
-        return Ok(None); // its client asks for the request's end
-    }
+    let (Some(event), Some(request_id)) = (event, request_id) else { return Ok(Told::default()) };
+    let turn = match one.run_id.clone() {
+        Some(run_id) => ledgers.nexus.readers.read(move |connection| run_turn(connection, &run_id)).await?,
+        None => None,
+    };
     let adapter = event.adapter.clone();
+    let request = event.into_request(request_id, clock::wall_ms());
+    // The client of the control socket asks for the request's end.
+    let note = (request.event.channel != CLI_CHANNEL).then(|| note(&request, adapter, one));
+    Ok(Told { trace: Some(trace(request, one, turn, reason)), note })
+}
+
+/// What is known of the run that was the last. The stages before it were only in memory.
+fn trace(mut request: NexusRequest, one: &Interrupted, turn: Option<TurnRecord>, reason: &str) -> String {
+    request.agent = one.agent.clone().map(|agent_id| AgentSection {
+        agent_id,
+        session_label: one.session.clone().unwrap_or_default(),
+        parent_turn_id: None,
+        run_id: one.run_id.clone(),
+        model: None,
+        provider: None,
+        history_messages: 0,
+        history_dropped: 0,
+    });
+    request.response = turn.map(|turn| ResponseSection {
+        content: turn.assistant,
+        tool_calls: turn.tool_calls.iter().map(|call| json!(call)).collect(),
+        usage: Value::Null,
+        stop_reason: turn.stop_reason,
+        duration_ms: turn.duration_ms,
+        error: Some(reason.to_owned()),
+    });
+    let mut trace = trace_value(&request);
+    // Not a `StageTrace`: of a daemon that was killed nobody knows how long it took.
+    let took = one.started_at.zip(one.stopped_at).map(|(from, to)| (to - from).max(0));
+    let error = format!("attempt {}: {reason}", one.attempts);
+    trace["pipeline"] = json!([{ "stage": Stage::RunAgent, "started_at": one.started_at, "duration_ms": took, "error": error }]);
+    trace.to_string()
+}
+
+/// One line for the user whose message was not answered.
+fn note(request: &NexusRequest, adapter: String, one: &Interrupted) -> NewDelivery {
     let now = clock::wall_ms();
-    let target = NexusRequest::new(request_id.clone(), seq, now, event.event).delivery;
-    let run = one.run_id.clone().unwrap_or_else(|| request_id.clone());
-    Ok(Some(NewDelivery {
+    let (id, target) = (&request.request_id, request.delivery.clone());
+    let run = one.run_id.as_ref().unwrap_or(id);
+    NewDelivery {
         delivery_id: format!("dlv_{}", ulid::Ulid::generate()),
-        content: format!("Your message was interrupted while it was being answered (see `nexus trace show {request_id}`)."),
-        request_id,
-        event_seq: seq,
+        content: format!(
+            "Your message was interrupted while it was being answered (`nexus trace show {id}` tells more, `nexus trace retry {id}` runs it again)."
+        ),
+        request_id: id.clone(),
+        event_seq: request.event_seq,
         run_id: one.run_id.clone(),
         adapter,
         channel: target.channel,
@@ -115,5 +164,62 @@ async fn note(ledgers: &Ledgers, one: &Interrupted) -> Result<Option<NewDelivery
         created_at: now,
         expires_at: now + NOTE_TTL_MS,
         here: false,
-    }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use nexus_core::event::{Event, PeerKind};
+
+    fn request() -> NexusRequest {
+        let event = Event {
+            event_id: "fake:1".to_owned(),
+            timestamp: 0,
+            content: "hello".to_owned(),
+            content_type: "text".to_owned(),
+            channel: "fake".to_owned(),
+            account_id: "me".to_owned(),
+            sender_id: "u".to_owned(),
+            peer_id: "p".to_owned(),
+            peer_kind: PeerKind::Dm,
+            sender_name: None,
+            thread_id: None,
+            reply_to_id: None,
+            attachments: Value::Null,
+            metadata: Value::Null,
+        };
+        NexusRequest::new("req_1".to_owned(), 1, 0, event)
+    }
+
+    fn interrupted(stopped_at: Option<i64>) -> Interrupted {
+        Interrupted {
+            event_seq: 1,
+            run_id: Some("run_1".to_owned()),
+            agent: Some("a".to_owned()),
+            session: Some("s".to_owned()),
+            attempts: 2,
+            acted: true,
+            started_at: Some(10),
+            stopped_at,
+        }
+    }
+
+    #[test]
+    fn the_trace_of_an_interrupted_request_says_what_is_known_and_no_more() {
+        let read = |stopped_at| serde_json::from_str::<Value>(&trace(request(), &interrupted(stopped_at), None, "why")).unwrap();
+        let (stopped, killed) = (read(Some(15)), read(None));
+        let stage = json!({ "stage": "runAgent", "started_at": 10, "duration_ms": 5, "error": "attempt 2: why" });
+        assert_eq!(stopped["pipeline"], json!([stage]));
+        assert_eq!(killed["pipeline"][0]["duration_ms"], Value::Null);
+        assert_eq!((&killed["agent"]["run_id"], &killed["response"]), (&json!("run_1"), &Value::Null));
+    }
+
+    #[test]
+    fn the_note_is_one_line_and_says_what_to_do() {
+        let note = note(&request(), "fake".to_owned(), &interrupted(None));
+        assert!(note.content.contains("`nexus trace retry req_1`") && !note.content.contains('\n'), "{}", note.content);
+        assert_eq!((note.target.as_str(), note.reply_to_id.as_deref()), ("p", Some("1")));
+    }
 }

@@ -1,9 +1,9 @@
 //! Stage 6: the agent runs. Its run is committed before it starts and its end, turn and deliveries
 //! are committed together; in between tokens pass by.
 
-use super::finish::Ended;
+use super::finish::{Ended, turn_record};
 use super::{Pipeline, Prepared};
-use crate::agent::{AgentError, Finished, Output, ToolStatus, Turn};
+use crate::agent::{AgentError, Finished, MAX_ANSWER_BYTES, Output, StopReason, ToolStatus, Turn, Usage};
 use crate::clock;
 use crate::ledger::agents::ToolCall;
 use crate::ledger::nexus::{Claim, InterruptRun, MarkActed, StartRun};
@@ -26,6 +26,8 @@ const RETRY_BASE: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 struct Seen {
     tokens: u64,
+    /// What it said, for a run that is interrupted.
+    text: String,
     tool_calls: Vec<ToolCall>,
     acted: bool,
 }
@@ -76,7 +78,7 @@ impl Pipeline {
         let turn = self.turn(&prepared, &run_id, history);
         let work = self.work(&prepared, &turn, &mut seen).await;
         if matches!(work, Work::Abandoned) {
-            self.interrupt(&prepared, &run_id).await;
+            self.interrupt(&prepared, &run_id, seen, started_at, started.elapsed()).await;
             release();
         } else {
             let ended = Ended { prepared, run_id, work, tool_calls: seen.tool_calls, started_at, spent: started.elapsed() };
@@ -146,6 +148,9 @@ impl Pipeline {
         match piece {
             Output::Token(text) => {
                 seen.tokens += 1;
+                if seen.text.len() + text.len() <= MAX_ANSWER_BYTES {
+                    seen.text.push_str(&text);
+                }
                 self.bus.publish(NoticeType::StreamToken, json!({ "run_id": run_id, "text": text }));
                 if self.replies.has(event_id) {
                     self.replies.tell(event_id, &Part::Token { text });
@@ -208,10 +213,15 @@ impl Pipeline {
         self.routes.get(&prepared.adapter)
     }
 
-    /// Notes that the daemon's stop cut this run short; not terminal.
-    async fn interrupt(&self, prepared: &Prepared, run_id: &str) {
+    /// Notes that the daemon's stop cut this run short, and how far it had come; not terminal.
+    async fn interrupt(&self, prepared: &Prepared, run_id: &str, seen: Seen, started_at: i64, spent: Duration) {
         let event_seq = prepared.request.event_seq;
-        let interrupt = InterruptRun { event_seq, run_id: run_id.to_owned(), at: clock::wall_ms(), epoch: self.epoch };
+        let is_silent = seen.text.is_empty() && seen.tool_calls.is_empty();
+        let stop_reason = StopReason::Aborted;
+        let partial = Finished { content: seen.text, usage: Usage::default(), stop_reason, model: None, provider: None };
+        let turn = turn_record(prepared, run_id, &partial, seen.tool_calls, started_at, spent);
+        let turn_json = if is_silent { None } else { serde_json::to_string(&turn).ok() };
+        let interrupt = InterruptRun { event_seq, run_id: run_id.to_owned(), turn_json, at: clock::wall_ms(), epoch: self.epoch };
         tracing::warn!(request_id = prepared.request.request_id, run_id, "request interrupted; the next start decides by on_interrupted");
         if let Err(error) = self.ledgers.nexus.writer.write(interrupt).await {
             tracing::warn!(run_id, %error, "the interruption could not be written; the next start finds it");

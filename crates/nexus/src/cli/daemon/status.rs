@@ -32,6 +32,7 @@ pub(crate) struct Status {
     pub(crate) flags: Flags,
     pub(crate) adapters: Vec<Account>,
     pub(crate) pipeline: Pipeline,
+    pub(crate) deliveries: Deliveries,
     pub(crate) plugins: Vec<String>,
     pub(crate) timer: Timer,
     pub(crate) ledgers: BTreeMap<String, String>,
@@ -90,6 +91,15 @@ pub(crate) struct Pipeline {
     total_processed: u64,
     avg_latency_ms: f64,
     waiting: u64,
+}
+
+/// Messages that somebody should look at.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Deliveries {
+    uncertain: u64,
+    failed: u64,
+    expired: u64,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -219,6 +229,7 @@ pub(crate) fn render_status(status: &Status, paint: Paint) -> String {
     }
     lines.push(String::new());
     lines.extend(pipeline_lines(&status.pipeline));
+    lines.extend(deliveries(&status.deliveries, paint));
     lines.push(String::new());
     let plugins = if status.plugins.is_empty() { "none".to_owned() } else { status.plugins.join(", ") };
     lines.push(format!("Plugins: {plugins}"));
@@ -289,6 +300,16 @@ fn pipeline_lines(pipeline: &Pipeline) -> Vec<String> {
     lines
 }
 
+/// What waits for a person's decision, if anything does.
+fn deliveries(deliveries: &Deliveries, paint: Paint) -> Option<String> {
+    let Deliveries { uncertain, failed, expired } = *deliveries;
+    let counts = [("uncertain", uncertain), ("failed", failed), ("expired", expired)];
+    let found: Vec<String> =
+        counts.iter().filter(|(_, count)| *count > 0).map(|(word, count)| format!("{} {word}", units::thousands(*count))).collect();
+    let text = paint.apply(Color::Yellow, &found.join(", "));
+    (!found.is_empty()).then(|| format!("  Undelivered: {text} (`nexus deliveries list`)"))
+}
+
 fn timer(timer: &Timer) -> String {
     let heartbeat = match timer.heartbeat_interval_ms {
         0 => "no heartbeat".to_owned(),
@@ -328,6 +349,7 @@ mod tests {
                 account("discord-cli", "echo-bot", "discord", 185_000, 156),
             ],
             "pipeline": { "active_requests": 0, "total_processed": 847, "avg_latency_ms": 1234.4, "waiting": 0 },
+            "deliveries": { "uncertain": 0, "failed": 0, "expired": 0, "stuck": 0 },
             "plugins": ["logging", "analytics"],
             "timer": { "heartbeat_interval_ms": 60_000, "cron_jobs": 2 },
             "ledgers": { "events_db": "ok", "agents_db": "ok", "identity_db": "ok", "nexus_db": "ok" }
@@ -370,6 +392,7 @@ Ledgers: 4/4 ok";
         value["adapters"][1]["last_event_age_ms"] = Value::Null;
         value["adapters"][1]["last_error"] = "credential\n`google/me` does not exist".into();
         value["pipeline"]["waiting"] = 12_000.into();
+        value["deliveries"] = json!({ "uncertain": 1, "failed": 2_000, "expired": 0, "stuck": 1 });
         value["ledgers"]["identity_db"] = "error".into();
         let text = rendered(value);
         for line in [
@@ -377,6 +400,7 @@ Ledgers: 4/4 ok";
             "  gog/tnapathy@gmail.com gmail     ✗ errored   unknown   last: never      events: 1,247",
             "    credential `google/me` does not exist",
             "  Waiting requests: 12,000",
+            "  Undelivered: 1 uncertain, 2,000 failed (`nexus deliveries list`)",
             "Ledgers: 3/4 ok (identity_db: error)",
         ] {
             assert!(text.lines().any(|found| found == line), "{line:?} is not in\n{text}");

@@ -3,11 +3,14 @@
 use super::{Appended, Disposition, Lines, key};
 use crate::ledger::optional;
 use nexus_core::event::{Event, PeerKind};
+use nexus_core::request::NexusRequest;
 use rusqlite::{Connection, Row, params};
 use std::collections::{HashMap, HashSet};
 
 /// Rows that one look for new events goes through at most.
 pub const SCAN_ROWS: i64 = 4_096;
+/// Replays of one event that are told, the newest.
+const REPLAYS_MAX: usize = 100;
 /// Newest rows among which the newest time of receipt is looked for.
 const NEWEST_ROWS: i64 = 1_000;
 
@@ -19,11 +22,29 @@ pub struct StoredEvent {
     pub direction: String,
     pub received_at: i64,
     pub disposition: Disposition,
+    /// Of a replay: the id of the first event that it repeats.
+    pub replay_of: Option<String>,
     pub event: Event,
 }
 
+impl StoredEvent {
+    /// Its request, at the door of stage 1. A replay is answered as the message was that it repeats.
+    pub fn into_request(self, request_id: String, created_at: i64) -> NexusRequest {
+        let request = NexusRequest::new(request_id, self.seq, created_at, self.event);
+        match self.replay_of {
+            Some(first) => request.quoting(&first),
+            None => request,
+        }
+    }
+
+    /// The id of the event that all its replays name, which for most is its own.
+    pub fn first_id(&self) -> &str {
+        self.replay_of.as_deref().unwrap_or(&self.event.event_id)
+    }
+}
+
 const COLUMNS: &str = "seq, event_id, channel, account_id, adapter, direction, sender_id, sender_name, peer_id, peer_kind,
-   thread_id, reply_to_id, content_type, content, attachments, metadata, timestamp, received_at, disposition";
+   thread_id, reply_to_id, content_type, content, attachments, metadata, timestamp, received_at, disposition, replay_of";
 
 fn stored(row: &Row<'_>) -> rusqlite::Result<StoredEvent> {
     let json = |text: Option<String>| text.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or(serde_json::Value::Null);
@@ -33,6 +54,7 @@ fn stored(row: &Row<'_>) -> rusqlite::Result<StoredEvent> {
         direction: row.get(5)?,
         received_at: row.get(17)?,
         disposition: Disposition::parse(row.get_ref(18)?.as_str()?),
+        replay_of: row.get(19)?,
         event: Event {
             event_id: row.get(1)?,
             channel: row.get(2)?,
@@ -78,11 +100,12 @@ pub struct Sender {
 /// Senders by channel and their id there.
 pub type Senders = HashMap<(String, String), Sender>;
 
-/// The senders of the inbound events after `seq`, history included, and the seq up to which they were
+/// The senders of the inbound events after `seq`, history included and replays not, and the seq up to which they were
 /// looked for, in at most [`SCAN_ROWS`] rows.
 pub fn senders_after(connection: &Connection, seq: i64) -> rusqlite::Result<(i64, Senders)> {
     let end = last_seq(connection)?.min(seq + SCAN_ROWS).max(seq);
-    let sql = "SELECT channel, sender_id, sender_name, received_at FROM events WHERE seq > ?1 AND seq <= ?2 AND direction = 'inbound' ORDER BY seq";
+    let sql = "SELECT channel, sender_id, sender_name, received_at FROM events
+               WHERE seq > ?1 AND seq <= ?2 AND direction = 'inbound' AND replay_of IS NULL ORDER BY seq";
     let mut query = connection.prepare_cached(sql)?;
     let mut rows = query.query(params![seq, end])?;
     let mut senders = Senders::new();
@@ -115,6 +138,16 @@ pub fn by_id(connection: &Connection, event_id: &str) -> rusqlite::Result<Option
     let channel = event_id.split_once(':').map_or("", |(channel, _)| channel);
     let sql = format!("SELECT {COLUMNS} FROM events WHERE key = ?1");
     optional(connection.prepare_cached(&sql)?.query_row([key(channel, event_id)], stored))
+}
+
+/// Place and id of the newest replays of an event, oldest first.
+pub fn replays_of(connection: &Connection, event_id: &str) -> rusqlite::Result<Vec<(i64, String)>> {
+    let sql = "SELECT seq, event_id FROM events WHERE replay_of = ?1 ORDER BY seq DESC LIMIT ?2";
+    let mut query = connection.prepare_cached(sql)?;
+    let found = query.query_map(params![event_id, REPLAYS_MAX], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let mut rows: Vec<(i64, String)> = found.collect::<rusqlite::Result<_>>()?;
+    rows.reverse();
+    Ok(rows)
 }
 
 /// The newest `limit` events before `before` (exclusive), oldest first; `text` limits to content
@@ -195,7 +228,8 @@ pub fn cursor(connection: &Connection, adapter: &str, account: &str) -> rusqlite
 
 /// The newest event of a timer job: its slot, from the id `timer:<job>:<slot ms>`.
 pub fn newest_slot(connection: &Connection, prefix: &str) -> rusqlite::Result<Option<i64>> {
-    let sql = "SELECT event_id FROM events WHERE channel = 'timer' AND event_id >= ?1 AND event_id < ?2 ORDER BY event_id DESC LIMIT 1";
+    let sql = "SELECT event_id FROM events WHERE channel = 'timer' AND replay_of IS NULL AND event_id >= ?1 AND event_id < ?2
+               ORDER BY event_id DESC LIMIT 1";
     // ';' follows ':', with which every prefix ends.
     let end = format!("{};", prefix.trim_end_matches(':'));
     let id: Option<String> = optional(connection.prepare_cached(sql)?.query_row(params![prefix, end], |row| row.get(0)))?;

@@ -100,6 +100,19 @@ pub fn request_id_of(connection: &Connection, event_seq: i64) -> rusqlite::Resul
     )
 }
 
+/// Id and status of the request of an event.
+pub fn request_state(connection: &Connection, event_seq: i64) -> rusqlite::Result<Option<(String, String)>> {
+    let sql = "SELECT request_id, status FROM nexus_requests WHERE event_seq = ?1";
+    optional(connection.prepare_cached(sql)?.query_row([event_seq], |row| Ok((row.get(0)?, row.get(1)?))))
+}
+
+/// What was said in a run, if that is kept.
+pub fn run_turn(connection: &Connection, run_id: &str) -> rusqlite::Result<Option<TurnRecord>> {
+    let sql = "SELECT turn_json FROM runs WHERE run_id = ?1";
+    let text: Option<Option<String>> = optional(connection.prepare_cached(sql)?.query_row([run_id], |row| row.get(0)))?;
+    Ok(text.flatten().and_then(|text| serde_json::from_str(&text).ok()))
+}
+
 /// How many requests each status has.
 pub fn status_counts(connection: &Connection) -> rusqlite::Result<Vec<(String, u64)>> {
     connection
@@ -128,12 +141,31 @@ pub fn uncertain_deliveries(connection: &Connection) -> rusqlite::Result<Vec<Del
     connection.prepare_cached(&sql)?.query_map([], from_row)?.collect()
 }
 
-/// Deliveries that are uncertain, or wait since before `before` (Unix ms).
-pub fn stuck_deliveries(connection: &Connection, before: i64) -> rusqlite::Result<u64> {
-    let sql =
-        "SELECT count(*) FROM deliveries WHERE status IN ('pending', 'sending', 'uncertain') AND (status = 'uncertain' OR created_at < ?1)";
-    connection.prepare_cached(sql)?.query_row([before], |row| row.get(0))
+/// Deliveries that somebody should look at.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct DeliveryCounts {
+    /// Nobody knows whether they arrived.
+    pub uncertain: u64,
+    /// Given up, until a person retries or discards them.
+    pub failed: u64,
+    pub expired: u64,
+    /// Those that are uncertain, and those that wait for long.
+    pub stuck: u64,
 }
+
+/// Counts by two small indexes, however many deliveries there are; one that waits since before `before`
+/// (Unix ms) is stuck.
+pub fn delivery_counts(connection: &Connection, before: i64) -> rusqlite::Result<DeliveryCounts> {
+    let (uncertain, stuck) = connection.prepare_cached(COUNT_OPEN)?.query_row([before], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let (failed, expired) = connection.prepare_cached(COUNT_DEAD)?.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    Ok(DeliveryCounts { uncertain, failed, expired, stuck })
+}
+
+const COUNT_OPEN: &str =
+    "SELECT count(*) FILTER (WHERE status = 'uncertain'), count(*) FILTER (WHERE status = 'uncertain' OR created_at < ?1)
+   FROM deliveries WHERE status IN ('pending', 'sending', 'uncertain')";
+const COUNT_DEAD: &str = "SELECT count(*) FILTER (WHERE status = 'failed'), count(*) FILTER (WHERE status = 'expired')
+   FROM deliveries WHERE status IN ('failed', 'expired')";
 
 pub fn deliveries_of(connection: &Connection, event_seq: i64) -> rusqlite::Result<Vec<Delivery>> {
     let sql = format!("SELECT {COLUMNS} FROM deliveries WHERE event_seq = ?1 ORDER BY seq");
@@ -173,4 +205,43 @@ pub fn finished_after(connection: &Connection, finish_seq: i64, limit: usize) ->
     };
     let turns = rows.iter().filter_map(|(seq, json)| turn(*seq, json.as_deref()?)).collect();
     Ok((upto, turns))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn ledger() -> Connection {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(include_str!("../../../migrations/nexus/0001_work.sql")).unwrap();
+        connection
+    }
+
+    #[test]
+    fn deliveries_are_counted_by_what_is_wrong_with_them() {
+        let connection = ledger();
+        assert_eq!(delivery_counts(&connection, 10).unwrap(), DeliveryCounts::default());
+        let old = [("pending", 5), ("sent", 5), ("failed", 5), ("expired", 5), ("discarded", 5)];
+        let new = [("pending", 15), ("uncertain", 15), ("failed", 15)];
+        let insert = "INSERT INTO deliveries (delivery_id, request_id, event_seq, adapter, channel, account_id, target, idempotency_key,
+                        content, status, created_at, updated_at, expires_at, epoch)
+                      VALUES (?1, '', 1, '', '', '', '', ?1, '', ?2, ?3, 0, 0, 1)";
+        for (n, (status, created_at)) in old.into_iter().chain(new).enumerate() {
+            connection.execute(insert, params![n.to_string(), status, created_at]).unwrap();
+        }
+        let counts = DeliveryCounts { uncertain: 1, failed: 2, expired: 1, stuck: 2 };
+        assert_eq!(delivery_counts(&connection, 10).unwrap(), counts);
+    }
+
+    #[test]
+    fn no_count_reads_the_whole_table() {
+        let connection = ledger();
+        for (sql, index) in [(COUNT_OPEN, "deliveries_open"), (COUNT_DEAD, "deliveries_dead")] {
+            let sql = format!("EXPLAIN QUERY PLAN {}", sql.replace("?1", "1"));
+            let plan: Vec<String> =
+                connection.prepare(&sql).unwrap().query_map([], |row| row.get(3)).unwrap().collect::<rusqlite::Result<_>>().unwrap();
+            assert!(plan.iter().any(|step| step.contains(index)), "{plan:?}");
+        }
+    }
 }

@@ -26,9 +26,14 @@ pub struct Interrupted {
     pub event_seq: i64,
     pub run_id: Option<String>,
     pub agent: Option<String>,
+    pub session: Option<String>,
     pub attempts: u32,
     /// A tool call had started.
     pub acted: bool,
+    /// Unix ms.
+    pub started_at: Option<i64>,
+    /// When a graceful stop cut it short; nobody knows when a daemon that was killed did. Unix ms.
+    pub stopped_at: Option<i64>,
 }
 
 impl BeginEpoch {
@@ -39,11 +44,11 @@ impl BeginEpoch {
             "UPDATE deliveries SET status = 'uncertain', error = ?1, updated_at = ?2, epoch = ?3 WHERE status = 'sending'",
             params![error, self.at, epoch],
         )?;
-        connection.execute("UPDATE runs SET status = 'interrupted', finished_at = ?1 WHERE status = 'running'", [self.at])?;
+        connection.execute("UPDATE runs SET status = 'interrupted' WHERE status = 'running'", [])?;
         connection.execute("UPDATE nexus_requests SET status = 'interrupted' WHERE status = 'processing'", [])?;
         let mut list = connection.prepare(
-            "SELECT q.event_seq, q.attempts, q.agent, r.run_id, coalesce(r.acted, 0) FROM nexus_requests q
-             LEFT JOIN runs r ON r.event_seq = q.event_seq AND r.attempt = q.attempts
+            "SELECT q.event_seq, q.attempts, q.agent, r.run_id, coalesce(r.acted, 0), q.session, r.started_at, r.finished_at
+             FROM nexus_requests q LEFT JOIN runs r ON r.event_seq = q.event_seq AND r.attempt = q.attempts
              WHERE q.status = 'interrupted' ORDER BY q.event_seq",
         )?;
         let interrupted = list
@@ -54,6 +59,9 @@ impl BeginEpoch {
                     agent: row.get(2)?,
                     run_id: row.get(3)?,
                     acted: row.get(4)?,
+                    session: row.get(5)?,
+                    started_at: row.get(6)?,
+                    stopped_at: row.get(7)?,
                 })
             })?
             .collect::<rusqlite::Result<_>>()?;
@@ -69,6 +77,8 @@ pub struct ReviveRequest {
     /// `Waiting` or `Failed`.
     pub to: Status,
     pub reason: Option<String>,
+    /// Of one that failed: what is known of it.
+    pub trace: Option<String>,
     pub delivery: Option<super::NewDelivery>,
     pub at: i64,
     pub epoch: i64,
@@ -77,9 +87,10 @@ pub struct ReviveRequest {
 impl ReviveRequest {
     pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Claim> {
         let completed = self.to.is_terminal().then_some(self.at);
-        let sql = "UPDATE nexus_requests SET status = ?2, reason = ?3, completed_at = ?4, epoch = ?5 WHERE event_seq = ?1 AND status = 'interrupted'";
-        let changed =
-            connection.prepare_cached(sql)?.execute(params![self.event_seq, self.to.as_str(), self.reason, completed, self.epoch])?;
+        let sql = "UPDATE nexus_requests SET status = ?2, reason = ?3, completed_at = ?4, epoch = ?5, trace = ?6
+                   WHERE event_seq = ?1 AND status = 'interrupted'";
+        let row = (self.event_seq, self.to.as_str(), &self.reason, completed, self.epoch, &self.trace);
+        let changed = connection.prepare_cached(sql)?.execute(row)?;
         if changed == 0 {
             return Ok(Claim::Lost);
         }
@@ -95,7 +106,8 @@ impl ReviveRequest {
 pub struct Prune {
     /// Unix ms: traces of requests that ended before are dropped.
     pub traces_before: i64,
-    /// Unix ms: turn texts of runs that ended before are dropped once the agents ledger has them.
+    /// Unix ms: turn texts of runs that ended before are dropped once the agents ledger has them; those of
+    /// interrupted runs it never gets.
     pub snapshots_before: i64,
     pub applied_finish_seq: i64,
     pub rows_max: u32,
@@ -111,7 +123,7 @@ impl Prune {
         )?;
         let turns = connection.execute(
             "UPDATE runs SET turn_json = NULL WHERE run_id IN (SELECT run_id FROM runs
-               WHERE turn_json IS NOT NULL AND finished_at < ?1 AND finish_seq <= ?2 LIMIT ?3)",
+               WHERE turn_json IS NOT NULL AND finished_at < ?1 AND (finish_seq <= ?2 OR status = 'interrupted') LIMIT ?3)",
             params![self.snapshots_before, self.applied_finish_seq, self.rows_max],
         )?;
         Ok((traces + turns) as u64)
@@ -122,12 +134,100 @@ impl Weight for BeginEpoch {}
 
 impl Weight for ReviveRequest {
     fn bytes(&self) -> usize {
-        256 + self.delivery.as_ref().map_or(0, |delivery| delivery.content.len() + 256)
+        let trace = self.trace.as_ref().map_or(0, String::len);
+        256 + trace + self.delivery.as_ref().map_or(0, |delivery| delivery.content.len() + 256)
     }
 }
 
 impl Weight for Prune {
     fn rows(&self) -> usize {
         1024 // a transaction of its own
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::{Admit, AdmitRow, InterruptRun, StartRun, finished_after, request_by_event, run_turn};
+    use super::*;
+
+    const TURN: &str = r#"{"turn_id":"turn_1","request_id":"req_1","session":"s","agent":"a","user":"hello","assistant":"half",
+        "model":null,"provider":null,"stop_reason":"aborted","input_tokens":null,"output_tokens":null,"started_at":2,"duration_ms":3.0,
+        "tool_calls":[]}"#;
+
+    /// A ledger in its first epoch with one request whose agent runs.
+    fn ledger() -> Connection {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(include_str!("../../../migrations/nexus/0001_work.sql")).unwrap();
+        BeginEpoch { at: 1 }.apply(&connection).unwrap();
+        let row = AdmitRow {
+            event_seq: 1,
+            request_id: "req_1".to_owned(),
+            event_id: "fake:1".to_owned(),
+            channel: "fake".to_owned(),
+            account_id: "me".to_owned(),
+            adapter: "fake".to_owned(),
+            conversation: "c".to_owned(),
+            late: false,
+            created_at: 1,
+            status: Status::Waiting,
+            reason: None,
+        };
+        Admit { from_seq: 0, upto_seq: 1, rows: vec![row], epoch: 1 }.apply(&connection).unwrap();
+        let run_id = "run_1".to_owned();
+        let (agent, session) = ("a".to_owned(), "s".to_owned());
+        StartRun { event_seq: 1, run_id, agent, session, acted: true, at: 2, epoch: 1 }.apply(&connection).unwrap();
+        connection
+    }
+
+    fn interrupt(connection: &Connection) {
+        let turn_json = Some(TURN.to_owned());
+        let done = InterruptRun { event_seq: 1, run_id: "run_1".to_owned(), turn_json, at: 5, epoch: 1 }.apply(connection).unwrap();
+        assert_eq!(done, Claim::Done);
+    }
+
+    #[test]
+    fn what_was_said_before_a_graceful_stop_is_kept_and_is_no_turn() {
+        let connection = ledger();
+        interrupt(&connection);
+        let begun = BeginEpoch { at: 9 }.apply(&connection).unwrap();
+        let [one] = begun.interrupted.as_slice() else { panic!("{begun:?}") };
+        assert_eq!((one.attempts, one.started_at, one.stopped_at, one.acted), (1, Some(2), Some(5), true));
+        assert_eq!(run_turn(&connection, "run_1").unwrap().unwrap().assistant, "half");
+        assert_eq!(finished_after(&connection, 0, 10).unwrap().0, 0, "the agents ledger must not get it");
+    }
+
+    #[test]
+    fn nobody_says_when_a_killed_run_ended() {
+        let connection = ledger();
+        let begun = BeginEpoch { at: 9 }.apply(&connection).unwrap();
+        assert_eq!((begun.interrupted[0].started_at, begun.interrupted[0].stopped_at), (Some(2), None));
+        assert!(run_turn(&connection, "run_1").unwrap().is_none());
+    }
+
+    #[test]
+    fn a_request_that_is_given_up_has_a_trace_and_keeps_its_end() {
+        let connection = ledger();
+        interrupt(&connection);
+        let epoch = BeginEpoch { at: 9 }.apply(&connection).unwrap().epoch;
+        let revive = |to: Status, trace: &str| {
+            let (reason, trace) = (Some("why".to_owned()), Some(trace.to_owned()));
+            ReviveRequest { event_seq: 1, to, reason, trace, delivery: None, at: 9, epoch }.apply(&connection).unwrap()
+        };
+        assert_eq!(revive(Status::Failed, r#"{"n":1}"#), Claim::Done);
+        assert_eq!(revive(Status::Waiting, r#"{"n":2}"#), Claim::Lost);
+        let request = request_by_event(&connection, 1).unwrap().unwrap();
+        assert_eq!((request.status.as_str(), request.attempts), ("failed", 1));
+        assert_eq!(request.trace, Some(serde_json::json!({ "n": 1 })));
+    }
+
+    #[test]
+    fn the_text_of_an_interrupted_run_is_forgotten_in_time() {
+        let connection = ledger();
+        interrupt(&connection);
+        let prune = |snapshots_before| Prune { traces_before: 0, snapshots_before, applied_finish_seq: 0, rows_max: 10 };
+        assert_eq!(prune(5).apply(&connection).unwrap(), 0);
+        assert_eq!(prune(6).apply(&connection).unwrap(), 1);
+        assert!(run_turn(&connection, "run_1").unwrap().is_none());
     }
 }

@@ -200,14 +200,17 @@ impl FinishRun {
 pub struct InterruptRun {
     pub event_seq: i64,
     pub run_id: String,
+    /// What the agent had said and done so far; kept here, and never given to the agents ledger.
+    pub turn_json: Option<String>,
     pub at: i64,
     pub epoch: i64,
 }
 
 impl InterruptRun {
     pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Claim> {
-        let run = "UPDATE runs SET status = 'interrupted', finished_at = ?2 WHERE run_id = ?1 AND status = 'running' AND epoch = ?3";
-        connection.prepare_cached(run)?.execute(params![self.run_id, self.at, self.epoch])?;
+        let run = "UPDATE runs SET status = 'interrupted', finished_at = ?2, turn_json = ?4
+                   WHERE run_id = ?1 AND status = 'running' AND epoch = ?3";
+        connection.prepare_cached(run)?.execute(params![self.run_id, self.at, self.epoch, self.turn_json])?;
         let request = "UPDATE nexus_requests SET status = 'interrupted' WHERE event_seq = ?1 AND status = 'processing' AND epoch = ?2";
         let changed = connection.prepare_cached(request)?.execute(params![self.event_seq, self.epoch])?;
         Ok(if changed == 1 { Claim::Done } else { Claim::Lost })
@@ -257,7 +260,12 @@ impl Weight for SaveTrace {
 
 impl Weight for StartRun {}
 impl Weight for MarkActed {}
-impl Weight for InterruptRun {}
+
+impl Weight for InterruptRun {
+    fn bytes(&self) -> usize {
+        self.turn_json.as_ref().map_or(0, String::len) + 128
+    }
+}
 
 impl Weight for FinishRun {
     fn bytes(&self) -> usize {
