@@ -15,6 +15,7 @@ mod fault;
 mod feeder;
 mod inflict;
 mod journal;
+mod power;
 mod procfs;
 mod report;
 mod run;

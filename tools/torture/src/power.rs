@@ -1,0 +1,7 @@
+//! Loss of power: what a process did to its files, from the log of `nexus-powerloss`, and those files as a disk could
+//! be found afterwards. Knows nothing of SQLite or of the ledgers.
+
+pub(crate) mod disk;
+pub(crate) mod log;
+pub(crate) mod points;
+pub(crate) mod rebuild;
