@@ -7,6 +7,7 @@ mod control;
 mod engine;
 mod error;
 mod housekeeping;
+pub mod instance;
 mod listen;
 pub mod lock;
 pub mod paths;

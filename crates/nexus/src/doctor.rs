@@ -36,6 +36,8 @@ pub enum Check {
     Records,
     Deliveries,
     Leftovers,
+    /// How surely nothing outlives a daemon that is killed together with its keeper.
+    KillLevel,
     Disk,
     Clock,
     Port,
@@ -55,6 +57,7 @@ impl Check {
             Self::Records => "records",
             Self::Deliveries => "deliveries",
             Self::Leftovers => "leftovers",
+            Self::KillLevel => "kill_level",
             Self::Disk => "disk",
             Self::Clock => "clock",
             Self::Port => "port",

@@ -216,7 +216,7 @@ fn a_busy_port_names_who_has_it() {
 fn what_a_dead_daemon_left_is_a_warning_and_is_mended() {
     let daemon = stopped();
     let instance = fs::read_to_string(daemon.state("instance")).unwrap();
-    let mark = format!("{}:adapter/fake/me", instance.trim());
+    let mark = format!("{}:adapter/fake/me", instance.lines().next().unwrap());
     let mut left = program("sleep").arg("1000").env("NEXUS_CHILD_ID", &mark).spawn().unwrap();
     eventually("it carries its mark", || !procfs::with_environment(&[format!("NEXUS_CHILD_ID={mark}").as_str()]).is_empty());
     for name in ["nex.pid", "run/gone:me.json"] {

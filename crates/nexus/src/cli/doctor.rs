@@ -6,7 +6,7 @@ use super::failure::Exit;
 use super::out::{Color, Out, note, visible};
 use super::{Global, block_on};
 use crate::clock;
-use crate::daemon::Paths;
+use crate::daemon::{Paths, instance};
 use crate::doctor::repair::{self, Repaired};
 use crate::doctor::{Check, Finding, Presence, Severity, adapters, host, leftovers, permissions, record, setting, worst};
 use crate::error_text::describe;
@@ -45,6 +45,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         Presence::Absent => looked(&paths, config.as_ref(), data.as_deref(), args.repair.then_some(&mut repaired)),
         Presence::Cleaning => vec![not_now(&paths)],
     });
+    findings.push(host::kill_level(&paths.state_dir));
     findings.extend(leftovers::findings(&paths, config.as_ref(), data.as_deref(), presence));
     if let (Some(config), Some(data)) = (&config, &data) {
         findings.extend(host::disk(data, config.ledgers.min_free_mb));
@@ -122,7 +123,7 @@ fn looked(paths: &Paths, config: Option<&Config>, data: Option<&Path>, repaired:
     };
     let mut findings = ledgers(data, repaired);
     findings.push(host::port(&config.daemon.host, config.daemon.port));
-    let instance = leftovers::instance(paths);
+    let instance = instance::known(paths);
     findings.extend(adapters::ask(config, &paths.workspace, instance.as_deref()));
     findings
 }

@@ -114,6 +114,13 @@ fn listening(line: &str, port: u16) -> Option<String> {
     is_it.then(|| fields.get(9).map(|inode| format!("socket:[{inode}]"))).flatten()
 }
 
+/// How surely nothing outlives a daemon that is killed together with its keeper. The lower level is no
+/// fault: most people's machines don't let them make cgroups.
+pub fn kill_level(state_dir: &Path) -> Finding {
+    let level = crate::keeper::cgroup::probe(state_dir);
+    Finding::ok(Check::KillLevel, format!("{}: {} ({})", level.name(), level.meaning(), level.why()))
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

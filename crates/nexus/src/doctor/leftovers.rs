@@ -3,7 +3,7 @@
 
 use super::{Check, Finding, NAMED_MAX, Presence, counted};
 use crate::adapter::account::context_name;
-use crate::daemon::Paths;
+use crate::daemon::{Paths, instance};
 use crate::keeper::leftovers;
 use nexus_core::config::Config;
 use std::fs;
@@ -74,13 +74,7 @@ fn diagnostics(paths: &Paths) -> Option<Finding> {
 
 /// Marked as children of this state directory's daemon.
 fn processes(paths: &Paths) -> Vec<i32> {
-    instance(paths).map(|instance| leftovers::marked(&instance)).unwrap_or_default()
-}
-
-/// The random name of this state directory, once a daemon has run there.
-pub fn instance(paths: &Paths) -> Option<String> {
-    let known = fs::read_to_string(paths.instance()).ok()?.trim().to_owned();
-    (known.len() == RANDOM_CHARS).then_some(known)
+    instance::known(paths).map(|instance| leftovers::marked(&instance)).unwrap_or_default()
 }
 
 /// Context files of accounts that are not configured. Those of others stay: what is to be sent right

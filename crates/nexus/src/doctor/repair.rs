@@ -2,8 +2,8 @@
 //! its file. It touches no row of a ledger, and while a daemon runs nothing but modes.
 
 use super::{Check, Finding, Presence, leftovers, permissions};
-use crate::daemon::Paths;
 use crate::daemon::lock::Lock;
+use crate::daemon::{Paths, instance};
 use crate::error_text::describe;
 use crate::keeper::leftovers::clear_marked;
 use crate::ledger::{Ledger, empty_log, hold};
@@ -61,7 +61,7 @@ pub fn leftovers(paths: &Paths, config: Option<&Config>, repaired: &mut Repaired
             return;
         }
     };
-    if let Some(instance) = leftovers::instance(paths) {
+    if let Some(instance) = instance::known(paths) {
         let cleared = clear_marked(&instance);
         repaired.done.extend(cleared.killed.iter().map(|pid| format!("killed process {pid} of a dead daemon")));
         for pid in cleared.left {
