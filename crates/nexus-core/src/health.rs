@@ -113,14 +113,16 @@ pub struct AdapterHealth {
 /// All that the overall word is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parts {
-    /// Each ledger's name and whether it can be read and written.
-    pub ledgers: Vec<(String, bool)>,
+    /// Each ledger's name, and why it can't be read or written, if it can't.
+    pub ledgers: Vec<(String, Option<String>)>,
     pub pipeline_ok: bool,
     /// Whether free disk space is above the floor under which intake stops.
     pub disk_ok: bool,
     pub adapters: Vec<AdapterHealth>,
     /// Internal tasks that had to be restarted of late.
     pub tasks_restarted: usize,
+    /// Internal tasks that failed too often to be started again.
+    pub tasks_lost: Vec<String>,
     /// Deliveries that wait far longer than their retries explain.
     pub stuck_deliveries: u64,
     /// Why the wall clock isn't believed, if it isn't.
@@ -130,7 +132,7 @@ pub struct Parts {
 /// The overall state and one reason for each thing that is wrong, the worst first; none when healthy.
 ///
 /// Unhealthy: the pipeline, a ledger or the disk fails. Degraded: an adapter is errored, in
-/// backoff, degraded or disconnected, a task was restarted, deliveries are stuck, or the clock is in
+/// backoff, degraded or disconnected, a task was restarted or given up, deliveries are stuck, or the clock is in
 /// doubt. An adapter that is or is being stopped counts for nothing, and health nobody knows yet is no
 /// fault.
 pub fn overall(parts: &Parts) -> (Overall, Vec<String>) {
@@ -145,8 +147,8 @@ fn broken(parts: &Parts) -> Vec<String> {
     if !parts.pipeline_ok {
         reasons.push("the pipeline is not processing".to_owned());
     }
-    for (name, _) in parts.ledgers.iter().filter(|(_, ok)| !ok) {
-        reasons.push(format!("ledger `{name}` is not accessible"));
+    for (name, trouble) in &parts.ledgers {
+        reasons.extend(trouble.iter().map(|trouble| format!("ledger `{name}` is not accessible: {trouble}")));
     }
     if !parts.disk_ok {
         reasons.push("free disk space is below its floor".to_owned());
@@ -167,6 +169,8 @@ fn worn(parts: &Parts) -> Vec<String> {
         .filter(|(_, count)| *count > 0)
         .map(|(name, count)| format!("{count} {} {name}", plural(count, "adapter is", "adapters are")))
         .collect();
+    let lost = |name: &String| format!("task `{name}` failed for good; restart the daemon");
+    reasons.extend(parts.tasks_lost.iter().map(lost));
     if parts.tasks_restarted > 0 {
         let count = parts.tasks_restarted as u64;
         reasons.push(format!("{count} {} restarted", plural(count, "internal task was", "internal tasks were")));
@@ -215,11 +219,12 @@ mod tests {
 
     fn well() -> Parts {
         Parts {
-            ledgers: ["events.db", "nexus.db"].map(|name| (name.to_owned(), true)).to_vec(),
+            ledgers: ["events.db", "nexus.db"].map(|name| (name.to_owned(), None)).to_vec(),
             pipeline_ok: true,
             disk_ok: true,
             adapters: Vec::new(),
             tasks_restarted: 0,
+            tasks_lost: Vec::new(),
             stuck_deliveries: 0,
             clock_doubt: None,
         }
@@ -260,8 +265,9 @@ mod tests {
     #[test]
     fn a_broken_core_is_unhealthy() {
         let mut ledger = well();
-        ledger.ledgers[1].1 = false;
-        assert_eq!(overall(&ledger), (Overall::Unhealthy, vec!["ledger `nexus.db` is not accessible".to_owned()]));
+        ledger.ledgers[1].1 = Some("database is locked".to_owned());
+        let reason = "ledger `nexus.db` is not accessible: database is locked".to_owned();
+        assert_eq!(overall(&ledger), (Overall::Unhealthy, vec![reason]));
         assert_eq!(overall(&Parts { pipeline_ok: false, ..well() }).0, Overall::Unhealthy);
         assert_eq!(overall(&Parts { disk_ok: false, ..well() }).0, Overall::Unhealthy);
     }
@@ -277,6 +283,7 @@ mod tests {
                 adapter(AdapterStatus::Errored, Health::Unknown),
             ],
             tasks_restarted: 1,
+            tasks_lost: vec!["timer".to_owned()],
             stuck_deliveries: 3,
             clock_doubt: Some(Doubt::Behind { by_ms: 5_000 }),
             ..well()
@@ -285,6 +292,7 @@ mod tests {
             "the pipeline is not processing",
             "2 adapters are errored",
             "1 adapter is degraded",
+            "task `timer` failed for good; restart the daemon",
             "1 internal task was restarted",
             "3 deliveries are stuck",
             "nothing but timer slots expires: the clock is 5 s before the newest event of earlier runs; set it",
@@ -321,7 +329,7 @@ mod tests {
 
     prop_compose! {
         fn any_parts()(
-            ledgers in prop::collection::vec(("[a-z]{1,4}", prop::bool::weighted(0.9)), 0..5),
+            ledgers in prop::collection::vec(("[a-z]{1,4}", prop::option::weighted(0.1, "[a-z]{1,4}")), 0..5),
             pipeline_ok in prop::bool::weighted(0.9),
             disk_ok in prop::bool::weighted(0.9),
             adapters in prop::collection::vec(
@@ -330,16 +338,17 @@ mod tests {
                 0..5,
             ),
             tasks_restarted in 0_usize..2,
+            tasks_lost in prop::collection::vec("[a-z]{1,4}", 0..2),
             stuck_deliveries in 0_u64..2,
             clock_doubt in prop::option::of((1_i64..i64::MAX).prop_map(|by_ms| Doubt::Behind { by_ms })),
         ) -> Parts {
-            Parts { ledgers, pipeline_ok, disk_ok, adapters, tasks_restarted, stuck_deliveries, clock_doubt }
+            Parts { ledgers, pipeline_ok, disk_ok, adapters, tasks_restarted, tasks_lost, stuck_deliveries, clock_doubt }
         }
     }
 
     proptest! {
         #[test]
-        fn one_more_fault_never_looks_better(parts in any_parts(), fault in 0..5) {
+        fn one_more_fault_never_looks_better(parts in any_parts(), fault in 0..6) {
             let (before, reasons) = overall(&parts);
             prop_assert_eq!(before == Overall::Healthy, reasons.is_empty());
             let mut worse = parts;
@@ -353,10 +362,14 @@ mod tests {
                     Overall::Degraded
                 }
                 2 => {
-                    worse.ledgers.push(("cortex".to_owned(), false));
+                    worse.ledgers.push(("cortex".to_owned(), Some("gone".to_owned())));
                     Overall::Unhealthy
                 }
                 3 => {
+                    worse.tasks_lost.push("timer".to_owned());
+                    Overall::Degraded
+                }
+                4 => {
                     worse.pipeline_ok = false;
                     Overall::Unhealthy
                 }

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod access;
+pub mod budget;
 pub mod chunk;
 pub mod config;
 pub mod doubt;

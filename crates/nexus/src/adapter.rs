@@ -24,6 +24,7 @@ use crate::ledger::{Ledgers, ReadError};
 use crate::pipeline::router::Router;
 use crate::routes::{Route, Routes};
 use crate::supervisor::Supervisor;
+use crate::watch::Watch;
 use account::{Account, AccountReport};
 use intake::{Rules, Sinks};
 use nexus_core::config;
@@ -49,6 +50,7 @@ pub struct Shared {
     pub sinks: Sinks,
     pub routes: Routes,
     pub router: Router,
+    pub watch_over: Watch,
     /// Working directory of adapters without `cwd`.
     pub workspace: PathBuf,
     pub credentials: PathBuf,

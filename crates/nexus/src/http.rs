@@ -11,6 +11,7 @@ mod stream;
 use crate::bus::Bus;
 use crate::bus::store::BusCommand;
 use crate::ledger::Database;
+use crate::watch::Watch;
 use axum::Router;
 use axum::extract::Request;
 use axum::http::{StatusCode, header};
@@ -70,14 +71,15 @@ pub struct Guard {
 #[derive(Debug, Clone)]
 pub struct Server {
     tasks: TaskTracker,
+    watch_over: Watch,
     stop: CancellationToken,
     /// Patience is over: connections are cut.
     cut: CancellationToken,
 }
 
 impl Server {
-    pub fn new() -> Self {
-        Self { tasks: TaskTracker::new(), stop: CancellationToken::new(), cut: CancellationToken::new() }
+    pub fn new(watch_over: Watch) -> Self {
+        Self { tasks: TaskTracker::new(), watch_over, stop: CancellationToken::new(), cut: CancellationToken::new() }
     }
 
     /// Serves the read-only routes on `listener`.
@@ -85,21 +87,28 @@ impl Server {
         let guard = Arc::new(guard);
         let checked = middleware::from_fn(move |request, next| check(guard.clone(), request, next));
         let router = missing::answered(read_routes(api)).layer(checked);
-        let this = self.clone();
-        self.tasks.spawn(async move { this.accept(router, listener).await });
+        self.serve("http port", router, listener);
     }
 
     /// Serves all routes on `listener`, to this user and root only.
     pub fn serve_unix(&self, listener: UnixListener, api: Api) {
         let router = missing::answered(read_routes(api.clone()).merge(control::routes(api)));
-        let this = self.clone();
-        self.tasks.spawn(async move { this.accept(router, listener).await });
+        self.serve("control socket", router, listener);
     }
 
-    /// Accepts until stopped.
-    async fn accept(&self, router: Router, listener: impl Accept) {
-        let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    /// Accepts until stopped, also after a failure.
+    fn serve(&self, name: &'static str, router: Router, listener: impl Accept) {
+        let (this, listener, slots) = (self.clone(), Arc::new(listener), Arc::new(Semaphore::new(CONNECTIONS_MAX)));
+        let (watch_over, stop) = (self.watch_over.clone(), self.stop.clone());
+        self.tasks.spawn(async move {
+            let accept = move || this.clone().accept(router.clone(), listener.clone(), slots.clone());
+            watch_over.until_done(name, &stop, accept).await;
+        });
+    }
+
+    async fn accept(self, router: Router, listener: Arc<impl Accept>, slots: Arc<Semaphore>) {
         loop {
+            crate::torture::point("task.http");
             let Ok(slot) = slots.clone().acquire_owned().await else { return };
             let accepted = tokio::select! {
                 accepted = listener.next() => accepted,
@@ -179,12 +188,6 @@ impl Accept for UnixListener {
                 Err(error) => tracing::warn!(%error, "control connection of an unknown user refused"),
             }
         }
-    }
-}
-
-impl Default for Server {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

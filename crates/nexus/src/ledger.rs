@@ -4,17 +4,21 @@
 //! connections. Nothing is ever written to two files together: see `follow`.
 
 pub mod agents;
+mod checkpoint;
 pub mod events;
 pub mod follow;
 pub mod identity;
 pub mod migrate;
 pub mod nexus;
+mod place;
 pub mod writer;
 
+pub use checkpoint::Checkpoints;
+
 use migrate::{MigrateError, Migration};
+use place::Place;
 use rusqlite::{Connection, OpenFlags};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
@@ -117,6 +121,9 @@ pub enum OpenError {
     },
     #[error("the ledgers in `{path}` are in use by another daemon, with another state directory; give each its own ledgers.directory")]
     InUse { path: PathBuf },
+    /// While the daemon runs.
+    #[error("{0}")]
+    Moved(String),
     #[error(transparent)]
     Migrate(#[from] MigrateError),
     #[error("failed to start the writer thread of ledger `{path}`")]
@@ -146,8 +153,9 @@ fn private_file(path: &Path) -> std::io::Result<()> {
     std::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path).map(drop)
 }
 
+/// Never makes a file: a ledger that vanished must not come back empty.
 fn connect(path: &Path, ledger: Ledger) -> rusqlite::Result<Connection> {
-    let connection = Connection::open(path)?;
+    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(64);
     // The page size counts only for a new file. Checkpoints are made by another thread.
@@ -165,18 +173,23 @@ fn connect(path: &Path, ledger: Ledger) -> rusqlite::Result<Connection> {
 pub struct Database<C: writer::Command> {
     pub writer: writer::Writer<C>,
     pub readers: Readers,
+    place: Place,
 }
 
 impl<C: writer::Command> Clone for Database<C> {
     fn clone(&self) -> Self {
-        Self { writer: self.writer.clone(), readers: self.readers.clone() }
+        Self { writer: self.writer.clone(), readers: self.readers.clone(), place: self.place.clone() }
     }
 }
 
 impl<C: writer::Command> Database<C> {
-    /// Whether the last group was written, and no read failed of late.
-    pub fn is_accessible(&self) -> bool {
-        !self.writer.stats().failing.load(Ordering::Relaxed) && !self.readers.has_failed_within(READ_FAILURE_SHOWN)
+    /// Why it can't be written, or could not be read of late.
+    pub fn trouble(&self) -> Option<String> {
+        if self.writer.is_gone() {
+            return Some("the thread that writes it has ended; restart the daemon".to_owned());
+        }
+        let unread = || self.readers.has_failed_within(READ_FAILURE_SHOWN).then(|| "a read of it failed within the last minute".to_owned());
+        self.place.trouble().or_else(|| self.writer.stats().trouble()).or_else(unread)
     }
 }
 
@@ -205,67 +218,25 @@ impl Threads {
 pub fn start<C: writer::Command>(directory: &Path, now_ms: i64) -> Result<(Database<C>, Threads), OpenError> {
     let connection = open(directory, C::LEDGER, now_ms)?;
     let path = directory.join(C::LEDGER.file_name());
+    let place = Place::of(path.clone()).map_err(|source| OpenError::File { path: path.clone(), source })?;
     let thread = |source| OpenError::Thread { path: path.clone(), source };
-    let (checkpoints, checkpoint) = Checkpoints::start(path.clone(), C::LEDGER).map_err(thread)?;
-    let reopen_path = path.clone();
-    let reopen = move || {
-        // Never creates a file: a ledger that vanished must not come back empty.
-        if !reopen_path.exists() {
-            return Err(OpenError::Open { path: reopen_path.clone(), source: rusqlite::Error::InvalidPath(reopen_path.clone()) });
-        }
-        connect(&reopen_path, C::LEDGER).map_err(|source| OpenError::Open { path: reopen_path.clone(), source })
+    let (checkpoints, checkpoint) = Checkpoints::start(place.clone(), C::LEDGER).map_err(thread)?;
+    let (reopen_path, reopen_place) = (path.clone(), place.clone());
+    let reopen = move || match reopen_place.look() {
+        Some(trouble) => Err(OpenError::Moved(trouble)),
+        None => connect(&reopen_path, C::LEDGER).map_err(|source| OpenError::Open { path: reopen_path.clone(), source }),
     };
-    let (writer, handle) = writer::Writer::start(connection, reopen, checkpoints).map_err(thread)?;
-    Ok((Database { writer, readers: Readers::new(path) }, Threads { writer: handle, checkpoint }))
-}
-
-/// Asks the checkpointing thread of one file to move the WAL into the database, off the writer.
-#[derive(Debug, Clone)]
-pub struct Checkpoints {
-    request: std::sync::mpsc::SyncSender<()>,
-    /// Pages in the log after the writer's last commit. The log's size on disk wouldn't tell: once
-    /// checkpointed it is written anew from its start.
-    pages: Arc<AtomicU64>,
-}
-
-impl Checkpoints {
-    fn start(path: PathBuf, ledger: Ledger) -> std::io::Result<(Self, std::thread::JoinHandle<()>)> {
-        let (request, inbox) = std::sync::mpsc::sync_channel::<()>(1);
-        let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(move || {
-            while inbox.recv().is_ok() {
-                // A connection per checkpoint: rare, and it holds no memory in between.
-                let done = connect(&path, ledger).and_then(|connection| connection.execute_batch("PRAGMA wal_checkpoint(PASSIVE)"));
-                if let Err(error) = done {
-                    tracing::warn!(path = %path.display(), %error, "checkpoint failed; the log grows until one succeeds");
-                }
-            }
-        })?;
-        Ok((Self { request, pages: Arc::default() }, thread))
-    }
-
-    /// Counts the log's pages of the writer's connection.
-    pub(crate) fn watch(&self, connection: &mut Connection) -> rusqlite::Result<()> {
-        let pages = self.pages.clone();
-        connection.wal_hook(Some(move |_: &mut rusqlite::hooks::Wal, count: std::ffi::c_int| {
-            pages.store(u64::try_from(count).unwrap_or(0), Ordering::Relaxed);
-            Ok(())
-        }))
-    }
-
-    pub(crate) fn wal_pages(&self) -> u64 {
-        self.pages.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn request(&self) {
-        // Full means that one is due already.
-        self.request.try_send(()).ok();
-    }
+    let (writer, handle) = writer::Writer::start(connection, reopen, checkpoints, place.clone()).map_err(thread)?;
+    let readers = Readers { place: Some(place.clone()), ..Readers::new(path) };
+    Ok((Database { writer, readers, place }, Threads { writer: handle, checkpoint }))
 }
 
 /// A small pool of read-only connections to one file.
 #[derive(Debug, Clone)]
 pub struct Readers {
     path: Arc<PathBuf>,
+    /// Of a running daemon: the path may come to name another file.
+    place: Option<Place>,
     idle: Arc<Mutex<Vec<Connection>>>,
     /// When a read failed last.
     failed_at: Arc<Mutex<Option<Instant>>>,
@@ -286,7 +257,7 @@ pub enum ReadError {
 impl Readers {
     /// Readers of the file at `path`, which must exist by the first read.
     pub fn new(path: PathBuf) -> Self {
-        Self { path: Arc::new(path), idle: Arc::default(), failed_at: Arc::default() }
+        Self { path: Arc::new(path), place: None, idle: Arc::default(), failed_at: Arc::default() }
     }
 
     /// Runs `query` on a thread that may block.
@@ -375,6 +346,9 @@ impl Readers {
     }
 
     fn open(&self) -> rusqlite::Result<Connection> {
+        if self.place.as_ref().is_some_and(|place| place.trouble().is_some()) {
+            return Err(rusqlite::Error::InvalidPath(self.path.to_path_buf()));
+        }
         read_only(&self.path)
     }
 
@@ -475,14 +449,22 @@ impl Ledgers {
         self.nexus.writer.stop_repeating();
     }
 
-    /// Whether each can be written, and read as far as anybody tried of late.
-    pub fn accessible(&self) -> [(Ledger, bool); 4] {
+    /// Why each can't be written, or be read as far as anybody tried of late; `None` when it can.
+    pub fn troubles(&self) -> [(Ledger, Option<String>); 4] {
         [
-            (Ledger::Events, self.events.is_accessible()),
-            (Ledger::Agents, self.agents.is_accessible()),
-            (Ledger::Identity, self.identity.is_accessible()),
-            (Ledger::Nexus, self.nexus.is_accessible()),
+            (Ledger::Events, self.events.trouble()),
+            (Ledger::Agents, self.agents.trouble()),
+            (Ledger::Identity, self.identity.trouble()),
+            (Ledger::Nexus, self.nexus.trouble()),
         ]
+    }
+
+    /// Looks whether each path still names the file that is open. While one doesn't, nothing is written
+    /// there: it would be lost with the last descriptor.
+    pub fn look_at_files(&self) {
+        for place in [&self.events.place, &self.agents.place, &self.identity.place, &self.nexus.place] {
+            place.look();
+        }
     }
 
     /// Name and writer's figures of each.

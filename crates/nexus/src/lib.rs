@@ -20,6 +20,7 @@ pub mod logging;
 mod memory;
 pub mod metrics;
 pub mod oneshot;
+pub mod panics;
 pub mod pipeline;
 pub mod plugin;
 pub mod query;
@@ -29,6 +30,7 @@ pub mod stderr;
 pub mod supervisor;
 pub mod timer;
 mod torture;
+pub mod watch;
 pub mod webhook;
 
 /// Hands over to the keeper, the bundled webhook adapter or the command line, by the first argument.

@@ -37,6 +37,11 @@ pub struct ChildLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TaskLabel {
+    pub task: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct QueueLabel {
     pub queue: &'static str,
 }
@@ -70,6 +75,8 @@ pub struct Metrics {
     pub commit_seconds: Family<DbLabel, Gauge<f64, AtomicU64>>,
     pub commits: Family<DbLabel, Counter>,
     pub sse_clients: Gauge,
+    /// The daemon's own tasks that panicked or ended by themselves.
+    pub task_failures: Family<TaskLabel, Counter>,
     /// For the health document.
     pub totals: Arc<Totals>,
 }
@@ -115,6 +122,7 @@ impl Metrics {
             commit_seconds: Family::default(),
             commits: Family::default(),
             sse_clients: Gauge::default(),
+            task_failures: Family::default(),
             totals: Arc::default(),
         };
         metrics.registry = Arc::new(metrics.registered());
@@ -137,6 +145,7 @@ impl Metrics {
         registry.register("commit_seconds", "Time spent in commits since the start", self.commit_seconds.clone());
         registry.register("commits", "Commits", self.commits.clone());
         registry.register("sse_clients", "Open event streams", self.sse_clients.clone());
+        registry.register("task_failures", "Failures of the daemon's own tasks", self.task_failures.clone());
         let build: Family<VersionLabel, Gauge> = Family::default();
         build.get_or_create(&VersionLabel { version: env!("CARGO_PKG_VERSION") }).set(1);
         registry.register("build_info", "1, with the version", build);

@@ -4,6 +4,7 @@
 
 pub mod assemble;
 mod automate;
+mod broken;
 mod finish;
 pub mod followers;
 mod identify;
@@ -20,10 +21,12 @@ use crate::ledger::Ledgers;
 use crate::ledger::events::StoredEvent;
 use crate::ledger::nexus::{Claim, SettleRequest};
 use crate::ledger::writer::WriteError;
-use crate::metrics::{Metrics, StageLabel, StatusLabel};
+use crate::metrics::{Metrics, StageLabel, StatusLabel, Totals};
+use crate::panics;
 use crate::plugin::Plugins;
 use crate::replies::{End, Replies};
 use crate::routes::Routes;
+use crate::watch::Watch;
 use arc_swap::ArcSwap;
 use nexus_core::config;
 use nexus_core::notice::NoticeType;
@@ -67,6 +70,7 @@ pub struct Pipeline {
     pub ledgers: Ledgers,
     pub settings: ArcSwap<Settings>,
     pub bus: Bus,
+    pub watch_over: Watch,
     pub metrics: Metrics,
     pub plugins: Arc<Plugins>,
     pub routes: Routes,
@@ -131,6 +135,23 @@ pub(crate) enum Exit {
     Failed(String),
 }
 
+/// Counts one request as active for as long as it lives.
+#[derive(Debug)]
+struct Active(Arc<Totals>);
+
+impl Active {
+    fn begin(metrics: &Metrics) -> Self {
+        metrics.totals.active.fetch_add(1, Ordering::Relaxed);
+        Self(metrics.totals.clone())
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Time that stages may take and have taken.
 #[derive(Debug)]
 struct Budget {
@@ -142,17 +163,16 @@ impl Pipeline {
     /// Stages 1 to 5. An exit is on its way to the ledger when this returns.
     pub async fn prepare(self: &Arc<Self>, row: StoredEvent, request_id: String) -> Outcome {
         let settings = self.settings.load_full();
-        self.metrics.totals.active.fetch_add(1, Ordering::Relaxed);
+        let active = Active::begin(&self.metrics);
         let adapter = row.adapter.clone();
         let mut request = row.into_request(request_id, clock::wall_ms());
         self.bus.publish(NoticeType::RequestStarted, json!({ "request_id": request.request_id, "event_id": request.event.event_id }));
         let mut budget = Budget { timeout: Duration::from_millis(settings.pipeline.timeout_ms), spent: Duration::ZERO };
         match self.stages_before_agent(&mut request, &adapter, &settings, &mut budget).await {
             Ok((agent, session)) => {
-                self.metrics.totals.active.fetch_sub(1, Ordering::Relaxed);
                 Outcome::Run(Box::new(Prepared { adapter, request, agent, session, spent: budget.spent, timeout: budget.timeout }))
             }
-            Err(exit) => self.settle(request, exit).await,
+            Err(exit) => self.settle(request, exit, active).await,
         }
     }
 
@@ -171,7 +191,7 @@ impl Pipeline {
         self.stage(request, Stage::AssembleContext, budget, async |request| self.assemble(request, settings, &principal)).await
     }
 
-    /// Runs one stage: span, time, time-out, trace, notice, hook.
+    /// Runs one stage: span, time, time-out, trace, notice, hook. A panic in it fails the request.
     async fn stage<T>(
         &self,
         request: &mut NexusRequest,
@@ -181,8 +201,9 @@ impl Pipeline {
     ) -> Result<T, Exit> {
         let (started_at, started) = (clock::wall_ms(), Instant::now());
         let left = budget.timeout.saturating_sub(budget.spent);
-        let result = match tokio::time::timeout(left, work(request)).await {
-            Ok(result) => result,
+        let result = match tokio::time::timeout(left, panics::caught(work(request))).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(panicked)) => Err(Exit::Failed(self.defect(request.event_seq, &panicked))),
             Err(_) => Err(Exit::Failed(format!("timed out after {} ms of work in all stages", budget.timeout.as_millis()))),
         };
         let spent = started.elapsed();
@@ -215,7 +236,7 @@ impl Pipeline {
     }
 
     /// Ends a request that has no run; returns before that is on disk.
-    async fn settle(self: &Arc<Self>, mut request: NexusRequest, exit: Exit) -> Outcome {
+    async fn settle(self: &Arc<Self>, mut request: NexusRequest, exit: Exit, active: Active) -> Outcome {
         let Ok(room) = self.settle_room.clone().acquire_owned().await else { return Outcome::Abandoned };
         let (status, reason) = match exit {
             Exit::Denied(reason) => (Status::Denied, Some(reason)),
@@ -237,18 +258,23 @@ impl Pipeline {
         // The conversation goes on meanwhile: its next request's end is queued behind this one.
         let this = self.clone();
         self.settling.spawn(async move {
-            let settled = this.write_admitted(request.event_seq, command).await;
-            this.metrics.totals.active.fetch_sub(1, Ordering::Relaxed);
-            match settled {
-                Ok(Claim::Done) => this.announce_end(&request, None),
-                Ok(Claim::Lost) => tracing::error!(request_id = request.request_id, "the request was ended by somebody else"),
-                Err(error) => {
-                    tracing::warn!(request_id = request.request_id, %error, "the end of a request could not be written; the next start decides again");
-                }
+            let seq = request.event_seq;
+            if let Err(panicked) = panics::caught(this.write_end(request, command)).await {
+                this.defect(seq, &panicked);
             }
-            drop(room);
+            drop((room, active));
         });
         Outcome::Settled
+    }
+
+    async fn write_end(&self, request: NexusRequest, command: SettleRequest) {
+        match self.write_admitted(request.event_seq, command).await {
+            Ok(Claim::Done) => self.announce_end(&request, None),
+            Ok(Claim::Lost) => tracing::error!(request_id = request.request_id, "the request was ended by somebody else"),
+            Err(error) => {
+                tracing::warn!(request_id = request.request_id, %error, "the end of a request could not be written; the next start decides again");
+            }
+        }
     }
 
     /// Repeats a conditional command until the row that it needs is admitted: stages don't wait for

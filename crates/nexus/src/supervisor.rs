@@ -2,12 +2,15 @@
 //! [`nexus_core::lifecycle::Lifecycle`]; everybody else holds a handle.
 //!
 //! Theory of operation: a verb changes what is wanted; the task works towards it. A process is
-//! spawned only after the one before it is gone with its whole tree and its output is read to EOF.
+//! spawned only after the one before it is gone with its whole tree and its output is read to EOF. A
+//! panic in what a child's program does is a reason why it can't be started, or an exit; a panic in the
+//! task itself costs its process, and the handle stays.
 
 mod child;
 
 use crate::keeper::{Keeper, Process, SpawnSpec};
 use crate::metrics::Metrics;
+use crate::watch::Watch;
 use nexus_core::ids::ChildId;
 use nexus_core::lifecycle::RestartPolicy;
 use std::collections::HashMap;
@@ -183,12 +186,13 @@ type Children = HashMap<ChildId, (Child, JoinHandle<()>)>;
 pub struct Supervisor {
     keeper: Keeper,
     metrics: Metrics,
+    watch_over: Watch,
     children: Arc<Mutex<Children>>,
 }
 
 impl Supervisor {
-    pub fn new(keeper: Keeper, metrics: Metrics) -> Self {
-        Self { keeper, metrics, children: Arc::default() }
+    pub fn new(keeper: Keeper, metrics: Metrics, watch_over: Watch) -> Self {
+        Self { keeper, metrics, watch_over, children: Arc::default() }
     }
 
     pub fn keeper(&self) -> &Keeper {
@@ -207,7 +211,8 @@ impl Supervisor {
         let (orders, inbox) = mpsc::channel(VERBS_MAX);
         let (report, status) = watch::channel(ChildStatus::new());
         let child = Child { id: spec.id.clone(), orders, status };
-        let task = tokio::spawn(child::run(spec, self.keeper.clone(), self.metrics.clone(), inbox, report));
+        let part = self.watch_over.part(format!("child {}", spec.id));
+        let task = tokio::spawn(child::run(spec, self.keeper.clone(), self.metrics.clone(), inbox, report, part));
         children.insert(child.id.clone(), (child.clone(), task));
         child
     }

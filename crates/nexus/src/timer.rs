@@ -34,6 +34,7 @@ pub fn zone(name: &str) -> Result<TimeZone, String> {
 /// Fires until `stop`; a change of `settings` reschedules without a burst.
 pub async fn run(mut schedule: Schedule, mut settings: watch::Receiver<config::Timer>, sinks: Sinks, stop: CancellationToken) {
     loop {
+        crate::torture::point("task.timer");
         for due in schedule.step(clock::wall_ms()) {
             fire(due, &sinks).await;
         }

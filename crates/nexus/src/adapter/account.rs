@@ -106,13 +106,27 @@ impl Account {
             child.start().await;
             // Set once, right here.
             drop(account.child.set(child.clone()));
-            account.tasks.spawn(probe::watch_health(account.clone(), child.clone()));
-            account.tasks.spawn(account.clone().keep_report(child));
+            account.keep("probes", child.clone(), probe::watch_health);
+            account.keep("report", child, Self::keep_report);
         }
         if account.config.backfill && instance.is_none_or(|one| one.backfill_completed_at.is_none()) {
             account.tasks.spawn(backfill::run_until_done(account.clone()));
         }
         account
+    }
+
+    /// Runs one of the account's tasks to its end, also after a failure.
+    fn keep<F: Future<Output = ()> + Send + 'static>(
+        self: &Arc<Self>,
+        what: &'static str,
+        child: Child,
+        make: impl Fn(Arc<Self>, Child) -> F + Send + 'static,
+    ) {
+        let this = self.clone();
+        self.tasks.spawn(async move {
+            let (name, watch_over, stop) = (format!("{what} of {}", this.key), this.shared.watch_over.clone(), this.stop.clone());
+            watch_over.until_done(name, &stop, move || make(this.clone(), child.clone())).await;
+        });
     }
 
     /// The monitor's handle; `None` with `monitor: false`.
@@ -237,6 +251,7 @@ impl Account {
         let mut health = self.health.subscribe();
         let mut last = None;
         loop {
+            crate::torture::point("task.report");
             let report = self.report();
             let phase = status.borrow_and_update().phase;
             if last != Some(phase) {

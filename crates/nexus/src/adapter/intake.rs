@@ -183,6 +183,7 @@ impl Intake {
         let mut flight: Option<Flight> = None;
         let (mut ended, mut lost) = (None, false);
         while ended.is_none() || flight.is_some() || !batch.is_empty() {
+            crate::torture::point("task.intake");
             if flight.is_none() && !batch.is_empty() {
                 flight = self.launch(&mut batch).await;
                 lost |= flight.is_none();

@@ -58,16 +58,20 @@ impl Program for Monitor {
         tokio::spawn(async move {
             let (Some(account), Some(stdout), Some(errors)) = (account, stdout, errors) else { return };
             let Some(info) = account.channel.borrow().clone() else { return };
-            let acks = stdin.map(|stdin| {
-                let (sender, newest) = watch::channel(None);
-                (sender, tokio::spawn(write_acks(stdin, newest)))
-            });
-            let (sender, writer) = acks.unzip();
+            let (sender, newest) = watch::channel(None);
+            let sender = stdin.is_some().then_some(sender);
+            // In this task: were it to break alone, nobody would acknowledge anything any more.
+            let acking = async {
+                if let Some(stdin) = stdin {
+                    write_acks(stdin, newest).await;
+                }
+                std::future::pending::<()>().await;
+            };
             let child = ChildId::new(format!("adapter/{}", account.key));
             let intake = account.intake(&info.channel, Kind::Live, sender, None, exited.clone());
-            tokio::join!(intake.run(stdout), log_errors(child, errors, exited));
-            if let Some(writer) = writer {
-                writer.abort(); // the process is gone: nobody reads acks any more
+            tokio::select! {
+                _ = async { tokio::join!(intake.run(stdout), log_errors(child, errors, exited)) } => {}
+                () = acking => {} // never
             }
         })
     }
@@ -90,6 +94,7 @@ pub(super) async fn log_errors(child: ChildId, errors: pipe::Receiver, exited: C
 /// a child that doesn't read holds up nothing.
 async fn write_acks(mut stdin: pipe::Sender, mut newest: watch::Receiver<Option<String>>) {
     while newest.changed().await.is_ok() {
+        crate::torture::point("task.acks");
         let Some(id) = newest.borrow_and_update().clone() else { continue };
         let line = format!("{}\n", json!({ "ack": id }));
         if stdin.write_all(line.as_bytes()).await.is_err() {

@@ -28,6 +28,7 @@ pub(super) struct Found {
 pub(super) async fn watch_health(account: Arc<Account>, child: Child) {
     let mut status = child.watch();
     loop {
+        crate::torture::point("task.probes");
         let (phase, pid, generation) = {
             let status = status.borrow_and_update();
             (status.phase, status.pid, status.generation)

@@ -55,6 +55,7 @@ pub async fn write_through(
     stop: CancellationToken,
 ) {
     loop {
+        crate::torture::point("task.bus store");
         let stopping = tokio::select! {
             more = subscriber.changed() => !more,
             () = stop.cancelled() => true,

@@ -27,6 +27,7 @@ use crate::query::Record;
 use crate::replies::End;
 use crate::routes::{CLI_CHANNEL, DEFAULT_ACCOUNT};
 use crate::supervisor::{BoxFuture, Supervisor};
+use crate::watch::Watch;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use axum::http::StatusCode;
 use nexus_core::config::{self, BusMode, Config, LogLevel};
@@ -73,7 +74,7 @@ pub(super) struct Control {
     pub(super) timer_settings: watch::Sender<config::Timer>,
     pub(super) sinks: Sinks,
     pub(super) disk_low: watch::Receiver<bool>,
-    pub(super) watch_over: housekeeping::Watch,
+    pub(super) watch_over: Watch,
     pub(super) http_address: OnceLock<SocketAddr>,
     pub(super) ready: AtomicBool,
     pub(super) reloading: Mutex<()>,
@@ -109,28 +110,31 @@ impl Control {
                 let directory = self.paths.data_dir(&config.ledgers.directory);
                 let (database, threads) = crate::ledger::start(&directory, clock::wall_ms())?;
                 let stop = CancellationToken::new();
-                let work = write_through(
-                    self.bus.clone(),
-                    self.bus.subscribe(),
-                    Database::clone(&database),
-                    self.retention_days.subscribe(),
-                    self.sinks.expiry.clone(),
-                    stop.clone(),
-                );
-                self.store.store(Some(Arc::new(database)));
-                tasks.push((stop, tokio::spawn(work), threads));
+                self.store.store(Some(Arc::new(Database::clone(&database))));
+                tasks.push((stop.clone(), self.keep_store(database, stop), threads));
             }
             BusMode::Memory => {
                 self.store.store(None);
                 for (stop, task, threads) in tasks.drain(..) {
                     stop.cancel();
-                    drop(task.await); // a panic in it was logged by its hook; nothing is lost but notices
+                    drop(task.await); // it was told if it failed; nothing is lost but notices
                     drop(tokio::task::spawn_blocking(move || threads.join()).await);
                 }
             }
             BusMode::WriteThrough => {}
         }
         Ok(())
+    }
+
+    /// Copies the bus into `database` until `stop`; after a failure from then on.
+    fn keep_store(&self, database: Database<BusCommand>, stop: CancellationToken) -> JoinHandle<()> {
+        let (bus, retention_days, expiry) = (self.bus.clone(), self.retention_days.clone(), self.sinks.expiry.clone());
+        let mut subscriber = Some(self.bus.subscribe());
+        let until = stop.clone();
+        self.watch_over.keep("bus store", &stop, move || {
+            let subscriber = subscriber.take().unwrap_or_else(|| bus.subscribe());
+            write_through(bus.clone(), subscriber, database.clone(), retention_days.subscribe(), expiry.clone(), until.clone())
+        })
     }
 
     async fn accept(&self, message: Message) -> Result<Accepted, Refusal> {

@@ -2,7 +2,6 @@
 
 use super::build::settings;
 use super::error::StartError;
-use super::housekeeping::Watch;
 use crate::bus::Bus;
 use crate::clock::Expiry;
 use crate::error_text::describe;
@@ -19,6 +18,7 @@ use crate::pipeline::{Pipeline, SETTLING_MAX, followers, recovery};
 use crate::plugin::Plugins;
 use crate::replies::Replies;
 use crate::routes::{CLI_CHANNEL, Route, Routes};
+use crate::watch::Watch;
 use arc_swap::ArcSwap;
 use nexus_core::config::{Config, OnUncertain};
 use serde_json::json;
@@ -64,12 +64,12 @@ pub(super) struct Engine {
 /// # Errors
 /// When an agent can't be set up, or a ledger can't be read or written.
 pub(super) async fn start(ground: Ground<'_>, interrupted: Vec<Interrupted>) -> Result<Engine, StartError> {
-    let Ground { config, workspace, keeper, ledgers, bus, metrics, plugins, watch_over, stop, epoch } = ground;
+    let Ground { config, workspace, keeper, ledgers, bus, metrics, plugins, watch_over, epoch, .. } = ground;
     let settings = settings(config, keeper, workspace).map_err(|error| StartError::Setting(describe(&error)))?;
     let recovered = recovery::recover(ledgers, &settings, interrupted, epoch).await?;
     let routes = routes(config);
     let expiry = Expiry::new(ledgers.events.readers.read(newest_received_at).await?);
-    let outbox = Outbox::new(ledgers.clone(), routes.clone(), bus.clone(), metrics.clone(), expiry.clone(), epoch);
+    let outbox = Outbox::new(ledgers.clone(), routes.clone(), bus.clone(), watch_over.clone(), metrics.clone(), expiry.clone(), epoch);
     // Before the router: nothing new may enter a lane ahead of what waits in it.
     let held = outbox.take_up_uncertain(|delivery| may_retry(config, delivery)).await?;
     if held > 0 {
@@ -83,6 +83,7 @@ pub(super) async fn start(ground: Ground<'_>, interrupted: Vec<Interrupted>) -> 
         ledgers: ledgers.clone(),
         settings: ArcSwap::from_pointee(settings),
         bus: bus.clone(),
+        watch_over: watch_over.clone(),
         metrics: metrics.clone(),
         plugins: plugins.clone(),
         routes: routes.clone(),
@@ -96,17 +97,33 @@ pub(super) async fn start(ground: Ground<'_>, interrupted: Vec<Interrupted>) -> 
         settling: TaskTracker::new(),
         settle_room: Arc::new(Semaphore::new(SETTLING_MAX)),
     });
-    let follow_turns = followers::follow_turns(ledgers.clone(), bus.clone(), pipeline.finished.clone(), turns, stop.clone());
-    let tasks = vec![
-        watch_over.spawn("agents follower", follow_turns, stop),
-        watch_over.spawn("identity follower", followers::follow_contacts(ledgers.clone(), committed.subscribe(), stop.clone()), stop),
-        watch_over.spawn("outbound follower", followers::follow_sent(ledgers.clone(), outbox.sent().clone(), stop.clone()), stop),
-    ];
+    let tasks = follow(&ground, &pipeline, turns, &committed);
     let pending = Pending::default();
     let (stats, router_stats) = watch::channel(RouterStats::default());
     let (router, router_task) = Router::start(pipeline.clone(), committed.subscribe(), admitted, pending.clone(), stats).await?;
-    let router_task = watch_over.guard("router", router_task, router.stopping());
     Ok(Engine { pipeline, routes, outbox, router, router_task, router_stats, committed, pending, expiry, tasks, recovered })
+}
+
+/// The followers, each started again from its own mark.
+fn follow(
+    ground: &Ground<'_>,
+    pipeline: &Arc<Pipeline>,
+    turns: watch::Sender<i64>,
+    committed: &Arc<watch::Sender<i64>>,
+) -> Vec<JoinHandle<()>> {
+    let Ground { ledgers, bus, watch_over, stop, .. } = *ground;
+    let (of_turns, of_contacts, of_sent) = (ledgers.clone(), ledgers.clone(), ledgers.clone());
+    let (finished, sent, committed) = (pipeline.finished.clone(), pipeline.outbox.sent().clone(), committed.clone());
+    let (bus, stop_turns, stop_contacts, stop_sent) = (bus.clone(), stop.clone(), stop.clone(), stop.clone());
+    vec![
+        watch_over.keep("agents follower", stop, move || {
+            followers::follow_turns(of_turns.clone(), bus.clone(), finished.clone(), turns.clone(), stop_turns.clone())
+        }),
+        watch_over.keep("identity follower", stop, move || {
+            followers::follow_contacts(of_contacts.clone(), committed.subscribe(), stop_contacts.clone())
+        }),
+        watch_over.keep("outbound follower", stop, move || followers::follow_sent(of_sent.clone(), sent.clone(), stop_sent.clone())),
+    ]
 }
 
 /// Whether the adapter's config wants an uncertain delivery sent again.

@@ -1,19 +1,14 @@
-//! What is done from time to time: disk watch, metrics, analytics, pruning, reaping. And the watch
-//! over the daemon's own long-lived tasks.
+//! What is done from time to time: disk watch, metrics, analytics, pruning, reaping.
 
 use super::control::Control;
-use crate::bus::Bus;
 use crate::clock;
 use crate::ledger::nexus::{CountAnalytics, Prune, delivery_counts};
 use crate::metrics::{DbLabel, QueueLabel};
-use nexus_core::notice::NoticeType;
-use serde_json::json;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 const DISK_EVERY: Duration = Duration::from_secs(5);
@@ -25,57 +20,17 @@ const PRUNE_ROWS: u32 = 1000;
 const STUCK_MS: i64 = 600_000;
 const DAY_MS: i64 = 86_400_000;
 
-/// Notices when a long-lived task ends that should not have: its part is broken, health says so.
-#[derive(Debug, Clone)]
-pub(super) struct Watch {
-    bus: Bus,
-    lost: Arc<Mutex<Vec<&'static str>>>,
-}
-
-impl Watch {
-    pub(super) fn new(bus: Bus) -> Self {
-        Self { bus, lost: Arc::default() }
-    }
-
-    /// Runs `task`; its end is expected only after `stop`.
-    pub(super) fn spawn(
-        &self,
-        name: &'static str,
-        task: impl Future<Output = ()> + Send + 'static,
-        stop: &CancellationToken,
-    ) -> JoinHandle<()> {
-        self.guard(name, tokio::spawn(task), stop)
-    }
-
-    /// The same for a task that runs already.
-    pub(super) fn guard(&self, name: &'static str, task: JoinHandle<()>, stop: &CancellationToken) -> JoinHandle<()> {
-        let (this, stop) = (self.clone(), stop.clone());
-        tokio::spawn(async move {
-            let ended = task.await;
-            if !stop.is_cancelled() {
-                this.lost.lock().unwrap_or_else(PoisonError::into_inner).push(name);
-                let error = ended.err().map_or_else(|| "it ended by itself".to_owned(), |error| error.to_string());
-                tracing::error!(task = name, error, "a task of the daemon is gone; restart the daemon");
-                this.bus.publish(NoticeType::SystemError, json!({ "task": name, "error": error }));
-            }
-        })
-    }
-
-    /// Names of the tasks that are gone.
-    pub(super) fn lost(&self) -> Vec<&'static str> {
-        self.lost.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
 /// Runs until `stop`.
 pub(super) async fn run(control: Arc<Control>, disk: watch::Sender<bool>, data_dir: PathBuf, stop: CancellationToken) {
     let mut disk_tick = tokio::time::interval(DISK_EVERY);
     let mut analytics_tick = tokio::time::interval(ANALYTICS_EVERY);
     let mut prune_tick = tokio::time::interval(PRUNE_EVERY);
     loop {
+        crate::torture::point("task.housekeeping");
         tokio::select! {
             _ = disk_tick.tick() => {
                 control.sinks.expiry.look();
+                control.ledgers.look_at_files();
                 count_deliveries(&control).await;
                 watch_disk(&data_dir, control.config.load().ledgers.min_free_mb, &disk);
                 crate::keeper::leftovers::reap_all();

@@ -31,6 +31,7 @@ pub(super) fn run(options: StartOptions) -> Result<(Hold, Prologue), StartError>
         private_dir(&directory).map_err(|source| StartError::File { operation: "create", path: directory, source })?;
     }
     let logging = Logging::install(level, log_file).map_err(|error| StartError::Logging(error.to_string()))?;
+    crate::panics::install();
     hold.begin().map_err(|source| StartError::File { operation: "write", path: paths.last_run(), source })?;
     let instance = super::instance::ensure(&paths)?;
     let cgroup = Arc::new(Cgroup::prepare(&paths.state_dir, &instance));

@@ -3,6 +3,7 @@
 use super::shutdown::Running;
 use super::{reload, status};
 use crate::keeper::leftovers;
+use crate::panics;
 use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -63,32 +64,54 @@ pub(super) async fn serve(mut running: Running) -> End {
     let reason = loop {
         match running.signals.next().await {
             Asked::Stop(reason) => break reason,
-            Asked::Hangup if running.control.detached => {
-                running.logging.reopen();
-                tracing::info!("log file reopened");
+            Asked::Hangup if !running.control.detached => break "SIGHUP",
+            asked @ (Asked::Hangup | Asked::Reload | Asked::Diagnose | Asked::Reap) => {
+                // This loop is the daemon's own life: a defect in what a signal asks for must not end it.
+                if let Err(panicked) = panics::catch(|| obey(&running, &asked)) {
+                    running.control.watch_over.tell("signals", &panicked.to_string());
+                }
             }
-            Asked::Hangup => break "SIGHUP",
-            Asked::Reload => {
-                // Not awaited: it may have to wait for children, and a stop must not.
-                let control = running.control.clone();
-                tokio::spawn(async move {
-                    if let Err(refusal) = reload::reload(&control, false).await {
-                        tracing::error!(problems = refusal.problems.join("; "), "{}", refusal.error);
-                    }
-                });
-            }
-            Asked::Diagnose => diagnose(&running),
-            // A subreaper: what a dead keeper left, and as PID 1 strangers too, end as our zombies.
-            Asked::Reap => leftovers::reap_all(),
         }
     };
     let (shutdown, mut signals) = running.shutdown(reason);
     tokio::select! {
-        () = shutdown => End::Clean,
+        done = panics::caught(shutdown) => match done {
+            Ok(()) => End::Clean,
+            Err(panicked) => {
+                tracing::error!(error = %panicked, "the shutdown broke off: stopping at once");
+                End::AtOnce
+            }
+        },
         _ = signals.int.recv() => {
             tracing::warn!("SIGINT during the shutdown: stopping at once");
             End::AtOnce
         }
+    }
+}
+
+/// Does what is done without ending.
+fn obey(running: &Running, asked: &Asked) {
+    crate::torture::point("task.signals");
+    match asked {
+        Asked::Hangup => {
+            running.logging.reopen();
+            tracing::info!("log file reopened");
+        }
+        Asked::Reload => {
+            // Not awaited: it may have to wait for children, and a stop must not.
+            let control = running.control.clone();
+            tokio::spawn(async move {
+                match panics::caught(reload::reload(&control, false)).await {
+                    Ok(Ok(_)) => {}
+                    Ok(Err(refusal)) => tracing::error!(problems = refusal.problems.join("; "), "{}", refusal.error),
+                    Err(panicked) => control.watch_over.tell("reload", &panicked.to_string()),
+                }
+            });
+        }
+        Asked::Diagnose => diagnose(running),
+        // A subreaper: what a dead keeper left, and as PID 1 strangers too, end as our zombies.
+        Asked::Reap => leftovers::reap_all(),
+        Asked::Stop(_) => {} // ends the loop
     }
 }
 

@@ -13,6 +13,7 @@ use crate::adapter::intake::Sinks;
 use crate::adapter::{Adapters, Shared};
 use crate::bus::Bus;
 use crate::clock;
+use crate::error_text::describe;
 use crate::http::{Api, Server, VERBS_MAX};
 use crate::keeper::{Cgroup, Keeper};
 use crate::ledger::Ledgers;
@@ -22,14 +23,16 @@ use crate::metrics::Metrics;
 use crate::plugin::Plugins;
 use crate::supervisor::Supervisor;
 use crate::timer;
+use crate::watch::Watch;
 use arc_swap::ArcSwap;
-use nexus_core::config::Config;
+use nexus_core::config::{self, Config};
 use nexus_core::notice::NoticeType;
 use nexus_core::schedule::{Job, Schedule};
 use serde_json::json;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// How long the summary waits for adapters that are starting.
@@ -64,16 +67,19 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
     steps.done("logging");
     let config = Arc::new(effective(&loaded.config, &options));
     loaded.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    let (metrics, stop) = (Metrics::new(), CancellationToken::new());
+    let watch_over = Watch::new(metrics.clone());
     let admitted = admit(&cgroup, keeper.pid);
-    let (keeper, keeper_task) = Keeper::start(keeper, &instance, lock_file, cgroup.clone()).map_err(StartError::Keeper)?;
+    let keeper_part = watch_over.part("keeper");
+    let (keeper, keeper_task) = Keeper::start(keeper, &instance, lock_file, cgroup.clone(), keeper_part).map_err(StartError::Keeper)?;
 
     let data_dir = paths.data_dir(&config.ledgers.directory);
     let (ledgers, threads) = Ledgers::start(&data_dir, clock::wall_ms())?;
     let begun = ledgers.nexus.writer.write(BeginEpoch { at: clock::wall_ms() }).await?;
     steps.done("databases");
 
-    let (metrics, stop) = (Metrics::new(), CancellationToken::new());
     let bus = Bus::new(begun.epoch, usize::try_from(config.bus.ring).unwrap_or(usize::MAX));
+    watch_over.publish_on(bus.clone());
     steps.done("event bus");
 
     let plugins = Arc::new(Plugins::new(&config.plugins.enabled));
@@ -81,7 +87,6 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
 
     // From here on children may be started.
     admitted.await.map_err(|error| StartError::Keeper(std::io::Error::other(error)))?;
-    let watch_over = housekeeping::Watch::new(bus.clone());
     let ground = Ground {
         config: &config,
         workspace: &paths.workspace,
@@ -99,7 +104,7 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
 
     let (disk, disk_low) = watch::channel(false);
     let (timer_settings, timer_view) = watch::channel(config.timer.clone());
-    let supervisor = Supervisor::new(keeper, metrics.clone());
+    let supervisor = Supervisor::new(keeper, metrics.clone(), watch_over.clone());
     let sinks = sinks(&ledgers, &engine, &bus, &metrics, &disk_low);
     let adapters = adapters(&paths, &ledgers, &supervisor, &sinks, &engine, &stop);
     let control = Arc::new(Control {
@@ -143,9 +148,14 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
     }
     steps.done("adapters");
 
-    let schedule = schedule(&config, &ledgers).await?;
-    engine.tasks.push(watch_over.spawn("timer", timer::run(schedule, timer_view, sinks, stop.clone()), &stop));
-    engine.tasks.push(watch_over.spawn("housekeeping", housekeeping::run(control.clone(), disk, data_dir, stop.clone()), &stop));
+    let schedule = schedule(&config.timer, &ledgers).await?;
+    engine.tasks.push(keep_timer(&watch_over, schedule, timer_view, sinks, ledgers.clone(), &stop));
+    let (of_housekeeping, until) = (control.clone(), stop.clone());
+    engine
+        .tasks
+        .push(watch_over.keep("housekeeping", &stop, move || {
+            housekeeping::run(of_housekeeping.clone(), disk.clone(), data_dir.clone(), until.clone())
+        }));
     steps.done("timer");
 
     ledgers.nexus.writer.write(RecordConfig { text: loaded.show(), at: clock::wall_ms() }).await?;
@@ -191,6 +201,7 @@ fn adapters(
         sinks: sinks.clone(),
         routes: engine.routes.clone(),
         router: engine.router.clone(),
+        watch_over: engine.pipeline.watch_over.clone(),
         workspace: paths.workspace.clone(),
         credentials: paths.credentials_dir(),
         run_dir: paths.run_dir(),
@@ -202,7 +213,7 @@ fn adapters(
 
 /// Opens both listeners and serves them.
 async fn serve(control: &Arc<Control>, config: &Config) -> Result<Server, StartError> {
-    let server = Server::new();
+    let server = Server::new(control.watch_over.clone());
     let listener = listen::tcp(config).await?;
     let address = listener.local_addr().map_err(|source| StartError::Listen { address: config.daemon.host.clone(), source })?;
     // Set once, here.
@@ -251,10 +262,36 @@ pub(super) fn effective(config: &Config, options: &StartOptions) -> Config {
     config
 }
 
+/// The timer; after a failure it goes on from what the ledger has of it.
+fn keep_timer(
+    watch_over: &Watch,
+    first: Schedule,
+    settings: watch::Receiver<config::Timer>,
+    sinks: Sinks,
+    ledgers: Ledgers,
+    stop: &CancellationToken,
+) -> JoinHandle<()> {
+    let (mut first, until) = (Some(first), stop.clone());
+    watch_over.keep("timer", stop, move || {
+        let (first, settings, sinks, ledgers, until) = (first.take(), settings.clone(), sinks.clone(), ledgers.clone(), until.clone());
+        async move {
+            let now = settings.borrow().clone();
+            let schedule = match first {
+                Some(first) => Ok(first),
+                None => schedule(&now, &ledgers).await,
+            };
+            match schedule {
+                Ok(schedule) => timer::run(schedule, settings, sinks, until).await,
+                Err(error) => tracing::error!(error = %describe(&error), "the timer's schedule can't be made"),
+            }
+        }
+    })
+}
+
 /// The timer's schedule, going on from the newest slot that each job has in the ledger.
-async fn schedule(config: &Config, ledgers: &Ledgers) -> Result<Schedule, StartError> {
-    let zone = timer::zone(&config.timer.timezone).map_err(StartError::Timer)?;
-    let timer = config.timer.clone();
+async fn schedule(timer: &config::Timer, ledgers: &Ledgers) -> Result<Schedule, StartError> {
+    let zone = timer::zone(&timer.timezone).map_err(StartError::Timer)?;
+    let timer = timer.clone();
     let built = ledgers.events.readers.read(move |connection| {
         let last = |job: &Job| {
             let prefix = match job {

@@ -3,6 +3,7 @@
 use super::control::Control;
 use crate::adapter::account::AccountReport;
 use crate::keeper::KillLevel;
+use crate::pipeline::router::ROUTER;
 use nexus_core::health::{AdapterHealth, AdapterStatus, Overall, Parts, overall};
 use serde_json::{Map, Value, json};
 use std::sync::atomic::Ordering;
@@ -61,6 +62,7 @@ pub(super) fn status(control: &Control) -> Value {
         "timer": { "heartbeat_interval_ms": config.timer.heartbeat_interval_ms, "cron_jobs": config.timer.cron.len() },
         "ledgers": ledgers(control),
         "kill_level": kill_level(&control.cgroup.level()),
+        "failed_tasks": control.watch_over.failed(),
     })
 }
 
@@ -106,7 +108,7 @@ pub(super) fn summary(control: &Control) -> String {
     let names: Vec<String> = reports.iter().map(|report| format!("{}/{}", report.adapter, report.account)).collect();
     let width = names.iter().map(String::len).max().unwrap_or(0);
     let plugins = control.plugins.names();
-    let ok = control.ledgers.accessible().iter().filter(|(_, ok)| *ok).count();
+    let ok = control.ledgers.troubles().iter().filter(|(_, trouble)| trouble.is_none()).count();
     let mut lines = vec![
         format!("[NEX] Daemon started (v{})", env!("CARGO_PKG_VERSION")),
         format!("  PID:       {}", std::process::id()),
@@ -146,12 +148,14 @@ fn timer(heartbeat_ms: u64, cron_jobs: usize) -> String {
 }
 
 fn judge(control: &Control, reports: &[AccountReport]) -> (Overall, Vec<String>) {
+    let tasks_lost = control.watch_over.lost();
     overall(&Parts {
-        ledgers: control.ledgers.accessible().iter().map(|(ledger, ok)| (format!("{}_db", ledger.name()), *ok)).collect(),
-        pipeline_ok: !control.watch_over.lost().contains(&"router"),
+        ledgers: control.ledgers.troubles().into_iter().map(|(ledger, trouble)| (format!("{}_db", ledger.name()), trouble)).collect(),
+        pipeline_ok: !tasks_lost.iter().any(|name| name == ROUTER),
         disk_ok: !*control.disk_low.borrow(),
         adapters: reports.iter().map(|report| AdapterHealth { status: report.status, health: report.health }).collect(),
-        tasks_restarted: control.watch_over.lost().len(),
+        tasks_restarted: control.watch_over.restarted(),
+        tasks_lost,
         stuck_deliveries: control.deliveries.load().stuck,
         clock_doubt: control.sinks.expiry.doubt(),
     })
@@ -168,8 +172,8 @@ fn pipeline(control: &Control) -> Value {
 
 fn ledgers(control: &Control) -> Value {
     let mut all = Map::new();
-    for (ledger, is_accessible) in control.ledgers.accessible() {
-        let state = if is_accessible { "ok" } else { "error" };
+    for (ledger, trouble) in control.ledgers.troubles() {
+        let state = if trouble.is_none() { "ok" } else { "error" };
         all.insert(format!("{}_db", ledger.name()), state.into());
     }
     Value::Object(all)

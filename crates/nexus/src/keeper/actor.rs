@@ -3,6 +3,8 @@
 
 use super::wire::{self, Down, Packet, Received, Up, receive};
 use super::{Cgroup, ExitStatus, Link, Process, SpawnError, SpawnSpec, Stdin, launch, leftovers};
+use crate::panics;
+use crate::watch::Part;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -13,6 +15,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 /// Spawn orders in flight: each holds six descriptors until it is answered.
 const SPAWNS_IN_FLIGHT_MAX: usize = 64;
@@ -83,16 +86,23 @@ impl Keeper {
     /// name, which marks every child; `lock` is handed to a replacement keeper should this one die, and
     /// `cgroup` is where that one goes.
     ///
-    /// The task ends when every handle and every [`Process`] is dropped and the keeper has exited.
+    /// The task ends when every handle and every [`Process`] is dropped and the keeper has exited. `part`
+    /// is its place in the watch over the daemon's tasks.
     ///
     /// # Errors
     /// When the socket can't be watched.
-    pub fn start(link: Link, instance: &str, lock: File, cgroup: Arc<Cgroup>) -> std::io::Result<(Self, tokio::task::JoinHandle<()>)> {
+    pub fn start(
+        link: Link,
+        instance: &str,
+        lock: File,
+        cgroup: Arc<Cgroup>,
+        part: Part,
+    ) -> std::io::Result<(Self, tokio::task::JoinHandle<()>)> {
         #[expect(clippy::disallowed_methods, reason = "bounded by the semaphore beside it, see Keeper")]
         let (orders, inbox) = mpsc::unbounded_channel();
         let actor = Actor::new(link, instance, lock, cgroup, orders.downgrade())?;
         let keeper = Self { orders, spawns: Arc::new(Semaphore::new(SPAWNS_IN_FLIGHT_MAX)), instance: instance.into() };
-        Ok((keeper, tokio::spawn(actor.run(inbox))))
+        Ok((keeper, tokio::spawn(actor.serve(inbox, part))))
     }
 
     /// Starts `spec`; returns once exec has succeeded.
@@ -191,9 +201,45 @@ impl Actor {
         })
     }
 
-    async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Order>) {
+    /// Runs to the end. After a panic nobody knows what the keeper was told: it goes, and another one takes
+    /// over the orders that wait.
+    async fn serve(mut self, mut inbox: mpsc::UnboundedReceiver<Order>, mut part: Part) {
+        let never = CancellationToken::new(); // only its last handle ends it
+        while let Err(panicked) = panics::caught(self.run(&mut inbox)).await {
+            self.dismiss().await;
+            self.forget_all();
+            if !part.failed(&panicked.to_string(), &never).await || !self.replace().await {
+                break;
+            }
+        }
+        if !inbox.is_closed() {
+            part.give_up("no child can be started");
+        }
+        self.dismiss().await;
+    }
+
+    /// The keeper is gone, and with it whatever it was asked for.
+    fn forget_all(&mut self) {
+        self.outgoing.clear();
+        self.starting.clear(); // their askers read "keeper gone"
+        self.running.clear(); // read as `Lost`
+    }
+
+    /// The keeper sees EOF, kills what is left and exits; it holds the lock until then.
+    async fn dismiss(&mut self) {
+        // An error means that its end is closed: it is gone.
+        rustix::net::shutdown(self.socket.get_ref(), rustix::net::Shutdown::Both).ok();
+        let pid = self.pid;
+        let waited = tokio::task::spawn_blocking(move || leftovers::reap(pid)).await;
+        if waited.is_err_and(|error| error.is_panic()) {
+            tracing::warn!(pid, "could not wait for the keeper");
+        }
+    }
+
+    async fn run(&mut self, inbox: &mut mpsc::UnboundedReceiver<Order>) {
         let mut buffer = Vec::new();
         loop {
+            crate::torture::point("task.keeper");
             tokio::select! {
                 order = inbox.recv() => match order {
                     Some(order) => {
@@ -217,13 +263,6 @@ impl Actor {
                     self.flush();
                 }
             }
-        }
-        // The keeper sees EOF, kills what is left and exits; it holds the lock until then.
-        let pid = self.pid;
-        drop(self.socket);
-        let waited = tokio::task::spawn_blocking(move || leftovers::reap(pid)).await;
-        if waited.is_err_and(|error| error.is_panic()) {
-            tracing::warn!(pid, "could not wait for the keeper");
         }
     }
 
@@ -341,11 +380,7 @@ impl Actor {
         if !cleared.unwrap_or(false) {
             tracing::error!("descendants of the dead keeper could not all be killed");
         }
-        self.outgoing.clear();
-        self.starting.clear(); // their askers read "keeper gone"
-        for (_, exit) in self.running.drain() {
-            drop(exit); // read as `Lost`
-        }
+        self.forget_all();
         let young = self.launched.elapsed() < std::time::Duration::from_secs(1);
         self.relaunches = if young { self.relaunches + 1 } else { 0 };
         if self.relaunches > RELAUNCH_MAX {
@@ -378,113 +413,5 @@ fn answer(reply: Reply, result: Result<Started, Refusal>) {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::super::wire::Step;
-    use super::*;
-    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-
-    struct Rig {
-        actor: Actor,
-        /// The keeper's end.
-        socket: OwnedFd,
-        inbox: mpsc::UnboundedReceiver<Order>,
-        /// What handles hold: without it the actor has nobody left to serve.
-        orders: mpsc::UnboundedSender<Order>,
-    }
-
-    #[expect(clippy::disallowed_methods, reason = "as in production, where a semaphore bounds it")]
-    fn rig() -> Rig {
-        let (ours, socket) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
-        let (orders, inbox) = mpsc::unbounded_channel();
-        let actor = Actor::new(Link { socket: ours, pid: 0 }, "test", null(), Arc::new(Cgroup::none()), orders.downgrade()).unwrap();
-        Rig { actor, socket, inbox, orders }
-    }
-
-    fn null() -> File {
-        File::open("/dev/null").unwrap()
-    }
-
-    fn order(argv: Vec<String>) -> wire::Order {
-        wire::Order { id: 0, argv, env: vec![], cwd: None, mark: "test:x".into() }
-    }
-
-    /// A spawn as number `id` that waits for the keeper's answer.
-    fn expect_start(actor: &mut Actor, id: u64) -> oneshot::Receiver<Result<Started, Refusal>> {
-        let (reply, answer) = oneshot::channel();
-        actor.starting.insert(id, (reply, oneshot::channel().0));
-        answer
-    }
-
-    #[tokio::test]
-    async fn a_child_that_nobody_takes_is_killed() {
-        let mut rig = rig();
-        let gone_before = expect_start(&mut rig.actor, 5);
-        drop(gone_before);
-        rig.actor.hear(Up::Spawned { id: 5, pid: 55 });
-        assert!(matches!(rig.inbox.try_recv(), Ok(Order::Kill { id: 5 })));
-
-        let gone_after = expect_start(&mut rig.actor, 6);
-        rig.actor.hear(Up::Spawned { id: 6, pid: 66 });
-        assert!(rig.inbox.try_recv().is_err(), "killed while it is waited for");
-        drop(gone_after);
-        assert!(matches!(rig.inbox.try_recv(), Ok(Order::Kill { id: 6 })));
-
-        let stays = expect_start(&mut rig.actor, 7);
-        rig.actor.hear(Up::Spawned { id: 7, pid: 77 });
-        let (id, pid, _) = stays.await.unwrap().unwrap().take();
-        assert_eq!((id, pid), (7, 77));
-        assert!(rig.inbox.try_recv().is_err(), "killed although it was taken");
-        drop(rig.orders);
-    }
-
-    #[tokio::test]
-    async fn without_any_handle_left_a_new_child_is_killed_at_once() {
-        let mut rig = rig();
-        drop(expect_start(&mut rig.actor, 5));
-        drop(rig.orders);
-        rig.actor.hear(Up::Spawned { id: 5, pid: 55 });
-        let heard = receive::<Down>(&rig.socket, &mut Vec::new());
-        assert!(matches!(heard, Received::Message(Down::Kill { id: 5 }, _)), "{heard:?}");
-    }
-
-    #[tokio::test]
-    async fn an_order_that_is_too_large_is_answered() {
-        let mut rig = rig();
-        let (reply, answer) = oneshot::channel();
-        let stdio = [null().into(), null().into(), null().into()];
-        let order = order(vec!["x".repeat(9 * 1024 * 1024)]);
-        rig.actor.take(Order::Spawn(Box::new(Pending { order, stdio, reply, exit: oneshot::channel().0 })));
-        let refusal = answer.await.unwrap().unwrap_err();
-        assert_eq!((refusal.at, refusal.errno), (Step::Order, libc::E2BIG));
-        assert!(rig.actor.outgoing.is_empty() && rig.actor.starting.is_empty());
-    }
-
-    #[tokio::test]
-    async fn an_order_that_cannot_be_sent_holds_nobody() {
-        let mut rig = rig();
-        let answer = expect_start(&mut rig.actor, 5);
-        let packet = Packet::new(&Down::Spawn(order(vec!["x".into()]))).unwrap();
-        // More than fit beside a message.
-        let fds = (0..8).map(|_| null().into()).collect();
-        rig.actor.outgoing.push_back(Outgoing { packet, fds, spawn: Some(5) });
-        rig.actor.take(Order::Kill { id: 3 });
-        rig.actor.flush();
-        let refusal = answer.await.unwrap().unwrap_err();
-        assert_eq!((refusal.at, refusal.errno), (Step::Order, libc::EMSGSIZE));
-        let heard = receive::<Down>(&rig.socket, &mut Vec::new());
-        assert!(matches!(heard, Received::Message(Down::Kill { id: 3 }, _)), "{heard:?}");
-    }
-
-    #[tokio::test]
-    async fn orders_wait_for_the_reading_side_when_the_keeper_is_gone() {
-        let mut rig = rig();
-        drop(rig.socket);
-        let _answer = expect_start(&mut rig.actor, 5);
-        let packet = Packet::new(&Down::Spawn(order(vec!["x".into()]))).unwrap();
-        rig.actor.outgoing.push_back(Outgoing { packet, fds: Vec::new(), spawn: Some(5) });
-        rig.actor.flush();
-        assert!(rig.actor.starting.contains_key(&5), "refused, though its asker is to read that the keeper is gone");
-        assert!(!rig.actor.drain(&mut Vec::new()), "the reading side sees nothing");
-    }
-}
+#[path = "actor_tests.rs"]
+mod tests;

@@ -171,7 +171,7 @@ impl Cgroup {
 #[cfg(test)]
 impl Cgroup {
     /// As where no cgroup2 is mounted.
-    pub(super) fn none() -> Self {
+    pub(crate) fn none() -> Self {
         let level = KillLevel::Scan { why: "a test".to_owned() };
         Self { made: None, record: PathBuf::new(), level: watch::Sender::new(level) }
     }

@@ -6,12 +6,15 @@
 //! applied again with a savepoint around each, so that a bad one fails alone; not from the start,
 //! because a savepoint copies every page that is touched under it. After a failed commit nobody knows
 //! what is on disk: everyone in the group is told `Unknown`, the connection is opened anew, and the
-//! callers repeat, which is safe because commands are idempotent.
+//! callers repeat, which is safe because commands are idempotent. A command that panics is refused like
+//! one that is wrong; a panic elsewhere counts as a failed commit.
 
+use super::place::Place;
 use super::{Ledger, OpenError};
+use crate::panics;
 use rusqlite::{Connection, ErrorCode};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -24,6 +27,9 @@ const QUEUE_BYTES_MAX: usize = 16 * 1024 * 1024;
 const GROUP_ROWS_MAX: usize = 1024;
 /// WAL size, in pages of 8 KiB, at which the checkpointing thread is called.
 const CHECKPOINT_PAGES: u64 = 4_000;
+/// How long a failed write shows in health, if nothing is written after it: whoever has to repeats it
+/// every few seconds.
+const WRITE_FAILURE_SHOWN: Duration = Duration::from_secs(60);
 /// WAL size at which the writer itself waits for a truncating checkpoint: 256 MiB.
 const WAL_PAGES_MAX: u64 = 32_768;
 
@@ -81,20 +87,20 @@ pub struct WriterStats {
     pub commit_ns: AtomicU64,
     /// The last group failed.
     pub failing: AtomicBool,
-    last_error: std::sync::Mutex<Option<String>>,
+    /// When, and with what.
+    last_error: std::sync::Mutex<Option<(Instant, String)>>,
 }
 
 impl WriterStats {
-    /// The error of the last group, while it is failing.
-    pub fn last_error(&self) -> Option<String> {
-        self.last_error.lock().ok().and_then(|error| error.clone())
+    /// The error of the last group, if it failed, and not long ago.
+    pub fn trouble(&self) -> Option<String> {
+        let last = self.last_error.lock().unwrap_or_else(PoisonError::into_inner);
+        last.as_ref().filter(|(at, _)| at.elapsed() < WRITE_FAILURE_SHOWN).map(|(_, error)| error.clone())
     }
 
     fn set(&self, error: Option<String>) {
         self.failing.store(error.is_some(), Ordering::Release);
-        if let Ok(mut slot) = self.last_error.lock() {
-            *slot = error;
-        }
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = error.map(|error| (Instant::now(), error));
     }
 }
 
@@ -115,20 +121,21 @@ impl<C: Command> Clone for Writer<C> {
 }
 
 impl<C: Command> Writer<C> {
-    /// Takes over `connection`; `reopen` makes another after a failed group. The thread ends, with a
+    /// Takes over `connection` to the file of `place`; `reopen` makes another after a failed group. The thread ends, with a
     /// last checkpoint, when every handle is dropped.
     ///
     /// # Errors
     /// When the thread can't be started.
-    pub fn start(
+    pub(super) fn start(
         mut connection: Connection,
         reopen: impl Fn() -> Result<Connection, OpenError> + Send + 'static,
         checkpoint: super::Checkpoints,
+        place: Place,
     ) -> std::io::Result<(Self, std::thread::JoinHandle<()>)> {
         checkpoint.watch(&mut connection).map_err(std::io::Error::other)?;
         let (jobs, inbox) = mpsc::channel(QUEUE_MAX);
         let stats = Arc::new(WriterStats::default());
-        let thread = Thread { connection, reopen: Box::new(reopen), stats: stats.clone(), checkpoint };
+        let thread = Thread { connection, reopen: Box::new(reopen), stats: stats.clone(), checkpoint, place };
         let name = format!("ledger-{}", C::LEDGER.name());
         let handle = std::thread::Builder::new().name(name).spawn(move || thread.run(inbox))?;
         Ok((Self { jobs, bytes: Arc::new(Semaphore::new(QUEUE_BYTES_MAX)), stats, last_try: CancellationToken::new() }, handle))
@@ -136,6 +143,11 @@ impl<C: Command> Writer<C> {
 
     pub fn stats(&self) -> &Arc<WriterStats> {
         &self.stats
+    }
+
+    /// Nobody writes any more: the thread has ended.
+    pub fn is_gone(&self) -> bool {
+        self.jobs.is_closed()
     }
 
     /// From now on [`Self::write_until_done`] gives up after a failure instead of repeating: a stop
@@ -213,6 +225,7 @@ struct Thread {
     reopen: Box<dyn Fn() -> Result<Connection, OpenError> + Send>,
     stats: Arc<WriterStats>,
     checkpoint: super::Checkpoints,
+    place: Place,
 }
 
 impl Thread {
@@ -231,7 +244,11 @@ impl Thread {
                 }
                 group.push(job);
             }
-            self.run_group(group);
+            // What broke off in the middle of the answers: their callers see that nobody answers.
+            if let Err(panicked) = panics::catch(|| self.run_group(group)) {
+                tracing::error!(ledger = C::LEDGER.name(), error = %panicked, "a ledger's writer broke off a group");
+                self.begin_anew::<C>(panicked.to_string());
+            }
         }
         if let Err(error) = self.connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)") {
             tracing::warn!(ledger = C::LEDGER.name(), %error, "last checkpoint failed; the next start makes it up");
@@ -239,7 +256,15 @@ impl Thread {
     }
 
     fn run_group<C: Command>(&mut self, group: Vec<Job<C>>) {
-        match self.commit_group(&group) {
+        let committed = match self.place.trouble() {
+            // What is written to a file that nobody can find any more is lost.
+            Some(trouble) => Err(trouble),
+            None => match panics::catch(|| self.commit_group(&group)) {
+                Ok(committed) => committed.map_err(|error| error.to_string()),
+                Err(panicked) => Err(panicked.to_string()),
+            },
+        };
+        match committed {
             Ok(outcomes) => {
                 self.stats.commits.fetch_add(1, Ordering::Relaxed);
                 self.stats.commands.fetch_add(group.len() as u64, Ordering::Relaxed);
@@ -252,26 +277,30 @@ impl Thread {
                 }
                 self.keep_wal_small();
             }
-            Err(error) => {
-                let message = error.to_string();
+            Err(message) => {
                 if !self.stats.failing.load(Ordering::Acquire) {
                     tracing::error!(ledger = C::LEDGER.name(), error = %message, "ledger write failed");
                 }
-                self.stats.set(Some(message.clone()));
-                // Rolls back what is open, whatever state SQLite thinks the file is in.
-                match (self.reopen)() {
-                    Ok(mut connection) => {
-                        if let Err(error) = self.checkpoint.watch(&mut connection) {
-                            tracing::warn!(ledger = C::LEDGER.name(), %error, "the log's size is not watched");
-                        }
-                        self.connection = connection;
-                    }
-                    Err(error) => tracing::warn!(ledger = C::LEDGER.name(), %error, "reopening failed, will try again"),
-                }
+                self.begin_anew::<C>(message.clone());
                 for job in group {
                     answer(job, Err(WriteError::Unknown { ledger: C::LEDGER.name(), message: message.clone() }));
                 }
             }
+        }
+    }
+
+    /// After a failure: another connection, which rolls back what is open, whatever state SQLite thinks
+    /// the file is in.
+    fn begin_anew<C: Command>(&mut self, failure: String) {
+        self.stats.set(Some(failure));
+        match (self.reopen)() {
+            Ok(mut connection) => {
+                if let Err(error) = self.checkpoint.watch(&mut connection) {
+                    tracing::warn!(ledger = C::LEDGER.name(), %error, "the log's size is not watched");
+                }
+                self.connection = connection;
+            }
+            Err(error) => tracing::warn!(ledger = C::LEDGER.name(), %error, "reopening failed, will try again"),
         }
     }
 
@@ -281,10 +310,10 @@ impl Thread {
         self.begin()?;
         let mut outcomes = Vec::with_capacity(group.len());
         for job in group {
-            match job.command.apply(connection) {
-                Ok(reply) => outcomes.push(Ok(reply)),
-                Err(error) if is_files_fault(&error) => return Err(error),
-                Err(_) => {
+            match panics::catch(|| job.command.apply(connection)) {
+                Ok(Ok(reply)) => outcomes.push(Ok(reply)),
+                Ok(Err(error)) if is_files_fault(&error) => return Err(error),
+                Ok(Err(_)) | Err(_) => {
                     self.begin()?;
                     outcomes = self.apply_each_alone(group)?;
                     break;
@@ -314,12 +343,16 @@ impl Thread {
         let mut outcomes = Vec::with_capacity(group.len());
         for job in group {
             connection.prepare_cached("SAVEPOINT command")?.execute([])?;
-            let outcome = match job.command.apply(connection) {
+            let outcome = match panics::catch(|| job.command.apply(connection)) {
+                Ok(Err(error)) if is_files_fault(&error) => return Err(error),
+                Ok(applied) => applied.map_err(|error| error.to_string()),
+                Err(panicked) => Err(panicked.to_string()),
+            };
+            let outcome = match outcome {
                 Ok(reply) => Ok(reply),
-                Err(error) if is_files_fault(&error) => return Err(error),
-                Err(error) => {
+                Err(message) => {
                     connection.prepare_cached("ROLLBACK TO command")?.execute([])?;
-                    Err(WriteError::Refused { ledger: C::LEDGER.name(), command: job.command.name(), message: error.to_string() })
+                    Err(WriteError::Refused { ledger: C::LEDGER.name(), command: job.command.name(), message })
                 }
             };
             connection.prepare_cached("RELEASE command")?.execute([])?;

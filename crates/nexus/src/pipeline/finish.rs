@@ -80,6 +80,7 @@ impl Pipeline {
         };
         match self.ledgers.nexus.writer.write_until_done(finish).await {
             Ok(Some(finish_seq)) => {
+                crate::torture::point("run.finished");
                 self.announce_turn(&prepared, &run_id, &verdict);
                 // The answer leaves whether or not the agents ledger can follow.
                 let waiting = (!here).then(|| self.outbox.enqueue(deliveries));

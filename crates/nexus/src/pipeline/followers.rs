@@ -53,6 +53,7 @@ async fn after(step: Step, trouble: &'static str, stop: &CancellationToken) -> N
 /// agents.db follows finished runs; `applied` tells how far.
 pub async fn follow_turns(ledgers: Ledgers, bus: Bus, bell: Arc<Notify>, applied: watch::Sender<i64>, stop: CancellationToken) {
     loop {
+        crate::torture::point("task.agents follower");
         match after(apply_turns(&ledgers, &bus, &applied).await, "the agents ledger can't follow", &stop).await {
             Next::AtOnce => continue,
             Next::Wait => {}
@@ -114,6 +115,7 @@ pub async fn turns_mark(ledgers: &Ledgers) -> Result<i64, crate::ledger::ReadErr
 pub async fn follow_contacts(ledgers: Ledgers, mut committed: watch::Receiver<i64>, stop: CancellationToken) {
     let mut mark = None;
     loop {
+        crate::torture::point("task.identity follower");
         match after(apply_contacts(&ledgers, &mut mark).await, "the identity ledger can't follow", &stop).await {
             Next::AtOnce => continue,
             Next::Wait => {}
@@ -149,6 +151,7 @@ async fn apply_contacts(ledgers: &Ledgers, mark: &mut Option<i64>) -> Step {
 pub async fn follow_sent(ledgers: Ledgers, bell: Arc<Notify>, stop: CancellationToken) {
     let mut mark = None;
     loop {
+        crate::torture::point("task.outbound follower");
         match after(apply_sent(&ledgers, &mut mark).await, "the events ledger can't record what was sent", &stop).await {
             Next::AtOnce => continue,
             Next::Wait => {}

@@ -10,10 +10,10 @@ use crate::ledger::Ledgers;
 use crate::ledger::nexus::{Claim, Delivery, NewDelivery, Resolution, ResolveDelivery, delivery, open_deliveries, uncertain_deliveries};
 use crate::ledger::writer::WriteError;
 use crate::metrics::Metrics;
+use crate::panics;
 use crate::routes::Routes;
-use futures_util::FutureExt;
+use crate::watch::Watch;
 use std::collections::{HashMap, VecDeque};
-use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -41,6 +41,7 @@ struct Shared {
     ledgers: Ledgers,
     routes: Routes,
     bus: Bus,
+    watch_over: Watch,
     metrics: Metrics,
     expiry: Expiry,
     epoch: i64,
@@ -135,11 +136,12 @@ impl Waiting {
 }
 
 impl Outbox {
-    pub fn new(ledgers: Ledgers, routes: Routes, bus: Bus, metrics: Metrics, expiry: Expiry, epoch: i64) -> Self {
+    pub fn new(ledgers: Ledgers, routes: Routes, bus: Bus, watch_over: Watch, metrics: Metrics, expiry: Expiry, epoch: i64) -> Self {
         let shared = Shared {
             ledgers,
             routes,
             bus,
+            watch_over,
             metrics,
             expiry,
             epoch,
@@ -167,10 +169,15 @@ impl Outbox {
     pub async fn resume(&self) -> Result<usize, crate::ledger::ReadError> {
         let rows = self.shared.ledgers.nexus.readers.read(open_deliveries).await?;
         let count = rows.len();
+        self.take_up(rows);
+        Ok(count)
+    }
+
+    /// Queues deliveries that are in the ledger. One that is queued already is sent once all the same.
+    pub(super) fn take_up(&self, rows: Vec<Delivery>) {
         for row in rows {
             self.push(row.lane(), Queued { delivery_id: row.delivery_id.clone(), row: None, settled: None });
         }
-        Ok(count)
     }
 
     /// Before [`Self::resume`]: makes the uncertain deliveries pending again that `retry` names, those
@@ -280,7 +287,10 @@ impl Outbox {
         lanes.insert(lane.clone(), new);
         drop(lanes);
         let this = self.clone();
-        self.shared.tasks.spawn(async move { this.serve(lane, hurry).await });
+        self.shared.tasks.spawn(async move {
+            let name = format!("deliveries to {}", lane.replace('\u{1f}', "/"));
+            this.shared.watch_over.until_done(name, &this.shared.stop, || this.serve(&lane, &hurry)).await;
+        });
     }
 
     /// What a lane has in memory of a delivery that a person decided about isn't true any more.
@@ -297,22 +307,26 @@ impl Outbox {
     }
 
     /// Serves one target until nothing waits for it.
-    async fn serve(&self, lane: String, hurry: Arc<Notify>) {
+    async fn serve(&self, lane: &str, hurry: &Notify) {
         loop {
+            crate::torture::point("task.lane");
             let next = {
                 let mut lanes = self.lanes();
-                match lanes.get_mut(&lane).and_then(|lane| lane.queue.pop_front()) {
+                match lanes.get_mut(lane).and_then(|lane| lane.queue.pop_front()) {
                     Some(next) if !self.shared.stop.is_cancelled() => next,
                     Some(_) | None => {
-                        lanes.remove(&lane);
+                        lanes.remove(lane);
                         return;
                     }
                 }
             };
             // A defect in one must not end the lane: nobody would serve what is queued in it after that.
             let delivery_id = next.delivery_id.clone();
-            if AssertUnwindSafe(self.deliver(next, &hurry)).catch_unwind().await.is_err() {
-                tracing::error!(delivery_id, "delivering panicked; the next start decides about this delivery");
+            if let Err(panicked) = panics::caught(self.deliver(next, hurry)).await {
+                self.shared.watch_over.tell("delivery", &panicked.to_string());
+                if let Err(panicked) = panics::caught(self.break_off(&delivery_id, &panicked)).await {
+                    tracing::error!(delivery_id, error = %panicked, "a broken delivery has no end; the next start decides about it");
+                }
             }
             self.shared.depth.fetch_sub(1, Ordering::Relaxed);
         }

@@ -58,7 +58,8 @@ impl Place {
             ttl_ms: 3_600_000,
         };
         routes.set("fake", fake);
-        Self { outbox: Outbox::new(ledgers, routes, Bus::new(EPOCH, 16), Metrics::new(), expiry, EPOCH), directory }
+        let (bus, watch_over) = (Bus::new(EPOCH, 16), Watch::new(Metrics::new()));
+        Self { outbox: Outbox::new(ledgers, routes, bus, watch_over, Metrics::new(), expiry, EPOCH), directory }
     }
 
     /// The same with these deliveries in the ledger, pending.
@@ -246,14 +247,21 @@ async fn a_panic_in_one_delivery_leaves_its_lane_going() {
     let outcomes = place.outbox.enqueue(rows).settle(DEADLINE, &CancellationToken::new()).await;
     let ends: Vec<_> = outcomes.iter().map(|outcome| (outcome.delivery_id.as_str(), outcome.status)).collect();
     assert_eq!(ends, [("d", "sent")]);
-    assert_eq!(place.status("broken").await, "sending", "a start finds it uncertain");
+    assert_eq!(place.status("broken").await, "uncertain");
+    let readers = &place.outbox.shared.ledgers.nexus.readers;
+    let broken = readers.read(|connection| delivery(connection, "broken")).await.unwrap().unwrap();
+    assert!(broken.error.is_some_and(|error| error.contains("a defect of the daemon while this was being sent")));
+    assert_eq!(place.outbox.resolve("broken", Resolution::Discard).await.unwrap(), Resolved::Done { before: "uncertain".to_owned() });
 }
 
 #[tokio::test]
 async fn a_delivery_that_cannot_be_read_is_read_again_and_the_ledger_is_not_well() {
     let place = Place::with(Expiry::new(0), vec![lasting("d", "hello")]).await;
     let ledgers = place.outbox.shared.ledgers.clone();
-    let unwell = || ledgers.accessible().iter().filter(|(_, ok)| !ok).map(|(ledger, _)| ledger.name()).collect::<Vec<_>>();
+    let unwell = || {
+        let troubles = ledgers.troubles();
+        troubles.iter().filter(|(_, trouble)| trouble.is_some()).map(|(ledger, _)| ledger.name()).collect::<Vec<_>>()
+    };
     assert_eq!(unwell(), Vec::<&str>::new());
 
     let stranger = place.stranger();

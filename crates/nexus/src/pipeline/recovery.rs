@@ -108,8 +108,7 @@ async fn tell(ledgers: &Ledgers, one: &Interrupted, reason: &str) -> Result<Told
     };
     let adapter = event.adapter.clone();
     let request = event.into_request(request_id, clock::wall_ms());
-    // The client of the control socket asks for the request's end.
-    let note = (request.event.channel != CLI_CHANNEL).then(|| note(&request, adapter, one));
+    let note = note(&request, adapter, one.run_id.clone());
     Ok(Told { trace: Some(trace(request, one, turn, reason)), note })
 }
 
@@ -141,30 +140,34 @@ fn trace(mut request: NexusRequest, one: &Interrupted, turn: Option<TurnRecord>,
     trace.to_string()
 }
 
-/// One line for the user whose message was not answered.
-fn note(request: &NexusRequest, adapter: String, one: &Interrupted) -> NewDelivery {
+/// One line for the user whose message was not answered. None for the client of the control socket, which
+/// asks for the request's end.
+pub(super) fn note(request: &NexusRequest, adapter: String, run_id: Option<String>) -> Option<NewDelivery> {
+    if request.event.channel == CLI_CHANNEL {
+        return None;
+    }
     let now = clock::wall_ms();
     let (id, target) = (&request.request_id, request.delivery.clone());
-    let run = one.run_id.as_ref().unwrap_or(id);
-    NewDelivery {
+    let run = run_id.as_ref().unwrap_or(id);
+    Some(NewDelivery {
         delivery_id: format!("dlv_{}", ulid::Ulid::generate()),
         content: format!(
             "Your message was interrupted while it was being answered (`nexus trace show {id}` tells more, `nexus trace retry {id}` runs it again)."
         ),
         request_id: id.clone(),
         event_seq: request.event_seq,
-        run_id: one.run_id.clone(),
+        idempotency_key: format!("{run}:interrupted:0"),
+        run_id,
         adapter,
         channel: target.channel,
         account_id: target.account_id,
         target: target.target,
         thread_id: target.thread_id,
         reply_to_id: target.reply_to_id,
-        idempotency_key: format!("{run}:interrupted:0"),
         created_at: now,
         expires_at: now + NOTE_TTL_MS,
         here: false,
-    }
+    })
 }
 
 #[cfg(test)]
@@ -218,7 +221,7 @@ mod tests {
 
     #[test]
     fn the_note_is_one_line_and_says_what_to_do() {
-        let note = note(&request(), "fake".to_owned(), &interrupted(None));
+        let note = note(&request(), "fake".to_owned(), None).unwrap();
         assert!(note.content.contains("`nexus trace retry req_1`") && !note.content.contains('\n'), "{}", note.content);
         assert_eq!((note.target.as_str(), note.reply_to_id.as_deref()), ("p", Some("1")));
     }

@@ -3,9 +3,11 @@
 //! time per session, so many per agent).
 //!
 //! It keeps places (seqs), not requests: at most `PREPARED_MAX` requests wait in memory with their
-//! context, the rest is read back from the ledger when its turn comes. One task owns all of this.
+//! context, the rest is read back from the ledger when its turn comes. One task owns all of this. After
+//! a panic in it what is under way comes to its end, and the rest is read back: see `anew`.
 
 mod admit;
+mod anew;
 mod lanes;
 mod sessions;
 #[cfg(test)]
@@ -15,6 +17,7 @@ use super::pending::Pending;
 use super::{Outcome, Pipeline, Prepared, READ_PATIENCE};
 use crate::ledger::events::{StoredEvent, by_seq, count_after};
 use crate::ledger::nexus::{OpenRequest, counter, open_requests, request_id_of};
+use crate::panics;
 use lanes::Lanes;
 use nexus_core::ids::AccountKey;
 use sessions::Sessions;
@@ -23,8 +26,10 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
+/// Its name in the watch over the daemon's tasks.
+pub const ROUTER: &str = "router";
 /// Prepared requests that may wait in memory for their session.
 const PREPARED_MAX: usize = 1024;
 /// Finished tasks and verbs that may wait for the router.
@@ -103,6 +108,7 @@ impl Router {
             requests: HashMap::new(),
             told,
             runs: router.runs.clone(),
+            under_way: TaskTracker::new(),
             stats,
         };
         for (adapter, account, events) in unadmitted {
@@ -113,7 +119,7 @@ impl Router {
             state.know(request, None);
         }
         let stop = router.stop.clone();
-        Ok((router, tokio::spawn(state.run(inbox, committed, stop))))
+        Ok((router, tokio::spawn(state.serve(inbox, committed, stop))))
     }
 
     /// Keeps the requests of `account` waiting for as long as the answer lives, but `limit` at most;
@@ -162,25 +168,32 @@ struct State {
     requests: HashMap<i64, Known>,
     told: mpsc::Sender<Told>,
     runs: TaskTracker,
+    /// What was begun from here and must end before anything is read back.
+    under_way: TaskTracker,
     stats: watch::Sender<RouterStats>,
 }
 
 impl State {
-    async fn run(mut self, mut inbox: mpsc::Receiver<Told>, committed: watch::Receiver<i64>, stop: CancellationToken) {
+    /// Routes until `stop`; an error is what broke.
+    async fn run(
+        &mut self,
+        inbox: &mut mpsc::Receiver<Told>,
+        committed: watch::Receiver<i64>,
+        stop: &CancellationToken,
+    ) -> Result<(), String> {
         let (sender, mut pages) = mpsc::channel(PAGES_MAX);
-        let admission = tokio::spawn(admit::Admission::new(&self.pipeline, &self.admitted).run(committed, sender));
+        let admission = admit::Admission::new(&self.pipeline, &self.admitted, &self.under_way).run(committed, sender);
+        let admission = AbortOnDropHandle::new(self.under_way.spawn(admission));
         self.start_lanes();
         loop {
+            crate::torture::point("task.router");
             tokio::select! {
                 biased;
-                () = stop.cancelled() => {
-                    admission.abort();
-                    return;
-                }
+                () = stop.cancelled() => return Ok(()),
                 Some(told) = inbox.recv() => self.take(told),
                 page = pages.recv() => match page {
                     Some(page) => page.into_iter().for_each(|(request, event)| self.know(request, Some(event))),
-                    None => return, // the admission task panicked: the daemon's watch on this task sees it
+                    None => return admission.await.map_err(|error| format!("admitting events: {error}")),
                 },
             }
             self.start_lanes();
@@ -260,20 +273,19 @@ impl State {
         let Some(known) = self.requests.get_mut(&seq) else { return };
         let at_hand = known.at_hand.take();
         let (pipeline, told) = (self.pipeline.clone(), self.told.clone());
-        self.runs.spawn(async move {
-            // A task of its own: should it panic, the router hears of it all the same.
-            let work = tokio::spawn(async move {
+        self.runs.spawn(self.under_way.track_future(async move {
+            let prepared = panics::caught(async {
                 match load(&pipeline, seq, at_hand).await {
                     Some((request_id, event)) => pipeline.prepare(event, request_id).await,
                     None => Outcome::Abandoned,
                 }
             });
-            let outcome = work.await.unwrap_or_else(|error| {
-                tracing::error!(seq, %error, "preparing a request failed; it waits for the next start");
-                Outcome::Abandoned
-            });
+            let outcome = match prepared.await {
+                Ok(outcome) => outcome,
+                Err(panicked) => pipeline.break_off(seq, None, &panicked).await,
+            };
             tell(&told, Told::Prepared { seq, outcome }).await;
-        });
+        }));
     }
 
     /// Starts every run of these agents that may start now.
@@ -304,26 +316,23 @@ impl State {
     fn start_run(&mut self, seq: i64, prepared: Box<Prepared>) {
         let (pipeline, told) = (self.pipeline.clone(), self.told.clone());
         let (session, agent, system) = (prepared.session.clone(), prepared.agent.name.clone(), prepared.is_system());
-        self.runs.spawn(async move {
+        self.runs.spawn(self.under_way.track_future(async move {
             let (release, released) = oneshot::channel();
-            let work = tokio::spawn(async move {
-                let release = move || {
-                    release.send(()).ok();
-                };
-                pipeline.run(*prepared, release).await;
-            });
-            // Dropped without a word, by a panic, it frees the session too: the row is left to the
-            // next start, the others go on.
+            let release = move || {
+                release.send(()).ok();
+            };
+            let work = tokio::spawn(async move { pipeline.run(*prepared, release).await });
+            // Dropped without a word, by a panic, it frees the session too: the others go on.
             drop(released.await);
             tell(&told, Told::Released { seq, session, agent, system }).await;
             if let Err(error) = work.await {
                 tracing::error!(seq, %error, "a run failed; the next start decides by on_interrupted");
             }
-        });
+        }));
     }
 }
 
-async fn load(pipeline: &Pipeline, seq: i64, at_hand: Option<Box<(String, StoredEvent)>>) -> Option<(String, StoredEvent)> {
+pub(super) async fn load(pipeline: &Pipeline, seq: i64, at_hand: Option<Box<(String, StoredEvent)>>) -> Option<(String, StoredEvent)> {
     if let Some(at_hand) = at_hand {
         return Some(*at_hand);
     }

@@ -2,15 +2,17 @@
 //! are committed together; in between tokens pass by.
 
 use super::finish::{Ended, turn_record};
-use super::{Pipeline, Prepared};
+use super::{Active, Pipeline, Prepared};
 use crate::agent::{AgentError, Finished, MAX_ANSWER_BYTES, Output, StopReason, ToolStatus, Turn, Usage};
 use crate::clock;
 use crate::ledger::agents::ToolCall;
 use crate::ledger::nexus::{Claim, InterruptRun, MarkActed, StartRun};
+use crate::panics;
 use crate::replies::Part;
 use crate::routes::Route;
 use nexus_core::notice::NoticeType;
 use serde_json::json;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
@@ -43,13 +45,20 @@ pub(super) enum Work {
 }
 
 impl Pipeline {
-    /// Stages 6 to 8. `release` is called once the session may take its next turn.
-    pub async fn run(&self, mut prepared: Prepared, release: impl FnOnce()) {
+    /// Stages 6 to 8. `release` is called once the session may take its next turn, or dropped. A run that a
+    /// panic breaks off ends as failed.
+    pub async fn run(self: &Arc<Self>, prepared: Prepared, release: impl FnOnce()) {
+        let (seq, run_id) = (prepared.request.event_seq, format!("run_{}", ulid::Ulid::generate()));
+        if let Err(panicked) = panics::caught(self.run_whole(prepared, run_id.clone(), release)).await {
+            drop(self.break_off(seq, Some(run_id), &panicked).await);
+        }
+    }
+
+    async fn run_whole(&self, mut prepared: Prepared, run_id: String, release: impl FnOnce()) {
         let Some(history) = self.remember(&mut prepared).await else {
             tracing::warn!(request_id = prepared.request.request_id, "run not started; the request waits for the next start");
             return release();
         };
-        let run_id = format!("run_{}", ulid::Ulid::generate());
         let claim = StartRun {
             event_seq: prepared.request.event_seq,
             run_id: run_id.clone(),
@@ -70,7 +79,8 @@ impl Pipeline {
                 return release();
             }
         }
-        self.metrics.totals.active.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let _active = Active::begin(&self.metrics);
+        crate::torture::point("run.started");
         let started_at = clock::wall_ms();
         let started = Instant::now();
         self.announce_start(&prepared, &run_id);
@@ -84,7 +94,6 @@ impl Pipeline {
             let ended = Ended { prepared, run_id, work, tool_calls: seen.tool_calls, started_at, spent: started.elapsed() };
             self.finish(ended, release).await;
         }
-        self.metrics.totals.active.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
     }
 
     fn announce_start(&self, prepared: &Prepared, run_id: &str) {
@@ -120,7 +129,7 @@ impl Pipeline {
 
     async fn attempt(&self, prepared: &Prepared, turn: &Turn, seen: &mut Seen, deadline: tokio::time::Instant) -> Work {
         let (sink, mut output) = mpsc::channel(OUTPUT_MAX);
-        let running = prepared.agent.runner.run(turn, &sink);
+        let running = panics::caught(prepared.agent.runner.run(turn, &sink));
         tokio::pin!(running);
         let result = loop {
             tokio::select! {
@@ -137,8 +146,12 @@ impl Pipeline {
             self.hear(prepared, &turn.run_id, piece, seen).await;
         }
         match result {
-            Ok(finished) => Work::Finished(finished),
-            Err(error) => Work::Failed(error),
+            Ok(Ok(finished)) => Work::Finished(finished),
+            Ok(Err(error)) => Work::Failed(error),
+            Err(panicked) => {
+                let problem = self.defect(prepared.request.event_seq, &panicked);
+                Work::Failed(AgentError::Config { agent: prepared.agent.name.clone(), problem })
+            }
         }
     }
 

@@ -5,6 +5,9 @@ use crate::clock;
 use crate::error_text::describe;
 use crate::keeper::{ExitStatus, Keeper, Process, SpawnSpec};
 use crate::metrics::{ChildLabel, Metrics};
+use crate::panics::{self, Panicked};
+use crate::watch::Part;
+use nexus_core::ids::ChildId;
 use nexus_core::lifecycle::{Action, Input, Lifecycle, State};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -17,6 +20,19 @@ struct Running {
     reader: JoinHandle<()>,
     /// Tells the reader that the process is gone.
     exited: CancellationToken,
+    /// Told when the reader broke: nobody reads the process any more.
+    unread: CancellationToken,
+}
+
+impl Running {
+    /// Waits for its end. A process whose reader broke is ended: what it writes would go nowhere.
+    async fn gone(&mut self) -> ExitStatus {
+        tokio::select! {
+            status = self.process.wait() => return status,
+            () = self.unread.cancelled() => {}
+        }
+        self.process.kill_tree().await
+    }
 }
 
 struct Task {
@@ -30,6 +46,8 @@ struct Task {
     last_error: Option<String>,
     started_at: Option<i64>,
     removing: bool,
+    /// What the machine has yet to hear of a process that a panic here has cost.
+    unheard: Option<Input>,
 }
 
 /// Runs until the child is removed or every handle is dropped; the process is gone then.
@@ -39,27 +57,66 @@ pub(super) async fn run(
     metrics: Metrics,
     mut inbox: mpsc::Receiver<Order>,
     report: watch::Sender<ChildStatus>,
+    mut part: Part,
 ) {
     let life = Lifecycle::new(spec.policy.clone());
-    let mut task =
-        Task { spec, life, keeper, metrics, report, running: None, generation: 0, last_error: None, started_at: None, removing: false };
-    while !(task.removing && task.life.state() == State::Stopped) {
-        let (input, note) = task.next(&mut inbox).await;
-        match input {
-            Some(input) => task.take(input, note, &mut inbox).await,
-            None => answer(note),
+    let (running, last_error, started_at, unheard) = (None, None, None, None);
+    let mut task = Task { spec, life, keeper, metrics, report, running, generation: 0, last_error, started_at, removing: false, unheard };
+    // Only its removal ends a child's task.
+    let never = CancellationToken::new();
+    while let Err(panicked) = panics::caught(task.serve(&mut inbox)).await {
+        task.lose_process(&panicked).await;
+        if !part.failed(&panicked.to_string(), &never).await {
+            task.report.send_modify(|status| status.phase = Phase::Errored);
+            return;
         }
-        task.publish();
     }
 }
 
 impl Task {
+    /// Until the child is removed.
+    async fn serve(&mut self, inbox: &mut mpsc::Receiver<Order>) {
+        if let Some(input) = self.unheard.take() {
+            self.take(input, None, inbox).await;
+            self.publish();
+        }
+        while !(self.removing && self.life.state() == State::Stopped) {
+            crate::torture::point("task.child");
+            let (input, note) = self.next(inbox).await;
+            match input {
+                Some(input) => self.take(input, note, inbox).await,
+                None => answer(note),
+            }
+            self.publish();
+        }
+    }
+
+    /// After a panic in this task: ends its process, reads what that wrote, and counts it as an exit.
+    async fn lose_process(&mut self, panicked: &Panicked) {
+        if let Some(Running { mut process, reader, exited, .. }) = self.running.take() {
+            process.kill_tree().await;
+            exited.cancel();
+            reader.await.ok(); // it tells by itself how it ended
+        }
+        self.unheard = match self.life.state() {
+            State::Starting => Some(Input::SpawnFailed { lasting: false }),
+            State::Running { .. } | State::Stopping { .. } => Some(Input::Exited { code: None }),
+            State::Stopped | State::Backoff { .. } | State::Errored { .. } => None,
+        };
+        self.last_error = Some(panicked.to_string());
+        let (had_process, last_error) = (self.unheard.is_some(), self.last_error.clone());
+        self.report.send_modify(|status| {
+            let phase = if had_process { Phase::Backoff } else { status.phase };
+            *status = ChildStatus { phase, pid: None, started_at: None, last_error, ..status.clone() };
+        });
+    }
+
     /// The next thing that happens, and who wants to know that it was taken.
     async fn next(&mut self, inbox: &mut mpsc::Receiver<Order>) -> (Option<Input>, Option<oneshot::Sender<()>>) {
         let deadline = self.life.deadline_ms();
         let exited = async {
             match &mut self.running {
-                Some(running) => running.process.wait().await,
+                Some(running) => running.gone().await,
                 None => std::future::pending().await,
             }
         };
@@ -102,16 +159,15 @@ impl Task {
     /// The whole tree is gone; what it wrote is still in the pipe. The reader is never cut off: it
     /// knows when it has all of it, and a slow disk must not cost a line.
     async fn ended(&mut self, status: ExitStatus) -> Input {
-        if let Some(Running { process, reader, exited }) = self.running.take() {
+        if let Some(Running { process, reader, exited, unread }) = self.running.take() {
             exited.cancel();
-            if let Err(error) = reader.await {
-                tracing::error!(child = %self.spec.id, %error, "the reader of a child's output failed");
-            }
+            reader.await.ok(); // it tells by itself how it ended
             let wanted = matches!(self.life.state(), State::Stopping { .. });
             if wanted {
                 tracing::info!(child = %self.spec.id, pid = process.pid, %status, "child stopped");
             } else {
-                self.last_error = Some(status.to_string());
+                let why = if unread.is_cancelled() { ", after a defect of the daemon ended the reading of its output" } else { "" };
+                self.last_error = Some(format!("{status}{why}"));
                 tracing::warn!(child = %self.spec.id, pid = process.pid, %status, "child exited");
             }
         }
@@ -145,18 +201,22 @@ impl Task {
 
     async fn spawn(&mut self, inbox: &mut mpsc::Receiver<Order>) -> Input {
         let prepared = match self.prepare(inbox).await {
-            Some(Ok(spec)) => self.keeper.spawn(spec).await.map_err(|error| NotReady::from(describe(&error))),
+            Some(Ok(spec)) => {
+                let spawned = self.keeper.spawn(spec).await;
+                match spawned {
+                    Ok(process) => self.attach(process).await,
+                    Err(error) => Err(NotReady::from(describe(&error))),
+                }
+            }
             Some(Err(reason)) => Err(reason),
             None => return Input::SpawnFailed { lasting: false },
         };
         match prepared {
-            Ok(mut process) => {
+            Ok(running) => {
                 self.generation += 1;
                 self.started_at = Some(clock::wall_ms());
-                tracing::info!(child = %self.spec.id, pid = process.pid, "child started");
-                let exited = CancellationToken::new();
-                let reader = self.spec.program.attach(&mut process, exited.clone());
-                self.running = Some(Running { process, reader, exited });
+                tracing::info!(child = %self.spec.id, pid = running.process.pid, "child started");
+                self.running = Some(running);
                 Input::Spawned
             }
             Err(NotReady { reason, lasting }) => {
@@ -167,13 +227,31 @@ impl Task {
         }
     }
 
+    /// Has a new process read. One that nobody reads is ended.
+    async fn attach(&mut self, mut process: Process) -> Result<Running, NotReady> {
+        let (exited, unread) = (CancellationToken::new(), CancellationToken::new());
+        match panics::catch(|| self.spec.program.attach(&mut process, exited.clone())) {
+            Ok(reader) => {
+                let reader = tokio::spawn(watch_reader(self.spec.id.clone(), reader, unread.clone()));
+                Ok(Running { process, reader, exited, unread })
+            }
+            Err(panicked) => {
+                process.kill_tree().await;
+                Err(NotReady::from(format!("a defect of the daemon when it was started: {panicked}")))
+            }
+        }
+    }
+
     /// Everything before the spawn; `None` when it isn't wanted any more.
     async fn prepare(&mut self, inbox: &mut mpsc::Receiver<Order>) -> Option<Result<SpawnSpec, NotReady>> {
         let program = self.spec.program.clone();
-        let mut preparing = program.prepare();
+        let mut preparing = std::pin::pin!(panics::caught(async { program.prepare().await }));
         loop {
             let (verb, note) = tokio::select! {
-                prepared = &mut preparing => return Some(prepared),
+                prepared = &mut preparing => {
+                    let broken = |panicked: Panicked| Err(NotReady::from(format!("a defect of the daemon before it was started: {panicked}")));
+                    return Some(prepared.unwrap_or_else(broken));
+                }
                 order = inbox.recv() => order.map_or((Verb::Remove, None), |(verb, note)| (verb, Some(note))),
             };
             let input = self.input_of(verb);
@@ -230,6 +308,14 @@ impl Task {
     }
 }
 
+/// Tells when a child's reader breaks.
+async fn watch_reader(child: ChildId, reader: JoinHandle<()>, unread: CancellationToken) {
+    if let Err(error) = reader.await {
+        tracing::error!(%child, %error, "the reader of a child's output failed; the child is killed");
+        unread.cancel();
+    }
+}
+
 fn answer(note: Option<oneshot::Sender<()>>) {
     if let Some(note) = note
         && note.send(()).is_err()
@@ -244,3 +330,7 @@ async fn until(deadline_ms: Option<u64>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+#[path = "child_tests.rs"]
+mod tests;

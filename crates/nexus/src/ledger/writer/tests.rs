@@ -1,9 +1,9 @@
-//! Groups, of which one command may be refused.
+//! Groups, of which one command may be refused or panic, and files that vanish.
 #![allow(clippy::unwrap_used)]
 
 use super::*;
 
-/// Puts a number; the number 13 first puts another one, and is then refused.
+/// Puts a number. The number 13 first puts another one, and is then refused; at 17 it panics then.
 #[derive(Debug)]
 struct Put(i64);
 
@@ -12,9 +12,10 @@ impl Command for Put {
     const LEDGER: Ledger = Ledger::Bus;
 
     fn apply(&self, connection: &Connection) -> rusqlite::Result<usize> {
-        if self.0 == 13 {
+        if [13, 17].contains(&self.0) {
             connection.execute("INSERT INTO numbers VALUES (1300)", [])?;
         }
+        assert_ne!(self.0, 17, "a defect");
         connection.execute("INSERT INTO numbers VALUES (?1)", [self.0])
     }
     fn bytes(&self) -> usize {
@@ -32,16 +33,20 @@ impl Command for Put {
     }
 }
 
-fn thread() -> Thread {
-    let connection = Connection::open_in_memory().unwrap();
+/// A writer on a file of its own.
+fn thread() -> (Thread, tempfile::TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("numbers.db");
+    let connection = Connection::open(&path).unwrap();
     connection.execute_batch("CREATE TABLE numbers (n INTEGER NOT NULL CHECK (n <> 13)) STRICT").unwrap();
-    let (checkpoint, _) = crate::ledger::Checkpoints::start("unused".into(), Ledger::Bus).unwrap();
-    let reopen = Box::new(|| panic!("nothing is wrong with the file"));
-    Thread { connection, reopen, stats: Arc::default(), checkpoint }
+    let place = Place::of(path).unwrap();
+    let (checkpoint, _) = crate::ledger::Checkpoints::start(place.clone(), Ledger::Bus).unwrap();
+    let reopen = Box::new(|| Err(OpenError::Moved("nothing is opened anew here".to_owned())));
+    (Thread { connection, reopen, stats: Arc::default(), checkpoint, place }, directory)
 }
 
-/// Runs one group; what each command was told, and what is in the table.
-fn group(thread: &mut Thread, numbers: &[i64]) -> (Vec<bool>, Vec<i64>) {
+/// The answers to one group.
+fn answers(thread: &mut Thread, numbers: &[i64]) -> Vec<Result<usize, WriteError>> {
     let room = Arc::new(Semaphore::new(numbers.len()));
     let (mut jobs, mut answers) = (Vec::new(), Vec::new());
     for &number in numbers {
@@ -50,20 +55,27 @@ fn group(thread: &mut Thread, numbers: &[i64]) -> (Vec<bool>, Vec<i64>) {
         answers.push(answer);
     }
     thread.run_group(jobs);
-    let told = answers.iter_mut().map(|answer| match answer.try_recv().unwrap() {
+    answers.iter_mut().map(|answer| answer.try_recv().unwrap()).collect()
+}
+
+fn kept(thread: &Thread) -> Vec<i64> {
+    let mut query = thread.connection.prepare("SELECT n FROM numbers ORDER BY n").unwrap();
+    query.query_map([], |row| row.get(0)).unwrap().collect::<rusqlite::Result<_>>().unwrap()
+}
+
+/// Runs one group; what each command was told, and what is in the table.
+fn group(thread: &mut Thread, numbers: &[i64]) -> (Vec<bool>, Vec<i64>) {
+    let told = answers(thread, numbers).into_iter().map(|answer| match answer {
         Ok(rows) => rows == 1,
         Err(WriteError::Refused { command, .. }) => command != "Put",
         Err(error) => panic!("{error}"),
     });
-    let told = told.collect();
-    let mut query = thread.connection.prepare("SELECT n FROM numbers ORDER BY n").unwrap();
-    let kept = query.query_map([], |row| row.get(0)).unwrap().collect::<rusqlite::Result<_>>().unwrap();
-    (told, kept)
+    (told.collect(), kept(thread))
 }
 
 #[test]
 fn a_refused_command_fails_alone_and_leaves_no_trace() {
-    let mut thread = thread();
+    let (mut thread, _directory) = thread();
     let (told, kept) = group(&mut thread, &[1, 2, 13, 3, 13, 4]);
     assert_eq!(told, [true, true, false, true, false, true]);
     assert_eq!(kept, [1, 2, 3, 4]);
@@ -72,4 +84,34 @@ fn a_refused_command_fails_alone_and_leaves_no_trace() {
     let (told, kept) = group(&mut thread, &[5, 6]);
     assert_eq!((told, kept), (vec![true, true], vec![1, 2, 3, 4, 5, 6]));
     assert_eq!(thread.stats.commits.load(Ordering::Relaxed), 3);
+}
+
+#[test]
+fn a_command_that_panics_fails_alone_and_leaves_no_trace() {
+    let (mut thread, _directory) = thread();
+    let (told, kept) = group(&mut thread, &[1, 17, 2, 13, 17, 3]);
+    assert_eq!(told, [true, false, true, false, false, true]);
+    assert_eq!(kept, [1, 2, 3]);
+    let alone = answers(&mut thread, &[17]).remove(0).unwrap_err().to_string();
+    assert!(alone.contains("refused `Put`") && alone.contains("a defect"), "{alone}");
+    let (told, kept) = group(&mut thread, &[4]);
+    assert_eq!((told, kept), (vec![true], vec![1, 2, 3, 4]));
+    assert!(!thread.stats.failing.load(Ordering::Relaxed), "the file is well");
+}
+
+#[test]
+fn a_file_that_vanished_is_not_written_until_it_is_back() {
+    let (mut thread, directory) = thread();
+    let aside = directory.path().join("aside");
+    std::fs::rename(thread.place.path(), &aside).unwrap();
+    assert!(thread.place.look().is_some());
+    let error = answers(&mut thread, &[1]).remove(0).unwrap_err();
+    assert!(matches!(&error, WriteError::Unknown { message, .. } if message.contains("is gone")), "{error}");
+    assert!(thread.stats.trouble().is_some_and(|trouble| trouble.contains("is gone")));
+    assert!(kept(&thread).is_empty());
+    std::fs::rename(&aside, thread.place.path()).unwrap();
+    assert_eq!(thread.place.look(), None);
+    let (told, kept) = group(&mut thread, &[1]);
+    assert_eq!((told, kept), (vec![true], vec![1]));
+    assert_eq!(thread.stats.trouble(), None);
 }

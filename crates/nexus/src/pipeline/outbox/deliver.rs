@@ -6,6 +6,7 @@ use crate::clock;
 use crate::error_text::describe;
 use crate::ledger::nexus::{Claim, ClaimDelivery, Delivery, SettleDelivery, Settled, delivery};
 use crate::metrics::ChannelStatus;
+use crate::panics::Panicked;
 use crate::routes::Route;
 use nexus_core::config::OnUncertain;
 use nexus_core::notice::NoticeType;
@@ -36,6 +37,7 @@ impl Outbox {
     /// Brings one delivery to its end, however many attempts that takes.
     pub(super) async fn deliver(&self, queued: Queued, hurry: &Notify) {
         let Queued { delivery_id, mut row, settled } = queued;
+        crate::torture::point("delivery.begun");
         loop {
             let current = match row.take() {
                 Some(row) => *row,
@@ -64,6 +66,17 @@ impl Outbox {
             }
             return;
         }
+    }
+
+    /// Writes the end of a delivery that a panic broke off. What may have left is uncertain.
+    pub(super) async fn break_off(&self, delivery_id: &str, panicked: &Panicked) {
+        let Some(row) = self.load(delivery_id).await else { return };
+        let ended = match row.status.as_str() {
+            "sending" => Settled::Uncertain { error: format!("a defect of the daemon while this was being sent: {panicked}") },
+            "pending" => Settled::Failed { error: format!("a defect of the daemon before this was sent: {panicked}") },
+            _ => return, // it has its end
+        };
+        self.settle(&row, &ended).await;
     }
 
     /// Waits until the next attempt is due, or the delivery's time is up.
@@ -120,6 +133,7 @@ impl Outbox {
             }
         }
         self.notice(NoticeType::DeliverySending, delivery, None);
+        crate::torture::point("delivery.claimed");
         crate::torture::point("send.before");
         let sent = tokio::select! {
             sent = sender.send(delivery) => sent,

@@ -10,6 +10,7 @@ use nexus_core::request::Status;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
+use tokio_util::task::TaskTracker;
 
 /// Events read at a time.
 const PAGE: usize = 256;
@@ -22,19 +23,22 @@ pub(super) type Admitted = (OpenRequest, Box<StoredEvent>);
 pub(super) struct Admission {
     pipeline: Arc<Pipeline>,
     admitted: watch::Sender<i64>,
+    /// Commits on their way.
+    commits: TaskTracker,
     /// Read up to here; `None` before the ledger was asked.
     upto: Option<i64>,
 }
 
 impl Admission {
-    pub(super) fn new(pipeline: &Arc<Pipeline>, admitted: &watch::Sender<i64>) -> Self {
-        Self { pipeline: pipeline.clone(), admitted: admitted.clone(), upto: None }
+    pub(super) fn new(pipeline: &Arc<Pipeline>, admitted: &watch::Sender<i64>, commits: &TaskTracker) -> Self {
+        Self { pipeline: pipeline.clone(), admitted: admitted.clone(), commits: commits.clone(), upto: None }
     }
 
     /// Hands pages to the router until it stops. A task of its own: a page that is half admitted
     /// must not be dropped because something else happened.
     pub(super) async fn run(mut self, mut committed: watch::Receiver<i64>, pages: mpsc::Sender<Vec<Admitted>>) {
         while let Some(page) = self.next(&mut committed).await {
+            crate::torture::point("task.admission");
             if !page.is_empty() && pages.send(page).await.is_err() {
                 return;
             }
@@ -90,7 +94,7 @@ impl Admission {
         let admitted = self.admitted.clone();
         let upto = admit.upto_seq;
         let first = writer.submit(admit.clone()).await;
-        tokio::spawn(async move {
+        self.commits.spawn(async move {
             let mut result = match first {
                 Ok(commit) => commit.await,
                 Err(error) => Err(error),

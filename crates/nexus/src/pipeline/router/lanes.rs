@@ -109,6 +109,11 @@ impl Lanes {
         }
     }
 
+    /// Nothing to do, but with the holds of `before`: those who hold don't know that it began anew.
+    pub(super) fn holding_as(before: Self) -> Self {
+        Self { held: before.held, ..Self::default() }
+    }
+
     /// Requests in stages 1 to 5.
     pub(super) fn preparing(&self) -> usize {
         self.preparing

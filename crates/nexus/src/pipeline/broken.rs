@@ -1,0 +1,94 @@
+//! Requests that a panic broke off: each ends as failed, with the reason, and the others go on. Which
+//! lane and session that frees is the router's.
+
+use super::{Active, Exit, Outcome, Pipeline, recovery, router};
+use crate::clock;
+use crate::error_text::describe;
+use crate::ledger::nexus::{FinishRun, deliveries_of, request_by_event};
+use crate::panics::{self, Panicked};
+use nexus_core::request::{NexusRequest, Status};
+use rusqlite::Connection;
+use std::sync::Arc;
+
+impl Pipeline {
+    /// Tells of a panic in the work on a request; why the request failed.
+    pub(super) fn defect(&self, event_seq: i64, panicked: &Panicked) -> String {
+        let reason = format!("a defect of the daemon: {panicked}");
+        tracing::error!(seq = event_seq, error = %panicked, "the work on a request broke off");
+        self.watch_over.tell("request", &panicked.to_string());
+        reason
+    }
+
+    /// Writes the end of a request that broke off, whatever it had come to. `run_id` is that of its run,
+    /// which may have begun or not.
+    pub(super) async fn break_off(self: &Arc<Self>, event_seq: i64, run_id: Option<String>, panicked: &Panicked) -> Outcome {
+        let reason = self.defect(event_seq, panicked);
+        let ended = panics::caught(async {
+            let (request_id, event) = router::load(self, event_seq, None).await?;
+            let adapter = event.adapter.clone();
+            let mut request = event.into_request(request_id, clock::wall_ms());
+            if let Some(run_id) = run_id
+                && self.fail_run(&mut request, adapter, run_id, &reason).await
+            {
+                return Some(Outcome::Settled);
+            }
+            Some(self.settle(request, Exit::Failed(reason), Active::begin(&self.metrics)).await)
+        });
+        match ended.await {
+            Ok(outcome) => outcome.unwrap_or(Outcome::Abandoned),
+            Err(again) => {
+                tracing::error!(seq = event_seq, error = %again, "a broken request has no end; the next start decides about it");
+                Outcome::Abandoned
+            }
+        }
+    }
+
+    /// Ends the run as failed, and has said what there is to say. False when it is not the request's run.
+    async fn fail_run(&self, request: &mut NexusRequest, adapter: String, run_id: String, reason: &str) -> bool {
+        (request.status, request.reason) = (Status::Failed, Some(reason.to_owned()));
+        let event_seq = request.event_seq;
+        let finish = FinishRun {
+            event_seq,
+            run_id: run_id.clone(),
+            ok: false,
+            status: Status::Failed,
+            reason: request.reason.clone(),
+            turn_json: None,
+            deliveries: recovery::note(request, adapter, Some(run_id.clone())).into_iter().collect(),
+            trace: super::trace_json(request),
+            at: clock::wall_ms(),
+            epoch: self.epoch,
+        };
+        match self.ledgers.nexus.writer.write_until_done(finish).await {
+            Ok(Some(_)) => {}
+            Ok(None) => return false,
+            Err(error) => {
+                tracing::error!(run_id, %error, "the end of a broken run could not be written; the next start decides by on_interrupted");
+                return true;
+            }
+        }
+        self.finished.notify_one();
+        // It may have ended before it broke: then its answer is committed, and not on its way yet.
+        let read = move |connection: &Connection| Ok((request_by_event(connection, event_seq)?, deliveries_of(connection, event_seq)?));
+        let text = match self.ledgers.nexus.readers.read(read).await {
+            Ok((row, deliveries)) => {
+                if let Some(row) = row {
+                    (request.status, request.reason) = (Status::parse(&row.status).unwrap_or(Status::Failed), row.reason);
+                }
+                let text: String = deliveries.iter().map(|delivery| delivery.content.as_str()).collect();
+                self.outbox.take_up(deliveries.into_iter().filter(|delivery| delivery.status == "pending").collect());
+                text
+            }
+            Err(error) => {
+                tracing::error!(run_id, error = %describe(&error), "what a broken run has to say waits for the next start");
+                String::new()
+            }
+        };
+        self.announce_end(request, (!text.is_empty()).then_some(text.as_str()));
+        true
+    }
+}
+
+#[cfg(test)]
+#[path = "broken_tests.rs"]
+mod tests;

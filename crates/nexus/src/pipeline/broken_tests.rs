@@ -1,0 +1,185 @@
+//! Requests that break off at different places, on real ledgers.
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::bus::Bus;
+use crate::clock::Expiry;
+use crate::ledger::Ledgers;
+use crate::ledger::events::{Append, Disposition, Lines, NewEvent};
+use crate::ledger::nexus::{Admit, AdmitRow, BeginEpoch, Claim, RequestRow, StartRun};
+use crate::metrics::Metrics;
+use crate::pipeline::outbox::Outbox;
+use crate::pipeline::{SETTLING_MAX, Settings};
+use crate::plugin::Plugins;
+use crate::replies::Replies;
+use crate::routes::Routes;
+use crate::watch::Watch;
+use arc_swap::ArcSwap;
+use nexus_core::config;
+use nexus_core::event::PeerKind;
+use std::collections::HashMap;
+use std::time::Duration;
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+const EPOCH: i64 = 1;
+/// How long anything here may take.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+struct Place {
+    pipeline: Arc<Pipeline>,
+    /// Keeps the request admitted.
+    _admitted: watch::Sender<i64>,
+    _directory: tempfile::TempDir,
+}
+
+impl Place {
+    /// A pipeline, and in its ledgers one event whose request waits.
+    async fn with_a_request() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let (ledgers, _threads) = Ledgers::start(directory.path(), 0).unwrap();
+        let lines = Arc::new(Lines { events: vec![event()], rejects: Vec::new() });
+        let seqs = ledgers.events.writer.write(Append { adapter: "fake".into(), account: "me".into(), lines }).await.unwrap();
+        assert_eq!(seqs, [Some(1)]);
+        ledgers.nexus.writer.write(BeginEpoch { at: 1 }).await.unwrap();
+        ledgers.nexus.writer.write(Admit { from_seq: 0, upto_seq: 1, rows: vec![row()], epoch: EPOCH }).await.unwrap();
+        let (admitted, admitted_view) = watch::channel(1);
+        Self { pipeline: Arc::new(pipeline(ledgers, admitted_view)), _admitted: admitted, _directory: directory }
+    }
+
+    async fn start_run(&self) {
+        let (run_id, agent, session) = ("run_1".to_owned(), "echo".to_owned(), "s".to_owned());
+        let start = StartRun { event_seq: 1, run_id, agent, session, acted: false, at: 1, epoch: EPOCH };
+        assert_eq!(self.pipeline.ledgers.nexus.writer.write(start).await.unwrap(), Claim::Done);
+    }
+
+    async fn break_off(&self, run_id: Option<&str>) -> RequestRow {
+        let panicked = panics::catch::<()>(|| panic!("of the test")).unwrap_err();
+        let outcome = self.pipeline.break_off(1, run_id.map(str::to_owned), &panicked);
+        assert!(matches!(tokio::time::timeout(DEADLINE, outcome).await.unwrap(), Outcome::Settled));
+        self.pipeline.settling.close();
+        tokio::time::timeout(DEADLINE, self.pipeline.settling.wait()).await.unwrap();
+        self.pipeline.ledgers.nexus.readers.read(|connection| request_by_event(connection, 1)).await.unwrap().unwrap()
+    }
+
+    async fn said(&self) -> Vec<String> {
+        let read = self.pipeline.ledgers.nexus.readers.read(|connection| deliveries_of(connection, 1));
+        read.await.unwrap().into_iter().map(|delivery| delivery.content).collect()
+    }
+}
+
+fn event() -> NewEvent {
+    NewEvent {
+        event_id: "fake:1".into(),
+        channel: "fake".into(),
+        account_id: "me".into(),
+        sender_id: "u".into(),
+        sender_name: None,
+        peer_id: "p".into(),
+        peer_kind: PeerKind::Dm,
+        thread_id: None,
+        reply_to_id: None,
+        content_type: "text".into(),
+        content: "hello".into(),
+        attachments: None,
+        metadata: None,
+        timestamp: 1,
+        received_at: 1,
+        disposition: Disposition::Run,
+    }
+}
+
+fn row() -> AdmitRow {
+    AdmitRow {
+        event_seq: 1,
+        request_id: "req_1".into(),
+        event_id: "fake:1".into(),
+        channel: "fake".into(),
+        account_id: "me".into(),
+        adapter: "fake".into(),
+        conversation: "p".into(),
+        late: false,
+        created_at: 1,
+        status: Status::Waiting,
+        reason: None,
+    }
+}
+
+fn pipeline(ledgers: Ledgers, admitted: watch::Receiver<i64>) -> Pipeline {
+    let (bus, metrics) = (Bus::new(EPOCH, 64), Metrics::new());
+    let (watch_over, routes) = (Watch::new(metrics.clone()), Routes::default());
+    let outbox = Outbox::new(ledgers.clone(), routes.clone(), bus.clone(), watch_over.clone(), metrics.clone(), Expiry::new(0), EPOCH);
+    Pipeline {
+        ledgers,
+        settings: ArcSwap::from_pointee(Settings {
+            pipeline: config::Pipeline::default(),
+            access: config::Access::default(),
+            default_agent: "echo".to_owned(),
+            agents: HashMap::new(),
+            time_zone: jiff::tz::TimeZone::UTC,
+        }),
+        bus,
+        watch_over,
+        metrics,
+        plugins: Arc::new(Plugins::new(&[])),
+        routes,
+        replies: Replies::default(),
+        outbox,
+        turns_applied: watch::channel(0).1,
+        admitted,
+        finished: Arc::new(Notify::new()),
+        epoch: EPOCH,
+        abandon: CancellationToken::new(),
+        settling: TaskTracker::new(),
+        settle_room: Arc::new(Semaphore::new(SETTLING_MAX)),
+    }
+}
+
+#[tokio::test]
+async fn one_without_a_run_ends_as_failed_with_the_reason() {
+    let place = Place::with_a_request().await;
+    let row = place.break_off(None).await;
+    assert_eq!(row.status, "failed");
+    assert!(row.reason.is_some_and(|reason| reason.contains("a defect of the daemon") && reason.contains("of the test")));
+    assert_eq!(place.pipeline.metrics.totals.active.load(std::sync::atomic::Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn one_whose_run_never_began_ends_as_failed_too() {
+    let place = Place::with_a_request().await;
+    assert_eq!(place.break_off(Some("run_1")).await.status, "failed");
+    assert!(place.said().await.is_empty());
+}
+
+#[tokio::test]
+async fn one_whose_run_began_ends_with_it_and_its_sender_is_told() {
+    let place = Place::with_a_request().await;
+    place.start_run().await;
+    let row = place.break_off(Some("run_1")).await;
+    assert_eq!((row.status.as_str(), row.attempts), ("failed", 1));
+    let said = place.said().await;
+    assert!(said.len() == 1 && said[0].contains("nexus trace show req_1"), "{said:?}");
+}
+
+#[tokio::test]
+async fn one_that_had_its_end_keeps_it() {
+    let place = Place::with_a_request().await;
+    place.start_run().await;
+    let finish = FinishRun {
+        event_seq: 1,
+        run_id: "run_1".to_owned(),
+        ok: true,
+        status: Status::Completed,
+        reason: None,
+        turn_json: None,
+        deliveries: Vec::new(),
+        trace: "{}".to_owned(),
+        at: 2,
+        epoch: EPOCH,
+    };
+    assert!(place.pipeline.ledgers.nexus.writer.write(finish).await.unwrap().is_some());
+    let row = place.break_off(Some("run_1")).await;
+    assert_eq!((row.status.as_str(), row.reason), ("completed", None));
+    assert!(place.said().await.is_empty(), "an apology for an answer that was given");
+}

@@ -1,0 +1,242 @@
+//! The watch over the daemon's own long-lived tasks: a panic in one, or an end that nobody asked for, is
+//! told by name, and the task is started again until its budget is used up. Children are the
+//! supervisor's; what a request or a delivery broke off comes to, their own parts decide.
+
+use crate::bus::Bus;
+use crate::clock;
+use crate::metrics::{Metrics, TaskLabel};
+use crate::panics;
+use nexus_core::budget::{Budget, WINDOW_MS};
+use nexus_core::notice::NoticeType;
+use serde::Serialize;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// A task that failed, for status.
+#[derive(Debug, Clone, Serialize)]
+pub struct Failed {
+    pub task: String,
+    pub error: String,
+    pub failures: u32,
+    /// It isn't started any more.
+    pub given_up: bool,
+    #[serde(skip)]
+    at_ms: u64,
+}
+
+/// Knows which tasks failed. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Watch {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    metrics: Metrics,
+    /// Set once there is one: the keeper's task is older.
+    bus: OnceLock<Bus>,
+    failed: Mutex<BTreeMap<String, Failed>>,
+}
+
+/// When a task may end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ends {
+    AtTheStop,
+    WhenDone,
+}
+
+impl Watch {
+    pub fn new(metrics: Metrics) -> Self {
+        Self { inner: Arc::new(Inner { metrics, bus: OnceLock::new(), failed: Mutex::default() }) }
+    }
+
+    /// Publishes on `bus` what happens from now on.
+    pub fn publish_on(&self, bus: Bus) {
+        self.inner.bus.set(bus).ok(); // called once, by the start
+    }
+
+    /// Runs what `make` makes, until `stop`; its end is expected after that only. `make` is called
+    /// again for each start.
+    pub fn keep<F: Future<Output = ()> + Send + 'static>(
+        &self,
+        name: impl Into<String>,
+        stop: &CancellationToken,
+        make: impl FnMut() -> F + Send + 'static,
+    ) -> JoinHandle<()> {
+        tokio::spawn(run(self.part(name), stop.clone(), Ends::AtTheStop, make))
+    }
+
+    /// The same for work that may come to its end, in the task of the caller.
+    pub async fn until_done<F: Future<Output = ()>>(&self, name: impl Into<String>, stop: &CancellationToken, make: impl FnMut() -> F) {
+        run(self.part(name), stop.clone(), Ends::WhenDone, make).await;
+    }
+
+    /// A task that brings itself up again, because it has to keep something. Clean, whatever an earlier
+    /// one of its name came to.
+    pub fn part(&self, name: impl Into<String>) -> Part {
+        let name = name.into();
+        self.lock().remove(&name);
+        Part { watch: self.clone(), name, budget: Budget::default() }
+    }
+
+    /// Tasks that were started again of late.
+    pub fn restarted(&self) -> usize {
+        let now_ms = clock::mono_ms();
+        self.lock().values().filter(|one| !one.given_up && now_ms.saturating_sub(one.at_ms) < WINDOW_MS).count()
+    }
+
+    /// Names of the tasks that were given up.
+    pub fn lost(&self) -> Vec<String> {
+        self.lock().values().filter(|one| one.given_up).map(|one| one.task.clone()).collect()
+    }
+
+    /// Every task that failed since the start.
+    pub fn failed(&self) -> Vec<Failed> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// Counts and publishes a failure of something that isn't started again, or was by others.
+    pub fn tell(&self, task: &str, error: &str) {
+        self.inner.metrics.task_failures.get_or_create(&TaskLabel { task: task.to_owned() }).inc();
+        if let Some(bus) = self.inner.bus.get() {
+            bus.publish(NoticeType::SystemError, json!({ "task": task, "error": error }));
+        }
+    }
+
+    fn note(&self, task: &str, error: &str, given_up: bool) {
+        let mut all = self.lock();
+        let failures = all.get(task).map_or(0, |one| one.failures) + 1;
+        let failed = Failed { task: task.to_owned(), error: error.to_owned(), failures, given_up, at_ms: clock::mono_ms() };
+        all.insert(task.to_owned(), failed);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Failed>> {
+        self.inner.failed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One task with its budget.
+#[derive(Debug)]
+pub struct Part {
+    watch: Watch,
+    name: String,
+    budget: Budget,
+}
+
+impl Part {
+    /// The task failed: tells it, and waits until it may be started again. False when it may not: it
+    /// failed too often, or `stop` came.
+    pub async fn failed(&mut self, error: &str, stop: &CancellationToken) -> bool {
+        let Some(pause_ms) = self.budget.spend(clock::mono_ms()) else {
+            self.give_up(error);
+            return false;
+        };
+        self.watch.note(&self.name, error, false);
+        self.watch.tell(&self.name, error);
+        tracing::error!(task = self.name, error, pause_ms, "a task of the daemon failed; it is started again");
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => false,
+            () = tokio::time::sleep(Duration::from_millis(pause_ms)) => true,
+        }
+    }
+
+    /// The task is not started again.
+    pub fn give_up(&self, error: &str) {
+        self.watch.note(&self.name, error, true);
+        self.watch.tell(&self.name, error);
+        tracing::error!(task = self.name, error, "a task of the daemon failed for good; restart the daemon");
+    }
+}
+
+async fn run<F: Future<Output = ()>>(mut part: Part, stop: CancellationToken, ends: Ends, mut make: impl FnMut() -> F) {
+    loop {
+        let error = match panics::caught(async { make().await }).await {
+            Ok(()) if ends == Ends::WhenDone || stop.is_cancelled() => return,
+            Ok(()) => "it ended by itself".to_owned(),
+            Err(panicked) => panicked.to_string(),
+        };
+        if !part.failed(&error, &stop).await {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use nexus_core::budget::RESTARTS_MAX;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// A task that panics at its first `panics` starts and then waits for `stop`.
+    fn keep(watch: &Watch, stop: &CancellationToken, panics: usize) -> (Arc<AtomicUsize>, JoinHandle<()>) {
+        let starts = Arc::new(AtomicUsize::new(0));
+        let (count, token) = (starts.clone(), stop.clone());
+        let task = watch.keep("probe", stop, move || {
+            let (start, token) = (count.fetch_add(1, Ordering::Relaxed), token.clone());
+            async move {
+                assert!(start >= panics, "defect {start}");
+                token.cancelled().await;
+            }
+        });
+        (starts, task)
+    }
+
+    async fn eventually(is_so: impl Fn() -> bool) {
+        let mut tick = tokio::time::interval(Duration::from_millis(10));
+        let waiting = async {
+            while !is_so() {
+                tick.tick().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), waiting).await.expect("it comes within the deadline");
+    }
+
+    #[tokio::test]
+    async fn a_task_that_panics_is_started_again_and_told() {
+        let (watch, stop) = (Watch::new(Metrics::new()), CancellationToken::new());
+        let bus = Bus::new(1, 16);
+        watch.publish_on(bus.clone());
+        let (starts, task) = keep(&watch, &stop, 1);
+        eventually(|| starts.load(Ordering::Relaxed) == 2).await;
+        assert_eq!((watch.restarted(), watch.lost()), (1, Vec::new()));
+        let failed = watch.failed();
+        assert_eq!((failed.len(), failed[0].failures), (1, 1));
+        assert!(failed[0].error.contains("defect 0"), "{failed:?}");
+        assert!(watch.inner.metrics.text().unwrap().contains("nexus_task_failures_total{task=\"probe\"} 1"));
+        assert_eq!(bus.bounds().1, 2, "one failure, one notice");
+        stop.cancel();
+        task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn one_that_fails_for_ever_is_given_up_and_named() {
+        let (watch, stopped) = (Watch::new(Metrics::new()), CancellationToken::new());
+        stopped.cancel(); // no pause is waited for then
+        let mut part = watch.part("probe");
+        for failure in 1..=RESTARTS_MAX {
+            assert!(!part.failed("a defect", &stopped).await);
+            assert_eq!((watch.restarted(), watch.lost()), (1, Vec::new()), "failure {failure}");
+        }
+        assert!(!part.failed("a defect", &CancellationToken::new()).await);
+        assert_eq!((watch.restarted(), watch.lost()), (0, vec!["probe".to_owned()]));
+        drop(watch.part("probe"));
+        assert!(watch.lost().is_empty(), "a new one of that name is as good as any");
+    }
+
+    #[tokio::test]
+    async fn an_end_that_nobody_asked_for_counts_unless_it_is_the_works_own() {
+        let (watch, stop) = (Watch::new(Metrics::new()), CancellationToken::new());
+        watch.until_done("work", &stop, || async {}).await;
+        assert!(watch.failed().is_empty());
+        let task = watch.keep("probe", &stop, || async {});
+        eventually(|| watch.restarted() == 1).await;
+        stop.cancel();
+        task.await.unwrap();
+    }
+}

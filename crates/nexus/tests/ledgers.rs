@@ -1,0 +1,182 @@
+//! Ledgers that can't be reached: while the daemon runs, which says so, accepts nothing that it can't keep,
+//! and goes on by itself; and at a start, which is refused with the reason.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{Ask, Daemon, config, eventually, fake, json_lines, lines};
+use rusqlite::Connection;
+use serde_json::{Value, json};
+use std::collections::HashSet;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+
+const EVENTS: u64 = 10;
+const EXIT_FAILED: i32 = 1;
+
+fn ledger(daemon: &Daemon, name: &str) -> PathBuf {
+    daemon.workspace().join(format!("data/{name}.db"))
+}
+
+/// A daemon whose adapter, once it is enabled, brings some events of several people, and writes down
+/// what is acknowledged and what is sent.
+fn bringing_events() -> (Daemon, Value) {
+    let mut daemon = Daemon::new();
+    let behaviour = json!({
+        "supports": ["monitor", "send", "ack"], "events": EVENTS, "peers": EVENTS,
+        "ack_log": daemon.file("acks"), "send_log": daemon.file("sends"),
+    });
+    let mut wanted = config(json!({ "fake": fake(behaviour) }));
+    wanted["adapters"]["fake"]["accounts"]["me"]["enabled"] = json!(false);
+    // A session for each, so that none waits for another's turn.
+    wanted["access"]["policies"] = json!([{
+        "name": "each", "match": { "conditions": [{ "channel": "fake" }] }, "effect": "allow", "session": { "key": "fake:{peer_id}" },
+    }]);
+    daemon.configure(&wanted);
+    daemon.launch();
+    wanted["adapters"]["fake"]["accounts"]["me"]["enabled"] = json!(true);
+    (daemon, wanted)
+}
+
+fn enable(daemon: &Daemon, wanted: &Value) {
+    daemon.configure(wanted);
+    daemon.nexus_ok(&["daemon", "reload"]);
+}
+
+/// Somebody else who holds the ledger's lock, until it is told otherwise.
+fn stranger(daemon: &Daemon, name: &str) -> Connection {
+    let connection = Connection::open(ledger(daemon, name)).unwrap();
+    connection.busy_timeout(common::DEADLINE).unwrap();
+    connection.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    connection
+}
+
+/// Waits until health says that this ledger, and why.
+fn unhealthy(daemon: &Daemon, name: &str, why: &str) {
+    eventually("health says so", || {
+        let health = daemon.get("/health");
+        health.status == 503 && health.json()["ledgers"][format!("{name}_db")] == "error"
+    });
+    let reasons = daemon.status()["reasons"].to_string();
+    assert!(reasons.contains(&format!("ledger `{name}_db` is not accessible")) && reasons.contains(why), "{reasons}");
+}
+
+/// Waits until every event is answered, and sees that none was twice.
+fn answered_once(daemon: &Daemon) {
+    let all = i64::try_from(EVENTS).unwrap();
+    eventually("every event is answered", || daemon.ended("completed") == all && daemon.deliveries("sent") == all);
+    let sends = json_lines(daemon.file("sends"));
+    let keys: HashSet<&str> = sends.iter().filter_map(|send| send["idempotency_key"].as_str()).collect();
+    assert_eq!((daemon.accepted(), sends.len(), keys.len() as u64), (all, keys.len(), EVENTS));
+    eventually("health says that it is over", || daemon.get("/health").status == 200);
+}
+
+#[test]
+fn events_that_cannot_be_kept_are_not_accepted_and_come_in_once_they_can() {
+    let (mut daemon, wanted) = bringing_events();
+    let stranger = stranger(&daemon, "events");
+    enable(&daemon, &wanted);
+    unhealthy(&daemon, "events", "locked");
+    assert_eq!((daemon.accepted(), lines(daemon.file("acks"))), (0, Vec::new()));
+    assert_eq!(daemon.adapter("fake/me")["status"], "running", "its adapter waits");
+    let refused = daemon.post("/control/send", &json!({ "text": "hello" }));
+    assert_eq!(refused.status, 503, "{refused:?}");
+
+    stranger.execute_batch("COMMIT").unwrap();
+    answered_once(&daemon);
+    eventually("the last is acknowledged", || lines(daemon.file("acks")).last().is_some_and(|ack| ack.contains(&format!("me-{EVENTS}"))));
+    daemon.stop();
+}
+
+#[test]
+fn what_was_accepted_waits_for_the_ledger_of_work() {
+    let mut daemon = Daemon::start(&config(json!({})));
+    let stranger = stranger(&daemon, "nexus");
+    let answer = daemon.open(&Ask::post("/control/send", &json!({ "text": "hello" })));
+    unhealthy(&daemon, "nexus", "locked");
+    assert_eq!(daemon.count("events", "SELECT count(*) FROM events WHERE channel = 'cli' AND direction = 'inbound'"), 1);
+    assert_eq!(daemon.terminal(), 0);
+
+    stranger.execute_batch("COMMIT").unwrap();
+    let end = BufReader::new(answer.body).lines().map_while(Result::ok).filter(|line| line.starts_with('{')).last().unwrap();
+    let end: Value = serde_json::from_str(&end).unwrap();
+    assert_eq!((&end["status"], &end["text"]), (&json!("completed"), &json!("hello")));
+    assert_eq!(daemon.count("nexus", "SELECT count(*) FROM runs"), 1);
+    eventually("health says that it is over", || daemon.get("/health").status == 200);
+    daemon.stop();
+}
+
+#[test]
+fn answers_go_out_while_the_ledger_of_turns_is_locked_and_it_follows_later() {
+    let (mut daemon, wanted) = bringing_events();
+    let stranger = stranger(&daemon, "agents");
+    enable(&daemon, &wanted);
+    let all = i64::try_from(EVENTS).unwrap();
+    eventually("every answer is sent", || daemon.deliveries("sent") == all);
+    unhealthy(&daemon, "agents", "locked");
+    assert_eq!(daemon.count("agents", "SELECT count(*) FROM turns"), 0);
+
+    stranger.execute_batch("COMMIT").unwrap();
+    eventually("the turns follow", || daemon.count("agents", "SELECT count(*) FROM turns") == all);
+    answered_once(&daemon);
+    daemon.stop();
+}
+
+#[test]
+fn a_ledger_that_vanishes_is_missed_and_not_written_until_it_is_back() {
+    let (mut daemon, wanted) = bringing_events();
+    assert_eq!(daemon.nexus_ok(&["send", "kept"]).trim(), "kept");
+    let (path, aside) = (ledger(&daemon, "events"), daemon.workspace().join("aside.db"));
+    fs::rename(&path, &aside).unwrap();
+    unhealthy(&daemon, "events", "is gone; put the same file back");
+    enable(&daemon, &wanted);
+    eventually("its adapter is held", || daemon.stdout().contains("holding this account"));
+    assert_eq!(lines(daemon.file("acks")), Vec::<String>::new());
+
+    // Another file under that name is no better, and stays as it is.
+    fs::write(&path, "").unwrap();
+    eventually("health says so", || daemon.status()["reasons"].to_string().contains("is another file"));
+    assert_eq!((lines(daemon.file("acks")).len(), fs::read(&path).unwrap().len()), (0, 0));
+
+    fs::rename(&aside, &path).unwrap();
+    eventually("every event is in", || daemon.accepted() == i64::try_from(EVENTS).unwrap());
+    let sent = i64::try_from(EVENTS).unwrap() + 1;
+    eventually("every event is answered", || daemon.ended("completed") == sent && daemon.deliveries("sent") == sent);
+    eventually("health says that it is over", || daemon.get("/health").status == 200);
+    daemon.stop();
+    daemon.launch();
+    assert_eq!(daemon.accepted(), i64::try_from(EVENTS).unwrap(), "what was accepted was lost with the daemon");
+    daemon.stop();
+}
+
+#[test]
+fn a_start_names_the_file_that_is_no_ledger_and_leaves_it_alone() {
+    let mut daemon = Daemon::new();
+    daemon.configure(&config(json!({})));
+    daemon.launch();
+    assert_eq!(daemon.nexus_ok(&["send", "kept"]).trim(), "kept");
+    daemon.stop();
+    for name in ["events", "agents", "identity", "nexus"] {
+        let (path, aside) = (ledger(&daemon, name), daemon.workspace().join("aside.db"));
+        fs::rename(&path, &aside).unwrap();
+        let refused = |said: &[&str]| {
+            let ran = daemon.nexus(&["daemon", "start"]);
+            assert_eq!(ran.code, Some(EXIT_FAILED), "{ran:?}");
+            assert!(ran.stderr.contains(&path.display().to_string()), "{ran:?}");
+            assert!(said.iter().all(|part| ran.stderr.contains(part)), "no {said:?} in {ran:?}");
+            daemon.nothing_runs();
+        };
+        fs::create_dir(&path).unwrap();
+        refused(&["failed to open", "for writing", "Is a directory"]);
+        fs::remove_dir(&path).unwrap();
+        let garbage = "not a database ".repeat(1_000);
+        fs::write(&path, &garbage).unwrap();
+        refused(&["failed to open ledger", "not a database"]);
+        assert_eq!(fs::read_to_string(&path).unwrap(), garbage, "it was changed");
+        fs::rename(&aside, &path).unwrap();
+    }
+    daemon.launch();
+    assert_eq!(daemon.texts("events", "SELECT content FROM events WHERE direction = 'inbound' ORDER BY seq"), ["kept"]);
+    daemon.stop();
+}
