@@ -1,9 +1,11 @@
 //! The command line: its verbs, what they print, and their exit codes.
 //!
 //! The only part that prints for people. It talks to a running daemon over the control socket and
-//! reads the ledgers itself only when nothing runs; it never writes them, and never edits `nex.yaml`.
+//! reads the ledgers itself only when nothing runs; it never writes them, but for a restore, and never edits
+//! `nex.yaml`.
 
 mod adapter;
+mod backup;
 mod chat;
 mod client;
 mod config;
@@ -19,6 +21,7 @@ mod out;
 mod overlay;
 mod replay;
 mod reply;
+mod restore;
 mod send;
 mod table;
 mod talk;
@@ -74,6 +77,10 @@ enum Verb {
     /// Look at everything that the daemon needs and keeps, and say what to do about what is wrong
     #[command(after_help = "Examples:\n  nexus doctor\n  nexus doctor --repair")]
     Doctor(doctor::Args),
+    /// Copy the ledgers and the configuration, of a running daemon too
+    Backup(backup::Args),
+    /// Put a backup in the place of the ledgers
+    Restore(restore::Args),
     /// Store credentials for adapters
     #[command(subcommand, after_help = "Example:\n  nexus credential set google/me < token.txt")]
     Credential(credential::Verb),
@@ -159,6 +166,8 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
         Verb::Trace(args) => trace::run(args, &global),
         Verb::Deliveries(verb) => deliveries::run(&verb, &global),
         Verb::Doctor(args) => doctor::run(&args, &global),
+        Verb::Backup(args) => backup::run(args, &global),
+        Verb::Restore(args) => restore::run(args, &global),
         Verb::Credential(verb) => credential::run(&verb, &global),
         Verb::Config(verb) => config::run(&verb, &global),
         Verb::Completions { shell } => completions(shell, &global),
@@ -244,6 +253,10 @@ mod tests {
             "deliveries retry dlv_1",
             "doctor",
             "doctor --repair --json",
+            "backup",
+            "backup /mnt/disk/nexus --json",
+            "restore /mnt/disk/nexus",
+            "restore ./copy --resume --yes",
             "credential set google/me",
             "config check ./nex.yaml",
             "--json version",
@@ -267,6 +280,7 @@ mod tests {
             "adapter start gog",
             "send",
             "daemon logs -n 0",
+            "restore",
         ];
         for line in lines {
             let words: Vec<&str> = line.split_whitespace().collect();

@@ -5,9 +5,11 @@
 
 pub mod agents;
 mod checkpoint;
+pub mod copy;
 pub mod events;
 pub mod follow;
 pub mod identity;
+pub(crate) mod lock;
 pub mod migrate;
 pub mod nexus;
 mod place;
@@ -124,6 +126,12 @@ pub enum OpenError {
     /// While the daemon runs.
     #[error("{0}")]
     Moved(String),
+    #[error("the ledgers in `{path}` are in use by {by}; try again when it is done")]
+    Held { path: PathBuf, by: String },
+    #[error(
+        "a restore into `{path}` did not come to its end; run `nexus restore DIRECTORY` again, with that backup or another, to finish it"
+    )]
+    HalfRestored { path: PathBuf },
     #[error(transparent)]
     Migrate(#[from] MigrateError),
     #[error("failed to start the writer thread of ledger `{path}`")]
@@ -368,7 +376,7 @@ pub(crate) fn read_only(path: &Path) -> rusqlite::Result<Connection> {
 }
 
 /// Moves all of a file's log into the file and empties it. True if that came to its end: a reader may
-/// be in the way. The caller holds the directory by [`hold`], and no daemon has the file open.
+/// be in the way. The caller holds the directory by [`lock::take`], and no daemon has the file open.
 ///
 /// # Errors
 /// Of SQLite.
@@ -397,22 +405,6 @@ pub(crate) fn optional<T>(result: rusqlite::Result<T>) -> rusqlite::Result<Optio
     }
 }
 
-/// Takes the ledger directory for this process, as long as the file is held.
-///
-/// # Errors
-/// [`OpenError::InUse`] when another process has it.
-pub(crate) fn hold(directory: &Path) -> Result<std::fs::File, OpenError> {
-    let path = directory.join("lock");
-    let failed = |source| OpenError::File { path: path.clone(), source };
-    private_file(&path).map_err(failed)?;
-    let file = std::fs::OpenOptions::new().read(true).write(true).open(&path).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(OpenError::InUse { path: directory.to_owned() }),
-        Err(std::fs::TryLockError::Error(source)) => Err(failed(source)),
-    }
-}
-
 /// The four ledgers with their writers and readers.
 #[derive(Debug, Clone)]
 pub struct Ledgers {
@@ -433,12 +425,23 @@ impl Ledgers {
         use std::os::unix::fs::DirBuilderExt;
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
         made.map_err(|source| OpenError::Directory { path: directory.to_owned(), source })?;
-        let lock = hold(directory)?;
+        let lock = lock::take(directory, None)?;
+        lock::refuse_half_restored(directory)?;
         let (events, a) = start(directory, now_ms)?;
         let (agents, b) = start(directory, now_ms)?;
         let (identity, c) = start(directory, now_ms)?;
         let (nexus, d) = start(directory, now_ms)?;
         Ok((Self { _lock: Arc::new(lock), events, agents, identity, nexus }, vec![a, b, c, d]))
+    }
+
+    /// Has no writer wait for the log to be cut off as long as these live: for reads that take long.
+    pub fn long_reads(&self) -> Vec<writer::LongRead> {
+        vec![
+            self.events.writer.long_read(),
+            self.agents.writer.long_read(),
+            self.identity.writer.long_read(),
+            self.nexus.writer.long_read(),
+        ]
     }
 
     /// Ends the repeating of failed writes, at a stop.

@@ -5,6 +5,7 @@
 
 pub mod adapter;
 pub mod agent;
+pub mod backup;
 pub mod bus;
 pub mod cli;
 pub mod clock;

@@ -3,7 +3,7 @@
 
 use crate::ledger::events::{self, Disposition, StoredEvent};
 use crate::ledger::migrate::{self, MigrateError};
-use crate::ledger::{Ledger, ReadError, Readers, nexus};
+use crate::ledger::{Ledger, OpenError, ReadError, Readers, lock, nexus};
 use nexus_core::ids::AccountKey;
 use nexus_core::request::Status;
 use rusqlite::Connection;
@@ -31,6 +31,8 @@ pub struct EventsQuery {
 pub enum QueryError {
     #[error("there is no ledger in `{0}`; has the daemon ever run with this configuration?")]
     NoLedger(std::path::PathBuf),
+    #[error(transparent)]
+    HalfRestored(#[from] OpenError),
     #[error(transparent)]
     Schema(#[from] MigrateError),
     #[error(transparent)]
@@ -74,8 +76,10 @@ impl Record {
     /// The ledgers in `directory`, which no daemon has open.
     ///
     /// # Errors
-    /// [`QueryError::NoLedger`]; [`QueryError::Schema`] for files of another version of this program.
+    /// [`QueryError::NoLedger`]; [`QueryError::Schema`] for files of another version of this program;
+    /// [`QueryError::HalfRestored`] where they may not be of one set.
     pub fn offline(directory: &Path) -> Result<Self, QueryError> {
+        lock::refuse_half_restored(directory)?;
         let file = |ledger: Ledger| directory.join(ledger.file_name());
         if !file(Ledger::Events).exists() || !file(Ledger::Nexus).exists() {
             return Err(QueryError::NoLedger(directory.to_owned()));

@@ -22,6 +22,9 @@ _nexus() {
             nexus,adapter)
                 cmd="nexus__subcmd__adapter"
                 ;;
+            nexus,backup)
+                cmd="nexus__subcmd__backup"
+                ;;
             nexus,chat)
                 cmd="nexus__subcmd__chat"
                 ;;
@@ -48,6 +51,9 @@ _nexus() {
                 ;;
             nexus,help)
                 cmd="nexus__subcmd__help"
+                ;;
+            nexus,restore)
+                cmd="nexus__subcmd__restore"
                 ;;
             nexus,send)
                 cmd="nexus__subcmd__send"
@@ -328,6 +334,9 @@ _nexus() {
             nexus__subcmd__help,adapter)
                 cmd="nexus__subcmd__help__subcmd__adapter"
                 ;;
+            nexus__subcmd__help,backup)
+                cmd="nexus__subcmd__help__subcmd__backup"
+                ;;
             nexus__subcmd__help,chat)
                 cmd="nexus__subcmd__help__subcmd__chat"
                 ;;
@@ -354,6 +363,9 @@ _nexus() {
                 ;;
             nexus__subcmd__help,help)
                 cmd="nexus__subcmd__help__subcmd__help"
+                ;;
+            nexus__subcmd__help,restore)
+                cmd="nexus__subcmd__help__subcmd__restore"
                 ;;
             nexus__subcmd__help,send)
                 cmd="nexus__subcmd__help__subcmd__send"
@@ -512,7 +524,7 @@ _nexus() {
 
     case "${cmd}" in
         nexus)
-            opts="-c -h -V --json --config --help --version daemon adapter send chat events trace deliveries doctor credential config completions version __generate help"
+            opts="-c -h -V --json --config --help --version daemon adapter send chat events trace deliveries doctor backup restore credential config completions version __generate help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1238,6 +1250,28 @@ _nexus() {
         nexus__subcmd__adapter__subcmd__unregister)
             opts="-c -h --json --config --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -c)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        nexus__subcmd__backup)
+            opts="-c -h --json --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
@@ -2350,7 +2384,7 @@ _nexus() {
             return 0
             ;;
         nexus__subcmd__help)
-            opts="daemon adapter send chat events trace deliveries doctor credential config completions version __generate help"
+            opts="daemon adapter send chat events trace deliveries doctor backup restore credential config completions version __generate help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -2604,6 +2638,20 @@ _nexus() {
         nexus__subcmd__help__subcmd__adapter__subcmd__unregister)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        nexus__subcmd__help__subcmd__backup)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
@@ -3021,6 +3069,20 @@ _nexus() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        nexus__subcmd__help__subcmd__restore)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         nexus__subcmd__help__subcmd__send)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
@@ -3098,6 +3160,28 @@ _nexus() {
                 return 0
             fi
             case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        nexus__subcmd__restore)
+            opts="-y -c -h --resume --yes --json --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -c)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;

@@ -2,7 +2,7 @@
 
 use super::error::StartError;
 use super::paths::Paths;
-use super::{housekeeping, reload, replay, status};
+use super::{backup, housekeeping, reload, replay, status};
 use crate::adapter::intake::Sinks;
 use crate::adapter::{Adapters, VerbError};
 use crate::bus::Bus;
@@ -10,6 +10,7 @@ use crate::bus::store::{BusCommand, write_through};
 use crate::clock;
 use crate::doctor;
 use crate::error_text::describe;
+use crate::http::backup::Lines as BackupLines;
 use crate::http::control::{Answer, Refusal, Verbs};
 use crate::http::replay::{Replay, Replayed};
 use crate::http::send::{Accepted, Message};
@@ -38,6 +39,7 @@ use nexus_core::protocol::Capability;
 use nexus_core::request::Status;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -80,6 +82,8 @@ pub(super) struct Control {
     pub(super) reloading: Mutex<()>,
     /// Room for one look at the ledgers: each holds their logs from being emptied.
     pub(super) examining: Arc<Semaphore>,
+    /// Held while a backup is made.
+    pub(super) backing_up: Arc<Mutex<()>>,
     pub(super) began: Instant,
     /// Knows the kill level.
     pub(super) cgroup: Arc<Cgroup>,
@@ -355,6 +359,10 @@ impl Verbs for Control {
 
     fn resolve_delivery(&self, delivery_id: String, retry: bool) -> BoxFuture<'_, Answer> {
         Box::pin(self.resolve(delivery_id, retry))
+    }
+
+    fn backup(&self, directory: Option<PathBuf>) -> BoxFuture<'_, Result<BackupLines, Refusal>> {
+        Box::pin(std::future::ready(backup::begin(self, directory)))
     }
 
     fn adapter_info(&self, name: String) -> BoxFuture<'_, Answer> {

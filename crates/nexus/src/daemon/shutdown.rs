@@ -21,6 +21,8 @@ use tokio_util::sync::CancellationToken;
 const DRAIN: Duration = Duration::from_secs(30);
 /// Sends under way get this long, after the drain.
 const SENDS: Duration = Duration::from_secs(5);
+/// A backup gets this long to put away what it made.
+const BACKUP_END: Duration = Duration::from_secs(5);
 /// Open event streams get this long.
 const STREAMS: Duration = Duration::from_secs(5);
 
@@ -79,6 +81,8 @@ impl Running {
             step(4, "timer and followers stopped");
             // A reload that is under way may be bringing an adapter up; none begins any more.
             drop(control.reloading.lock().await);
+            // A backup sees the stop as well, and puts away what it made. What it can't is no backup.
+            tokio::time::timeout(BACKUP_END, control.backing_up.lock()).await.ok();
             step(5, "adapter processes get TERM");
             control.adapters.shutdown().await;
             step(6, "adapter processes waited for");

@@ -16,9 +16,9 @@ use crate::clock;
 use crate::error_text::describe;
 use crate::http::{Api, Server, VERBS_MAX};
 use crate::keeper::{Cgroup, Keeper};
-use crate::ledger::Ledgers;
 use crate::ledger::events::newest_slot;
-use crate::ledger::nexus::{BeginEpoch, RecordConfig};
+use crate::ledger::nexus::{BeginEpoch, RESTORED_AT, RecordConfig, counter};
+use crate::ledger::{Ledgers, optional};
 use crate::metrics::Metrics;
 use crate::plugin::Plugins;
 use crate::supervisor::Supervisor;
@@ -133,6 +133,7 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
         ready: std::sync::atomic::AtomicBool::new(false),
         reloading: tokio::sync::Mutex::new(()),
         examining: Arc::new(Semaphore::new(1)),
+        backing_up: Arc::default(),
         began,
         cgroup,
         replaying: tokio::sync::Mutex::new(()),
@@ -288,17 +289,20 @@ fn keep_timer(
     })
 }
 
-/// The timer's schedule, going on from the newest slot that each job has in the ledger.
+/// The timer's schedule, going on from the newest slot that each job has in the ledger. Slots that were
+/// due before a restore are settled: whatever ran then may have fired them.
 async fn schedule(timer: &config::Timer, ledgers: &Ledgers) -> Result<Schedule, StartError> {
     let zone = timer::zone(&timer.timezone).map_err(StartError::Timer)?;
     let timer = timer.clone();
+    let restored = ledgers.nexus.readers.read(|connection| optional(counter(connection, RESTORED_AT))).await?;
     let built = ledgers.events.readers.read(move |connection| {
         let last = |job: &Job| {
             let prefix = match job {
                 Job::Heartbeat => "timer:heartbeat:".to_owned(),
                 Job::Cron { label, .. } => format!("timer:cron:{label}:"),
             };
-            newest_slot(connection, &prefix).ok().flatten()
+            let newest = newest_slot(connection, &prefix).ok().flatten();
+            newest.map(|slot| slot.max(restored.unwrap_or(slot)))
         };
         Ok(Schedule::new(&timer, zone, clock::wall_ms(), &last))
     });

@@ -6,7 +6,8 @@ use crate::daemon::lock::Lock;
 use crate::daemon::{Paths, instance};
 use crate::error_text::describe;
 use crate::keeper::leftovers::clear_marked;
-use crate::ledger::{Ledger, empty_log, hold};
+use crate::ledger::lock::take;
+use crate::ledger::{Ledger, empty_log};
 use nexus_core::config::Config;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -86,7 +87,7 @@ pub fn logs(data: &Path, repaired: &mut Repaired) {
     if with_log.is_empty() {
         return;
     }
-    let _held = match hold(data) {
+    let _held = match take(data, Some("nexus doctor --repair")) {
         Ok(held) => held,
         Err(error) => {
             repaired.failed.push(Finding::error(Check::Repair, describe(&error), "stop that daemon first").at(data));
@@ -171,7 +172,7 @@ mod tests {
         let connection = crate::ledger::open(data, Ledger::Identity, 1).unwrap();
         let log = data.join("identity.db-wal");
         assert!(fs::metadata(&log).unwrap().len() > 0);
-        let held = hold(data).unwrap();
+        let held = take(data, None).unwrap();
         let mut repaired = Repaired::default();
         logs(data, &mut repaired);
         assert!(repaired.done.is_empty() && repaired.failed.len() == 1, "{repaired:?}");

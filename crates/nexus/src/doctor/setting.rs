@@ -146,7 +146,7 @@ mod tests {
         std::fs::create_dir(&paths.state_dir).unwrap();
         std::fs::write(paths.pid_file(), "1").unwrap();
         assert_eq!(worst(&lock(&paths, presence(&paths))), Severity::Warning);
-        let held = crate::ledger::hold(directory.path()).unwrap();
+        let held = crate::ledger::lock::take(directory.path(), None).unwrap();
         assert_eq!(ledgers_in_use(directory.path()).unwrap().severity, Severity::Error);
         drop(held);
         assert_eq!(ledgers_in_use(directory.path()), None);

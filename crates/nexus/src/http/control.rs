@@ -3,6 +3,7 @@
 //! where it stands when its client hangs up.
 
 use super::Api;
+use super::backup::{Lines, backup};
 use super::replay::{Replay, Replayed, replay};
 use super::send::{Accepted, Message, send};
 use crate::query::{EventsQuery, Record};
@@ -15,6 +16,7 @@ use axum::{Json, Router};
 use nexus_core::health::Overall;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 
@@ -50,6 +52,7 @@ pub trait Verbs: Send + Sync + 'static {
     fn replay(&self, id: String, ask: Replay) -> BoxFuture<'_, Result<Replayed, Refusal>>;
     fn reload(&self, dry_run: bool) -> BoxFuture<'_, Answer>;
     fn resolve_delivery(&self, delivery_id: String, retry: bool) -> BoxFuture<'_, Answer>;
+    fn backup(&self, directory: Option<PathBuf>) -> BoxFuture<'_, Result<Lines, Refusal>>;
     fn adapter_info(&self, name: String) -> BoxFuture<'_, Answer>;
     fn adapter_accounts(&self, name: String) -> BoxFuture<'_, Answer>;
     fn adapter_verb(&self, adapter: String, account: String, verb: String) -> BoxFuture<'_, Answer>;
@@ -63,6 +66,7 @@ pub(super) fn routes(api: Api) -> Router {
         .route("/control/doctor", get(async |State(api): State<Api>| answer(api.daemon.examine().await)))
         .route("/control/reload", post(reload))
         .route("/control/send", post(send))
+        .route("/control/backup", post(backup))
         .route("/control/events", get(events))
         .route("/control/events/{id}", get(event))
         .route("/control/events/{id}/replay", post(replay))

@@ -69,7 +69,8 @@ pub(super) fn streamed(accepted: &Value, parts: mpsc::Receiver<Part>, stop: Canc
     response
 }
 
-fn line(part: &impl Serialize) -> Bytes {
+/// One line of an answer that comes in lines.
+pub(super) fn line(part: &impl Serialize) -> Bytes {
     let mut text = serde_json::to_string(part).unwrap_or_else(|error| format!("{{\"type\":\"error\",\"error\":\"{error}\"}}"));
     text.push('\n');
     text.into()

@@ -18,6 +18,9 @@ const REJECTS_KEPT: i64 = 10_000;
 /// Bytes of a rejected line that are kept.
 pub const REJECT_HEAD_BYTES: usize = 4096;
 
+/// The name under which events.db follows what nexus.db has sent.
+pub const SENT_SOURCE: &str = "nexus.sent";
+
 /// What is to become of an event, decided once, when it is accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Disposition {
@@ -213,7 +216,7 @@ fn insert_reject(connection: &Connection, adapter: &str, account: &str, reject: 
 
 impl RecordOutbound {
     fn apply(&self, connection: &Connection) -> rusqlite::Result<()> {
-        if super::follow::advance(connection, "nexus.sent", self.upto_sent_seq)? {
+        if super::follow::advance(connection, SENT_SOURCE, self.upto_sent_seq)? {
             for (adapter, event) in &self.events {
                 insert(connection, adapter, "outbound", event)?;
             }

@@ -1,6 +1,7 @@
 //! Brings a database file to the schema this binary knows: forward only, one transaction a step,
 //! a backup before the first. Never runs on a schema it doesn't know.
 
+use super::copy::{CopyError, copy, sync_directory_of};
 use rusqlite::Connection;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -25,7 +26,7 @@ pub enum MigrateError {
         file: PathBuf,
         to: PathBuf,
         #[source]
-        source: rusqlite::Error,
+        source: CopyError,
     },
     #[error("failed to make the directory `{to}` for the backup of `{file}`")]
     BackupDirectory {
@@ -119,21 +120,20 @@ fn apply(connection: &mut Connection, step: &Migration, now_ms: i64) -> rusqlite
     transaction.commit()
 }
 
-/// Copies the database beside itself: `backup/<name>-v<schema>.db`.
+/// Copies the database beside itself: `backup/<name>-v<schema>.db`, whole or not at all. One that an
+/// earlier attempt at the same step made is replaced: the file may have changed since.
 fn back_up(connection: &Connection, file: &Path, version: u32) -> Result<(), MigrateError> {
+    use std::os::unix::fs::DirBuilderExt;
     let directory = file.parent().unwrap_or(Path::new(".")).join("backup");
-    std::fs::create_dir_all(&directory).map_err(|source| MigrateError::BackupDirectory {
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
+    made.and_then(|()| sync_directory_of(&directory)).map_err(|source| MigrateError::BackupDirectory {
         file: file.to_owned(),
         to: directory.clone(),
         source,
     })?;
     let stem = file.file_stem().map_or_else(|| "ledger".into(), |stem| stem.to_string_lossy().into_owned());
     let to = directory.join(format!("{stem}-v{version}.db"));
-    connection.backup("main", &to, None::<fn(rusqlite::backup::Progress)>).map_err(|source| MigrateError::Backup {
-        file: file.to_owned(),
-        to,
-        source,
-    })
+    copy(connection, &to, &mut |_| Ok(())).map_err(|source| MigrateError::Backup { file: file.to_owned(), to, source })
 }
 
 fn checksum(sql: &str) -> String {
@@ -165,6 +165,35 @@ mod tests {
         let backup = Connection::open(directory.path().join("backup/t-v1.db")).unwrap();
         assert_eq!(backup.query_row("SELECT x FROM a", [], |row| row.get::<_, i64>(0)).unwrap(), 7);
         assert!(backup.prepare("SELECT * FROM b").is_err());
+    }
+
+    #[test]
+    fn a_backup_is_private_and_replaces_what_a_killed_attempt_left() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        let (mut connection, file) = open(directory.path());
+        migrate(&mut connection, &file, &[ONE], 1).unwrap();
+        let backup = directory.path().join("backup");
+        std::fs::create_dir(&backup).unwrap();
+        std::fs::write(backup.join("t-v1.db.partial"), "half").unwrap();
+        std::fs::write(backup.join("t-v1.db"), "of an attempt before").unwrap();
+        migrate(&mut connection, &file, &[ONE, TWO], 2).unwrap();
+        let copy = backup.join("t-v1.db");
+        assert_eq!(copy.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::read_dir(&backup).unwrap().count(), 1, "something is left beside it");
+        let copy = Connection::open(copy).unwrap();
+        assert_eq!(copy.query_row("SELECT x FROM a", [], |row| row.get::<_, i64>(0)).unwrap(), 7);
+    }
+
+    #[test]
+    fn without_a_backup_nothing_is_migrated() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut connection, file) = open(directory.path());
+        migrate(&mut connection, &file, &[ONE], 1).unwrap();
+        std::fs::write(directory.path().join("backup"), "no directory").unwrap();
+        let error = migrate(&mut connection, &file, &[ONE, TWO], 2).unwrap_err();
+        assert!(matches!(error, MigrateError::BackupDirectory { .. }), "{error}");
+        assert!(connection.prepare("SELECT * FROM b").is_err());
     }
 
     #[test]

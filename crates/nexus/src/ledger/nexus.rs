@@ -54,6 +54,9 @@ fn next(connection: &rusqlite::Connection, counter: &str) -> rusqlite::Result<i6
     connection.prepare_cached(sql)?.query_row([counter], |row| row.get(0))
 }
 
+/// The counter that says when this file was last put in place by a restore, in Unix ms. Most files have none.
+pub const RESTORED_AT: &str = "restored_at";
+
 /// The value of a counter.
 pub fn counter(connection: &rusqlite::Connection, name: &str) -> rusqlite::Result<i64> {
     connection.prepare_cached("SELECT value FROM counters WHERE name = ?1")?.query_row([name], |row| row.get(0))

@@ -13,7 +13,7 @@ use super::place::Place;
 use super::{Ledger, OpenError};
 use crate::panics;
 use rusqlite::{Connection, ErrorCode};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -89,6 +89,21 @@ pub struct WriterStats {
     pub failing: AtomicBool,
     /// When, and with what.
     last_error: std::sync::Mutex<Option<(Instant, String)>>,
+    /// How many [`LongRead`]s live.
+    long_reads: AtomicUsize,
+}
+
+/// A read that takes long, as of a copy. While it lives the writer doesn't wait for a checkpoint that
+/// cuts the log off, which could only wait for the read: the log grows instead.
+#[derive(Debug)]
+pub struct LongRead {
+    stats: Arc<WriterStats>,
+}
+
+impl Drop for LongRead {
+    fn drop(&mut self) {
+        self.stats.long_reads.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl WriterStats {
@@ -148,6 +163,12 @@ impl<C: Command> Writer<C> {
     /// Nobody writes any more: the thread has ended.
     pub fn is_gone(&self) -> bool {
         self.jobs.is_closed()
+    }
+
+    /// Announces a read that takes long.
+    pub fn long_read(&self) -> LongRead {
+        self.stats.long_reads.fetch_add(1, Ordering::AcqRel);
+        LongRead { stats: self.stats.clone() }
     }
 
     /// From now on [`Self::write_until_done`] gives up after a failure instead of repeating: a stop
@@ -363,7 +384,7 @@ impl Thread {
 
     fn keep_wal_small(&self) {
         let pages = self.checkpoint.wal_pages();
-        if pages > WAL_PAGES_MAX {
+        if pages > WAL_PAGES_MAX && self.stats.long_reads.load(Ordering::Acquire) == 0 {
             if let Err(error) = self.connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)") {
                 tracing::warn!(%error, "truncating checkpoint failed");
             }

@@ -5,7 +5,7 @@ use crate::bus::Bus;
 use crate::clock;
 use crate::error_text::describe;
 use crate::ledger::agents::{ApplyTurns, TurnRecord};
-use crate::ledger::events::{Disposition, NewEvent, RecordOutbound, SCAN_ROWS, senders_after};
+use crate::ledger::events::{Disposition, NewEvent, RecordOutbound, SCAN_ROWS, SENT_SOURCE, senders_after};
 use crate::ledger::identity::ApplyContacts;
 use crate::ledger::nexus::{Delivery, finished_after, sent_after};
 use crate::ledger::writer::WriteError;
@@ -171,7 +171,7 @@ pub async fn follow_sent(ledgers: Ledgers, bell: Arc<Notify>, stop: Cancellation
 async fn apply_sent(ledgers: &Ledgers, mark: &mut Option<i64>) -> Step {
     let from = match mark.take() {
         Some(mark) => mark,
-        None => ledgers.events.readers.read(|connection| follow::applied(connection, "nexus.sent")).await?,
+        None => ledgers.events.readers.read(|connection| follow::applied(connection, SENT_SOURCE)).await?,
     };
     let (upto, sent) = ledgers.nexus.readers.read(move |connection| sent_after(connection, from, PAGE)).await?;
     if upto > from {

@@ -13,6 +13,8 @@ mod sessions;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use admit::row_of;
+
 use super::pending::Pending;
 use super::{Outcome, Pipeline, Prepared, READ_PATIENCE};
 use crate::ledger::events::{StoredEvent, by_seq, count_after};

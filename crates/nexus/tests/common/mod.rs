@@ -3,6 +3,7 @@
 //! fresh directory and ports are the kernel's choice, so tests may run side by side.
 #![allow(dead_code, unused_imports, unreachable_pub, clippy::unwrap_used)]
 
+pub mod backup;
 pub mod cgroup;
 mod fake;
 pub mod http;

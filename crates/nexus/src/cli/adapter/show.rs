@@ -46,7 +46,7 @@ fn known(paths: &Paths, config: &Config) -> anyhow::Result<HashMap<AccountKey, K
     match query::accounts(&paths.data_dir(&config.ledgers.directory), &keys) {
         Ok(known) => Ok(keys.into_iter().zip(known).collect()),
         Err(QueryError::NoLedger(_)) => Ok(HashMap::new()),
-        Err(error @ (QueryError::Schema(_) | QueryError::Read(_))) => Err(error.into()),
+        Err(error @ (QueryError::HalfRestored(_) | QueryError::Schema(_) | QueryError::Read(_))) => Err(error.into()),
     }
 }
 

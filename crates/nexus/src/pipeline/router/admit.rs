@@ -116,7 +116,8 @@ impl Admission {
     }
 }
 
-fn row_of(event: &StoredEvent, now: i64) -> AdmitRow {
+/// The request that an accepted event becomes.
+pub(crate) fn row_of(event: &StoredEvent, now: i64) -> AdmitRow {
     let filed = event.disposition == Disposition::Filed;
     AdmitRow {
         event_seq: event.seq,

@@ -1,0 +1,455 @@
+//! Restores a backup: checks it, decides about what was open in it, and puts it in the place of the
+//! present ledgers. No daemon may have them open; whoever calls holds their lock.
+
+use super::manifest::{Entry, Fingerprint, Manifest, ManifestError};
+use super::mark::{Marked, lower_sent, mark};
+use super::swap::{self, Swap, SwapError};
+use super::{CONFIG_FILE, Check, MIB, OVERLAY_FILE, Progress, Watch, config_text, damage, free_bytes, private_directory};
+use crate::credential::write_private;
+use crate::ledger::copy::sync_directory_of;
+use crate::ledger::migrate::{self, MigrateError};
+use crate::ledger::nexus::counter;
+use crate::ledger::{Ledger, OpenError, lock};
+use rusqlite::Connection;
+use serde::Serialize;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// Why nothing was restored.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    #[error(transparent)]
+    Lock(#[from] OpenError),
+    #[error("failed to {operation} `{path}`; check its owner and permissions, and that the disk is not full")]
+    File {
+        operation: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("`{path}` is not as its backup was made: {what}. Nothing was changed")]
+    Tampered { path: PathBuf, what: String },
+    #[error("`{path}` has {free_mib} MiB free, and {needed_mib} MiB are needed")]
+    NoRoom { path: PathBuf, free_mib: u64, needed_mib: u64 },
+    #[error("failed to prepare `{name}` of the backup. Nothing was changed")]
+    Prepare {
+        name: String,
+        #[source]
+        source: rusqlite::Error,
+    },
+    #[error(transparent)]
+    Migrate(#[from] MigrateError),
+    #[error("failed to exchange the ledgers; run the restore again. No daemon starts while `{}` lies beside them", lock::RESTORE_MARKER)]
+    Swap(#[from] SwapError),
+    #[error("the restore was called off. Nothing was changed")]
+    Stopped,
+}
+
+impl RestoreError {
+    fn file(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::File { operation, path, source }
+    }
+}
+
+/// Where restored files go.
+#[derive(Debug, Clone)]
+pub struct Target {
+    pub ledgers: PathBuf,
+    pub config_file: PathBuf,
+    pub overlay_file: PathBuf,
+    /// What must stay free on the disk beyond the files.
+    pub spare_bytes: u64,
+}
+
+/// What became of the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ConfigOutcome {
+    /// The present one is the backup's.
+    Same,
+    /// It is not, and stays.
+    Differs,
+    /// There was none; the backup's is in its place.
+    Restored,
+    /// The backup has none.
+    NotInBackup,
+}
+
+/// What a restore did.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    pub directory: PathBuf,
+    pub ledgers: PathBuf,
+    /// Where the former ledgers lie; none if there were none.
+    pub before: Option<PathBuf>,
+    /// When the backup was made, in Unix ms, and for people.
+    pub made_at: i64,
+    pub made: String,
+    pub resumed: bool,
+    pub requests_closed: u64,
+    /// Those of them whose event had no request yet.
+    pub never_admitted: u64,
+    pub deliveries_held: u64,
+    pub epoch: i64,
+    pub config: ConfigOutcome,
+    /// A restore that had been interrupted was finished.
+    pub finished_another: bool,
+    pub warnings: Vec<String>,
+}
+
+/// A backup that looks whole, as far as that is seen without reading its ledgers.
+#[derive(Debug)]
+pub struct Plan {
+    directory: PathBuf,
+    pub manifest: Manifest,
+}
+
+impl Plan {
+    /// Reads the manifest and looks at the files that it lists.
+    ///
+    /// # Errors
+    /// [`RestoreError`].
+    pub fn read(directory: &Path) -> Result<Self, RestoreError> {
+        let manifest = Manifest::read(directory)?;
+        for ledger in Ledger::ALL {
+            if let Some(entry) = manifest.ledger(ledger) {
+                check_size(&directory.join(ledger.file_name()), entry)?;
+            }
+        }
+        let plan = Self { directory: directory.to_owned(), manifest };
+        for (name, _) in plan.manifest.config_files() {
+            plan.config(name)?;
+        }
+        Ok(plan)
+    }
+
+    /// Puts the backup in place. `resume` lets everything that was open in it go on.
+    ///
+    /// # Errors
+    /// [`RestoreError`]; but for [`RestoreError::Swap`] nothing was changed then.
+    pub fn run(&self, target: &Target, resume: bool, now_ms: i64, watch: &mut Watch<'_>) -> Result<Report, RestoreError> {
+        let stage = swap::stage(&target.ledgers);
+        let prepared = self.prepare(target, &stage, resume, now_ms, watch).and_then(|marked| {
+            let finished_another = swap::is_begun(&target.ledgers)?;
+            Ok((marked, finished_another, self.settle_config(target)?))
+        });
+        if prepared.is_err() {
+            drop(fs::remove_dir_all(&stage)); // the next restore does it otherwise
+        }
+        let (marked, finished_another, config) = prepared?;
+        let before = Swap::begin(&target.ledgers, &self.directory, now_ms)?.finish()?;
+        Ok(Report {
+            directory: self.directory.clone(),
+            ledgers: target.ledgers.clone(),
+            before,
+            made_at: self.manifest.made_at,
+            made: self.manifest.made.clone(),
+            resumed: resume,
+            requests_closed: marked.requests,
+            never_admitted: marked.never_admitted,
+            deliveries_held: marked.deliveries,
+            epoch: marked.epoch,
+            config,
+            finished_another,
+            warnings: self.warnings(resume),
+        })
+    }
+
+    fn warnings(&self, resume: bool) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if resume && self.manifest.online {
+            let why = "the backup was made while a daemon ran: what that one did afterwards may be done again, since --resume was given";
+            warnings.push(why.to_owned());
+        }
+        warnings
+    }
+
+    /// Copies the ledgers to `stage`, checked, brought up to date and decided about.
+    fn prepare(&self, target: &Target, stage: &Path, resume: bool, now_ms: i64, watch: &mut Watch<'_>) -> Result<Marked, RestoreError> {
+        match fs::remove_dir_all(stage) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(RestoreError::File { operation: "remove", path: stage.to_owned(), source: error });
+            }
+            Ok(()) | Err(_) => {}
+        }
+        private_directory(stage).map_err(RestoreError::file("create", stage))?;
+        self.require_room(target)?;
+        for ledger in Ledger::ALL {
+            if let Some(entry) = self.manifest.ledger(ledger) {
+                copy_checked(&self.directory, stage, &ledger.file_name(), entry, watch)?;
+            }
+        }
+        let mut identity = open(stage, Ledger::Identity, now_ms, watch)?;
+        let mut agents = open(stage, Ledger::Agents, now_ms, watch)?;
+        let mut nexus = open(stage, Ledger::Nexus, now_ms, watch)?;
+        let mut events = open(stage, Ledger::Events, now_ms, watch)?;
+        let of = |ledger: Ledger| move |source| RestoreError::Prepare { name: ledger.file_name(), source };
+        let sent_seq = counter(&nexus, "sent_seq").map_err(of(Ledger::Nexus))?;
+        lower_sent(&events, sent_seq).map_err(of(Ledger::Events))?;
+        let marked = mark(&mut nexus, &events, resume, self.manifest.made_at, now_ms).map_err(of(Ledger::Nexus))?;
+        let connections =
+            [(Ledger::Identity, &mut identity), (Ledger::Agents, &mut agents), (Ledger::Nexus, &mut nexus), (Ledger::Events, &mut events)];
+        for (ledger, connection) in connections {
+            as_single_file(connection).map_err(of(ledger))?;
+        }
+        drop((identity, agents, nexus, events));
+        for ledger in Ledger::ALL {
+            let path = stage.join(ledger.file_name());
+            let synced = OpenOptions::new().read(true).write(true).open(&path).and_then(|file| file.sync_all());
+            synced.map_err(RestoreError::file("write", &path))?;
+        }
+        Ok(marked)
+    }
+
+    fn require_room(&self, target: &Target) -> Result<(), RestoreError> {
+        let needed = self.manifest.ledger_bytes().saturating_add(target.spare_bytes);
+        let free = free_bytes(&target.ledgers).map_err(RestoreError::file("find the free space of", &target.ledgers))?;
+        if free < needed {
+            return Err(RestoreError::NoRoom { path: target.ledgers.clone(), free_mib: free / MIB, needed_mib: needed.div_ceil(MIB) });
+        }
+        Ok(())
+    }
+
+    /// A configuration file of the backup, as it was when it was made.
+    fn config(&self, name: &str) -> Result<Option<Vec<u8>>, RestoreError> {
+        let Some(entry) = self.manifest.files.get(name) else { return Ok(None) };
+        let path = self.directory.join(name);
+        let text = config_text(&path).map_err(RestoreError::file("read", &path))?;
+        let Some(text) = text else {
+            return Err(RestoreError::Tampered { path, what: "it is missing".into() });
+        };
+        let mut fingerprint = Fingerprint::default();
+        fingerprint.add(&text);
+        match fingerprint.entry(None) == *entry {
+            true => Ok(Some(text)),
+            false => Err(RestoreError::Tampered { path, what: "its content was changed".into() }),
+        }
+    }
+
+    /// A configuration that is there stays as it is.
+    fn settle_config(&self, target: &Target) -> Result<ConfigOutcome, RestoreError> {
+        let Some(config) = self.config(CONFIG_FILE)? else { return Ok(ConfigOutcome::NotInBackup) };
+        let overlay = self.config(OVERLAY_FILE)?;
+        let present = |path: &Path| config_text(path).map_err(RestoreError::file("read", path));
+        let (present_config, present_overlay) = (present(&target.config_file)?, present(&target.overlay_file)?);
+        if let Some(present) = present_config {
+            let is_same = present == config && present_overlay == overlay;
+            return Ok(if is_same { ConfigOutcome::Same } else { ConfigOutcome::Differs });
+        }
+        if let (None, Some(overlay)) = (present_overlay, overlay) {
+            put_config(&target.overlay_file, &overlay)?;
+        }
+        // Last: without it the overlay is in force nowhere.
+        put_config(&target.config_file, &config)?;
+        Ok(ConfigOutcome::Restored)
+    }
+}
+
+fn put_config(path: &Path, text: &[u8]) -> Result<(), RestoreError> {
+    if let Some(directory) = path.parent() {
+        private_directory(directory).map_err(RestoreError::file("create", directory))?;
+    }
+    write_private(path, text).map_err(RestoreError::file("write", path))?;
+    sync_directory_of(path).map_err(RestoreError::file("sync the directory of", path))
+}
+
+fn check_size(path: &Path, entry: &Entry) -> Result<(), RestoreError> {
+    let tampered = |what: String| RestoreError::Tampered { path: path.to_owned(), what };
+    match fs::metadata(path) {
+        Ok(file) if !file.is_file() => Err(tampered("it is no file".into())),
+        Ok(file) if file.len() != entry.bytes => Err(tampered(format!("it has {} bytes, not {}", file.len(), entry.bytes))),
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(tampered("it is missing".into())),
+        Err(source) => Err(RestoreError::File { operation: "look at", path: path.to_owned(), source }),
+    }
+}
+
+/// Copies a ledger, and makes sure that it is what the manifest says.
+fn copy_checked(directory: &Path, stage: &Path, name: &str, entry: &Entry, watch: &mut Watch<'_>) -> Result<(), RestoreError> {
+    let (from, to) = (directory.join(name), stage.join(name));
+    check_size(&from, entry)?;
+    let mut source = File::open(&from).map_err(RestoreError::file("open", &from))?;
+    let target = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&to);
+    let mut target = target.map_err(RestoreError::file("create", &to))?;
+    let Watch { tell, stop } = watch;
+    let (mut done, mut told) = (0_u64, None);
+    let mut pass = |part: &[u8]| {
+        if stop.is_cancelled() {
+            return Err(io::Error::other("called off"));
+        }
+        target.write_all(part)?;
+        done += part.len() as u64;
+        let percent = done.saturating_mul(100) / entry.bytes.max(1);
+        if told != Some(percent) {
+            told = Some(percent);
+            tell(Progress { doing: "copying", file: name.to_owned(), percent });
+        }
+        Ok(())
+    };
+    let read = Fingerprint::read(&mut source, &mut pass);
+    if stop.is_cancelled() {
+        return Err(RestoreError::Stopped);
+    }
+    let found = read.map_err(RestoreError::file("copy", &from))?.entry(entry.schema);
+    if found == *entry { Ok(()) } else { Err(RestoreError::Tampered { path: from, what: "its content was changed (SHA-256)".into() }) }
+}
+
+/// Opens a copy, once it is known to be sound, and brings it to the schema of this program, so that what
+/// is decided about it is decided in that.
+fn open(stage: &Path, ledger: Ledger, now_ms: i64, watch: &mut Watch<'_>) -> Result<Connection, RestoreError> {
+    let (name, path) = (ledger.file_name(), stage.join(ledger.file_name()));
+    (watch.tell)(Progress { doing: "checking", file: name.clone(), percent: 0 });
+    let failed = |source| match watch.stop.is_cancelled() {
+        true => RestoreError::Stopped,
+        false => RestoreError::Prepare { name: name.clone(), source },
+    };
+    let mut connection = Connection::open(&path).map_err(failed)?;
+    if let Some(what) = damage(&mut connection, Check::Whole, &watch.stop).map_err(failed)? {
+        return Err(RestoreError::Tampered { path, what });
+    }
+    connection.execute_batch("PRAGMA trusted_schema = OFF; PRAGMA foreign_keys = ON;").map_err(failed)?;
+    migrate::migrate(&mut connection, &path, ledger.migrations(), now_ms)?;
+    Ok(connection)
+}
+
+/// Whatever a backup was made of, its files are put in place without a log beside them.
+fn as_single_file(connection: &mut Connection) -> rusqlite::Result<()> {
+    connection.query_row("PRAGMA journal_mode = DELETE", [], |_| Ok(()))
+}
+
+/// Takes the ledger directory for a restore, making it as needed. No daemon starts on it until the lock is
+/// dropped.
+///
+/// # Errors
+/// [`RestoreError::Lock`] when a daemon or another command has it.
+pub fn lock_ledgers(ledgers: &Path) -> Result<File, RestoreError> {
+    private_directory(ledgers).map_err(RestoreError::file("create", ledgers))?;
+    Ok(lock::take(ledgers, Some("nexus restore"))?)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::copy::{Job, make};
+    use super::*;
+    use std::io::{Seek, SeekFrom};
+    use tokio_util::sync::CancellationToken;
+
+    fn watched<T>(work: impl FnOnce(&mut Watch<'_>) -> T) -> T {
+        work(&mut Watch { tell: &mut |_| {}, stop: CancellationToken::new() })
+    }
+
+    /// A backup of empty ledgers and a configuration, and the place for another set.
+    fn backup(root: &Path) -> (PathBuf, Target) {
+        let (ledgers, to) = (root.join("data"), root.join("backup"));
+        fs::create_dir(&ledgers).unwrap();
+        for ledger in Ledger::ALL {
+            drop(crate::ledger::open(&ledgers, ledger, 1).unwrap());
+        }
+        fs::write(root.join("nex.yaml"), "daemon: {}\n").unwrap();
+        fs::write(root.join("overlay.yaml"), "adapters: {}\n").unwrap();
+        let job = Job {
+            ledgers,
+            to: to.clone(),
+            config_file: root.join("nex.yaml"),
+            overlay_file: root.join("overlay.yaml"),
+            spare_bytes: 0,
+            online: false,
+            long_reads: Vec::new(),
+            now_ms: 5,
+        };
+        watched(|watch| make(job, watch)).unwrap();
+        let other = root.join("other");
+        let target = Target {
+            ledgers: other.join("data"),
+            config_file: other.join("nex.yaml"),
+            overlay_file: other.join("state/overlay.yaml"),
+            spare_bytes: 0,
+        };
+        (to, target)
+    }
+
+    fn restore_at(now_ms: i64, directory: &Path, target: &Target) -> Result<Report, RestoreError> {
+        let plan = Plan::read(directory)?;
+        let _lock = lock_ledgers(&target.ledgers)?;
+        watched(|watch| plan.run(target, false, now_ms, watch))
+    }
+
+    fn restore(directory: &Path, target: &Target) -> Result<Report, RestoreError> {
+        restore_at(1_770_301_807_123, directory, target)
+    }
+
+    fn has_ledgers(target: &Target) -> bool {
+        Ledger::ALL.iter().any(|ledger| target.ledgers.join(ledger.file_name()).exists())
+    }
+
+    #[test]
+    fn an_empty_place_gets_ledgers_and_configuration_and_a_present_one_keeps_its_own() {
+        let root = tempfile::tempdir().unwrap();
+        let (directory, target) = backup(root.path());
+        let report = restore(&directory, &target).unwrap();
+        assert_eq!((report.config, report.before), (ConfigOutcome::Restored, None));
+        assert_eq!(fs::read_to_string(&target.config_file).unwrap(), "daemon: {}\n");
+        assert_eq!(fs::read_to_string(&target.overlay_file).unwrap(), "adapters: {}\n");
+        for ledger in Ledger::ALL {
+            assert!(!target.ledgers.join(format!("{}-wal", ledger.file_name())).exists());
+            drop(crate::ledger::open(&target.ledgers, ledger, 1).unwrap());
+        }
+        let again = restore_at(1_770_301_807_124, &directory, &target).unwrap();
+        assert_eq!(again.config, ConfigOutcome::Same);
+        assert!(again.before.unwrap().join("nexus.db").exists());
+        assert!(again.epoch > report.epoch, "ids would repeat");
+        fs::write(&target.config_file, "timer: {}\n").unwrap();
+        assert_eq!(restore(&directory, &target).unwrap().config, ConfigOutcome::Differs);
+        assert_eq!(fs::read_to_string(&target.config_file).unwrap(), "timer: {}\n");
+    }
+
+    #[test]
+    fn a_file_that_was_changed_is_refused_before_anything_is() {
+        let root = tempfile::tempdir().unwrap();
+        let (directory, target) = backup(root.path());
+        let mut file = OpenOptions::new().write(true).open(directory.join("agents.db")).unwrap();
+        file.seek(SeekFrom::End(-1)).unwrap();
+        file.write_all(b"x").unwrap();
+        let error = restore(&directory, &target).unwrap_err().to_string();
+        assert!(error.contains("agents.db` is not as its backup was made"), "{error}");
+        assert!(!has_ledgers(&target) && !target.config_file.exists() && !swap::stage(&target.ledgers).exists());
+        fs::write(directory.join("nex.yaml"), "daemon: [\n").unwrap();
+        let error = restore(&directory, &target).unwrap_err().to_string();
+        assert!(error.contains("nex.yaml") && error.contains("its content was changed"), "{error}");
+        fs::remove_file(directory.join("nexus.db")).unwrap();
+        let error = restore(&directory, &target).unwrap_err().to_string();
+        assert!(error.contains("nexus.db") && error.contains("it is missing"), "{error}");
+        fs::remove_file(directory.join("manifest.json")).unwrap();
+        assert!(matches!(Plan::read(&directory), Err(RestoreError::Manifest(ManifestError::Missing(_)))));
+        assert!(!has_ledgers(&target));
+    }
+
+    #[test]
+    fn a_schema_of_another_build_is_refused_though_the_manifest_fits() {
+        let root = tempfile::tempdir().unwrap();
+        let (_, target) = backup(root.path());
+        let nexus = Connection::open(root.path().join("data/nexus.db")).unwrap();
+        nexus.execute_batch("UPDATE schema_version SET checksum = 'of another'").unwrap();
+        drop(nexus);
+        let job = Job {
+            ledgers: root.path().join("data"),
+            to: root.path().join("second"),
+            config_file: root.path().join("none"),
+            overlay_file: root.path().join("none"),
+            spare_bytes: 0,
+            online: true,
+            long_reads: Vec::new(),
+            now_ms: 6,
+        };
+        watched(|watch| make(job, watch)).unwrap();
+        let error = restore(&root.path().join("second"), &target).unwrap_err();
+        assert!(matches!(error, RestoreError::Migrate(MigrateError::Changed { .. })), "{error}");
+        assert!(!has_ledgers(&target));
+    }
+}
