@@ -123,6 +123,8 @@ pub enum OpenError {
     },
     #[error("the ledgers in `{path}` are in use by another daemon, with another state directory; give each its own ledgers.directory")]
     InUse { path: PathBuf },
+    #[error("ledger `{path}` is missing while the others are there; put it back, or `nexus restore` all of them from one backup")]
+    Missing { path: PathBuf },
     /// While the daemon runs.
     #[error("{0}")]
     Moved(String),
@@ -405,6 +407,21 @@ pub(crate) fn optional<T>(result: rusqlite::Result<T>) -> rusqlite::Result<Optio
     }
 }
 
+/// Once all four were in use none is made anew: it would be empty, while the others remember what it had,
+/// and new events could be taken for known ones.
+fn refuse_missing(directory: &Path) -> Result<(), OpenError> {
+    let missing: Vec<Ledger> = Ledger::ALL.into_iter().filter(|ledger| !directory.join(ledger.file_name()).exists()).collect();
+    let Some(first) = missing.first() else { return Ok(()) };
+    // A first start that was killed has left some of them, without a row.
+    let has_row = |ledger: Ledger, sql: &str| {
+        let path = directory.join(ledger.file_name());
+        path.exists() && read_only(&path).and_then(|connection| connection.prepare(sql)?.exists([])).unwrap_or(false)
+    };
+    let was_used = has_row(Ledger::Nexus, "SELECT 1 FROM counters WHERE name = 'epoch' AND value > 0")
+        || has_row(Ledger::Events, "SELECT 1 FROM events");
+    if was_used { Err(OpenError::Missing { path: directory.join(first.file_name()) }) } else { Ok(()) }
+}
+
 /// The four ledgers with their writers and readers.
 #[derive(Debug, Clone)]
 pub struct Ledgers {
@@ -427,6 +444,7 @@ impl Ledgers {
         made.map_err(|source| OpenError::Directory { path: directory.to_owned(), source })?;
         let lock = lock::take(directory, None)?;
         lock::refuse_half_restored(directory)?;
+        refuse_missing(directory)?;
         let (events, a) = start(directory, now_ms)?;
         let (agents, b) = start(directory, now_ms)?;
         let (identity, c) = start(directory, now_ms)?;

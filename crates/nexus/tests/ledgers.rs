@@ -167,6 +167,7 @@ fn a_start_names_the_file_that_is_no_ledger_and_leaves_it_alone() {
             assert!(said.iter().all(|part| ran.stderr.contains(part)), "no {said:?} in {ran:?}");
             daemon.nothing_runs();
         };
+        refused(&["is missing while the others are there", "nexus restore"]);
         fs::create_dir(&path).unwrap();
         refused(&["failed to open", "for writing", "Is a directory"]);
         fs::remove_dir(&path).unwrap();

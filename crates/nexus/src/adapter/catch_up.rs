@@ -1,17 +1,21 @@
 //! The catch-up: what an account missed while its monitor did not run, fetched as live events.
 //!
 //! Theory of operation: before a monitor starts, its account's gap is opened in the ledger, where it
-//! stays over failures and restarts until a backfill from its beginning on came to its end. For as
-//! long as that takes, but a minute at most, the account's requests are held, so that they run in
-//! their order. Adapters with `ack` bring what was missed by themselves. Nothing here can leave an
+//! stays over failures and restarts until a backfill from its beginning on came to its end. One that
+//! closes it begins only when the monitor is connected: what came in between would else be heard by
+//! neither. For as long as that takes, but a minute at most, the account's requests are held, so that
+//! they run in their order. Adapters with `ack` bring what was missed by themselves. Nothing here can leave an
 //! account held or a gap forgotten: the router ends what is held, and whether a catch-up is under way
 //! is asked of its task.
 
 use super::account::Account;
 use super::backfill::{self, Pauses, panic_as_error};
 use super::intake::Kind;
+use super::probe;
 use crate::error_text::describe;
 use crate::ledger::events::{CloseGap, Cursor, OpenGap, cursor};
+use crate::supervisor::Phase;
+use nexus_core::health::Health;
 use nexus_core::protocol::Capability;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +24,13 @@ use tokio::task::JoinHandle;
 
 /// How long an account's requests wait for its catch-up.
 const HOLD_MAX: Duration = Duration::from_secs(60);
+/// How long a monitor may take to be connected before the gap is fetched all the same, and stays open.
+const CONNECT_MAX: Duration = Duration::from_secs(30);
+/// How long a monitor whose adapter can't tell its health is given to connect.
+const CONNECT_UNSEEN: Duration = Duration::from_secs(3);
+/// Pauses between the questions whether it is.
+const ASK_FIRST: Duration = Duration::from_millis(50);
+const ASK_MAX: Duration = Duration::from_secs(5);
 
 /// An account's gap, as far as its tasks have to agree on it.
 #[derive(Debug, Default)]
@@ -97,6 +108,7 @@ async fn attempt(account: &Account, is_repeated: bool) -> Result<bool, String> {
         account.ready().await?; // the credential may be another one by now
     }
     let opened = account.gap.lock().await.opened;
+    let is_connected = tokio::time::timeout(CONNECT_MAX, connected(account)).await.is_ok();
     if let Some(since) = since(account).await? {
         backfill::run(account, since, Kind::Live).await?;
     }
@@ -104,10 +116,29 @@ async fn attempt(account: &Account, is_repeated: bool) -> Result<bool, String> {
     if gap.opened != opened {
         return Ok(false);
     }
+    if !is_connected {
+        return Err("its monitor is not connected: what comes until it is would be missing".to_owned());
+    }
     let close = CloseGap { adapter: account.key.adapter.clone(), account: account.key.account.clone() };
     account.shared.ledgers.events.writer.write_until_done(close).await.map_err(|error| describe(&error))?;
     gap.catching_up = None;
     Ok(true)
+}
+
+/// Waits until the monitor hears what is new. An adapter that can't tell its health is given a while.
+async fn connected(account: &Account) {
+    let mut pause = ASK_FIRST;
+    loop {
+        let is_running = account.child().is_some_and(|child| child.status().phase == Phase::Running);
+        if is_running && !account.can(Capability::Health) {
+            return tokio::time::sleep(CONNECT_UNSEEN).await;
+        }
+        if is_running && matches!(probe::probe(account).await.0, Health::Healthy | Health::Degraded) {
+            return;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(ASK_MAX);
+    }
 }
 
 /// From when on (Unix ms) events of the account may be missing; `None` before it was first started.

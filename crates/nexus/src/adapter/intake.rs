@@ -357,7 +357,7 @@ impl Intake {
     async fn land(&self, flight: Flight, result: Result<Appended, WriteError>) -> bool {
         let result = match result {
             Err(WriteError::Unknown { ledger, message }) => {
-                tracing::warn!(account = %self.account, ledger, %message, "lines not on disk yet, holding this account");
+                tracing::warn!(account = %self.account, ledger, error = %message, "lines not on disk yet, holding this account");
                 self.sinks.repeat(flight.append.clone(), flight.before).await
             }
             done => done,

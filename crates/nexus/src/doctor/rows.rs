@@ -107,7 +107,7 @@ pub(super) const NEXUS: &[Rule] = &[
         check: Check::Records,
         what: "run(s) whose end and its place don't fit together",
         sql: "SELECT run_id FROM runs WHERE (finish_seq IS NOT NULL) <> (status IN ('finished', 'failed'))
-                OR (finished_at IS NULL) <> (status = 'running')",
+                OR (finished_at IS NULL AND status IN ('finished', 'failed')) OR (finished_at IS NOT NULL AND status = 'running')",
     },
     Rule {
         check: Check::Records,

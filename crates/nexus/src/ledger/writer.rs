@@ -228,7 +228,7 @@ impl<C: Command> Writer<C> {
         loop {
             match self.write(write.clone()).await {
                 Err(WriteError::Unknown { ledger, message }) => {
-                    tracing::warn!(ledger, %message, "write failed, repeating it");
+                    tracing::warn!(ledger, error = %message, "write failed, repeating it");
                     tokio::select! {
                         () = tokio::time::sleep(pause) => {}
                         () = self.last_try.cancelled() => return Err(WriteError::Closed { ledger }),
@@ -277,11 +277,15 @@ impl Thread {
     }
 
     fn run_group<C: Command>(&mut self, group: Vec<Job<C>>) {
+        let mut is_full = false;
         let committed = match self.place.trouble() {
             // What is written to a file that nobody can find any more is lost.
             Some(trouble) => Err(trouble),
             None => match panics::catch(|| self.commit_group(&group)) {
-                Ok(committed) => committed.map_err(|error| error.to_string()),
+                Ok(committed) => committed.map_err(|error| {
+                    is_full = error.sqlite_error_code() == Some(ErrorCode::DiskFull);
+                    error.to_string()
+                }),
                 Err(panicked) => Err(panicked.to_string()),
             },
         };
@@ -303,6 +307,9 @@ impl Thread {
                     tracing::error!(ledger = C::LEDGER.name(), error = %message, "ledger write failed");
                 }
                 self.begin_anew::<C>(message.clone());
+                if is_full {
+                    self.make_room::<C>();
+                }
                 for job in group {
                     answer(job, Err(WriteError::Unknown { ledger: C::LEDGER.name(), message: message.clone() }));
                 }
@@ -322,6 +329,13 @@ impl Thread {
                 self.connection = connection;
             }
             Err(error) => tracing::warn!(ledger = C::LEDGER.name(), %error, "reopening failed, will try again"),
+        }
+    }
+
+    /// On a full disk: what the log holds twice is given back. The next attempt may fit then.
+    fn make_room<C: Command>(&self) {
+        if let Err(error) = self.connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)") {
+            tracing::debug!(ledger = C::LEDGER.name(), %error, "the log could not be emptied to make room");
         }
     }
 

@@ -320,15 +320,26 @@ impl Outbox {
                     }
                 }
             };
-            // A defect in one must not end the lane: nobody would serve what is queued in it after that.
-            let delivery_id = next.delivery_id.clone();
-            if let Err(panicked) = panics::caught(self.deliver(next, hurry)).await {
-                self.shared.watch_over.tell("delivery", &panicked.to_string());
-                if let Err(panicked) = panics::caught(self.break_off(&delivery_id, &panicked)).await {
-                    tracing::error!(delivery_id, error = %panicked, "a broken delivery has no end; the next start decides about it");
-                }
+            let mut next = Some(next);
+            while let Some(queued) = next.take() {
+                next = self.deliver_safely(queued, hurry).await;
             }
             self.shared.depth.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Brings one delivery to its end, or back if a defect broke it off and it is to be tried again. A defect
+    /// in one must not end the lane: nobody would serve what is queued in it after that.
+    async fn deliver_safely(&self, queued: Queued, hurry: &Notify) -> Option<Queued> {
+        let delivery_id = queued.delivery_id.clone();
+        let Err(panicked) = panics::caught(self.deliver(queued, hurry)).await else { return None };
+        self.shared.watch_over.tell("delivery", &panicked.to_string());
+        match panics::caught(self.break_off(&delivery_id, &panicked)).await {
+            Ok(is_again) => is_again.then_some(Queued { delivery_id, row: None, settled: None }),
+            Err(panicked) => {
+                tracing::error!(delivery_id, error = %panicked, "a broken delivery has no end; the next start decides about it");
+                None
+            }
         }
     }
 

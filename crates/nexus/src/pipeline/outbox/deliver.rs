@@ -68,15 +68,22 @@ impl Outbox {
         }
     }
 
-    /// Writes the end of a delivery that a panic broke off. What may have left is uncertain.
-    pub(super) async fn break_off(&self, delivery_id: &str, panicked: &Panicked) {
-        let Some(row) = self.load(delivery_id).await else { return };
+    /// Writes what a panic came to that broke off a delivery: one that may have left is uncertain, and
+    /// tried again or not by its adapter's policy. True when it is to be tried again, before what follows.
+    pub(super) async fn break_off(&self, delivery_id: &str, panicked: &Panicked) -> bool {
+        let Some(row) = self.load(delivery_id).await else { return false };
         let ended = match row.status.as_str() {
-            "sending" => Settled::Uncertain { error: format!("a defect of the daemon while this was being sent: {panicked}") },
+            "sending" => {
+                let error = format!("a defect of the daemon while this was being sent: {panicked}");
+                match self.shared.routes.get(&row.adapter) {
+                    Some(route) => judge(Ok(SendOutcome::Uncertain { error }), row.attempts, &route),
+                    None => Settled::Uncertain { error },
+                }
+            }
             "pending" => Settled::Failed { error: format!("a defect of the daemon before this was sent: {panicked}") },
-            _ => return, // it has its end
+            _ => return false, // it has its end
         };
-        self.settle(&row, &ended).await;
+        self.settle(&row, &ended).await && matches!(ended, Settled::Retry { .. })
     }
 
     /// Waits until the next attempt is due, or the delivery's time is up.
