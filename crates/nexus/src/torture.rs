@@ -6,10 +6,10 @@
 //! are listed in [`POINTS`]; passing one that isn't is a defect, and panics.
 
 #[cfg(feature = "torture")]
-pub(crate) use on::{keeper_is, names, point, shifted, synchronous};
+pub(crate) use on::{drain, keeper_is, names, point, shifted, synchronous};
 
 #[cfg(not(feature = "torture"))]
-pub(crate) use off::{keeper_is, point, shifted, synchronous};
+pub(crate) use off::{drain, keeper_is, point, shifted, synchronous};
 
 #[cfg(not(feature = "torture"))]
 mod off {
@@ -18,6 +18,11 @@ mod off {
 
     #[inline(always)]
     pub(crate) fn keeper_is(_pid: i32) {}
+
+    #[inline(always)]
+    pub(crate) fn drain(limit: std::time::Duration) -> std::time::Duration {
+        limit
+    }
 
     #[inline(always)]
     pub(crate) fn shifted(wall_ms: i64) -> i64 {
@@ -47,6 +52,8 @@ mod on {
     const LOG: &str = "NEXUS_FAIL_LOG";
     /// A file with the milliseconds by which the wall clock is off.
     const CLOCK_OFFSET: &str = "NEXUS_CLOCK_OFFSET_FILE";
+    /// Milliseconds that a stop gives to what is under way, instead of its own limit.
+    const DRAIN: &str = "NEXUS_DRAIN_MS";
     /// What `PRAGMA synchronous` is set to instead.
     const SYNCHRONOUS: &str = "NEXUS_SYNCHRONOUS";
 
@@ -201,6 +208,11 @@ mod on {
             // One that is gone already is as good.
             rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap_or_default();
         }
+    }
+
+    pub(crate) fn drain(limit: std::time::Duration) -> std::time::Duration {
+        let asked = std::env::var(DRAIN).ok().and_then(|text| text.parse().ok());
+        asked.map_or(limit, std::time::Duration::from_millis)
     }
 
     pub(crate) fn shifted(wall_ms: i64) -> i64 {

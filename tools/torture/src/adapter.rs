@@ -151,7 +151,7 @@ impl Adapter {
     }
 
     fn last_acked(&self, account: &str) -> Result<Option<String>> {
-        Ok(journal::lines(&self.world.acks(self.kind, account))?.pop())
+        Ok(journal::acked(&self.world.acks(self.kind, account))?.pop().map(|(id, _)| id))
     }
 
     /// Notes what the daemon says to have committed, before anything else is done with it.
@@ -162,7 +162,7 @@ impl Adapter {
                 let line = line.context("failed to read an acknowledgement")?;
                 let id = serde_json::from_str::<Value>(&line).ok().and_then(|ack| ack["ack"].as_str().map(str::to_owned));
                 match id {
-                    Some(id) => journal::append(&path, &id)?,
+                    Some(id) => journal::append(&path, &format!("{id} {}", clock::monotonic_ns()))?,
                     None => world.violated(&format!("an acknowledgement is unreadable: {line}"))?,
                 }
             }
@@ -201,7 +201,7 @@ impl Adapter {
             None => option(words, "--text").context("--text is missing")?.to_owned(),
         };
         let call = json!({ "key": key, "channel": self.kind.name(), "account": account, "to": option(words, "--to"), "text": text,
-                           "reply_to": option(words, "--reply-to-id") });
+                           "reply_to": option(words, "--reply-to-id"), "at": clock::monotonic_ns() });
         let earlier = journal::values(&self.world.send_calls())?.iter().filter(|one| one["key"] == key).count();
         journal::append(&self.world.send_calls(), &call.to_string())?;
         let mut chance = self.chance.about(&["send", key_without_run(key), &earlier.to_string()]);

@@ -3,7 +3,7 @@
 
 pub(crate) mod children;
 mod effects;
-mod events;
+pub(crate) mod events;
 mod order;
 
 use crate::report::Counts;
@@ -91,7 +91,7 @@ impl Snapshots {
             return Ok(Vec::new());
         }
         let copy = Copy::of(&world.data())?;
-        let mut found = events::acknowledged_are_there(world, &copy.events)?;
+        let mut found = events::acknowledged_are_there(world, &copy.events, u64::MAX)?;
         found.extend(events::cursors_are_covered(&copy.events)?);
         let ended = format!("SELECT event_seq, status FROM nexus_requests WHERE NOT ({OPEN_REQUESTS})");
         let now: Ends = rows(&copy.nexus, &ended, |row| Ok((row.get(0)?, row.get(1)?)))?.into_iter().collect();
@@ -141,7 +141,7 @@ pub(crate) fn open_work(world: &World) -> Result<Option<String>> {
 /// When something can't be read.
 pub(crate) fn everything(world: &World, on_interrupted: OnInterrupted, counts: &mut Counts) -> Result<Vec<String>> {
     let copy = Copy::of(&world.data())?;
-    let mut found = events::acknowledged_are_there(world, &copy.events)?;
+    let mut found = events::acknowledged_are_there(world, &copy.events, u64::MAX)?;
     found.extend(events::once_and_ended(world, &copy, counts)?);
     found.extend(effects::invocations(world, &copy, on_interrupted, counts)?);
     found.extend(effects::replies(world, &copy, counts)?);

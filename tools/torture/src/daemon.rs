@@ -19,6 +19,8 @@ use std::time::Duration;
 const START_LIMIT: Duration = Duration::from_secs(60);
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 const END_LIMIT: Duration = Duration::from_secs(60);
+/// What a stop gives to requests under way: less than an agent that hangs takes, so that some are interrupted.
+const DRAIN_MS: &str = "400";
 /// How much of the log an error shows.
 const LAST_WORDS_BYTES: usize = 3000;
 
@@ -56,6 +58,7 @@ impl Daemon {
             .env("NEXUS_STATE_DIR", world.file("state"))
             .env("NEXUS_CONFIG", world.config_file())
             .env("NEXUS_FAIL_LOG", world.file("fired"))
+            .env("NEXUS_DRAIN_MS", DRAIN_MS)
             .env("NEXUS_CLOCK_OFFSET_FILE", world.file("clock-offset"))
             .envs(extras.env.iter().cloned())
             .current_dir(world.file("home"))
@@ -213,33 +216,39 @@ pub(crate) fn clear(world: &World) {
 ///
 /// # Errors
 /// When it can't be built.
-#[expect(clippy::disallowed_methods, reason = "cargo is a program of the developer's")]
 pub(crate) fn build(release: bool) -> Result<PathBuf> {
+    let words = ["-p", "nexus", "--bin", "nexus-fail-points", "--features", "torture"];
+    let messages = cargo_build(&words, release)?;
+    let path = messages.iter().filter_map(|message| message["executable"].as_str()).next_back();
+    path.map(PathBuf::from).context("cargo named no program")
+}
+
+/// Builds the recorder of what a process does to its files; the library's path.
+///
+/// # Errors
+/// When it can't be built.
+pub(crate) fn build_shim(release: bool) -> Result<PathBuf> {
+    let messages = cargo_build(&["-p", "nexus-powerloss"], release)?;
+    let files = messages.iter().filter_map(|message| message["filenames"].as_array()).flatten().filter_map(Value::as_str);
+    let path = files.filter(|path| path.ends_with("libnexus_powerloss.so")).next_back();
+    path.map(PathBuf::from).context("cargo named no library to preload")
+}
+
+/// What cargo says of a build, message by message.
+#[expect(clippy::disallowed_methods, reason = "cargo is a program of the developer's")]
+fn cargo_build(words: &[&str], release: bool) -> Result<Vec<Value>> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    command.args([
-        "build",
-        "--locked",
-        "-p",
-        "nexus",
-        "--bin",
-        "nexus-fail-points",
-        "--features",
-        "torture",
-        "--message-format",
-        "json-render-diagnostics",
-    ]);
+    command.args(["build", "--locked", "--message-format", "json-render-diagnostics"]).args(words);
     if release {
         command.arg("--release");
     }
     let output = command.stderr(Stdio::inherit()).output().context("failed to run cargo")?;
     if !output.status.success() {
-        bail!("the fail-point daemon could not be built: {}", output.status);
+        bail!("`cargo build {}` failed: {}", words.join(" "), output.status);
     }
     let messages = String::from_utf8_lossy(&output.stdout);
-    let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let path = messages.filter_map(|message| message["executable"].as_str().map(PathBuf::from)).last();
-    path.context("cargo named no program")
+    Ok(messages.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
 }
 
 /// Every fail point of the daemon's program.

@@ -95,13 +95,16 @@ const LEDGERS: [&str; 4] = ["events", "nexus", "agents", "identity"];
 const TWO_HOURS_MS: i64 = 7_200_000;
 
 impl Fault {
-    /// The fault of one cycle. Two of three cycles are kills at a fail point.
-    pub(crate) fn choose(chance: &mut Chance, points: &[String]) -> Self {
+    /// The fault of cycle `number` of all cycles of all seeds. Two of three are kills at a fail point, and
+    /// points come in turn, so that none is left out.
+    pub(crate) fn choose(chance: &mut Chance, points: &[String], number: u64) -> Self {
         let victim = |chance: &mut Chance| if chance.one_in(3) { *chance.pick(&Victim::ALL) } else { Victim::Daemon };
+        let in_turn = &points[usize::try_from(number).unwrap_or(0) % points.len()];
+        let count = |chance: &mut Chance| if chance.one_in(3) { chance.below(4) + 1 } else { 1 };
         match chance.below(45) {
-            0..=27 => Self::Point { name: chance.pick(points).clone(), count: chance.below(3) + 1, victim: victim(chance) },
-            28 => Self::Panic { name: chance.pick(points).clone(), count: chance.below(3) + 1 },
-            29..=32 => Self::Kill { victim: victim(chance), after_ms: chance.below(1200) },
+            0..=27 => Self::Point { name: in_turn.clone(), count: count(chance), victim: victim(chance) },
+            28..=30 => Self::Panic { name: chance.pick(points).clone(), count: count(chance) },
+            31..=32 => Self::Kill { victim: victim(chance), after_ms: chance.below(1200) },
             33 => Self::Stop { patience_ms: chance.below(400) + 20 },
             34 => Self::StopAtOnce,
             35 => Self::KillPrograms { program: *chance.pick(&Program::ALL) },

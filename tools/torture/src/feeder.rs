@@ -49,7 +49,8 @@ fn feed(world: &World, mut chance: Chance, pause_ms_max: u64, over: &AtomicBool)
         let at = usize::try_from(chance.below(accounts.len() as u64))?;
         numbers[at] += 1;
         let (kind, account) = accounts[at];
-        let line = json!({ "at": clock::wall_ms(), "event": message(&mut chance, kind, account, numbers[at]) });
+        let line =
+            json!({ "at": clock::wall_ms(), "ns": clock::monotonic_ns(), "event": message(&mut chance, kind, account, numbers[at]) });
         journal::append(&world.feed(kind, account), &line.to_string())?;
         clock::pause(Duration::from_millis(chance.below(pause_ms_max) + 1));
     }

@@ -41,6 +41,18 @@ pub(crate) fn values(path: &Path) -> Result<Vec<Value>> {
     lines(path)?.iter().map(parse).collect()
 }
 
+/// What an adapter was told to be committed: ids, and when by `CLOCK_MONOTONIC`, in nanoseconds.
+///
+/// # Errors
+/// Of the file system, and a line without a time.
+pub(crate) fn acked(path: &Path) -> Result<Vec<(String, u64)>> {
+    let parse = |line: &String| -> Result<(String, u64)> {
+        let (id, at) = line.rsplit_once(' ').with_context(|| format!("an acknowledgement has no time: {line}"))?;
+        Ok((id.to_owned(), at.parse().context("its time is no number")?))
+    };
+    lines(path)?.iter().map(parse).collect()
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

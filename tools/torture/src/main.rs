@@ -19,12 +19,15 @@ mod power;
 mod procfs;
 mod report;
 mod run;
+mod soak;
 mod world;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
+use power::trial::{Found, Trial};
 use report::Counts;
 use run::{Outcome, Setup};
+use soak::Soak;
 use std::collections::VecDeque;
 use std::io::Write;
 use std::path::PathBuf;
@@ -44,6 +47,10 @@ struct Cli {
 enum Verb {
     /// Seeded crashes and faults
     Run(RunArgs),
+    /// Loss of power at many places of one run
+    Power(PowerArgs),
+    /// A steady load, with a kill each minute
+    Soak(SoakArgs),
 }
 
 /// What every verb takes.
@@ -87,14 +94,56 @@ struct RunArgs {
     report: Option<PathBuf>,
 }
 
+#[derive(Debug, Args)]
+struct PowerArgs {
+    #[command(flatten)]
+    common: Common,
+    /// The first seed
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// How many seeds
+    #[arg(long, default_value_t = 1)]
+    seeds: u64,
+    /// Places in each run at which the power is lost
+    #[arg(long, default_value_t = 200)]
+    points: usize,
+    /// Another `PRAGMA synchronous` than the daemon's own
+    #[arg(long)]
+    synchronous: Option<String>,
+    /// Fail unless promises are broken: shows that this harness would see it
+    #[arg(long)]
+    expect_broken: bool,
+}
+
+#[derive(Debug, Args)]
+struct SoakArgs {
+    /// The daemon's program, as users have it
+    #[arg(long)]
+    nexus: PathBuf,
+    /// Where its world is made [default: the system's directory for temporary files]
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    #[arg(long, default_value_t = 60)]
+    minutes: u64,
+    /// Messages per second
+    #[arg(long, default_value_t = 500)]
+    rate: u64,
+    /// Seconds between two kills
+    #[arg(long, default_value_t = 60)]
+    kill_seconds: u64,
+}
+
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let ended = match words.first().map(String::as_str) {
         Some(adapter::WORD) => adapter::run(&words[1..]),
         Some(agent::WORD) => agent::run(&words[1..]),
         Some(agent::ESCAPEE) => return agent::escape(),
+        Some(soak::WORD) => soak::adapt(&words[1..]),
         Some(_) | None => match Cli::parse().verb {
             Verb::Run(args) => run_seeds(&args),
+            Verb::Power(args) => lose_power(&args),
+            Verb::Soak(args) => soak(&args),
         },
     };
     ended.unwrap_or_else(|error| {
@@ -159,4 +208,41 @@ fn run_seeds(args: &RunArgs) -> Result<ExitCode> {
     say(&tables);
     say(&format!("{seeds} seeds, {} cycles, {} broken promises in {} s", counts.cycles(), violations.len(), began.elapsed().as_secs()));
     Ok(if violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn lose_power(args: &PowerArgs) -> Result<ExitCode> {
+    let setup = args.common.setup(0)?;
+    let shim = daemon::build_shim(args.common.release)?;
+    let trial = Trial { setup, shim, synchronous: args.synchronous.clone(), points: args.points };
+    let mut broken = 0;
+    for seed in args.seed..args.seed + args.seeds {
+        let Found { ops, syncs, cuts, started, acknowledged, violations } = trial.run(seed)?;
+        say(&format!(
+            "seed {seed}: {ops} writes and other changes, {syncs} of them syncs; power lost at {cuts} places, {started} of which got a \
+             daemon; {acknowledged} acknowledgements; {} broken promises",
+            violations.len()
+        ));
+        violations.iter().for_each(|what| say(&format!("seed {seed}: BROKEN: {what}")));
+        broken += violations.len();
+    }
+    match (broken, args.expect_broken) {
+        (0, true) => bail!("no promise was broken, though every one should have been"),
+        (0, false) | (1.., true) => Ok(ExitCode::SUCCESS),
+        (1.., false) => Ok(ExitCode::FAILURE),
+    }
+}
+
+fn soak(args: &SoakArgs) -> Result<ExitCode> {
+    let soak = Soak {
+        nexus: args.nexus.canonicalize().with_context(|| format!("no program at `{}`", args.nexus.display()))?,
+        own: std::env::current_exe().context("failed to find this program")?,
+        dir: run::default_dir(args.dir.as_deref()),
+        minutes: args.minutes,
+        per_second: args.rate,
+        kill_every: Duration::from_secs(args.kill_seconds),
+    };
+    let seen = soak.run(say)?;
+    say(&seen.table());
+    seen.violations.iter().for_each(|what| say(&format!("BROKEN: {what}")));
+    Ok(if seen.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

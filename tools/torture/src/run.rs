@@ -90,6 +90,8 @@ pub(crate) struct Run<'a> {
     pub(crate) variant: u64,
     pub(crate) counts: Counts,
     pub(crate) violations: Vec<String>,
+    /// The fail points that are passed when the ledgers are there.
+    later_points: Vec<String>,
     snapshots: Snapshots,
 }
 
@@ -98,7 +100,9 @@ impl<'a> Run<'a> {
         let mut chance = Chance::new(seed);
         let on_interrupted = *chance.pick(&[OnInterrupted::Auto, OnInterrupted::Auto, OnInterrupted::Rerun, OnInterrupted::Fail]);
         let counts = Counts::default();
+        let later_points = setup.points.iter().filter(|point| !point.starts_with("migration.")).cloned().collect();
         Self {
+            later_points,
             setup,
             seed,
             chance,
@@ -147,7 +151,8 @@ impl<'a> Run<'a> {
         drop(first);
         let feeder = Feeder::start(&self.world, self.chance.about(&["feeder"]), FEED_PAUSE_MS_MAX);
         for number in 0..self.setup.crashes {
-            let fault = Fault::choose(&mut self.chance.about(&["cycle", &number.to_string()]), &self.setup.points);
+            let overall = self.seed.wrapping_mul(self.setup.crashes).wrapping_add(number);
+            let fault = Fault::choose(&mut self.chance.about(&["cycle", &number.to_string()]), &self.later_points, overall);
             if let Err(error) = self.cycle(number, &fault).with_context(|| format!("in cycle {number}, {fault:?}")) {
                 feeder.end()?;
                 return Err(error);
@@ -196,8 +201,38 @@ impl<'a> Run<'a> {
             self.variant += 1;
             self.configure()?;
             procfs::signal(daemon.pid(), Signal::USR1);
+        } else if point.starts_with("write.Replay") {
+            self.replay(daemon)?;
+        } else if point.starts_with("write.ResolveDelivery") {
+            self.decide(daemon)?;
+        } else if point.starts_with("write.CountAnalytics") || point.starts_with("write.InterruptRun") || point == "write.Keep.after" {
+            clock::pause(Duration::from_millis(600));
+            procfs::signal(daemon.pid(), Signal::TERM);
         }
         clock::until(POINT_LIMIT, || Ok(daemon.ended()?.is_some().then_some(())))?;
+        Ok(())
+    }
+
+    /// A person wants something to be answered again. Whether they hear of it is theirs to try again.
+    fn replay(&mut self, daemon: &Daemon) -> Result<()> {
+        let id = "both:a-1";
+        if let Ok((200, _)) = daemon.ask("GET", &format!("/control/events/{id}"), "") {
+            let key = format!("again-{}", self.chance.below(u64::MAX));
+            // The daemon may die of it, which is the point.
+            daemon
+                .ask("POST", &format!("/control/events/{id}/replay"), &format!(r#"{{"key":"{key}","only_failed":false,"wait":false}}"#))
+                .ok();
+        }
+        Ok(())
+    }
+
+    /// A person gives up a delivery that is uncertain.
+    fn decide(&self, daemon: &Daemon) -> Result<()> {
+        let Ok((200, body)) = daemon.ask("GET", "/control/deliveries?status=uncertain&limit=1", "") else { return Ok(()) };
+        let list: serde_json::Value = serde_json::from_str(&body).context("the deliveries are no JSON")?;
+        if let Some(id) = list["deliveries"][0]["delivery_id"].as_str() {
+            daemon.ask("POST", &format!("/control/deliveries/{id}/discard"), "{}").ok();
+        }
         Ok(())
     }
 

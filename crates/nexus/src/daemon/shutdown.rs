@@ -60,7 +60,7 @@ impl Running {
             step(1, "announced");
             // Children go on writing, and what they write is committed; it waits for the next start.
             let drained = async {
-                let drained = router.drain(DRAIN).await;
+                let drained = router.drain(crate::torture::drain(DRAIN)).await;
                 // From here on a write that fails isn't repeated: a stop ends on a full disk too.
                 control.ledgers.stop_repeating();
                 if !drained {

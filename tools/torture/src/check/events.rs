@@ -21,28 +21,34 @@ fn ids_in(events: &Connection) -> Result<HashSet<String>> {
     Ok(rows(events, "SELECT event_id FROM events WHERE direction = 'inbound'", |row| row.get(0))?.into_iter().collect())
 }
 
-/// Every event that an adapter was told to be committed is in the ledger.
-pub(super) fn acknowledged_are_there(world: &World, events: &Connection) -> Result<Vec<String>> {
+/// What an account's adapter was told before this time, in nanoseconds of `CLOCK_MONOTONIC`.
+fn acked(world: &World, kind: Kind, account: &str, before: u64) -> Result<Vec<String>> {
+    let acked = journal::acked(&world.acks(kind, account))?;
+    Ok(acked.into_iter().filter(|(_, at)| *at < before).map(|(id, _)| id).collect())
+}
+
+/// Every event that an adapter was told to be committed, before this time, is in the ledger.
+pub(crate) fn acknowledged_are_there(world: &World, events: &Connection, before: u64) -> Result<Vec<String>> {
     let there = ids_in(events)?;
     // Rejected lines are acknowledged as well, once their row is committed.
     let rejected: u64 = count(events, "SELECT count(*) FROM rejected_lines")?;
     let mut found = Vec::new();
     for (kind, account) in accounts().filter(|(kind, _)| kind.acks()) {
-        let mut acked = journal::lines(&world.acks(kind, account))?;
+        let mut acked: Vec<String> = acked(world, kind, account, before)?;
         acked.retain(|id| !there.contains(id) && !(rejected > 0 && id.contains(":lie-")));
         if !acked.is_empty() {
             acked.truncate(NAMED_MAX);
             found.push(format!("acknowledged and not in the ledger: {acked:?}"));
         }
-        found.extend(cumulative(world, kind, account, &there)?);
+        found.extend(cumulative(world, kind, account, before, &there)?);
     }
     Ok(found)
 }
 
 /// An acknowledgement covers everything before it.
-fn cumulative(world: &World, kind: Kind, account: &str, there: &HashSet<String>) -> Result<Option<String>> {
+fn cumulative(world: &World, kind: Kind, account: &str, before: u64, there: &HashSet<String>) -> Result<Option<String>> {
     let published: Vec<String> = published(world, kind, account)?;
-    let acked: HashSet<String> = journal::lines(&world.acks(kind, account))?.into_iter().collect();
+    let acked: HashSet<String> = acked(world, kind, account, before)?.into_iter().collect();
     let Some(last) = published.iter().rposition(|id| acked.contains(id)) else { return Ok(None) };
     let missing: Vec<&String> = published[..last].iter().filter(|id| !there.contains(*id)).take(NAMED_MAX).collect();
     Ok((!missing.is_empty()).then(|| format!("covered by the acknowledgement of {} and not in the ledger: {missing:?}", published[last])))
@@ -54,7 +60,7 @@ fn published(world: &World, kind: Kind, account: &str) -> Result<Vec<String>> {
 }
 
 /// A cursor stands at an event that is there.
-pub(super) fn cursors_are_covered(events: &Connection) -> Result<Vec<String>> {
+pub(crate) fn cursors_are_covered(events: &Connection) -> Result<Vec<String>> {
     let sql = "SELECT adapter || '/' || account || ' at ' || last_event_id FROM cursors c
                WHERE last_event_id != '' AND NOT EXISTS (SELECT 1 FROM events e WHERE e.event_id = c.last_event_id)";
     let ahead: Vec<String> = rows(events, sql, |row| row.get(0))?;
@@ -80,7 +86,7 @@ pub(super) fn once_and_ended(world: &World, copy: &Copy, counts: &mut Counts) ->
     let mut known = HashSet::new();
     for (kind, account) in accounts() {
         known.extend(published(world, kind, account)?);
-        counts.acknowledged += journal::lines(&world.acks(kind, account))?.len() as u64;
+        counts.acknowledged += journal::acked(&world.acks(kind, account))?.len() as u64;
     }
     let there = ids_in(&copy.events)?;
     let invented: Vec<&String> = there.iter().filter(|id| !id.starts_with("timer:") && !known.contains(*id)).take(NAMED_MAX).collect();

@@ -21,6 +21,7 @@ const GROWN_ONE_IN: u32 = 8;
 ///
 /// # Errors
 /// If `upto` is beyond the ops, if they don't tell of all files from their creation, or if `to` can't be written.
+#[cfg(test)]
 pub(crate) fn rebuild(ops: &[Op], upto: usize, rng: &mut fastrand::Rng, to: &Path) -> Result<()> {
     Replay::new(ops).cut(upto, rng, to)
 }

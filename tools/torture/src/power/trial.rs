@@ -1,0 +1,325 @@
+//! A run of the daemon whose power is lost at many places: it works below the preloaded recorder, is
+//! killed and started again meanwhile, and stops. Then its data directory is rebuilt as a disk could have
+//! been found at each place, and what was promised before that moment must be in it. Some of the rebuilt
+//! directories get a daemon, which must bring everything to its end.
+
+use super::log::{self, Op, What};
+use super::points::points;
+use super::rebuild::{Replay, whole};
+use crate::chance::Chance;
+use crate::check::{self, Copy, count, events, rows};
+use crate::daemon::{self, Daemon, Extras};
+use crate::feeder::Feeder;
+use crate::report::Counts;
+use crate::run::Setup;
+use crate::world::{Kind, OnInterrupted, World};
+use crate::{clock, journal};
+use anyhow::{Context, Result, bail};
+use rusqlite::Connection;
+use serde_json::Value;
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Kills during the run, and how long the daemon works before each and in the end.
+const KILLS: u64 = 3;
+const WORK: Duration = Duration::from_millis(1500);
+const FEED_PAUSE_MS_MAX: u64 = 25;
+/// Of so many rebuilt directories one gets a daemon.
+const STARTED_ONE_IN: usize = 20;
+/// How long it may take to bring everything to its end.
+const CALM_LIMIT: Duration = Duration::from_secs(120);
+/// Each database, the notices' too: those may be lost, but not torn.
+const DATABASES: [&str; 5] = ["events", "nexus", "agents", "identity", "bus"];
+/// Findings of one trial that are told; one lost sync breaks many promises.
+const FINDINGS_MAX: usize = 20;
+
+/// How a trial goes.
+#[derive(Debug, Clone)]
+pub(crate) struct Trial {
+    pub(crate) setup: Setup,
+    /// The recorder.
+    pub(crate) shim: PathBuf,
+    /// `PRAGMA synchronous` for the daemon, other than its own.
+    pub(crate) synchronous: Option<String>,
+    /// Places at which the power is lost.
+    pub(crate) points: usize,
+}
+
+/// What a trial came to.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    pub(crate) ops: usize,
+    pub(crate) syncs: usize,
+    pub(crate) cuts: usize,
+    pub(crate) started: usize,
+    pub(crate) acknowledged: usize,
+    pub(crate) violations: Vec<String>,
+}
+
+impl Trial {
+    /// Runs the daemon and cuts its power.
+    ///
+    /// # Errors
+    /// When the harness can't go on, or the recorder missed something.
+    pub(crate) fn run(&self, seed: u64) -> Result<Found> {
+        let dir =
+            tempfile::Builder::new().prefix(&format!("power-{seed}-")).tempdir_in(&self.setup.dir).context("failed to make a directory")?;
+        let world = World::make(dir.path())?;
+        let ops = self.record(&world, seed)?;
+        let compared = dir.path().join("compared");
+        whole(&ops, &compared)?;
+        equal(&world.data(), &compared)?;
+        let end: Ends = ends(&Copy::of(&world.data())?.nexus)?;
+        let promised = Promised::read(&world)?;
+        let mut found = Found {
+            ops: ops.len(),
+            syncs: ops.iter().filter(|op| matches!(op.what, What::Sync { .. } | What::SyncDir { .. })).count(),
+            acknowledged: promised.acknowledged,
+            ..Found::default()
+        };
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let mut replay = Replay::new(&ops);
+        for (number, at) in points(&ops, self.points, &mut rng).into_iter().enumerate() {
+            let rebuilt = dir.path().join("rebuilt");
+            replay.cut(at, &mut rng, &rebuilt)?;
+            found.cuts += 1;
+            let time = log::time_ns(&ops[at]);
+            let mut wrong = promised.broken(&world, &rebuilt, time, &end)?;
+            if wrong.is_empty() && number % STARTED_ONE_IN == STARTED_ONE_IN - 1 {
+                found.started += 1;
+                wrong = self.go_on(&world, &rebuilt, time, seed).with_context(|| format!("after the loss at op {at}"))?;
+            }
+            found.violations.extend(wrong.into_iter().map(|what| format!("power lost at op {at} of {}: {what}", ops.len())));
+            fs::remove_dir_all(&rebuilt).context("failed to remove a rebuilt directory")?;
+            if found.violations.len() >= FINDINGS_MAX {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    /// The daemon's work, with kills, below the recorder.
+    fn record(&self, world: &World, seed: u64) -> Result<Vec<Op>> {
+        use std::os::unix::fs::DirBuilderExt;
+        fs::DirBuilder::new().mode(0o700).create(world.data()).context("failed to make the data directory")?;
+        world.configure(&self.setup.own, seed, OnInterrupted::Auto, 0)?;
+        let log = world.file("power.log");
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        let mut env = vec![
+            ("LD_PRELOAD".to_owned(), text(&self.shim)),
+            ("NEXUS_POWERLOSS_DIR".to_owned(), text(&world.data())),
+            ("NEXUS_POWERLOSS_LOG".to_owned(), text(&log)),
+        ];
+        env.extend(self.synchronous.clone().map(|level| ("NEXUS_SYNCHRONOUS".to_owned(), level)));
+        let extras = Extras { fail_point: None, env };
+        let feeder = Feeder::start(world, Chance::new(seed).about(&["feeder"]), FEED_PAUSE_MS_MAX);
+        let worked = self.work(world, &extras);
+        feeder.end()?;
+        let mut last = worked?;
+        // Its people are silent; it may end what it has in hand.
+        let status = last.stop()?;
+        if !status.success() {
+            bail!("the recorded daemon ended with {status}: {}", daemon::last_words(world));
+        }
+        daemon::clear(world);
+        log::read(&log)
+    }
+
+    fn work(&self, world: &World, extras: &Extras) -> Result<Daemon> {
+        for _ in 0..KILLS {
+            let mut one = started(world, &self.setup.nexus, extras)?;
+            clock::pause(WORK);
+            one.kill()?;
+            let free = clock::until(CALM_LIMIT, || Ok(daemon::lock_is_free(world).then_some(())))?;
+            free.context("the lock of a killed daemon stays held")?;
+        }
+        let last = started(world, &self.setup.nexus, extras)?;
+        clock::pause(WORK);
+        Ok(last)
+    }
+
+    /// Starts a daemon on what the loss left, in a world that is as it was then, and sees it end everything.
+    fn go_on(&self, world: &World, rebuilt: &Path, time: u64, seed: u64) -> Result<Vec<String>> {
+        let dir = tempfile::Builder::new().prefix("after-").tempdir_in(&self.setup.dir).context("failed to make a directory")?;
+        let after = World::make(dir.path())?;
+        as_it_was(world, &after, time)?;
+        check::copy(rebuilt, &after.data())?;
+        fs::set_permissions(after.data(), std::os::unix::fs::PermissionsExt::from_mode(0o700)).context("failed to set a mode")?;
+        fs::write(after.calm(), "").context("failed to write a file")?;
+        after.configure(&self.setup.own, seed, OnInterrupted::Auto, 0)?;
+        let mut one = started(&after, &self.setup.nexus, &Extras::default())?;
+        let quiet = clock::until(CALM_LIMIT, || {
+            clock::pause(Duration::from_millis(100));
+            Ok(check::open_work(&after)?.is_none().then_some(()))
+        })?;
+        one.stop()?;
+        let mut found = check::everything(&after, OnInterrupted::Auto, &mut Counts::default())?;
+        if quiet.is_none() {
+            found.extend(check::open_work(&after)?.map(|open| format!("not all came to an end: {open}")));
+        }
+        let (is_content, said) = check::doctor(&self.setup.nexus, &after)?;
+        if !is_content {
+            found.push(format!("`nexus doctor` isn't content: {said}"));
+        }
+        daemon::clear(&after);
+        Ok(found)
+    }
+}
+
+fn started(world: &World, nexus: &Path, extras: &Extras) -> Result<Daemon> {
+    let mut daemon = Daemon::spawn(world, nexus, extras)?;
+    if !daemon.ready()? {
+        bail!("a daemon did not start: {}", daemon::last_words(world));
+    }
+    Ok(daemon)
+}
+
+/// What everybody had seen at this time.
+fn as_it_was(world: &World, after: &World, time: u64) -> Result<()> {
+    for kind in Kind::ALL {
+        for account in kind.accounts() {
+            for line in journal::values(&world.feed(kind, account))? {
+                if line["ns"].as_u64().is_some_and(|at| at < time) {
+                    journal::append(&after.feed(kind, account), &line.to_string())?;
+                }
+            }
+            for (id, at) in journal::acked(&world.acks(kind, account))?.into_iter().filter(|(_, at)| *at < time) {
+                journal::append(&after.acks(kind, account), &format!("{id} {at}"))?;
+            }
+        }
+    }
+    for (from, to) in
+        [(world.sends(), after.sends()), (world.send_calls(), after.send_calls()), (world.agent_journal(), after.agent_journal())]
+    {
+        for line in journal::values(&from)?.into_iter().filter(|line| line["at"].as_u64().is_some_and(|at| at < time)) {
+            journal::append(&to, &line.to_string())?;
+        }
+    }
+    Ok(())
+}
+
+/// The files of two directories are the same, but for the log's index, which is not kept.
+fn equal(real: &Path, replayed: &Path) -> Result<()> {
+    let list = |directory: &Path| -> Result<HashMap<String, Vec<u8>>> {
+        let mut files = HashMap::new();
+        for entry in fs::read_dir(directory).context("failed to list a directory")? {
+            let entry = entry.context("failed to list a directory")?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if !name.ends_with("-shm") && entry.path().is_file() {
+                files.insert(name, fs::read(entry.path()).context("failed to read a file")?);
+            }
+        }
+        Ok(files)
+    };
+    let (real, replayed) = (list(real)?, list(replayed)?);
+    let mut names: Vec<&String> = real.keys().chain(replayed.keys()).collect();
+    names.sort_unstable();
+    names.dedup();
+    for name in names {
+        if real.get(name) != replayed.get(name) {
+            let size = |files: &HashMap<String, Vec<u8>>| files.get(name).map(Vec::len);
+            bail!("the recorder missed a change of `{name}`: {:?} bytes on the disk, {:?} replayed", size(&real), size(&replayed));
+        }
+    }
+    Ok(())
+}
+
+/// Status of each request that has ended, by its event's seq.
+type Ends = HashMap<i64, String>;
+
+fn ends(nexus: &Connection) -> Result<Ends> {
+    let sql = "SELECT event_seq, status FROM nexus_requests WHERE completed_at IS NOT NULL";
+    Ok(rows(nexus, sql, |row| Ok((row.get(0)?, row.get(1)?)))?.into_iter().collect())
+}
+
+/// What others could rely on, and since when.
+struct Promised {
+    acknowledged: usize,
+    /// Keys of sends that were begun, and runs that agents were called for.
+    sends: Vec<(String, u64)>,
+    runs: Vec<(String, u64)>,
+}
+
+impl Promised {
+    fn read(world: &World) -> Result<Self> {
+        let of = |path: &Path, key: &str| -> Result<Vec<(String, u64)>> {
+            let lines = journal::values(path)?;
+            let read = |line: &Value| Some((line[key].as_str()?.to_owned(), line["at"].as_u64()?));
+            lines.iter().map(|line| read(line).context("a journal's line lacks something")).collect()
+        };
+        let mut acknowledged = 0;
+        for kind in Kind::ALL.into_iter().filter(|kind| kind.acks()) {
+            for account in kind.accounts() {
+                acknowledged += journal::acked(&world.acks(kind, account))?.len();
+            }
+        }
+        Ok(Self { acknowledged, sends: of(&world.send_calls(), "key")?, runs: of(&world.agent_journal(), "run_id")? })
+    }
+
+    /// What a rebuilt directory lacks of what was promised before `time`.
+    fn broken(&self, world: &World, rebuilt: &Path, time: u64, end: &Ends) -> Result<Vec<String>> {
+        let mut found = Vec::new();
+        let promised_before = |all: &[(String, u64)]| all.iter().any(|(_, at)| *at < time);
+        for name in DATABASES {
+            found.extend(sound(rebuilt, name)?);
+        }
+        // Before the first start came to its end there may be no tables yet, and nothing was promised.
+        let made = |name: &str, table: &str| -> bool {
+            Connection::open(rebuilt.join(format!("{name}.db")))
+                .and_then(|file| file.prepare(&format!("SELECT 1 FROM {table}")).map(drop))
+                .is_ok()
+        };
+        if !found.is_empty() || !made("events", "events") || !made("nexus", "counters") {
+            if found.is_empty() && (promised_before(&self.sends) || promised_before(&self.runs)) {
+                found.push("a ledger has no tables, and others rely on it".to_owned());
+            }
+            return Ok(found);
+        }
+        let copy = Copy::of(rebuilt)?;
+        found.extend(events::acknowledged_are_there(world, &copy.events, time)?);
+        found.extend(events::cursors_are_covered(&copy.events)?);
+        for (seq, status) in ends(&copy.nexus)? {
+            if end.get(&seq) != Some(&status) {
+                found.push(format!("the request of event {seq} ended as `{status}`, and as {:?} in the end", end.get(&seq)));
+            }
+        }
+        let last = count(&copy.events, "SELECT coalesce(max(seq), 0) FROM events")?;
+        let read = count(&copy.nexus, "SELECT value FROM counters WHERE name = 'intake_seq'")?;
+        if read > last {
+            found.push(format!("requests follow events up to {read}, and there are {last}"));
+        }
+        found.extend(self.begun(&copy.nexus, time)?);
+        Ok(found)
+    }
+
+    /// A send and a run are in the ledger before anything of them happens.
+    fn begun(&self, nexus: &Connection, time: u64) -> Result<Vec<String>> {
+        let mut found = Vec::new();
+        let sent: Vec<String> = rows(nexus, "SELECT idempotency_key FROM deliveries WHERE attempts > 0", |row| row.get(0))?;
+        let run: Vec<String> = rows(nexus, "SELECT run_id FROM runs", |row| row.get(0))?;
+        for (what, known, all) in [("send", sent, &self.sends), ("run", run, &self.runs)] {
+            let known: std::collections::HashSet<String> = known.into_iter().collect();
+            let unknown = all.iter().filter(|(id, at)| *at < time && !known.contains(id)).count();
+            if unknown > 0 {
+                found.push(format!("{unknown} times a {what} had begun that the ledger doesn't know"));
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Whether SQLite finds a file whole. One that isn't there, or is empty, is.
+fn sound(rebuilt: &Path, name: &str) -> Result<Option<String>> {
+    let path = rebuilt.join(format!("{name}.db"));
+    if !path.exists() {
+        return Ok(None);
+    }
+    let asked = Connection::open(&path).and_then(|file| file.query_row("PRAGMA integrity_check", [], |row| row.get::<_, String>(0)));
+    Ok(match asked {
+        Ok(answer) if answer == "ok" => None,
+        Ok(answer) => Some(format!("{name}.db is damaged: {}", answer.lines().next().unwrap_or_default())),
+        Err(error) => Some(format!("{name}.db can't be read: {error}")),
+    })
+}
