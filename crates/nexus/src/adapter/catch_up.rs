@@ -12,6 +12,7 @@ use super::account::Account;
 use super::backfill::{self, Pauses, panic_as_error};
 use super::intake::Kind;
 use super::probe;
+use crate::clock;
 use crate::error_text::describe;
 use crate::ledger::events::{CloseGap, Cursor, OpenGap, cursor};
 use crate::supervisor::Phase;
@@ -146,15 +147,16 @@ pub(super) async fn since(account: &Account) -> Result<Option<i64>, String> {
     let (adapter, id) = (account.key.adapter.clone(), account.key.account.clone());
     let found = account.shared.ledgers.events.readers.read(move |connection| cursor(connection, &adapter, &id)).await;
     let overlap_ms = i64::try_from(account.rules.borrow().catch_up.overlap_ms).unwrap_or(i64::MAX);
-    Ok(found.map_err(|error| describe(&error))?.map(|cursor| missing_since(&cursor, overlap_ms)))
+    Ok(found.map_err(|error| describe(&error))?.map(|cursor| missing_since(&cursor, clock::wall_ms(), overlap_ms)))
 }
 
 /// The beginning of the open gap, else a little before the last thing that is known. A timestamp
-/// from the future can't move it, since cursors never pass the time of receipt.
-fn missing_since(cursor: &Cursor, overlap_ms: i64) -> i64 {
-    let known = cursor.last_timestamp.min(cursor.last_received_at);
+/// from the future can't move it, since cursors never pass the time of receipt; nor can a clock that was
+/// ahead and has been set right, since nothing is known of the time after `now` (Unix ms).
+fn missing_since(cursor: &Cursor, now: i64, overlap_ms: i64) -> i64 {
+    let known = cursor.last_timestamp.min(cursor.last_received_at).min(now);
     match cursor.gap_since {
-        Some(since) => since,
+        Some(since) => since.min(now.saturating_sub(overlap_ms)),
         // Nothing came yet: the time is that of the first start, and nothing before it is wanted.
         None if cursor.last_event_id.is_empty() => known,
         None => known.saturating_sub(overlap_ms).max(0),
@@ -171,9 +173,11 @@ mod tests {
 
     #[test]
     fn a_gap_begins_where_it_was_opened_or_a_little_before_the_last_event() {
-        assert_eq!(missing_since(&cursor("fake:1", None), 600), 4_400);
-        assert_eq!(missing_since(&cursor("fake:1", None), i64::MAX), 0);
-        assert_eq!(missing_since(&cursor("fake:1", Some(1_000)), 600), 1_000);
-        assert_eq!(missing_since(&cursor("", None), 600), 5_000, "before the first start nothing was missed");
+        assert_eq!(missing_since(&cursor("fake:1", None), 9_000, 600), 4_400);
+        assert_eq!(missing_since(&cursor("fake:1", None), 9_000, i64::MAX), 0);
+        assert_eq!(missing_since(&cursor("fake:1", None), 2_000, 600), 1_400, "the clock was ahead then");
+        assert_eq!(missing_since(&cursor("fake:1", Some(5_000)), 2_000, 600), 1_400, "the clock was ahead then");
+        assert_eq!(missing_since(&cursor("fake:1", Some(1_000)), 9_000, 600), 1_000);
+        assert_eq!(missing_since(&cursor("", None), 9_000, 600), 5_000, "before the first start nothing was missed");
     }
 }

@@ -21,6 +21,9 @@ pub const REJECT_HEAD_BYTES: usize = 4096;
 /// The name under which events.db follows what nexus.db has sent.
 pub const SENT_SOURCE: &str = "nexus.sent";
 
+/// How far a platform's clock may be ahead of ours, in ms.
+const AHEAD_MS_MAX: i64 = 3_600_000;
+
 /// What is to become of an event, decided once, when it is accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Disposition {
@@ -152,19 +155,26 @@ impl Append {
         }
         let live = || self.lines.events.iter().filter(|event| is_live(event));
         if let Some(last) = live().next_back() {
-            // Never past what this machine's clock has seen: a timestamp from the future must not
-            // make a later catch-up skip anything.
-            let timestamp = live().map(|event| event.timestamp.min(event.received_at)).max().unwrap_or(0);
+            let timestamp = live().filter_map(known_until).max();
             let new = seqs.iter().zip(&self.lines.events).filter(|(seq, event)| seq.is_some() && is_live(event)).count();
             let mut upsert = connection.prepare_cached(
                 "INSERT INTO cursors (adapter, account, last_event_id, last_timestamp, last_received_at, events)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (adapter, account) DO UPDATE SET
-                   last_event_id = ?3, last_timestamp = max(last_timestamp, ?4), last_received_at = ?5, events = events + ?6",
+                 VALUES (?1, ?2, ?3, coalesce(?4, ?5), ?5, ?6) ON CONFLICT (adapter, account) DO UPDATE SET
+                   last_event_id = ?3, last_timestamp = max(min(last_timestamp, ?5), coalesce(?4, 0)), last_received_at = ?5,
+                   events = events + ?6",
             )?;
             upsert.execute(params![self.adapter, self.account, last.event_id, timestamp, last.received_at, new])?;
         }
         Ok(seqs)
     }
+}
+
+/// How far an event says that its account has come: never past what this machine's clock has seen, so that
+/// a later catch-up skips nothing. One from far ahead says nothing at all, since that clock may itself be
+/// ahead just now; and what it said while it was is taken back by the next event that comes in.
+fn known_until(event: &NewEvent) -> Option<i64> {
+    let is_believed = event.timestamp <= event.received_at.saturating_add(AHEAD_MS_MAX);
+    is_believed.then(|| event.timestamp.min(event.received_at))
 }
 
 /// A history that was broken off in the middle must not look like how far its account has come.
@@ -336,6 +346,23 @@ mod tests {
         CloseGap { adapter: "fake".into(), account: "me".into() }.apply(&connection).unwrap();
         let cursor = found(&connection);
         assert_eq!((cursor.gap_since, cursor.last_timestamp, cursor.events), (None, 4_000, 1));
+    }
+
+    #[test]
+    fn a_wrong_clock_moves_no_cursor_for_good() {
+        let connection = ledger();
+        let at = |id: &str, timestamp: i64, received_at: i64| NewEvent { received_at, ..event(id, timestamp, Disposition::Run) };
+        let hour = AHEAD_MS_MAX;
+        append(&connection, vec![at("fake:1", 4_000, 5_000)]);
+        // Our clock is ahead by hours, and somebody else's by thousands of years.
+        append(&connection, vec![at("fake:2", 4_100, 9 * hour), at("fake:3", i64::MAX / 2, 9 * hour)]);
+        assert_eq!(found(&connection).last_timestamp, 4_100);
+        // Slightly ahead of us is believed as far as we have come.
+        append(&connection, vec![at("fake:4", 9 * hour + 7, 9 * hour)]);
+        assert_eq!(found(&connection).last_timestamp, 9 * hour);
+        // Set right again.
+        append(&connection, vec![at("fake:5", 4_200, 5_200)]);
+        assert_eq!(found(&connection).last_timestamp, 5_200);
     }
 
     #[test]
