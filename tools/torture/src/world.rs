@@ -207,7 +207,7 @@ impl World {
             "env": { "TORTURE_VARIANT": (variant / 2).to_string() },
             "restart": { "max_restarts": 1000, "backoff_base_ms": 20, "backoff_multiplier": 1, "backoff_max_ms": 20, "errored_retry_ms": 20 },
             "send": { "timeout_ms": 800, "retries": 6, "on_uncertain": on_uncertain, "ttl_ms": 3_600_000 },
-            "catch_up": { "overlap_ms": 600_000, "max_age_ms": 3_600_000, "late": if variant.is_multiple_of(2) { "run" } else { "file" } },
+            "catch_up": { "overlap_ms": 3_000, "max_age_ms": 3_600_000, "late": if variant.is_multiple_of(2) { "run" } else { "file" } },
             "accounts": accounts,
         })
     }
