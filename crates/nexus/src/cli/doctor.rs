@@ -207,7 +207,10 @@ mod tests {
     fn the_worst_is_the_status_and_counts_are_told() {
         let (ok, bad) = (Finding::ok(Check::Clock, "fine"), Finding::error(Check::Port, "busy", "free it"));
         let odd = Finding::warning(Check::Lock, "stale", "remove it");
-        assert_eq!((summary(&[ok.clone()]).as_str(), document(&[ok.clone()], &[])["status"].as_str()), ("all is well", Some("ok")));
+        assert_eq!(
+            (summary(std::slice::from_ref(&ok)).as_str(), document(std::slice::from_ref(&ok), &[])["status"].as_str()),
+            ("all is well", Some("ok"))
+        );
         assert_eq!(document(&[ok.clone(), odd.clone()], &[])["status"], "warnings");
         let all = [ok, odd, bad];
         assert_eq!(

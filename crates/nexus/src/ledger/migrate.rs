@@ -26,7 +26,7 @@ pub enum MigrateError {
         file: PathBuf,
         to: PathBuf,
         #[source]
-        source: CopyError,
+        source: Box<CopyError>,
     },
     #[error("failed to make the directory `{to}` for the backup of `{file}`")]
     BackupDirectory {
@@ -133,7 +133,8 @@ fn back_up(connection: &Connection, file: &Path, version: u32) -> Result<(), Mig
     })?;
     let stem = file.file_stem().map_or_else(|| "ledger".into(), |stem| stem.to_string_lossy().into_owned());
     let to = directory.join(format!("{stem}-v{version}.db"));
-    copy(connection, &to, &mut |_| Ok(())).map_err(|source| MigrateError::Backup { file: file.to_owned(), to, source })
+    let copied = copy(connection, &to, &mut |_| Ok(()));
+    copied.map_err(|source| MigrateError::Backup { file: file.to_owned(), to, source: Box::new(source) })
 }
 
 fn checksum(sql: &str) -> String {

@@ -71,7 +71,7 @@ async fn a_program_that_panics_before_the_spawn_is_tried_again_and_obeys() {
     let (supervisor, _socket) = supervisor();
     let tries = Arc::new(AtomicUsize::new(0));
     let program = Arc::new(Defective { tries: tries.clone() });
-    let child = supervisor.add(ChildSpec { id: ChildId::new("adapter/x/y".to_owned()), policy: policy(), program });
+    let child = supervisor.add(ChildSpec { id: ChildId::new("adapter/x/y"), policy: policy(), program });
     child.start().await;
     let error = once(&child, Phase::Errored).await;
     assert_eq!((error.as_str(), tries.load(Ordering::Relaxed)), ("not ready", 2));
@@ -79,6 +79,6 @@ async fn a_program_that_panics_before_the_spawn_is_tried_again_and_obeys() {
     once(&child, Phase::Errored).await;
     child.stop().await;
     assert_eq!(child.status().phase, Phase::Stopped);
-    supervisor.remove(&ChildId::new("adapter/x/y".to_owned())).await;
+    supervisor.remove(&ChildId::new("adapter/x/y")).await;
     assert!(supervisor.list().is_empty());
 }
