@@ -19,7 +19,9 @@ import importlib
 import json
 import os
 import shlex
+import sqlite3
 import sys
+import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 # The shortest pause and the most restarts that a configuration may ask for.
@@ -31,6 +33,26 @@ RESTART = {
     "errored_retry_ms": 1,
 }
 INFO = {"channel": "bench", "name": "idle", "version": "1", "supports": ["monitor"], "multi_account": True}
+
+
+# Of the benchmark's lines, and of the events that stand for them.
+LINE_BYTES = 200
+
+
+def generate(total, done):
+    """Writes `total` bytes of events and exits at once, after it made the file `done`."""
+    lines = []
+    for number in range(total // LINE_BYTES):
+        event = {"event_id": f"bench:{number}", "timestamp": 0, "content": "", "content_type": "text", "channel": "bench", "account_id": "k0"}
+        event |= {"sender_id": "u", "peer_id": "p", "peer_kind": "dm"}
+        line = json.dumps(event, separators=(",", ":"))
+        event["content"] = "x" * (LINE_BYTES - 1 - len(line))
+        lines.append(json.dumps(event, separators=(",", ":")) + "\n")
+    data = "".join(lines).encode()
+    assert len(data) == total
+    while data:
+        data = data[os.write(1, data) :]
+    open(done, "w").close()
 
 
 def write_adapter(bench, directory):
@@ -70,8 +92,30 @@ def tools(bench, program):
             # JSON is YAML.
             bench.wr(self.config(), json.dumps(config))
 
-        def prep_pipe(self, _command):
-            raise SystemExit("nexus takes events, not any lines: measure it with `nexus-bench pipe`")
+        def prep_pipe(self, command):
+            # The benchmark's generator writes lines that are no events; this one writes as many events of
+            # the same length, and then says so and exits at once, as that one does.
+            words = command.split()
+            self.bytes, self.done = int(words[1]), os.path.abspath(words[3])
+            self.prep(1)
+            own = shlex.join([sys.executable, os.path.abspath(__file__), "--generate", str(self.bytes), self.done])
+            info = shlex.quote(json.dumps(INFO))
+            text = f'#!/bin/sh\nif [ "$1" = info ]; then echo {info}; elif [ -e {shlex.quote(self.done)} ]; then exec sleep 1000; else exec {own}; fi\n'
+            bench.wr(os.path.join(self.d, "adapter.sh"), text, 0o755)
+
+        def logs(self):
+            """A file as long as the events that the ledger has are together."""
+            path = os.path.join(self.d, "accounted")
+            ledger = os.path.join(self.d, "workspace/data/events.db")
+            count, before = 0, -1
+            while count != before:
+                before = count
+                with sqlite3.connect(f"file:{ledger}?mode=ro", uri=True, timeout=30) as events:
+                    (count,) = events.execute("SELECT count(*) FROM events WHERE channel = 'bench'").fetchone()
+                time.sleep(0.5)
+            with open(path, "wb") as file:
+                file.truncate(count * LINE_BYTES)
+            return [path]
 
         def cmd(self):
             return [program, "daemon", "start", "--config", self.config()]
@@ -90,6 +134,8 @@ def tools(bench, program):
 
 
 def main():
+    if sys.argv[1:2] == ["--generate"]:
+        return generate(int(sys.argv[2]), sys.argv[3])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--bench", required=True, help="directory of bench.py")
     parser.add_argument("--nexus", default=os.path.join(HERE, "../../target/release/nexus"), help="the daemon's program")
