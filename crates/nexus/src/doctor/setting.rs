@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_daemons_files_are_stale_and_held_ledgers_are_anothers() {
+    fn a_dead_daemons_files_are_stale_and_held_ledgers_are_not_ours() {
         let directory = tempfile::tempdir().unwrap();
         let paths = place(directory.path(), None);
         assert_eq!((presence(&paths), worst(&lock(&paths, Presence::Absent))), (Presence::Absent, Severity::Ok));

@@ -30,7 +30,7 @@ pub(crate) fn rebuild(ops: &[Op], upto: usize, rng: &mut fastrand::Rng, to: &Pat
 /// process is stopped: else something changed files that the log doesn't tell of, and no other cut can be trusted.
 ///
 /// # Errors
-/// As [`rebuild`].
+/// As [`Replay::cut`].
 pub(crate) fn whole(ops: &[Op], to: &Path) -> Result<()> {
     let mut replay = Replay::new(ops);
     replay.advance(ops.len())?;
@@ -58,10 +58,10 @@ impl<'a> Replay<'a> {
         Self { ops, disk: Disk::default(), done: 0 }
     }
 
-    /// As [`rebuild`]; `upto` must not be lower than at the last cut.
+    /// As [`Replay::cut`]; `upto` must not be lower than at the last cut.
     ///
     /// # Errors
-    /// As [`rebuild`].
+    /// As [`Replay::cut`].
     pub(crate) fn cut(&mut self, upto: usize, rng: &mut fastrand::Rng, to: &Path) -> Result<()> {
         let ops = self.ops;
         let issued = ops.get(upto).with_context(|| format!("there is no op {upto}"))?;
