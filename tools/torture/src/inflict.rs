@@ -110,7 +110,7 @@ pub(crate) fn may_fail(fault: &Fault) -> bool {
         // An INT during a shutdown ends it with an error code; the others keep a start from succeeding.
         Fault::StopAtOnce | Fault::ReadOnly | Fault::DiskFull | Fault::CorruptPage { .. } | Fault::Busy { .. } => true,
         // A panic on the way up is the start's failure.
-        Fault::Panic { name, .. } => name.starts_with("start.") || name.starts_with("stop.") || name.starts_with("migration."),
+        Fault::Panic { name, .. } => ["start.", "stop.", "migration.", "rename."].iter().any(|part| name.starts_with(part)),
         _ => false,
     }
 }
