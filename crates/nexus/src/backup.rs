@@ -19,6 +19,7 @@ pub mod restore;
 mod swap;
 
 pub use swap::SwapError;
+pub(crate) use swap::{STAGE_DIRECTORY, stage as restore_stage};
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use serde::Serialize;
@@ -34,8 +35,8 @@ pub const OVERLAY_FILE: &str = "state/overlay.yaml";
 const BACKUPS_DIRECTORY: &str = "backup";
 /// Longest configuration file, in bytes; the parser's own limit is lower.
 const CONFIG_BYTES_MAX: u64 = 4 * 1024 * 1024;
-/// Steps of SQLite's machine between two looks at whether a check is to be ended.
-const CHECK_OPS: c_int = 10_000;
+/// Steps of SQLite's machine, or pages, between two looks at whether a check is to be ended.
+const CHECK_OPS: c_int = 1_000;
 const MIB: u64 = 1024 * 1024;
 
 /// Who watches the work, and may end it.
@@ -101,10 +102,12 @@ fn open_read_only(path: &Path) -> rusqlite::Result<Connection> {
     Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)
 }
 
-/// Creates a directory that only this user can enter.
+/// Makes sure of a directory; what is made of its path only this user can enter, and a loss of power keeps.
 fn private_directory(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+    let new: Vec<&Path> = path.ancestors().take_while(|one| !one.exists()).collect();
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    new.into_iter().try_for_each(crate::ledger::copy::sync_directory_of)
 }
 
 /// Bytes that this user may still write to the file system of `directory`.

@@ -19,7 +19,7 @@ pub use checkpoint::Checkpoints;
 
 use migrate::{MigrateError, Migration};
 use place::Place;
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -412,10 +412,11 @@ pub(crate) fn optional<T>(result: rusqlite::Result<T>) -> rusqlite::Result<Optio
 fn refuse_missing(directory: &Path) -> Result<(), OpenError> {
     let missing: Vec<Ledger> = Ledger::ALL.into_iter().filter(|ledger| !directory.join(ledger.file_name()).exists()).collect();
     let Some(first) = missing.first() else { return Ok(()) };
-    // A first start that was killed has left some of them, without a row.
+    // A first start that was killed has left some of them, without a table or a row; of one that can't be read nobody knows.
     let has_row = |ledger: Ledger, sql: &str| {
         let path = directory.join(ledger.file_name());
-        path.exists() && read_only(&path).and_then(|connection| connection.prepare(sql)?.exists([])).unwrap_or(false)
+        let asked = read_only(&path).and_then(|connection| connection.prepare(sql)?.exists([]));
+        path.exists() && asked.unwrap_or_else(|error| error.sqlite_error_code().is_some_and(|code| code != ErrorCode::Unknown))
     };
     let was_used = has_row(Ledger::Nexus, "SELECT 1 FROM counters WHERE name = 'epoch' AND value > 0")
         || has_row(Ledger::Events, "SELECT 1 FROM events");
@@ -481,11 +482,10 @@ impl Ledgers {
     }
 
     /// Looks whether each path still names the file that is open. While one doesn't, nothing is written
-    /// there: it would be lost with the last descriptor.
-    pub fn look_at_files(&self) {
-        for place in [&self.events.place, &self.agents.place, &self.identity.place, &self.nexus.place] {
-            place.look();
-        }
+    /// there: it would be lost with the last descriptor. What is wrong with the first of those.
+    pub fn look_at_files(&self) -> Option<String> {
+        let places = [&self.events.place, &self.agents.place, &self.identity.place, &self.nexus.place];
+        places.map(Place::look).into_iter().flatten().next()
     }
 
     /// Name and writer's figures of each.

@@ -236,6 +236,43 @@ fn what_a_dead_daemon_left_is_a_warning_and_is_mended() {
 }
 
 #[test]
+fn what_a_killed_restore_left_is_told_and_its_copies_are_removed() {
+    let daemon = stopped();
+    let data = daemon.workspace().join("data");
+    let (stage, marker) = (data.join("restore-staged"), data.join("restore-in-progress"));
+    fs::create_dir(&stage).unwrap();
+    mode(&stage, 0o700);
+    fs::write(stage.join("events.db"), "half").unwrap();
+    fs::write(&marker, "{}").unwrap();
+    mode(&marker, 0o600);
+    let (what, fix) = only_error(&daemon, "leftovers");
+    assert!(what.contains("no daemon starts") && fix.contains("nexus restore DIRECTORY"), "{what}; {fix}");
+    let (code, _) = look(&daemon, &["--repair"]);
+    assert!(code == Some(1) && stage.exists() && marker.exists(), "what another restore needs was touched");
+    fs::remove_file(marker).unwrap();
+    let (code, document) = look(&daemon, &[]);
+    assert_eq!((code, trouble(&document)), (Some(0), vec![pair("leftovers", "warning")]), "{document:#}");
+    let (code, document) = look(&daemon, &["--repair"]);
+    assert_eq!((code, &document["status"]), (Some(0), &json!("ok")), "{document:#}");
+    assert!(!stage.exists());
+    assert_well(&daemon);
+}
+
+#[test]
+fn a_command_that_works_on_the_ledgers_is_waited_for_and_no_error() {
+    let daemon = stopped();
+    let lock = daemon.workspace().join("data/lock");
+    let held = fs::File::options().read(true).write(true).open(&lock).unwrap();
+    held.lock().unwrap();
+    fs::write(&lock, "`nexus backup` (PID 7)").unwrap();
+    let (code, document) = look(&daemon, &[]);
+    assert_eq!((code, trouble(&document)), (Some(0), vec![pair("lock", "warning")]), "{document:#}");
+    assert!(document["findings"].to_string().contains("`nexus backup` (PID 7) works on the ledgers"), "{document:#}");
+    drop(held);
+    assert_well(&daemon);
+}
+
+#[test]
 fn a_killed_daemon_leaves_work_for_the_next_start_and_no_error() {
     let mut daemon = started();
     daemon.kill9();

@@ -138,6 +138,9 @@ fn a_ledger_that_vanishes_is_missed_and_not_written_until_it_is_back() {
     fs::write(&path, "").unwrap();
     eventually("health says so", || daemon.status()["reasons"].to_string().contains("is another file"));
     assert_eq!((lines(daemon.file("acks")).len(), fs::read(&path).unwrap().len()), (0, 0));
+    let backup = daemon.nexus(&["backup", "copy"]);
+    assert!(backup.code != Some(0) && backup.stderr.contains("is another file"), "{backup:?}");
+    assert!(!daemon.home().join("copy").exists(), "a copy of a stranger's file was made");
 
     fs::rename(&aside, &path).unwrap();
     eventually("every event is in", || daemon.accepted() == i64::try_from(EVENTS).unwrap());
@@ -177,6 +180,16 @@ fn a_start_names_the_file_that_is_no_ledger_and_leaves_it_alone() {
         assert_eq!(fs::read_to_string(&path).unwrap(), garbage, "it was changed");
         fs::rename(&aside, &path).unwrap();
     }
+    let [events, nexus] = ["events", "nexus"].map(|name| ledger(&daemon, name));
+    let [one, other] = ["aside.db", "aside-too.db"].map(|name| daemon.workspace().join(name));
+    fs::rename(&events, &one).unwrap();
+    fs::rename(&nexus, &other).unwrap();
+    fs::write(&nexus, "not a database ".repeat(1_000)).unwrap();
+    let ran = daemon.nexus(&["daemon", "start"]);
+    assert!(ran.stderr.contains("events.db` is missing while the others are there"), "{ran:?}");
+    assert!(!events.exists(), "an empty ledger was made beside one that can't be read");
+    fs::rename(&one, &events).unwrap();
+    fs::rename(&other, &nexus).unwrap();
     daemon.launch();
     assert_eq!(daemon.texts("events", "SELECT content FROM events WHERE direction = 'inbound' ORDER BY seq"), ["kept"]);
     daemon.stop();

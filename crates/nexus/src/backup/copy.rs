@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 const ORDER: [Ledger; 4] = [Ledger::Identity, Ledger::Agents, Ledger::Nexus, Ledger::Events];
 /// A running daemon's disk is left to it for as long as a step took, but for no longer than this.
 const STEP_PAUSE_MAX: Duration = Duration::from_millis(20);
-/// Longest log of a ledger that is being copied, which can't be begun anew meanwhile.
+/// How far the log of a ledger may grow that is being copied, which can't be begun anew meanwhile.
 const LOG_MIB_MAX: u64 = 4 * 1024;
 
 /// What is to be copied, and to where.
@@ -123,7 +123,6 @@ fn prepare(to: &Path) -> Result<bool, BackupError> {
         },
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             private_directory(to).map_err(BackupError::file("create", to))?;
-            sync_directory_of(to).map_err(BackupError::file("sync the directory of", to))?;
             true
         }
         Err(source) => return Err(BackupError::File { operation: "open", path: to.to_owned(), source }),
@@ -209,11 +208,13 @@ fn copy_ledger(ledger: Ledger, ledgers: &Path, to: &Path, gently: bool, watch: &
     let Watch { tell, stop } = watch;
     let mut told = None;
     let mut began = Instant::now();
+    // It may be long from before, and have room for what comes.
+    let log_before = log_bytes(&path);
     let mut after_step = |step: Step| {
         if stop.is_cancelled() {
             return Err(CopyError::Stopped);
         }
-        let mib = log_bytes(&path) / MIB;
+        let mib = log_bytes(&path).saturating_sub(log_before) / MIB;
         if mib > LOG_MIB_MAX {
             return Err(CopyError::LogTooLong { path: path.clone(), mib });
         }

@@ -14,7 +14,7 @@ use rusqlite::Connection;
 use serde::Serialize;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Why nothing was restored.
@@ -45,6 +45,10 @@ pub enum RestoreError {
     Migrate(#[from] MigrateError),
     #[error("failed to exchange the ledgers; run the restore again. No daemon starts while `{}` lies beside them", lock::RESTORE_MARKER)]
     Swap(#[from] SwapError),
+    #[error(
+        "`{path}` belongs to user {owner}, and you are {me}: their daemon could not open what is put in its place; run this as that user"
+    )]
+    Foreign { path: PathBuf, owner: u32, me: u32 },
     #[error("the restore was called off. Nothing was changed")]
     Stopped,
 }
@@ -136,13 +140,14 @@ impl Plan {
         let stage = swap::stage(&target.ledgers);
         let prepared = self.prepare(target, &stage, resume, now_ms, watch).and_then(|marked| {
             let finished_another = swap::is_begun(&target.ledgers)?;
-            Ok((marked, finished_another, self.settle_config(target)?))
+            let config = self.settle_config(target)?;
+            Ok((marked, finished_another, config, Swap::begin(&target.ledgers, &self.directory, now_ms)?))
         });
         if prepared.is_err() {
             drop(fs::remove_dir_all(&stage)); // the next restore does it otherwise
         }
-        let (marked, finished_another, config) = prepared?;
-        let before = Swap::begin(&target.ledgers, &self.directory, now_ms)?.finish()?;
+        let (marked, finished_another, config, begun) = prepared?;
+        let before = begun.finish()?;
         Ok(Report {
             directory: self.directory.clone(),
             ledgers: target.ledgers.clone(),
@@ -309,10 +314,10 @@ fn open(stage: &Path, ledger: Ledger, now_ms: i64, watch: &mut Watch<'_>) -> Res
         false => RestoreError::Prepare { name: name.clone(), source },
     };
     let mut connection = Connection::open(&path).map_err(failed)?;
+    connection.execute_batch("PRAGMA trusted_schema = OFF; PRAGMA foreign_keys = ON;").map_err(failed)?;
     if let Some(what) = damage(&mut connection, Check::Whole, &watch.stop).map_err(failed)? {
         return Err(RestoreError::Tampered { path, what });
     }
-    connection.execute_batch("PRAGMA trusted_schema = OFF; PRAGMA foreign_keys = ON;").map_err(failed)?;
     migrate::migrate(&mut connection, &path, ledger.migrations(), now_ms)?;
     Ok(connection)
 }
@@ -326,10 +331,23 @@ fn as_single_file(connection: &mut Connection) -> rusqlite::Result<()> {
 /// dropped.
 ///
 /// # Errors
-/// [`RestoreError::Lock`] when a daemon or another command has it.
+/// [`RestoreError::Lock`] when a daemon or another command has it, [`RestoreError::Foreign`] when it is
+/// another user's.
 pub fn lock_ledgers(ledgers: &Path) -> Result<File, RestoreError> {
     private_directory(ledgers).map_err(RestoreError::file("create", ledgers))?;
+    refuse_foreign(ledgers, rustix::process::geteuid().as_raw())?;
     Ok(lock::take(ledgers, Some("nexus restore"))?)
+}
+
+/// Files that root puts in place would be root's.
+fn refuse_foreign(ledgers: &Path, me: u32) -> Result<(), RestoreError> {
+    for ledger in Ledger::ALL {
+        let path = ledgers.join(ledger.file_name());
+        if let Some(owner) = fs::metadata(&path).ok().map(|file| file.uid()).filter(|owner| *owner != me) {
+            return Err(RestoreError::Foreign { path, owner, me });
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -407,6 +425,29 @@ mod tests {
         fs::write(&target.config_file, "timer: {}\n").unwrap();
         assert_eq!(restore(&directory, &target).unwrap().config, ConfigOutcome::Differs);
         assert_eq!(fs::read_to_string(&target.config_file).unwrap(), "timer: {}\n");
+    }
+
+    #[test]
+    fn the_ledgers_of_another_user_are_refused() {
+        let root = tempfile::tempdir().unwrap();
+        backup(root.path());
+        let (data, me) = (root.path().join("data"), rustix::process::geteuid().as_raw());
+        refuse_foreign(&data, me).unwrap();
+        let error = refuse_foreign(&data, me + 1).unwrap_err().to_string();
+        assert!(error.contains(&format!("belongs to user {me}")), "{error}");
+    }
+
+    #[test]
+    fn an_exchange_that_cannot_begin_leaves_no_copies() {
+        let root = tempfile::tempdir().unwrap();
+        let (directory, target) = backup(root.path());
+        restore(&directory, &target).unwrap();
+        // Where the former ledgers are to go.
+        fs::write(target.ledgers.join("backup"), "no directory").unwrap();
+        let error = restore(&directory, &target).unwrap_err();
+        assert!(matches!(error, RestoreError::Swap(_)), "{error}");
+        assert!(has_ledgers(&target) && !swap::stage(&target.ledgers).exists());
+        assert!(!swap::is_begun(&target.ledgers).unwrap());
     }
 
     #[test]

@@ -18,7 +18,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// Where the new files wait, beside the ledgers.
-const STAGE_DIRECTORY: &str = "restore-staged";
+pub(crate) const STAGE_DIRECTORY: &str = "restore-staged";
 /// How a directory is called in which the former ledgers lie.
 const ASIDE_PREFIX: &str = "before-restore-";
 /// Longest marker that is read, in bytes.
@@ -63,7 +63,7 @@ pub(super) struct Swap<'a> {
 }
 
 /// Where new files are to be put before they are swapped in.
-pub(super) fn stage(ledgers: &Path) -> PathBuf {
+pub(crate) fn stage(ledgers: &Path) -> PathBuf {
     ledgers.join(STAGE_DIRECTORY)
 }
 

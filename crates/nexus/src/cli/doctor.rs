@@ -33,7 +33,9 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let presence = setting::presence(&paths);
     let (config, configured) = setting::configuration(&paths);
     let data = config.as_ref().map(|config| paths.data_dir(&config.ledgers.directory));
-    let mut repaired = if args.repair { repair::before(&paths, config.as_ref(), data.as_deref(), presence) } else { Repaired::default() };
+    // Root would leave files that their owner can't open; that they are another's is among what is found.
+    let mend = args.repair && permissions::owner(&paths.state_dir).is_none();
+    let mut repaired = if mend { repair::before(&paths, config.as_ref(), data.as_deref(), presence) } else { Repaired::default() };
     if out.terminal && !out.json {
         note("looking at everything; large ledgers take their time");
     }
@@ -42,7 +44,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     findings.extend(configured);
     findings.extend(match presence {
         Presence::Running { .. } => block_on(asked(&paths, config.as_ref()))?,
-        Presence::Absent => looked(&paths, config.as_ref(), data.as_deref(), args.repair.then_some(&mut repaired)),
+        Presence::Absent => looked(&paths, config.as_ref(), data.as_deref(), mend.then_some(&mut repaired)),
         Presence::Cleaning => vec![not_now(&paths)],
     });
     findings.push(host::kill_level(&paths.state_dir));
@@ -132,12 +134,16 @@ fn ledgers(data: &Path, repaired: Option<&mut Repaired>) -> Vec<Finding> {
     if let Some(in_use) = setting::ledgers_in_use(data) {
         return vec![in_use];
     }
+    if let Some(half) = leftovers::half_restored(data) {
+        return vec![half];
+    }
     let findings = record::examine(&record::Examined { directory: PathBuf::from(data), epoch: None, now_ms: clock::wall_ms() });
-    // What is damaged is left as it is, for whoever may save something of it.
-    if let Some(repaired) = repaired
-        && worst(&findings) != Severity::Error
-    {
-        repair::logs(data, repaired);
+    if let Some(repaired) = repaired {
+        repair::staged(data, repaired);
+        // What is damaged is left as it is, for whoever may save something of it.
+        if worst(&findings) != Severity::Error {
+            repair::logs(data, repaired);
+        }
     }
     findings
 }

@@ -30,6 +30,10 @@ pub(super) fn begin(control: &Control, directory: Option<PathBuf>) -> Result<Lin
     let Ok(turn) = control.backing_up.clone().try_lock_owned() else {
         return Err(Refusal::new(StatusCode::CONFLICT, "a backup is being made; try again when it is done"));
     };
+    // The copy is made by path, and would be of another file.
+    if let Some(trouble) = control.ledgers.look_at_files() {
+        return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, trouble));
+    }
     let (config, now_ms) = (control.config.load(), clock::wall_ms());
     let ledgers = control.paths.data_dir(&config.ledgers.directory);
     let job = Job {

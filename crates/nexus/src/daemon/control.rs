@@ -230,9 +230,10 @@ impl Control {
             return Err(Refusal::new(StatusCode::CONFLICT, "the ledgers are being examined; try again in a moment"));
         };
         let directory = self.ledgers.nexus.readers.path().parent().map(std::path::Path::to_owned).unwrap_or_default();
+        let kept = (room, self.ledgers.long_reads());
         let asked = doctor::record::Examined { directory, epoch: Some(self.pipeline.epoch), now_ms: clock::wall_ms() };
         let looked = tokio::task::spawn_blocking(move || {
-            let _room = room; // kept to the end, whether or not who asked still waits
+            let _kept = kept; // to the end, whether or not who asked still waits
             doctor::record::examine(&asked)
         });
         let mut findings = looked.await.map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;

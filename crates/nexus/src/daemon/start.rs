@@ -295,6 +295,8 @@ async fn schedule(timer: &config::Timer, ledgers: &Ledgers) -> Result<Schedule, 
     let zone = timer::zone(&timer.timezone).map_err(StartError::Timer)?;
     let timer = timer.clone();
     let restored = ledgers.nexus.readers.read(|connection| optional(counter(connection, RESTORED_AT))).await?;
+    // The clock may have been ahead then; no slot that is still to come is settled.
+    let restored = restored.map(|at| at.min(clock::wall_ms()));
     let built = ledgers.events.readers.read(move |connection| {
         let last = |job: &Job| {
             let prefix = match job {

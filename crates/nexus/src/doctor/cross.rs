@@ -215,7 +215,9 @@ fn mark(followed: &Followed<'_>) -> Vec<Finding> {
     }
 }
 
-const RUNS: &str = "SELECT finish_seq, run_id FROM runs WHERE finish_seq > ?1 AND finish_seq <= ?2 ORDER BY finish_seq LIMIT ?3";
+/// Those that have a turn: one that a panic broke off ends as failed without any. Texts are forgotten in time.
+const RUNS: &str = "SELECT finish_seq, run_id FROM runs WHERE finish_seq > ?1 AND finish_seq <= ?2
+    AND (status = 'finished' OR turn_json IS NOT NULL) ORDER BY finish_seq LIMIT ?3";
 
 /// Each run that agents.db says it followed has its turn there.
 fn turns(files: &Files) -> Vec<Finding> {
@@ -382,6 +384,16 @@ mod tests {
         let turn = "INSERT INTO turns VALUES ('turn_A', NULL, 1, 's', 'echo', 'req_1', NULL, NULL, 'end_turn', NULL, NULL, 1, 1.0)";
         alter(&files.agents, turn);
         assert_eq!(worst(&followers(&files)), Severity::Ok);
+        // As one ends that a panic broke off, and as one that failed and said something.
+        alter(
+            &files.nexus,
+            "INSERT INTO runs (run_id, event_seq, attempt, agent, session, status, started_at, finished_at, finish_seq, epoch)
+             VALUES ('run_B', 1, 2, 'echo', 's', 'failed', 1, 2, 2, 1); UPDATE counters SET value = 2 WHERE name = 'finish_seq'",
+        );
+        alter(&files.agents, "UPDATE applied SET seq = 2");
+        assert_eq!(worst(&followers(&files)), Severity::Ok, "{:?}", followers(&files));
+        alter(&files.nexus, "UPDATE runs SET turn_json = '{}' WHERE run_id = 'run_B'");
+        assert!(followers(&files).iter().any(|finding| finding.what.contains("without a turn (run_B)")), "{:?}", followers(&files));
     }
 
     #[test]

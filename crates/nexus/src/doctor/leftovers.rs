@@ -3,8 +3,10 @@
 
 use super::{Check, Finding, NAMED_MAX, Presence, counted};
 use crate::adapter::account::context_name;
+use crate::backup::restore_stage;
 use crate::daemon::{Paths, instance};
 use crate::keeper::leftovers;
+use crate::ledger::lock::{RESTORE_MARKER, user};
 use nexus_core::config::Config;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -36,10 +38,11 @@ pub fn findings(paths: &Paths, config: Option<&Config>, data: Option<&Path>, pre
     let by_hand = "remove them, or run `nexus doctor --repair` while the daemon is stopped";
     let fix = if presence == Presence::Absent { REPAIR } else { by_hand };
     findings.extend(files(&temporaries(paths), "half of a file that was being written when its process was killed", fix));
+    findings.extend(data.and_then(|data| staged(data, presence)));
     if findings.is_empty() {
         findings.push(Finding::ok(Check::Leftovers, "nothing is left of what ran before").at(&paths.state_dir));
     }
-    findings.extend(data.and_then(|data| kept(&data.join("backup"), "copies made before a change of schema")));
+    findings.extend(data.and_then(|data| kept(&data.join("backup"), "backups, and copies from before a migration or a restore")));
     findings.extend(diagnostics(paths));
     findings
 }
@@ -54,12 +57,30 @@ fn files(paths: &[PathBuf], what: &str, fix: &str) -> Option<Finding> {
     Some(Finding::warning(Check::Leftovers, format!("{count}{what}"), fix).at(first))
 }
 
+/// A restore that was killed while it exchanged the ledgers: what is there is of two sets.
+pub fn half_restored(data: &Path) -> Option<Finding> {
+    let marker = data.join(RESTORE_MARKER);
+    let what = "a restore did not come to its end: no daemon starts, and the ledgers were not looked at";
+    let fix = "run `nexus restore DIRECTORY` again, with that backup or another, to finish it";
+    marker.exists().then(|| Finding::error(Check::Leftovers, what, fix).at(&marker))
+}
+
+/// Copies of a restore that was killed before it exchanged anything; not of one that is at work.
+fn staged(data: &Path, presence: Presence) -> Option<Finding> {
+    let stage = restore_stage(data);
+    let is_used = data.join(RESTORE_MARKER).exists() || (presence == Presence::Absent && user(data).is_some());
+    let fix = if presence == Presence::Absent { REPAIR } else { "remove it" };
+    let what = "copies for a restore that was killed before it changed anything";
+    (stage.exists() && !is_used).then(|| Finding::warning(Check::Leftovers, what, fix).at(&stage))
+}
+
 /// Told and no more: nobody but their owner knows what they are kept for.
 fn kept(directory: &Path, what: &str) -> Option<Finding> {
     let (mut count, mut bytes) = (0, 0);
-    for entry in fs::read_dir(directory).ok()?.flatten() {
+    // A backup is a directory with another one in it.
+    for file in entries(directory).into_iter().flat_map(below).flat_map(below) {
         count += 1;
-        bytes += entry.metadata().map_or(0, |metadata| metadata.len());
+        bytes += fs::symlink_metadata(&file).map_or(0, |metadata| metadata.len());
     }
     let finding = Finding::ok(Check::Leftovers, format!("{what}: {}, {} KiB", counted(count, "file"), bytes / 1024));
     (count > 0).then(|| finding.at(directory))
@@ -111,6 +132,12 @@ fn name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
+/// What is in a directory, or the file itself.
+fn below(path: PathBuf) -> Vec<PathBuf> {
+    let is_directory = fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_dir());
+    if is_directory { entries(&path) } else { vec![path] }
+}
+
 fn entries(directory: &Path) -> Vec<PathBuf> {
     let mut all: Vec<PathBuf> = fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
     all.sort();
@@ -151,6 +178,22 @@ mod tests {
     }
 
     #[test]
+    fn copies_of_a_restore_are_left_over_unless_one_is_at_work() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        let paths =
+            Paths { state_dir: root.to_owned(), config_file: root.join("nex.yaml"), workspace: root.to_owned(), config_named: true };
+        let look = || worst(&findings(&paths, None, Some(root), Presence::Absent));
+        fs::create_dir(restore_stage(root)).unwrap();
+        assert_eq!((look(), half_restored(root)), (Severity::Warning, None));
+        let held = crate::ledger::lock::take(root, Some("nexus restore")).unwrap();
+        assert_eq!(look(), Severity::Ok);
+        drop(held);
+        fs::write(root.join(RESTORE_MARKER), "").unwrap();
+        assert_eq!((look(), half_restored(root).unwrap().severity), (Severity::Ok, Severity::Error));
+    }
+
+    #[test]
     fn copies_and_diagnostics_are_told_and_no_trouble() {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path();
@@ -158,9 +201,11 @@ mod tests {
             Paths { state_dir: root.to_owned(), config_file: root.join("nex.yaml"), workspace: root.to_owned(), config_named: true };
         fs::create_dir(root.join("backup")).unwrap();
         fs::write(root.join("backup/nexus-v1.db"), [0; 2048]).unwrap();
+        fs::create_dir_all(root.join("backup/one/state")).unwrap();
+        fs::write(root.join("backup/one/state/overlay.yaml"), [0; 1024]).unwrap();
         fs::write(root.join("diagnostics-1.json"), "{}").unwrap();
         let found = findings(&paths, None, Some(root), Presence::Absent);
         assert_eq!(worst(&found), Severity::Ok);
-        assert!(found[1].what.ends_with("1 file, 2 KiB") && found[2].what.starts_with("1 file of diagnostics"), "{found:?}");
+        assert!(found[1].what.ends_with("2 files, 3 KiB") && found[2].what.starts_with("1 file of diagnostics"), "{found:?}");
     }
 }

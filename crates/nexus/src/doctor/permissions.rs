@@ -2,13 +2,24 @@
 //! configuration that nobody else can write. It looks, and `repair` sets what it finds.
 
 use super::{Check, Finding, Severity, capped};
+use crate::backup::STAGE_DIRECTORY;
 use crate::daemon::Paths;
+use crate::ledger::Ledger;
+use crate::ledger::lock::RESTORE_MARKER;
 use std::fs::{self, Metadata};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+/// `bus.db` may be there as well.
+const LEDGERS: [Ledger; 5] = [Ledger::Events, Ledger::Agents, Ledger::Identity, Ledger::Nexus, Ledger::Bus];
 pub(super) const DIRECTORY_MODE: u32 = 0o700;
 pub(super) const FILE_MODE: u32 = 0o600;
+/// What the daemon and its commands make in the state directory, beside diagnostics.
+const STATE_NAMES: [&str; 8] = ["nex.pid", "nex.sock", "last-run.json", "instance", "cgroup", "chat_history", "logs", "run"];
+/// In the workspace's `state`.
+const WORKSPACE_NAMES: [&str; 2] = ["credentials", "overlay.yaml"];
+/// Beside the ledgers. Below them lie copies, in directories that are ours alone.
+const DATA_NAMES: [&str; 4] = ["lock", "backup", RESTORE_MARKER, STAGE_DIRECTORY];
 /// Levels below a directory that are looked at: credentials lie two below theirs.
 const LEVELS_MAX: u32 = 3;
 /// Entries looked at in all; what lies there beyond them is nothing that a daemon made.
@@ -57,39 +68,52 @@ pub(super) fn wrong(paths: &Paths, data: Option<&Path>) -> Vec<Wrong> {
     judged.collect()
 }
 
-/// All that the daemon and its commands make, as far as it is there: nothing behind a symbolic link.
+/// All that the daemon and its commands make, as far as it is there, known by its name: the directories may
+/// have been chosen to be shared with other files. Nothing behind a symbolic link.
 fn ours(paths: &Paths, data: Option<&Path>) -> Vec<(PathBuf, Metadata)> {
     let mut all = Vec::new();
-    let trees = [(paths.state_dir.clone(), LEVELS_MAX), (paths.workspace.join("state"), LEVELS_MAX)];
-    // Below `data` lie copies that were made before a migration: in a directory that is ours alone.
-    for (root, levels) in trees.into_iter().chain(data.map(|data| (data.to_owned(), 1))) {
-        if let Ok(metadata) = fs::metadata(&root) {
-            let is_directory = metadata.is_dir();
-            all.push((root.clone(), metadata));
-            if is_directory {
-                below(&root, levels, &mut all);
-            }
+    let of_state = |name: &str| STATE_NAMES.contains(&name) || name.starts_with("diagnostics-");
+    tree(&paths.state_dir, LEVELS_MAX, &of_state, &mut all);
+    tree(&paths.workspace.join("state"), LEVELS_MAX, &|name| WORKSPACE_NAMES.contains(&name), &mut all);
+    if let Some(data) = data {
+        let ledgers = LEDGERS.map(Ledger::file_name);
+        let of_data = |name: &str| DATA_NAMES.contains(&name) || ledgers.iter().any(|ledger| name.starts_with(ledger.as_str()));
+        let from = all.len();
+        tree(data, 1, &of_data, &mut all);
+        if paths.workspace.starts_with(data) && all.len() > from {
+            all.remove(from); // more than ledgers lies in it
         }
     }
     all
 }
 
-fn below(directory: &Path, levels: u32, all: &mut Vec<(PathBuf, Metadata)>) {
+/// A directory, what is ours in it by name, and all below that.
+fn tree(root: &Path, levels: u32, is_ours: &dyn Fn(&str) -> bool, all: &mut Vec<(PathBuf, Metadata)>) {
+    let Ok(metadata) = fs::metadata(root) else { return };
+    let is_directory = metadata.is_dir();
+    all.push((root.to_owned(), metadata));
+    if is_directory {
+        below(root, levels, is_ours, all);
+    }
+}
+
+fn below(directory: &Path, levels: u32, is_ours: &dyn Fn(&str) -> bool, all: &mut Vec<(PathBuf, Metadata)>) {
     // One that can't be read has a wrong mode or owner, which is told of itself.
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let Ok(metadata) = entry.metadata() else { continue };
-        if metadata.is_symlink() || all.len() >= ENTRIES_MAX {
+        if metadata.is_symlink() || !is_ours(&entry.file_name().to_string_lossy()) || all.len() >= ENTRIES_MAX {
             continue;
         }
         let is_directory = metadata.is_dir();
         all.push((entry.path(), metadata));
         if is_directory && levels > 1 {
-            below(&entry.path(), levels - 1, all);
+            below(&entry.path(), levels - 1, &|_| true, all);
         }
     }
 }
 
-fn owner(path: &Path) -> Option<Finding> {
+/// Whether a path is another user's.
+pub fn owner(path: &Path) -> Option<Finding> {
     let (owner, me) = (fs::metadata(path).ok()?.uid(), rustix::process::geteuid().as_raw());
     let fix = format!("run `nexus` as the user it belongs to, or as root: chown {me} {}", shell_words::quote(&path.to_string_lossy()));
     (owner != me).then(|| Finding::error(Check::Permissions, format!("it belongs to user {owner}, and you are {me}"), fix).at(path))
@@ -164,8 +188,32 @@ mod tests {
         let foreign = directory.path().join("foreign");
         fs::write(&foreign, "").unwrap();
         set(&foreign, 0o666);
-        std::os::unix::fs::symlink(&foreign, paths.state_dir.join("link")).unwrap();
+        std::os::unix::fs::symlink(&foreign, paths.state_dir.join("instance")).unwrap();
         assert_eq!(worst(&findings(&paths, None)), Severity::Ok);
+    }
+
+    #[test]
+    fn other_files_in_a_shared_directory_are_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        let shared = root.join("w");
+        let paths =
+            Paths { state_dir: shared.clone(), config_file: shared.join("nex.yaml"), workspace: shared.clone(), config_named: true };
+        fs::create_dir_all(root.join("w/state/mine")).unwrap();
+        for (path, mode) in [("w", 0o700), ("w/state", 0o700), ("w/state/mine", 0o755)] {
+            set(&root.join(path), mode);
+        }
+        for name in ["w/adapter.py", "adapter.py"] {
+            fs::write(root.join(name), "").unwrap();
+            set(&root.join(name), 0o755);
+        }
+        set(root, 0o755);
+        for data in [root, paths.workspace.as_path()] {
+            assert_eq!(wrong(&paths, Some(data)), []);
+        }
+        fs::write(root.join("nexus.db-wal"), "").unwrap();
+        set(&root.join("nexus.db-wal"), 0o644);
+        assert_eq!(wrong(&paths, Some(root)).len(), 1);
     }
 
     #[test]

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 /// How long all of it may take while a daemon runs: a long read keeps the log from being emptied, and
 /// who asked waits 60 s at most.
 pub const RUNNING_LIMIT: Duration = Duration::from_secs(30);
-/// Steps of SQLite's machine between two looks at the clock.
-const STEPS_BETWEEN_LOOKS: std::ffi::c_int = 10_000;
+/// Steps of SQLite's machine, or pages of its own check, between two looks at the clock. Each may be a read of a slow disk.
+const STEPS_BETWEEN_LOOKS: std::ffi::c_int = 1_000;
 /// Findings of SQLite's own check that are asked for, per file.
 const DAMAGES_MAX: usize = 5;
 /// Age from which a request without an end is told while a daemon runs.
@@ -59,6 +59,10 @@ impl Files {
             Ledger::Bus => &mut self.bus,
         }
     }
+
+    fn is_complete(&self) -> bool {
+        [&self.events, &self.agents, &self.identity, &self.nexus].into_iter().all(Option::is_some)
+    }
 }
 
 /// Looks at all files and says what was found. Blocks; for at most [`RUNNING_LIMIT`] with a daemon.
@@ -85,7 +89,10 @@ pub fn examine(asked: &Examined) -> Vec<Finding> {
         (Check::Records, "runs, turns, sessions, contacts and cursors fit together"),
         (Check::Deliveries, "every message has its request and its run, and those sent are in order"),
     ] {
-        rows.extend(all_sound(check, &rows, what, &asked.directory));
+        // Of a file that can't be read nothing was looked at.
+        if files.is_complete() {
+            rows.extend(all_sound(check, &rows, what, &asked.directory));
+        }
     }
     findings.append(&mut rows);
     findings.extend(clock(&files, asked));
@@ -178,9 +185,13 @@ fn rules(files: &Files) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (file, rules) in each {
         let Some(file) = file else { continue };
-        match rows::broken(&file.connection, rules) {
-            Ok(broken) => findings.extend(broken.into_iter().map(|finding| finding.at(&file.path))),
-            Err(error) => findings.push(unreadable(Check::Records, &file.path, &error)),
+        for rule in rules {
+            let finding = match rows::broken(&file.connection, rule) {
+                Ok(broken) => broken.map(|finding| finding.at(&file.path)),
+                Err(error) => Some(unreadable(rule.check, &file.path, &error)),
+            };
+            // What can't be read says so once for each check.
+            findings.extend(finding.filter(|finding| !findings.contains(finding)));
         }
     }
     findings
@@ -221,7 +232,7 @@ fn left_open(connection: &Connection) -> rusqlite::Result<Vec<Finding>> {
 fn forgotten(connection: &Connection, epoch: i64, now_ms: i64) -> rusqlite::Result<Vec<Finding>> {
     let mut findings = Vec::new();
     let former = format!(
-        "SELECT request_id FROM nexus_requests WHERE {OPEN} AND (status = 'interrupted' OR (status = 'processing' AND epoch < ?1))
+        "SELECT request_id FROM nexus_requests WHERE {OPEN} AND status IN ('processing', 'interrupted') AND epoch < ?1
          UNION ALL SELECT run_id FROM runs WHERE status = 'running' AND epoch < ?1
          UNION ALL SELECT delivery_id FROM deliveries WHERE status IN ('pending', 'sending', 'uncertain') AND status = 'sending' AND epoch < ?1"
     );
@@ -259,8 +270,14 @@ fn deliveries(files: &Files, asked: &Examined) -> Vec<Finding> {
         }
         Err(error) => return vec![unreadable(Check::Deliveries, &file.path, &error)],
     }
-    for (status, what) in [("uncertain", "may or may not have arrived"), ("failed", "could not be sent")] {
-        match rows::find(&file.connection, "SELECT delivery_id FROM deliveries WHERE status = ?1 ORDER BY seq DESC", [status]) {
+    // The lists are those of the indexes.
+    let kinds = [
+        ("uncertain", "'pending', 'sending', 'uncertain'", "may or may not have arrived"),
+        ("failed", "'failed', 'expired'", "could not be sent"),
+    ];
+    for (status, indexed, what) in kinds {
+        let sql = format!("SELECT delivery_id FROM deliveries WHERE status IN ({indexed}) AND status = '{status}' ORDER BY seq DESC");
+        match rows::find(&file.connection, &sql, []) {
             Ok(found) if found.count > 0 => {
                 let what = format!("{} {what} {}", counted(found.count, "message"), found.named());
                 let fix = format!("`nexus deliveries list --status {status}`, then `nexus deliveries retry ID` or `discard ID`");
@@ -381,6 +398,29 @@ mod tests {
         let bad = bad(&running);
         assert!(bad.iter().any(|finding| finding.severity == Severity::Error && finding.what.contains("of a former daemon")), "{bad:?}");
         assert!(bad.iter().any(|finding| finding.severity == Severity::Warning && finding.what.contains("longer than 10 min")), "{bad:?}");
+    }
+
+    #[test]
+    fn a_request_that_this_daemon_interrupts_as_it_stops_is_no_error() {
+        let (_directory, asked) = made();
+        write(&asked, Ledger::Events, EVENT);
+        write(&asked, Ledger::Nexus, OPEN_REQUEST);
+        let stopping = Examined { epoch: Some(1), now_ms: 2, ..asked };
+        assert_eq!(bad(&stopping), []);
+    }
+
+    #[test]
+    fn what_was_not_looked_at_to_its_end_is_not_called_sound() {
+        let (_directory, asked) = made();
+        let mut files = Files::default();
+        for ledger in FILES {
+            *files.slot(ledger) = open(&asked, ledger, None, &mut Vec::new());
+        }
+        let file = files.nexus.as_ref().unwrap();
+        file.connection.execute_batch("PRAGMA query_only = OFF").unwrap();
+        file.connection.execute_batch("CREATE TEMP TABLE runs (finish_seq INTEGER)").unwrap();
+        let checks: Vec<Check> = rules(&files).iter().map(|finding| finding.check).collect();
+        assert!([Check::Promise, Check::Records, Check::Deliveries].iter().all(|check| checks.contains(check)), "{checks:?}");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! its file. It touches no row of a ledger, and while a daemon runs nothing but modes.
 
 use super::{Check, Finding, Presence, leftovers, permissions};
+use crate::backup::restore_stage;
 use crate::daemon::lock::Lock;
 use crate::daemon::{Paths, instance};
 use crate::error_text::describe;
@@ -9,7 +10,7 @@ use crate::keeper::leftovers::clear_marked;
 use crate::ledger::lock::take;
 use crate::ledger::{Ledger, empty_log};
 use nexus_core::config::Config;
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -80,6 +81,27 @@ pub fn leftovers(paths: &Paths, config: Option<&Config>, repaired: &mut Repaired
     }
 }
 
+/// Takes the ledgers, so that nobody else opens them meanwhile.
+fn hold(data: &Path, repaired: &mut Repaired) -> Option<File> {
+    match take(data, Some("nexus doctor --repair")) {
+        Ok(held) => Some(held),
+        Err(error) => {
+            repaired.failed.push(Finding::error(Check::Repair, describe(&error), "try again when that has ended").at(data));
+            None
+        }
+    }
+}
+
+/// Removes the copies of a restore that was killed before it exchanged anything.
+pub fn staged(data: &Path, repaired: &mut Repaired) {
+    let stage = restore_stage(data);
+    if !stage.exists() {
+        return;
+    }
+    let Some(_held) = hold(data, repaired) else { return };
+    repaired.note(&stage, "removed", fs::remove_dir_all(&stage));
+}
+
 /// Moves the logs of sound ledgers into their files.
 pub fn logs(data: &Path, repaired: &mut Repaired) {
     let has_log = |ledger: &Ledger| fs::metadata(data.join(format!("{}-wal", ledger.file_name()))).is_ok_and(|log| log.len() > 0);
@@ -87,13 +109,7 @@ pub fn logs(data: &Path, repaired: &mut Repaired) {
     if with_log.is_empty() {
         return;
     }
-    let _held = match take(data, Some("nexus doctor --repair")) {
-        Ok(held) => held,
-        Err(error) => {
-            repaired.failed.push(Finding::error(Check::Repair, describe(&error), "stop that daemon first").at(data));
-            return;
-        }
-    };
+    let Some(_held) = hold(data, repaired) else { return };
     for ledger in with_log {
         let path = data.join(ledger.file_name());
         match empty_log(&path) {
@@ -172,14 +188,17 @@ mod tests {
         let connection = crate::ledger::open(data, Ledger::Identity, 1).unwrap();
         let log = data.join("identity.db-wal");
         assert!(fs::metadata(&log).unwrap().len() > 0);
+        fs::create_dir(restore_stage(data)).unwrap();
         let held = take(data, None).unwrap();
         let mut repaired = Repaired::default();
         logs(data, &mut repaired);
-        assert!(repaired.done.is_empty() && repaired.failed.len() == 1, "{repaired:?}");
+        staged(data, &mut repaired);
+        assert!(repaired.done.is_empty() && repaired.failed.len() == 2 && restore_stage(data).exists(), "{repaired:?}");
         drop(held);
         let mut repaired = Repaired::default();
         logs(data, &mut repaired);
-        assert!(repaired.done.len() == 1 && repaired.failed.is_empty(), "{repaired:?}");
+        staged(data, &mut repaired);
+        assert!(repaired.done.len() == 2 && repaired.failed.is_empty() && !restore_stage(data).exists(), "{repaired:?}");
         assert_eq!(fs::metadata(&log).map_or(0, |log| log.len()), 0);
         let entities: i64 = connection.query_row("SELECT count(*) FROM entities", [], |row| row.get(0)).unwrap();
         assert_eq!(entities, 1);

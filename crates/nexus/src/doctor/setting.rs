@@ -4,8 +4,8 @@ use super::{Check, Finding, Presence, capped};
 use crate::daemon::config::{self, LoadError};
 use crate::daemon::{Paths, lock};
 use crate::error_text::describe;
+use crate::ledger::lock::user;
 use nexus_core::config::{Config, Problem};
-use std::fs::{File, TryLockError};
 use std::path::Path;
 
 /// What [`nexus_core::config`] puts before a warning that stands among errors.
@@ -45,23 +45,18 @@ pub fn lock(paths: &Paths, presence: Presence) -> Vec<Finding> {
     }
 }
 
-/// With no daemon of this state directory, whether one of another has the ledgers.
+/// With no daemon of this state directory, whether a command or a daemon of another has the ledgers.
 pub fn ledgers_in_use(data: &Path) -> Option<Finding> {
-    let file = File::open(data.join("lock")).ok()?;
-    match file.try_lock_shared() {
-        Err(TryLockError::WouldBlock) => {
-            let what = "a daemon with another state directory has these ledgers; they were not looked at";
-            Some(
-                Finding::error(
-                    Check::Lock,
-                    what,
-                    "give each daemon its own ledgers.directory, or name that one's state by NEXUS_STATE_DIR",
-                )
-                .at(data),
-            )
-        }
-        Ok(()) | Err(TryLockError::Error(_)) => None,
-    }
+    let by = user(data)?;
+    let finding = if by.is_empty() {
+        let what = "a daemon with another state directory has these ledgers; they were not looked at";
+        let fix = "give each daemon its own ledgers.directory, or name that one's state by NEXUS_STATE_DIR";
+        Finding::error(Check::Lock, what, fix)
+    } else {
+        let what = format!("{by} works on the ledgers; they were not looked at");
+        Finding::warning(Check::Lock, what, "run `nexus doctor` again when it is done")
+    };
+    Some(finding.at(data))
 }
 
 /// The configuration, if it loads or a start would write one; and all that is wrong or odd about it.
@@ -150,5 +145,8 @@ mod tests {
         assert_eq!(ledgers_in_use(directory.path()).unwrap().severity, Severity::Error);
         drop(held);
         assert_eq!(ledgers_in_use(directory.path()), None);
+        let _held = crate::ledger::lock::take(directory.path(), Some("nexus backup")).unwrap();
+        let busy = ledgers_in_use(directory.path()).unwrap();
+        assert!(busy.severity == Severity::Warning && busy.what.starts_with("`nexus backup` (PID"), "{busy:?}");
     }
 }

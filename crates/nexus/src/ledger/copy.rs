@@ -34,7 +34,7 @@ pub enum CopyError {
     },
     #[error("the copy `{path}` stays in journal mode `{mode}`, so that it is no single file")]
     Journal { path: PathBuf, mode: String },
-    #[error("the log of `{path}` grew to {mib} MiB while it was copied; try again when less is written, or to a faster disk")]
+    #[error("the log of `{path}` grew by {mib} MiB while it was copied; try again when less is written, or to a faster disk")]
     LogTooLong { path: PathBuf, mib: u64 },
     #[error("it was called off")]
     Stopped,

@@ -34,12 +34,26 @@ pub(crate) fn take(directory: &Path, command: Option<&str>) -> Result<File, Open
     Ok(file)
 }
 
-/// Who has the lock, as they wrote into it.
+/// Who has the lock.
 fn holder(file: &File, directory: &Path) -> io::Result<OpenError> {
+    let (path, by) = (directory.to_owned(), written(file)?);
+    Ok(if by.is_empty() { OpenError::InUse { path } } else { OpenError::Held { path, by } })
+}
+
+/// What who has the lock wrote into it; nothing of a daemon.
+fn written(file: &File) -> io::Result<String> {
     let mut by = String::new();
     file.take(HOLDER_BYTES_MAX).read_to_string(&mut by)?;
-    let path = directory.to_owned();
-    Ok(if by.is_empty() { OpenError::InUse { path } } else { OpenError::Held { path, by } })
+    Ok(by)
+}
+
+/// Who has the directory now, if anybody has: a command by its name, a daemon by an empty one. Makes no file.
+pub(crate) fn user(directory: &Path) -> Option<String> {
+    let file = File::open(directory.join("lock")).ok()?;
+    match file.try_lock_shared() {
+        Err(TryLockError::WouldBlock) => Some(written(&file).unwrap_or_default()),
+        Ok(()) | Err(TryLockError::Error(_)) => None,
+    }
 }
 
 /// Whether a restore was interrupted while it exchanged the files of `directory`.
@@ -66,8 +80,11 @@ mod tests {
         let command = take(directory.path(), Some("nexus backup")).unwrap();
         let said = take(directory.path(), None).unwrap_err().to_string();
         assert!(said.contains(&format!("in use by `nexus backup` (PID {})", std::process::id())), "{said}");
+        assert!(user(directory.path()).unwrap().starts_with("`nexus backup`"));
         drop(command); // its line stays, as after a kill
+        assert_eq!(user(directory.path()), None);
         let daemon = take(directory.path(), None).unwrap();
+        assert_eq!(user(directory.path()).as_deref(), Some(""));
         let said = take(directory.path(), Some("nexus restore")).unwrap_err();
         assert!(matches!(said, OpenError::InUse { .. }), "{said}");
         drop(daemon);
