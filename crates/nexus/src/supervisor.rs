@@ -211,7 +211,7 @@ impl Supervisor {
         let (orders, inbox) = mpsc::channel(VERBS_MAX);
         let (report, status) = watch::channel(ChildStatus::new());
         let child = Child { id: spec.id.clone(), orders, status };
-        let part = self.watch_over.part(format!("child {}", spec.id));
+        let part = self.watch_over.part(task_name(&spec.id));
         let task = tokio::spawn(child::run(spec, self.keeper.clone(), self.metrics.clone(), inbox, report, part));
         children.insert(child.id.clone(), (child.clone(), task));
         child
@@ -224,6 +224,7 @@ impl Supervisor {
         if let Err(error) = task.await {
             tracing::error!(child = %id, %error, "a child's task failed");
         }
+        self.watch_over.forget(&task_name(id));
     }
 
     /// Every child with its status, by id.
@@ -236,4 +237,9 @@ impl Supervisor {
     fn lock(&self) -> std::sync::MutexGuard<'_, Children> {
         self.children.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A child's task in the watch over the daemon's own.
+fn task_name(id: &ChildId) -> String {
+    format!("child {id}")
 }

@@ -16,6 +16,9 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+/// Failed tasks that are told: lanes of deliveries have names without number.
+const FAILED_MAX: usize = 256;
+
 /// A task that failed, for status.
 #[derive(Debug, Clone, Serialize)]
 pub struct Failed {
@@ -79,8 +82,13 @@ impl Watch {
     /// one of its name came to.
     pub fn part(&self, name: impl Into<String>) -> Part {
         let name = name.into();
-        self.lock().remove(&name);
+        self.forget(&name);
         Part { watch: self.clone(), name, budget: Budget::default() }
+    }
+
+    /// What became of it counts no more: the task isn't wanted any longer.
+    pub fn forget(&self, name: &str) {
+        self.lock().remove(name);
     }
 
     /// Tasks that were started again of late.
@@ -109,6 +117,11 @@ impl Watch {
 
     fn note(&self, task: &str, error: &str, given_up: bool) {
         let mut all = self.lock();
+        if all.len() >= FAILED_MAX && !all.contains_key(task) {
+            // Those that run again say less than those that are lost.
+            let Some(oldest) = all.values().min_by_key(|one| (one.given_up, one.at_ms)).map(|one| one.task.clone()) else { return };
+            all.remove(&oldest);
+        }
         let failures = all.get(task).map_or(0, |one| one.failures) + 1;
         let failed = Failed { task: task.to_owned(), error: error.to_owned(), failures, given_up, at_ms: clock::mono_ms() };
         all.insert(task.to_owned(), failed);
@@ -227,6 +240,18 @@ mod tests {
         assert_eq!((watch.restarted(), watch.lost()), (0, vec!["probe".to_owned()]));
         drop(watch.part("probe"));
         assert!(watch.lost().is_empty(), "a new one of that name is as good as any");
+    }
+
+    #[test]
+    fn of_many_that_fail_the_lost_ones_are_told() {
+        let watch = Watch::new(Metrics::new());
+        watch.note("lost", "a defect", true);
+        for n in 0..2 * FAILED_MAX {
+            watch.note(&format!("lane {n}"), "a defect", false);
+        }
+        assert_eq!((watch.failed().len(), watch.lost()), (FAILED_MAX, vec!["lost".to_owned()]));
+        watch.forget("lost");
+        assert!(watch.lost().is_empty(), "what isn't wanted any more is no loss");
     }
 
     #[tokio::test]

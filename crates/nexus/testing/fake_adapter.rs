@@ -14,7 +14,7 @@
 //! - `send`: `send_log`, `send: ok|fail_network_n:N|down_after:N|rate_limited|not_found|no_id|hang|deliver_then_hang`,
 //!   `send_file` (a file whose text, once it exists, wins over `send`), `hang_to` (sends to this peer hang); what
 //!   `down_after` refuses is not logged
-//! - `health: ok|disconnected|slow`
+//! - `health: ok|disconnected|slow|garbage`, `health_file` (a file whose text, once it exists, wins over `health`)
 //! - `backfill: ok|hang`, `backfill_events`, `backfill_old` (so many of them are a day old),
 //!   `backfill_log`, `backfill_fails` (so many calls, counted in the log, fail before they write)
 
@@ -166,8 +166,10 @@ fn info(keys: &Keys) -> io::Result<ExitCode> {
 
 fn health(keys: &Keys, args: &[String]) -> io::Result<ExitCode> {
     let account = account_of(args)?;
-    match keys.text("health").unwrap_or("ok") {
+    let told = keys.text("health_file").and_then(|path| fs::read_to_string(path).ok());
+    match told.as_deref().map(str::trim).or(keys.text("health")).unwrap_or("ok") {
         "slow" => for_ever(),
+        "garbage" => say("connecting"),
         "disconnected" => say(&json!({ "connected": false, "account": account, "error": "the platform hung up" }).to_string()),
         _ => say(&json!({ "connected": true, "account": account }).to_string()),
     }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 /// A line ten times as long as an adapter may write.
 const LONG_LINE_BYTES: usize = 10 * 1024 * 1024;
+const OPEN_GAPS: &str = "SELECT count(*) FROM cursors WHERE gap_since IS NOT NULL";
 /// A little less than the 5 s between TERM and KILL.
 const MOST_OF_THE_GRACE: Duration = Duration::from_millis(4_500);
 
@@ -260,7 +261,6 @@ fn a_gap_stays_open_over_failures_and_a_crash_until_it_is_fetched() {
             }),
         )
     };
-    let open = "SELECT count(*) FROM cursors WHERE gap_since IS NOT NULL";
     daemon.configure(&behave(3, 1000));
     daemon.launch();
     eventually("the first events are done", || daemon.ended("completed") == 3);
@@ -271,16 +271,62 @@ fn a_gap_stays_open_over_failures_and_a_crash_until_it_is_fetched() {
     daemon.launch();
     eventually("a clean stop leaves a gap too, and a failed attempt is repeated", || lines(&log).len() >= 2);
     eventually("new events come meanwhile", || daemon.accepted() == 5);
-    assert_eq!(daemon.count("events", open), 1);
+    assert_eq!(daemon.count("events", OPEN_GAPS), 1);
     daemon.kill9();
 
     daemon.configure(&behave(5, 0));
     daemon.launch();
     eventually("what was missed is fetched and done", || daemon.ended("completed") == 6);
-    eventually("the gap is closed", || daemon.count("events", open) == 0);
+    eventually("the gap is closed", || daemon.count("events", OPEN_GAPS) == 0);
     let since = backfills(&log);
     assert!(since.iter().all(|one| *one == since[0]), "the gap began elsewhere after a failure: {since:?}");
     assert_eq!(daemon.accepted(), 6);
+    daemon.stop();
+}
+
+/// A daemon whose account missed something and is not connected: its platform has six events, of which it
+/// told of three before a stop. With the file that says how it is, and the log of backfills.
+fn deaf() -> (Daemon, String, String) {
+    let mut daemon = Daemon::new();
+    let (health, log) = (daemon.file("health"), daemon.file("backfills"));
+    daemon.configure(&only(
+        "fake",
+        json!({
+            "supports": ["monitor", "backfill", "health"], "events": 3, "state_file": daemon.file("written"),
+            "backfill_events": 6, "backfill_log": log, "health_file": health,
+        }),
+    ));
+    daemon.launch();
+    eventually("the first events are done", || daemon.ended("completed") == 3);
+    daemon.stop();
+    fs::write(&health, "disconnected").unwrap();
+    daemon.launch();
+    eventually("it has a gap", || daemon.count("events", OPEN_GAPS) == 1);
+    daemon.adapter_once("fake/me", "running");
+    (daemon, health, log)
+}
+
+#[test]
+fn a_stopped_account_is_fetched_for_when_it_is_started_again() {
+    let (daemon, health, log) = deaf();
+    daemon.nexus_ok(&["adapter", "stop", "fake/me"]);
+    eventually("its catch-up ends", || daemon.stdout().contains("catch-up called off"));
+    assert!(lines(&log).is_empty(), "a backfill of an account that is stopped");
+    assert_eq!((daemon.count("events", OPEN_GAPS), daemon.ended("completed")), (1, 3));
+    fs::write(health, "ok").unwrap();
+    daemon.nexus_ok(&["adapter", "start", "fake/me"]);
+    eventually("what was missed is fetched and done", || daemon.ended("completed") == 6);
+    eventually("the gap is closed", || daemon.count("events", OPEN_GAPS) == 0);
+    assert_eq!(lines(&log).len(), 1);
+}
+
+#[test]
+fn one_whose_health_nobody_can_read_catches_up_all_the_same() {
+    let (mut daemon, health, log) = deaf();
+    fs::write(health, "garbage").unwrap();
+    eventually("the gap is closed", || daemon.count("events", OPEN_GAPS) == 0);
+    eventually("what was missed is done", || daemon.ended("completed") == 6);
+    assert!(!lines(&log).is_empty());
     daemon.stop();
 }
 

@@ -108,6 +108,43 @@ fn what_was_accepted_waits_for_the_ledger_of_work() {
 }
 
 #[test]
+fn a_replay_that_cannot_be_kept_is_refused_and_done_once_when_asked_for_again() {
+    let mut daemon = Daemon::start(&config(json!({})));
+    daemon.nexus_ok(&["send", "--event-id", "job-1", "hello"]);
+    let ask = |daemon: &Daemon| daemon.post("/control/events/cli:job-1/replay", &json!({ "key": "once" }));
+    let stranger = stranger(&daemon, "events");
+    let refused = ask(&daemon);
+    assert_eq!(refused.status, 503, "{refused:?}");
+
+    stranger.execute_batch("COMMIT").unwrap();
+    let first = ask(&daemon).json();
+    assert_eq!(first["replay_of"], "cli:job-1", "{first}");
+    assert_eq!(ask(&daemon).json()["request_id"], first["request_id"]);
+    eventually("it runs", || daemon.ended("completed") == 2);
+    assert_eq!(daemon.count("events", "SELECT count(*) FROM events WHERE direction = 'inbound'"), 2);
+    daemon.stop();
+}
+
+#[test]
+fn events_that_a_defect_keeps_from_becoming_requests_are_tried_again() {
+    let mut daemon = Daemon::start(&config(json!({})));
+    let stranger = Connection::open(ledger(&daemon, "nexus")).unwrap();
+    stranger.busy_timeout(common::DEADLINE).unwrap();
+    let defect = "CREATE TRIGGER defect BEFORE INSERT ON nexus_requests BEGIN SELECT RAISE(ABORT, 'of the test'); END";
+    stranger.execute_batch(defect).unwrap();
+    let answer = daemon.open(&Ask::post("/control/send", &json!({ "text": "hello" })));
+    eventually("status says so", || daemon.status()["failed_tasks"].to_string().contains("of the test"));
+    assert_eq!((daemon.terminal(), &daemon.status()["health"]), (0, &json!("degraded")));
+
+    stranger.execute_batch("DROP TRIGGER defect").unwrap();
+    let end = BufReader::new(answer.body).lines().map_while(Result::ok).filter(|line| line.starts_with('{')).last().unwrap();
+    let end: Value = serde_json::from_str(&end).unwrap();
+    assert_eq!((&end["status"], &end["text"]), (&json!("completed"), &json!("hello")));
+    assert_eq!(daemon.count("nexus", "SELECT count(*) FROM runs"), 1);
+    daemon.stop();
+}
+
+#[test]
 fn answers_go_out_while_the_ledger_of_turns_is_locked_and_it_follows_later() {
     let (mut daemon, wanted) = bringing_events();
     let stranger = stranger(&daemon, "agents");

@@ -27,6 +27,10 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+/// Its tasks that are started again.
+const PROBES: &str = "probes";
+const REPORT: &str = "report";
+
 /// How one account stands, for status, health and the ledger.
 #[derive(Debug, Clone, Serialize)]
 pub struct AccountReport {
@@ -106,8 +110,8 @@ impl Account {
             child.start().await;
             // Set once, right here.
             drop(account.child.set(child.clone()));
-            account.keep("probes", child.clone(), probe::watch_health);
-            account.keep("report", child, Self::keep_report);
+            account.keep(PROBES, child.clone(), probe::watch_health);
+            account.keep(REPORT, child, Self::keep_report);
         }
         if account.config.backfill && instance.is_none_or(|one| one.backfill_completed_at.is_none()) {
             account.tasks.spawn(backfill::run_until_done(account.clone()));
@@ -124,9 +128,14 @@ impl Account {
     ) {
         let this = self.clone();
         self.tasks.spawn(async move {
-            let (name, watch_over, stop) = (format!("{what} of {}", this.key), this.shared.watch_over.clone(), this.stop.clone());
+            let (name, watch_over, stop) = (this.task_name(what), this.shared.watch_over.clone(), this.stop.clone());
             watch_over.until_done(name, &stop, move || make(this.clone(), child.clone())).await;
         });
+    }
+
+    /// Its name in the watch over the daemon's tasks.
+    fn task_name(&self, what: &str) -> String {
+        format!("{what} of {}", self.key)
     }
 
     /// The monitor's handle; `None` with `monitor: false`.
@@ -154,6 +163,7 @@ impl Account {
             self.stop.cancel();
             self.tasks.close();
             self.tasks.wait().await;
+            [PROBES, REPORT].iter().for_each(|what| self.shared.watch_over.forget(&self.task_name(what)));
             self.save(AdapterStatus::Stopped).await;
         }
     }

@@ -8,10 +8,9 @@ use crate::clock;
 use crate::error_text::describe;
 use crate::keeper::Stdin;
 use crate::ledger::nexus::BackfillDone;
-use futures_util::FutureExt;
+use crate::panics;
 use nexus_core::ids::ChildId;
 use nexus_core::protocol::Capability;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -50,8 +49,7 @@ impl Pauses {
 /// What `attempt` comes to; a panic in it is an error like any other, to be told and tried again. What
 /// it changed is its own, or in the ledger.
 pub(super) async fn panic_as_error<T>(attempt: impl Future<Output = Result<T, String>>) -> Result<T, String> {
-    let ended = AssertUnwindSafe(attempt).catch_unwind().await;
-    ended.unwrap_or_else(|_| Err("it panicked, which is a defect of the daemon; the log has the place".to_owned()))
+    panics::caught(attempt).await.unwrap_or_else(|panicked| Err(format!("a defect of the daemon: {panicked}")))
 }
 
 /// Says that a history is being fetched, for as long as it lives.

@@ -4,7 +4,8 @@
 //! stays over failures and restarts until a backfill from its beginning on came to its end. One that
 //! closes it begins only when the monitor is connected: what came in between would else be heard by
 //! neither. For as long as that takes, but a minute at most, the account's requests are held, so that
-//! they run in their order. Adapters with `ack` bring what was missed by themselves. Nothing here can leave an
+//! they run in their order. An account that a person stops is not fetched for: its next start begins
+//! anew. Adapters with `ack` bring what was missed by themselves. Nothing here can leave an
 //! account held or a gap forgotten: the router ends what is held, and whether a catch-up is under way
 //! is asked of its task.
 
@@ -16,7 +17,6 @@ use crate::clock;
 use crate::error_text::describe;
 use crate::ledger::events::{CloseGap, Cursor, OpenGap, cursor};
 use crate::supervisor::Phase;
-use nexus_core::health::Health;
 use nexus_core::protocol::Capability;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +27,7 @@ use tokio::task::JoinHandle;
 const HOLD_MAX: Duration = Duration::from_secs(60);
 /// How long a monitor may take to be connected before the gap is fetched all the same, and stays open.
 const CONNECT_MAX: Duration = Duration::from_secs(30);
-/// How long a monitor whose adapter can't tell its health is given to connect.
+/// How long a monitor whose adapter can't tell its health, or doesn't, is given to connect.
 const CONNECT_UNSEEN: Duration = Duration::from_secs(3);
 /// Pauses between the questions whether it is.
 const ASK_FIRST: Duration = Duration::from_millis(50);
@@ -46,6 +46,17 @@ impl Gap {
     fn is_catching_up(&self) -> bool {
         self.catching_up.as_ref().is_some_and(|task| !task.is_finished())
     }
+}
+
+/// What an attempt came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Attempt {
+    /// The gap is closed.
+    Closed,
+    /// The monitor was started anew meanwhile: more may be missing than was fetched.
+    Outdated,
+    /// The account was stopped.
+    CalledOff,
 }
 
 /// Opens the account's gap. Once this returns the monitor may start: the gap is on disk, and the
@@ -81,17 +92,21 @@ async fn catch_up(account: Arc<Account>, held: oneshot::Sender<()>) {
     drop(hold);
 }
 
-/// Tries until the gap is closed.
+/// Tries until the gap is closed, or the account is stopped.
 async fn close_gap(account: &Account) {
     let mut pauses = Pauses::default();
     let mut has_failed = false;
     loop {
         match panic_as_error(attempt(account, has_failed)).await {
-            Ok(true) => {
+            Ok(Attempt::Closed) => {
                 tracing::info!(account = %account.key, "caught up");
                 return;
             }
-            Ok(false) => {}
+            Ok(Attempt::CalledOff) => {
+                tracing::info!(account = %account.key, "catch-up called off: what was missed is fetched when the account is started again");
+                return;
+            }
+            Ok(Attempt::Outdated) => {}
             Err(error) => {
                 let retry_s = pauses.next_s();
                 tracing::warn!(account = %account.key, %error, retry_s, "catch-up failed; what was missed is still to be fetched");
@@ -102,20 +117,25 @@ async fn close_gap(account: &Account) {
     }
 }
 
-/// Fetches the gap as it is now and closes it. False when the monitor was started anew meanwhile:
-/// then more may be missing than was fetched.
-async fn attempt(account: &Account, is_repeated: bool) -> Result<bool, String> {
+/// Fetches the gap as it is now and closes it.
+async fn attempt(account: &Account, is_repeated: bool) -> Result<Attempt, String> {
+    if is_called_off(account).await {
+        return Ok(Attempt::CalledOff);
+    }
     if is_repeated {
         account.ready().await?; // the credential may be another one by now
     }
     let opened = account.gap.lock().await.opened;
-    let is_connected = tokio::time::timeout(CONNECT_MAX, connected(account)).await.is_ok();
+    let is_connected = tokio::time::timeout(CONNECT_MAX, connected(account)).await.unwrap_or(false);
+    if is_called_off(account).await {
+        return Ok(Attempt::CalledOff);
+    }
     if let Some(since) = since(account).await? {
         backfill::run(account, since, Kind::Live).await?;
     }
     let mut gap = account.gap.lock().await;
     if gap.opened != opened {
-        return Ok(false);
+        return Ok(Attempt::Outdated);
     }
     if !is_connected {
         return Err("its monitor is not connected: what comes until it is would be missing".to_owned());
@@ -123,19 +143,36 @@ async fn attempt(account: &Account, is_repeated: bool) -> Result<bool, String> {
     let close = CloseGap { adapter: account.key.adapter.clone(), account: account.key.account.clone() };
     account.shared.ledgers.events.writer.write_until_done(close).await.map_err(|error| describe(&error))?;
     gap.catching_up = None;
-    Ok(true)
+    Ok(Attempt::Closed)
 }
 
-/// Waits until the monitor hears what is new. An adapter that can't tell its health is given a while.
-async fn connected(account: &Account) {
+/// Whether the account is stopped. If so, no catch-up is under way any more: a start from now on begins
+/// one, and one before would show, since both have the lock.
+async fn is_called_off(account: &Account) -> bool {
+    let mut gap = account.gap.lock().await;
+    let is_stopped = account.child().is_some_and(|child| child.status().phase == Phase::Stopped);
+    if is_stopped {
+        gap.catching_up = None;
+    }
+    is_stopped
+}
+
+/// Waits until the monitor hears what is new; false when it is stopped. One of which nobody can tell is
+/// given a while.
+async fn connected(account: &Account) -> bool {
     let mut pause = ASK_FIRST;
     loop {
-        let is_running = account.child().is_some_and(|child| child.status().phase == Phase::Running);
-        if is_running && !account.can(Capability::Health) {
-            return tokio::time::sleep(CONNECT_UNSEEN).await;
-        }
-        if is_running && matches!(probe::probe(account).await.0, Health::Healthy | Health::Degraded) {
-            return;
+        match account.child().map(|child| child.status().phase) {
+            Some(Phase::Stopped) => return false,
+            Some(Phase::Running) => match probe::is_connected(account).await {
+                Some(true) => return true,
+                Some(false) => {}
+                None => {
+                    tokio::time::sleep(CONNECT_UNSEEN).await;
+                    return true;
+                }
+            },
+            Some(Phase::Starting | Phase::Stopping | Phase::Backoff | Phase::Errored) | None => {}
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(ASK_MAX);

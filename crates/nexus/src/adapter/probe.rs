@@ -60,18 +60,31 @@ pub(super) async fn probe(account: &Account) -> (Health, Option<String>) {
         let running = account.child().is_some_and(|child| child.status().phase == Phase::Running);
         return (if running { Health::Healthy } else { Health::Unknown }, None);
     }
+    match ask(account).await {
+        Ok(answer) if answer.connected && answer.error.is_none() => (Health::Healthy, None),
+        Ok(answer) if answer.connected => (Health::Degraded, answer.error),
+        Ok(answer) => (Health::Disconnected, answer.error.or_else(|| Some("not connected to its platform".into()))),
+        Err(error) => (Health::Degraded, Some(error)),
+    }
+}
+
+/// Whether the adapter says that the account hears what is new; `None` when it can't tell, or gave no
+/// answer, which says nothing either way.
+pub(super) async fn is_connected(account: &Account) -> Option<bool> {
+    if !account.can(Capability::Health) {
+        return None;
+    }
+    ask(account).await.ok().map(|answer| answer.connected)
+}
+
+/// What the adapter says of the account; an error is why it said nothing.
+async fn ask(account: &Account) -> Result<AdapterProbe, String> {
     let words = ["health", "--account", account.key.account.as_str()];
     let child = ChildId::new(format!("health/{}", account.key));
     let spec = account.command.spec(child, &words, Some((&account.key.account, &account.context_file())), Stdin::Null);
-    match oneshot::run(account.shared.keeper(), spec, None, PROBE_LIMIT).await {
-        Ok(output) => match serde_json::from_slice::<AdapterProbe>(&output.stdout) {
-            Ok(answer) if answer.connected && answer.error.is_none() => (Health::Healthy, None),
-            Ok(answer) if answer.connected => (Health::Degraded, answer.error),
-            Ok(answer) => (Health::Disconnected, answer.error.or_else(|| Some("not connected to its platform".into()))),
-            Err(error) => (Health::Degraded, Some(format!("`health` ({}) did not print an AdapterHealth: {error}", output.status))),
-        },
-        Err(error) => (Health::Degraded, Some(no_answer(&account.key.adapter, Some(&account.key.account), &words, &error))),
-    }
+    let output = oneshot::run(account.shared.keeper(), spec, None, PROBE_LIMIT).await;
+    let output = output.map_err(|error| no_answer(&account.key.adapter, Some(&account.key.account), &words, &error))?;
+    serde_json::from_slice(&output.stdout).map_err(|error| format!("`health` ({}) did not print an AdapterHealth: {error}", output.status))
 }
 
 fn set(account: &Account, found: Found) {

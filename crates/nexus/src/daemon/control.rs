@@ -49,6 +49,8 @@ use tokio_util::sync::CancellationToken;
 
 /// How long the answer to `start` and `restart` waits for the new process: most are up, or failed, by then.
 const SETTLE_LIMIT: Duration = Duration::from_secs(5);
+/// The name of what keeps notices, in the watch over the daemon's tasks.
+const STORE: &str = "bus store";
 /// Longest message of `nexus send`.
 const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 
@@ -124,6 +126,7 @@ impl Control {
                     drop(task.await); // it was told if it failed; nothing is lost but notices
                     drop(tokio::task::spawn_blocking(move || threads.join()).await);
                 }
+                self.watch_over.forget(STORE);
             }
             BusMode::WriteThrough => {}
         }
@@ -135,7 +138,7 @@ impl Control {
         let (bus, retention_days, expiry) = (self.bus.clone(), self.retention_days.clone(), self.sinks.expiry.clone());
         let mut subscriber = Some(self.bus.subscribe());
         let until = stop.clone();
-        self.watch_over.keep("bus store", &stop, move || {
+        self.watch_over.keep(STORE, &stop, move || {
             let subscriber = subscriber.take().unwrap_or_else(|| bus.subscribe());
             write_through(bus.clone(), subscriber, database.clone(), retention_days.subscribe(), expiry.clone(), until.clone())
         })

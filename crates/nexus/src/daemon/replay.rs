@@ -148,7 +148,8 @@ fn may_be_retried(event: &StoredEvent, attempts: &[Attempt]) -> Result<(), Refus
     }
 }
 
-/// Commits the replay and wakes the router; the answer is its seq.
+/// Commits the replay and wakes the router; the answer is its seq. Not repeated when that fails: nobody
+/// else's replay could be asked for meanwhile, and who asked does so again, under the same key.
 async fn write(control: &Control, found: &Found, key: String) -> Result<i64, Refusal> {
     let event = &found.event;
     let replay = events::Replay {
@@ -158,7 +159,7 @@ async fn write(control: &Control, found: &Found, key: String) -> Result<i64, Ref
         key,
         received_at: clock::wall_ms(),
     };
-    let written = control.ledgers.events.writer.write_until_done(replay).await.map_err(|error| unwritten(&error))?;
+    let written = control.ledgers.events.writer.write(replay).await.map_err(|error| unwritten(&error))?;
     let Some(replayed) = written else {
         return Err(Refusal::new(StatusCode::CONFLICT, "another event has the id that this replay would have; use another key"));
     };

@@ -3,7 +3,7 @@
 use super::control::Control;
 use crate::adapter::account::AccountReport;
 use crate::keeper::KillLevel;
-use crate::pipeline::router::ROUTER;
+use crate::pipeline::router::{ADMISSION, ROUTER};
 use nexus_core::health::{AdapterHealth, AdapterStatus, Overall, Parts, overall};
 use serde_json::{Map, Value, json};
 use std::sync::atomic::Ordering;
@@ -151,7 +151,7 @@ fn judge(control: &Control, reports: &[AccountReport]) -> (Overall, Vec<String>)
     let tasks_lost = control.watch_over.lost();
     overall(&Parts {
         ledgers: control.ledgers.troubles().into_iter().map(|(ledger, trouble)| (format!("{}_db", ledger.name()), trouble)).collect(),
-        pipeline_ok: !tasks_lost.iter().any(|name| name == ROUTER),
+        pipeline_ok: !tasks_lost.iter().any(|name| [ROUTER, ADMISSION].contains(&name.as_str())),
         disk_ok: !*control.disk_low.borrow(),
         adapters: reports.iter().map(|report| AdapterHealth { status: report.status, health: report.health }).collect(),
         tasks_restarted: control.watch_over.restarted(),

@@ -161,7 +161,11 @@ impl Cgroup {
     /// next start kills it.
     pub fn remove(&self) {
         let Some(made) = &self.made else { return };
-        let removed = remove(&made.directory).and_then(|()| fs::remove_file(&self.record));
+        let removed = match remove(&made.directory) {
+            // A service manager clears up behind its services as well.
+            Err(error) if made.directory.exists() => Err(error),
+            Ok(()) | Err(_) => fs::remove_file(&self.record),
+        };
         if let Err(error) = removed {
             tracing::info!(%error, cgroup = %made.directory.display(), "cgroup not removed; the next start does it");
         }
@@ -187,6 +191,9 @@ fn record_in(state_dir: &Path) -> PathBuf {
 
 /// The path in the hierarchy that was written down last.
 fn recorded(record: &Path) -> Option<PathBuf> {
+    if !fs::metadata(record).ok()?.is_file() {
+        return None; // opening a FIFO would wait for a writer
+    }
     let mut text = String::new();
     fs::File::open(record).ok()?.take(RECORD_BYTES_MAX).read_to_string(&mut text).ok()?;
     Some(PathBuf::from(text.trim_end_matches('\n'))).filter(|path| find::is_plain(path))
@@ -320,6 +327,7 @@ fn remove(directory: &Path) -> io::Result<()> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
 
     fn names(recorded: Option<&str>, own: &str) -> Vec<String> {
         former(recorded.map(Path::new), Path::new(own), "nexus-A").iter().map(|path| path.display().to_string()).collect()
@@ -358,6 +366,20 @@ mod tests {
         assert_eq!(recorded(&record), None);
         remember(&record, Path::new("/user.slice/nexus-A")).unwrap();
         assert_eq!(recorded(&record).unwrap(), Path::new("/user.slice/nexus-A"));
+        fs::remove_file(&record).unwrap();
+        mknodat(CWD, record.as_path(), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        assert_eq!(recorded(&record), None, "nobody writes into it");
+    }
+
+    #[test]
+    fn what_somebody_else_removed_leaves_no_record() {
+        let directory = tempfile::tempdir().unwrap();
+        let record = record_in(directory.path());
+        remember(&record, Path::new("/nexus-A")).unwrap();
+        let made = Made { path: PathBuf::from("/nexus-A"), directory: directory.path().join("gone") };
+        let level = watch::Sender::new(KillLevel::Scan { why: "a test".to_owned() });
+        Cgroup { made: Some(made), record: record.clone(), level }.remove();
+        assert!(!record.exists());
     }
 
     #[test]

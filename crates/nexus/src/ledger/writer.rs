@@ -9,6 +9,10 @@
 //! callers repeat, which is safe because commands are idempotent. A command that panics is refused like
 //! one that is wrong; a panic elsewhere counts as a failed commit.
 
+mod set;
+
+pub(crate) use set::{Weight, commands};
+
 use super::place::Place;
 use super::{Ledger, OpenError};
 use crate::panics;
@@ -210,9 +214,13 @@ impl<C: Command> Writer<C> {
         let permit = self.bytes.clone().acquire_many_owned(bytes).await.map_err(|_| closed.clone())?;
         let (reply, answer) = oneshot::channel();
         self.jobs.send(Job { command, reply, _bytes: permit }).await.map_err(|_| closed.clone())?;
+        let jobs = self.jobs.downgrade();
         Ok(async move {
-            let reply = answer.await.map_err(|_| closed.clone())??;
-            W::from_reply(reply).ok_or(closed)
+            let Ok(reply) = answer.await else {
+                let is_alive = jobs.upgrade().is_some_and(|jobs| !jobs.is_closed());
+                return Err(if is_alive { broken_off::<C>() } else { closed });
+            };
+            W::from_reply(reply?).ok_or(closed)
         })
     }
 
@@ -265,7 +273,7 @@ impl Thread {
                 }
                 group.push(job);
             }
-            // What broke off in the middle of the answers: their callers see that nobody answers.
+            // What broke off in the middle of the answers: callers whom nobody answers repeat.
             if let Err(panicked) = panics::catch(|| self.run_group(group)) {
                 tracing::error!(ledger = C::LEDGER.name(), error = %panicked, "a ledger's writer broke off a group");
                 self.begin_anew::<C>(panicked.to_string());
@@ -424,6 +432,11 @@ fn answer<C: Command>(job: Job<C>, outcome: Result<C::Reply, WriteError>) {
     }
 }
 
+/// What a caller is told whom nobody answered, though the thread lives: a panic came in between.
+fn broken_off<C: Command>() -> WriteError {
+    WriteError::Unknown { ledger: C::LEDGER.name(), message: "a defect broke off the writer's answers".to_owned() }
+}
+
 /// Errors that say something about the file and not about the command.
 fn is_files_fault(error: &rusqlite::Error) -> bool {
     let Some(code) = error.sqlite_error_code() else { return false };
@@ -441,64 +454,6 @@ fn is_files_fault(error: &rusqlite::Error) -> bool {
             | ErrorCode::PermissionDenied
             | ErrorCode::FileLockingProtocolFailed
     )
-}
-
-/// Declares the closed command set of one file: each command type with its reply.
-macro_rules! commands {
-    ($ledger:expr, $set:ident / $replies:ident { $($name:ident -> $reply:ty),* $(,)? }) => {
-        /// Every command of this file.
-        #[derive(Debug)]
-        pub enum $set { $($name($name)),* }
-
-        #[derive(Debug)]
-        pub enum $replies { $($name($reply)),* }
-
-        impl $crate::ledger::writer::Command for $set {
-            type Reply = $replies;
-            const LEDGER: $crate::ledger::Ledger = $ledger;
-
-            fn apply(&self, connection: &rusqlite::Connection) -> rusqlite::Result<$replies> {
-                match self { $(Self::$name(command) => command.apply(connection).map($replies::$name)),* }
-            }
-            fn bytes(&self) -> usize {
-                match self { $(Self::$name(command) => $crate::ledger::writer::Weight::bytes(command)),* }
-            }
-            fn rows(&self) -> usize {
-                match self { $(Self::$name(command) => $crate::ledger::writer::Weight::rows(command)),* }
-            }
-            fn name(&self) -> &'static str {
-                match self { $(Self::$name(_) => stringify!($name)),* }
-            }
-            const POINTS: &'static [[&'static str; 2]] =
-                &[$([concat!("write.", stringify!($name), ".before"), concat!("write.", stringify!($name), ".after")]),*];
-            fn points(&self) -> [&'static str; 2] {
-                match self {
-                    $(Self::$name(_) => [concat!("write.", stringify!($name), ".before"), concat!("write.", stringify!($name), ".after")]),*
-                }
-            }
-        }
-
-        $(impl $crate::ledger::writer::Write for $name {
-            type Set = $set;
-            type Reply = $reply;
-            fn into_command(self) -> $set { $set::$name(self) }
-            #[allow(unreachable_patterns, clippy::wildcard_enum_match_arm, reason = "a set may have one command")]
-            fn from_reply(reply: $replies) -> Option<$reply> {
-                match reply { $replies::$name(reply) => Some(reply), _ => None }
-            }
-        })*
-    };
-}
-pub(crate) use commands;
-
-/// Sizes for the queue's budget, with defaults that fit a small command.
-pub(crate) trait Weight {
-    fn bytes(&self) -> usize {
-        256
-    }
-    fn rows(&self) -> usize {
-        1
-    }
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ mod sessions;
 #[cfg(test)]
 mod tests;
 
+pub use admit::ADMISSION;
 pub(crate) use admit::row_of;
 
 use super::pending::Pending;
@@ -188,6 +189,7 @@ impl State {
         let admission = AbortOnDropHandle::new(self.under_way.spawn(admission));
         self.start_lanes();
         loop {
+            self.publish();
             crate::torture::point("task.router");
             tokio::select! {
                 biased;
@@ -199,10 +201,13 @@ impl State {
                 },
             }
             self.start_lanes();
-            let (preparing, running) = (self.lanes.preparing(), self.sessions.running());
-            let waiting = self.requests.len().saturating_sub(preparing + running);
-            self.stats.send_replace(RouterStats { waiting, preparing, running });
         }
+    }
+
+    fn publish(&self) {
+        let (preparing, running) = (self.lanes.preparing(), self.sessions.running());
+        let waiting = self.requests.len().saturating_sub(preparing + running);
+        self.stats.send_replace(RouterStats { waiting, preparing, running });
     }
 
     fn know(&mut self, request: OpenRequest, event: Option<Box<StoredEvent>>) {

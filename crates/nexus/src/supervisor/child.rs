@@ -103,6 +103,7 @@ impl Task {
             State::Running { .. } | State::Stopping { .. } => Some(Input::Exited { code: None }),
             State::Stopped | State::Backoff { .. } | State::Errored { .. } => None,
         };
+        self.metrics.child_running.get_or_create(&self.label()).set(0);
         self.last_error = Some(panicked.to_string());
         let (had_process, last_error) = (self.unheard.is_some(), self.last_error.clone());
         self.report.send_modify(|status| {

@@ -33,6 +33,19 @@ impl Command for Put {
     }
 }
 
+impl Write for Put {
+    type Set = Put;
+    type Reply = usize;
+
+    fn into_command(self) -> Put {
+        self
+    }
+
+    fn from_reply(reply: usize) -> Option<usize> {
+        Some(reply)
+    }
+}
+
 /// A writer on a file of its own.
 fn thread() -> (Thread, tempfile::TempDir) {
     let directory = tempfile::tempdir().unwrap();
@@ -97,6 +110,18 @@ fn a_command_that_panics_fails_alone_and_leaves_no_trace() {
     let (told, kept) = group(&mut thread, &[4]);
     assert_eq!((told, kept), (vec![true], vec![1, 2, 3, 4]));
     assert!(!thread.stats.failing.load(Ordering::Relaxed), "the file is well");
+}
+
+#[tokio::test]
+async fn whom_nobody_answers_repeats_while_the_thread_lives() {
+    let (jobs, mut inbox) = mpsc::channel::<Job<Put>>(1);
+    let (bytes, stats, last_try) = (Arc::new(Semaphore::new(QUEUE_BYTES_MAX)), Arc::default(), CancellationToken::new());
+    let writer = Writer { jobs, bytes, stats, last_try };
+    let (told, ()) = tokio::join!(writer.write(Put(1)), async { drop(inbox.recv().await) });
+    assert!(matches!(told, Err(WriteError::Unknown { .. })), "{told:?}");
+    drop(inbox);
+    let told = writer.write(Put(1)).await;
+    assert!(matches!(told, Err(WriteError::Closed { .. })), "{told:?}");
 }
 
 #[test]

@@ -14,6 +14,8 @@ use tokio_util::task::TaskTracker;
 
 /// Events read at a time.
 const PAGE: usize = 256;
+/// The name of a page that is refused, in the watch over the daemon's tasks.
+pub const ADMISSION: &str = "admission";
 /// Pause before a page that is not on disk is tried again.
 const REPEAT: Duration = Duration::from_millis(20);
 
@@ -88,31 +90,54 @@ impl Admission {
     }
 
     /// Submits the page and watches its commit from a task of its own, repeating it until it is on
-    /// disk. Submitting is what orders it before the writes of its requests.
+    /// disk: nothing that comes after it can be admitted before. Submitting is what orders it before the
+    /// writes of its requests.
     async fn commit(&self, admit: Admit) {
-        let writer = self.pipeline.ledgers.nexus.writer.clone();
+        let pipeline = self.pipeline.clone();
         let admitted = self.admitted.clone();
-        let upto = admit.upto_seq;
-        let first = writer.submit(admit.clone()).await;
+        let first = pipeline.ledgers.nexus.writer.submit(admit.clone()).await;
         self.commits.spawn(async move {
-            let mut result = match first {
+            let first = match first {
                 Ok(commit) => commit.await,
                 Err(error) => Err(error),
             };
-            // Lost: the page before failed and is being repeated; this one has to follow it.
-            while matches!(result, Err(WriteError::Unknown { .. }) | Ok(Claim::Lost)) {
-                tokio::select! {
-                    () = tokio::time::sleep(REPEAT) => {}
-                    // The page before may never come now, and this task's handle keeps the ledger open.
-                    () = writer.stops_repeating() => return,
-                }
-                result = writer.write_until_done(admit.clone()).await;
-            }
-            match result {
-                Ok(_) => crate::ledger::raise(&admitted, upto),
-                Err(error) => tracing::warn!(upto, %error, "events not admitted; the next start admits them"),
+            if until_admitted(&pipeline, &admit, first).await {
+                crate::ledger::raise(&admitted, admit.upto_seq);
             }
         });
+    }
+}
+
+/// Repeats a page, whose last attempt came to `result`, until it is on disk. False when it is left to the next
+/// start.
+async fn until_admitted(pipeline: &Pipeline, admit: &Admit, mut result: Result<Claim, WriteError>) -> bool {
+    let writer = &pipeline.ledgers.nexus.writer;
+    let mut refused = None;
+    loop {
+        // The page may never get in now, and this task's handle keeps the ledger open.
+        let stops = writer.stops_repeating();
+        let is_repeated = match &result {
+            Ok(Claim::Done) => return true,
+            // Lost: the page before failed and is being repeated; this one has to follow it.
+            Err(WriteError::Unknown { .. }) | Ok(Claim::Lost) => tokio::select! {
+                () = tokio::time::sleep(REPEAT) => true,
+                () = stops => false,
+            },
+            // A defect. It may pass; if it doesn't, health says that nothing is processed.
+            Err(error @ WriteError::Refused { .. }) => {
+                let (error, part) = (error.to_string(), refused.get_or_insert_with(|| pipeline.watch_over.part(ADMISSION)));
+                tokio::select! {
+                    is_repeated = part.failed(&error, &pipeline.abandon) => is_repeated,
+                    () = stops => false,
+                }
+            }
+            Err(WriteError::Closed { .. }) => false,
+        };
+        if !is_repeated {
+            tracing::warn!(upto = admit.upto_seq, "events not admitted; the next start admits them");
+            return false;
+        }
+        result = writer.write_until_done(admit.clone()).await;
     }
 }
 

@@ -8,7 +8,7 @@ use super::{ROUTER, State, Told};
 use crate::ledger::nexus::open_requests;
 use crate::panics;
 use crate::pipeline::{Outcome, SETTLING_MAX};
-use std::collections::HashMap;
+use std::collections::HashSet;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -54,13 +54,22 @@ impl State {
         }
         // Ends that are on their way to the disk would be read back as requests that have none.
         let every_end = u32::try_from(SETTLING_MAX).unwrap_or(u32::MAX);
-        drop(self.pipeline.settle_room.acquire_many(every_end).await);
+        tokio::select! {
+            () = stop.cancelled() => return None,
+            room = self.pipeline.settle_room.acquire_many(every_end) => drop(room),
+        }
         let open = self.pipeline.ledgers.nexus.readers.read_until_done(open_requests, stop).await?;
         tracing::info!(requests = open.len(), "the router goes on with what is open in the ledger");
         self.under_way = TaskTracker::new();
         self.lanes = Lanes::holding_as(std::mem::take(&mut self.lanes));
         self.sessions = Sessions::default();
-        self.requests = HashMap::new();
+        let still_open: HashSet<i64> = open.iter().map(|request| request.event_seq).collect();
+        for (seq, known) in std::mem::take(&mut self.requests) {
+            // Told of its end, the panic came before that was counted.
+            if !still_open.contains(&seq) {
+                self.pending.lower(&known.account);
+            }
+        }
         for request in open {
             self.know(request, None);
         }
