@@ -11,6 +11,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
@@ -21,6 +22,9 @@ use tokio_util::sync::CancellationToken;
 const SPAWNS_IN_FLIGHT_MAX: usize = 64;
 /// Keepers in a row that may die within a second of their start before the daemon gives up on them.
 const RELAUNCH_MAX: u32 = 5;
+/// Pauses between attempts to start one at all.
+const LAUNCH_PAUSE_FIRST: Duration = Duration::from_millis(100);
+const LAUNCH_PAUSE_MAX: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(super) enum Order {
@@ -381,27 +385,34 @@ impl Actor {
             tracing::error!("descendants of the dead keeper could not all be killed");
         }
         self.forget_all();
-        let young = self.launched.elapsed() < std::time::Duration::from_secs(1);
+        let young = self.launched.elapsed() < Duration::from_secs(1);
         self.relaunches = if young { self.relaunches + 1 } else { 0 };
         if self.relaunches > RELAUNCH_MAX {
             tracing::error!("the keeper dies at once, again and again; no child can be started until a restart");
             return false;
         }
-        match launch(&self.lock).and_then(|link| Ok((watched(link.socket)?, link.pid))) {
-            Ok((socket, pid)) => {
-                tracing::info!(pid, instance = %self.instance, "keeper restarted");
-                (self.socket, self.pid, self.launched) = (socket, pid, tokio::time::Instant::now());
-                let cgroup = self.cgroup.clone();
-                // Before it reads its first order.
-                if let Err(error) = tokio::task::spawn_blocking(move || cgroup.admit(pid)).await {
-                    tracing::error!(%error, "the keeper was not put into its cgroup");
-                }
-                true
+        let Some((socket, pid)) = self.launch_patiently().await else { return false };
+        tracing::info!(pid, instance = %self.instance, "keeper restarted");
+        (self.socket, self.pid, self.launched) = (socket, pid, tokio::time::Instant::now());
+        let cgroup = self.cgroup.clone();
+        // Before it reads its first order.
+        if let Err(error) = tokio::task::spawn_blocking(move || cgroup.admit(pid)).await {
+            tracing::error!(%error, "the keeper was not put into its cgroup");
+        }
+        true
+    }
+
+    /// Starts a keeper, however long descriptors or memory are short. `None` once nobody wants a child any more.
+    async fn launch_patiently(&self) -> Option<(AsyncFd<OwnedFd>, i32)> {
+        let mut pause = LAUNCH_PAUSE_FIRST;
+        loop {
+            match launch(&self.lock).and_then(|link| Ok((watched(link.socket)?, link.pid))) {
+                Ok(launched) => return Some(launched),
+                Err(error) => tracing::error!(%error, "failed to start another keeper; no child can be started until one is, trying again"),
             }
-            Err(error) => {
-                tracing::error!(%error, "failed to start another keeper; no child can be started until a restart");
-                false
-            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LAUNCH_PAUSE_MAX);
+            self.orders.upgrade()?;
         }
     }
 }
