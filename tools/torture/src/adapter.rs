@@ -20,6 +20,8 @@ pub(crate) const WORD: &str = "__adapter";
 const NEWS_STEP: Duration = Duration::from_millis(4);
 /// Longer than the daemon gives a send, or a test has time for.
 const FOR_EVER: Duration = Duration::from_secs(1000);
+/// What the id of a line holds that names an account which isn't the adapter's.
+pub(crate) const LIE: &str = ":lie-";
 /// Known lines written at once by one that floods.
 const FLOOD_LINES: usize = 400;
 /// Longest time that an adapter needs to reach its platform.
@@ -78,7 +80,7 @@ impl Adapter {
 
     /// Connected is who has its place in the feed.
     fn health(&self, account: &str) -> Value {
-        let lock = File::open(self.world.monitor_lock(self.kind, account));
+        let lock = File::open(self.world.connected_lock(self.kind, account));
         let connected = lock.is_ok_and(|file| matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock)));
         json!({ "connected": connected, "account": account })
     }
@@ -90,11 +92,14 @@ impl Adapter {
         if !self.world.is_calm() {
             clock::pause(Duration::from_millis(chance.below(CONNECT_MS_MAX)));
         }
-        let lock = OpenOptions::new().create(true).append(true).open(self.world.monitor_lock(self.kind, account));
-        let lock = lock.context("failed to open the monitor's lock")?;
-        if lock.try_lock().is_err() {
+        let open = |path: PathBuf| OpenOptions::new().create(true).append(true).open(path).context("failed to open a monitor's lock");
+        let alone = open(self.world.monitor_lock(self.kind, account))?;
+        if alone.try_lock().is_err() {
             self.world.violated(&format!("two monitors of {}/{account} at one time", self.kind.name()))?;
         }
+        // A health check may hold this one, for no longer than it takes to look.
+        let connected = open(self.world.connected_lock(self.kind, account))?;
+        connected.lock().context("failed to show that the monitor is connected")?;
         let mut reader = Feed::open(&self.world.feed(self.kind, account))?;
         if self.kind.acks() {
             reader.skip_through(self.last_acked(account)?.as_deref())?;
@@ -135,7 +140,7 @@ impl Adapter {
             6 => {
                 let mut lie = event.clone();
                 lie["account_id"] = json!("somebody-else");
-                lie["event_id"] = json!(format!("{}:lie-{written}", self.kind.name()));
+                lie["event_id"] = json!(format!("{}{LIE}{written}", self.kind.name()));
                 write(format!("{lie}\n").as_bytes())?;
             }
             7 => write(line.repeat(FLOOD_LINES).as_bytes())?,
@@ -145,13 +150,17 @@ impl Adapter {
                 journal::append(&self.world.file("stalls"), account)?;
                 clock::pause(FOR_EVER);
             }
+            11 => procfs::signal(std::process::id().cast_signed(), rustix::process::Signal::STOP),
             _ => {}
         }
         Ok(None)
     }
 
+    /// The last message of the feed that was acknowledged. Lies are too, and are in no feed.
     fn last_acked(&self, account: &str) -> Result<Option<String>> {
-        Ok(journal::acked(&self.world.acks(self.kind, account))?.pop().map(|(id, _)| id))
+        let mut acked = journal::acked(&self.world.acks(self.kind, account))?;
+        acked.retain(|(id, _)| !id.contains(LIE));
+        Ok(acked.pop().map(|(id, _)| id))
     }
 
     /// Notes what the daemon says to have committed, before anything else is done with it.
@@ -204,11 +213,20 @@ impl Adapter {
                            "reply_to": option(words, "--reply-to-id"), "at": clock::monotonic_ns() });
         let earlier = journal::values(&self.world.send_calls())?.iter().filter(|one| one["key"] == key).count();
         journal::append(&self.world.send_calls(), &call.to_string())?;
-        let mut chance = self.chance.about(&["send", key_without_run(key), &earlier.to_string()]);
+        let chance = self.chance.about(&["send", key_without_run(key), &earlier.to_string()]);
+        self.deliver(chance, key, &call)
+    }
+
+    /// Delivers a message, or does what a bad sender does.
+    fn deliver(&self, mut chance: Chance, key: &str, call: &Value) -> Result<ExitCode> {
         let deliver = || journal::append(&self.world.sends(), &call.to_string());
+        let stop = || procfs::signal(std::process::id().cast_signed(), rustix::process::Signal::STOP);
         let failed = |kind: &str, retry: bool| json!({ "success": false, "message_ids": [], "chunks_sent": 0, "error": { "type": kind, "message": "made up", "retry": retry } });
         match if self.world.is_calm() { u64::MAX } else { chance.below(60) } {
-            0 => return say(&failed("network", true)),
+            0 => {
+                journal::append(&self.world.refusals(), &json!({ "key": key, "at": clock::monotonic_ns() }).to_string())?;
+                return say(&failed("network", true));
+            }
             1 => clock::pause(FOR_EVER),
             2 => {
                 deliver()?;
@@ -234,6 +252,17 @@ impl Adapter {
             }
             8 => return say(&failed("not_found", false)),
             9 => clock::pause(Duration::from_millis(200)),
+            10 => return Ok(ExitCode::SUCCESS),
+            11 => {
+                deliver()?;
+                return Ok(ExitCode::SUCCESS);
+            }
+            12 => stop(),
+            13 => {
+                deliver()?;
+                stop();
+                return Ok(ExitCode::from(1));
+            }
             _ => {}
         }
         deliver()?;

@@ -40,6 +40,11 @@ pub(crate) fn run(args: &[String]) -> Result<ExitCode> {
     let what = if world.is_calm() { u64::MAX } else { chance.below(40) };
     match what {
         0 => return Ok(ExitCode::from(1)),
+        15 => {
+            note("silent")?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        16 => procfs::signal(std::process::id().cast_signed(), Signal::STOP),
         1 => procfs::signal(std::process::id().cast_signed(), Signal::KILL),
         2 => clock::pause(FOR_EVER),
         3 => {
@@ -59,8 +64,9 @@ pub(crate) fn run(args: &[String]) -> Result<ExitCode> {
         _ => {}
     }
     say(&format!("{}\n", json!({ "type": "token", "text": format!("re: {content}") })))?;
-    say(&format!("{}\n", json!({ "type": "stream_end", "runId": turn["run_id"] })))?;
+    // Noted first: once the end is said, the run may be finished and this process killed.
     note("answered")?;
+    say(&format!("{}\n", json!({ "type": "stream_end", "runId": turn["run_id"] })))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -4,28 +4,35 @@
 pub(crate) mod children;
 mod effects;
 pub(crate) mod events;
+#[cfg(test)]
+mod made;
 mod order;
+mod snapshots;
+
+pub(crate) use snapshots::Snapshots;
 
 use crate::report::Counts;
 use crate::world::{OnInterrupted, World};
 use anyhow::{Context, Result};
-use rusqlite::{Connection, Row};
-use std::collections::{BTreeMap, HashMap};
+use rusqlite::{Connection, OpenFlags, Row};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 /// Requests and deliveries that are not at their end.
 const OPEN_REQUESTS: &str = "status NOT IN ('completed', 'denied', 'handled_by_automation', 'failed', 'expired')";
 const OPEN_DELIVERIES: &str = "status IN ('pending', 'sending')";
 
-/// A request's status by its event's seq.
-type Ends = HashMap<i64, String>;
+/// How long a question to a ledger in use may wait for it.
+const BUSY_LIMIT: Duration = Duration::from_secs(10);
 
 /// A copy of the ledgers, as they are on the disk now.
 pub(crate) struct Copy {
     pub(crate) events: Connection,
     pub(crate) nexus: Connection,
+    /// Where the copy is, gone when this is dropped.
     _dir: tempfile::TempDir,
 }
 
@@ -75,35 +82,17 @@ pub(crate) fn pairs(connection: &Connection, sql: &str) -> Result<Vec<(String, u
     rows(connection, sql, |row| Ok((row.get(0)?, row.get(1)?)))
 }
 
-/// What must never change, as it was seen after each death.
-#[derive(Debug, Default)]
-pub(crate) struct Snapshots {
-    ends: Ends,
+pub(crate) fn pairs_of_text(connection: &Connection, sql: &str) -> Result<Vec<(String, String)>> {
+    rows(connection, sql, |row| Ok((row.get(0)?, row.get(1)?)))
 }
 
-impl Snapshots {
-    /// Looks at the files of a dead daemon: what it accepted is there, and what has ended stays so.
-    ///
-    /// # Errors
-    /// When a ledger can't be read, which is a broken promise too.
-    pub(crate) fn look(&mut self, world: &World) -> Result<Vec<String>> {
-        if !world.data().join("nexus.db").exists() {
-            return Ok(Vec::new());
-        }
-        let copy = Copy::of(&world.data())?;
-        let mut found = events::acknowledged_are_there(world, &copy.events, u64::MAX)?;
-        found.extend(events::cursors_are_covered(&copy.events)?);
-        let ended = format!("SELECT event_seq, status FROM nexus_requests WHERE NOT ({OPEN_REQUESTS})");
-        let now: Ends = rows(&copy.nexus, &ended, |row| Ok((row.get(0)?, row.get(1)?)))?.into_iter().collect();
-        for (seq, before) in &self.ends {
-            match now.get(seq) {
-                Some(status) if status == before => {}
-                other => found.push(format!("the request of event {seq} had ended as `{before}` and is {other:?} now")),
-            }
-        }
-        self.ends = now;
-        Ok(found)
-    }
+/// A ledger of a daemon that runs: a copy of files that are being written may be torn.
+fn in_use(data: &Path, name: &str) -> Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let opened =
+        Connection::open_with_flags(data.join(format!("{name}.db")), flags).with_context(|| format!("failed to open {name}.db"))?;
+    opened.busy_timeout(BUSY_LIMIT).context("failed to limit waiting")?;
+    Ok(opened)
 }
 
 /// What is not at its end yet, once nothing new comes; `None` when all is.
@@ -111,27 +100,27 @@ impl Snapshots {
 /// # Errors
 /// When a ledger can't be read.
 pub(crate) fn open_work(world: &World) -> Result<Option<String>> {
-    let copy = Copy::of(&world.data())?;
-    let missing = events::missing(world, &copy.events)?;
+    let (facts, work) = (in_use(&world.data(), "events")?, in_use(&world.data(), "nexus")?);
+    let missing = events::missing(world, &facts)?;
     if let Some(first) = missing.first() {
         return Ok(Some(format!("{} messages were not accepted, the first is {first}", missing.len())));
     }
     let unread = count(
-        &copy.events,
+        &facts,
         "SELECT coalesce(max(seq), 0) FROM events WHERE direction = 'inbound' AND channel != 'timer' AND disposition != 'history'",
     )?;
-    let read = count(&copy.nexus, "SELECT value FROM counters WHERE name = 'intake_seq'")?;
+    let read = count(&work, "SELECT value FROM counters WHERE name = 'intake_seq'")?;
     if read < unread {
         return Ok(Some(format!("events {read} to {unread} have no request yet")));
     }
     // A heartbeat comes and goes all the time.
-    let requests = count(&copy.nexus, &format!("SELECT count(*) FROM nexus_requests WHERE channel != 'timer' AND {OPEN_REQUESTS}"))?;
-    let deliveries = count(&copy.nexus, &format!("SELECT count(*) FROM deliveries WHERE {OPEN_DELIVERIES}"))?;
+    let requests = count(&work, &format!("SELECT count(*) FROM nexus_requests WHERE channel != 'timer' AND {OPEN_REQUESTS}"))?;
+    let deliveries = count(&work, &format!("SELECT count(*) FROM deliveries WHERE {OPEN_DELIVERIES}"))?;
     if requests + deliveries == 0 {
         return Ok(None);
     }
-    let by_status = pairs(&copy.nexus, "SELECT status, count(*) FROM nexus_requests GROUP BY 1")?;
-    let by_delivery = pairs(&copy.nexus, "SELECT status, count(*) FROM deliveries GROUP BY 1")?;
+    let by_status = pairs(&work, "SELECT status, count(*) FROM nexus_requests GROUP BY 1")?;
+    let by_delivery = pairs(&work, "SELECT status, count(*) FROM deliveries GROUP BY 1")?;
     Ok(Some(format!("requests {by_status:?}, deliveries {by_delivery:?}")))
 }
 
@@ -145,6 +134,8 @@ pub(crate) fn everything(world: &World, on_interrupted: OnInterrupted, counts: &
     found.extend(events::once_and_ended(world, &copy, counts)?);
     found.extend(effects::invocations(world, &copy, on_interrupted, counts)?);
     found.extend(effects::replies(world, &copy, counts)?);
+    found.extend(events::as_written(world, &copy.events)?);
+    found.extend(order::acceptance(&copy.events)?);
     found.extend(order::conversations(world, &copy)?);
     found.extend(order::targets(world, &copy)?);
     Ok(found)

@@ -39,6 +39,9 @@ pub(crate) struct Daemon {
     child: Child,
     world: World,
     pub(crate) process: Process,
+    /// Whether the harness killed it, and whether it told it to stop.
+    was_shot: bool,
+    was_told: bool,
 }
 
 impl Daemon {
@@ -74,7 +77,7 @@ impl Daemon {
             Ok(Process::of(pid).map(Some).or_else(|| matches!(child.try_wait(), Ok(Some(_))).then_some(None)))
         })?;
         let gone = Process { pid, parent: 0, start_ticks: 0, command: String::new() };
-        Ok(Self { child, world: world.clone(), process: seen.flatten().unwrap_or(gone) })
+        Ok(Self { child, world: world.clone(), process: seen.flatten().unwrap_or(gone), was_shot: false, was_told: false })
     }
 
     pub(crate) fn pid(&self) -> i32 {
@@ -152,8 +155,19 @@ impl Daemon {
     /// # Errors
     /// When it doesn't go.
     pub(crate) fn kill(&mut self) -> Result<()> {
+        self.was_shot = true;
         procfs::signal(self.pid(), Signal::KILL);
         self.wait_end().map(drop)
+    }
+
+    /// SIGTERM.
+    pub(crate) fn tell_to_stop(&mut self) {
+        self.was_told = true;
+        procfs::signal(self.pid(), Signal::TERM);
+    }
+
+    pub(crate) fn was_told_to_stop(&self) -> bool {
+        self.was_told
     }
 
     /// SIGTERM; how it ended.
@@ -161,8 +175,13 @@ impl Daemon {
     /// # Errors
     /// When it doesn't end in time.
     pub(crate) fn stop(&mut self) -> Result<ExitStatus> {
-        procfs::signal(self.pid(), Signal::TERM);
+        self.tell_to_stop();
         self.wait_end()
+    }
+
+    /// Whether such an end is what the harness did to it.
+    pub(crate) fn was_made_to_end(&self, status: ExitStatus) -> bool {
+        (self.was_shot && was_killed(status)) || (self.was_told && status.success())
     }
 
     /// # Errors
@@ -229,8 +248,8 @@ pub(crate) fn build(release: bool) -> Result<PathBuf> {
 /// When it can't be built.
 pub(crate) fn build_shim(release: bool) -> Result<PathBuf> {
     let messages = cargo_build(&["-p", "nexus-powerloss"], release)?;
-    let files = messages.iter().filter_map(|message| message["filenames"].as_array()).flatten().filter_map(Value::as_str);
-    let path = files.filter(|path| path.ends_with("libnexus_powerloss.so")).next_back();
+    let mut files = messages.iter().filter_map(|message| message["filenames"].as_array()).flatten().filter_map(Value::as_str);
+    let path = files.rfind(|path| path.ends_with("libnexus_powerloss.so"));
     path.map(PathBuf::from).context("cargo named no library to preload")
 }
 

@@ -95,8 +95,8 @@ const LEDGERS: [&str; 4] = ["events", "nexus", "agents", "identity"];
 const TWO_HOURS_MS: i64 = 7_200_000;
 
 impl Fault {
-    /// The fault of cycle `number` of all cycles of all seeds. Two of three are kills at a fail point, and
-    /// points come in turn, so that none is left out.
+    /// The fault of cycle `number` of all cycles of all seeds. Nearly two of three are kills at a fail point, each at
+    /// the one whose turn it is; a point whose turn got another fault comes again in the next round.
     pub(crate) fn choose(chance: &mut Chance, points: &[String], number: u64) -> Self {
         let victim = |chance: &mut Chance| if chance.one_in(3) { *chance.pick(&Victim::ALL) } else { Victim::Daemon };
         let in_turn = &points[usize::try_from(number).unwrap_or(0) % points.len()];
@@ -111,11 +111,11 @@ impl Fault {
             36 => Self::FreezePrograms { program: *chance.pick(&Program::ALL) },
             37 => Self::Sleep,
             38 => Self::ClockJump { ms: if chance.one_in(2) { TWO_HOURS_MS } else { -TWO_HOURS_MS } },
-            39 => Self::Busy { ledger: *chance.pick(&LEDGERS), ms: if chance.one_in(4) { 6500 } else { chance.below(900) } },
+            39 => Self::Busy { ledger: chance.pick::<&str>(&LEDGERS), ms: if chance.one_in(4) { 6500 } else { chance.below(900) } },
             40 => Self::Descriptors,
             41 => Self::DiskFull,
             42 => Self::ReadOnly,
-            43 => Self::CorruptPage { ledger: *chance.pick(&LEDGERS) },
+            43 => Self::CorruptPage { ledger: chance.pick::<&str>(&LEDGERS) },
             _ => Self::Reload,
         }
     }
@@ -146,16 +146,30 @@ impl Fault {
         match self {
             Self::Point { name, count, victim } => Some(format!("{name}:{count}:{}", victim.what())),
             Self::Panic { name, count } => Some(format!("{name}:{count}:panic")),
-            _ => None,
+            Self::Kill { .. }
+            | Self::Stop { .. }
+            | Self::StopAtOnce
+            | Self::KillPrograms { .. }
+            | Self::FreezePrograms { .. }
+            | Self::Sleep
+            | Self::ClockJump { .. }
+            | Self::Busy { .. }
+            | Self::Descriptors
+            | Self::DiskFull
+            | Self::ReadOnly
+            | Self::CorruptPage { .. }
+            | Self::Reload => None,
         }
     }
 
     /// The fail point's name.
     pub(crate) fn point(&self) -> Option<&str> {
-        match self {
-            Self::Point { name, .. } | Self::Panic { name, .. } => Some(name),
-            _ => None,
-        }
+        if let Self::Point { name, .. } | Self::Panic { name, .. } = self { Some(name) } else { None }
+    }
+
+    /// Whether it ends the daemon at a fail point.
+    pub(crate) fn kills_at_a_point(&self) -> bool {
+        matches!(self, Self::Point { victim: Victim::Daemon | Victim::Both, .. })
     }
 }
 

@@ -44,7 +44,10 @@ impl Feeder {
 fn feed(world: &World, mut chance: Chance, pause_ms_max: u64, over: &AtomicBool) -> Result<u64> {
     let accounts: Vec<(Kind, &str)> =
         Kind::ALL.into_iter().flat_map(|kind| kind.accounts().iter().map(move |&account| (kind, account))).collect();
-    let mut numbers = vec![0_u64; accounts.len()];
+    // Another feeder's numbers go on.
+    let written = |(kind, account): &(Kind, &str)| -> Result<u64> { Ok(journal::lines(&world.feed(*kind, account))?.len() as u64) };
+    let mut numbers: Vec<u64> = accounts.iter().map(written).collect::<Result<_>>()?;
+    let before: u64 = numbers.iter().sum();
     while !over.load(Ordering::Relaxed) {
         let at = usize::try_from(chance.below(accounts.len() as u64))?;
         numbers[at] += 1;
@@ -54,7 +57,7 @@ fn feed(world: &World, mut chance: Chance, pause_ms_max: u64, over: &AtomicBool)
         journal::append(&world.feed(kind, account), &line.to_string())?;
         clock::pause(Duration::from_millis(chance.below(pause_ms_max) + 1));
     }
-    Ok(numbers.iter().sum())
+    Ok(numbers.iter().sum::<u64>() - before)
 }
 
 /// Message number `n` of an account.

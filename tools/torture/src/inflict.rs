@@ -5,7 +5,7 @@ use crate::fault::{Fault, Program};
 use crate::procfs::{self, Process};
 use crate::run::Run;
 use crate::{clock, daemon};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rusqlite::Connection;
 use rustix::process::{Pid, Resource, Rlimit, Signal};
 use std::fs;
@@ -14,49 +14,71 @@ use std::time::Duration;
 
 /// How long a running daemon works before and while most faults are done to it.
 const WHILE: Duration = Duration::from_millis(500);
-/// Bytes of a ledger's page, and of how many pages the damaged one is the last.
+/// Bytes of a ledger's page.
 const PAGE_BYTES: u64 = 8192;
 const TWO_HOURS_MS: i64 = 7_200_000;
 
-/// Before the start. False when this fault can't be done here.
+/// Whether a fault could be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Done {
+    Yes,
+    /// What it would have hit was not there.
+    Missed,
+    /// Not on this machine.
+    Impossible,
+}
+
+impl Done {
+    fn if_hit(was_hit: bool) -> Self {
+        if was_hit { Self::Yes } else { Self::Missed }
+    }
+}
+
+/// Before the start.
 ///
 /// # Errors
 /// Of the file system.
-pub(crate) fn before(run: &mut Run<'_>, fault: &Fault) -> Result<bool> {
-    match fault {
-        Fault::DiskFull | Fault::ReadOnly if run.disk.is_none() => Ok(false),
-        Fault::ReadOnly => Ok(run.disk.as_ref().is_some_and(|disk| disk.read_only(true))),
-        Fault::CorruptPage { ledger } => damage(run, ledger),
-        _ => Ok(true),
-    }
+pub(crate) fn before(run: &mut Run<'_>, fault: &Fault) -> Result<Done> {
+    Ok(match fault {
+        Fault::DiskFull if run.disk.is_none() => Done::Impossible,
+        Fault::ReadOnly if !run.disk.as_ref().is_some_and(|disk| disk.read_only(true)) => Done::Impossible,
+        Fault::CorruptPage { ledger } => Done::if_hit(damage(run, ledger)?),
+        Fault::Point { .. }
+        | Fault::Panic { .. }
+        | Fault::Kill { .. }
+        | Fault::Stop { .. }
+        | Fault::StopAtOnce
+        | Fault::KillPrograms { .. }
+        | Fault::FreezePrograms { .. }
+        | Fault::Sleep
+        | Fault::ClockJump { .. }
+        | Fault::Busy { .. }
+        | Fault::Descriptors
+        | Fault::DiskFull
+        | Fault::ReadOnly
+        | Fault::Reload => Done::Yes,
+    })
 }
 
 /// While the daemon runs.
 ///
 /// # Errors
 /// When the harness can't do it.
-pub(crate) fn upon(run: &mut Run<'_>, daemon: &mut Daemon, fault: &Fault) -> Result<()> {
+pub(crate) fn upon(run: &mut Run<'_>, daemon: &mut Daemon, fault: &Fault) -> Result<Done> {
+    let mut was_hit = true;
     match fault {
-        Fault::Point { .. } | Fault::Panic { .. } => return Ok(()),
+        Fault::Point { .. } | Fault::Panic { .. } => return Ok(Done::Yes),
         Fault::Kill { victim, after_ms } => {
             clock::pause(Duration::from_millis(*after_ms));
-            return run.kill(daemon, *victim);
+            let was_hit = run.kill(daemon, *victim)? == *victim;
+            if daemon.is_running() {
+                run.children_are_right(daemon)?;
+            }
+            return Ok(Done::if_hit(was_hit));
         }
-        Fault::Stop { patience_ms } => {
-            clock::pause(WHILE);
-            procfs::signal(daemon.pid(), Signal::TERM);
-            clock::until(Duration::from_millis(*patience_ms), || Ok(daemon.ended()?.is_some().then_some(())))?;
-            return Ok(());
-        }
-        Fault::StopAtOnce => {
-            clock::pause(WHILE);
-            procfs::signal(daemon.pid(), Signal::TERM);
-            clock::pause(Duration::from_millis(30));
-            procfs::signal(daemon.pid(), Signal::INT);
-            return daemon.wait_end().map(drop);
-        }
-        Fault::KillPrograms { program } => kill_programs(run, *program)?,
-        Fault::FreezePrograms { program } => freeze_programs(run, *program)?,
+        Fault::Stop { .. } | Fault::StopAtOnce => return stop(daemon, fault).map(|()| Done::Yes),
+        Fault::KillPrograms { program } => was_hit = kill_programs(run, *program)?,
+        Fault::FreezePrograms { program } => was_hit = freeze_programs(run, *program)?,
         Fault::Sleep => sleep(run, daemon)?,
         Fault::ClockJump { ms } => {
             offset(run, *ms)?;
@@ -65,17 +87,7 @@ pub(crate) fn upon(run: &mut Run<'_>, daemon: &mut Daemon, fault: &Fault) -> Res
         }
         Fault::Busy { ledger, ms } => hold(run, ledger, *ms)?,
         Fault::Descriptors => exhaust_descriptors(daemon)?,
-        Fault::DiskFull => {
-            clock::pause(WHILE);
-            if let Some(disk) = &run.disk {
-                disk.fill()?;
-                clock::pause(WHILE * 2);
-                if run.chance.one_in(2) {
-                    daemon.kill()?; // with the disk still full
-                }
-                disk.empty()?;
-            }
-        }
+        Fault::DiskFull => fill_disk(run, daemon)?,
         Fault::ReadOnly | Fault::CorruptPage { .. } => {}
         Fault::Reload => {
             run.variant += 1;
@@ -87,7 +99,29 @@ pub(crate) fn upon(run: &mut Run<'_>, daemon: &mut Daemon, fault: &Fault) -> Res
     if daemon.is_running() && run.chance.one_in(2) {
         run.children_are_right(daemon)?;
     }
-    Ok(())
+    Ok(Done::if_hit(was_hit))
+}
+
+fn stop(daemon: &mut Daemon, fault: &Fault) -> Result<()> {
+    clock::pause(WHILE);
+    daemon.tell_to_stop();
+    if let Fault::Stop { patience_ms } = fault {
+        return clock::until(Duration::from_millis(*patience_ms), || Ok(daemon.ended()?.is_some().then_some(()))).map(drop);
+    }
+    clock::pause(Duration::from_millis(30));
+    procfs::signal(daemon.pid(), Signal::INT);
+    daemon.wait_end().map(drop)
+}
+
+fn fill_disk(run: &mut Run<'_>, daemon: &mut Daemon) -> Result<()> {
+    clock::pause(WHILE);
+    let Some(disk) = &run.disk else { return Ok(()) };
+    disk.fill()?;
+    clock::pause(WHILE * 2);
+    if run.chance.one_in(2) {
+        daemon.kill()?; // with the disk still full
+    }
+    disk.empty()
 }
 
 /// Once the daemon is dead.
@@ -96,7 +130,7 @@ pub(crate) fn upon(run: &mut Run<'_>, daemon: &mut Daemon, fault: &Fault) -> Res
 /// Of the file system.
 pub(crate) fn after(run: &mut Run<'_>, fault: &Fault) -> Result<()> {
     match (fault, &run.disk) {
-        (Fault::ReadOnly, Some(disk)) => drop(disk.read_only(false)),
+        (Fault::ReadOnly, Some(disk)) if !disk.read_only(false) => bail!("the disk stays read-only"),
         (Fault::CorruptPage { ledger }, _) => repair(run, ledger)?,
         (Fault::ClockJump { .. } | Fault::Sleep, _) => offset(run, 0)?,
         _ => {}
@@ -106,12 +140,23 @@ pub(crate) fn after(run: &mut Run<'_>, fault: &Fault) -> Result<()> {
 
 /// Whether the daemon may end by itself, with an error that says why.
 pub(crate) fn may_fail(fault: &Fault) -> bool {
+    let is_on_the_way = |name: &str| ["start.", "stop.", "migration."].iter().any(|group| name.starts_with(group));
     match fault {
         // An INT during a shutdown ends it with an error code; the others keep a start from succeeding.
-        Fault::StopAtOnce | Fault::ReadOnly | Fault::DiskFull | Fault::CorruptPage { .. } | Fault::Busy { .. } => true,
+        Fault::StopAtOnce | Fault::ReadOnly | Fault::CorruptPage { .. } => true,
         // A panic on the way up is the start's failure.
-        Fault::Panic { name, .. } => ["start.", "stop.", "migration.", "rename."].iter().any(|part| name.starts_with(part)),
-        _ => false,
+        Fault::Panic { name, .. } => is_on_the_way(name),
+        Fault::Point { .. }
+        | Fault::Kill { .. }
+        | Fault::Stop { .. }
+        | Fault::KillPrograms { .. }
+        | Fault::FreezePrograms { .. }
+        | Fault::Sleep
+        | Fault::ClockJump { .. }
+        | Fault::Busy { .. }
+        | Fault::Descriptors
+        | Fault::DiskFull
+        | Fault::Reload => false,
     }
 }
 
@@ -120,20 +165,26 @@ fn programs(run: &Run<'_>, program: Program) -> Vec<Process> {
     all.into_iter().filter(|process| format!("{} ", process.command).contains(program.word())).collect()
 }
 
-fn kill_programs(run: &mut Run<'_>, program: Program) -> Result<()> {
+/// False when none was seen.
+fn kill_programs(run: &mut Run<'_>, program: Program) -> Result<bool> {
+    let mut was_hit = false;
     clock::until(WHILE * 3, || {
-        programs(run, program).first().into_iter().for_each(|process| process.signal(Signal::KILL));
+        if let Some(process) = programs(run, program).first() {
+            process.signal(Signal::KILL);
+            was_hit = true;
+        }
         Ok(None::<()>)
-    })
-    .map(drop)
+    })?;
+    Ok(was_hit)
 }
 
-fn freeze_programs(run: &mut Run<'_>, program: Program) -> Result<()> {
+/// False when none was seen.
+fn freeze_programs(run: &mut Run<'_>, program: Program) -> Result<bool> {
     let some = clock::until(WHILE * 3, || Ok(Some(programs(run, program)).filter(|found| !found.is_empty())))?.unwrap_or_default();
     some.iter().for_each(|process| process.signal(Signal::STOP));
     clock::pause(WHILE);
     some.iter().for_each(|process| process.signal(Signal::CONT));
-    Ok(())
+    Ok(!some.is_empty())
 }
 
 /// The machine sleeps for two hours: nothing runs, and the wall clock goes on.
@@ -166,10 +217,11 @@ fn hold(run: &Run<'_>, ledger: &str, ms: u64) -> Result<()> {
 
 fn exhaust_descriptors(daemon: &Daemon) -> Result<()> {
     let Some(pid) = Pid::from_raw(daemon.pid()) else { return Ok(()) };
-    let open = procfs::descriptors(daemon.pid()).unwrap_or(0) as u64;
+    // A limit is one of numbers: those below it that are free could still be had.
+    let lowest_free = procfs::lowest_free_descriptor(daemon.pid()).unwrap_or(0);
     // The daemon has this program's hard limit, which only the privileged may raise.
     let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
-    let before = rustix::process::prlimit(Some(pid), Resource::Nofile, Rlimit { current: Some(open), maximum });
+    let before = rustix::process::prlimit(Some(pid), Resource::Nofile, Rlimit { current: Some(lowest_free), maximum });
     let before = before.context("failed to limit the daemon's descriptors")?;
     clock::pause(WHILE * 2);
     rustix::process::prlimit(Some(pid), Resource::Nofile, before).context("failed to give the daemon its descriptors back").map(drop)

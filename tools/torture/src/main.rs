@@ -6,6 +6,7 @@
 
 mod adapter;
 mod agent;
+mod calm;
 mod chance;
 mod check;
 mod clock;
@@ -19,21 +20,20 @@ mod power;
 mod procfs;
 mod report;
 mod run;
+mod seeds;
 mod soak;
 mod world;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use power::trial::{Found, Trial};
-use report::Counts;
-use run::{Outcome, Setup};
+use run::Setup;
+use seeds::Task;
 use soak::Soak;
-use std::collections::VecDeque;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Breaks the real daemon and checks its promises.
 #[derive(Debug, Parser)]
@@ -89,7 +89,10 @@ struct RunArgs {
     /// Begin no other seed after this many seconds
     #[arg(long)]
     limit_seconds: Option<u64>,
-    /// Write the tables of the report to this file
+    /// Seeds that found something once, to be run first: a file of lines `seed crashes  # what it found`
+    #[arg(long)]
+    regressions: Option<PathBuf>,
+    /// Write the report to this file: between its two markers, or as a new page
     #[arg(long)]
     report: Option<PathBuf>,
 }
@@ -170,44 +173,37 @@ impl Common {
 }
 
 fn run_seeds(args: &RunArgs) -> Result<ExitCode> {
-    let setup = args.common.setup(args.crashes)?;
-    let began = Instant::now();
-    let limit = args.limit_seconds.map(Duration::from_secs);
-    let waiting: Mutex<VecDeque<u64>> = Mutex::new((args.seed..args.seed + args.seeds).collect());
-    let all: Mutex<(Counts, Vec<String>, u64)> = Mutex::default();
-    let work = || -> Result<()> {
-        loop {
-            let is_late = limit.is_some_and(|limit| began.elapsed() > limit);
-            let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-            let Some(seed) = next.filter(|_| !is_late) else { return Ok(()) };
-            let Outcome { counts, violations, kept } = run::seed(&setup, seed)?;
-            let cycles = counts.cycles();
-            say(&format!("seed {seed}: {cycles} cycles, {} messages, {} broken promises", counts.events, violations.len()));
-            let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
-            for violation in violations {
-                say(&format!("seed {seed}: BROKEN: {violation}"));
-                all.1.push(violation);
-            }
-            if let Some(kept) = kept {
-                say(&format!("seed {seed}: kept in {}", kept.display()));
-            }
-            all.0.add(counts);
-            all.2 += 1;
-        }
-    };
-    let results: Vec<Result<()>> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..args.jobs.max(1)).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| bail!("a world's thread panicked"))).collect()
-    });
-    results.into_iter().collect::<Result<()>>()?;
-    let (counts, violations, seeds) = all.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let tables = counts.tables(&setup.points);
     if let Some(path) = &args.report {
-        std::fs::write(path, &tables).with_context(|| format!("failed to write `{}`", path.display()))?;
+        report::check_page(path)?; // before hours of work
+    }
+    let setup = args.common.setup(args.crashes)?;
+    let mut worlds = match &args.regressions {
+        Some(path) => seeds::regressions(path)?,
+        None => Vec::new(),
+    };
+    let before = worlds.len();
+    worlds.extend((args.seed..args.seed.saturating_add(args.seeds)).map(|seed| Task { seed, crashes: args.crashes }));
+    let done = seeds::run(&setup, worlds, args.jobs, args.limit_seconds.map(Duration::from_secs))?;
+    let tables = done.counts.tables(&setup.points);
+    if let Some(path) = &args.report {
+        let profile = match (&args.common.nexus, args.common.release) {
+            (Some(_), _) => "given",
+            (None, true) => "release",
+            (None, false) => "dev",
+        };
+        let head = format!(
+            "`nexus-torture run --seed {} --seeds {} --crashes {}`, after {before} regressions; profile of the daemon: {profile}.\n\
+             Seeds run: {}, not begun for lack of time: {}. Broken promises: {}.",
+            args.seed, args.seeds, args.crashes, done.seeds, done.not_begun, done.violations
+        );
+        report::write_page(path, &format!("{head}\n\n{tables}"))?;
     }
     say(&tables);
-    say(&format!("{seeds} seeds, {} cycles, {} broken promises in {} s", counts.cycles(), violations.len(), began.elapsed().as_secs()));
-    Ok(if violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    say(&done.summary());
+    if done.counts.cycles() == 0 {
+        bail!("not one cycle was run, which shows nothing");
+    }
+    Ok(if done.violations == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn lose_power(args: &PowerArgs) -> Result<ExitCode> {
@@ -216,13 +212,17 @@ fn lose_power(args: &PowerArgs) -> Result<ExitCode> {
     let trial = Trial { setup, shim, synchronous: args.synchronous.clone(), points: args.points };
     let mut broken = 0;
     for seed in args.seed..args.seed + args.seeds {
-        let Found { ops, syncs, cuts, started, acknowledged, violations } = trial.run(seed)?;
+        let Found { ops, syncs, cuts, started, acknowledged, violations, kept } = trial.run(seed)?;
         say(&format!(
             "seed {seed}: {ops} writes and other changes, {syncs} of them syncs; power lost at {cuts} places, {started} of which got a \
              daemon; {acknowledged} acknowledgements; {} broken promises",
             violations.len()
         ));
+        if cuts == 0 || acknowledged == 0 {
+            bail!("seed {seed}: nothing was promised before the power was lost, which shows nothing");
+        }
         violations.iter().for_each(|what| say(&format!("seed {seed}: BROKEN: {what}")));
+        kept.iter().for_each(|kept| say(&format!("seed {seed}: kept in {}", kept.display())));
         broken += violations.len();
     }
     match (broken, args.expect_broken) {

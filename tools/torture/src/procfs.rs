@@ -1,6 +1,7 @@
 //! Processes, as `/proc` tells of them.
 
 use rustix::process::{Pid, Signal, kill_process};
+use std::collections::HashSet;
 use std::fs;
 
 /// One process at one time.
@@ -74,6 +75,13 @@ pub(crate) fn children_of(pid: i32) -> Vec<Process> {
 /// Open descriptors of a process.
 pub(crate) fn descriptors(pid: i32) -> Option<usize> {
     Some(fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count())
+}
+
+/// The lowest number that is no open descriptor of a process.
+pub(crate) fn lowest_free_descriptor(pid: i32) -> Option<u64> {
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+    let open: HashSet<u64> = open.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    (0..).find(|number| !open.contains(number))
 }
 
 /// Resident KiB of a process.

@@ -1,17 +1,21 @@
 //! What was done and what was found, counted, and written as a page.
 
+use anyhow::{Context, Result};
 use std::collections::BTreeMap;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
 
 /// Counts of one seed, or of many.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Counts {
-    /// By kind of fault: done, and skipped because this machine doesn't allow it.
+    /// By kind of fault: done; not done because its fail point was not passed in time or what it would have hit was
+    /// not there, so that the cycle only ended with a kill; skipped because this machine doesn't allow it.
     pub(crate) faults: BTreeMap<String, u64>,
+    pub(crate) missed: BTreeMap<String, u64>,
     pub(crate) skipped: BTreeMap<String, u64>,
     /// By fail point: how often it fired.
     pub(crate) points: BTreeMap<String, u64>,
-    /// Cycles whose point was not passed in time, and that ended with a kill.
-    pub(crate) not_reached: u64,
     pub(crate) events: u64,
     pub(crate) accepted: u64,
     pub(crate) acknowledged: u64,
@@ -25,12 +29,17 @@ pub(crate) struct Counts {
     /// By terminal status.
     pub(crate) ends: BTreeMap<String, u64>,
     pub(crate) ready_ms: Vec<u64>,
-    pub(crate) rss_kib: Vec<u64>,
+    /// By how much the daemon grew over the same load a few times.
+    pub(crate) grew_kib: Vec<u64>,
 }
 
 impl Counts {
     pub(crate) fn done(&mut self, kind: &str) {
         *self.faults.entry(kind.to_owned()).or_default() += 1;
+    }
+
+    pub(crate) fn missed(&mut self, kind: &str) {
+        *self.missed.entry(kind.to_owned()).or_default() += 1;
     }
 
     pub(crate) fn skipped(&mut self, kind: &str) {
@@ -41,17 +50,18 @@ impl Counts {
         *self.points.entry(point.to_owned()).or_default() += 1;
     }
 
+    /// Starts and deaths, whether or not the fault came in between.
     pub(crate) fn cycles(&self) -> u64 {
-        self.faults.values().sum()
+        self.faults.values().chain(self.missed.values()).sum()
     }
 
     /// Adds another seed's.
     pub(crate) fn add(&mut self, other: Self) {
         let Self {
             faults,
+            missed,
             skipped,
             points,
-            not_reached,
             events,
             accepted,
             acknowledged,
@@ -64,16 +74,20 @@ impl Counts {
             escaped,
             ends,
             ready_ms,
-            rss_kib,
+            grew_kib,
         } = other;
-        for (mine, theirs) in [(&mut self.faults, faults), (&mut self.skipped, skipped), (&mut self.points, points), (&mut self.ends, ends)]
-        {
+        for (mine, theirs) in [
+            (&mut self.faults, faults),
+            (&mut self.missed, missed),
+            (&mut self.skipped, skipped),
+            (&mut self.points, points),
+            (&mut self.ends, ends),
+        ] {
             for (name, count) in theirs {
                 *mine.entry(name).or_default() += count;
             }
         }
         for (mine, theirs) in [
-            (&mut self.not_reached, not_reached),
             (&mut self.events, events),
             (&mut self.accepted, accepted),
             (&mut self.acknowledged, acknowledged),
@@ -88,7 +102,7 @@ impl Counts {
             *mine += theirs;
         }
         self.ready_ms.extend(ready_ms);
-        self.rss_kib.extend(rss_kib);
+        self.grew_kib.extend(grew_kib);
     }
 
     /// The tables of the page.
@@ -101,6 +115,9 @@ impl Counts {
         line("| fault | cycles |\n| --- | --- |");
         for (kind, count) in &self.faults {
             line(&format!("| {kind} | {} |", grouped(*count)));
+        }
+        for (kind, count) in &self.missed {
+            line(&format!("| {kind}: its moment did not come, killed all the same | {} |", grouped(*count)));
         }
         line(&format!("| **all** | **{}** |", grouped(self.cycles())));
         for (kind, count) in &self.skipped {
@@ -117,7 +134,6 @@ impl Counts {
             ("replies that reached a platform", self.replies),
             ("of them again, under `on_uncertain: retry`", self.twice_as_allowed),
             ("deliveries that stay `uncertain`", self.uncertain),
-            ("fail points armed and not passed in time", self.not_reached),
             ("escaped processes that outlived a double kill (level `scan` only)", self.escaped),
         ] {
             line(&format!("| {name} | {} |", grouped(count)));
@@ -127,6 +143,9 @@ impl Counts {
         }
         if let Some(median) = median(&self.ready_ms) {
             line(&format!("| median ms from spawn to ready, recovery included | {median} |"));
+        }
+        if let Some(most) = self.grew_kib.iter().max() {
+            line(&format!("| most KiB that a daemon grew while it had the same load a few times | {} |", grouped(*most)));
         }
         let never: Vec<&str> = all_points.iter().filter(|point| !self.points.contains_key(*point)).map(String::as_str).collect();
         line(&format!("\nFail points that fired: {} of {}.", self.points.len(), all_points.len()));
@@ -143,6 +162,47 @@ fn median(values: &[u64]) -> Option<u64> {
     sorted.get(sorted.len() / 2).copied()
 }
 
+/// Between these two the page belongs to this program; the rest is written by hand.
+const FROM: &str = "<!-- torture run -->";
+const TO: &str = "<!-- end -->";
+
+/// A page that is there must have the place for the report.
+///
+/// # Errors
+/// When it hasn't, or can't be read.
+pub(crate) fn check_page(path: &Path) -> Result<()> {
+    let page = existing(path)?;
+    placed(page.as_deref(), "").map(drop).with_context(|| format!("`{}`", path.display()))
+}
+
+/// Writes the report into its place of a page, or makes the page.
+///
+/// # Errors
+/// As [`check_page`], and when it can't be written.
+pub(crate) fn write_page(path: &Path, report: &str) -> Result<()> {
+    let page = existing(path)?;
+    let page = placed(page.as_deref(), report).with_context(|| format!("`{}`", path.display()))?;
+    fs::write(path, page).with_context(|| format!("failed to write `{}`", path.display()))
+}
+
+fn existing(path: &Path) -> Result<Option<String>> {
+    match fs::read_to_string(path) {
+        Ok(page) => Ok(Some(page)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("failed to read `{}`", path.display())),
+    }
+}
+
+fn placed(page: Option<&str>, report: &str) -> Result<String> {
+    let report = report.trim_end();
+    let Some(page) = page else {
+        return Ok(format!("# Torture report\n\n## Seeded crashes\n\n{FROM}\n{report}\n{TO}\n"));
+    };
+    let (before, rest) = page.split_once(FROM).with_context(|| format!("the page has no `{FROM}`"))?;
+    let (_, behind) = rest.split_once(TO).with_context(|| format!("the page has no `{TO}` behind `{FROM}`"))?;
+    Ok(format!("{before}{FROM}\n{report}\n{TO}{behind}"))
+}
+
 /// With a comma after each three digits.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
@@ -157,7 +217,32 @@ fn grouped(number: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn a_report_takes_the_place_of_the_last_one_and_of_nothing_else() {
+        let new = placed(None, "one\n").unwrap();
+        assert!(new.starts_with("# Torture report\n") && new.contains("\none\n"), "{new}");
+        let by_hand = format!("{new}\n## By hand\n<!-- end -->\n");
+        let again = placed(Some(&by_hand), "two").unwrap();
+        assert_eq!(again, by_hand.replace("one", "two"));
+        assert!(placed(Some("# A page of something else"), "two").is_err());
+        assert!(placed(Some("<!-- end --> <!-- torture run -->"), "two").is_err());
+    }
+
+    #[test]
+    fn a_page_is_made_and_then_kept_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("report.md");
+        check_page(&path).unwrap();
+        write_page(&path, "one").unwrap();
+        write_page(&path, "two").unwrap();
+        let page = fs::read_to_string(&path).unwrap();
+        assert!(page.contains("two") && !page.contains("one"), "{page}");
+        fs::write(&path, "something else").unwrap();
+        assert!(check_page(&path).is_err());
+    }
 
     #[test]
     fn numbers_are_grouped_and_counts_add_up() {
@@ -166,11 +251,15 @@ mod tests {
         for _ in 0..2 {
             let mut one = Counts { events: 3, ..Counts::default() };
             one.done("reload");
+            one.missed("sleep");
+            one.skipped("disk full");
             one.fired("start.lock");
             all.add(one);
         }
-        assert_eq!((all.cycles(), all.events), (2, 6));
+        assert_eq!((all.cycles(), all.events), (4, 6));
         let page = all.tables(&["start.lock".to_owned(), "stop.1".to_owned()]);
-        assert!(page.contains("| reload | 2 |") && page.contains("1 of 2") && page.contains("Never: stop.1."), "{page}");
+        assert!(page.contains("| reload | 2 |") && page.contains("| sleep: its moment did not come, killed all the same | 2 |"), "{page}");
+        assert!(page.contains("| disk full: not possible on this machine | 2 |") && page.contains("| **all** | **4** |"), "{page}");
+        assert!(page.contains("1 of 2") && page.contains("Never: stop.1."), "{page}");
     }
 }

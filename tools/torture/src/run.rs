@@ -7,7 +7,7 @@ use crate::daemon::{self, Daemon, Extras, was_killed};
 use crate::disk::Disk;
 use crate::fault::{Fault, Victim};
 use crate::feeder::Feeder;
-use crate::inflict;
+use crate::inflict::{self, Done};
 use crate::report::Counts;
 use crate::world::{OnInterrupted, World};
 use crate::{clock, journal, procfs};
@@ -22,12 +22,8 @@ const POINT_LIMIT: Duration = Duration::from_millis(2500);
 const CHILDREN_LIMIT: Duration = Duration::from_secs(20);
 /// How long a dead daemon's processes may take to be gone: its keeper gives up after ten seconds.
 const CLEANUP_LIMIT: Duration = Duration::from_secs(15);
-/// How long everything that is open may take to end once all is calm.
-const CALM_LIMIT: Duration = Duration::from_secs(150);
 /// Longest pause between two messages, in ms.
 const FEED_PAUSE_MS_MAX: u64 = 40;
-/// Descriptors that a quiet daemon may have beyond those of its first quiet moment.
-const DESCRIPTORS_SLACK: usize = 12;
 
 /// What all seeds of one call share.
 #[derive(Debug, Clone)]
@@ -92,7 +88,7 @@ pub(crate) struct Run<'a> {
     pub(crate) violations: Vec<String>,
     /// The fail points that are passed when the ledgers are there.
     later_points: Vec<String>,
-    snapshots: Snapshots,
+    pub(crate) snapshots: Snapshots,
 }
 
 impl<'a> Run<'a> {
@@ -120,7 +116,7 @@ impl<'a> Run<'a> {
         self.world.configure(&self.setup.own, self.seed, self.on_interrupted, self.variant)
     }
 
-    fn violated(&mut self, what: String) {
+    pub(crate) fn violated(&mut self, what: String) {
         self.violations.push(what);
     }
 
@@ -137,7 +133,7 @@ impl<'a> Run<'a> {
             if first.ready()? {
                 first.kill()?;
             }
-            self.end_cycle(first, &fault, 0)?;
+            self.end_cycle(first, &fault, 0, Done::Yes)?;
         }
         // A first run without faults: every account is known before anything goes wrong.
         std::fs::write(self.world.calm(), "").context("failed to write a file")?;
@@ -147,7 +143,10 @@ impl<'a> Run<'a> {
         }
         self.children_are_right(&first)?;
         std::fs::remove_file(self.world.calm()).context("failed to remove a file")?;
-        first.stop()?;
+        let status = first.stop()?;
+        if !status.success() {
+            self.violated(format!("the first stop ended with {status}: {}", daemon::last_words(&self.world)));
+        }
         drop(first);
         let feeder = Feeder::start(&self.world, self.chance.about(&["feeder"]), FEED_PAUSE_MS_MAX);
         for number in 0..self.setup.crashes {
@@ -167,7 +166,8 @@ impl<'a> Run<'a> {
 
     fn cycle(&mut self, number: u64, fault: &Fault) -> Result<()> {
         journal::append(&self.world.file("cycles"), &format!("{number} {fault:?}"))?;
-        if !inflict::before(self, fault)? {
+        let done = inflict::before(self, fault)?;
+        if done == Done::Impossible {
             self.counts.skipped(&fault.kind());
             return Ok(());
         }
@@ -175,28 +175,42 @@ impl<'a> Run<'a> {
         let fired_before = daemon::fired(&self.world)?.len();
         let mut daemon = Daemon::spawn(&self.world, &self.setup.nexus, &extras)?;
         let began = clock::monotonic_ns();
-        if let Fault::Kill { victim, after_ms } = fault
+        let upon = if let Fault::Kill { victim, after_ms } = fault
             && self.chance.one_in(2)
         {
-            // From the moment of the spawn on, ready or not.
-            clock::pause(Duration::from_millis(*after_ms / 4));
-            self.kill(&mut daemon, *victim)?;
+            self.kill_early(&mut daemon, *victim, *after_ms)?
         } else if daemon.ready()? {
             self.counts.ready_ms.push((clock::monotonic_ns() - began) / 1_000_000);
-            if number % 3 == 0 && fault.fail_point().is_none() {
+            if number.is_multiple_of(3) && fault.fail_point().is_none() {
                 self.children_are_right(&daemon)?;
             }
-            inflict::upon(self, &mut daemon, fault)?;
+            let done = inflict::upon(self, &mut daemon, fault)?;
             self.await_point(&mut daemon, fault)?;
+            done
+        } else if matches!(fault, Fault::ReadOnly | Fault::CorruptPage { .. }) || fault.point().is_some() {
+            Done::Yes // it was done before the start, or at its point
+        } else {
+            Done::Missed
+        };
+        self.end_cycle(daemon, fault, fired_before, if done == Done::Yes { upon } else { done })
+    }
+
+    /// From the moment of the spawn on, ready or not.
+    fn kill_early(&mut self, daemon: &mut Daemon, victim: Victim, after_ms: u64) -> Result<Done> {
+        clock::pause(Duration::from_millis(after_ms / 4));
+        let was_hit = self.kill(daemon, victim)? == victim;
+        // One that lost its keeper on its way up still has to get there.
+        if daemon.is_running() && daemon.ready()? {
+            self.children_are_right(daemon)?;
         }
-        self.end_cycle(daemon, fault, fired_before)
+        Ok(if was_hit { Done::Yes } else { Done::Missed })
     }
 
     /// Waits until the fault's point has fired, doing what leads there.
     fn await_point(&mut self, daemon: &mut Daemon, fault: &Fault) -> Result<()> {
         let Some(point) = fault.point() else { return Ok(()) };
         if point.starts_with("stop.") {
-            procfs::signal(daemon.pid(), Signal::TERM);
+            daemon.tell_to_stop();
         } else if point.starts_with("reload.") {
             self.variant += 1;
             self.configure()?;
@@ -207,9 +221,13 @@ impl<'a> Run<'a> {
             self.decide(daemon)?;
         } else if point.starts_with("write.CountAnalytics") || point.starts_with("write.InterruptRun") || point == "write.Keep.after" {
             clock::pause(Duration::from_millis(600));
-            procfs::signal(daemon.pid(), Signal::TERM);
+            daemon.tell_to_stop();
         }
         clock::until(POINT_LIMIT, || Ok(daemon.ended()?.is_some().then_some(())))?;
+        // It has to be whole again after a panic, and after its keeper's death.
+        if !daemon.was_told_to_stop() && daemon.is_running() {
+            self.children_are_right(daemon)?;
+        }
         Ok(())
     }
 
@@ -237,17 +255,21 @@ impl<'a> Run<'a> {
     }
 
     /// Sees to it that the daemon is dead, and looks at what it left.
-    fn end_cycle(&mut self, mut daemon: Daemon, fault: &Fault, fired_before: usize) -> Result<()> {
+    fn end_cycle(&mut self, mut daemon: Daemon, fault: &Fault, fired_before: usize, done: Done) -> Result<()> {
         let fired: Vec<String> = daemon::fired(&self.world)?.split_off(fired_before);
         for point in &fired {
             self.counts.fired(point);
         }
-        if fault.point().is_some() && fired.is_empty() {
-            self.counts.not_reached += 1;
+        if done == Done::Missed || (fault.point().is_some() && fired.is_empty()) {
+            self.counts.missed(&fault.kind());
+        } else {
+            self.counts.done(&fault.kind());
         }
         match daemon.ended()? {
             None => daemon.kill()?,
-            Some(status) if was_killed(status) || status.success() || inflict::may_fail(fault) => {}
+            Some(status) if daemon.was_made_to_end(status) => {}
+            Some(status) if was_killed(status) && fault.kills_at_a_point() && !fired.is_empty() => {}
+            Some(status) if status.code().is_some_and(|code| code != 0) && inflict::may_fail(fault) => {}
             Some(status) => {
                 let words = daemon::last_words(&self.world);
                 self.violated(format!("the daemon ended by itself with {status} during {fault:?}; its last words:\n{words}"));
@@ -255,7 +277,6 @@ impl<'a> Run<'a> {
         }
         drop(daemon);
         inflict::after(self, fault)?;
-        self.counts.done(&fault.kind());
         let free = clock::until(CLEANUP_LIMIT, || Ok(daemon::lock_is_free(&self.world).then_some(())))?;
         if free.is_none() {
             self.violated(format!("after {fault:?} the lock is held on by the dead daemon's keeper"));
@@ -265,20 +286,16 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// SIGKILL.
-    pub(crate) fn kill(&mut self, daemon: &mut Daemon, victim: Victim) -> Result<()> {
-        let keeper = daemon.keeper();
-        match (victim, keeper) {
-            (Victim::Daemon, _) | (_, None) => daemon.kill(),
-            (Victim::Keeper, Some(keeper)) => {
-                keeper.signal(Signal::KILL);
-                self.children_are_right(daemon)
-            }
-            (Victim::Both, Some(keeper)) => {
-                keeper.signal(Signal::KILL);
-                daemon.kill()
-            }
+    /// SIGKILL; whom it hit. Without a keeper it is the daemon's turn.
+    pub(crate) fn kill(&mut self, daemon: &mut Daemon, victim: Victim) -> Result<Victim> {
+        let Some(keeper) = daemon.keeper().filter(|_| victim != Victim::Daemon) else {
+            return daemon.kill().map(|()| Victim::Daemon);
+        };
+        keeper.signal(Signal::KILL);
+        if victim == Victim::Both {
+            daemon.kill()?;
         }
+        Ok(victim)
     }
 
     /// Each intended child lives once, and nothing of an earlier daemon does.
@@ -286,7 +303,12 @@ impl<'a> Run<'a> {
         let world = self.world.clone();
         let stale = check::children::stale(&world, daemon);
         if !stale.is_empty() {
-            let level = daemon.status()?["kill_level"]["level"].as_str().unwrap_or_default().to_owned();
+            let status = match daemon.status() {
+                Ok(status) => status,
+                Err(_) if !daemon.is_running() => return Ok(()), // its end is judged by the cycle's
+                Err(error) => return Err(error),
+            };
+            let level = status["kill_level"]["level"].as_str().unwrap_or_default().to_owned();
             if level == "scan" && stale.iter().all(|one| one.command.contains(crate::agent::ESCAPEE)) {
                 self.counts.escaped += stale.len() as u64; // the hole that this level names
                 stale.iter().for_each(|one| one.signal(Signal::KILL));
@@ -294,64 +316,15 @@ impl<'a> Run<'a> {
                 self.violated(format!("processes of a daemon before live: {stale:?}"));
             }
         }
-        let right = clock::until(CHILDREN_LIMIT, || Ok(check::children::wrong(&world, daemon).is_none().then_some(())))?;
+        let right = clock::until(CHILDREN_LIMIT, || {
+            let is_over = check::children::wrong(&world, daemon).is_none() || !daemon.is_running();
+            Ok(is_over.then_some(()))
+        })?;
         if right.is_none()
             && let Some(wrong) = check::children::wrong(&world, daemon)
             && Daemon::is_running(daemon)
         {
             self.violated(format!("{wrong}; the log:\n{}", daemon::last_words(&world)));
-        }
-        Ok(())
-    }
-
-    /// No fault any more: everything that was accepted comes to its end.
-    fn calm(&mut self) -> Result<()> {
-        std::fs::write(self.world.calm(), "").context("failed to write a file")?;
-        let mut daemon = Daemon::spawn(&self.world, &self.setup.nexus, &Extras::default())?;
-        if !daemon.ready()? {
-            self.violated(format!("the last start failed: {}", daemon::last_words(&self.world)));
-            return Ok(());
-        }
-        self.children_are_right(&daemon)?;
-        let descriptors = procfs::descriptors(daemon.pid());
-        let quiet = clock::until(CALM_LIMIT, || {
-            clock::pause(Duration::from_millis(100));
-            Ok(check::open_work(&self.world)?.is_none().then_some(()))
-        })?;
-        if quiet.is_none()
-            && let Some(open) = check::open_work(&self.world)?
-        {
-            self.violated(format!("not all came to an end in {} s: {open}", CALM_LIMIT.as_secs()));
-        }
-        if let (Some(before), Some(now)) = (descriptors, procfs::descriptors(daemon.pid()))
-            && now > before + DESCRIPTORS_SLACK
-        {
-            self.violated(format!("{before} descriptors at the start, {now} in the end"));
-        }
-        self.counts.rss_kib.extend(procfs::rss_kib(daemon.pid()));
-        let status = daemon.stop()?;
-        if !status.success() {
-            self.violated(format!("the last stop ended with {status}: {}", daemon::last_words(&self.world)));
-        }
-        let left = procfs::all_with(&self.world.root().to_string_lossy());
-        if !left.is_empty() {
-            self.violated(format!("processes live after a clean stop: {left:?}"));
-        }
-        let found = self.snapshots.look(&self.world)?;
-        self.violations.extend(found);
-        let found = check::everything(&self.world, self.on_interrupted, &mut self.counts)?;
-        self.violations.extend(found);
-        if std::env::var_os("NO_DOCTOR").is_some() {
-            return Ok(());
-        }
-        self.doctor()
-    }
-
-    /// The daemon's own judgement agrees.
-    fn doctor(&mut self) -> Result<()> {
-        let (success, said) = check::doctor(&self.setup.nexus, &self.world)?;
-        if !success {
-            self.violated(format!("`nexus doctor` isn't content:\n{said}"));
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use rusqlite::{Connection, OpenFlags};
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, BufRead, Write};
@@ -26,6 +26,11 @@ const ANSWERED_ONE_IN: u64 = 10;
 /// Messages are written in bursts this far apart.
 const BURST_EVERY: Duration = Duration::from_millis(20);
 const SAMPLE_EVERY: Duration = Duration::from_secs(5);
+/// After its start a daemon fills its caches.
+const WARM_AFTER_S: u64 = 20;
+/// What a daemon may have more at the end of its life than when it was warm. The ring of notices has 16 MiB.
+const GROWTH_KIB_MAX: u64 = 32 * 1024;
+const GROWTH_DESCRIPTORS_MAX: u64 = 12;
 /// How long everything may take to end once no more comes.
 const CALM_LIMIT: Duration = Duration::from_secs(300);
 
@@ -48,6 +53,8 @@ struct Sample {
     descriptors: u64,
     /// Since its start.
     age_s: u64,
+    /// Which start it was, from 0.
+    life: u64,
 }
 
 /// What was seen.
@@ -80,7 +87,10 @@ impl Soak {
                 clock::pause(SAMPLE_EVERY.min(until.saturating_sub(began.elapsed())));
                 let Some(rss_kib) = procfs::rss_kib(daemon.pid()) else { bail!("the daemon is gone: {}", daemon::last_words(&world)) };
                 let descriptors = procfs::descriptors(daemon.pid()).unwrap_or(0) as u64;
-                seen.samples.push((began.elapsed().as_secs(), Sample { rss_kib, descriptors, age_s: started.elapsed().as_secs() }));
+                seen.samples.push((
+                    began.elapsed().as_secs(),
+                    Sample { rss_kib, descriptors, age_s: started.elapsed().as_secs(), life: seen.kills },
+                ));
             }
             self.kill(&mut daemon, &mut seen)?;
             say(&format!("{} s: {} kills, {} written", began.elapsed().as_secs(), seen.kills, written(&world)?));
@@ -99,6 +109,7 @@ impl Soak {
             seen.violations.push(format!("the last stop ended with {status}"));
         }
         check(&world, &mut seen)?;
+        seen.check_growth();
         daemon::clear(&world);
         Ok(seen)
     }
@@ -208,8 +219,24 @@ impl Seen {
         self.lines.push((name.to_owned(), value.to_string()));
     }
 
+    /// From when it was warm to its end no daemon grew: the first and the last sample of each life that has both.
+    fn check_growth(&mut self) {
+        let mut lives: BTreeMap<u64, (Sample, Sample)> = BTreeMap::new();
+        for (_, sample) in self.samples.iter().filter(|(_, one)| one.age_s >= WARM_AFTER_S) {
+            lives.entry(sample.life).or_insert((*sample, *sample)).1 = *sample;
+        }
+        let kib = lives.values().map(|(first, last)| last.rss_kib.saturating_sub(first.rss_kib)).max().unwrap_or(0);
+        let descriptors = lives.values().map(|(first, last)| last.descriptors.saturating_sub(first.descriptors)).max().unwrap_or(0);
+        self.row("lives that were looked at for growth", lives.len());
+        self.row("most KiB that one daemon grew once it was warm", kib);
+        self.row("most descriptors that one daemon had more once it was warm", descriptors);
+        if kib > GROWTH_KIB_MAX || descriptors > GROWTH_DESCRIPTORS_MAX {
+            self.violations.push(format!("a daemon grew by {kib} KiB and {descriptors} descriptors once it was warm"));
+        }
+    }
+
     /// The page's table: what was counted, and whether the daemon grew. The first and the last sixth of the
-    /// time are compared, by samples that were taken at least 20 s after a start.
+    /// time are compared, by samples of daemons that were warm.
     pub(crate) fn table(&self) -> String {
         let mut page = "| seen | value |\n| --- | --- |\n".to_owned();
         let mut line = |name: &str, value: String| writeln!(page, "| {name} | {value} |").unwrap_or_default();
@@ -217,8 +244,12 @@ impl Seen {
         line("kills", self.kills.to_string());
         let last = self.samples.last().map_or(0, |(at, _)| *at);
         let of = |from: u64, to: u64, value: fn(&Sample) -> u64| {
-            let mut all: Vec<u64> =
-                self.samples.iter().filter(|(at, one)| (from..=to).contains(at) && one.age_s >= 20).map(|(_, one)| value(one)).collect();
+            let mut all: Vec<u64> = self
+                .samples
+                .iter()
+                .filter(|(at, one)| (from..=to).contains(at) && one.age_s >= WARM_AFTER_S)
+                .map(|(_, one)| value(one))
+                .collect();
             all.sort_unstable();
             (all.get(all.len() / 2).copied().unwrap_or(0), all.last().copied().unwrap_or(0))
         };
@@ -329,4 +360,25 @@ fn emit(numbers: std::ops::Range<u64>) -> Result<()> {
     }
     let mut out = io::stdout().lock();
     out.write_all(lines.as_bytes()).and_then(|()| out.flush()).context("failed to write to the daemon")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn grown(samples: &[(u64, u64, u64)]) -> usize {
+        let sample = |&(life, age_s, rss_kib): &(u64, u64, u64)| (age_s, Sample { rss_kib, descriptors: 9, age_s, life });
+        let mut seen = Seen { samples: samples.iter().map(sample).collect(), ..Seen::default() };
+        seen.check_growth();
+        seen.violations.len()
+    }
+
+    #[test]
+    fn growth_counts_within_one_warm_life() {
+        let much = GROWTH_KIB_MAX + 1;
+        assert_eq!(grown(&[(0, 25, 100), (0, 30, 100 + much)]), 1);
+        assert_eq!(grown(&[(0, 5, 100), (0, 30, 100 + much)]), 0, "it was cold");
+        assert_eq!(grown(&[(0, 25, 100), (1, 25, 100 + much)]), 0, "it was another one");
+        assert_eq!(grown(&[]), 0);
+    }
 }

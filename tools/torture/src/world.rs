@@ -131,6 +131,11 @@ impl World {
         self.root.join(format!("platform/{}-{account}.lock", kind.name()))
     }
 
+    /// The lock by which an account's monitor shows that it is connected. The other one is touched by monitors alone.
+    pub(crate) fn connected_lock(&self, kind: Kind, account: &str) -> PathBuf {
+        self.root.join(format!("platform/{}-{account}.connected", kind.name()))
+    }
+
     /// What reached the platform, in its order.
     pub(crate) fn sends(&self) -> PathBuf {
         self.root.join("platform/sends")
@@ -139,6 +144,11 @@ impl World {
     /// Every call of `send`, whether or not it delivered.
     pub(crate) fn send_calls(&self) -> PathBuf {
         self.root.join("platform/send-calls")
+    }
+
+    /// Every call of `send` that surely delivered nothing and may be repeated.
+    pub(crate) fn refusals(&self) -> PathBuf {
+        self.root.join("platform/refusals")
     }
 
     /// What agents did.

@@ -1,5 +1,6 @@
 //! Promise 4: each intended child lives once, and nobody else does.
 
+use crate::agent::ESCAPEE;
 use crate::daemon::Daemon;
 use crate::procfs::{self, Process};
 use crate::world::{Kind, World};
@@ -10,6 +11,12 @@ pub(crate) fn stale(world: &World, daemon: &Daemon) -> Vec<Process> {
     let began = daemon.process.start_ticks;
     let all = procfs::all_with(&world.root().to_string_lossy());
     all.into_iter().filter(|process| process.start_ticks < began && process.is_alive()).collect()
+}
+
+/// What agents of this world left behind and should be gone with them.
+pub(crate) fn left_behind(world: &World) -> Vec<Process> {
+    let all = procfs::all_with(&world.root().to_string_lossy());
+    all.into_iter().filter(|process| process.command.contains(ESCAPEE) && process.is_alive()).collect()
 }
 
 /// What is wrong with the children now; `None` when each account has one monitor, and every process
@@ -38,4 +45,28 @@ pub(crate) fn wrong(world: &World, daemon: &Daemon) -> Option<String> {
     };
     let stray: Vec<&Process> = all.iter().filter(|process| process.is_alive() && !descends(process.pid)).collect();
     (!stray.is_empty()).then(|| format!("processes that don't descend from the daemon live: {stray:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::process::{Command, Stdio};
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "what is left behind is nobody's child")]
+    fn what_an_agent_left_behind_is_seen_while_it_lives() {
+        let dir = tempfile::tempdir().unwrap();
+        let world = World::at(dir.path());
+        assert!(left_behind(&world).is_empty());
+        let mut words = Command::new("/bin/sh");
+        words.args(["-c", "read line; true", "sh", ESCAPEE]).arg(dir.path()).stdin(Stdio::piped());
+        let mut left = words.spawn().unwrap();
+        let pid = i32::try_from(left.id()).unwrap();
+        let seen = left_behind(&world);
+        assert!(seen.iter().any(|one| one.pid == pid), "{seen:?}");
+        left.kill().unwrap();
+        left.wait().unwrap();
+        assert!(left_behind(&world).is_empty());
+    }
 }

@@ -1,12 +1,22 @@
 //! The order that was promised: within a conversation agents are called in the order of acceptance, and
 //! what is said to one target arrives in the order in which it was decided.
 
-use super::{Copy, rows};
+use super::{Copy, pairs_of_text, rows};
 use crate::journal;
-use crate::world::World;
+use crate::world::{Kind, World};
 use anyhow::{Context, Result};
+use rusqlite::Connection;
 use serde_json::Value;
 use std::collections::HashMap;
+
+/// An account of an adapter with `ack` alone, which goes on where it was, is accepted in the order of its platform.
+pub(super) fn acceptance(events: &Connection) -> Result<Vec<String>> {
+    let channel = Kind::Acked.name();
+    let sql = format!("SELECT account_id, event_id FROM events WHERE direction = 'inbound' AND channel = '{channel}' ORDER BY seq");
+    let number = |(account, id): (String, String)| Some((account, id.rsplit_once('-')?.1.parse::<i64>().ok()?));
+    let numbers = pairs_of_text(events, &sql)?.into_iter().filter_map(number);
+    Ok(out_of_order(numbers, "account"))
+}
 
 /// Agents were called in the order of the events' seqs, conversation by conversation. A run that is
 /// repeated comes before what follows it.
@@ -48,7 +58,44 @@ fn out_of_order(all: impl Iterator<Item = (String, i64)>, lane: &str) -> Vec<Str
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::made::Made;
     use super::*;
+
+    #[test]
+    fn agents_are_called_in_the_order_of_acceptance() {
+        let called = |numbers: [i64; 2]| {
+            let made = Made::new(Kind::Acked);
+            for number in [1, 2] {
+                made.written(number);
+                made.accepted(number, number);
+            }
+            for number in numbers {
+                made.ran(number, number, &format!("run-{number}"));
+                made.delivered(number, number, &format!("key-{number}"));
+            }
+            made
+        };
+        called([1, 2]).holds();
+        let wrong = called([2, 1]);
+        wrong.breaks("in conversation acked/a/p number 1 came after 2");
+        wrong.breaks("in target \"acked\"/\"a\"/\"p\" number 1 came after 2");
+        wrong.events.execute_batch("UPDATE events SET peer_id = 'q' WHERE seq = 2").unwrap();
+        assert!(conversations(&wrong.world, &wrong.copy()).unwrap().is_empty(), "they are two conversations");
+    }
+
+    #[test]
+    fn a_platform_that_goes_on_where_it_was_is_accepted_in_its_order() {
+        let accepted = |kind: Kind| {
+            let made = Made::new(kind);
+            (1..=2).for_each(|number| made.written(number));
+            made.accepted(1, 2);
+            made.accepted(2, 1);
+            acceptance(&made.copy().events).unwrap()
+        };
+        assert_eq!(accepted(Kind::Acked), ["in account a number 1 came after 2"]);
+        assert!(accepted(Kind::Filled).is_empty(), "what was missed is fetched behind what is new");
+    }
 
     #[test]
     fn numbers_may_repeat_but_not_go_back() {

@@ -56,6 +56,8 @@ pub(crate) struct Found {
     pub(crate) started: usize,
     pub(crate) acknowledged: usize,
     pub(crate) violations: Vec<String>,
+    /// The world, if it was kept to be looked at.
+    pub(crate) kept: Option<PathBuf>,
 }
 
 impl Trial {
@@ -76,11 +78,13 @@ impl Trial {
         let mut found = Found {
             ops: ops.len(),
             syncs: ops.iter().filter(|op| matches!(op.what, What::Sync { .. } | What::SyncDir { .. })).count(),
-            acknowledged: promised.acknowledged,
+            acknowledged: promised.acknowledged.len(),
             ..Found::default()
         };
         let mut rng = fastrand::Rng::with_seed(seed);
         let mut replay = Replay::new(&ops);
+        // What the first loss left that broke a promise, if worlds are kept.
+        let first = dir.path().join("first-broken");
         for (number, at) in points(&ops, self.points, &mut rng).into_iter().enumerate() {
             let rebuilt = dir.path().join("rebuilt");
             replay.cut(at, &mut rng, &rebuilt)?;
@@ -92,11 +96,16 @@ impl Trial {
                 wrong = self.go_on(&world, &rebuilt, time, seed).with_context(|| format!("after the loss at op {at}"))?;
             }
             found.violations.extend(wrong.into_iter().map(|what| format!("power lost at op {at} of {}: {what}", ops.len())));
-            fs::remove_dir_all(&rebuilt).context("failed to remove a rebuilt directory")?;
+            if self.setup.keep && !found.violations.is_empty() && !first.exists() {
+                fs::rename(&rebuilt, &first).context("failed to keep a rebuilt directory")?;
+            } else {
+                fs::remove_dir_all(&rebuilt).context("failed to remove a rebuilt directory")?;
+            }
             if found.violations.len() >= FINDINGS_MAX {
                 break;
             }
         }
+        found.kept = (self.setup.keep && !found.violations.is_empty()).then(|| dir.keep());
         Ok(found)
     }
 
@@ -124,6 +133,9 @@ impl Trial {
             bail!("the recorded daemon ended with {status}: {}", daemon::last_words(world));
         }
         daemon::clear(world);
+        if let Some(what) = journal::lines(&world.violations())?.first() {
+            bail!("a promise was broken before any power was lost: {what}");
+        }
         log::read(&log)
     }
 
@@ -149,21 +161,28 @@ impl Trial {
         fs::set_permissions(after.data(), std::os::unix::fs::PermissionsExt::from_mode(0o700)).context("failed to set a mode")?;
         fs::write(after.calm(), "").context("failed to write a file")?;
         after.configure(&self.setup.own, seed, OnInterrupted::Auto, 0)?;
-        let mut one = started(&after, &self.setup.nexus, &Extras::default())?;
+        let mut one = match started(&after, &self.setup.nexus, &Extras::default()) {
+            Ok(one) => one,
+            Err(error) => return Ok(vec![format!("{error:#}")]),
+        };
         let quiet = clock::until(CALM_LIMIT, || {
             clock::pause(Duration::from_millis(100));
             Ok(check::open_work(&after)?.is_none().then_some(()))
         })?;
-        one.stop()?;
+        let status = one.stop()?;
         let mut found = check::everything(&after, OnInterrupted::Auto, &mut Counts::default())?;
         if quiet.is_none() {
             found.extend(check::open_work(&after)?.map(|open| format!("not all came to an end: {open}")));
+        }
+        if !status.success() {
+            found.push(format!("the stop ended with {status}: {}", daemon::last_words(&after)));
         }
         let (is_content, said) = check::doctor(&self.setup.nexus, &after)?;
         if !is_content {
             found.push(format!("`nexus doctor` isn't content: {said}"));
         }
         daemon::clear(&after);
+        found.extend(journal::lines(&after.violations())?);
         Ok(found)
     }
 }
@@ -190,9 +209,12 @@ fn as_it_was(world: &World, after: &World, time: u64) -> Result<()> {
             }
         }
     }
-    for (from, to) in
-        [(world.sends(), after.sends()), (world.send_calls(), after.send_calls()), (world.agent_journal(), after.agent_journal())]
-    {
+    for (from, to) in [
+        (world.sends(), after.sends()),
+        (world.send_calls(), after.send_calls()),
+        (world.refusals(), after.refusals()),
+        (world.agent_journal(), after.agent_journal()),
+    ] {
         for line in journal::values(&from)?.into_iter().filter(|line| line["at"].as_u64().is_some_and(|at| at < time)) {
             journal::append(&to, &line.to_string())?;
         }
@@ -236,7 +258,7 @@ fn ends(nexus: &Connection) -> Result<Ends> {
 
 /// What others could rely on, and since when.
 struct Promised {
-    acknowledged: usize,
+    acknowledged: Vec<(String, u64)>,
     /// Keys of sends that were begun, and runs that agents were called for.
     sends: Vec<(String, u64)>,
     runs: Vec<(String, u64)>,
@@ -249,10 +271,10 @@ impl Promised {
             let read = |line: &Value| Some((line[key].as_str()?.to_owned(), line["at"].as_u64()?));
             lines.iter().map(|line| read(line).context("a journal's line lacks something")).collect()
         };
-        let mut acknowledged = 0;
+        let mut acknowledged = Vec::new();
         for kind in Kind::ALL.into_iter().filter(|kind| kind.acks()) {
             for account in kind.accounts() {
-                acknowledged += journal::acked(&world.acks(kind, account))?.len();
+                acknowledged.extend(journal::acked(&world.acks(kind, account))?);
             }
         }
         Ok(Self { acknowledged, sends: of(&world.send_calls(), "key")?, runs: of(&world.agent_journal(), "run_id")? })
@@ -272,14 +294,15 @@ impl Promised {
                 .is_ok()
         };
         if !found.is_empty() || !made("events", "events") || !made("nexus", "counters") {
-            if found.is_empty() && (promised_before(&self.sends) || promised_before(&self.runs)) {
+            let all = [&self.acknowledged, &self.sends, &self.runs];
+            if found.is_empty() && all.into_iter().any(|one| promised_before(one)) {
                 found.push("a ledger has no tables, and others rely on it".to_owned());
             }
             return Ok(found);
         }
         let copy = Copy::of(rebuilt)?;
         found.extend(events::acknowledged_are_there(world, &copy.events, time)?);
-        found.extend(events::cursors_are_covered(&copy.events)?);
+        found.extend(events::cursors_are_covered(world, &copy.events)?);
         for (seq, status) in ends(&copy.nexus)? {
             if end.get(&seq) != Some(&status) {
                 found.push(format!("the request of event {seq} ended as `{status}`, and as {:?} in the end", end.get(&seq)));

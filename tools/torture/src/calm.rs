@@ -1,0 +1,104 @@
+//! The end of a world: no fault any more. Everything comes to its end, the daemon doesn't grow under a load
+//! that stays the same, and the checker looks at all of it.
+
+use crate::check;
+use crate::clock;
+use crate::daemon::{self, Daemon, Extras};
+use crate::feeder::Feeder;
+use crate::procfs;
+use crate::run::Run;
+use anyhow::{Context, Result};
+use std::time::Duration;
+
+/// How long everything that is open may take to end.
+const CALM_LIMIT: Duration = Duration::from_secs(150);
+/// The same load so many times, for this long each, with this pause between two messages at most.
+const ROUNDS: usize = 4;
+const ROUND: Duration = Duration::from_millis(700);
+const FEED_PAUSE_MS_MAX: u64 = 8;
+/// What the daemon may have more after the last round than after the first. Its caches have bounds and may
+/// still be filling; a soak measures more finely.
+const DESCRIPTORS_SLACK: usize = 12;
+const GROWTH_KIB_MAX: u64 = 24 * 1024;
+/// How long what agents left behind may take to be gone.
+const LEFTOVERS_LIMIT: Duration = Duration::from_secs(20);
+
+impl Run<'_> {
+    /// Everything that was accepted comes to its end.
+    pub(crate) fn calm(&mut self) -> Result<()> {
+        std::fs::write(self.world.calm(), "").context("failed to write a file")?;
+        let mut daemon = Daemon::spawn(&self.world, &self.setup.nexus, &Extras::default())?;
+        if !daemon.ready()? {
+            self.violated(format!("the last start failed: {}", daemon::last_words(&self.world)));
+            return Ok(());
+        }
+        self.children_are_right(&daemon)?;
+        if self.is_quiet()? {
+            self.load(&daemon)?;
+        }
+        let status = daemon.stop()?;
+        if !status.success() {
+            self.violated(format!("the last stop ended with {status}: {}", daemon::last_words(&self.world)));
+        }
+        let left = procfs::all_with(&self.world.root().to_string_lossy());
+        if !left.is_empty() {
+            self.violated(format!("processes live after a clean stop: {left:?}"));
+        }
+        let found = self.snapshots.look(&self.world)?;
+        self.violations.extend(found);
+        let found = check::everything(&self.world, self.on_interrupted, &mut self.counts)?;
+        self.violations.extend(found);
+        let (is_content, said) = check::doctor(&self.setup.nexus, &self.world)?;
+        if !is_content {
+            self.violated(format!("`nexus doctor` isn't content:\n{said}"));
+        }
+        Ok(())
+    }
+
+    /// Waits until nothing is open; false, and a broken promise, when that takes too long.
+    fn is_quiet(&mut self) -> Result<bool> {
+        let quiet = clock::until(CALM_LIMIT, || {
+            clock::pause(Duration::from_millis(100));
+            Ok(check::open_work(&self.world)?.is_none().then_some(()))
+        })?;
+        if quiet.is_some() {
+            return Ok(true);
+        }
+        let open = check::open_work(&self.world)?.unwrap_or_else(|| "it came to it just now".to_owned());
+        self.violated(format!("not all came to an end in {} s: {open}", CALM_LIMIT.as_secs()));
+        Ok(false)
+    }
+
+    /// The same load a few times, in one process: its descriptors and its memory stay as they are, and no process
+    /// stays that an agent left behind.
+    fn load(&mut self, daemon: &Daemon) -> Result<()> {
+        let mut seen: Vec<(usize, u64)> = Vec::new();
+        for round in 0..ROUNDS {
+            let chance = self.chance.about(&["load", &round.to_string()]);
+            let feeder = Feeder::start(&self.world, chance, FEED_PAUSE_MS_MAX);
+            clock::pause(ROUND);
+            self.counts.events += feeder.end()?;
+            if !self.is_quiet()? {
+                return Ok(());
+            }
+            seen.extend(procfs::descriptors(daemon.pid()).zip(procfs::rss_kib(daemon.pid())));
+        }
+        let [(descriptors, kib), .., (descriptors_then, kib_then)] = seen[..] else {
+            self.violated(format!("the daemon is gone: {}", daemon::last_words(&self.world)));
+            return Ok(());
+        };
+        self.counts.grew_kib.push(kib_then.saturating_sub(kib));
+        if descriptors_then > descriptors + DESCRIPTORS_SLACK {
+            self.violated(format!("{descriptors} descriptors after a load, {descriptors_then} after the same load {ROUNDS} times"));
+        }
+        if kib_then > kib + GROWTH_KIB_MAX {
+            self.violated(format!("{kib} KiB after a load, {kib_then} after the same load {ROUNDS} times"));
+        }
+        let world = self.world.clone();
+        let gone = clock::until(LEFTOVERS_LIMIT, || Ok(check::children::left_behind(&world).is_empty().then_some(())))?;
+        if gone.is_none() {
+            self.violated(format!("agents have ended, and what they left behind lives: {:?}", check::children::left_behind(&world)));
+        }
+        Ok(())
+    }
+}

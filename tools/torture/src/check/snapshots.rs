@@ -1,0 +1,133 @@
+//! What must never change, as it was seen after each death: a fact stays, and what has ended stays as it is.
+
+use super::{Copy, OPEN_REQUESTS, count, events, pairs_of_text};
+use crate::world::World;
+use anyhow::Result;
+use rusqlite::Connection;
+use std::collections::BTreeMap;
+
+/// Most findings that one look names.
+const NAMED_MAX: usize = 5;
+
+/// What was seen so far: by its name, as what.
+#[derive(Debug, Default)]
+pub(crate) struct Snapshots {
+    fixed: BTreeMap<String, String>,
+}
+
+impl Snapshots {
+    /// Looks at the files of a dead daemon: what it accepted is there, and what has ended stays so.
+    ///
+    /// # Errors
+    /// When a ledger can't be read, which is a broken promise too.
+    pub(crate) fn look(&mut self, world: &World) -> Result<Vec<String>> {
+        if !world.data().join("events.db").exists() && self.fixed.is_empty() {
+            return nothing_was_acknowledged(world);
+        }
+        self.compare(world, &Copy::of(&world.data())?)
+    }
+
+    fn compare(&mut self, world: &World, copy: &Copy) -> Result<Vec<String>> {
+        // A death within the first migration leaves files that have no tables, or not all.
+        if !has_table(&copy.events, "cursors")? || !has_table(&copy.nexus, "nexus_requests")? {
+            let mut found = nothing_was_acknowledged(world)?;
+            found.extend((!self.fixed.is_empty()).then(|| "a ledger has lost its tables".to_owned()));
+            return Ok(found);
+        }
+        let mut found = events::acknowledged_are_there(world, &copy.events, u64::MAX)?;
+        found.extend(events::cursors_are_covered(world, &copy.events)?);
+        let now = fixed(copy)?;
+        let changed = self.fixed.iter().filter(|(name, before)| now.get(*name) != Some(*before)).take(NAMED_MAX);
+        found.extend(changed.map(|(name, before)| format!("{name} was `{before}` and is {:?} now", now.get(name))));
+        self.fixed = now;
+        Ok(found)
+    }
+}
+
+/// Everything in the ledgers that is final. The harness retries no delivery as a person may.
+fn fixed(copy: &Copy) -> Result<BTreeMap<String, String>> {
+    let ended = format!(
+        "SELECT 'the request of event ' || event_seq, status || ' at ' || coalesce(completed_at, 'no time')
+         FROM nexus_requests WHERE NOT ({OPEN_REQUESTS})"
+    );
+    let mut all = BTreeMap::new();
+    for (file, sql) in [
+        (&copy.events, "SELECT 'event ' || seq, channel || ' ' || event_id || ' ' || disposition FROM events WHERE direction = 'inbound'"),
+        (&copy.nexus, ended.as_str()),
+        (&copy.nexus, "SELECT 'run ' || run_id, status FROM runs WHERE status IN ('finished', 'failed')"),
+        (
+            &copy.nexus,
+            "SELECT 'delivery ' || idempotency_key, status FROM deliveries WHERE status IN ('sent', 'failed', 'expired', 'discarded')",
+        ),
+    ] {
+        all.extend(pairs_of_text(file, sql)?);
+    }
+    Ok(all)
+}
+
+fn nothing_was_acknowledged(world: &World) -> Result<Vec<String>> {
+    let told = events::acknowledged(world)?;
+    Ok((told > 0).then(|| format!("{told} events were acknowledged, and a ledger has no tables")).into_iter().collect())
+}
+
+fn has_table(connection: &Connection, name: &str) -> Result<bool> {
+    Ok(count(connection, &format!("SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = '{name}'"))? > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::made::Made;
+    use super::*;
+    use crate::world::Kind;
+
+    /// What the second look says after this happened to a ledger since the first one.
+    fn after(events: &str, nexus: &str) -> String {
+        let made = Made::whole(Kind::Acked, 2);
+        let mut snapshots = Snapshots::default();
+        assert_eq!(snapshots.look(&made.world).unwrap(), Vec::<String>::new());
+        made.events.execute_batch(events).unwrap();
+        made.nexus.execute_batch(nexus).unwrap();
+        snapshots.look(&made.world).unwrap().join("; ")
+    }
+
+    #[test]
+    fn what_is_final_stays() {
+        assert_eq!(after("", ""), "");
+        assert_eq!(after("", "INSERT INTO nexus_requests VALUES (3, 'x', 'acked', 'failed', 1, 9)"), "");
+        assert!(
+            after("", "UPDATE nexus_requests SET status = 'failed' WHERE event_seq = 1")
+                .contains("the request of event 1 was `completed at 5`")
+        );
+        assert!(after("", "UPDATE nexus_requests SET completed_at = 6 WHERE event_seq = 1").contains("is Some(\"completed at 6\") now"));
+        assert!(after("", "DELETE FROM nexus_requests WHERE event_seq = 2").contains("the request of event 2"));
+        assert!(
+            after("", "UPDATE deliveries SET status = 'uncertain' WHERE seq = 1").contains("delivery key-1 was `sent` and is None now")
+        );
+        assert!(after("", "UPDATE runs SET status = 'running' WHERE event_seq = 1").contains("run run-1 was `finished`"));
+        assert!(after("UPDATE events SET disposition = 'filed' WHERE seq = 1", "").contains("event 1 was `acked acked:a-1 run`"));
+    }
+
+    #[test]
+    fn what_was_open_may_end() {
+        let made = Made::whole(Kind::Acked, 1);
+        made.nexus.execute_batch("UPDATE nexus_requests SET status = 'processing', completed_at = NULL").unwrap();
+        made.nexus.execute_batch("UPDATE deliveries SET status = 'uncertain'").unwrap();
+        let mut snapshots = Snapshots::default();
+        assert!(snapshots.look(&made.world).unwrap().is_empty());
+        made.nexus.execute_batch("UPDATE nexus_requests SET status = 'failed', completed_at = 7").unwrap();
+        made.nexus.execute_batch("UPDATE deliveries SET status = 'discarded'").unwrap();
+        assert!(snapshots.look(&made.world).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_ledger_without_tables_is_one_before_its_first_start_only() {
+        let made = Made::whole(Kind::Filled, 1);
+        made.nexus.execute_batch("DROP TABLE nexus_requests").unwrap();
+        assert!(Snapshots::default().look(&made.world).unwrap().is_empty());
+        let acked = Made::whole(Kind::Acked, 1);
+        acked.nexus.execute_batch("DROP TABLE nexus_requests").unwrap();
+        assert!(Snapshots::default().look(&acked.world).unwrap().concat().contains("1 events were acknowledged"));
+        assert!(after("", "DROP TABLE nexus_requests").contains("a ledger has lost its tables"));
+    }
+}
