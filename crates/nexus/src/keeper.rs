@@ -29,10 +29,13 @@ use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot};
 
 /// What a child gets as stdin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Stdin {
     Null,
     Piped,
+    /// These bytes, all there before it starts: through a pipe a daemon that is killed would leave it with
+    /// half a text that looks like a whole one.
+    Whole(Vec<u8>),
 }
 
 /// A program to start: always an argv, never a shell line.

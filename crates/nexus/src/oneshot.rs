@@ -2,7 +2,7 @@
 
 use crate::keeper::{ExitStatus, Keeper, SpawnError, SpawnSpec, Stdin};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt};
 
 /// Bytes of stdout that are taken; more is an error.
 const STDOUT_BYTES_MAX: usize = 1024 * 1024;
@@ -42,18 +42,12 @@ pub enum OneshotError {
 /// [`OneshotError`]. A non-zero exit is no error here.
 pub async fn run(keeper: &Keeper, mut spec: SpawnSpec, input: Option<Vec<u8>>, limit: Duration) -> Result<Output, OneshotError> {
     let program = spec.argv.first().cloned().unwrap_or_default();
-    spec.stdin = if input.is_some() { Stdin::Piped } else { Stdin::Null };
+    spec.stdin = input.map_or(Stdin::Null, Stdin::Whole);
     let mut process = keeper.spawn(spec).await?;
-    let (stdin, stdout, stderr) = (process.stdin.take(), process.stdout.take(), process.stderr.take());
-    let write = async {
-        if let (Some(mut stdin), Some(input)) = (stdin, input) {
-            // A child that doesn't read its input still gets to answer.
-            drop(stdin.write_all(&input).await);
-        }
-    };
-    let talk = async { tokio::join!(write, read_all(stdout), read_tail(stderr)) };
+    let (stdout, stderr) = (process.stdout.take(), process.stderr.take());
+    let talk = async { tokio::join!(read_all(stdout), read_tail(stderr)) };
     let (read, tail) = match tokio::time::timeout(limit, async { (talk.await, process.wait().await) }).await {
-        Ok((((), read, tail), status)) => (read.map(|stdout| (status, stdout)), tail),
+        Ok(((read, tail), status)) => (read.map(|stdout| (status, stdout)), tail),
         Err(_) => {
             process.kill_tree().await;
             return Err(OneshotError::TimedOut { program, limit_ms: limit.as_millis() });

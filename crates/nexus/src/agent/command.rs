@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use nexus_core::config::Agent;
 use nexus_core::ids::ChildId;
 use serde::Serialize;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
 use super::command_output::{CommandOutput, MAX_LINE_BYTES, OutputFault};
@@ -56,7 +56,7 @@ impl CommandRunner {
         }
     }
 
-    /// Runs one turn: spawns, writes the turn, reads the answer, waits for the exit. Dropping the
+    /// Runs one turn: spawns with the turn as stdin, reads the answer, waits for the exit. Dropping the
     /// future kills the process tree, and so does any error.
     ///
     /// # Errors
@@ -68,19 +68,15 @@ impl CommandRunner {
             source,
             partial: String::new(),
         })?;
-        let mut process = self.spawn(turn).await?;
-        let (stdin, stdout, stderr) = (process.stdin.take(), process.stdout.take(), process.stderr.take());
+        let mut process = self.spawn(turn, input).await?;
+        let (stdout, stderr) = (process.stdout.take(), process.stderr.take());
         let mut output = CommandOutput::default();
         let mut errors = StderrLog::default();
         let warn = |line: &str| self.warn(turn, line);
 
         let pipes = async {
-            let ends = tokio::try_join!(
-                write_input(stdin, &input),
-                read_answer(stdout, &mut output, out),
-                read_stderr(stderr, &mut errors, &warn),
-            );
-            ends.map(|((), (), ())| ())
+            let ends = tokio::try_join!(read_answer(stdout, &mut output, out), read_stderr(stderr, &mut errors, &warn));
+            ends.map(|((), ())| ())
         };
         let settled = settle(&mut process, pipes).await;
         if settled.is_err() {
@@ -95,7 +91,7 @@ impl CommandRunner {
         self.verdict(settled, output, &errors)
     }
 
-    async fn spawn(&self, turn: &Turn) -> Result<Process, AgentError> {
+    async fn spawn(&self, turn: &Turn, input: Vec<u8>) -> Result<Process, AgentError> {
         if self.argv.is_empty() {
             let problem = "its `command` is empty".to_owned();
             return Err(AgentError::Config { agent: self.agent.clone(), problem });
@@ -105,7 +101,7 @@ impl CommandRunner {
             argv: self.argv.clone(),
             env: self.env.clone(),
             cwd: Some(self.cwd.clone()),
-            stdin: Stdin::Piped,
+            stdin: Stdin::Whole(input),
         };
         let failed = |source| AgentError::Spawn { agent: self.agent.clone(), source: Box::new(source) };
         self.keeper.spawn(spec).await.map_err(failed)
@@ -192,15 +188,6 @@ where
             pipes.await?;
             Ok(status)
         }
-    }
-}
-
-/// Writes the turn and closes stdin. A command that doesn't read it has its reasons.
-async fn write_input(stdin: Option<pipe::Sender>, input: &[u8]) -> Result<(), Fault> {
-    let Some(mut stdin) = stdin else { return Ok(()) };
-    match stdin.write_all(input).await {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Fault::Io("write the stdin", error)),
-        Ok(()) | Err(_) => Ok(()),
     }
 }
 

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
+use std::io::{Seek, Write};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::Interest;
@@ -155,6 +156,12 @@ fn stdin_of(kind: Stdin) -> std::io::Result<(Option<pipe::Sender>, OwnedFd)> {
         Stdin::Piped => {
             let (theirs, ours) = pipe_with(PipeFlags::CLOEXEC)?;
             Ok((Some(pipe::Sender::from_owned_fd(ours)?), theirs))
+        }
+        Stdin::Whole(bytes) => {
+            let mut memory = File::from(rustix::fs::memfd_create("nexus-stdin", rustix::fs::MemfdFlags::CLOEXEC)?);
+            memory.write_all(&bytes)?;
+            memory.rewind()?;
+            Ok((None, memory.into()))
         }
     }
 }
