@@ -42,6 +42,7 @@ pub(crate) struct Daemon {
     /// Whether the harness killed it, and whether it told it to stop.
     was_shot: bool,
     was_told: bool,
+    was_ready: bool,
 }
 
 impl Daemon {
@@ -77,7 +78,19 @@ impl Daemon {
             Ok(Process::of(pid).map(Some).or_else(|| matches!(child.try_wait(), Ok(Some(_))).then_some(None)))
         })?;
         let gone = Process { pid, parent: 0, start_ticks: 0, command: String::new() };
-        Ok(Self { child, world: world.clone(), process: seen.flatten().unwrap_or(gone), was_shot: false, was_told: false })
+        Ok(Self {
+            child,
+            world: world.clone(),
+            process: seen.flatten().unwrap_or(gone),
+            was_shot: false,
+            was_told: false,
+            was_ready: false,
+        })
+    }
+
+    /// Whether it has said so.
+    pub(crate) fn was_ready(&self) -> bool {
+        self.was_ready
     }
 
     pub(crate) fn pid(&self) -> i32 {
@@ -109,8 +122,20 @@ impl Daemon {
             Ok(self.ask("GET", "/readyz", "").is_ok_and(|(status, _)| status == 200).then_some(true))
         })?;
         match ready {
-            Some(ready) => Ok(ready),
-            None => bail!("the daemon is not ready after {} s; its last words:\n{}", START_LIMIT.as_secs(), last_words(&self.world)),
+            Some(ready) => {
+                self.was_ready = ready;
+                Ok(ready)
+            }
+            None => {
+                let asked =
+                    self.ask("GET", "/readyz", "").map_or_else(|error| format!("{error:#}"), |(status, body)| format!("{status} {body}"));
+                let threads = procfs::threads(self.pid());
+                let words = last_words(&self.world);
+                bail!(
+                    "the daemon is not ready after {} s: {asked}; its threads:\n{threads}\nits last words:\n{words}",
+                    START_LIMIT.as_secs()
+                )
+            }
         }
     }
 

@@ -139,13 +139,13 @@ pub(crate) fn after(run: &mut Run<'_>, fault: &Fault) -> Result<()> {
 }
 
 /// Whether the daemon may end by itself, with an error that says why.
-pub(crate) fn may_fail(fault: &Fault) -> bool {
+pub(crate) fn may_fail(fault: &Fault, was_ready: bool) -> bool {
     let is_on_the_way = |name: &str| ["start.", "stop.", "migration."].iter().any(|group| name.starts_with(group));
     match fault {
         // An INT during a shutdown ends it with an error code; the others keep a start from succeeding.
         Fault::StopAtOnce | Fault::ReadOnly | Fault::CorruptPage { .. } => true,
-        // A panic on the way up is the start's failure.
-        Fault::Panic { name, .. } => is_on_the_way(name),
+        // A panic on the way up is the start's failure, which tells the reason.
+        Fault::Panic { name, .. } => !was_ready || is_on_the_way(name),
         Fault::Point { .. }
         | Fault::Kill { .. }
         | Fault::Stop { .. }

@@ -84,6 +84,17 @@ pub(crate) fn lowest_free_descriptor(pid: i32) -> Option<u64> {
     (0..).find(|number| !open.contains(number))
 }
 
+/// What each thread of a process waits for, as far as the kernel tells.
+pub(crate) fn threads(pid: i32) -> String {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let of = |task: &fs::DirEntry, file: &str| fs::read_to_string(task.path().join(file)).unwrap_or_default().trim().to_owned();
+    let tell = |task: fs::DirEntry| {
+        let state = of(&task, "status").lines().find_map(|line| line.strip_prefix("State:").map(str::to_owned)).unwrap_or_default();
+        format!("{}: {}, in {}, system call {}", of(&task, "comm"), state.trim(), of(&task, "wchan"), of(&task, "syscall"))
+    };
+    tasks.map(tell).collect::<Vec<_>>().join("\n")
+}
+
 /// Resident KiB of a process.
 pub(crate) fn rss_kib(pid: i32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;

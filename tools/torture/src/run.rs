@@ -269,7 +269,7 @@ impl<'a> Run<'a> {
             None => daemon.kill()?,
             Some(status) if daemon.was_made_to_end(status) => {}
             Some(status) if was_killed(status) && fault.kills_at_a_point() && !fired.is_empty() => {}
-            Some(status) if status.code().is_some_and(|code| code != 0) && inflict::may_fail(fault) => {}
+            Some(status) if status.code().is_some_and(|code| code != 0) && inflict::may_fail(fault, daemon.was_ready()) => {}
             Some(status) => {
                 let words = daemon::last_words(&self.world);
                 self.violated(format!("the daemon ended by itself with {status} during {fault:?}; its last words:\n{words}"));

@@ -30,7 +30,8 @@ const SAMPLE_EVERY: Duration = Duration::from_secs(5);
 const WARM_AFTER_S: u64 = 20;
 /// What a daemon may have more at the end of its life than when it was warm. The ring of notices has 16 MiB.
 const GROWTH_KIB_MAX: u64 = 32 * 1024;
-const GROWTH_DESCRIPTORS_MAX: u64 = 12;
+/// Connections to read, which are opened as they are needed and kept, up to four of two descriptors per ledger.
+const GROWTH_DESCRIPTORS_MAX: u64 = 40;
 /// How long everything may take to end once no more comes.
 const CALM_LIMIT: Duration = Duration::from_secs(300);
 

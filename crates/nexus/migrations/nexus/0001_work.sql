@@ -47,6 +47,7 @@ CREATE TABLE runs (
 ) STRICT;
 CREATE INDEX runs_by_request ON runs (event_seq);
 CREATE INDEX runs_running ON runs (run_id) WHERE status = 'running';
+CREATE INDEX runs_texts ON runs (finished_at) WHERE turn_json IS NOT NULL;
 
 CREATE TABLE deliveries (
   seq             INTEGER PRIMARY KEY,

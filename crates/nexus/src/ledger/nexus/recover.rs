@@ -36,21 +36,29 @@ pub struct Interrupted {
     pub stopped_at: Option<i64>,
 }
 
+// Each names the condition of a partial index as it stands there: SQLite sees no other way that the index
+// will do, and would read the whole table at every start.
+const MARK_SENDS: &str = "UPDATE deliveries SET status = 'uncertain', error = ?1, updated_at = ?2, epoch = ?3
+  WHERE status IN ('pending', 'sending', 'uncertain') AND status = 'sending'";
+const MARK_RUNS: &str = "UPDATE runs SET status = 'interrupted' WHERE status = 'running'";
+const MARK_REQUESTS: &str = "UPDATE nexus_requests SET status = 'interrupted'
+  WHERE status IN ('waiting', 'processing', 'interrupted') AND status = 'processing'";
+const INTERRUPTED: &str = "SELECT q.event_seq, q.attempts, q.agent, r.run_id, coalesce(r.acted, 0), q.session, r.started_at, r.finished_at
+  FROM nexus_requests q LEFT JOIN runs r ON r.event_seq = q.event_seq AND r.attempt = q.attempts
+  WHERE q.status IN ('waiting', 'processing', 'interrupted') AND q.status = 'interrupted' ORDER BY q.event_seq";
+const DROP_TRACES: &str = "UPDATE nexus_requests SET trace = NULL WHERE event_seq IN (SELECT event_seq FROM nexus_requests
+  WHERE trace IS NOT NULL AND completed_at IS NOT NULL AND completed_at < ?1 ORDER BY completed_at LIMIT ?2)";
+const DROP_TURNS: &str = "UPDATE runs SET turn_json = NULL WHERE run_id IN (SELECT run_id FROM runs
+  WHERE turn_json IS NOT NULL AND finished_at < ?1 AND (finish_seq <= ?2 OR status = 'interrupted') LIMIT ?3)";
+
 impl BeginEpoch {
     pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Begun> {
         let epoch = next(connection, "epoch")?;
         let error = "the daemon stopped while this was being sent; it may or may not have arrived";
-        connection.execute(
-            "UPDATE deliveries SET status = 'uncertain', error = ?1, updated_at = ?2, epoch = ?3 WHERE status = 'sending'",
-            params![error, self.at, epoch],
-        )?;
-        connection.execute("UPDATE runs SET status = 'interrupted' WHERE status = 'running'", [])?;
-        connection.execute("UPDATE nexus_requests SET status = 'interrupted' WHERE status = 'processing'", [])?;
-        let mut list = connection.prepare(
-            "SELECT q.event_seq, q.attempts, q.agent, r.run_id, coalesce(r.acted, 0), q.session, r.started_at, r.finished_at
-             FROM nexus_requests q LEFT JOIN runs r ON r.event_seq = q.event_seq AND r.attempt = q.attempts
-             WHERE q.status = 'interrupted' ORDER BY q.event_seq",
-        )?;
+        connection.execute(MARK_SENDS, params![error, self.at, epoch])?;
+        connection.execute(MARK_RUNS, [])?;
+        connection.execute(MARK_REQUESTS, [])?;
+        let mut list = connection.prepare(INTERRUPTED)?;
         let interrupted = list
             .query_map([], |row| {
                 Ok(Interrupted {
@@ -116,16 +124,8 @@ pub struct Prune {
 impl Prune {
     /// How many rows were lightened; as many as `rows_max` means that more may be left.
     pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<u64> {
-        let traces = connection.execute(
-            "UPDATE nexus_requests SET trace = NULL WHERE event_seq IN (SELECT event_seq FROM nexus_requests
-               WHERE trace IS NOT NULL AND completed_at IS NOT NULL AND completed_at < ?1 ORDER BY completed_at LIMIT ?2)",
-            params![self.traces_before, self.rows_max],
-        )?;
-        let turns = connection.execute(
-            "UPDATE runs SET turn_json = NULL WHERE run_id IN (SELECT run_id FROM runs
-               WHERE turn_json IS NOT NULL AND finished_at < ?1 AND (finish_seq <= ?2 OR status = 'interrupted') LIMIT ?3)",
-            params![self.snapshots_before, self.applied_finish_seq, self.rows_max],
-        )?;
+        let traces = connection.execute(DROP_TRACES, params![self.traces_before, self.rows_max])?;
+        let turns = connection.execute(DROP_TURNS, params![self.snapshots_before, self.applied_finish_seq, self.rows_max])?;
         Ok((traces + turns) as u64)
     }
 }
@@ -184,6 +184,22 @@ mod tests {
         let turn_json = Some(TURN.to_owned());
         let done = InterruptRun { event_seq: 1, run_id: "run_1".to_owned(), turn_json, at: 5, epoch: 1 }.apply(connection).unwrap();
         assert_eq!(done, Claim::Done);
+    }
+
+    #[test]
+    fn no_start_and_no_pruning_reads_a_whole_table() {
+        let connection = ledger();
+        for sql in [MARK_SENDS, MARK_RUNS, MARK_REQUESTS, INTERRUPTED, DROP_TRACES, DROP_TURNS] {
+            let mut asked = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+            for number in 1..=asked.parameter_count() {
+                asked.raw_bind_parameter(number, 1).unwrap();
+            }
+            let mut rows = asked.raw_query();
+            while let Some(step) = rows.next().unwrap() {
+                let step: String = step.get(3).unwrap();
+                assert!(!step.starts_with("SCAN") || step.contains("USING INDEX"), "{step} in {sql}");
+            }
+        }
     }
 
     #[test]
