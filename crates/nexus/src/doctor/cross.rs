@@ -152,7 +152,7 @@ fn told(merged: &Merged, events: &File, nexus: &File) -> Vec<Finding> {
     }
     if findings.is_empty() {
         findings.push(
-            Finding::ok(Check::Promise, format!("{} that were to run: each has exactly one request", counted(*whole, "event")))
+            Finding::ok(Check::Promise, format!("{} to be run, each with exactly one request", counted(*whole, "event")))
                 .at(&nexus.path),
         );
     }
