@@ -152,8 +152,7 @@ fn told(merged: &Merged, events: &File, nexus: &File) -> Vec<Finding> {
     }
     if findings.is_empty() {
         findings.push(
-            Finding::ok(Check::Promise, format!("{} to be run, each with exactly one request", counted(*whole, "event")))
-                .at(&nexus.path),
+            Finding::ok(Check::Promise, format!("{} to be run, each with exactly one request", counted(*whole, "event"))).at(&nexus.path),
         );
     }
     findings

@@ -51,7 +51,11 @@ pub(crate) fn wrong(world: &World, daemon: &Daemon) -> Option<String> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::clock;
     use std::process::{Command, Stdio};
+    use std::time::Duration;
+
+    const SEEN_LIMIT: Duration = Duration::from_secs(30);
 
     #[test]
     #[expect(clippy::disallowed_methods, reason = "what is left behind is nobody's child")]
@@ -63,8 +67,9 @@ mod tests {
         words.args(["-c", "read line; true", "sh", ESCAPEE]).arg(dir.path()).stdin(Stdio::piped());
         let mut left = words.spawn().unwrap();
         let pid = i32::try_from(left.id()).unwrap();
-        let seen = left_behind(&world);
-        assert!(seen.iter().any(|one| one.pid == pid), "{seen:?}");
+        // While exec goes on, its words can't be read yet.
+        let is_seen = || Ok(left_behind(&world).iter().any(|one| one.pid == pid).then_some(()));
+        assert!(clock::until(SEEN_LIMIT, is_seen).unwrap().is_some(), "{:?}", left_behind(&world));
         left.kill().unwrap();
         left.wait().unwrap();
         assert!(left_behind(&world).is_empty());
