@@ -14,6 +14,7 @@ pub mod daemon;
 pub mod doctor;
 pub mod environment;
 pub mod error_text;
+mod file_error;
 pub mod http;
 pub mod keeper;
 pub mod ledger;
@@ -27,6 +28,8 @@ pub mod plugin;
 pub mod query;
 pub mod replies;
 pub mod routes;
+#[cfg(test)]
+mod samples;
 pub mod stderr;
 pub mod supervisor;
 pub mod timer;

@@ -5,6 +5,7 @@ use super::manifest::{Counters, Entry, Fingerprint, MANIFEST_FILE, Manifest};
 use super::{BACKUPS_DIRECTORY, CONFIG_FILE, Check, MIB, OVERLAY_FILE, Progress, Watch};
 use super::{config_text, damage, free_bytes, moment, open_read_only, private_directory};
 use crate::credential::write_private;
+use crate::file_error::FileError;
 use crate::ledger::copy::{CopyError, Step, beside, copy, remove_if_there, sync_directory, sync_directory_of};
 use crate::ledger::events::{SENT_SOURCE, last_seq};
 use crate::ledger::nexus::counter;
@@ -50,13 +51,8 @@ pub enum BackupError {
     NoLedger(PathBuf),
     #[error("`{0}` is not empty; name a directory that is, or one that doesn't exist")]
     NotEmpty(PathBuf),
-    #[error("failed to {operation} `{path}`; check its owner and permissions, and that the disk is not full")]
-    File {
-        operation: &'static str,
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error("`{path}` has {free_mib} MiB free, and {needed_mib} MiB are needed")]
     NoRoom { path: PathBuf, free_mib: u64, needed_mib: u64 },
     #[error(transparent)]
@@ -81,17 +77,10 @@ impl From<CopyError> for BackupError {
     fn from(error: CopyError) -> Self {
         match error {
             CopyError::Stopped => Self::Stopped,
-            other @ (CopyError::File { .. } | CopyError::Sqlite { .. } | CopyError::Journal { .. } | CopyError::LogTooLong { .. }) => {
+            other @ (CopyError::File(_) | CopyError::Sqlite { .. } | CopyError::Journal { .. } | CopyError::LogTooLong { .. }) => {
                 Self::Copy(other)
             }
         }
-    }
-}
-
-impl BackupError {
-    fn file(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::File { operation, path, source }
     }
 }
 
@@ -122,14 +111,14 @@ fn prepare(to: &Path) -> Result<bool, BackupError> {
             Some(_) => return Err(BackupError::NotEmpty(to.to_owned())),
         },
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            private_directory(to).map_err(BackupError::file("create", to))?;
+            private_directory(to).map_err(FileError::of("create", to))?;
             true
         }
-        Err(source) => return Err(BackupError::File { operation: "open", path: to.to_owned(), source }),
+        Err(source) => return Err(FileError::of("open", to)(source).into()),
     };
-    let mode = fs::metadata(to).map_err(BackupError::file("open", to))?.permissions().mode();
+    let mode = fs::metadata(to).map_err(FileError::of("open", to))?.permissions().mode();
     if mode & 0o077 != 0 {
-        fs::set_permissions(to, Permissions::from_mode(0o700)).map_err(BackupError::file("make private", to))?;
+        fs::set_permissions(to, Permissions::from_mode(0o700)).map_err(FileError::of("make private", to))?;
     }
     Ok(is_new)
 }
@@ -171,12 +160,12 @@ fn fill(job: Job, watch: &mut Watch<'_>) -> Result<Manifest, BackupError> {
         }
     }
     // Everything has its name on disk before the manifest has.
-    sync_directory(&to).map_err(BackupError::file("sync", &to))?;
+    sync_directory(&to).map_err(FileError::of("sync", &to))?;
     let manifest = Manifest::new(now_ms, online, files, counters);
     let path = to.join(MANIFEST_FILE);
-    let text = serde_json::to_string_pretty(&manifest).map_err(io::Error::from).map_err(BackupError::file("write", &path))?;
-    write_private(&path, text.as_bytes()).map_err(BackupError::file("write", &path))?;
-    sync_directory(&to).map_err(BackupError::file("sync", &to))?;
+    let text = serde_json::to_string_pretty(&manifest).map_err(io::Error::from).map_err(FileError::of("write", &path))?;
+    write_private(&path, text.as_bytes()).map_err(FileError::of("write", &path))?;
+    sync_directory(&to).map_err(FileError::of("sync", &to))?;
     Ok(manifest)
 }
 
@@ -188,10 +177,10 @@ fn require_room(ledgers: &Path, to: &Path, spare_bytes: u64) -> Result<(), Backu
         match fs::metadata(&path) {
             Ok(file) => needed = needed.saturating_add(file.len()).saturating_add(log_bytes(&path)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(BackupError::NoLedger(path)),
-            Err(source) => return Err(BackupError::File { operation: "open", path, source }),
+            Err(source) => return Err(FileError::of("open", &path)(source).into()),
         }
     }
-    let free = free_bytes(to).map_err(BackupError::file("find the free space of", to))?;
+    let free = free_bytes(to).map_err(FileError::of("find the free space of", to))?;
     if free < needed {
         return Err(BackupError::NoRoom { path: to.to_owned(), free_mib: free / MIB, needed_mib: needed.div_ceil(MIB) });
     }
@@ -257,7 +246,7 @@ fn fingerprint(path: &Path, stop: &CancellationToken) -> Result<Fingerprint, Bac
     let read = File::open(path).and_then(|mut file| Fingerprint::read(&mut file, &mut pass));
     match read {
         Err(_) if stop.is_cancelled() => Err(BackupError::Stopped),
-        read => read.map_err(BackupError::file("read", path)),
+        read => Ok(read.map_err(FileError::of("read", path))?),
     }
 }
 
@@ -281,12 +270,12 @@ fn counters(to: &Path) -> Result<Counters, ReadError> {
 
 /// Copies a configuration file, if there is one.
 fn copy_config(from: &Path, to: &Path) -> Result<Option<Entry>, BackupError> {
-    let Some(text) = config_text(from).map_err(BackupError::file("read", from))? else { return Ok(None) };
+    let Some(text) = config_text(from).map_err(FileError::of("read", from))? else { return Ok(None) };
     if let Some(directory) = to.parent() {
-        private_directory(directory).map_err(BackupError::file("create", directory))?;
+        private_directory(directory).map_err(FileError::of("create", directory))?;
     }
-    write_private(to, &text).map_err(BackupError::file("write", to))?;
-    sync_directory_of(to).map_err(BackupError::file("sync the directory of", to))?;
+    write_private(to, &text).map_err(FileError::of("write", to))?;
+    sync_directory_of(to).map_err(FileError::of("sync the directory of", to))?;
     let mut fingerprint = Fingerprint::default();
     fingerprint.add(&text);
     Ok(Some(fingerprint.entry(None)))

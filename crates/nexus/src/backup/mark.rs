@@ -103,36 +103,17 @@ mod tests {
     use super::*;
     use crate::ledger::events::{Append, Disposition, Lines, NewEvent, RecordOutbound};
     use crate::ledger::follow;
-    use nexus_core::event::PeerKind;
     use std::sync::Arc;
 
     const MADE_AT: i64 = 1_770_301_807_123;
     const NOW: i64 = MADE_AT + 3_600_000;
 
     fn event(id: &str, disposition: Disposition) -> NewEvent {
-        NewEvent {
-            event_id: format!("fake:{id}"),
-            channel: "fake".into(),
-            account_id: "me".into(),
-            sender_id: "u".into(),
-            sender_name: None,
-            peer_id: "p".into(),
-            peer_kind: PeerKind::Dm,
-            thread_id: None,
-            reply_to_id: None,
-            content_type: "text".into(),
-            content: "hello".into(),
-            attachments: None,
-            metadata: None,
-            timestamp: 1,
-            received_at: 1,
-            disposition,
-        }
+        NewEvent { disposition, ..crate::samples::new_event(format!("fake:{id}")) }
     }
 
     fn events(list: Vec<NewEvent>) -> Connection {
-        let connection = Connection::open_in_memory().unwrap();
-        connection.execute_batch(include_str!("../../migrations/events/0001_facts.sql")).unwrap();
+        let connection = crate::samples::events_ledger();
         let lines = Arc::new(Lines { events: list, rejects: Vec::new() });
         Append { adapter: "fake".into(), account: "me".into(), lines }.into_command().apply(&connection).unwrap();
         connection
@@ -140,8 +121,7 @@ mod tests {
 
     /// Requests 1 to 5, one of each kind of status, and a delivery of each.
     fn nexus() -> Connection {
-        let connection = Connection::open_in_memory().unwrap();
-        connection.execute_batch(include_str!("../../migrations/nexus/0001_work.sql")).unwrap();
+        let connection = crate::samples::nexus_ledger();
         for (seq, status) in [(1, "waiting"), (2, "processing"), (3, "interrupted"), (4, "completed"), (5, "expired")] {
             let sql = "INSERT INTO nexus_requests (event_seq, request_id, event_id, channel, account_id, adapter, conversation, status, stage, created_at, epoch)
                        VALUES (?1, 'req_' || ?1, 'fake:' || ?1, 'fake', 'me', 'fake', 'c', ?2, 'receiveEvent', 1, 3)";

@@ -6,6 +6,7 @@ use super::mark::{Marked, lower_sent, mark};
 use super::swap::{self, Swap, SwapError};
 use super::{CONFIG_FILE, Check, MIB, OVERLAY_FILE, Progress, Watch, config_text, damage, free_bytes, private_directory};
 use crate::credential::write_private;
+use crate::file_error::FileError;
 use crate::ledger::copy::sync_directory_of;
 use crate::ledger::migrate::{self, MigrateError};
 use crate::ledger::nexus::counter;
@@ -24,13 +25,8 @@ pub enum RestoreError {
     Manifest(#[from] ManifestError),
     #[error(transparent)]
     Lock(#[from] OpenError),
-    #[error("failed to {operation} `{path}`; check its owner and permissions, and that the disk is not full")]
-    File {
-        operation: &'static str,
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error("`{path}` is not as its backup was made: {what}. Nothing was changed")]
     Tampered { path: PathBuf, what: String },
     #[error("`{path}` has {free_mib} MiB free, and {needed_mib} MiB are needed")]
@@ -51,13 +47,6 @@ pub enum RestoreError {
     Foreign { path: PathBuf, owner: u32, me: u32 },
     #[error("the restore was called off. Nothing was changed")]
     Stopped,
-}
-
-impl RestoreError {
-    fn file(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::File { operation, path, source }
-    }
 }
 
 /// Where restored files go.
@@ -178,11 +167,11 @@ impl Plan {
     fn prepare(&self, target: &Target, stage: &Path, resume: bool, now_ms: i64, watch: &mut Watch<'_>) -> Result<Marked, RestoreError> {
         match fs::remove_dir_all(stage) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(RestoreError::File { operation: "remove", path: stage.to_owned(), source: error });
+                return Err(FileError::of("remove", stage)(error).into());
             }
             Ok(()) | Err(_) => {}
         }
-        private_directory(stage).map_err(RestoreError::file("create", stage))?;
+        private_directory(stage).map_err(FileError::of("create", stage))?;
         self.require_room(target)?;
         for ledger in Ledger::ALL {
             if let Some(entry) = self.manifest.ledger(ledger) {
@@ -206,14 +195,14 @@ impl Plan {
         for ledger in Ledger::ALL {
             let path = stage.join(ledger.file_name());
             let synced = OpenOptions::new().read(true).write(true).open(&path).and_then(|file| file.sync_all());
-            synced.map_err(RestoreError::file("write", &path))?;
+            synced.map_err(FileError::of("write", &path))?;
         }
         Ok(marked)
     }
 
     fn require_room(&self, target: &Target) -> Result<(), RestoreError> {
         let needed = self.manifest.ledger_bytes().saturating_add(target.spare_bytes);
-        let free = free_bytes(&target.ledgers).map_err(RestoreError::file("find the free space of", &target.ledgers))?;
+        let free = free_bytes(&target.ledgers).map_err(FileError::of("find the free space of", &target.ledgers))?;
         if free < needed {
             return Err(RestoreError::NoRoom { path: target.ledgers.clone(), free_mib: free / MIB, needed_mib: needed.div_ceil(MIB) });
         }
@@ -224,7 +213,7 @@ impl Plan {
     fn config(&self, name: &str) -> Result<Option<Vec<u8>>, RestoreError> {
         let Some(entry) = self.manifest.files.get(name) else { return Ok(None) };
         let path = self.directory.join(name);
-        let text = config_text(&path).map_err(RestoreError::file("read", &path))?;
+        let text = config_text(&path).map_err(FileError::of("read", &path))?;
         let Some(text) = text else {
             return Err(RestoreError::Tampered { path, what: "it is missing".into() });
         };
@@ -240,7 +229,7 @@ impl Plan {
     fn settle_config(&self, target: &Target) -> Result<ConfigOutcome, RestoreError> {
         let Some(config) = self.config(CONFIG_FILE)? else { return Ok(ConfigOutcome::NotInBackup) };
         let overlay = self.config(OVERLAY_FILE)?;
-        let present = |path: &Path| config_text(path).map_err(RestoreError::file("read", path));
+        let present = |path: &Path| config_text(path).map_err(FileError::of("read", path));
         let (present_config, present_overlay) = (present(&target.config_file)?, present(&target.overlay_file)?);
         if let Some(present) = present_config {
             let is_same = present == config && present_overlay == overlay;
@@ -255,12 +244,12 @@ impl Plan {
     }
 }
 
-fn put_config(path: &Path, text: &[u8]) -> Result<(), RestoreError> {
+fn put_config(path: &Path, text: &[u8]) -> Result<(), FileError> {
     if let Some(directory) = path.parent() {
-        private_directory(directory).map_err(RestoreError::file("create", directory))?;
+        private_directory(directory).map_err(FileError::of("create", directory))?;
     }
-    write_private(path, text).map_err(RestoreError::file("write", path))?;
-    sync_directory_of(path).map_err(RestoreError::file("sync the directory of", path))
+    write_private(path, text).map_err(FileError::of("write", path))?;
+    sync_directory_of(path).map_err(FileError::of("sync the directory of", path))
 }
 
 fn check_size(path: &Path, entry: &Entry) -> Result<(), RestoreError> {
@@ -270,7 +259,7 @@ fn check_size(path: &Path, entry: &Entry) -> Result<(), RestoreError> {
         Ok(file) if file.len() != entry.bytes => Err(tampered(format!("it has {} bytes, not {}", file.len(), entry.bytes))),
         Ok(_) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(tampered("it is missing".into())),
-        Err(source) => Err(RestoreError::File { operation: "look at", path: path.to_owned(), source }),
+        Err(source) => Err(FileError::of("look at", path)(source).into()),
     }
 }
 
@@ -278,9 +267,9 @@ fn check_size(path: &Path, entry: &Entry) -> Result<(), RestoreError> {
 fn copy_checked(directory: &Path, stage: &Path, name: &str, entry: &Entry, watch: &mut Watch<'_>) -> Result<(), RestoreError> {
     let (from, to) = (directory.join(name), stage.join(name));
     check_size(&from, entry)?;
-    let mut source = File::open(&from).map_err(RestoreError::file("open", &from))?;
+    let mut source = File::open(&from).map_err(FileError::of("open", &from))?;
     let target = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&to);
-    let mut target = target.map_err(RestoreError::file("create", &to))?;
+    let mut target = target.map_err(FileError::of("create", &to))?;
     let Watch { tell, stop } = watch;
     let (mut done, mut told) = (0_u64, None);
     let mut pass = |part: &[u8]| {
@@ -300,7 +289,7 @@ fn copy_checked(directory: &Path, stage: &Path, name: &str, entry: &Entry, watch
     if stop.is_cancelled() {
         return Err(RestoreError::Stopped);
     }
-    let found = read.map_err(RestoreError::file("copy", &from))?.entry(entry.schema);
+    let found = read.map_err(FileError::of("copy", &from))?.entry(entry.schema);
     if found == *entry { Ok(()) } else { Err(RestoreError::Tampered { path: from, what: "its content was changed (SHA-256)".into() }) }
 }
 
@@ -334,7 +323,7 @@ fn as_single_file(connection: &mut Connection) -> rusqlite::Result<()> {
 /// [`RestoreError::Lock`] when a daemon or another command has it, [`RestoreError::Foreign`] when it is
 /// another user's.
 pub fn lock_ledgers(ledgers: &Path) -> Result<File, RestoreError> {
-    private_directory(ledgers).map_err(RestoreError::file("create", ledgers))?;
+    private_directory(ledgers).map_err(FileError::of("create", ledgers))?;
     refuse_foreign(ledgers, rustix::process::geteuid().as_raw())?;
     Ok(lock::take(ledgers, Some("nexus restore"))?)
 }

@@ -9,6 +9,7 @@
 
 use super::{BACKUPS_DIRECTORY, moment, private_directory};
 use crate::credential::write_private;
+use crate::file_error::FileError;
 use crate::ledger::Ledger;
 use crate::ledger::copy::{COMPANIONS, beside, remove_if_there, sync_directory};
 use crate::ledger::lock::RESTORE_MARKER;
@@ -26,22 +27,10 @@ const MARKER_BYTES_MAX: u64 = 64 * 1024;
 
 #[derive(Debug, thiserror::Error)]
 pub enum SwapError {
-    #[error("failed to {operation} `{path}`; check its owner and permissions, and that the disk is not full")]
-    File {
-        operation: &'static str,
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error("`{path}` is not as a restore wrote it; put the ledgers of `{}` in place yourself, then remove it", BACKUPS_DIRECTORY)]
     Marker { path: PathBuf },
-}
-
-impl SwapError {
-    fn file(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::File { operation, path, source }
-    }
 }
 
 /// A restore that exchanges files, as its marker tells it.
@@ -74,11 +63,11 @@ fn names(ledger: Ledger) -> impl Iterator<Item = String> {
     std::iter::once(name).chain(companions)
 }
 
-fn is_there(path: &Path) -> Result<bool, SwapError> {
+fn is_there(path: &Path) -> Result<bool, FileError> {
     match fs::symlink_metadata(path) {
         Ok(_) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(source) => Err(SwapError::File { operation: "look at", path: path.to_owned(), source }),
+        Err(source) => Err(FileError::of("look at", path)(source)),
     }
 }
 
@@ -105,11 +94,11 @@ impl<'a> Swap<'a> {
         let swap = Self { ledgers, marker };
         if !swap.marker.files.is_empty() {
             let aside = swap.aside();
-            private_directory(&aside).map_err(SwapError::file("create", &aside))?;
+            private_directory(&aside).map_err(FileError::of("create", &aside))?;
             swap.sync(&[ledgers, &ledgers.join(BACKUPS_DIRECTORY)])?;
         }
-        let text = serde_json::to_string(&swap.marker).map_err(io::Error::from).map_err(SwapError::file("write", &path))?;
-        write_private(&path, text.as_bytes()).map_err(SwapError::file("write", &path))?;
+        let text = serde_json::to_string(&swap.marker).map_err(io::Error::from).map_err(FileError::of("write", &path))?;
+        write_private(&path, text.as_bytes()).map_err(FileError::of("write", &path))?;
         swap.sync(&[ledgers])?;
         Ok(swap)
     }
@@ -129,7 +118,7 @@ impl<'a> Swap<'a> {
         let stage = stage(self.ledgers);
         self.sync(&[self.ledgers, &stage])?;
         let marker = self.ledgers.join(RESTORE_MARKER);
-        fs::remove_file(&marker).map_err(SwapError::file("remove", &marker))?;
+        fs::remove_file(&marker).map_err(FileError::of("remove", &marker))?;
         self.sync(&[self.ledgers])?;
         drop(fs::remove_dir_all(&stage)); // nothing of use is in it; the next restore removes it otherwise
         Ok((!self.marker.files.is_empty()).then(|| self.aside()))
@@ -140,26 +129,26 @@ impl<'a> Swap<'a> {
     }
 
     /// What lies aside already is the old one; what has its name now is not.
-    fn move_aside(&self, name: &str) -> Result<(), SwapError> {
+    fn move_aside(&self, name: &str) -> Result<(), FileError> {
         let (from, to) = (self.ledgers.join(name), self.aside().join(name));
         if is_there(&to)? || !is_there(&from)? {
             return Ok(());
         }
-        move_file(&from, &to).map_err(SwapError::file("move aside", &from))
+        move_file(&from, &to).map_err(FileError::of("move aside", &from))
     }
 
-    fn put_in_place(&self, ledger: Ledger) -> Result<(), SwapError> {
+    fn put_in_place(&self, ledger: Ledger) -> Result<(), FileError> {
         let (from, to) = (stage(self.ledgers).join(ledger.file_name()), self.ledgers.join(ledger.file_name()));
         // A log of another file would be taken for this one's.
         for ending in COMPANIONS {
             let companion = beside(&to, ending);
-            remove_if_there(&companion).map_err(SwapError::file("remove", &companion))?;
+            remove_if_there(&companion).map_err(FileError::of("remove", &companion))?;
         }
-        fs::rename(&from, &to).map_err(SwapError::file("put in place", &to))
+        fs::rename(&from, &to).map_err(FileError::of("put in place", &to))
     }
 
-    fn sync(&self, directories: &[&Path]) -> Result<(), SwapError> {
-        directories.iter().try_for_each(|path| sync_directory(path).map_err(SwapError::file("sync", path)))
+    fn sync(&self, directories: &[&Path]) -> Result<(), FileError> {
+        directories.iter().try_for_each(|path| sync_directory(path).map_err(FileError::of("sync", path)))
     }
 }
 
@@ -186,10 +175,10 @@ fn read_marker(path: &Path) -> Result<Option<Marker>, SwapError> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(SwapError::File { operation: "open", path: path.to_owned(), source }),
+        Err(source) => return Err(FileError::of("open", path)(source).into()),
     };
     let mut bytes = Vec::new();
-    file.take(MARKER_BYTES_MAX).read_to_end(&mut bytes).map_err(SwapError::file("read", path))?;
+    file.take(MARKER_BYTES_MAX).read_to_end(&mut bytes).map_err(FileError::of("read", path))?;
     let strange = || SwapError::Marker { path: path.to_owned() };
     let marker: Marker = serde_json::from_slice(&bytes).map_err(|_| strange())?;
     let known: Vec<String> = Ledger::ALL.into_iter().flat_map(names).collect();

@@ -193,26 +193,10 @@ async fn request_id(control: &Control, seq: i64) -> Result<Option<String>, Refus
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use nexus_core::event::{Event, PeerKind};
-    use serde_json::Value;
+    use nexus_core::event::Event;
 
     fn event(seq: i64, disposition: Disposition) -> StoredEvent {
-        let event = Event {
-            event_id: format!("fake:{seq}"),
-            timestamp: 0,
-            content: String::new(),
-            content_type: "text".to_owned(),
-            channel: "fake".to_owned(),
-            account_id: "me".to_owned(),
-            sender_id: "u".to_owned(),
-            peer_id: "p".to_owned(),
-            peer_kind: PeerKind::Dm,
-            sender_name: None,
-            thread_id: None,
-            reply_to_id: None,
-            attachments: Value::Null,
-            metadata: Value::Null,
-        };
+        let event = Event { content: String::new(), ..crate::samples::event(format!("fake:{seq}")) };
         let (adapter, direction) = ("fake".to_owned(), "inbound".to_owned());
         StoredEvent { seq, adapter, direction, received_at: 0, disposition, replay_of: None, event }
     }

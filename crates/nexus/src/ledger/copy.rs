@@ -5,6 +5,7 @@
 //! up, since the log is written on behind it; only the log can't be begun anew meanwhile (see
 //! [`super::writer::LongRead`]).
 
+use crate::file_error::FileError;
 use rusqlite::Connection;
 use rusqlite::backup::{Backup, StepResult};
 use std::ffi::c_int;
@@ -19,13 +20,8 @@ pub(crate) const COMPANIONS: [&str; 3] = ["-wal", "-shm", "-journal"];
 
 #[derive(Debug, thiserror::Error)]
 pub enum CopyError {
-    #[error("failed to {operation} `{path}`; check its owner and permissions, and that the disk is not full")]
-    File {
-        operation: &'static str,
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error("failed to copy a ledger to `{to}`; check that the disk is not full")]
     Sqlite {
         to: PathBuf,
@@ -38,13 +34,6 @@ pub enum CopyError {
     LogTooLong { path: PathBuf, mib: u64 },
     #[error("it was called off")]
     Stopped,
-}
-
-impl CopyError {
-    pub(crate) fn file(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::File { operation, path, source }
-    }
 }
 
 /// How far a copy has come, in pages.
@@ -62,8 +51,8 @@ pub(crate) struct Step {
 pub(crate) fn copy(source: &Connection, to: &Path, after_step: &mut dyn FnMut(Step) -> Result<(), CopyError>) -> Result<(), CopyError> {
     let partial = beside(to, ".partial");
     // What an attempt left that was killed.
-    clear(&partial).map_err(CopyError::file("remove", &partial))?;
-    let made = copy_pages(source, &partial, after_step).and_then(|()| to_single_file(&partial)).and_then(|()| put(&partial, to));
+    clear(&partial).map_err(FileError::of("remove", &partial))?;
+    let made = copy_pages(source, &partial, after_step).and_then(|()| to_single_file(&partial)).and_then(|()| Ok(put(&partial, to)?));
     if made.is_err() {
         drop(clear(&partial)); // the next attempt does it otherwise
     }
@@ -71,7 +60,7 @@ pub(crate) fn copy(source: &Connection, to: &Path, after_step: &mut dyn FnMut(St
 }
 
 fn copy_pages(source: &Connection, to: &Path, after_step: &mut dyn FnMut(Step) -> Result<(), CopyError>) -> Result<(), CopyError> {
-    super::private_file(to).map_err(CopyError::file("create", to))?;
+    super::private_file(to).map_err(FileError::of("create", to))?;
     let failed = |source| CopyError::Sqlite { to: to.to_owned(), source };
     let mut target = Connection::open(to).map_err(failed)?;
     // It is synced as a whole before it gets its name; half of it is worth nothing.
@@ -107,11 +96,11 @@ fn to_single_file(path: &Path) -> Result<(), CopyError> {
 }
 
 /// Syncs `partial`, gives it its name, and syncs the directory.
-fn put(partial: &Path, to: &Path) -> Result<(), CopyError> {
+fn put(partial: &Path, to: &Path) -> Result<(), FileError> {
     let synced = OpenOptions::new().read(true).write(true).open(partial).and_then(|file| file.sync_all());
-    synced.map_err(CopyError::file("write", partial))?;
-    fs::rename(partial, to).map_err(CopyError::file("put in place", to))?;
-    sync_directory_of(to).map_err(CopyError::file("sync the directory of", to))
+    synced.map_err(FileError::of("write", partial))?;
+    fs::rename(partial, to).map_err(FileError::of("put in place", to))?;
+    sync_directory_of(to).map_err(FileError::of("sync the directory of", to))
 }
 
 /// A file and what SQLite put beside it.

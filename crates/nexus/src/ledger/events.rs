@@ -284,30 +284,11 @@ mod tests {
     use super::*;
 
     fn ledger() -> Connection {
-        let connection = Connection::open_in_memory().unwrap();
-        connection.execute_batch(include_str!("../../migrations/events/0001_facts.sql")).unwrap();
-        connection
+        crate::samples::events_ledger()
     }
 
     fn event(id: &str, timestamp: i64, disposition: Disposition) -> NewEvent {
-        NewEvent {
-            event_id: id.to_owned(),
-            channel: "fake".to_owned(),
-            account_id: "me".to_owned(),
-            sender_id: "u".to_owned(),
-            sender_name: None,
-            peer_id: "p".to_owned(),
-            peer_kind: PeerKind::Dm,
-            thread_id: None,
-            reply_to_id: None,
-            content_type: "text".to_owned(),
-            content: String::new(),
-            attachments: None,
-            metadata: None,
-            timestamp,
-            received_at: 5_000,
-            disposition,
-        }
+        NewEvent { timestamp, disposition, received_at: 5_000, ..crate::samples::new_event(id) }
     }
 
     fn append(connection: &Connection, events: Vec<NewEvent>) {

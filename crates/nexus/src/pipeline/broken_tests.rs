@@ -5,18 +5,18 @@ use super::*;
 use crate::bus::Bus;
 use crate::clock::Expiry;
 use crate::ledger::Ledgers;
-use crate::ledger::events::{Append, Disposition, Lines, NewEvent};
-use crate::ledger::nexus::{Admit, AdmitRow, BeginEpoch, Claim, RequestRow, StartRun};
+use crate::ledger::events::{Append, Lines};
+use crate::ledger::nexus::{Admit, BeginEpoch, Claim, RequestRow, StartRun};
 use crate::metrics::Metrics;
 use crate::pipeline::outbox::Outbox;
 use crate::pipeline::{SETTLING_MAX, Settings};
 use crate::plugin::Plugins;
 use crate::replies::Replies;
 use crate::routes::Routes;
+use crate::samples;
 use crate::watch::Watch;
 use arc_swap::ArcSwap;
 use nexus_core::config;
-use nexus_core::event::PeerKind;
 use std::collections::HashMap;
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, watch};
@@ -39,11 +39,11 @@ impl Place {
     async fn with_a_request() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let (ledgers, _threads) = Ledgers::start(directory.path(), 0).unwrap();
-        let lines = Arc::new(Lines { events: vec![event()], rejects: Vec::new() });
+        let lines = Arc::new(Lines { events: vec![samples::new_event("fake:1")], rejects: Vec::new() });
         let seqs = ledgers.events.writer.write(Append { adapter: "fake".into(), account: "me".into(), lines }).await.unwrap();
         assert_eq!(seqs, [Some(1)]);
         ledgers.nexus.writer.write(BeginEpoch { at: 1 }).await.unwrap();
-        ledgers.nexus.writer.write(Admit { from_seq: 0, upto_seq: 1, rows: vec![row()], epoch: EPOCH }).await.unwrap();
+        ledgers.nexus.writer.write(Admit { from_seq: 0, upto_seq: 1, rows: vec![samples::row()], epoch: EPOCH }).await.unwrap();
         let (admitted, admitted_view) = watch::channel(1);
         Self { pipeline: Arc::new(pipeline(ledgers, admitted_view)), _admitted: admitted, _directory: directory }
     }
@@ -66,43 +66,6 @@ impl Place {
     async fn said(&self) -> Vec<String> {
         let read = self.pipeline.ledgers.nexus.readers.read(|connection| deliveries_of(connection, 1));
         read.await.unwrap().into_iter().map(|delivery| delivery.content).collect()
-    }
-}
-
-fn event() -> NewEvent {
-    NewEvent {
-        event_id: "fake:1".into(),
-        channel: "fake".into(),
-        account_id: "me".into(),
-        sender_id: "u".into(),
-        sender_name: None,
-        peer_id: "p".into(),
-        peer_kind: PeerKind::Dm,
-        thread_id: None,
-        reply_to_id: None,
-        content_type: "text".into(),
-        content: "hello".into(),
-        attachments: None,
-        metadata: None,
-        timestamp: 1,
-        received_at: 1,
-        disposition: Disposition::Run,
-    }
-}
-
-fn row() -> AdmitRow {
-    AdmitRow {
-        event_seq: 1,
-        request_id: "req_1".into(),
-        event_id: "fake:1".into(),
-        channel: "fake".into(),
-        account_id: "me".into(),
-        adapter: "fake".into(),
-        conversation: "p".into(),
-        late: false,
-        created_at: 1,
-        status: Status::Waiting,
-        reason: None,
     }
 }
 

@@ -67,19 +67,7 @@ impl Place {
         let place = Self::new(expiry);
         let ledger = &place.outbox.shared.ledgers.nexus.writer;
         ledger.write(BeginEpoch { at: 1 }).await.unwrap();
-        let row = AdmitRow {
-            event_seq: 1,
-            request_id: "req".to_owned(),
-            event_id: "fake:1".to_owned(),
-            channel: "fake".to_owned(),
-            account_id: "me".to_owned(),
-            adapter: "fake".to_owned(),
-            conversation: "p".to_owned(),
-            late: false,
-            created_at: 1,
-            status: Status::Waiting,
-            reason: None,
-        };
+        let row = AdmitRow { request_id: "req".into(), ..crate::samples::row() };
         ledger.write(Admit { from_seq: 0, upto_seq: 1, rows: vec![row], epoch: EPOCH }).await.unwrap();
         let (run_id, agent, session) = ("run".to_owned(), "echo".to_owned(), "s".to_owned());
         let start = StartRun { event_seq: 1, run_id: run_id.clone(), agent, session, acted: false, at: 1, epoch: EPOCH };

@@ -174,25 +174,9 @@ pub(super) fn note(request: &NexusRequest, adapter: String, run_id: Option<Strin
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use nexus_core::event::{Event, PeerKind};
 
     fn request() -> NexusRequest {
-        let event = Event {
-            event_id: "fake:1".to_owned(),
-            timestamp: 0,
-            content: "hello".to_owned(),
-            content_type: "text".to_owned(),
-            channel: "fake".to_owned(),
-            account_id: "me".to_owned(),
-            sender_id: "u".to_owned(),
-            peer_id: "p".to_owned(),
-            peer_kind: PeerKind::Dm,
-            sender_name: None,
-            thread_id: None,
-            reply_to_id: None,
-            attachments: Value::Null,
-            metadata: Value::Null,
-        };
+        let event = crate::samples::event("fake:1");
         NexusRequest::new("req_1".to_owned(), 1, 0, event)
     }
 

@@ -65,8 +65,7 @@ mod tests {
 
     /// A ledger with one event: of this channel and id, and with all that an event may have.
     fn ledger(channel: &str, event_id: &str, disposition: Disposition) -> Connection {
-        let connection = Connection::open_in_memory().unwrap();
-        connection.execute_batch(include_str!("../../../migrations/events/0001_facts.sql")).unwrap();
+        let connection = crate::samples::events_ledger();
         let event = NewEvent {
             event_id: event_id.to_owned(),
             channel: channel.to_owned(),

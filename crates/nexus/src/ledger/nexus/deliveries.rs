@@ -291,8 +291,7 @@ mod tests {
 
     /// A ledger in its first epoch with one delivery that waits.
     fn ledger() -> Connection {
-        let connection = Connection::open_in_memory().unwrap();
-        connection.execute_batch(include_str!("../../../migrations/nexus/0001_work.sql")).unwrap();
+        let connection = crate::samples::nexus_ledger();
         BeginEpoch { at: 1 }.apply(&connection).unwrap();
         let delivery = NewDelivery {
             delivery_id: "d".to_owned(),

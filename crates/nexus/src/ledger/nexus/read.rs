@@ -213,9 +213,7 @@ mod tests {
     use super::*;
 
     fn ledger() -> Connection {
-        let connection = Connection::open_in_memory().unwrap();
-        connection.execute_batch(include_str!("../../../migrations/nexus/0001_work.sql")).unwrap();
-        connection
+        crate::samples::nexus_ledger()
     }
 
     #[test]

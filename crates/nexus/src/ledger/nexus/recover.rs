@@ -157,22 +157,9 @@ mod tests {
 
     /// A ledger in its first epoch with one request whose agent runs.
     fn ledger() -> Connection {
-        let connection = Connection::open_in_memory().unwrap();
-        connection.execute_batch(include_str!("../../../migrations/nexus/0001_work.sql")).unwrap();
+        let connection = crate::samples::nexus_ledger();
         BeginEpoch { at: 1 }.apply(&connection).unwrap();
-        let row = AdmitRow {
-            event_seq: 1,
-            request_id: "req_1".to_owned(),
-            event_id: "fake:1".to_owned(),
-            channel: "fake".to_owned(),
-            account_id: "me".to_owned(),
-            adapter: "fake".to_owned(),
-            conversation: "c".to_owned(),
-            late: false,
-            created_at: 1,
-            status: Status::Waiting,
-            reason: None,
-        };
+        let row = AdmitRow { conversation: "c".into(), ..crate::samples::row() };
         Admit { from_seq: 0, upto_seq: 1, rows: vec![row], epoch: 1 }.apply(&connection).unwrap();
         let run_id = "run_1".to_owned();
         let (agent, session) = ("a".to_owned(), "s".to_owned());

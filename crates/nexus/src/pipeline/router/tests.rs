@@ -8,7 +8,7 @@ use super::{Hold, INBOX_MAX, Router, Told};
 use crate::agent::Runner;
 use crate::pipeline::{Agent, Prepared};
 use crate::routes::TIMER_CHANNEL;
-use nexus_core::event::{Event, PeerKind};
+use nexus_core::event::Event;
 use nexus_core::ids::AccountKey;
 use nexus_core::request::NexusRequest;
 use proptest::prelude::*;
@@ -131,20 +131,9 @@ fn agent(n: usize) -> String {
 
 fn prepared(seq: i64, found: Found) -> Prepared {
     let event = Event {
-        event_id: format!("fake:{seq}"),
-        timestamp: 0,
         content: String::new(),
-        content_type: "text".to_owned(),
         channel: if found.system { TIMER_CHANNEL } else { "fake" }.to_owned(),
-        account_id: "me".to_owned(),
-        sender_id: "u".to_owned(),
-        peer_id: "p".to_owned(),
-        peer_kind: PeerKind::Dm,
-        sender_name: None,
-        thread_id: None,
-        reply_to_id: None,
-        attachments: serde_json::Value::Null,
-        metadata: serde_json::Value::Null,
+        ..crate::samples::event(format!("fake:{seq}"))
     };
     let agent = Agent {
         name: agent(found.agent),

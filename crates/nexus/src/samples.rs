@@ -1,0 +1,85 @@
+//! What unit tests begin with: one event of `p` on the account `fake/me`, in each of its forms. A test
+//! says itself what it changes about it.
+#![allow(clippy::unwrap_used)]
+
+use crate::ledger::events::{Disposition, NewEvent};
+use crate::ledger::nexus::AdmitRow;
+use nexus_core::event::{Event, PeerKind};
+use nexus_core::request::Status;
+use rusqlite::Connection;
+use serde_json::Value;
+
+/// On its way into the ledger.
+pub(crate) fn new_event(event_id: impl Into<String>) -> NewEvent {
+    NewEvent {
+        event_id: event_id.into(),
+        channel: "fake".into(),
+        account_id: "me".into(),
+        sender_id: "u".into(),
+        sender_name: None,
+        peer_id: "p".into(),
+        peer_kind: PeerKind::Dm,
+        thread_id: None,
+        reply_to_id: None,
+        content_type: "text".into(),
+        content: "hello".into(),
+        attachments: None,
+        metadata: None,
+        timestamp: 1,
+        received_at: 1,
+        disposition: Disposition::Run,
+    }
+}
+
+/// As the pipeline sees it.
+pub(crate) fn event(event_id: impl Into<String>) -> Event {
+    Event {
+        event_id: event_id.into(),
+        timestamp: 0,
+        content: "hello".into(),
+        content_type: "text".into(),
+        channel: "fake".into(),
+        account_id: "me".into(),
+        sender_id: "u".into(),
+        peer_id: "p".into(),
+        peer_kind: PeerKind::Dm,
+        sender_name: None,
+        thread_id: None,
+        reply_to_id: None,
+        attachments: Value::Null,
+        metadata: Value::Null,
+    }
+}
+
+/// As a request that waits: that of the event with seq 1.
+pub(crate) fn row() -> AdmitRow {
+    AdmitRow {
+        event_seq: 1,
+        request_id: "req_1".into(),
+        event_id: "fake:1".into(),
+        channel: "fake".into(),
+        account_id: "me".into(),
+        adapter: "fake".into(),
+        conversation: "p".into(),
+        late: false,
+        created_at: 1,
+        status: Status::Waiting,
+        reason: None,
+    }
+}
+
+/// An events ledger in memory.
+pub(crate) fn events_ledger() -> Connection {
+    in_memory(include_str!("../migrations/events/0001_facts.sql"))
+}
+
+/// A ledger of work in memory.
+pub(crate) fn nexus_ledger() -> Connection {
+    in_memory(include_str!("../migrations/nexus/0001_work.sql"))
+}
+
+fn in_memory(schema: &str) -> Connection {
+    let connection = Connection::open_in_memory().unwrap();
+    connection.execute_batch(schema).unwrap();
+    connection
+}
