@@ -6,15 +6,18 @@
 //! are listed in [`POINTS`]; passing one that isn't is a defect, and panics.
 
 #[cfg(feature = "torture")]
-pub(crate) use on::{drain, keeper_is, names, point, shifted, synchronous};
+pub(crate) use on::{drain, keeper_is, names, point, shifted, step, synchronous};
 
 #[cfg(not(feature = "torture"))]
-pub(crate) use off::{drain, keeper_is, point, shifted, synchronous};
+pub(crate) use off::{drain, keeper_is, point, shifted, step, synchronous};
 
 #[cfg(not(feature = "torture"))]
 mod off {
     #[inline(always)]
     pub(crate) fn point(_name: &str) {}
+
+    #[inline(always)]
+    pub(crate) fn step(_of: &str, _name: impl std::fmt::Display) {}
 
     #[inline(always)]
     pub(crate) fn keeper_is(_pid: i32) {}
@@ -174,6 +177,11 @@ mod on {
                 fire(armed);
             }
         }
+    }
+
+    /// The point of one step of a start or a stop.
+    pub(crate) fn step(of: &str, name: impl std::fmt::Display) {
+        point(&format!("{of}.{name}"));
     }
 
     fn fire(armed: &Armed) {

@@ -11,6 +11,7 @@ mod snapshots;
 
 pub(crate) use snapshots::Snapshots;
 
+use crate::daemon;
 use crate::report::Counts;
 use crate::world::{OnInterrupted, World};
 use anyhow::{Context, Result};
@@ -18,7 +19,6 @@ use rusqlite::{Connection, OpenFlags, Row};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// Requests and deliveries that are not at their end.
@@ -145,18 +145,8 @@ pub(crate) fn everything(world: &World, on_interrupted: OnInterrupted, counts: &
 ///
 /// # Errors
 /// When it can't be run.
-#[expect(clippy::disallowed_methods, reason = "the daemon's program is asked as a user asks it")]
 pub(crate) fn doctor(nexus: &Path, world: &World) -> Result<(bool, String)> {
-    let output = Command::new(nexus)
-        .args(["doctor", "--json"])
-        .env_clear()
-        .env("PATH", "/usr/local/bin:/usr/bin:/bin")
-        .env("HOME", world.file("home"))
-        .env("NEXUS_STATE_DIR", world.file("state"))
-        .env("NEXUS_CONFIG", world.config_file())
-        .stdin(Stdio::null())
-        .output()
-        .context("failed to run `nexus doctor`")?;
+    let output = daemon::command(world, nexus).args(["doctor", "--json"]).output().context("failed to run `nexus doctor`")?;
     Ok((output.status.success(), format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))))
 }
 

@@ -45,28 +45,35 @@ pub(crate) struct Daemon {
     was_ready: bool,
 }
 
+/// A command of the daemon's program, for the directories of `world` and nothing else.
+#[expect(clippy::disallowed_methods, reason = "the daemon is started, and asked, as its user does it")]
+pub(crate) fn command(world: &World, nexus: &Path) -> Command {
+    let mut command = Command::new(nexus);
+    command
+        .env_clear()
+        .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+        .env("HOME", world.file("home"))
+        .env("NEXUS_STATE_DIR", world.file("state"))
+        .env("NEXUS_CONFIG", world.config_file())
+        .current_dir(world.file("home"))
+        .stdin(Stdio::null());
+    command
+}
+
 impl Daemon {
     /// Starts `nexus daemon start` in the foreground. It isn't ready yet.
     ///
     /// # Errors
     /// When the program can't be started.
-    #[expect(clippy::disallowed_methods, reason = "the daemon is started as its user starts it")]
     pub(crate) fn spawn(world: &World, nexus: &Path, extras: &Extras) -> Result<Self> {
         let log = OpenOptions::new().create(true).append(true).open(world.file("log")).context("failed to open the daemon's log")?;
-        let mut command = Command::new(nexus);
+        let mut command = command(world, nexus);
         command
             .args(["daemon", "start"])
-            .env_clear()
-            .env("PATH", "/usr/local/bin:/usr/bin:/bin")
-            .env("HOME", world.file("home"))
-            .env("NEXUS_STATE_DIR", world.file("state"))
-            .env("NEXUS_CONFIG", world.config_file())
             .env("NEXUS_FAIL_LOG", world.file("fired"))
             .env("NEXUS_DRAIN_MS", DRAIN_MS)
             .env("NEXUS_CLOCK_OFFSET_FILE", world.file("clock-offset"))
             .envs(extras.env.iter().cloned())
-            .current_dir(world.file("home"))
-            .stdin(Stdio::null())
             .stdout(log.try_clone().context("failed to share the log")?)
             .stderr(log);
         if let Some(point) = &extras.fail_point {

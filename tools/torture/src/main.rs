@@ -31,6 +31,7 @@ use run::Setup;
 use seeds::Task;
 use soak::Soak;
 use std::io::Write;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -53,9 +54,15 @@ enum Verb {
     Soak(SoakArgs),
 }
 
-/// What every verb takes.
+/// What the verbs with seeds take.
 #[derive(Debug, Args)]
 struct Common {
+    /// The first seed
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// How many seeds
+    #[arg(long, default_value_t = 1)]
+    seeds: u64,
     /// The fail-point daemon; built with cargo if not given
     #[arg(long)]
     nexus: Option<PathBuf>,
@@ -74,12 +81,6 @@ struct Common {
 struct RunArgs {
     #[command(flatten)]
     common: Common,
-    /// The first seed
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-    /// How many seeds
-    #[arg(long, default_value_t = 1)]
-    seeds: u64,
     /// Cycles of start, fault and death in each
     #[arg(long, default_value_t = 20)]
     crashes: u64,
@@ -101,12 +102,6 @@ struct RunArgs {
 struct PowerArgs {
     #[command(flatten)]
     common: Common,
-    /// The first seed
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-    /// How many seeds
-    #[arg(long, default_value_t = 1)]
-    seeds: u64,
     /// Places in each run at which the power is lost
     #[arg(long, default_value_t = 200)]
     points: usize,
@@ -161,6 +156,10 @@ fn say(line: &str) {
 }
 
 impl Common {
+    fn all_seeds(&self) -> Range<u64> {
+        self.seed..self.seed.saturating_add(self.seeds)
+    }
+
     fn setup(&self, crashes: u64) -> Result<Setup> {
         let nexus = match &self.nexus {
             Some(path) => path.canonicalize().with_context(|| format!("no program at `{}`", path.display()))?,
@@ -168,7 +167,7 @@ impl Common {
         };
         let points = daemon::fail_points(&nexus)?;
         let own = std::env::current_exe().context("failed to find this program")?;
-        Ok(Setup { nexus, own, points, crashes, dir: run::default_dir(self.dir.as_deref()), keep: self.keep })
+        Ok(Setup { nexus, own, points, crashes, dir: run::dir(self.dir.as_deref())?, keep: self.keep })
     }
 }
 
@@ -182,7 +181,7 @@ fn run_seeds(args: &RunArgs) -> Result<ExitCode> {
         None => Vec::new(),
     };
     let before = worlds.len();
-    worlds.extend((args.seed..args.seed.saturating_add(args.seeds)).map(|seed| Task { seed, crashes: args.crashes }));
+    worlds.extend(args.common.all_seeds().map(|seed| Task { seed, crashes: args.crashes }));
     let done = seeds::run(&setup, worlds, args.jobs, args.limit_seconds.map(Duration::from_secs))?;
     let tables = done.counts.tables(&setup.points);
     if let Some(path) = &args.report {
@@ -194,7 +193,7 @@ fn run_seeds(args: &RunArgs) -> Result<ExitCode> {
         let head = format!(
             "`nexus-torture run --seed {} --seeds {} --crashes {}`, after {before} regressions; profile of the daemon: {profile}.\n\
              Seeds run: {}, not begun for lack of time: {}. Broken promises: {}.",
-            args.seed, args.seeds, args.crashes, done.seeds, done.not_begun, done.violations
+            args.common.seed, args.common.seeds, args.crashes, done.seeds, done.not_begun, done.violations
         );
         report::write_page(path, &format!("{head}\n\n{tables}"))?;
     }
@@ -211,7 +210,7 @@ fn lose_power(args: &PowerArgs) -> Result<ExitCode> {
     let shim = daemon::build_shim(args.common.release)?;
     let trial = Trial { setup, shim, synchronous: args.synchronous.clone(), points: args.points };
     let mut broken = 0;
-    for seed in args.seed..args.seed + args.seeds {
+    for seed in args.common.all_seeds() {
         let Found { ops, syncs, cuts, started, acknowledged, violations, kept } = trial.run(seed)?;
         say(&format!(
             "seed {seed}: {ops} writes and other changes, {syncs} of them syncs; power lost at {cuts} places, {started} of which got a \
@@ -236,7 +235,7 @@ fn soak(args: &SoakArgs) -> Result<ExitCode> {
     let soak = Soak {
         nexus: args.nexus.canonicalize().with_context(|| format!("no program at `{}`", args.nexus.display()))?,
         own: std::env::current_exe().context("failed to find this program")?,
-        dir: run::default_dir(args.dir.as_deref()),
+        dir: run::dir(args.dir.as_deref())?,
         minutes: args.minutes,
         per_second: args.rate,
         kill_every: Duration::from_secs(args.kill_seconds),

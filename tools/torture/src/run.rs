@@ -330,7 +330,12 @@ impl<'a> Run<'a> {
     }
 }
 
-/// A place for worlds that is asked for, or the system's.
-pub(crate) fn default_dir(dir: Option<&Path>) -> PathBuf {
-    dir.map_or_else(std::env::temp_dir, Path::to_owned)
+/// The place for worlds: the one asked for, which is made, or the system's.
+///
+/// # Errors
+/// When it can't be made.
+pub(crate) fn dir(asked: Option<&Path>) -> Result<PathBuf> {
+    let Some(dir) = asked else { return Ok(std::env::temp_dir()) };
+    std::fs::create_dir_all(dir).with_context(|| format!("failed to make `{}`", dir.display()))?;
+    dir.canonicalize().with_context(|| format!("failed to find `{}`", dir.display()))
 }

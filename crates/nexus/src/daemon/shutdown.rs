@@ -52,7 +52,7 @@ impl Running {
             let began = Instant::now();
             let step = |number: u32, what: &str| {
                 tracing::info!(step = number, ms = began.elapsed().as_millis() as u64, "stop: {what}");
-                crate::torture::point(&format!("stop.{number}"));
+                crate::torture::step("stop", number);
             };
             tracing::info!(reason, "Daemon stopping");
             control.ready.store(false, Ordering::Release);

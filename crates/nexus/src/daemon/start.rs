@@ -51,7 +51,7 @@ impl Steps {
         let ms = now.duration_since(self.last).as_secs_f64() * 1000.0;
         self.last = now;
         tracing::info!(step = self.number, ms = (ms * 10.0).round() / 10.0, "start: {what}");
-        crate::torture::point(&format!("start.{what}"));
+        crate::torture::step("start", what);
     }
 }
 

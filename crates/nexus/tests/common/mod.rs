@@ -144,8 +144,8 @@ impl Daemon {
     /// Replaces the file as an editor does, so that nobody reads half of it.
     pub fn configure_text(&self, text: &str) {
         let draft = self.workspace().join("draft");
-        fs::write(&draft, text).expect("the configuration can be written");
-        fs::rename(draft, self.config_file()).expect("the configuration can be replaced");
+        let replaced = fs::write(&draft, text).and_then(|()| fs::rename(draft, self.config_file()));
+        replaced.expect("the configuration can be written");
     }
 
     pub fn config_file(&self) -> PathBuf {
