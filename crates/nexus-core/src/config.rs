@@ -30,7 +30,7 @@ pub use access::{
     Access, Condition, DataAccess, Day, Effect, Match, Permissions, Policy, PrincipalMatch, PrincipalType, SessionRoute, TimeRange, Tools,
 };
 pub use adapter::{Account, Adapter, BUILTIN_WEBHOOK, CatchUp, Late, OnUncertain, Restart, Send};
-pub use agents::{Agent, Agents, ECHO, Runner};
+pub use agents::{Agent, Agents, ECHO, Memory, Runner};
 pub use daemon::{Daemon, LogLevel, OnInterrupted, Pipeline};
 pub use default_file::DEFAULT_YAML;
 pub use plugins::{PLUGINS, Plugins};

@@ -17,3 +17,4 @@ pub mod notice;
 pub mod protocol;
 pub mod request;
 pub mod schedule;
+pub mod search;

@@ -166,6 +166,12 @@ pub struct AgentSection {
     /// Messages of earlier turns given along, and how many were left out by the budget.
     pub history_messages: u32,
     pub history_dropped: u32,
+    /// Other texts of the past that were found for the message and given along.
+    #[serde(default)]
+    pub memory_matches: u32,
+    /// Why none could be looked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_error: Option<String>,
 }
 
 /// What the agent answered.

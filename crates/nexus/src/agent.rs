@@ -37,6 +37,9 @@ pub struct Turn {
     pub capabilities: serde_json::Value,
     /// Earlier messages of the session, oldest first, without the one to answer.
     pub history: Vec<Message>,
+    /// What else of the past may belong to the message, best first. Texts of others, to be trusted no more
+    /// than the message itself.
+    pub memory: Vec<Memory>,
     /// What access control allows this run.
     pub permissions: serde_json::Value,
 }
@@ -55,6 +58,15 @@ pub struct Sender {
 pub struct Message {
     pub role: Role,
     pub content: String,
+}
+
+/// An earlier text that was found for the message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    pub text: String,
+    /// Unix ms.
+    pub at: i64,
+    pub session: String,
 }
 
 /// Who said a message of the history.

@@ -22,6 +22,7 @@ mod overlay;
 mod replay;
 mod reply;
 mod restore;
+mod search;
 mod send;
 mod table;
 mod talk;
@@ -71,6 +72,8 @@ enum Verb {
     Events(events::Args),
     /// Show what became of an event: stages, decisions, deliveries
     Trace(trace::Args),
+    /// Find what agents were asked and what they answered
+    Search(search::Args),
     /// Show and decide about messages on their way out
     #[command(subcommand, after_help = "Example:\n  nexus deliveries list --status uncertain")]
     Deliveries(deliveries::Verb),
@@ -164,6 +167,7 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
         Verb::Chat(args) => chat::run(args, &global),
         Verb::Events(args) => events::run(args, &global),
         Verb::Trace(args) => trace::run(args, &global),
+        Verb::Search(args) => search::run(args, &global),
         Verb::Deliveries(verb) => deliveries::run(&verb, &global),
         Verb::Doctor(args) => doctor::run(&args, &global),
         Verb::Backup(args) => backup::run(args, &global),
@@ -250,6 +254,9 @@ mod tests {
             "trace retry req_1 --wait",
             "events replay gmail:18c2f0 --wait",
             "events show 7",
+            "search invoice of march --agent helper --session dm:ann --kind event --since 7d --limit 100 --json",
+            "search --rebuild",
+            "search --rebuild --agent helper",
             "deliveries retry dlv_1",
             "doctor",
             "doctor --repair --json",
@@ -280,6 +287,11 @@ mod tests {
             "adapter start gog",
             "send",
             "daemon logs -n 0",
+            "search",
+            "search x --rebuild",
+            "search x --limit 101",
+            "search x --kind letter",
+            "search x --since soon",
             "restore",
         ];
         for line in lines {

@@ -16,6 +16,7 @@ mod prologue;
 mod ready;
 mod reload;
 mod replay;
+mod search;
 mod shutdown;
 mod signals;
 mod start;

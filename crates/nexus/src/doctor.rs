@@ -5,6 +5,7 @@
 //! command itself, which examines the files too when nothing runs.
 
 pub mod adapters;
+mod cortex;
 mod cross;
 pub mod host;
 pub mod leftovers;
@@ -35,6 +36,8 @@ pub enum Check {
     /// Runs, sessions and files that follow others.
     Records,
     Deliveries,
+    /// The indexes for `nexus search`.
+    Search,
     Leftovers,
     /// How surely nothing outlives a daemon that is killed together with its keeper.
     KillLevel,
@@ -56,6 +59,7 @@ impl Check {
             Self::Promise => "promise",
             Self::Records => "records",
             Self::Deliveries => "deliveries",
+            Self::Search => "search",
             Self::Leftovers => "leftovers",
             Self::KillLevel => "kill_level",
             Self::Disk => "disk",

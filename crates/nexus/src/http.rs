@@ -6,6 +6,7 @@ pub mod control;
 pub mod health;
 mod missing;
 pub mod replay;
+mod search;
 pub mod send;
 mod stream;
 

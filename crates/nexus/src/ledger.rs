@@ -6,6 +6,7 @@
 pub mod agents;
 mod checkpoint;
 pub mod copy;
+pub mod cortex;
 pub mod events;
 pub mod follow;
 pub mod identity;
@@ -16,7 +17,6 @@ mod place;
 pub mod writer;
 
 pub use checkpoint::Checkpoints;
-
 use migrate::{MigrateError, Migration};
 use place::Place;
 use rusqlite::{Connection, ErrorCode, OpenFlags};

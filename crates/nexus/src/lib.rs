@@ -30,6 +30,7 @@ pub mod replies;
 pub mod routes;
 #[cfg(test)]
 mod samples;
+pub mod search;
 pub mod stderr;
 pub mod supervisor;
 pub mod timer;

@@ -10,6 +10,7 @@ pub mod followers;
 mod identify;
 pub mod outbox;
 pub mod pending;
+mod recall;
 pub mod recovery;
 pub mod router;
 mod run;
@@ -26,6 +27,7 @@ use crate::panics;
 use crate::plugin::Plugins;
 use crate::replies::{End, Replies};
 use crate::routes::Routes;
+use crate::search::Search;
 use crate::watch::Watch;
 use arc_swap::ArcSwap;
 use nexus_core::config;
@@ -62,6 +64,8 @@ pub struct Agent {
     pub harmless: bool,
     /// It may act from its start on without telling: a program of the user's.
     pub acts: bool,
+    /// How much of the past is looked for.
+    pub memory: config::Memory,
 }
 
 /// Everything the stages need.
@@ -76,6 +80,7 @@ pub struct Pipeline {
     pub routes: Routes,
     pub replies: Replies,
     pub outbox: outbox::Outbox,
+    pub search: Search,
     /// The `finish_seq` up to which the agents ledger has the turns.
     pub turns_applied: watch::Receiver<i64>,
     /// The event seq up to which requests are admitted.

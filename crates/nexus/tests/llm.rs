@@ -111,6 +111,7 @@ fn turn() -> Turn {
         channel: "webchat".into(),
         capabilities: Value::Null,
         history: vec![Message { role: Role::User, content: "Hi".into() }, Message { role: Role::Assistant, content: "Hello".into() }],
+        memory: Vec::new(),
         permissions: Value::Null,
     }
 }

@@ -15,6 +15,10 @@ use std::collections::BTreeMap;
 pub const ECHO: &str = "echo";
 /// Most runs of one agent that may be allowed at one time.
 const CONCURRENT_RUNS_MAX: u32 = 1024;
+/// Most earlier texts that may be given along with a message, and the bounds of their bytes.
+const MEMORY_MATCHES_MAX: u32 = 20;
+const MEMORY_BYTES_MIN: u32 = 256;
+const MEMORY_BYTES_MAX: u32 = 64 * 1024;
 /// Most names that a message lists.
 const LISTED_NAMES_MAX: usize = 10;
 const DEFAULT_DOC: &str = "Name of the agent that answers when no policy names another.";
@@ -59,10 +63,22 @@ section! {
         timeout_ms: u64 [1..=RUN_MS_MAX] = 120_000;
         /// Runs of this agent that may go on at one time.
         max_concurrent: u32 [1..=CONCURRENT_RUNS_MAX] = 16;
+        /// What it is told of the past beyond its session's newest turns.
+        memory: Memory = Memory::default();
     }
     derived {
         /// `command` split into the program and its arguments; empty without one.
         argv: Vec<String> = Vec::new();
+    }
+}
+
+section! {
+    /// What an agent is told of the past, as far as `data_access` allows.
+    Memory {
+        /// Earlier texts that match a message best and are given along with it; 0 for none.
+        matches: u32 [0..=MEMORY_MATCHES_MAX] = 0;
+        /// Bytes that they may have together.
+        max_bytes: u32 [MEMORY_BYTES_MIN..=MEMORY_BYTES_MAX] = 4096;
     }
 }
 

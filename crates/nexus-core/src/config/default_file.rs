@@ -148,6 +148,11 @@ agents:
     #cwd: .
     #timeout_ms: 120000
     #max_concurrent: 16
+    # Earlier texts that match a message and are given along with it, of any runner but echo: how many, and
+    # how many bytes together. It sees only what `data_access` of its request allows.
+    #memory:
+      #matches: 0
+      #max_bytes: 4096
   # A model behind an OpenAI-compatible interface. Its key comes from a file (key_file: path) or from an
   # environment variable (key_env), not both.
   #model:

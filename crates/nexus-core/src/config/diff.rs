@@ -248,6 +248,8 @@ mod tests {
         ("agents.smart.cwd", |c| smart(c).cwd = None),
         ("agents.smart.timeout_ms", |c| smart(c).timeout_ms += 1),
         ("agents.smart.max_concurrent", |c| smart(c).max_concurrent += 1),
+        ("agents.smart.memory.matches", |c| smart(c).memory.matches += 1),
+        ("agents.smart.memory.max_bytes", |c| smart(c).memory.max_bytes += 1),
         ("plugins.directory", |c| c.plugins.directory.push('1')),
         ("plugins.enabled", |c| c.plugins.enabled.clear()),
         ("timer.heartbeat_interval_ms", |c| c.timer.heartbeat_interval_ms += 1),

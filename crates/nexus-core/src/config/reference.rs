@@ -3,8 +3,8 @@
 
 use super::decode::Section;
 use super::{
-    Access, Account, Adapter, Agent, Agents, Bus, CatchUp, Condition, Cron, Daemon, Ledgers, Match, Permissions, Pipeline, Plugins, Policy,
-    PrincipalMatch, Restart, Retention, Send, SessionRoute, Timer, Tools,
+    Access, Account, Adapter, Agent, Agents, Bus, CatchUp, Condition, Cron, Daemon, Ledgers, Match, Memory, Permissions, Pipeline, Plugins,
+    Policy, PrincipalMatch, Restart, Retention, Send, SessionRoute, Timer, Tools,
 };
 use schemars::{JsonSchema, schema_for};
 use serde_json::Value;
@@ -37,6 +37,7 @@ pub fn reference_markdown() -> String {
     table::<SessionRoute>(&mut page, "access.policies[].session");
     table::<Agents>(&mut page, "agents");
     table::<Agent>(&mut page, "agents.NAME");
+    table::<Memory>(&mut page, "agents.NAME.memory");
     table::<Plugins>(&mut page, "plugins");
     table::<Timer>(&mut page, "timer");
     table::<Cron>(&mut page, "timer.cron[]");

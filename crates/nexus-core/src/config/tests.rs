@@ -51,6 +51,7 @@ agents:
     cwd: /tmp
     timeout_ms: 1
     max_concurrent: 2
+    memory: { matches: 3, max_bytes: 512 }
 plugins: { directory: /p, enabled: [ analytics ] }
 timer:
   heartbeat_interval_ms: 1000
@@ -377,6 +378,7 @@ fn the_default_file_shows_every_key_with_its_default() {
         Tools::KEYS,
         SessionRoute::KEYS,
         Agent::KEYS,
+        Memory::KEYS,
         Plugins::KEYS,
         Timer::KEYS,
         Cron::KEYS,

@@ -317,6 +317,9 @@ struct Input<'a> {
     agent: &'a str,
     message: InputMessage<'a>,
     history: &'a [super::Message],
+    /// Left out without any: an agent without a memory has no such key.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    memory: &'a [super::Memory],
     permissions: &'a serde_json::Value,
 }
 
@@ -343,6 +346,7 @@ fn input_line(turn: &Turn) -> io::Result<Vec<u8>> {
             capabilities: &turn.capabilities,
         },
         history: &turn.history,
+        memory: &turn.memory,
         permissions: &turn.permissions,
     };
     let mut line = serde_json::to_vec(&input)?;

@@ -16,6 +16,7 @@ fn turn() -> Turn {
         channel: "webchat".into(),
         capabilities: json!({"text_limit": 4000}),
         history: vec![super::super::Message { role: super::super::Role::User, content: "hi".into() }],
+        memory: Vec::new(),
         permissions: json!({"tools": {"allow": ["*"]}}),
     }
 }

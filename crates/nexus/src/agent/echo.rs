@@ -47,6 +47,7 @@ mod tests {
             channel: "webchat".into(),
             capabilities: Value::Null,
             history: Vec::new(),
+            memory: Vec::new(),
             permissions: Value::Null,
         }
     }

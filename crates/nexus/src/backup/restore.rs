@@ -8,9 +8,10 @@ use super::{CONFIG_FILE, Check, MIB, OVERLAY_FILE, Progress, Watch, config_text,
 use crate::credential::write_private;
 use crate::file_error::FileError;
 use crate::ledger::copy::sync_directory_of;
+use crate::ledger::cortex::CortexError;
 use crate::ledger::migrate::{self, MigrateError};
 use crate::ledger::nexus::counter;
-use crate::ledger::{Ledger, OpenError, lock};
+use crate::ledger::{Ledger, OpenError, cortex, lock};
 use rusqlite::Connection;
 use serde::Serialize;
 use std::fs::{self, File, OpenOptions};
@@ -45,6 +46,9 @@ pub enum RestoreError {
         "`{path}` belongs to user {owner}, and you are {me}: their daemon could not open what is put in its place; run this as that user"
     )]
     Foreign { path: PathBuf, owner: u32, me: u32 },
+    /// Indexes can be made again; the ledgers were not touched.
+    #[error(transparent)]
+    Index(#[from] CortexError),
     #[error("the restore was called off. Nothing was changed")]
     Stopped,
 }
@@ -130,6 +134,8 @@ impl Plan {
         let prepared = self.prepare(target, &stage, resume, now_ms, watch).and_then(|marked| {
             let finished_another = swap::is_begun(&target.ledgers)?;
             let config = self.settle_config(target)?;
+            // Made again from whichever ledgers are in place in the end; of others they would find what isn't there.
+            cortex::discard_all(&target.ledgers.join(cortex::DIRECTORY))?;
             Ok((marked, finished_another, config, Swap::begin(&target.ledgers, &self.directory, now_ms)?))
         });
         if prepared.is_err() {

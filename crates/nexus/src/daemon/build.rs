@@ -58,5 +58,6 @@ fn build(name: &str, agent: &config::Agent, keeper: &Keeper, workspace: &Path) -
         runner,
         timeout: Duration::from_millis(agent.timeout_ms),
         max_concurrent: usize::try_from(agent.max_concurrent).unwrap_or(usize::MAX),
+        memory: agent.memory.clone(),
     })
 }

@@ -2,7 +2,7 @@
 
 use super::error::StartError;
 use super::paths::Paths;
-use super::{backup, housekeeping, reload, replay, status};
+use super::{backup, housekeeping, reload, replay, search, status};
 use crate::adapter::intake::Sinks;
 use crate::adapter::{Adapters, VerbError};
 use crate::bus::Bus;
@@ -27,6 +27,7 @@ use crate::plugin::Plugins;
 use crate::query::Record;
 use crate::replies::End;
 use crate::routes::{CLI_CHANNEL, DEFAULT_ACCOUNT};
+use crate::search::Question;
 use crate::supervisor::{BoxFuture, Supervisor};
 use crate::watch::Watch;
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -359,6 +360,14 @@ impl Verbs for Control {
 
     fn reload(&self, dry_run: bool) -> BoxFuture<'_, Answer> {
         Box::pin(reload::reload(self, dry_run))
+    }
+
+    fn search(&self, question: Question) -> BoxFuture<'_, Answer> {
+        Box::pin(search::search(self, question))
+    }
+
+    fn rebuild_search(&self, agent: Option<String>) -> BoxFuture<'_, Answer> {
+        Box::pin(search::rebuild(self, agent))
     }
 
     fn resolve_delivery(&self, delivery_id: String, retry: bool) -> BoxFuture<'_, Answer> {

@@ -18,6 +18,7 @@ use crate::pipeline::{Pipeline, SETTLING_MAX, followers, recovery};
 use crate::plugin::Plugins;
 use crate::replies::Replies;
 use crate::routes::{CLI_CHANNEL, Route, Routes};
+use crate::search::Search;
 use crate::watch::Watch;
 use arc_swap::ArcSwap;
 use nexus_core::config::{Config, OnUncertain};
@@ -89,6 +90,7 @@ pub(super) async fn start(ground: Ground<'_>, interrupted: Vec<Interrupted>) -> 
         routes: routes.clone(),
         replies: Replies::default(),
         outbox: outbox.clone(),
+        search: Search::beside(ledgers),
         turns_applied,
         admitted: admitted_view,
         finished: Arc::new(Notify::new()),

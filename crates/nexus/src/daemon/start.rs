@@ -20,7 +20,9 @@ use crate::ledger::events::newest_slot;
 use crate::ledger::nexus::{BeginEpoch, RESTORED_AT, RecordConfig, counter};
 use crate::ledger::{Ledgers, optional};
 use crate::metrics::Metrics;
+use crate::pipeline::Pipeline;
 use crate::plugin::Plugins;
+use crate::search::fill;
 use crate::supervisor::Supervisor;
 use crate::timer;
 use crate::watch::Watch;
@@ -103,6 +105,7 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
     steps.done("pipeline");
 
     let (disk, disk_low) = watch::channel(false);
+    engine.tasks.push(keep_cortex(&watch_over, &engine.pipeline, &disk_low, &stop));
     let (timer_settings, timer_view) = watch::channel(config.timer.clone());
     let supervisor = Supervisor::new(keeper, metrics.clone(), watch_over.clone());
     let sinks = sinks(&ledgers, &engine, &bus, &metrics, &disk_low);
@@ -261,6 +264,17 @@ pub(super) fn effective(config: &Config, options: &StartOptions) -> Config {
     config.daemon.log_level = options.log_level.unwrap_or(config.daemon.log_level);
     config.daemon.port = options.port.unwrap_or(config.daemon.port);
     config
+}
+
+/// The follower that fills what can be searched; after a failure it goes on from what the files have.
+fn keep_cortex(
+    watch_over: &Watch,
+    pipeline: &Arc<Pipeline>,
+    disk_low: &watch::Receiver<bool>,
+    stop: &CancellationToken,
+) -> JoinHandle<()> {
+    let (pipeline, disk_low, until) = (pipeline.clone(), disk_low.clone(), stop.clone());
+    watch_over.keep("cortex follower", stop, move || fill::follow(pipeline.clone(), disk_low.clone(), until.clone()))
 }
 
 /// The timer; after a failure it goes on from what the ledger has of it.

@@ -4,8 +4,8 @@
 use super::{Check, Finding, Severity, capped};
 use crate::backup::STAGE_DIRECTORY;
 use crate::daemon::Paths;
-use crate::ledger::Ledger;
 use crate::ledger::lock::RESTORE_MARKER;
+use crate::ledger::{Ledger, cortex};
 use std::fs::{self, Metadata};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ const STATE_NAMES: [&str; 8] = ["nex.pid", "nex.sock", "last-run.json", "instanc
 /// In the workspace's `state`.
 const WORKSPACE_NAMES: [&str; 2] = ["credentials", "overlay.yaml"];
 /// Beside the ledgers. Below them lie copies, in directories that are ours alone.
-const DATA_NAMES: [&str; 4] = ["lock", "backup", RESTORE_MARKER, STAGE_DIRECTORY];
+const DATA_NAMES: [&str; 5] = ["lock", "backup", cortex::DIRECTORY, RESTORE_MARKER, STAGE_DIRECTORY];
 /// Levels below a directory that are looked at: credentials lie two below theirs.
 const LEVELS_MAX: u32 = 3;
 /// Entries looked at in all; what lies there beyond them is nothing that a daemon made.

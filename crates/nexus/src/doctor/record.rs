@@ -3,7 +3,7 @@
 //! is a finding and no trouble of the daemon. What spans two files is `cross`.
 
 use super::rows::{self, Rule};
-use super::{Check, Finding, NAMED_MAX, counted, cross, worst};
+use super::{Check, Finding, NAMED_MAX, cortex, counted, cross, worst};
 use crate::ledger::migrate::{self, MigrateError};
 use crate::ledger::{Ledger, read_only};
 use nexus_core::doubt::{Believed, Reading};
@@ -97,6 +97,7 @@ pub fn examine(asked: &Examined) -> Vec<Finding> {
     findings.append(&mut rows);
     findings.extend(clock(&files, asked));
     findings.extend(integrity(&mut files, asked));
+    findings.extend(cortex::findings(&asked.directory, until));
     findings
 }
 
@@ -132,7 +133,7 @@ fn open(asked: &Examined, ledger: Ledger, until: Option<Instant>, findings: &mut
 }
 
 /// The same connection, whose queries end when the time is over.
-fn bounded(mut connection: Connection, until: Option<Instant>) -> rusqlite::Result<Connection> {
+pub(super) fn bounded(mut connection: Connection, until: Option<Instant>) -> rusqlite::Result<Connection> {
     if let Some(until) = until {
         connection.progress_handler(STEPS_BETWEEN_LOOKS, Some(move || Instant::now() >= until))?;
     }
@@ -320,7 +321,7 @@ fn integrity(files: &mut Files, asked: &Examined) -> Vec<Finding> {
     findings
 }
 
-fn damages(connection: &Connection, pragma: &str) -> rusqlite::Result<Vec<String>> {
+pub(super) fn damages(connection: &Connection, pragma: &str) -> rusqlite::Result<Vec<String>> {
     let mut query = connection.prepare(&format!("PRAGMA {pragma}({DAMAGES_MAX})"))?;
     let texts: Vec<String> = query.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
     let mut damages: Vec<String> = texts.into_iter().filter(|text| text != "ok").collect();

@@ -5,8 +5,10 @@
 use super::Api;
 use super::backup::{Lines, backup};
 use super::replay::{Replay, Replayed, replay};
+use super::search::{rebuild, search};
 use super::send::{Accepted, Message, send};
 use crate::query::{EventsQuery, Record};
+use crate::search::Question;
 use crate::supervisor::BoxFuture;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
@@ -51,6 +53,8 @@ pub trait Verbs: Send + Sync + 'static {
     fn examine(&self) -> BoxFuture<'_, Answer>;
     fn replay(&self, id: String, ask: Replay) -> BoxFuture<'_, Result<Replayed, Refusal>>;
     fn reload(&self, dry_run: bool) -> BoxFuture<'_, Answer>;
+    fn search(&self, question: Question) -> BoxFuture<'_, Answer>;
+    fn rebuild_search(&self, agent: Option<String>) -> BoxFuture<'_, Answer>;
     fn resolve_delivery(&self, delivery_id: String, retry: bool) -> BoxFuture<'_, Answer>;
     fn backup(&self, directory: Option<PathBuf>) -> BoxFuture<'_, Result<Lines, Refusal>>;
     fn adapter_info(&self, name: String) -> BoxFuture<'_, Answer>;
@@ -72,6 +76,8 @@ pub(super) fn routes(api: Api) -> Router {
         .route("/control/events/{id}/replay", post(replay))
         .route("/control/trace/{id}", get(trace))
         .route("/control/traces", get(traces))
+        .route("/control/search", post(search))
+        .route("/control/search/rebuild", post(rebuild))
         .route("/control/deliveries", get(deliveries))
         .route("/control/deliveries/{id}/{verb}", post(resolve))
         .route("/control/adapters", get(async |State(api): State<Api>| Json(api.daemon.adapters().await)))
@@ -99,7 +105,7 @@ impl IntoResponse for Refusal {
     }
 }
 
-fn answer(result: Answer) -> Response {
+pub(super) fn answer(result: Answer) -> Response {
     result.map_or_else(IntoResponse::into_response, |value| Json(value).into_response())
 }
 

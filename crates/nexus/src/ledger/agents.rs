@@ -38,6 +38,11 @@ pub struct ToolCall {
     pub summary: Option<String>,
 }
 
+/// The turn of a run.
+pub fn turn_id(run_id: &str) -> String {
+    format!("turn_{}", run_id.trim_start_matches("run_"))
+}
+
 /// Turns of finished runs, in the order of their `finish_seq`.
 #[derive(Debug, Clone)]
 pub struct ApplyTurns {

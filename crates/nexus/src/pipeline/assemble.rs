@@ -35,6 +35,8 @@ impl Pipeline {
             provider: None,
             history_messages: 0,
             history_dropped: 0,
+            memory_matches: 0,
+            memory_error: None,
         });
         Ok((agent, session))
     }

@@ -14,6 +14,7 @@ use crate::plugin::Plugins;
 use crate::replies::Replies;
 use crate::routes::Routes;
 use crate::samples;
+use crate::search::Search;
 use crate::watch::Watch;
 use arc_swap::ArcSwap;
 use nexus_core::config;
@@ -73,6 +74,7 @@ fn pipeline(ledgers: Ledgers, admitted: watch::Receiver<i64>) -> Pipeline {
     let (bus, metrics) = (Bus::new(EPOCH, 64), Metrics::new());
     let (watch_over, routes) = (Watch::new(metrics.clone()), Routes::default());
     let outbox = Outbox::new(ledgers.clone(), routes.clone(), bus.clone(), watch_over.clone(), metrics.clone(), Expiry::new(0), EPOCH);
+    let search = Search::beside(&ledgers);
     Pipeline {
         ledgers,
         settings: ArcSwap::from_pointee(Settings {
@@ -89,6 +91,7 @@ fn pipeline(ledgers: Ledgers, admitted: watch::Receiver<i64>) -> Pipeline {
         routes,
         replies: Replies::default(),
         outbox,
+        search,
         turns_applied: watch::channel(0).1,
         admitted,
         finished: Arc::new(Notify::new()),

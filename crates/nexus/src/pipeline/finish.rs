@@ -4,7 +4,7 @@ use super::run::Work;
 use super::{Exit, Pipeline, Prepared, trace_json};
 use crate::agent::{Finished, StopReason, Usage};
 use crate::clock;
-use crate::ledger::agents::{ToolCall, TurnRecord};
+use crate::ledger::agents::{ToolCall, TurnRecord, turn_id};
 use crate::ledger::nexus::{FinishRun, NewDelivery, SaveTrace};
 use crate::routes::Route;
 use nexus_core::chunk::chunk;
@@ -233,7 +233,7 @@ pub(super) fn turn_record(
     spent: Duration,
 ) -> TurnRecord {
     TurnRecord {
-        turn_id: format!("turn_{}", run_id.trim_start_matches("run_")),
+        turn_id: turn_id(run_id),
         request_id: prepared.request.request_id.clone(),
         session: prepared.session.clone(),
         agent: prepared.agent.name.clone(),

@@ -123,6 +123,8 @@ fn trace(mut request: NexusRequest, one: &Interrupted, turn: Option<TurnRecord>,
         provider: None,
         history_messages: 0,
         history_dropped: 0,
+        memory_matches: 0,
+        memory_error: None,
     });
     request.response = turn.map(|turn| ResponseSection {
         content: turn.assistant,

@@ -3,7 +3,7 @@
 
 use super::finish::{Ended, turn_record};
 use super::{Active, Pipeline, Prepared};
-use crate::agent::{AgentError, Finished, MAX_ANSWER_BYTES, Output, StopReason, ToolStatus, Turn, Usage};
+use crate::agent::{AgentError, Finished, MAX_ANSWER_BYTES, Memory, Message, Output, StopReason, ToolStatus, Turn, Usage};
 use crate::clock;
 use crate::ledger::agents::ToolCall;
 use crate::ledger::nexus::{Claim, InterruptRun, MarkActed, StartRun};
@@ -59,6 +59,7 @@ impl Pipeline {
             tracing::warn!(request_id = prepared.request.request_id, "run not started; the request waits for the next start");
             return release();
         };
+        let memory = self.recall(&mut prepared, &history).await;
         let claim = StartRun {
             event_seq: prepared.request.event_seq,
             run_id: run_id.clone(),
@@ -85,7 +86,7 @@ impl Pipeline {
         let started = Instant::now();
         self.announce_start(&prepared, &run_id);
         let mut seen = Seen::default();
-        let turn = self.turn(&prepared, &run_id, history);
+        let turn = self.turn(&prepared, &run_id, history, memory);
         let work = self.work(&prepared, &turn, &mut seen).await;
         if matches!(work, Work::Abandoned) {
             self.interrupt(&prepared, &run_id, seen, started_at, started.elapsed()).await;
@@ -200,7 +201,7 @@ impl Pipeline {
         }
     }
 
-    fn turn(&self, prepared: &Prepared, run_id: &str, history: Vec<crate::agent::Message>) -> Turn {
+    fn turn(&self, prepared: &Prepared, run_id: &str, history: Vec<Message>, memory: Vec<Memory>) -> Turn {
         let request = &prepared.request;
         let event = &request.event;
         let principal = request.principal.as_ref();
@@ -218,6 +219,7 @@ impl Pipeline {
             channel: event.channel.clone(),
             capabilities: self.route_of(prepared).map_or(serde_json::Value::Null, |route| route.capabilities),
             history,
+            memory,
             permissions: request.access.as_ref().map_or(serde_json::Value::Null, |access| json!(access.permissions)),
         }
     }

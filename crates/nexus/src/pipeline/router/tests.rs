@@ -142,6 +142,7 @@ fn prepared(seq: i64, found: Found) -> Prepared {
         max_concurrent: SLOTS[found.agent],
         harmless: true,
         acts: false,
+        memory: nexus_core::config::Memory::default(),
     };
     Prepared {
         adapter: "fake".to_owned(),
