@@ -120,7 +120,7 @@ mod tests {
     /// Strings in quotes with at most an asterisk or an OR between them.
     fn is_expression(text: &str) -> bool {
         let outside: Vec<&str> = text.split('"').step_by(2).collect();
-        let is_even = text.matches('"').count() % 2 == 0;
+        let is_even = text.matches('"').count().is_multiple_of(2);
         is_even && outside.iter().all(|part| ["", " ", " *", " * ", " OR "].contains(part)) && !text.chars().any(char::is_control)
     }
 

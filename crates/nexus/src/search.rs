@@ -238,8 +238,7 @@ pub fn look(directory: &Path, question: &Question, configured: BTreeSet<String>,
     let mut answer = Answer::default();
     let Some(expression) = all_of(&question.query) else { return Ok(answer) };
     let limit = question.limit.clamp(1, HITS_MAX);
-    let ask =
-        Ask { expression, session: question.session.clone(), kind: question.kind, since: question.since.unwrap_or(i64::MIN), limit };
+    let ask = Ask { expression, session: question.session.clone(), kind: question.kind, since: question.since.unwrap_or(i64::MIN), limit };
     for agent in agents {
         let hits = &mut answer.hits;
         let take = |hit| {

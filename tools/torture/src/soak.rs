@@ -220,14 +220,17 @@ impl Seen {
         self.lines.push((name.to_owned(), value.to_string()));
     }
 
-    /// From when it was warm to its end no daemon grew: the first and the last sample of each life that has both.
+    /// From when it was warm to its end no daemon grew. What is under way comes and goes (a send has a process
+    /// with its pipes), so the lowest values of the two halves of each life are compared: what is kept for
+    /// ever raises those too.
     fn check_growth(&mut self) {
-        let mut lives: BTreeMap<u64, (Sample, Sample)> = BTreeMap::new();
+        let mut lives: BTreeMap<u64, Vec<Sample>> = BTreeMap::new();
         for (_, sample) in self.samples.iter().filter(|(_, one)| one.age_s >= WARM_AFTER_S) {
-            lives.entry(sample.life).or_insert((*sample, *sample)).1 = *sample;
+            lives.entry(sample.life).or_default().push(*sample);
         }
-        let kib = lives.values().map(|(first, last)| last.rss_kib.saturating_sub(first.rss_kib)).max().unwrap_or(0);
-        let descriptors = lives.values().map(|(first, last)| last.descriptors.saturating_sub(first.descriptors)).max().unwrap_or(0);
+        lives.retain(|_, samples| samples.len() >= 2);
+        let most = |value: fn(&Sample) -> u64| lives.values().map(|samples| risen(samples, value)).max().unwrap_or(0);
+        let (kib, descriptors) = (most(|one| one.rss_kib), most(|one| one.descriptors));
         self.row("lives that were looked at for growth", lives.len());
         self.row("most KiB that one daemon grew once it was warm", kib);
         self.row("most descriptors that one daemon had more once it was warm", descriptors);
@@ -275,6 +278,13 @@ impl Seen {
         );
         page
     }
+}
+
+/// By how much the lowest value of the second half is above that of the first.
+fn risen(samples: &[Sample], value: fn(&Sample) -> u64) -> u64 {
+    let lowest = |half: &[Sample]| half.iter().map(value).min().unwrap_or(0);
+    let (first, second) = samples.split_at(samples.len() / 2);
+    lowest(second).saturating_sub(lowest(first))
 }
 
 /// This program as the adapter: `WORLD RATE` and a verb of the protocol.
@@ -380,6 +390,10 @@ mod tests {
         assert_eq!(grown(&[(0, 25, 100), (0, 30, 100 + much)]), 1);
         assert_eq!(grown(&[(0, 5, 100), (0, 30, 100 + much)]), 0, "it was cold");
         assert_eq!(grown(&[(0, 25, 100), (1, 25, 100 + much)]), 0, "it was another one");
+        let steady = [(0, 25, 100), (0, 30, 100), (0, 35, 100 + much), (0, 40, 100 + 2 * much)];
+        assert_eq!(grown(&steady), 1, "it only ever rises");
+        let passing = [(0, 25, 100), (0, 30, 100), (0, 35, 100), (0, 40, 100 + much)];
+        assert_eq!(grown(&passing), 0, "what was under way at the end");
         assert_eq!(grown(&[]), 0);
     }
 }

@@ -267,12 +267,7 @@ pub(super) fn effective(config: &Config, options: &StartOptions) -> Config {
 }
 
 /// The follower that fills what can be searched; after a failure it goes on from what the files have.
-fn keep_cortex(
-    watch_over: &Watch,
-    pipeline: &Arc<Pipeline>,
-    disk_low: &watch::Receiver<bool>,
-    stop: &CancellationToken,
-) -> JoinHandle<()> {
+fn keep_cortex(watch_over: &Watch, pipeline: &Arc<Pipeline>, disk_low: &watch::Receiver<bool>, stop: &CancellationToken) -> JoinHandle<()> {
     let (pipeline, disk_low, until) = (pipeline.clone(), disk_low.clone(), stop.clone());
     watch_over.keep("cortex follower", stop, move || fill::follow(pipeline.clone(), disk_low.clone(), until.clone()))
 }

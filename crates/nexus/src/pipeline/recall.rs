@@ -15,11 +15,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// How long an agent's memory is searched.
-pub const RECALL_LIMIT: Duration = Duration::from_millis(50);
+const RECALL_LIMIT: Duration = Duration::from_millis(50);
 /// Entries that are looked at; the best may all be in the history already.
 const CANDIDATES_MAX: usize = 128;
 /// Longest text that is told whole, in bytes; of a longer one what is around the words.
-pub const WHOLE_BYTES_MAX: usize = 1024;
+const WHOLE_BYTES_MAX: usize = 1024;
 
 /// What is to be found.
 struct Wanted {
