@@ -5,16 +5,18 @@
 //! and never enforces: callers do. Requirement: resolveAccess; contract: "The request".
 
 use crate::config::{Access, Condition, DataAccess, Day, Effect, Permissions, Policy, PrincipalMatch};
-use crate::config::{PrincipalType, TimeRange, Tools};
+use crate::config::{PrincipalType, QueueMode, TimeRange, Tools};
 use crate::event::PeerKind;
 use serde::{Deserialize, Serialize};
 
 mod label;
+mod rate;
 
 #[cfg(test)]
 mod tests;
 
 pub use label::{Conversation, LABEL_BYTES_MAX, PLACEHOLDERS, TemplateError, check_template, session_label};
+pub use rate::{BUCKETS_MAX, COUNTED_MAX, Rates};
 
 /// In a list of tools or credentials: all of them.
 pub const EVERYTHING: &str = "*";
@@ -58,9 +60,32 @@ pub struct Decision {
     /// The matched policy's session template, for [`session_label`].
     #[serde(default)]
     pub session_key: Option<String>,
+    /// What becomes of the message while its session is busy, as the matched policy says.
+    #[serde(default)]
+    pub queue_mode: QueueMode,
+    /// How often a minute the matched policy lets this principal ask on this channel. Whoever carries the
+    /// decision out counts, with [`Rates`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_minute: Option<u32>,
     /// One sentence for each policy in config order, then one for the outcome.
     #[serde(default)]
     pub why: Vec<String>,
+}
+
+impl Decision {
+    /// The sentence that decided.
+    pub fn reason(&self) -> &str {
+        self.why.last().map_or("", String::as_str)
+    }
+
+    /// The same ask, denied since it comes too often for the policy that would have let it in.
+    #[must_use]
+    pub fn over_rate(mut self) -> Self {
+        let (policy, per_minute) = (self.matched_policy.as_deref().unwrap_or_default(), self.per_minute.unwrap_or_default());
+        let reason = format!("rate limit of policy `{policy}`: {per_minute} per minute");
+        self.why.push(reason);
+        Self { per_minute: self.per_minute, ..denied(self.matched_policy, self.why) }
+    }
 }
 
 /// Whether one of these pairs of channel and sender is the owner. An owner pattern is
@@ -119,7 +144,16 @@ pub fn decide(access: &Access, principal: &Principal, ask: &Ask) -> Decision {
 }
 
 fn denied(matched_policy: Option<String>, why: Vec<String>) -> Decision {
-    Decision { effect: Effect::Deny, matched_policy, permissions: nothing(), agent: None, session_key: None, why }
+    Decision {
+        effect: Effect::Deny,
+        matched_policy,
+        permissions: nothing(),
+        agent: None,
+        session_key: None,
+        queue_mode: QueueMode::default(),
+        per_minute: None,
+        why,
+    }
 }
 
 fn allowed(policy: Option<&Policy>, permissions: Permissions, why: Vec<String>) -> Decision {
@@ -129,6 +163,8 @@ fn allowed(policy: Option<&Policy>, permissions: Permissions, why: Vec<String>) 
         permissions,
         agent: policy.and_then(|policy| policy.session.agent.clone()),
         session_key: policy.and_then(|policy| policy.session.key.clone()),
+        queue_mode: policy.map(|policy| policy.queue_mode).unwrap_or_default(),
+        per_minute: policy.and_then(|policy| policy.rate.as_ref()).map(|rate| rate.per_minute),
         why,
     }
 }

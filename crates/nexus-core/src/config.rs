@@ -27,7 +27,8 @@ mod tests;
 mod timer;
 
 pub use access::{
-    Access, Condition, DataAccess, Day, Effect, Match, Permissions, Policy, PrincipalMatch, PrincipalType, SessionRoute, TimeRange, Tools,
+    Access, Condition, DataAccess, Day, Effect, Match, PER_MINUTE_MAX, Permissions, Policy, PrincipalMatch, PrincipalType, QueueMode, Rate,
+    SessionRoute, TimeRange, Tools,
 };
 pub use adapter::{Account, Adapter, BUILTIN_WEBHOOK, CatchUp, Late, OnUncertain, Restart, Send};
 pub use agents::{Agent, Agents, ECHO, Memory, Runner};

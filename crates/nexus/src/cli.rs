@@ -4,6 +4,7 @@
 //! reads the ledgers itself only when nothing runs; it never writes them, but for a restore, and never edits
 //! `nex.yaml`.
 
+mod access;
 mod adapter;
 mod backup;
 mod chat;
@@ -74,6 +75,9 @@ enum Verb {
     Trace(trace::Args),
     /// Find what agents were asked and what they answered
     Search(search::Args),
+    /// Say who is who, and see what they may and why
+    #[command(subcommand, after_help = "Examples:\n  nexus access who\n  nexus access check imessage:+15551234567")]
+    Access(access::Verb),
     /// Show and decide about messages on their way out
     #[command(subcommand, after_help = "Example:\n  nexus deliveries list --status uncertain")]
     Deliveries(deliveries::Verb),
@@ -168,6 +172,7 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
         Verb::Events(args) => events::run(args, &global),
         Verb::Trace(args) => trace::run(args, &global),
         Verb::Search(args) => search::run(args, &global),
+        Verb::Access(verb) => access::run(verb, &global),
         Verb::Deliveries(verb) => deliveries::run(&verb, &global),
         Verb::Doctor(args) => doctor::run(&args, &global),
         Verb::Backup(args) => backup::run(args, &global),
@@ -258,6 +263,17 @@ mod tests {
             "search --rebuild",
             "search --rebuild --agent helper",
             "deliveries retry dlv_1",
+            "access who",
+            "access who imessage:+1555 --json",
+            "access link imessage:+1555 ann --name Ann --relationship family --confidence 0.9",
+            "access unlink x:a:b",
+            "access set ann --name Ann",
+            "access tag ann family trusted",
+            "access merge work ann",
+            "access unmerge work",
+            "access policies",
+            "access check imessage:+1555 --account me --peer-kind group --peer g1 --at 2026-01-02T23:30",
+            "access audit --limit 5 --denied --sender imessage:+1555 --since 1h",
             "doctor",
             "doctor --repair --json",
             "backup",
@@ -293,6 +309,13 @@ mod tests {
             "search x --kind letter",
             "search x --since soon",
             "restore",
+            "access link nobody ann",
+            "access link sms:1 ann --confidence 1.5",
+            "access tag ann",
+            "access set ann",
+            "access check sms:1 --at yesterday",
+            "access check sms:1 --peer-kind crowd",
+            "access audit --since soon",
         ];
         for line in lines {
             let words: Vec<&str> = line.split_whitespace().collect();

@@ -1,6 +1,7 @@
 //! The HTTP server, twice: read-only on TCP, and with the control verbs on the Unix socket that only
 //! this user can open.
 
+mod access;
 pub mod backup;
 pub mod control;
 pub mod health;

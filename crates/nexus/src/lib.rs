@@ -3,6 +3,7 @@
 //! One binary. This library is for its tests and benchmarks; it promises no stable interface. Where
 //! what is: ARCHITECTURE.md.
 
+pub mod access;
 pub mod adapter;
 pub mod agent;
 pub mod backup;

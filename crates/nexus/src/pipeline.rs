@@ -30,6 +30,7 @@ use crate::routes::Routes;
 use crate::search::Search;
 use crate::watch::Watch;
 use arc_swap::ArcSwap;
+use nexus_core::access::Rates;
 use nexus_core::config;
 use nexus_core::notice::NoticeType;
 use nexus_core::request::{NexusRequest, Stage, StageTrace, Status};
@@ -93,6 +94,8 @@ pub struct Pipeline {
     /// Ends without a run that are on their way to the disk, and how many may be.
     pub settling: TaskTracker,
     pub settle_room: Arc<Semaphore>,
+    /// How often each principal asked of late, for the rates of policies. In memory only: a start begins anew.
+    pub rates: std::sync::Mutex<Rates>,
 }
 
 /// How long a request or its session's history is read again before it is left to the next start: it
@@ -257,6 +260,7 @@ impl Pipeline {
             stage: stage.as_str(),
             reason,
             trace: trace_json(&request),
+            audit: identify::audit(&request),
             at: clock::wall_ms(),
             epoch: self.epoch,
         };

@@ -72,6 +72,22 @@ pub struct Record {
     pub nexus: Readers,
 }
 
+/// Readers of two ledgers in `directory`, which no daemon has open; errors as of [`Record::offline`].
+pub(crate) fn offline(directory: &Path, [one, other]: [Ledger; 2]) -> Result<[Readers; 2], QueryError> {
+    lock::refuse_half_restored(directory)?;
+    let file = |ledger: Ledger| directory.join(ledger.file_name());
+    if !file(one).exists() || !file(other).exists() {
+        return Err(QueryError::NoLedger(directory.to_owned()));
+    }
+    let readers = |ledger: Ledger| -> Result<Readers, QueryError> {
+        let path = file(ledger);
+        let readers = Readers::new(path.clone());
+        readers.read_now(|connection| Ok(migrate::check(connection, &path, ledger.migrations())))??;
+        Ok(readers)
+    };
+    Ok([readers(one)?, readers(other)?])
+}
+
 impl Record {
     /// The ledgers in `directory`, which no daemon has open.
     ///
@@ -79,18 +95,8 @@ impl Record {
     /// [`QueryError::NoLedger`]; [`QueryError::Schema`] for files of another version of this program;
     /// [`QueryError::HalfRestored`] where they may not be of one set.
     pub fn offline(directory: &Path) -> Result<Self, QueryError> {
-        lock::refuse_half_restored(directory)?;
-        let file = |ledger: Ledger| directory.join(ledger.file_name());
-        if !file(Ledger::Events).exists() || !file(Ledger::Nexus).exists() {
-            return Err(QueryError::NoLedger(directory.to_owned()));
-        }
-        let readers = |ledger: Ledger| -> Result<Readers, QueryError> {
-            let path = file(ledger);
-            let readers = Readers::new(path.clone());
-            readers.read_now(|connection| Ok(migrate::check(connection, &path, ledger.migrations())))??;
-            Ok(readers)
-        };
-        Ok(Self { events: readers(Ledger::Events)?, nexus: readers(Ledger::Nexus)? })
+        let [events, nexus] = offline(directory, [Ledger::Events, Ledger::Nexus])?;
+        Ok(Self { events, nexus })
     }
 
     /// What the record knows of an account; nothing much of one that was never used.

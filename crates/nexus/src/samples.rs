@@ -78,6 +78,11 @@ pub(crate) fn nexus_ledger() -> Connection {
     in_memory(include_str!("../migrations/nexus/0001_work.sql"))
 }
 
+/// A ledger of who is who in memory.
+pub(crate) fn identity_ledger() -> Connection {
+    in_memory(include_str!("../migrations/identity/0001_contacts.sql"))
+}
+
 fn in_memory(schema: &str) -> Connection {
     let connection = Connection::open_in_memory().unwrap();
     connection.execute_batch(schema).unwrap();

@@ -243,6 +243,16 @@ mod tests {
     }
 
     #[test]
+    fn what_a_placeholder_brings_is_no_template() {
+        let sender = "{channel}{sender_id}";
+        let hostile = Conversation { peer_id: "{entity_id}", ..dm("c", sender) };
+        let known = principal(PrincipalType::Known, Some("{peer_id}"));
+        let fill = |template: &str| session_label(&known, &hostile, Some(template));
+        assert_eq!(fill("x-{sender_id}-{peer_id}-{entity_id}"), "x-{channel}{sender_id}-{entity_id}-{peer_id}");
+        assert_eq!(check_template("{key}"), Err(TemplateError::UnknownPlaceholder { name: "key".to_owned() }));
+    }
+
+    #[test]
     fn every_placeholder_that_passes_the_check_is_filled() {
         let full = Conversation { thread_id: Some("t"), ..dm("c", "s") };
         let known = principal(PrincipalType::Known, Some("e"));

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::config::{Match, SessionRoute};
+use crate::config::{Match, Rate, SessionRoute};
 use proptest::prelude::*;
 
 fn policy(name: &str, effect: Effect, priority: i64) -> Policy {
@@ -229,6 +229,7 @@ fn a_decision_is_written_as_the_contract_says_and_read_back() {
     let mut only = policy("only", Effect::Allow, 0);
     only.permissions.data_access = DataAccess::Minimal;
     only.session.key = Some("vip:{entity_id}".to_owned());
+    only.queue_mode = QueueMode::Collect;
     let decision = decide(&access(Effect::Deny, vec![only]), &principal(PrincipalType::Known), &ask());
     let written = serde_json::to_value(&decision).unwrap();
     let expected = serde_json::json!({
@@ -239,10 +240,41 @@ fn a_decision_is_written_as_the_contract_says_and_read_back() {
         },
         "agent": null,
         "session_key": "vip:{entity_id}",
+        "queue_mode": "collect",
         "why": ["policy `only` applies and allows, with priority 0", "allowed by policy `only`"],
     });
     assert_eq!(written, expected);
     assert_eq!(serde_json::from_value::<Decision>(written).unwrap(), decision);
+}
+
+#[test]
+fn the_policy_that_routes_says_how_messages_wait_and_how_often_they_may_come() {
+    let mut low = policy("low", Effect::Allow, 1);
+    (low.queue_mode, low.rate) = (QueueMode::Steer, Some(Rate { per_minute: 1 }));
+    let mut high = policy("high", Effect::Allow, 2);
+    (high.queue_mode, high.rate) = (QueueMode::Interrupt, Some(Rate { per_minute: 9 }));
+    let of = |policies: Vec<Policy>| decide(&access(Effect::Allow, policies), &principal(PrincipalType::Known), &ask());
+    let decision = of(vec![low.clone(), high.clone()]);
+    assert_eq!((decision.queue_mode, decision.per_minute), (QueueMode::Interrupt, Some(9)));
+    let none = of(Vec::new());
+    assert_eq!((none.queue_mode, none.per_minute), (QueueMode::Followup, None));
+    let denied = of(vec![high, policy("shut", Effect::Deny, 0)]);
+    assert_eq!((denied.queue_mode, denied.per_minute), (QueueMode::Followup, None));
+}
+
+#[test]
+fn what_comes_too_often_is_denied_and_says_by_what() {
+    let mut often = policy("often", Effect::Allow, 0);
+    often.rate = Some(Rate { per_minute: 2 });
+    often.session.agent = Some("smart".to_owned());
+    let allowed = decide(&access(Effect::Deny, vec![often]), &principal(PrincipalType::Known), &ask());
+    assert_eq!(allowed.reason(), "allowed by policy `often`");
+    let denied = allowed.clone().over_rate();
+    assert_eq!((denied.effect, denied.agent.as_deref()), (Effect::Deny, None));
+    assert_eq!(denied.permissions, nothing());
+    assert_eq!(denied.matched_policy.as_deref(), Some("often"));
+    assert_eq!(denied.reason(), "rate limit of policy `often`: 2 per minute");
+    assert_eq!(denied.why[..2], allowed.why[..]);
 }
 
 fn any_effect() -> impl Strategy<Value = Effect> {

@@ -1,13 +1,16 @@
 //! The section `access`: who the owner is, and the policies. Which policy applies is decided elsewhere.
 
-use super::decode::{Decode, check_unique, nonempty, optional_text};
+use super::decode::{Decode, check_unique, nonempty, optional_text, word};
 use super::node::Node;
 use super::problem::{Faults, quoted};
+use crate::access::{PLACEHOLDERS, TemplateError, check_template};
 use crate::event::PeerKind;
 use serde::Deserialize;
 
 /// Largest distance of a priority from 0.
 const PRIORITY_MAX: i64 = 1_000_000;
+/// Most requests per minute that a rate may be. A limit beyond is none, and up to here the bucket's arithmetic is exact.
+pub const PER_MINUTE_MAX: u32 = 6_000;
 /// Minutes of a day.
 const DAY_MINUTES: u16 = 24 * 60;
 
@@ -68,6 +71,21 @@ words! {
     }
 }
 
+words! {
+    /// What becomes of a message that comes while its session is busy.
+    QueueMode {
+        /// Every message is answered, in order.
+        #[default]
+        Followup = "followup",
+        /// What waits becomes one run.
+        Collect = "collect",
+        /// The running turn is aborted.
+        Interrupt = "interrupt",
+        /// It is given to the running agent, where that takes input.
+        Steer = "steer",
+    }
+}
+
 section! {
     /// Who may use the daemon, and how.
     Access {
@@ -95,6 +113,11 @@ section! {
         permissions: Permissions = Permissions::default();
         /// Where an allowed request goes.
         session: SessionRoute = SessionRoute::default();
+        /// What becomes of a message whose session is busy: followup, collect, interrupt or steer. `queue` is
+        /// read as followup, `steer-backlog` as steer.
+        queue_mode: QueueMode = QueueMode::default() => queue_mode;
+        /// How often one sender may ask on one channel, where this policy decides; as often as they like without it.
+        rate: Option<Rate> = None;
         /// Of several that match, the highest decides.
         priority: i64 [-PRIORITY_MAX..=PRIORITY_MAX] = 0;
     }
@@ -173,8 +196,17 @@ section! {
     SessionRoute {
         /// Agent that answers, instead of `agents.default`.
         agent: Option<String> = None => optional_text;
-        /// Session label, instead of the one by sender or group.
-        key: Option<String> = None => optional_text;
+        /// Session label, instead of the one by sender or group; may name {channel}, {account}, {sender_id},
+        /// {peer_id}, {entity_id} and {thread_id}.
+        key: Option<String> = None => template;
+    }
+}
+
+section! {
+    /// How often one sender may ask on one channel.
+    Rate {
+        /// So many at once, and then one whenever a minute's part has passed.
+        per_minute: u32 [1..=PER_MINUTE_MAX] = 60, required "60";
     }
 }
 
@@ -249,6 +281,29 @@ fn identities(node: &Node, name: &str, faults: &mut Faults) -> Option<Vec<String
         }
     }
     Some(owner)
+}
+
+fn queue_mode(node: &Node, name: &str, faults: &mut Faults) -> Option<QueueMode> {
+    let parse = |text: &str| match text {
+        "queue" => Some(QueueMode::Followup),
+        "steer-backlog" => Some(QueueMode::Steer),
+        other => QueueMode::parse(other),
+    };
+    word(node, name, QueueMode::WORDS, parse, faults)
+}
+
+/// A session template. It names parts of the event and of its sender, never another template: so none can
+/// lead back to itself.
+fn template(node: &Node, name: &str, faults: &mut Faults) -> Option<Option<String>> {
+    let text = nonempty(node, name, faults)?;
+    let what = match check_template(&text) {
+        Ok(()) => return Some(Some(text)),
+        Err(TemplateError::UnknownPlaceholder { name }) => format!("names {}", quoted(&format!("{{{name}}}"))),
+        Err(TemplateError::Unclosed { rest }) => format!("has an open brace at {}", quoted(&rest)),
+    };
+    let known = PLACEHOLDERS.map(|name| format!("{{{name}}}")).join(" ");
+    faults.error(node.at, format!("`{name}` {what}; a session template may name {known}"));
+    None
 }
 
 fn policy_list(node: &Node, name: &str, faults: &mut Faults) -> Option<Vec<Policy>> {

@@ -35,10 +35,11 @@ pipeline:
 ledgers:
   # Directory of the databases, relative to this file. Needs a restart.
   #directory: ./data
-  # Days for which full request snapshots and traces are kept. Events are kept for ever.
+  # Days for which full request snapshots, traces, and access decisions are kept. Events are kept for ever.
   #retention:
     #snapshots_days: 7
     #traces_days: 30
+    #audit_days: 365
   # Free disk space, in MiB, below which nothing new is accepted.
   #min_free_mb: 256
 
@@ -132,6 +133,11 @@ access:
       #session:
         #agent: echo
         #key: family
+      # A message whose session is busy: followup (each is answered, in order), collect, interrupt or steer.
+      #queue_mode: followup
+      # How often one sender may ask on one channel.
+      #rate:
+        #per_minute: 30
       #priority: 10
 
 # Who answers.

@@ -3,8 +3,7 @@
 
 use super::decode::Section;
 use super::{
-    Access, Account, Adapter, Agent, Agents, Bus, CatchUp, Condition, Cron, Daemon, Ledgers, Match, Memory, Permissions, Pipeline, Plugins,
-    Policy, PrincipalMatch, Restart, Retention, Send, SessionRoute, Timer, Tools,
+    Access, Account, Adapter, Agent, Agents, Bus, CatchUp, Condition, Cron, Daemon, Ledgers, Match, Memory, Permissions, Pipeline, Plugins, Policy, PrincipalMatch, Rate, Restart, Retention, Send, SessionRoute, Timer, Tools,
 };
 use schemars::{JsonSchema, schema_for};
 use serde_json::Value;
@@ -35,6 +34,7 @@ pub fn reference_markdown() -> String {
     table::<Permissions>(&mut page, "access.policies[].permissions");
     table::<Tools>(&mut page, "access.policies[].permissions.tools");
     table::<SessionRoute>(&mut page, "access.policies[].session");
+    table::<Rate>(&mut page, "access.policies[].rate");
     table::<Agents>(&mut page, "agents");
     table::<Agent>(&mut page, "agents.NAME");
     table::<Memory>(&mut page, "agents.NAME.memory");

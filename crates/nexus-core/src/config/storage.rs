@@ -39,6 +39,8 @@ section! {
         snapshots_days: u32 [1..=DAYS_MAX] = 7;
         /// Days for which traces are kept.
         traces_days: u32 [1..=DAYS_MAX] = 30;
+        /// Days for which it is kept who was let in or denied, and why.
+        audit_days: u32 [1..=DAYS_MAX] = 365;
     }
 }
 

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 pub(super) const FULL_YAML: &str = r#"
 daemon: { host: 0.0.0.0, port: 7401, log_level: debug, allow_external: true, token_file: token }
 pipeline: { timeout_ms: 1000, max_concurrent: 1, on_interrupted: rerun }
-ledgers: { directory: /var/lib/nexus, retention: { snapshots_days: 1, traces_days: 2 }, min_free_mb: 3 }
+ledgers: { directory: /var/lib/nexus, retention: { snapshots_days: 1, traces_days: 2, audit_days: 3 }, min_free_mb: 3 }
 adapters:
   gog:
     command: gog --name "two words"
@@ -36,6 +36,8 @@ access:
       effect: allow
       permissions: { tools: { allow: [ t1 ], deny: [ t2 ] }, credentials: [ google/me ], data_access: full }
       session: { agent: smart, key: family }
+      queue_mode: collect
+      rate: { per_minute: 9 }
       priority: 7
 agents:
   default: smart
@@ -247,6 +249,45 @@ fn agents_are_complete_and_policies_name_them() {
 }
 
 #[test]
+fn queue_modes_have_older_names_and_rates_a_bound() {
+    let policy = |keys: &str| format!("access: {{policies: [{{name: p, effect: allow, {keys}}}]}}");
+    let mode = |word: &str| loaded(&policy(&format!("queue_mode: {word}"))).config.access.policies[0].queue_mode;
+    assert_eq!((mode("queue"), mode("steer-backlog"), mode("collect")), (QueueMode::Followup, QueueMode::Steer, QueueMode::Collect));
+    assert_eq!(
+        errors(&policy("queue_mode: never")),
+        ["1:58 `queue_mode` must be one of followup, collect, interrupt, steer, not `never`"]
+    );
+    for rate in ["{per_minute: 0}", "{per_minute: 6001}", "{per_minute: many}", "{}", "5"] {
+        assert_eq!(errors(&policy(&format!("rate: {rate}"))).len(), 1, "{rate}");
+    }
+    assert_eq!(loaded(&policy("rate: {per_minute: 5}")).config.access.policies[0].rate, Some(Rate { per_minute: 5 }));
+}
+
+#[test]
+fn no_template_leads_to_a_template() {
+    let text = "\
+access:
+  policies:
+    - {name: a, effect: allow, session: {key: 'a-{b}'}}
+    - {name: b, effect: allow, session: {key: 'b-{a}'}}
+    - {name: c, effect: allow, session: {key: '{key}'}}
+    - {name: d, effect: allow, session: {key: '{channel}-{sender_id'}}
+    - {name: e, effect: allow, session: {key: '{{peer_id}}'}}
+";
+    let known = "a session template may name {channel} {account} {sender_id} {peer_id} {entity_id} {thread_id}";
+    assert_eq!(
+        errors(text),
+        [
+            format!("3:47 `key` names `{{b}}`; {known}"),
+            format!("4:47 `key` names `{{a}}`; {known}"),
+            format!("5:47 `key` names `{{key}}`; {known}"),
+            format!("6:47 `key` has an open brace at `{{sender_id`; {known}"),
+            format!("7:47 `key` names `{{{{peer_id}}`; {known}"),
+        ]
+    );
+}
+
+#[test]
 fn unknown_keys_are_warnings_with_the_nearest_known() {
     assert_eq!(
         warnings("daemon:\n  prot: 1\nnostr: {}\nadapters: {a: {command: a, restart: {max_restart: 1}}}\n"),
@@ -257,7 +298,7 @@ fn unknown_keys_are_warnings_with_the_nearest_known() {
             "4:38 unknown key `max_restart` in `restart` is ignored; did you mean `max_restarts`?",
         ]
     );
-    assert_eq!(warnings("access: {policies: [{name: p, effect: deny, rate: {per_minute: 1}}]}").len(), 1);
+    assert_eq!(warnings("access: {policies: [{name: p, effect: deny, rates: {per_minute: 1}}]}").len(), 1);
 }
 
 #[test]
@@ -377,6 +418,7 @@ fn the_default_file_shows_every_key_with_its_default() {
         Permissions::KEYS,
         Tools::KEYS,
         SessionRoute::KEYS,
+        Rate::KEYS,
         Agent::KEYS,
         Memory::KEYS,
         Plugins::KEYS,

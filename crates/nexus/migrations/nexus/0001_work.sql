@@ -29,6 +29,23 @@ CREATE TABLE nexus_requests (
 CREATE INDEX requests_open ON nexus_requests (event_seq) WHERE status IN ('waiting', 'processing', 'interrupted');
 CREATE INDEX requests_done ON nexus_requests (completed_at) WHERE trace IS NOT NULL AND completed_at IS NOT NULL;
 
+-- Each decision of stage 3, written with what followed from it: the request's end, or the start of its run. Of a request
+-- that was decided about more than once, as after a crash, the last one.
+CREATE TABLE access_audit (
+  event_seq  INTEGER PRIMARY KEY,
+  at         INTEGER NOT NULL,
+  request_id TEXT NOT NULL,
+  channel    TEXT NOT NULL,
+  account_id TEXT NOT NULL,
+  sender_id  TEXT NOT NULL,
+  principal  TEXT NOT NULL,
+  entity_id  TEXT,
+  decision   TEXT NOT NULL CHECK (decision IN ('allow', 'deny')),
+  policy     TEXT,
+  reason     TEXT NOT NULL
+) STRICT;
+CREATE INDEX audit_age ON access_audit (at);
+
 CREATE TABLE runs (
   run_id       TEXT PRIMARY KEY,
   event_seq    INTEGER NOT NULL,

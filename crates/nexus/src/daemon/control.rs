@@ -3,6 +3,7 @@
 use super::error::StartError;
 use super::paths::Paths;
 use super::{backup, housekeeping, reload, replay, search, status};
+use crate::access::{Edit, People, Rules};
 use crate::adapter::intake::Sinks;
 use crate::adapter::{Adapters, VerbError};
 use crate::bus::Bus;
@@ -344,6 +345,27 @@ impl Verbs for Control {
 
     fn record(&self) -> Record {
         Record { events: self.ledgers.events.readers.clone(), nexus: self.ledgers.nexus.readers.clone() }
+    }
+
+    fn people(&self) -> People {
+        People { identity: self.ledgers.identity.readers.clone(), nexus: self.ledgers.nexus.readers.clone() }
+    }
+
+    fn rules(&self) -> Rules {
+        let settings = self.pipeline.settings.load();
+        Rules {
+            access: settings.access.clone(),
+            default_agent: settings.default_agent.clone(),
+            time_zone: settings.time_zone.clone(),
+        }
+    }
+
+    fn edit_identity(&self, edit: Edit) -> BoxFuture<'_, Answer> {
+        Box::pin(async move {
+            let answer = edit.write(&self.ledgers.identity.writer, clock::wall_ms()).await?;
+            tracing::info!(%answer, "who is who was changed");
+            Ok(answer)
+        })
     }
 
     fn send(&self, message: Message) -> BoxFuture<'_, Result<Accepted, Refusal>> {

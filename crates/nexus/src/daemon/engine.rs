@@ -98,6 +98,7 @@ pub(super) async fn start(ground: Ground<'_>, interrupted: Vec<Interrupted>) -> 
         abandon: CancellationToken::new(),
         settling: TaskTracker::new(),
         settle_room: Arc::new(Semaphore::new(SETTLING_MAX)),
+        rates: std::sync::Mutex::default(),
     });
     let tasks = follow(&ground, &pipeline, turns, &committed);
     let pending = Pending::default();

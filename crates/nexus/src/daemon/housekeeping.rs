@@ -88,6 +88,7 @@ async fn prune(control: &Control) {
             traces_before: now - i64::from(retention.traces_days) * DAY_MS,
             snapshots_before: now - i64::from(retention.snapshots_days) * DAY_MS,
             applied_finish_seq: *control.pipeline.turns_applied.borrow(),
+            audit_before: now - i64::from(retention.audit_days) * DAY_MS,
             rows_max: PRUNE_ROWS,
         };
         match control.ledgers.nexus.writer.write(prune).await {

@@ -177,11 +177,23 @@ pub(super) const AGENTS: &[Rule] = &[
 ];
 
 /// What holds of `identity.db`.
-pub(super) const IDENTITY: &[Rule] = &[Rule {
-    check: Check::Records,
-    what: "entity missing",
-    sql: "SELECT 'owner' WHERE NOT EXISTS (SELECT 1 FROM entities WHERE entity_id = 'owner')",
-}];
+pub(super) const IDENTITY: &[Rule] = &[
+    Rule {
+        check: Check::Records,
+        what: "entity missing",
+        sql: "SELECT 'owner' WHERE NOT EXISTS (SELECT 1 FROM entities WHERE entity_id = 'owner')",
+    },
+    Rule {
+        check: Check::Records,
+        what: "entities whose merges have no end, so that their senders are unknown",
+        // The number is `ledger::identity::MERGED_MAX`: no way through merges is longer.
+        sql: "WITH RECURSIVE up (entity_id, at, n) AS (
+                SELECT entity_id, merged_into, 1 FROM entities WHERE merged_into IS NOT NULL
+                UNION ALL SELECT up.entity_id, e.merged_into, up.n + 1 FROM up JOIN entities e ON e.entity_id = up.at
+                  WHERE e.merged_into IS NOT NULL AND up.n <= 32)
+              SELECT entity_id FROM up WHERE n > 32 ORDER BY 1",
+    },
+];
 
 #[cfg(test)]
 mod tests {
@@ -265,6 +277,20 @@ mod tests {
             let broken = all_broken(&connection, AGENTS);
             assert!(broken.iter().any(|finding| finding.what.ends_with(told)), "{sql}: {broken:?}");
         }
+    }
+
+    #[test]
+    fn merges_in_a_circle_are_told_and_the_longest_way_is_sound() {
+        let connection = ledger(Ledger::Identity);
+        for n in (0..crate::ledger::identity::MERGED_MAX).rev() {
+            let into = if n + 1 == crate::ledger::identity::MERGED_MAX { "owner".to_owned() } else { format!("e{}", n + 1) };
+            let sql = "INSERT INTO entities (entity_id, created_at, merged_into) VALUES (?1, 1, ?2)";
+            connection.execute(sql, [format!("e{n}"), into]).unwrap();
+        }
+        assert_eq!(all_broken(&connection, IDENTITY), []);
+        connection.execute("UPDATE entities SET merged_into = 'e0' WHERE entity_id = 'e1'", []).unwrap();
+        let broken = all_broken(&connection, IDENTITY);
+        assert!(broken.len() == 1 && broken[0].what.ends_with("unknown (e0, e1)"), "{broken:?}");
     }
 
     #[test]

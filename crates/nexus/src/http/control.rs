@@ -3,10 +3,12 @@
 //! where it stands when its client hangs up.
 
 use super::Api;
+use super::access;
 use super::backup::{Lines, backup};
 use super::replay::{Replay, Replayed, replay};
 use super::search::{rebuild, search};
 use super::send::{Accepted, Message, send};
+use crate::access::{Edit, People, Rules};
 use crate::query::{EventsQuery, Record};
 use crate::search::Question;
 use crate::supervisor::BoxFuture;
@@ -49,6 +51,9 @@ pub trait Verbs: Send + Sync + 'static {
     fn status(&self) -> Value;
     fn adapters(&self) -> BoxFuture<'_, Value>;
     fn record(&self) -> Record;
+    fn people(&self) -> People;
+    fn rules(&self) -> Rules;
+    fn edit_identity(&self, edit: Edit) -> BoxFuture<'_, Answer>;
     fn send(&self, message: Message) -> BoxFuture<'_, Result<Accepted, Refusal>>;
     fn examine(&self) -> BoxFuture<'_, Answer>;
     fn replay(&self, id: String, ask: Replay) -> BoxFuture<'_, Result<Replayed, Refusal>>;
@@ -87,6 +92,7 @@ pub(super) fn routes(api: Api) -> Router {
             get(async |State(api): State<Api>, Path(name)| answer(api.daemon.adapter_accounts(name).await)),
         )
         .route("/control/adapters/{name}/{account}/{verb}", post(adapter_verb))
+        .merge(access::routes())
         .layer(axum::extract::DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(api)
 }
@@ -147,7 +153,7 @@ struct List {
     status: Option<String>,
 }
 
-fn default_limit() -> usize {
+pub(super) fn default_limit() -> usize {
     50
 }
 
@@ -157,18 +163,25 @@ async fn ask<T: Send + 'static>(
     question: impl FnOnce(Record) -> Result<T, crate::ledger::ReadError> + Send + 'static,
 ) -> Result<T, Response> {
     let record = api.daemon.record();
-    match tokio::task::spawn_blocking(move || question(record)).await {
+    looked(move || question(record)).await
+}
+
+/// The answer to any question to the ledgers, asked on a thread that may block.
+pub(super) async fn looked<T: Send + 'static>(
+    question: impl FnOnce() -> Result<T, crate::ledger::ReadError> + Send + 'static,
+) -> Result<T, Response> {
+    match tokio::task::spawn_blocking(question).await {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(refusal(StatusCode::SERVICE_UNAVAILABLE, &crate::error_text::describe(&error))),
         Err(error) => Err(refusal(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string())),
     }
 }
 
-fn shown(result: Result<Value, Response>) -> Response {
+pub(super) fn shown(result: Result<Value, Response>) -> Response {
     result.map_or_else(|refused| refused, |value| Json(value).into_response())
 }
 
-fn found(result: Result<Option<Value>, Response>, what: &str) -> Response {
+pub(super) fn found(result: Result<Option<Value>, Response>, what: &str) -> Response {
     match result {
         Ok(Some(value)) => Json(value).into_response(),
         Ok(None) => refusal(StatusCode::NOT_FOUND, what),

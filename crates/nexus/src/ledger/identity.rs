@@ -1,9 +1,31 @@
-//! identity.db: who is who. Contacts follow the events ledger; entities and mappings are primary.
+//! identity.db: who is who. Contacts follow the events ledger; entities, links, tags and merges are primary
+//! here. What a person decides is in `edit`, what is asked in `read`; who may do what is decided elsewhere.
+
+mod edit;
+mod read;
+#[cfg(test)]
+mod tests;
+
+pub use edit::{Link, Linked, Merge, Refused, SetEntity, Tag, Unlink, Unmerge, Untag};
+pub use read::{
+    Contact, Details, Entity, Identity, LinkRow, Member, contact, contacts, details, entity, entity_of, link_of, root_of,
+};
 
 use super::events::Senders;
 use super::writer::{Weight, commands};
-use super::{Ledger, follow, optional};
+use super::{Ledger, follow};
 use rusqlite::{Connection, params};
+
+/// The entity that every owner's identities belong to. It is never merged into another.
+pub const OWNER_ENTITY: &str = "owner";
+/// How sure a link must be to make its sender known. Less sure ones are shown, and count for nothing.
+pub const CONFIDENCE_MIN: f64 = 0.5;
+/// Entities that count as one, merged one by one; so it bounds the way from an entity to its root as well.
+pub const MERGED_MAX: usize = 32;
+/// Senders linked to one entity.
+pub const LINKS_MAX: usize = 64;
+/// Tags of one entity.
+pub const TAGS_MAX: usize = 64;
 
 /// The senders of all inbound events up to `upto_seq` that weren't applied yet.
 #[derive(Debug, Clone)]
@@ -12,7 +34,16 @@ pub struct ApplyContacts {
     pub senders: Senders,
 }
 
-commands! { Ledger::Identity, IdentityCommand / IdentityReply { ApplyContacts -> () } }
+commands! { Ledger::Identity, IdentityCommand / IdentityReply {
+    ApplyContacts -> (),
+    Link -> Result<Linked, Refused>,
+    Unlink -> Option<String>,
+    SetEntity -> Result<(), Refused>,
+    Tag -> Result<(), Refused>,
+    Untag -> Result<(), Refused>,
+    Merge -> Result<(), Refused>,
+    Unmerge -> Result<Option<String>, Refused>,
+} }
 
 /// The name under which identity.db follows events.db.
 pub const SOURCE: &str = "events";
@@ -40,37 +71,4 @@ impl Weight for ApplyContacts {
     fn rows(&self) -> usize {
         self.senders.len().max(1)
     }
-}
-
-/// An entity with all that stage 2 needs of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entity {
-    pub entity_id: String,
-    pub name: Option<String>,
-    pub relationship: Option<String>,
-    pub tags: Vec<String>,
-    pub identities: Vec<(String, String)>,
-}
-
-/// The entity that `sender_id` of `channel` is mapped to.
-pub fn entity_of(connection: &Connection, channel: &str, sender_id: &str) -> rusqlite::Result<Option<Entity>> {
-    let sql = "SELECT entity_id FROM identity_mappings WHERE channel = ?1 AND sender_id = ?2";
-    let id: Option<String> = optional(connection.prepare_cached(sql)?.query_row([channel, sender_id], |row| row.get(0)))?;
-    id.map_or(Ok(None), |id| entity(connection, &id))
-}
-
-/// The entity named `entity_id`.
-pub fn entity(connection: &Connection, entity_id: &str) -> rusqlite::Result<Option<Entity>> {
-    let sql = "SELECT name, relationship FROM entities WHERE entity_id = ?1";
-    let Some((name, relationship)) =
-        optional(connection.prepare_cached(sql)?.query_row([entity_id], |row| Ok((row.get(0)?, row.get(1)?))))?
-    else {
-        return Ok(None);
-    };
-    let mut tags = connection.prepare_cached("SELECT tag FROM entity_tags WHERE entity_id = ?1 ORDER BY tag")?;
-    let tags = tags.query_map([entity_id], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
-    let mut identities =
-        connection.prepare_cached("SELECT channel, sender_id FROM identity_mappings WHERE entity_id = ?1 ORDER BY 1, 2")?;
-    let identities = identities.query_map([entity_id], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<rusqlite::Result<_>>()?;
-    Ok(Some(Entity { entity_id: entity_id.to_owned(), name, relationship, tags, identities }))
 }

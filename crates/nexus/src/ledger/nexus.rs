@@ -1,12 +1,14 @@
 //! nexus.db: all work, and the only file with a status. The commands here are whole, conditional
 //! transactions: losing a condition is a normal answer, repeating one changes nothing.
 
+mod audit;
 mod deliveries;
 mod instances;
 mod read;
 mod recover;
 mod requests;
 
+pub use audit::{Audit, AuditQuery, AuditRow, audit};
 pub use deliveries::{ClaimDelivery, Delivery, NewDelivery, Resolution, ResolveDelivery, SettleDelivery, Settled};
 pub use instances::{BackfillDone, CountAnalytics, Hour, Instance, RecordConfig, SaveInstance, instance};
 pub use read::{

@@ -51,7 +51,7 @@ impl Place {
 
     async fn start_run(&self) {
         let (run_id, agent, session) = ("run_1".to_owned(), "echo".to_owned(), "s".to_owned());
-        let start = StartRun { event_seq: 1, run_id, agent, session, acted: false, at: 1, epoch: EPOCH };
+        let start = StartRun { event_seq: 1, run_id, agent, session, acted: false, audit: None, at: 1, epoch: EPOCH };
         assert_eq!(self.pipeline.ledgers.nexus.writer.write(start).await.unwrap(), Claim::Done);
     }
 
@@ -99,6 +99,7 @@ fn pipeline(ledgers: Ledgers, admitted: watch::Receiver<i64>) -> Pipeline {
         abandon: CancellationToken::new(),
         settling: TaskTracker::new(),
         settle_room: Arc::new(Semaphore::new(SETTLING_MAX)),
+        rates: std::sync::Mutex::default(),
     }
 }
 

@@ -2,6 +2,7 @@
 //! are committed together; in between tokens pass by.
 
 use super::finish::{Ended, turn_record};
+use super::identify::audit;
 use super::{Active, Pipeline, Prepared};
 use crate::agent::{AgentError, Finished, MAX_ANSWER_BYTES, Memory, Message, Output, StopReason, ToolStatus, Turn, Usage};
 use crate::clock;
@@ -66,6 +67,7 @@ impl Pipeline {
             agent: prepared.agent.name.clone(),
             session: prepared.session.clone(),
             acted: prepared.agent.acts,
+            audit: audit(&prepared.request),
             at: clock::wall_ms(),
             epoch: self.epoch,
         };

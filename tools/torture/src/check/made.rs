@@ -20,6 +20,7 @@ const NEXUS: &str = "
     CREATE TABLE counters (name TEXT, value INTEGER);
     INSERT INTO counters VALUES ('intake_seq', 0);
     CREATE TABLE nexus_requests (event_seq INTEGER, event_id TEXT, channel TEXT, status TEXT, attempts INTEGER, completed_at INTEGER);
+    CREATE TABLE access_audit (event_seq INTEGER, decision TEXT);
     CREATE TABLE runs (run_id TEXT, event_seq INTEGER, attempt INTEGER, agent TEXT, status TEXT);
     CREATE TABLE deliveries (seq INTEGER, event_seq INTEGER, idempotency_key TEXT, status TEXT, channel TEXT, account_id TEXT, target TEXT,
                              content TEXT, attempts INTEGER);";
@@ -89,6 +90,7 @@ impl Made {
         let sql = "INSERT INTO events VALUES (?1, ?2, ?3, 'a', 'p', 'inbound', 'run', ?4)";
         self.events.execute(sql, params![seq, id, kind, self.content(number)]).unwrap();
         self.nexus.execute("INSERT INTO nexus_requests VALUES (?1, ?2, ?3, 'completed', 1, 5)", params![seq, id, kind]).unwrap();
+        self.nexus.execute("INSERT INTO access_audit VALUES (?1, 'allow')", [seq]).unwrap();
         self.nexus.execute("UPDATE counters SET value = ?1", [seq]).unwrap();
         if self.kind.acks() {
             self.acknowledged(&id);

@@ -50,6 +50,7 @@ const DROP_TRACES: &str = "UPDATE nexus_requests SET trace = NULL WHERE event_se
   WHERE trace IS NOT NULL AND completed_at IS NOT NULL AND completed_at < ?1 ORDER BY completed_at LIMIT ?2)";
 const DROP_TURNS: &str = "UPDATE runs SET turn_json = NULL WHERE run_id IN (SELECT run_id FROM runs
   WHERE turn_json IS NOT NULL AND finished_at < ?1 AND (finish_seq <= ?2 OR status = 'interrupted') LIMIT ?3)";
+const DROP_AUDIT: &str = "DELETE FROM access_audit WHERE event_seq IN (SELECT event_seq FROM access_audit WHERE at < ?1 ORDER BY at LIMIT ?2)";
 
 impl BeginEpoch {
     pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Begun> {
@@ -109,7 +110,7 @@ impl ReviveRequest {
     }
 }
 
-/// Forgets traces and the texts of finished runs that are old; the rows themselves stay.
+/// Forgets traces and the texts of finished runs that are old, whose rows themselves stay, and old rows of the audit.
 #[derive(Debug, Clone)]
 pub struct Prune {
     /// Unix ms: traces of requests that ended before are dropped.
@@ -118,15 +119,18 @@ pub struct Prune {
     /// interrupted runs it never gets.
     pub snapshots_before: i64,
     pub applied_finish_seq: i64,
+    /// Unix ms: decisions that were made before are dropped.
+    pub audit_before: i64,
     pub rows_max: u32,
 }
 
 impl Prune {
-    /// How many rows were lightened; as many as `rows_max` means that more may be left.
+    /// How many rows were lightened or removed; as many as `rows_max` means that more may be left.
     pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<u64> {
         let traces = connection.execute(DROP_TRACES, params![self.traces_before, self.rows_max])?;
         let turns = connection.execute(DROP_TURNS, params![self.snapshots_before, self.applied_finish_seq, self.rows_max])?;
-        Ok((traces + turns) as u64)
+        let audit = connection.execute(DROP_AUDIT, params![self.audit_before, self.rows_max])?;
+        Ok((traces + turns + audit) as u64)
     }
 }
 
@@ -163,7 +167,7 @@ mod tests {
         Admit { from_seq: 0, upto_seq: 1, rows: vec![row], epoch: 1 }.apply(&connection).unwrap();
         let run_id = "run_1".to_owned();
         let (agent, session) = ("a".to_owned(), "s".to_owned());
-        StartRun { event_seq: 1, run_id, agent, session, acted: true, at: 2, epoch: 1 }.apply(&connection).unwrap();
+        StartRun { event_seq: 1, run_id, agent, session, acted: true, audit: None, at: 2, epoch: 1 }.apply(&connection).unwrap();
         connection
     }
 
@@ -176,7 +180,7 @@ mod tests {
     #[test]
     fn no_start_and_no_pruning_reads_a_whole_table() {
         let connection = ledger();
-        for sql in [MARK_SENDS, MARK_RUNS, MARK_REQUESTS, INTERRUPTED, DROP_TRACES, DROP_TURNS] {
+        for sql in [MARK_SENDS, MARK_RUNS, MARK_REQUESTS, INTERRUPTED, DROP_TRACES, DROP_TURNS, DROP_AUDIT] {
             let mut asked = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
             for number in 1..=asked.parameter_count() {
                 asked.raw_bind_parameter(number, 1).unwrap();
@@ -228,7 +232,7 @@ mod tests {
     fn the_text_of_an_interrupted_run_is_forgotten_in_time() {
         let connection = ledger();
         interrupt(&connection);
-        let prune = |snapshots_before| Prune { traces_before: 0, snapshots_before, applied_finish_seq: 0, rows_max: 10 };
+        let prune = |snapshots_before| Prune { traces_before: 0, snapshots_before, applied_finish_seq: 0, audit_before: 0, rows_max: 10 };
         assert_eq!(prune(5).apply(&connection).unwrap(), 0);
         assert_eq!(prune(6).apply(&connection).unwrap(), 1);
         assert!(run_turn(&connection, "run_1").unwrap().is_none());

@@ -1,5 +1,6 @@
 //! Requests and runs: admitted, claimed by a run, settled.
 
+use super::audit::Audit;
 use super::deliveries::NewDelivery;
 use super::{Claim, counter, next};
 use crate::ledger::writer::Weight;
@@ -76,6 +77,8 @@ pub struct SettleRequest {
     pub stage: &'static str,
     pub reason: Option<String>,
     pub trace: String,
+    /// The decision of stage 3, if the request came that far.
+    pub audit: Option<Audit>,
     pub at: i64,
     pub epoch: i64,
 }
@@ -93,7 +96,13 @@ impl SettleRequest {
             self.at,
             self.epoch
         ])?;
-        if changed == 1 { Ok(Claim::Done) } else { is_now(connection, self.event_seq, self.status) }
+        if changed == 0 {
+            return is_now(connection, self.event_seq, self.status);
+        }
+        if let Some(audit) = &self.audit {
+            audit.insert(connection, self.event_seq, self.at)?;
+        }
+        Ok(Claim::Done)
     }
 }
 
@@ -106,6 +115,8 @@ pub struct StartRun {
     pub session: String,
     /// It may act from its first moment on, whatever it tells: any program.
     pub acted: bool,
+    /// The decision of stage 3 that let it in.
+    pub audit: Option<Audit>,
     pub at: i64,
     pub epoch: i64,
 }
@@ -131,6 +142,9 @@ impl StartRun {
             self.epoch,
             self.acted
         ])?;
+        if let Some(audit) = &self.audit {
+            audit.insert(connection, self.event_seq, self.at)?;
+        }
         Ok(Claim::Done)
     }
 }
@@ -248,7 +262,7 @@ impl Weight for Admit {
 
 impl Weight for SettleRequest {
     fn bytes(&self) -> usize {
-        self.trace.len() + 128
+        self.trace.len() + self.audit.as_ref().map_or(0, Audit::bytes) + 128
     }
 }
 
@@ -258,7 +272,12 @@ impl Weight for SaveTrace {
     }
 }
 
-impl Weight for StartRun {}
+impl Weight for StartRun {
+    fn bytes(&self) -> usize {
+        self.audit.as_ref().map_or(0, Audit::bytes) + 256
+    }
+}
+
 impl Weight for MarkActed {}
 
 impl Weight for InterruptRun {

@@ -1,0 +1,99 @@
+//! Questions about contacts, entities and decisions, answered alike by a running daemon and, when none runs,
+//! by the CLI straight from the ledger files.
+
+use crate::ledger::identity::{Contact, contact, contacts, details, entity, link_of};
+use crate::ledger::nexus::{AuditQuery, audit};
+use crate::ledger::{Ledger, ReadError, Readers};
+use crate::query::{self, QueryError, ROWS_MAX};
+use rusqlite::Connection;
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// Readers of the two ledgers that questions go to.
+#[derive(Debug, Clone)]
+pub struct People {
+    pub identity: Readers,
+    pub nexus: Readers,
+}
+
+/// The channel and the id there of `CHANNEL:SENDER`; `None` for anything else, as for the id of an entity.
+pub fn sender(text: &str) -> Option<(&str, &str)> {
+    text.split_once(':').filter(|(channel, sender_id)| !channel.is_empty() && !sender_id.is_empty())
+}
+
+impl People {
+    /// The ledgers in `directory`, which no daemon has open.
+    ///
+    /// # Errors
+    /// As [`query::Record::offline`].
+    pub fn offline(directory: &Path) -> Result<Self, QueryError> {
+        let [identity, nexus] = query::offline(directory, [Ledger::Identity, Ledger::Nexus])?;
+        Ok(Self { identity, nexus })
+    }
+
+    /// The contacts that wrote last, those first, each with the entity that it counts as.
+    ///
+    /// # Errors
+    /// When the ledger can't be read; so with all questions here.
+    pub fn contacts(&self, limit: usize) -> Result<Value, ReadError> {
+        let contacts = self.identity.read_now(|connection| {
+            let found = contacts(connection, limit.min(ROWS_MAX))?;
+            found.iter().map(|contact| contact_json(connection, contact)).collect::<rusqlite::Result<Vec<_>>>()
+        })?;
+        Ok(json!({ "contacts": contacts }))
+    }
+
+    /// All that is known of a sender (`CHANNEL:SENDER`) or of an entity; `None` of nobody.
+    pub fn who(&self, of: &str) -> Result<Option<Value>, ReadError> {
+        self.identity.read_now(|connection| match sender(of) {
+            Some((channel, sender_id)) => known_sender(connection, channel, sender_id),
+            None => Ok(details(connection, of)?.map(|entity| json!({ "entity": entity }))),
+        })
+    }
+
+    /// Decisions, newest first.
+    pub fn audit(&self, query: &AuditQuery) -> Result<Value, ReadError> {
+        let query = AuditQuery { limit: query.limit.min(ROWS_MAX), ..query.clone() };
+        let decisions = self.nexus.read_now(|connection| audit(connection, &query))?;
+        Ok(json!({ "decisions": decisions }))
+    }
+}
+
+fn contact_json(connection: &Connection, contact: &Contact) -> rusqlite::Result<Value> {
+    let counted = match contact.link.as_ref().filter(|link| link.counts) {
+        Some(link) => entity(connection, &link.entity_id)?,
+        None => None,
+    };
+    let mut value = json!(contact);
+    value["entity"] = match counted {
+        Some(entity) => json!({ "entity_id": entity.entity_id, "name": entity.name, "relationship": entity.relationship }),
+        None => Value::Null,
+    };
+    Ok(value)
+}
+
+fn known_sender(connection: &Connection, channel: &str, sender_id: &str) -> rusqlite::Result<Option<Value>> {
+    let (contact, link) = (contact(connection, channel, sender_id)?, link_of(connection, channel, sender_id)?);
+    if contact.is_none() && link.is_none() {
+        return Ok(None);
+    }
+    let entity = match &link {
+        Some(link) => details(connection, &link.entity_id)?,
+        None => None,
+    };
+    Ok(Some(json!({ "channel": channel, "sender_id": sender_id, "contact": contact, "link": link, "entity": entity })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sender_is_told_from_an_entity() {
+        assert_eq!(sender("sms:+1555"), Some(("sms", "+1555")));
+        assert_eq!(sender("x:a:b"), Some(("x", "a:b")));
+        for text in ["ann", "sms:", ":1", "", ":"] {
+            assert_eq!(sender(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Who was let in or denied, and why: a row for each decision of stage 3, written in the transaction of what
+//! followed from it. It never decides.
+
+use rusqlite::{Connection, Row, params};
+use serde::Serialize;
+
+/// One decision, on its way into the ledger with the commit that acts on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Audit {
+    pub request_id: String,
+    pub channel: String,
+    pub account_id: String,
+    pub sender_id: String,
+    /// The principal's type.
+    pub principal: &'static str,
+    pub entity_id: Option<String>,
+    /// `allow` or `deny`.
+    pub decision: &'static str,
+    /// The policy that decided.
+    pub policy: Option<String>,
+    /// The sentence that decided.
+    pub reason: String,
+}
+
+impl Audit {
+    /// The request's row. A request that is decided about again, since a crash came between, has the last decision.
+    pub(super) fn insert(&self, connection: &Connection, event_seq: i64, at: i64) -> rusqlite::Result<()> {
+        let sql = "INSERT INTO access_audit VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11) ON CONFLICT (event_seq) DO UPDATE SET
+                     at = ?2, principal = ?7, entity_id = ?8, decision = ?9, policy = ?10, reason = ?11";
+        let row = params![
+            event_seq,
+            at,
+            self.request_id,
+            self.channel,
+            self.account_id,
+            self.sender_id,
+            self.principal,
+            self.entity_id,
+            self.decision,
+            self.policy,
+            self.reason
+        ];
+        connection.prepare_cached(sql)?.execute(row).map(drop)
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        let Self { request_id, channel, account_id, sender_id, entity_id, policy, reason, .. } = self;
+        let given = [request_id, channel, account_id, sender_id, reason].into_iter().chain(entity_id).chain(policy);
+        given.map(String::len).sum::<usize>() + 64
+    }
+}
+
+/// Which decisions to list.
+#[derive(Debug, Clone, Default)]
+pub struct AuditQuery {
+    pub limit: usize,
+    pub denied_only: bool,
+    /// Only those about this sender: a channel and an id there.
+    pub sender: Option<(String, String)>,
+    /// Only those from then on, in Unix ms.
+    pub since: Option<i64>,
+}
+
+/// A decision as it was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct AuditRow {
+    pub event_seq: i64,
+    /// When what followed from it was committed, in Unix ms.
+    pub at: i64,
+    pub request_id: String,
+    pub channel: String,
+    pub account_id: String,
+    pub sender_id: String,
+    pub principal: String,
+    pub entity_id: Option<String>,
+    pub decision: String,
+    pub policy: Option<String>,
+    pub reason: String,
+}
+
+/// The newest decisions, newest first.
+pub fn audit(connection: &Connection, query: &AuditQuery) -> rusqlite::Result<Vec<AuditRow>> {
+    // With a time the rows are found by their age, else read from the end: never the whole table for a few.
+    let (since, order) = match query.since {
+        Some(_) => ("at >= ?4", "at DESC, event_seq DESC"),
+        None => ("?4 IS NULL", "event_seq DESC"),
+    };
+    let sql = format!(
+        "SELECT event_seq, at, request_id, channel, account_id, sender_id, principal, entity_id, decision, policy, reason FROM access_audit
+         WHERE {since} AND (NOT ?1 OR decision = 'deny') AND (?2 IS NULL OR (channel = ?2 AND sender_id = ?3)) ORDER BY {order} LIMIT ?5"
+    );
+    let (channel, sender_id) = query.sender.as_ref().map(|(channel, sender_id)| (channel, sender_id)).unzip();
+    let asked = params![query.denied_only, channel, sender_id, query.since, query.limit];
+    connection.prepare_cached(&sql)?.query_map(asked, row)?.collect()
+}
+
+fn row(row: &Row<'_>) -> rusqlite::Result<AuditRow> {
+    Ok(AuditRow {
+        event_seq: row.get(0)?,
+        at: row.get(1)?,
+        request_id: row.get(2)?,
+        channel: row.get(3)?,
+        account_id: row.get(4)?,
+        sender_id: row.get(5)?,
+        principal: row.get(6)?,
+        entity_id: row.get(7)?,
+        decision: row.get(8)?,
+        policy: row.get(9)?,
+        reason: row.get(10)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::{Admit, AdmitRow, BeginEpoch, Claim, InterruptRun, Prune, SettleRequest, StartRun};
+    use super::*;
+    use nexus_core::request::Status;
+
+    fn decided(decision: &'static str, reason: &str) -> Option<Audit> {
+        Some(Audit {
+            request_id: "req_1".to_owned(),
+            channel: "fake".to_owned(),
+            account_id: "me".to_owned(),
+            sender_id: "u".to_owned(),
+            principal: "unknown",
+            entity_id: None,
+            decision,
+            policy: None,
+            reason: reason.to_owned(),
+        })
+    }
+
+    /// A ledger in its first epoch with so many requests that wait.
+    fn ledger(requests: i64) -> Connection {
+        let connection = crate::samples::nexus_ledger();
+        BeginEpoch { at: 1 }.apply(&connection).unwrap();
+        let row = |event_seq: i64| AdmitRow { event_seq, request_id: format!("req_{event_seq}"), ..crate::samples::row() };
+        let admit = Admit { from_seq: 0, upto_seq: requests, rows: (1..=requests).map(row).collect(), epoch: 1 };
+        assert_eq!(admit.apply(&connection).unwrap(), Claim::Done);
+        connection
+    }
+
+    fn start(connection: &Connection, event_seq: i64, run_id: &str, at: i64, epoch: i64) -> Claim {
+        let (run_id, agent, session) = (run_id.to_owned(), "a".to_owned(), "s".to_owned());
+        let audit = decided("allow", "first");
+        StartRun { event_seq, run_id, agent, session, acted: false, audit, at, epoch }.apply(connection).unwrap()
+    }
+
+    fn deny(connection: &Connection, event_seq: i64, at: i64, epoch: i64) -> Claim {
+        let (status, reason, trace) = (Status::Denied, None, String::new());
+        let audit = decided("deny", "second");
+        SettleRequest { event_seq, status, stage: "resolveAccess", reason, trace, audit, at, epoch }.apply(connection).unwrap()
+    }
+
+    fn all(connection: &Connection) -> Vec<(i64, i64, String)> {
+        let rows = audit(connection, &AuditQuery { limit: 100, ..AuditQuery::default() }).unwrap();
+        rows.into_iter().map(|row| (row.event_seq, row.at, row.reason)).collect()
+    }
+
+    #[test]
+    fn a_request_has_one_row_however_often_it_is_written() {
+        let connection = ledger(2);
+        assert_eq!((start(&connection, 1, "run_1", 10, 1), start(&connection, 1, "run_1", 10, 1)), (Claim::Done, Claim::Done));
+        assert_eq!((deny(&connection, 2, 11, 1), deny(&connection, 2, 11, 1)), (Claim::Done, Claim::Done));
+        let rows = vec![(2, 11, "second".to_owned()), (1, 10, "first".to_owned())];
+        assert_eq!(all(&connection), rows);
+        assert_eq!(deny(&connection, 1, 12, 1), Claim::Lost, "it runs");
+        assert_eq!(start(&connection, 2, "run_2", 12, 1), Claim::Lost, "it was denied");
+        assert_eq!(all(&connection), rows, "who loses decides nothing");
+    }
+
+    #[test]
+    fn after_an_interruption_the_last_decision_stands() {
+        let connection = ledger(1);
+        start(&connection, 1, "run_1", 10, 1);
+        InterruptRun { event_seq: 1, run_id: "run_1".to_owned(), turn_json: None, at: 11, epoch: 1 }.apply(&connection).unwrap();
+        BeginEpoch { at: 12 }.apply(&connection).unwrap();
+        assert_eq!(deny(&connection, 1, 13, 1), Claim::Lost, "a former daemon");
+        assert_eq!(deny(&connection, 1, 14, 2), Claim::Done);
+        assert_eq!(all(&connection), [(1, 14, "second".to_owned())]);
+    }
+
+    #[test]
+    fn questions_narrow_and_old_rows_go() {
+        let connection = ledger(4);
+        start(&connection, 1, "run_1", 10, 1);
+        deny(&connection, 2, 20, 1);
+        deny(&connection, 3, 30, 1);
+        let asked = |query: AuditQuery| -> Vec<i64> { audit(&connection, &query).unwrap().into_iter().map(|row| row.event_seq).collect() };
+        let some = || AuditQuery { limit: 10, ..AuditQuery::default() };
+        let of = |sender: &str| Some(("fake".to_owned(), sender.to_owned()));
+        assert_eq!(asked(AuditQuery { denied_only: true, ..some() }), [3, 2]);
+        assert_eq!(asked(AuditQuery { limit: 1, ..some() }), [3]);
+        assert_eq!(asked(AuditQuery { since: Some(20), ..some() }), [3, 2]);
+        assert_eq!(asked(AuditQuery { sender: of("u"), since: Some(10), ..some() }), [3, 2, 1]);
+        assert!(asked(AuditQuery { sender: of("v"), ..some() }).is_empty());
+        let prune = Prune { traces_before: 0, snapshots_before: 0, applied_finish_seq: 0, audit_before: 30, rows_max: 10 };
+        assert_eq!((prune.apply(&connection).unwrap(), prune.apply(&connection).unwrap()), (2, 0));
+        assert_eq!(asked(some()), [3]);
+    }
+}
