@@ -222,7 +222,10 @@ fn a_link_outlives_a_kill() {
     daemon.adapter_once("fake/me", "running");
     let known = say(&daemon, 1, "u1");
     assert_eq!(known["status"], "completed");
-    assert_eq!((&known["trace"]["principal"]["tags"], &known["trace"]["principal"]["relationship"]), (&json!(["trusted"]), &json!("family")));
+    assert_eq!(
+        (&known["trace"]["principal"]["tags"], &known["trace"]["principal"]["relationship"]),
+        (&json!(["trusted"]), &json!("family"))
+    );
 }
 
 #[test]
@@ -232,7 +235,8 @@ fn a_request_that_runs_again_after_a_kill_has_one_row() {
     rustix::fs::mknodat(rustix::fs::CWD, &gate, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
     fs::write(daemon.file("lines"), line(1, "u1")).unwrap();
     let mut config = wanted(&daemon, json!({ "policies": [allow("open", json!({}))] }));
-    config["agents"] = json!({ "default": "gated", "gated": { "runner": "command", "command": format!("sh -c 'cat {gate} >/dev/null; echo done'") } });
+    config["agents"] =
+        json!({ "default": "gated", "gated": { "runner": "command", "command": format!("sh -c 'cat {gate} >/dev/null; echo done'") } });
     config["pipeline"] = json!({ "on_interrupted": "rerun" });
     daemon.configure(&config);
     daemon.launch();

@@ -3,7 +3,8 @@
 
 use super::decode::Section;
 use super::{
-    Access, Account, Adapter, Agent, Agents, Bus, CatchUp, Condition, Cron, Daemon, Ledgers, Match, Memory, Permissions, Pipeline, Plugins, Policy, PrincipalMatch, Rate, Restart, Retention, Send, SessionRoute, Timer, Tools,
+    Access, Account, Adapter, Agent, Agents, Bus, CatchUp, Condition, Cron, Daemon, Ledgers, Match, Memory, Permissions, Pipeline, Plugins,
+    Policy, PrincipalMatch, Rate, Restart, Retention, Send, SessionRoute, Timer, Tools,
 };
 use schemars::{JsonSchema, schema_for};
 use serde_json::Value;

@@ -253,10 +253,7 @@ fn queue_modes_have_older_names_and_rates_a_bound() {
     let policy = |keys: &str| format!("access: {{policies: [{{name: p, effect: allow, {keys}}}]}}");
     let mode = |word: &str| loaded(&policy(&format!("queue_mode: {word}"))).config.access.policies[0].queue_mode;
     assert_eq!((mode("queue"), mode("steer-backlog"), mode("collect")), (QueueMode::Followup, QueueMode::Steer, QueueMode::Collect));
-    assert_eq!(
-        errors(&policy("queue_mode: never")),
-        ["1:58 `queue_mode` must be one of followup, collect, interrupt, steer, not `never`"]
-    );
+    assert_eq!(errors(&policy("queue_mode: never")), ["1:58 `queue_mode` must be one of followup, collect, interrupt, steer, not `never`"]);
     for rate in ["{per_minute: 0}", "{per_minute: 6001}", "{per_minute: many}", "{}", "5"] {
         assert_eq!(errors(&policy(&format!("rate: {rate}"))).len(), 1, "{rate}");
     }

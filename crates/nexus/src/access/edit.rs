@@ -1,9 +1,7 @@
 //! What a person says about who is who, on its way from the command line to the ledger: checked at both ends,
 //! written by the daemon alone.
 
-use crate::ledger::identity::{
-    CONFIDENCE_MIN, IdentityCommand, Link, Merge, Refused, SetEntity, TAGS_MAX, Tag, Unlink, Unmerge, Untag,
-};
+use crate::ledger::identity::{CONFIDENCE_MIN, IdentityCommand, Link, Merge, Refused, SetEntity, TAGS_MAX, Tag, Unlink, Unmerge, Untag};
 use crate::ledger::writer::{WriteError, Writer};
 use nexus_core::event::ID_BYTES_MAX;
 use serde::{Deserialize, Serialize};

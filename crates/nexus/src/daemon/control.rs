@@ -353,11 +353,7 @@ impl Verbs for Control {
 
     fn rules(&self) -> Rules {
         let settings = self.pipeline.settings.load();
-        Rules {
-            access: settings.access.clone(),
-            default_agent: settings.default_agent.clone(),
-            time_zone: settings.time_zone.clone(),
-        }
+        Rules { access: settings.access.clone(), default_agent: settings.default_agent.clone(), time_zone: settings.time_zone.clone() }
     }
 
     fn edit_identity(&self, edit: Edit) -> BoxFuture<'_, Answer> {

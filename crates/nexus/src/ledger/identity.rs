@@ -7,9 +7,7 @@ mod read;
 mod tests;
 
 pub use edit::{Link, Linked, Merge, Refused, SetEntity, Tag, Unlink, Unmerge, Untag};
-pub use read::{
-    Contact, Details, Entity, Identity, LinkRow, Member, contact, contacts, details, entity, entity_of, link_of, root_of,
-};
+pub use read::{Contact, Details, Entity, Identity, LinkRow, Member, contact, contacts, details, entity, entity_of, link_of, root_of};
 
 use super::events::Senders;
 use super::writer::{Weight, commands};

@@ -50,7 +50,8 @@ mod tests {
         };
         after("").holds();
         after("DELETE FROM access_audit WHERE event_seq = 1").breaks("about which no decision is kept");
-        after("UPDATE nexus_requests SET status = 'denied' WHERE event_seq = 1; DELETE FROM runs WHERE event_seq = 1").breaks("no such decision");
+        after("UPDATE nexus_requests SET status = 'denied' WHERE event_seq = 1; DELETE FROM runs WHERE event_seq = 1")
+            .breaks("no such decision");
         after("INSERT INTO access_audit VALUES (1, 'allow')").breaks("several decisions");
     }
 }

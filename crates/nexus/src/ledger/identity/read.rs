@@ -184,7 +184,8 @@ pub fn details(connection: &Connection, entity_id: &str) -> rusqlite::Result<Opt
         "{MEMBERS} SELECT e.entity_id, e.name, e.relationship, e.merged_into, e.created_at
            FROM member m JOIN entities e ON e.entity_id = m.entity_id ORDER BY m.depth, e.entity_id"
     );
-    let members = connection.prepare_cached(&members)?.query_map(params![entity_id, MERGED_MAX], member)?.collect::<rusqlite::Result<_>>()?;
+    let members =
+        connection.prepare_cached(&members)?.query_map(params![entity_id, MERGED_MAX], member)?.collect::<rusqlite::Result<_>>()?;
     let identities = format!(
         "{MEMBERS} SELECT i.channel, i.sender_id, i.entity_id, i.confidence, i.source, i.linked_at, coalesce(c.messages, 0), c.last_seen
            FROM member m JOIN identity_mappings i ON i.entity_id = m.entity_id
@@ -196,21 +197,9 @@ pub fn details(connection: &Connection, entity_id: &str) -> rusqlite::Result<Opt
 }
 
 fn member(row: &Row<'_>) -> rusqlite::Result<Member> {
-    Ok(Member {
-        entity_id: row.get(0)?,
-        name: row.get(1)?,
-        relationship: row.get(2)?,
-        merged_into: row.get(3)?,
-        created_at: row.get(4)?,
-    })
+    Ok(Member { entity_id: row.get(0)?, name: row.get(1)?, relationship: row.get(2)?, merged_into: row.get(3)?, created_at: row.get(4)? })
 }
 
 fn identity(row: &Row<'_>) -> rusqlite::Result<Identity> {
-    Ok(Identity {
-        channel: row.get(0)?,
-        sender_id: row.get(1)?,
-        link: link(row, 2)?,
-        messages: row.get(6)?,
-        last_seen: row.get(7)?,
-    })
+    Ok(Identity { channel: row.get(0)?, sender_id: row.get(1)?, link: link(row, 2)?, messages: row.get(6)?, last_seen: row.get(7)? })
 }

@@ -50,7 +50,8 @@ const DROP_TRACES: &str = "UPDATE nexus_requests SET trace = NULL WHERE event_se
   WHERE trace IS NOT NULL AND completed_at IS NOT NULL AND completed_at < ?1 ORDER BY completed_at LIMIT ?2)";
 const DROP_TURNS: &str = "UPDATE runs SET turn_json = NULL WHERE run_id IN (SELECT run_id FROM runs
   WHERE turn_json IS NOT NULL AND finished_at < ?1 AND (finish_seq <= ?2 OR status = 'interrupted') LIMIT ?3)";
-const DROP_AUDIT: &str = "DELETE FROM access_audit WHERE event_seq IN (SELECT event_seq FROM access_audit WHERE at < ?1 ORDER BY at LIMIT ?2)";
+const DROP_AUDIT: &str =
+    "DELETE FROM access_audit WHERE event_seq IN (SELECT event_seq FROM access_audit WHERE at < ?1 ORDER BY at LIMIT ?2)";
 
 impl BeginEpoch {
     pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Begun> {
