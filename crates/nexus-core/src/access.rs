@@ -5,7 +5,7 @@
 //! and never enforces: callers do. Requirement: resolveAccess; contract: "The request".
 
 use crate::config::{Access, Condition, DataAccess, Day, Effect, Permissions, Policy, PrincipalMatch};
-use crate::config::{PrincipalType, QueueMode, TimeRange, Tools};
+use crate::config::{PrincipalType, Queue, QueueMode, TimeRange, Tools};
 use crate::event::PeerKind;
 use serde::{Deserialize, Serialize};
 
@@ -63,6 +63,9 @@ pub struct Decision {
     /// What becomes of the message while its session is busy, as the matched policy says.
     #[serde(default)]
     pub queue_mode: QueueMode,
+    /// How many may wait for their session.
+    #[serde(default, skip_serializing_if = "Queue::is_unlimited")]
+    pub queue: Queue,
     /// How often a minute the matched policy lets this principal ask on this channel. Whoever carries the
     /// decision out counts, with [`Rates`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -151,6 +154,7 @@ fn denied(matched_policy: Option<String>, why: Vec<String>) -> Decision {
         agent: None,
         session_key: None,
         queue_mode: QueueMode::default(),
+        queue: Queue::default(),
         per_minute: None,
         why,
     }
@@ -164,6 +168,7 @@ fn allowed(policy: Option<&Policy>, permissions: Permissions, why: Vec<String>) 
         agent: policy.and_then(|policy| policy.session.agent.clone()),
         session_key: policy.and_then(|policy| policy.session.key.clone()),
         queue_mode: policy.map(|policy| policy.queue_mode).unwrap_or_default(),
+        queue: policy.map(|policy| policy.queue.clone()).unwrap_or_default(),
         per_minute: policy.and_then(|policy| policy.rate.as_ref()).map(|rate| rate.per_minute),
         why,
     }

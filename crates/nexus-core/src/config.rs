@@ -15,6 +15,8 @@ mod decode;
 mod default_file;
 pub mod diff;
 mod field_schema;
+#[cfg(test)]
+mod hostile_tests;
 mod node;
 mod parse;
 mod plugins;
@@ -27,8 +29,8 @@ mod tests;
 mod timer;
 
 pub use access::{
-    Access, Condition, DataAccess, Day, Effect, Match, PER_MINUTE_MAX, Permissions, Policy, PrincipalMatch, PrincipalType, QueueMode, Rate,
-    SessionRoute, TimeRange, Tools,
+    Access, Condition, DataAccess, Day, Effect, Match, PER_MINUTE_MAX, Permissions, Policy, PrincipalMatch, PrincipalType, Queue,
+    QueueDrop, QueueMode, Rate, SessionRoute, TimeRange, Tools,
 };
 pub use adapter::{Account, Adapter, BUILTIN_WEBHOOK, CatchUp, Late, OnUncertain, Restart, Send};
 pub use agents::{Agent, Agents, ECHO, Memory, Runner};

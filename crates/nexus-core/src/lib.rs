@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod access;
+pub mod breaker;
 pub mod budget;
 pub mod chunk;
 pub mod config;
@@ -12,6 +13,7 @@ pub mod doubt;
 pub mod event;
 pub mod health;
 pub mod ids;
+pub mod lane;
 pub mod lifecycle;
 pub mod notice;
 pub mod protocol;

@@ -172,6 +172,9 @@ pub struct AgentSection {
     /// Why none could be looked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_error: Option<String>,
+    /// Ids of the requests that shared the run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fellows: Vec<String>,
 }
 
 /// What the agent answered.

@@ -25,6 +25,7 @@ mod reply;
 mod restore;
 mod search;
 mod send;
+mod sessions;
 mod table;
 mod talk;
 mod trace;
@@ -81,6 +82,9 @@ enum Verb {
     /// Show and decide about messages on their way out
     #[command(subcommand, after_help = "Example:\n  nexus deliveries list --status uncertain")]
     Deliveries(deliveries::Verb),
+    /// Show what was said in each session; fork and archive sessions
+    #[command(subcommand, after_help = "Example:\n  nexus sessions list")]
+    Sessions(sessions::Verb),
     /// Look at everything that the daemon needs and keeps, and say what to do about what is wrong
     #[command(after_help = "Examples:\n  nexus doctor\n  nexus doctor --repair")]
     Doctor(doctor::Args),
@@ -174,6 +178,7 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
         Verb::Search(args) => search::run(args, &global),
         Verb::Access(verb) => access::run(verb, &global),
         Verb::Deliveries(verb) => deliveries::run(&verb, &global),
+        Verb::Sessions(verb) => sessions::run(&verb, &global),
         Verb::Doctor(args) => doctor::run(&args, &global),
         Verb::Backup(args) => backup::run(args, &global),
         Verb::Restore(args) => restore::run(args, &global),
@@ -274,6 +279,10 @@ mod tests {
             "access policies",
             "access check imessage:+1555 --account me --peer-kind group --peer g1 --at 2026-01-02T23:30",
             "access audit --limit 5 --denied --sender imessage:+1555 --since 1h",
+            "sessions list --all -n 5",
+            "sessions show dm:owner --limit 3",
+            "sessions fork dm:owner what-if --at turn_1",
+            "sessions archive --undo dm:owner",
             "doctor",
             "doctor --repair --json",
             "backup",
@@ -308,6 +317,8 @@ mod tests {
             "search x --limit 101",
             "search x --kind letter",
             "search x --since soon",
+            "sessions fork dm:owner",
+            "sessions show",
             "restore",
             "access link nobody ann",
             "access link sms:1 ann --confidence 1.5",

@@ -17,6 +17,7 @@ mod ready;
 mod reload;
 mod replay;
 mod search;
+mod sessions;
 mod shutdown;
 mod signals;
 mod start;

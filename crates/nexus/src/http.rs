@@ -9,6 +9,7 @@ mod missing;
 pub mod replay;
 mod search;
 pub mod send;
+pub mod sessions;
 mod stream;
 
 use crate::bus::Bus;

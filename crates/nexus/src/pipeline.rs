@@ -4,7 +4,9 @@
 
 pub mod assemble;
 mod automate;
+pub mod breakers;
 mod broken;
+mod collect;
 mod finish;
 pub mod followers;
 mod identify;
@@ -30,8 +32,8 @@ use crate::routes::Routes;
 use crate::search::Search;
 use crate::watch::Watch;
 use arc_swap::ArcSwap;
-use nexus_core::access::Rates;
-use nexus_core::config;
+use nexus_core::access::{Principal, Rates};
+use nexus_core::config::{self, Queue, QueueMode};
 use nexus_core::notice::NoticeType;
 use nexus_core::request::{NexusRequest, Stage, StageTrace, Status};
 use serde::Serialize;
@@ -91,6 +93,8 @@ pub struct Pipeline {
     pub epoch: i64,
     /// Cancelled when the drain of a shutdown is over: runs are interrupted.
     pub abandon: CancellationToken,
+    /// What stops sessions that go round in circles.
+    pub breakers: breakers::Breakers,
     /// Ends without a run that are on their way to the disk, and how many may be.
     pub settling: TaskTracker,
     pub settle_room: Arc<Semaphore>,
@@ -113,6 +117,12 @@ pub struct Prepared {
     pub request: NexusRequest,
     pub agent: Arc<Agent>,
     pub session: String,
+    /// The session's label when its sender was not known.
+    formerly: Option<String>,
+    /// Earlier requests of the session that are answered in the same turn, oldest first.
+    fellows: Vec<Prepared>,
+    /// Cancelled when a newer message of the session ends its turn.
+    abort: CancellationToken,
     /// Time spent in stages so far, which counts against `pipeline.timeout_ms`.
     spent: Duration,
     timeout: Duration,
@@ -122,6 +132,12 @@ impl Prepared {
     /// Timer turns: they may take only a part of an agent's slots.
     pub fn is_system(&self) -> bool {
         self.request.event.channel == crate::routes::TIMER_CHANNEL
+    }
+
+    /// What becomes of it while a turn of its session runs, as its policy says.
+    fn queueing(&self) -> (QueueMode, Queue) {
+        let access = self.request.access.as_ref();
+        access.map(|access| (access.queue_mode, access.queue.clone())).unwrap_or_default()
     }
 }
 
@@ -141,6 +157,7 @@ pub(crate) enum Exit {
     Denied(String),
     Handled { by: String },
     Failed(String),
+    Expired(String),
 }
 
 /// Counts one request as active for as long as it lives.
@@ -178,7 +195,10 @@ impl Pipeline {
         let mut budget = Budget { timeout: Duration::from_millis(settings.pipeline.timeout_ms), spent: Duration::ZERO };
         match self.stages_before_agent(&mut request, &adapter, &settings, &mut budget).await {
             Ok((agent, session)) => {
-                Outcome::Run(Box::new(Prepared { adapter, request, agent, session, spent: budget.spent, timeout: budget.timeout }))
+                let formerly = assemble::formerly(&request, &session);
+                let Budget { timeout, spent } = budget;
+                let (fellows, abort) = (Vec::new(), CancellationToken::new());
+                Outcome::Run(Box::new(Prepared { adapter, request, agent, session, formerly, fellows, abort, spent, timeout }))
             }
             Err(exit) => self.settle(request, exit, active).await,
         }
@@ -191,12 +211,24 @@ impl Pipeline {
         settings: &Settings,
         budget: &mut Budget,
     ) -> Result<(Arc<Agent>, String), Exit> {
+        let principal = self.stages_to_access(request, adapter, settings, budget).await?;
+        self.stage(request, Stage::RunAutomations, budget, async |request| automate::automate(request)).await?;
+        self.stage(request, Stage::AssembleContext, budget, async |request| self.assemble(request, settings, &principal)).await
+    }
+
+    /// Stages 1 to 3: who speaks, and whether they may.
+    async fn stages_to_access(
+        &self,
+        request: &mut NexusRequest,
+        adapter: &str,
+        settings: &Settings,
+        budget: &mut Budget,
+    ) -> Result<Principal, Exit> {
         self.stage(request, Stage::ReceiveEvent, budget, async |_| Ok(())).await?;
         let principal =
             self.stage(request, Stage::ResolveIdentity, budget, async |request| self.identify(request, adapter, settings).await).await?;
         self.stage(request, Stage::ResolveAccess, budget, async |request| self.authorize(request, settings, &principal)).await?;
-        self.stage(request, Stage::RunAutomations, budget, async |request| automate::automate(request)).await?;
-        self.stage(request, Stage::AssembleContext, budget, async |request| self.assemble(request, settings, &principal)).await
+        Ok(principal)
     }
 
     /// Runs one stage: span, time, time-out, trace, notice, hook. A panic in it fails the request.
@@ -225,7 +257,7 @@ impl Pipeline {
     fn record(&self, request: &mut NexusRequest, stage: Stage, started_at: i64, spent: Duration, exit: Option<&Exit>) {
         let (exit_reason, error) = match exit {
             None => (None, None),
-            Some(Exit::Denied(reason)) => (Some(reason.clone()), None),
+            Some(Exit::Denied(reason) | Exit::Expired(reason)) => (Some(reason.clone()), None),
             Some(Exit::Handled { by }) => (Some(format!("handled by {by}")), None),
             Some(Exit::Failed(error)) => (None, Some(error.clone())),
         };
@@ -250,6 +282,7 @@ impl Pipeline {
             Exit::Denied(reason) => (Status::Denied, Some(reason)),
             Exit::Handled { by } => (Status::HandledByAutomation, Some(by)),
             Exit::Failed(error) => (Status::Failed, Some(error)),
+            Exit::Expired(reason) => (Status::Expired, Some(reason)),
         };
         let stage = request.pipeline.last().map_or(Stage::ReceiveEvent, |trace| trace.stage);
         (request.status, request.reason) = (status, reason.clone());
@@ -274,6 +307,24 @@ impl Pipeline {
             drop((room, active));
         });
         Outcome::Settled
+    }
+
+    /// Ends a request that its session's queue has no room for. One whose context was not kept is decided about
+    /// again, as it would be to run: its end has a decision as well.
+    async fn expire(self: &Arc<Self>, event_seq: i64, prepared: Option<Box<Prepared>>, reason: String) -> Outcome {
+        let active = Active::begin(&self.metrics);
+        let (request, exit) = match prepared {
+            Some(prepared) => (prepared.request, Exit::Expired(reason)),
+            None => {
+                let Some((request_id, event)) = router::load(self, event_seq, None).await else { return Outcome::Abandoned };
+                let (settings, adapter) = (self.settings.load_full(), event.adapter.clone());
+                let mut request = event.into_request(request_id, clock::wall_ms());
+                let mut budget = Budget { timeout: Duration::from_millis(settings.pipeline.timeout_ms), spent: Duration::ZERO };
+                let decided = self.stages_to_access(&mut request, &adapter, &settings, &mut budget).await;
+                (request, decided.err().unwrap_or(Exit::Expired(reason)))
+            }
+        };
+        self.settle(request, exit, active).await
     }
 
     async fn write_end(&self, request: NexusRequest, command: SettleRequest) {

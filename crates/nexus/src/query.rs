@@ -3,7 +3,7 @@
 
 use crate::ledger::events::{self, Disposition, StoredEvent};
 use crate::ledger::migrate::{self, MigrateError};
-use crate::ledger::{Ledger, OpenError, ReadError, Readers, lock, nexus};
+use crate::ledger::{Ledger, OpenError, ReadError, Readers, agents, lock, nexus};
 use nexus_core::ids::AccountKey;
 use nexus_core::request::Status;
 use rusqlite::Connection;
@@ -65,27 +65,18 @@ pub struct Attempt {
     pub is_open: bool,
 }
 
-/// Readers of the two ledgers that questions go to.
+/// Readers of the ledgers that questions go to.
 #[derive(Debug, Clone)]
 pub struct Record {
     pub events: Readers,
     pub nexus: Readers,
+    pub agents: Readers,
 }
 
 /// Readers of two ledgers in `directory`, which no daemon has open; errors as of [`Record::offline`].
 pub(crate) fn offline(directory: &Path, [one, other]: [Ledger; 2]) -> Result<[Readers; 2], QueryError> {
     lock::refuse_half_restored(directory)?;
-    let file = |ledger: Ledger| directory.join(ledger.file_name());
-    if !file(one).exists() || !file(other).exists() {
-        return Err(QueryError::NoLedger(directory.to_owned()));
-    }
-    let readers = |ledger: Ledger| -> Result<Readers, QueryError> {
-        let path = file(ledger);
-        let readers = Readers::new(path.clone());
-        readers.read_now(|connection| Ok(migrate::check(connection, &path, ledger.migrations())))??;
-        Ok(readers)
-    };
-    Ok([readers(one)?, readers(other)?])
+    Ok([checked(directory, one)?, checked(directory, other)?])
 }
 
 impl Record {
@@ -96,7 +87,9 @@ impl Record {
     /// [`QueryError::HalfRestored`] where they may not be of one set.
     pub fn offline(directory: &Path) -> Result<Self, QueryError> {
         let [events, nexus] = offline(directory, [Ledger::Events, Ledger::Nexus])?;
-        Ok(Self { events, nexus })
+        // Of the third only sessions know, and look whether it can be read.
+        let agents = Readers::new(directory.join(Ledger::Agents.file_name()));
+        Ok(Self { events, nexus, agents })
     }
 
     /// What the record knows of an account; nothing much of one that was never used.
@@ -207,10 +200,32 @@ impl Record {
         Ok(json!({ "requests": rows }))
     }
 
+    /// Sessions with the newest turns, newest first; archived ones only if `all` are wanted.
+    pub fn sessions(&self, all: bool, limit: usize) -> Result<Value, ReadError> {
+        let rows = self.agents.read_now(|connection| agents::sessions(connection, all, limit.min(ROWS_MAX)))?;
+        Ok(json!({ "sessions": rows }))
+    }
+
+    /// A session, by its label or an alias, with its newest turns.
+    pub fn session(&self, name: &str, limit: usize) -> Result<Option<Value>, ReadError> {
+        self.agents.read_now(|connection| agents::session(connection, name, limit.min(ROWS_MAX)))
+    }
+
     pub fn deliveries(&self, status: Option<&str>, limit: usize) -> Result<Value, ReadError> {
         let rows = self.nexus.read_now(|connection| nexus::deliveries(connection, status, limit.min(ROWS_MAX)))?;
         Ok(json!({ "deliveries": rows }))
     }
+}
+
+/// Readers of one file, which must be there and of this program's version.
+fn checked(directory: &Path, ledger: Ledger) -> Result<Readers, QueryError> {
+    let path = directory.join(ledger.file_name());
+    if !path.exists() {
+        return Err(QueryError::NoLedger(directory.to_owned()));
+    }
+    let readers = Readers::new(path.clone());
+    readers.read_now(|connection| Ok(migrate::check(connection, &path, ledger.migrations())))??;
+    Ok(readers)
 }
 
 /// The agent's text is kept once, in its run's turn; the trace is shown with it.
@@ -224,7 +239,8 @@ fn add_text(trace: Option<&mut Value>, runs: &[Value]) {
 }
 
 fn runs(connection: &Connection, seq: i64) -> rusqlite::Result<Vec<Value>> {
-    let sql = "SELECT run_id, attempt, agent, session, status, acted, started_at, finished_at, turn_json FROM runs WHERE event_seq = ?1 ORDER BY attempt";
+    let sql = "SELECT run_id, attempt, agent, session, status, acted, started_at, finished_at, turn_json FROM runs
+               WHERE event_seq = ?1 OR run_id = (SELECT run_id FROM nexus_requests WHERE event_seq = ?1) ORDER BY rowid";
     let mut query = connection.prepare_cached(sql)?;
     let rows = query.query_map([seq], |row| {
         let turn: Option<String> = row.get(8)?;
@@ -269,6 +285,19 @@ pub fn trace(directory: &Path, id: &str) -> Result<Option<Value>, QueryError> {
 
 pub fn traces(directory: &Path, status: Option<&str>, limit: usize) -> Result<Value, QueryError> {
     Ok(Record::offline(directory)?.traces(status, limit)?)
+}
+
+pub fn sessions(directory: &Path, all: bool, limit: usize) -> Result<Value, QueryError> {
+    Ok(with_sessions(directory)?.sessions(all, limit)?)
+}
+
+pub fn session(directory: &Path, name: &str, limit: usize) -> Result<Option<Value>, QueryError> {
+    Ok(with_sessions(directory)?.session(name, limit)?)
+}
+
+fn with_sessions(directory: &Path) -> Result<Record, QueryError> {
+    let record = Record::offline(directory)?;
+    Ok(Record { agents: checked(directory, Ledger::Agents)?, ..record })
 }
 
 /// The accounts of `keys`, in their order.

@@ -12,6 +12,8 @@ pub const LABEL_BYTES_MAX: usize = 200;
 /// What a session template may name.
 pub const PLACEHOLDERS: [&str; 6] = ["channel", "account", "sender_id", "peer_id", "entity_id", "thread_id"];
 
+/// What labels of system principals begin with.
+const SYSTEM: &str = "system:";
 /// `%~` and 16 hexadecimal digits. No escaped part holds `%~`, so no whole label looks like a cut one.
 const HASH_SUFFIX_BYTES: usize = 18;
 
@@ -60,10 +62,14 @@ pub fn check_template(template: &str) -> Result<(), TemplateError> {
 /// The session's label (contract "Session labels"): known senders `dm:{entity_id}`, others
 /// `dm:{channel}:{sender_id}`, groups and channels `group:{channel}:{peer_id}[:thread:{id}]`, system
 /// principals `system:{sender_id}` (a timer's label). With a template, that, less the placeholders nobody knows; one
-/// that comes out empty is as none. `:` and `%` within a part become `%3A` and `%25`.
+/// that comes out empty is as none. What a template makes for a system principal begins with `system:` all the same:
+/// no turn of the timer stands in the way of a person's. `:` and `%` within a part become `%3A` and `%25`.
 pub fn session_label(principal: &Principal, conversation: &Conversation<'_>, template: Option<&str>) -> String {
     let templated = template.map(|template| fill(template, principal, conversation));
     let label = match templated {
+        Some(label) if principal.type_ == PrincipalType::System && !label.is_empty() && !label.starts_with(SYSTEM) => {
+            format!("{SYSTEM}{label}")
+        }
         Some(label) if !label.is_empty() => label,
         Some(_) | None => plain(principal, conversation),
     };
@@ -72,7 +78,7 @@ pub fn session_label(principal: &Principal, conversation: &Conversation<'_>, tem
 
 fn plain(principal: &Principal, conversation: &Conversation<'_>) -> String {
     if principal.type_ == PrincipalType::System {
-        return format!("system:{}", escaped(conversation.sender_id));
+        return format!("{SYSTEM}{}", escaped(conversation.sender_id));
     }
     match conversation.peer_kind {
         PeerKind::Dm => format!("dm:{}", speaker(principal, conversation)),
@@ -227,6 +233,16 @@ mod tests {
         let fill = |sender| session_label(&stranger, &dm("sms", sender), Some("support:{entity_id}"));
         assert_eq!(fill("1"), "support:sms:1");
         assert_ne!(fill("1"), fill("2"));
+    }
+
+    #[test]
+    fn the_timer_has_lanes_of_its_own_whatever_the_template() {
+        let timer = principal(PrincipalType::System, None);
+        let fill = |template: &str| session_label(&timer, &dm("timer", "briefing"), Some(template));
+        assert_eq!(fill("dm:owner"), "system:dm:owner");
+        assert_eq!(fill("{sender_id}"), "system:briefing");
+        assert_eq!(fill("system:{sender_id}"), "system:briefing");
+        assert_eq!(fill("{password}"), "system:briefing");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The section `access`: who the owner is, and the policies. Which policy applies is decided elsewhere.
 
-use super::decode::{Decode, check_unique, nonempty, optional_text, word};
+use super::decode::{Decode, check_unique, nonempty, number, optional_text, word};
 use super::node::Node;
 use super::problem::{Faults, quoted};
 use crate::access::{PLACEHOLDERS, TemplateError, check_template};
@@ -11,6 +11,8 @@ use serde::Deserialize;
 const PRIORITY_MAX: i64 = 1_000_000;
 /// Most requests per minute that a rate may be. A limit beyond is none, and up to here the bucket's arithmetic is exact.
 pub const PER_MINUTE_MAX: u32 = 6_000;
+/// Most requests that `queue.cap` may let wait.
+const QUEUE_CAP_MAX: u32 = 1_000_000;
 /// Minutes of a day.
 const DAY_MINUTES: u16 = 24 * 60;
 
@@ -81,8 +83,19 @@ words! {
         Collect = "collect",
         /// The running turn is aborted.
         Interrupt = "interrupt",
-        /// It is given to the running agent, where that takes input.
+        /// It is given to the running agent where that takes input, else as interrupt.
         Steer = "steer",
+    }
+}
+
+words! {
+    /// Which of too many waiting messages is dropped.
+    QueueDrop {
+        /// The oldest of those that wait.
+        #[default]
+        Old = "old",
+        /// The one that comes.
+        New = "new",
     }
 }
 
@@ -116,6 +129,8 @@ section! {
         /// What becomes of a message whose session is busy: followup, collect, interrupt or steer. `queue` is
         /// read as followup, `steer-backlog` as steer.
         queue_mode: QueueMode = QueueMode::default() => queue_mode;
+        /// How many messages may wait for their session.
+        queue: Queue = Queue::default();
         /// How often one sender may ask on one channel, where this policy decides; as often as they like without it.
         rate: Option<Rate> = None;
         /// Of several that match, the highest decides.
@@ -192,6 +207,16 @@ section! {
 }
 
 section! {
+    /// How many messages may wait for their session.
+    Queue also(Deserialize) {
+        /// So many at most, 1 to 1000000; without it as many as come.
+        cap: Option<u32> = None => queue_cap;
+        /// Which is dropped when it is one too many, old or new; its request ends as expired.
+        drop: QueueDrop = QueueDrop::default();
+    }
+}
+
+section! {
     /// Where an allowed request goes.
     SessionRoute {
         /// Agent that answers, instead of `agents.default`.
@@ -239,6 +264,13 @@ impl TimeRange {
     }
 }
 
+impl Queue {
+    /// Nothing is ever dropped.
+    pub fn is_unlimited(&self) -> bool {
+        self.cap.is_none()
+    }
+}
+
 fn minute_of_day(text: &str) -> Option<u16> {
     let (hours, minutes) = text.split_once(':')?;
     let is_two_digits = |part: &str| part.len() == 2 && part.bytes().all(|b| b.is_ascii_digit());
@@ -283,6 +315,7 @@ fn identities(node: &Node, name: &str, faults: &mut Faults) -> Option<Vec<String
     Some(owner)
 }
 
+/// Other gateways' words are understood as well.
 fn queue_mode(node: &Node, name: &str, faults: &mut Faults) -> Option<QueueMode> {
     let parse = |text: &str| match text {
         "queue" => Some(QueueMode::Followup),
@@ -290,6 +323,10 @@ fn queue_mode(node: &Node, name: &str, faults: &mut Faults) -> Option<QueueMode>
         other => QueueMode::parse(other),
     };
     word(node, name, QueueMode::WORDS, parse, faults)
+}
+
+fn queue_cap(node: &Node, name: &str, faults: &mut Faults) -> Option<Option<u32>> {
+    number(node, name, &(1..=QUEUE_CAP_MAX), faults).map(Some)
 }
 
 /// A session template. It names parts of the event and of its sender, never another template: so none can

@@ -133,8 +133,12 @@ access:
       #session:
         #agent: echo
         #key: family
-      # A message whose session is busy: followup (each is answered, in order), collect, interrupt or steer.
+      # A message whose session is busy: followup (each is answered, in order), collect (what waits becomes
+      # one turn), interrupt or steer. So many may wait; drop the old or the new one then.
       #queue_mode: followup
+      #queue:
+        #cap: 20
+        #drop: old
       # How often one sender may ask on one channel.
       #rate:
         #per_minute: 30

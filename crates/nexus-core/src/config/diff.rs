@@ -236,6 +236,8 @@ mod tests {
         ("access.policies.session.agent", |c| policy(c).session.agent = None),
         ("access.policies.session.key", |c| policy(c).session.key = None),
         ("access.policies.queue_mode", |c| policy(c).queue_mode = QueueMode::Steer),
+        ("access.policies.queue.cap", |c| policy(c).queue.cap = None),
+        ("access.policies.queue.drop", |c| policy(c).queue.drop = QueueDrop::Old),
         ("access.policies.rate.per_minute", |c| policy(c).rate = None),
         ("access.policies.priority", |c| policy(c).priority += 1),
         ("agents.default", |c| c.agents.default.push('1')),

@@ -4,7 +4,7 @@
 use super::decode::Section;
 use super::{
     Access, Account, Adapter, Agent, Agents, Bus, CatchUp, Condition, Cron, Daemon, Ledgers, Match, Memory, Permissions, Pipeline, Plugins,
-    Policy, PrincipalMatch, Rate, Restart, Retention, Send, SessionRoute, Timer, Tools,
+    Policy, PrincipalMatch, Queue, Rate, Restart, Retention, Send, SessionRoute, Timer, Tools,
 };
 use schemars::{JsonSchema, schema_for};
 use serde_json::Value;
@@ -35,6 +35,7 @@ pub fn reference_markdown() -> String {
     table::<Permissions>(&mut page, "access.policies[].permissions");
     table::<Tools>(&mut page, "access.policies[].permissions.tools");
     table::<SessionRoute>(&mut page, "access.policies[].session");
+    table::<Queue>(&mut page, "access.policies[].queue");
     table::<Rate>(&mut page, "access.policies[].rate");
     table::<Agents>(&mut page, "agents");
     table::<Agent>(&mut page, "agents.NAME");

@@ -1,10 +1,9 @@
-//! Reading whole texts: all mistakes at once with their places, overlays, and hostile input.
+//! Reading whole texts: all mistakes at once with their places, and overlays. Hostile ones are in `hostile_tests`.
 #![allow(clippy::unwrap_used)]
 
 use super::parse::{DEPTH_LEVELS_MAX, TEXT_BYTES_MAX};
 use super::problem::PROBLEMS_MAX;
 use super::*;
-use proptest::prelude::*;
 
 /// Every key once, each with a value that is not its default where it has one that differs.
 pub(super) const FULL_YAML: &str = r#"
@@ -37,6 +36,7 @@ access:
       permissions: { tools: { allow: [ t1 ], deny: [ t2 ] }, credentials: [ google/me ], data_access: full }
       session: { agent: smart, key: family }
       queue_mode: collect
+      queue: { cap: 4, drop: new }
       rate: { per_minute: 9 }
       priority: 7
 agents:
@@ -62,7 +62,7 @@ timer:
 bus: { mode: write-through, ring: 100, retention_days: 1 }
 "#;
 
-fn source(text: &str) -> Source<'_> {
+pub(super) fn source(text: &str) -> Source<'_> {
     Source { name: "nex.yaml", text }
 }
 
@@ -75,7 +75,7 @@ pub(super) fn loaded_with(text: &str, overlay: &str) -> Loaded {
     load(source(text), Some(overlay)).unwrap_or_else(|problems| panic!("{}", report(&problems)))
 }
 
-fn report(problems: &[Problem]) -> String {
+pub(super) fn report(problems: &[Problem]) -> String {
     problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n")
 }
 
@@ -285,6 +285,18 @@ access:
 }
 
 #[test]
+fn queue_modes_have_other_names_and_a_cap_has_a_range() {
+    let policy = |rest: &str| format!("access: {{policies: [{{name: p, effect: allow, {rest}}}]}}");
+    let mode = |word: &str| loaded(&policy(&format!("queue_mode: {word}"))).config.access.policies[0].queue_mode;
+    assert_eq!(["queue", "collect", "steer-backlog"].map(mode), [QueueMode::Followup, QueueMode::Collect, QueueMode::Steer]);
+    let queue = |rest: &str| loaded(&policy(rest)).config.access.policies[0].queue.clone();
+    assert_eq!(queue("queue: {cap: 3, drop: new}"), Queue { cap: Some(3), drop: QueueDrop::New });
+    for rest in ["queue_mode: later", "queue: {cap: 0}", "queue: {cap: 1000001}", "queue: {drop: all}"] {
+        assert_eq!(errors(&policy(rest)).len(), 1, "{rest}");
+    }
+}
+
+#[test]
 fn unknown_keys_are_warnings_with_the_nearest_known() {
     assert_eq!(
         warnings("daemon:\n  prot: 1\nnostr: {}\nadapters: {a: {command: a, restart: {max_restart: 1}}}\n"),
@@ -415,6 +427,7 @@ fn the_default_file_shows_every_key_with_its_default() {
         Permissions::KEYS,
         Tools::KEYS,
         SessionRoute::KEYS,
+        Queue::KEYS,
         Rate::KEYS,
         Agent::KEYS,
         Memory::KEYS,
@@ -439,90 +452,4 @@ fn the_schema_names_types_ranges_and_what_is_required() {
     assert!(schema.pointer("/$defs/PrincipalMatch/properties/type").is_some());
     let described = |value: &serde_json::Value| value.get("description").is_some();
     assert!(schema["properties"].as_object().unwrap().values().all(described));
-}
-
-/// Text made of the pieces that configurations are made of, in any order.
-fn yaml_soup() -> impl Strategy<Value = String> {
-    let piece = prop::sample::select(vec![
-        "daemon",
-        "port",
-        "adapters",
-        "nex",
-        "agents",
-        "access",
-        "policies",
-        "timer",
-        "cron",
-        "expr",
-        "env",
-        "'",
-        "\"",
-        ": ",
-        ":",
-        "\n",
-        "\n  ",
-        "\n    ",
-        "- ",
-        "[",
-        "]",
-        "{",
-        "}",
-        ", ",
-        "#",
-        " ",
-        "\t",
-        "&a ",
-        "*a",
-        "!t ",
-        "|",
-        ">",
-        "---\n",
-        "...",
-        "%",
-        "? ",
-        "~",
-        "1",
-        "-1",
-        "é",
-        "\u{feff}",
-        "\r",
-        "\0",
-        "* * * * *",
-        "\\",
-        "<<",
-    ]);
-    prop::collection::vec(piece, 0..60).prop_map(|pieces| pieces.concat())
-}
-
-proptest! {
-    #[test]
-    fn no_text_panics(main in any::<String>(), overlay in any::<String>()) {
-        check_any(&main, &overlay);
-    }
-
-    #[test]
-    fn no_soup_of_yaml_panics(main in yaml_soup(), overlay in yaml_soup()) {
-        check_any(&main, &overlay);
-    }
-
-    #[test]
-    fn no_damaged_file_panics(at in 0..FULL_YAML.len(), piece in yaml_soup()) {
-        let at = (at..=FULL_YAML.len()).find(|at| FULL_YAML.is_char_boundary(*at)).unwrap();
-        let (head, tail) = FULL_YAML.split_at(at);
-        check_any(&format!("{head}{piece}{tail}"), "");
-        check_any(head, tail);
-    }
-}
-
-/// Whatever comes of a text, it can be told: as places in the text, or as a configuration shown.
-fn check_any(main: &str, overlay: &str) {
-    let overlay = Source { name: "overlay.yaml", text: overlay };
-    match load(source(main), Some(overlay)) {
-        Ok(loaded) => assert!(loaded.show().starts_with("daemon:")),
-        Err(problems) => {
-            assert!(!problems.is_empty());
-            assert!(problems.iter().all(|problem| problem.line >= 1 && problem.column >= 1));
-            assert!(!report(&problems).is_empty());
-        }
-    }
 }

@@ -39,12 +39,37 @@ CREATE TABLE tool_calls (
   PRIMARY KEY (turn_id, n)
 ) STRICT, WITHOUT ROWID;
 
--- A label that points at the newest turn.
+-- A label that points at the newest turn. One that is archived begins anew with its next turn.
 CREATE TABLE sessions (
   label      TEXT PRIMARY KEY,
   agent      TEXT NOT NULL,
   head       TEXT NOT NULL,
   turns      INTEGER NOT NULL,
   created_at INTEGER NOT NULL,
-  updated_at INTEGER NOT NULL
+  updated_at INTEGER NOT NULL,
+  archived_at INTEGER
 ) STRICT, WITHOUT ROWID;
+
+-- Labels that were the session's before its sender became known.
+CREATE TABLE session_aliases (
+  alias      TEXT PRIMARY KEY,
+  label      TEXT NOT NULL,
+  created_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX aliases_by_label ON session_aliases (label);
+
+-- What a label pointed at before: it was archived and began anew, or its sender's other session went on.
+CREATE TABLE session_history (
+  seq        INTEGER PRIMARY KEY,
+  label      TEXT NOT NULL,
+  agent      TEXT NOT NULL,
+  head       TEXT NOT NULL,
+  turns      INTEGER NOT NULL,
+  created_at INTEGER NOT NULL,
+  updated_at INTEGER NOT NULL,
+  ended_at   INTEGER NOT NULL,
+  reason     TEXT NOT NULL CHECK (reason IN ('archived', 'promoted')),
+  -- Of one that was promoted: the session that went on.
+  successor  TEXT
+) STRICT;
+CREATE INDEX history_by_label ON session_history (label);

@@ -18,6 +18,8 @@ CREATE TABLE nexus_requests (
   stage        TEXT NOT NULL,
   session      TEXT,
   agent        TEXT,
+  -- Its last run, which several requests may share.
+  run_id       TEXT,
   attempts     INTEGER NOT NULL DEFAULT 0,
   late         INTEGER NOT NULL DEFAULT 0,
   created_at   INTEGER NOT NULL,
@@ -48,6 +50,7 @@ CREATE INDEX audit_age ON access_audit (at);
 
 CREATE TABLE runs (
   run_id       TEXT PRIMARY KEY,
+  -- Of several requests that share it, the newest: that one is replied to.
   event_seq    INTEGER NOT NULL,
   attempt      INTEGER NOT NULL,
   agent        TEXT NOT NULL,

@@ -160,6 +160,12 @@ impl Page {
         self.field("From", request["trace"]["principal"]["type"].as_str().unwrap_or(""));
         self.field("Session", text("session"));
         self.field("Agent", text("agent"));
+        let section = &request["trace"]["agent"];
+        let fellows: Vec<&str> = section["fellows"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        if !fellows.is_empty() {
+            self.field("Run", section["run_id"].as_str().unwrap_or("-"));
+            self.field("Together", &fellows.join(", "));
+        }
         self.field("Attempts", &request["attempts"].as_i64().unwrap_or(0).to_string());
         if request["late"] == true || request["late"].as_i64().is_some_and(|late| late != 0) {
             self.field("Late", "yes");

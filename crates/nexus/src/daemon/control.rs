@@ -2,7 +2,7 @@
 
 use super::error::StartError;
 use super::paths::Paths;
-use super::{backup, housekeeping, reload, replay, search, status};
+use super::{backup, housekeeping, reload, replay, search, sessions, status};
 use crate::access::{Edit, People, Rules};
 use crate::adapter::intake::Sinks;
 use crate::adapter::{Adapters, VerbError};
@@ -15,6 +15,7 @@ use crate::http::backup::Lines as BackupLines;
 use crate::http::control::{Answer, Refusal, Verbs};
 use crate::http::replay::{Replay, Replayed};
 use crate::http::send::{Accepted, Message};
+use crate::http::sessions::Fork;
 use crate::keeper::Cgroup;
 use crate::ledger::events::{Append, Disposition, Lines, NewEvent, by_id};
 use crate::ledger::nexus::{DeliveryCounts, Resolution, deliveries_of, request_by_event};
@@ -344,7 +345,8 @@ impl Verbs for Control {
     }
 
     fn record(&self) -> Record {
-        Record { events: self.ledgers.events.readers.clone(), nexus: self.ledgers.nexus.readers.clone() }
+        let Ledgers { events, nexus, agents, .. } = &self.ledgers;
+        Record { events: events.readers.clone(), nexus: nexus.readers.clone(), agents: agents.readers.clone() }
     }
 
     fn people(&self) -> People {
@@ -394,6 +396,14 @@ impl Verbs for Control {
 
     fn backup(&self, directory: Option<PathBuf>) -> BoxFuture<'_, Result<BackupLines, Refusal>> {
         Box::pin(std::future::ready(backup::begin(self, directory)))
+    }
+
+    fn fork_session(&self, name: String, fork: Fork) -> BoxFuture<'_, Answer> {
+        Box::pin(sessions::fork(&self.ledgers, name, fork))
+    }
+
+    fn archive_session(&self, name: String, undo: bool) -> BoxFuture<'_, Answer> {
+        Box::pin(sessions::archive(&self.ledgers, name, undo))
     }
 
     fn adapter_info(&self, name: String) -> BoxFuture<'_, Answer> {

@@ -96,6 +96,7 @@ pub(super) async fn start(ground: Ground<'_>, interrupted: Vec<Interrupted>) -> 
         finished: Arc::new(Notify::new()),
         epoch,
         abandon: CancellationToken::new(),
+        breakers: crate::pipeline::breakers::Breakers::default(),
         settling: TaskTracker::new(),
         settle_room: Arc::new(Semaphore::new(SETTLING_MAX)),
         rates: std::sync::Mutex::default(),

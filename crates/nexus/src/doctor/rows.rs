@@ -78,13 +78,13 @@ pub(super) const NEXUS: &[Rule] = &[
         check: Check::Promise,
         what: "request(s) in processing that no run works on",
         sql: "SELECT request_id FROM nexus_requests q WHERE status IN ('waiting', 'processing', 'interrupted') AND status = 'processing'
-                AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.event_seq = q.event_seq AND r.status = 'running')",
+                AND NOT EXISTS (SELECT 1 FROM runs r WHERE (r.event_seq = q.event_seq OR r.run_id = q.run_id) AND r.status = 'running')",
     },
     Rule {
         check: Check::Promise,
         what: "completed request(s) without a finished run",
         sql: "SELECT request_id FROM nexus_requests q WHERE status = 'completed'
-                AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.event_seq = q.event_seq AND r.status = 'finished')",
+                AND NOT EXISTS (SELECT 1 FROM runs r WHERE (r.event_seq = q.event_seq OR r.run_id = q.run_id) AND r.status = 'finished')",
     },
     Rule {
         check: Check::Records,
@@ -156,6 +156,17 @@ pub(super) const AGENTS: &[Rule] = &[
         check: Check::Records,
         what: "session(s) that point at no turn",
         sql: "SELECT label FROM sessions s WHERE NOT EXISTS (SELECT 1 FROM turns t WHERE t.turn_id = s.head)",
+    },
+    Rule {
+        check: Check::Records,
+        what: "past session(s) that point at no turn",
+        sql: "SELECT label FROM session_history s WHERE NOT EXISTS (SELECT 1 FROM turns t WHERE t.turn_id = s.head)",
+    },
+    Rule {
+        check: Check::Records,
+        what: "alias(es) of no session",
+        sql: "SELECT alias FROM session_aliases a WHERE NOT EXISTS (SELECT 1 FROM sessions s WHERE s.label = a.label)
+                AND NOT EXISTS (SELECT 1 FROM session_history h WHERE h.label = a.label)",
     },
     Rule {
         check: Check::Records,
@@ -264,7 +275,12 @@ mod tests {
     #[test]
     fn sessions_turns_and_messages_belong_together() {
         let cases = [
-            ("INSERT INTO sessions VALUES ('dm:a', 'echo', 't', 1, 1, 1)", "point at no turn (dm:a)"),
+            ("INSERT INTO sessions VALUES ('dm:a', 'echo', 't', 1, 1, 1, NULL)", "point at no turn (dm:a)"),
+            (
+                "INSERT INTO session_history VALUES (1, 'dm:b', 'echo', 't', 1, 1, 1, 2, 'archived', NULL)",
+                "past session(s) that point at no turn (dm:b)",
+            ),
+            ("INSERT INTO session_aliases VALUES ('dm:c', 'dm:d', 1)", "of no session (dm:c)"),
             ("INSERT INTO messages VALUES ('t', 0, 'user', 'hi')", "of no turn (t)"),
             (
                 "INSERT INTO turns VALUES ('t', 'gone', 2, 's', 'echo', 'r', NULL, NULL, 'end_turn', NULL, NULL, 1, 1.0)",

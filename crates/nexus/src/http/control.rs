@@ -8,6 +8,7 @@ use super::backup::{Lines, backup};
 use super::replay::{Replay, Replayed, replay};
 use super::search::{rebuild, search};
 use super::send::{Accepted, Message, send};
+use super::sessions::{self, Fork};
 use crate::access::{Edit, People, Rules};
 use crate::query::{EventsQuery, Record};
 use crate::search::Question;
@@ -62,6 +63,8 @@ pub trait Verbs: Send + Sync + 'static {
     fn rebuild_search(&self, agent: Option<String>) -> BoxFuture<'_, Answer>;
     fn resolve_delivery(&self, delivery_id: String, retry: bool) -> BoxFuture<'_, Answer>;
     fn backup(&self, directory: Option<PathBuf>) -> BoxFuture<'_, Result<Lines, Refusal>>;
+    fn fork_session(&self, name: String, fork: Fork) -> BoxFuture<'_, Answer>;
+    fn archive_session(&self, name: String, undo: bool) -> BoxFuture<'_, Answer>;
     fn adapter_info(&self, name: String) -> BoxFuture<'_, Answer>;
     fn adapter_accounts(&self, name: String) -> BoxFuture<'_, Answer>;
     fn adapter_verb(&self, adapter: String, account: String, verb: String) -> BoxFuture<'_, Answer>;
@@ -85,6 +88,10 @@ pub(super) fn routes(api: Api) -> Router {
         .route("/control/search/rebuild", post(rebuild))
         .route("/control/deliveries", get(deliveries))
         .route("/control/deliveries/{id}/{verb}", post(resolve))
+        .route("/control/sessions", get(sessions::list))
+        .route("/control/sessions/{label}", get(sessions::show))
+        .route("/control/sessions/{label}/fork", post(sessions::fork))
+        .route("/control/sessions/{label}/archive", post(sessions::archive))
         .route("/control/adapters", get(async |State(api): State<Api>| Json(api.daemon.adapters().await)))
         .route("/control/adapters/{name}/info", get(async |State(api): State<Api>, Path(name)| answer(api.daemon.adapter_info(name).await)))
         .route(
@@ -158,7 +165,7 @@ pub(super) fn default_limit() -> usize {
 }
 
 /// Asks the record on a thread that may block.
-async fn ask<T: Send + 'static>(
+pub(super) async fn ask<T: Send + 'static>(
     api: &Api,
     question: impl FnOnce(Record) -> Result<T, crate::ledger::ReadError> + Send + 'static,
 ) -> Result<T, Response> {

@@ -1,5 +1,10 @@
 //! agents.db: turns, messages, tool calls, and the session labels that point at them. Follows
-//! finished runs of nexus.db.
+//! finished runs of nexus.db; forks and archives are primary here.
+
+mod promote;
+mod sessions;
+
+pub use sessions::{ArchiveSession, Archived, ForkSession, Forked, Listed, session, sessions};
 
 use super::writer::{Weight, commands};
 use super::{Ledger, follow, optional};
@@ -15,6 +20,9 @@ pub struct TurnRecord {
     pub turn_id: String,
     pub request_id: String,
     pub session: String,
+    /// The label that the session had when its sender was not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub formerly: Option<String>,
     pub agent: String,
     pub user: String,
     /// What the agent itself said; empty when it said nothing.
@@ -53,7 +61,11 @@ pub struct ApplyTurns {
 /// Labels of sessions that began with these turns.
 pub type NewSessions = Vec<String>;
 
-commands! { Ledger::Agents, AgentsCommand / AgentsReply { ApplyTurns -> NewSessions } }
+commands! { Ledger::Agents, AgentsCommand / AgentsReply {
+    ApplyTurns -> NewSessions,
+    ForkSession -> Forked,
+    ArchiveSession -> Archived,
+} }
 
 impl ApplyTurns {
     fn apply(&self, connection: &Connection) -> rusqlite::Result<NewSessions> {
@@ -70,6 +82,10 @@ impl ApplyTurns {
 }
 
 fn apply_turn(connection: &Connection, turn: &TurnRecord) -> rusqlite::Result<bool> {
+    sessions::begin_anew_if_archived(connection, &turn.session, turn.started_at)?;
+    if let Some(formerly) = &turn.formerly {
+        promote::promote(connection, formerly, &turn.session, turn.started_at)?;
+    }
     let head = connection
         .prepare_cached("SELECT t.turn_id, t.depth FROM sessions s JOIN turns t ON t.turn_id = s.head WHERE s.label = ?1")?
         .query_row([&turn.session], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)));
@@ -107,7 +123,7 @@ fn apply_turn(connection: &Connection, turn: &TurnRecord) -> rusqlite::Result<bo
     }
     connection
         .prepare_cached(
-            "INSERT INTO sessions VALUES (?1, ?2, ?3, 1, ?4, ?4)
+            "INSERT INTO sessions VALUES (?1, ?2, ?3, 1, ?4, ?4, NULL)
              ON CONFLICT (label) DO UPDATE SET agent = ?2, head = ?3, turns = turns + 1, updated_at = ?4",
         )?
         .execute(params![turn.session, turn.agent, turn.turn_id, turn.started_at])?;
@@ -132,13 +148,19 @@ pub struct History {
     pub dropped: u32,
 }
 
-/// Reads back from the session's head along the parents.
-pub fn history(connection: &Connection, session: &str, turns_max: u32, bytes_max: usize) -> rusqlite::Result<History> {
-    let head = optional(
-        connection
-            .prepare_cached("SELECT head, turns FROM sessions WHERE label = ?1")?
-            .query_row([session], |row| Ok((row.get::<_, String>(0)?, row.get::<_, u32>(1)?))),
-    )?;
+/// Reads back from the session's head along the parents. A session that has none yet, or none any more,
+/// goes on from that of `formerly`, as its next turn will.
+pub fn history(
+    connection: &Connection,
+    session: &str,
+    formerly: Option<&str>,
+    turns_max: u32,
+    bytes_max: usize,
+) -> rusqlite::Result<History> {
+    let mut head = head_of(connection, session)?;
+    if let (None, Some(formerly)) = (&head, formerly) {
+        head = head_of(connection, formerly)?;
+    }
     let Some((head, turns)) = head else { return Ok(History::default()) };
     let mut query = connection.prepare_cached(
         "WITH RECURSIVE line (turn_id, n) AS (
@@ -166,4 +188,55 @@ pub fn history(connection: &Connection, session: &str, turns_max: u32, bytes_max
     let given = messages.iter().filter(|(role, _)| role == "user").count();
     let dropped = turns.saturating_sub(u32::try_from(given).unwrap_or(u32::MAX)) * 2;
     Ok(History { head: Some(head), messages, dropped })
+}
+
+/// The newest turn of a session that isn't archived, and how many there are.
+fn head_of(connection: &Connection, label: &str) -> rusqlite::Result<Option<(String, u32)>> {
+    let sql = "SELECT head, turns FROM sessions WHERE label = ?1 AND archived_at IS NULL";
+    optional(connection.prepare_cached(sql)?.query_row([label], |row| Ok((row.get(0)?, row.get(1)?))))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    /// A ledger of turns in memory.
+    pub(super) fn ledger() -> Connection {
+        let connection = Connection::open_in_memory().unwrap();
+        Ledger::Agents.migrations().iter().for_each(|step| connection.execute_batch(step.sql).unwrap());
+        connection
+    }
+
+    pub(super) fn turn(id: &str, session: &str) -> TurnRecord {
+        TurnRecord {
+            turn_id: id.to_owned(),
+            request_id: format!("req_{id}"),
+            session: session.to_owned(),
+            formerly: None,
+            agent: "echo".to_owned(),
+            user: format!("asked {id}"),
+            assistant: format!("answered {id}"),
+            model: None,
+            provider: None,
+            stop_reason: "end_turn".to_owned(),
+            input_tokens: None,
+            output_tokens: Some(2),
+            started_at: 1,
+            duration_ms: 1.0,
+            tool_calls: Vec::new(),
+        }
+    }
+
+    pub(super) fn texts(connection: &Connection, sql: &str) -> Vec<String> {
+        connection.prepare(sql).unwrap().query_map([], |row| row.get(0)).unwrap().collect::<rusqlite::Result<_>>().unwrap()
+    }
+
+    #[test]
+    fn a_turn_of_an_earlier_version_has_no_former_label() {
+        let mut written = serde_json::to_value(turn("t1", "dm:a")).unwrap();
+        assert!(written.get("formerly").is_none());
+        written["formerly"] = "dm:sms:1".into();
+        assert_eq!(serde_json::from_value::<TurnRecord>(written).unwrap().formerly.as_deref(), Some("dm:sms:1"));
+    }
 }

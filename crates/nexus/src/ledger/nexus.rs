@@ -17,7 +17,7 @@ pub use read::{
     uncertain_deliveries,
 };
 pub use recover::{BeginEpoch, Interrupted, Prune, ReviveRequest};
-pub use requests::{Admit, AdmitRow, FinishRun, InterruptRun, MarkActed, SaveTrace, SettleRequest, StartRun};
+pub use requests::{Admit, AdmitRow, Fellow, FellowEnd, FinishRun, InterruptRun, MarkActed, SaveTrace, SettleRequest, StartRun};
 
 use super::Ledger;
 use super::writer::commands;

@@ -4,6 +4,7 @@ use super::{Agent, Exit, Pipeline, Prepared, READ_PATIENCE, Settings};
 use crate::agent::{Message, Role};
 use crate::ledger::agents::history;
 use nexus_core::access::{Conversation, Principal, session_label};
+use nexus_core::config::PrincipalType;
 use nexus_core::request::{AgentSection, NexusRequest};
 use rusqlite::Connection;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ impl Pipeline {
             return Err(Exit::Failed(format!("agent `{name}` is not configured; see `agents:` in nex.yaml")));
         };
         let session = label(request, principal);
+        self.ask_breaker(request, principal.type_, &session)?;
         request.agent = Some(AgentSection {
             agent_id: name,
             session_label: session.clone(),
@@ -37,6 +39,7 @@ impl Pipeline {
             history_dropped: 0,
             memory_matches: 0,
             memory_error: None,
+            fellows: Vec::new(),
         });
         Ok((agent, session))
     }
@@ -48,8 +51,8 @@ impl Pipeline {
         if prepared.agent.harmless {
             return Some(Vec::new()); // the built-in echo has no memory
         }
-        let session = prepared.session.clone();
-        let read = move |connection: &Connection| history(connection, &session, HISTORY_TURNS_MAX, HISTORY_BYTES_MAX);
+        let (session, formerly) = (prepared.session.clone(), prepared.formerly.clone());
+        let read = move |connection: &Connection| history(connection, &session, formerly.as_deref(), HISTORY_TURNS_MAX, HISTORY_BYTES_MAX);
         let told = self.ledgers.agents.readers.read_patiently(read, READ_PATIENCE, &self.abandon).await?;
         if let Some(agent) = &mut prepared.request.agent {
             agent.parent_turn_id.clone_from(&told.head);
@@ -60,6 +63,15 @@ impl Pipeline {
             |(role, content): (String, String)| Message { role: if role == "assistant" { Role::Assistant } else { Role::User }, content };
         Some(told.messages.into_iter().map(message).collect())
     }
+}
+
+/// The label that the session of a known sender's request would have if the sender were not known, where
+/// that is another one.
+pub(super) fn formerly(request: &NexusRequest, session: &str) -> Option<String> {
+    request.principal.as_ref()?.entity_id.as_ref()?;
+    let type_ = PrincipalType::Unknown;
+    let stranger = Principal { type_, entity_id: None, name: None, relationship: None, tags: Vec::new(), identifiers: Vec::new() };
+    Some(label(request, &stranger)).filter(|label| label != session)
 }
 
 /// The session of a request. A cron job has a lane of its own, named after its label.

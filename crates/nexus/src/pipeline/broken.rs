@@ -4,7 +4,7 @@
 use super::{Active, Exit, Outcome, Pipeline, recovery, router};
 use crate::clock;
 use crate::error_text::describe;
-use crate::ledger::nexus::{FinishRun, deliveries_of, request_by_event};
+use crate::ledger::nexus::{FellowEnd, FinishRun, deliveries_of, request_by_event};
 use crate::panics::{self, Panicked};
 use nexus_core::request::{NexusRequest, Status};
 use rusqlite::Connection;
@@ -19,36 +19,75 @@ impl Pipeline {
         reason
     }
 
-    /// Writes the end of a request that broke off, whatever it had come to. `run_id` is that of its run,
-    /// which may have begun or not.
-    pub(super) async fn break_off(self: &Arc<Self>, event_seq: i64, run_id: Option<String>, panicked: &Panicked) -> Outcome {
+    /// Writes the end of a request that broke off before it had a run.
+    pub(super) async fn break_off(self: &Arc<Self>, event_seq: i64, panicked: &Panicked) -> Outcome {
+        let reason = self.defect(event_seq, panicked);
+        self.end_broken(event_seq, reason).await
+    }
+
+    /// Writes the end of a run that broke off, and of all its requests. It may have begun or not.
+    pub(super) async fn break_off_run(self: &Arc<Self>, event_seq: i64, fellows: Vec<i64>, run_id: String, panicked: &Panicked) {
         let reason = self.defect(event_seq, panicked);
         let ended = panics::caught(async {
             let (request_id, event) = router::load(self, event_seq, None).await?;
             let adapter = event.adapter.clone();
             let mut request = event.into_request(request_id, clock::wall_ms());
-            if let Some(run_id) = run_id
-                && self.fail_run(&mut request, adapter, run_id, &reason).await
-            {
-                return Some(Outcome::Settled);
+            let mut others = Vec::with_capacity(fellows.len());
+            for seq in &fellows {
+                let (request_id, event) = router::load(self, *seq, None).await?;
+                others.push(event.into_request(request_id, clock::wall_ms()));
             }
+            Some(self.fail_run(&mut request, others, adapter, run_id, &reason).await)
+        });
+        match ended.await {
+            Ok(Some(true)) => {}
+            Ok(Some(false)) => {
+                for seq in fellows.into_iter().chain([event_seq]) {
+                    drop(self.end_broken(seq, reason.clone()).await);
+                }
+            }
+            Ok(None) => {}
+            Err(again) => unended(event_seq, &again),
+        }
+    }
+
+    async fn end_broken(self: &Arc<Self>, event_seq: i64, reason: String) -> Outcome {
+        let ended = panics::caught(async {
+            let (request_id, event) = router::load(self, event_seq, None).await?;
+            let request = event.into_request(request_id, clock::wall_ms());
             Some(self.settle(request, Exit::Failed(reason), Active::begin(&self.metrics)).await)
         });
         match ended.await {
             Ok(outcome) => outcome.unwrap_or(Outcome::Abandoned),
             Err(again) => {
-                tracing::error!(seq = event_seq, error = %again, "a broken request has no end; the next start decides about it");
+                unended(event_seq, &again);
                 Outcome::Abandoned
             }
         }
     }
 
     /// Ends the run as failed, and has said what there is to say. False when it is not the request's run.
-    async fn fail_run(&self, request: &mut NexusRequest, adapter: String, run_id: String, reason: &str) -> bool {
+    async fn fail_run(
+        &self,
+        request: &mut NexusRequest,
+        mut others: Vec<NexusRequest>,
+        adapter: String,
+        run_id: String,
+        reason: &str,
+    ) -> bool {
         (request.status, request.reason) = (Status::Failed, Some(reason.to_owned()));
         let event_seq = request.event_seq;
+        for other in &mut others {
+            (other.status, other.reason) = (Status::Failed, Some(reason.to_owned()));
+        }
+        let fellows = others.iter().map(|other| FellowEnd {
+            event_seq: other.event_seq,
+            reason: other.reason.clone(),
+            trace: super::trace_json(other),
+        });
         let finish = FinishRun {
             event_seq,
+            fellows: fellows.collect(),
             run_id: run_id.clone(),
             ok: false,
             status: Status::Failed,
@@ -84,9 +123,17 @@ impl Pipeline {
                 String::new()
             }
         };
+        for other in &mut others {
+            (other.status, other.reason) = (request.status, request.reason.clone());
+            self.announce_end(other, None);
+        }
         self.announce_end(request, (!text.is_empty()).then_some(text.as_str()));
         true
     }
+}
+
+fn unended(event_seq: i64, again: &Panicked) {
+    tracing::error!(seq = event_seq, error = %again, "a broken request has no end; the next start decides about it");
 }
 
 #[cfg(test)]

@@ -51,14 +51,20 @@ impl Place {
 
     async fn start_run(&self) {
         let (run_id, agent, session) = ("run_1".to_owned(), "echo".to_owned(), "s".to_owned());
-        let start = StartRun { event_seq: 1, run_id, agent, session, acted: false, audit: None, at: 1, epoch: EPOCH };
+        let fellows = Vec::new();
+        let start = StartRun { event_seq: 1, fellows, run_id, agent, session, acted: false, audit: None, at: 1, epoch: EPOCH };
         assert_eq!(self.pipeline.ledgers.nexus.writer.write(start).await.unwrap(), Claim::Done);
     }
 
     async fn break_off(&self, run_id: Option<&str>) -> RequestRow {
         let panicked = panics::catch::<()>(|| panic!("of the test")).unwrap_err();
-        let outcome = self.pipeline.break_off(1, run_id.map(str::to_owned), &panicked);
-        assert!(matches!(tokio::time::timeout(DEADLINE, outcome).await.unwrap(), Outcome::Settled));
+        let outcome = async {
+            match run_id {
+                Some(run_id) => self.pipeline.break_off_run(1, Vec::new(), run_id.to_owned(), &panicked).await,
+                None => assert!(matches!(self.pipeline.break_off(1, &panicked).await, Outcome::Settled)),
+            }
+        };
+        tokio::time::timeout(DEADLINE, outcome).await.unwrap();
         self.pipeline.settling.close();
         tokio::time::timeout(DEADLINE, self.pipeline.settling.wait()).await.unwrap();
         self.pipeline.ledgers.nexus.readers.read(|connection| request_by_event(connection, 1)).await.unwrap().unwrap()
@@ -97,6 +103,7 @@ fn pipeline(ledgers: Ledgers, admitted: watch::Receiver<i64>) -> Pipeline {
         finished: Arc::new(Notify::new()),
         epoch: EPOCH,
         abandon: CancellationToken::new(),
+        breakers: crate::pipeline::breakers::Breakers::default(),
         settling: TaskTracker::new(),
         settle_room: Arc::new(Semaphore::new(SETTLING_MAX)),
         rates: std::sync::Mutex::default(),
@@ -135,6 +142,7 @@ async fn one_that_had_its_end_keeps_it() {
     place.start_run().await;
     let finish = FinishRun {
         event_seq: 1,
+        fellows: Vec::new(),
         run_id: "run_1".to_owned(),
         ok: true,
         status: Status::Completed,

@@ -5,7 +5,7 @@ use super::{Exit, Pipeline, Prepared, trace_json};
 use crate::agent::{Finished, StopReason, Usage};
 use crate::clock;
 use crate::ledger::agents::{ToolCall, TurnRecord, turn_id};
-use crate::ledger::nexus::{FinishRun, NewDelivery, SaveTrace};
+use crate::ledger::nexus::{FellowEnd, FinishRun, NewDelivery, SaveTrace};
 use crate::routes::Route;
 use nexus_core::chunk::chunk;
 use nexus_core::notice::NoticeType;
@@ -14,6 +14,8 @@ use serde_json::json;
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
+/// Why a run has no whole answer that a newer message of its session ended.
+const ABORTED: &str = "aborted: a newer message of its session ended this turn";
 /// How long stage 7 waits for its deliveries; those that take longer go on without it.
 const DELIVERY_WAIT: Duration = Duration::from_secs(30);
 
@@ -40,11 +42,22 @@ impl Verdict {
     /// What is delivered.
     fn text(&self) -> String {
         let content = &self.finished.content;
+        if self.is_aborted() {
+            return String::new(); // nobody waits for half an answer to what was asked before
+        }
         match &self.notice {
             None => content.clone(),
             Some(notice) if content.is_empty() => notice.clone(),
             Some(notice) => format!("{content}\n\n{notice}"),
         }
+    }
+
+    fn is_aborted(&self) -> bool {
+        self.error.is_none() && self.finished.stop_reason == StopReason::Aborted
+    }
+
+    fn reason(&self) -> Option<String> {
+        self.error.clone().or_else(|| self.is_aborted().then(|| ABORTED.to_owned()))
     }
 }
 
@@ -56,6 +69,7 @@ impl Pipeline {
         self.note_response(&mut prepared, &run_id, &verdict, &tool_calls, spent);
         self.record(&mut prepared.request, Stage::RunAgent, started_at, spent, exit.as_ref());
         self.plugins.after(Stage::RunAgent, &prepared.request);
+        let fellows = self.end_fellows(&mut prepared, exit.as_ref(), started_at, spent);
         let turn = turn_record(&prepared, &run_id, &verdict.finished, tool_calls, started_at, spent);
         let route = self.routes.settled(&prepared.adapter).await;
         let here = route.as_ref().is_some_and(|route| route.here);
@@ -68,10 +82,11 @@ impl Pipeline {
         }
         let finish = FinishRun {
             event_seq: prepared.request.event_seq,
+            fellows,
             run_id: run_id.clone(),
             ok: verdict.error.is_none(),
             status: prepared.request.status,
-            reason: verdict.error.clone(),
+            reason: prepared.request.reason.clone(),
             turn_json: serde_json::to_string(&turn).ok(),
             deliveries: deliveries.clone(),
             trace: trace_json(&prepared.request),
@@ -82,6 +97,7 @@ impl Pipeline {
             Ok(Some(finish_seq)) => {
                 crate::torture::point("run.finished");
                 self.announce_turn(&prepared, &run_id, &verdict);
+                self.note_reply(&prepared, &text);
                 // The answer leaves whether or not the agents ledger can follow.
                 let waiting = (!here).then(|| self.outbox.enqueue(deliveries));
                 if here {
@@ -89,6 +105,7 @@ impl Pipeline {
                 }
                 self.wait_for_turn(finish_seq).await;
                 release();
+                prepared.fellows.iter().for_each(|fellow| self.announce_end(&fellow.request, None));
                 if let Some(waiting) = waiting {
                     self.deliver(&mut prepared, &run_id, waiting).await;
                 }
@@ -108,7 +125,7 @@ impl Pipeline {
     fn note_response(&self, prepared: &mut Prepared, run_id: &str, verdict: &Verdict, tool_calls: &[ToolCall], spent: Duration) {
         let request = &mut prepared.request;
         request.status = if verdict.error.is_some() { Status::Failed } else { Status::Completed };
-        request.reason.clone_from(&verdict.error);
+        request.reason = verdict.reason();
         if let Some(agent) = &mut request.agent {
             agent.run_id = Some(run_id.to_owned());
             agent.model.clone_from(&verdict.finished.model);
@@ -122,6 +139,35 @@ impl Pipeline {
             duration_ms: spent.as_secs_f64() * 1000.0,
             error: verdict.error.clone(),
         });
+        prepared.name_fellows();
+    }
+
+    /// Brings the requests that shared the run to its end, in memory: what is written of each.
+    fn end_fellows(&self, prepared: &mut Prepared, exit: Option<&Exit>, started_at: i64, spent: Duration) -> Vec<FellowEnd> {
+        let Prepared { request: lead, fellows, .. } = prepared;
+        let mut ends = Vec::with_capacity(fellows.len());
+        for request in fellows.iter_mut().map(|fellow| &mut fellow.request) {
+            (request.status, request.response) = (lead.status, lead.response.clone());
+            let own = lead.reason.clone();
+            request.reason = own.or_else(|| Some(format!("collected: answered with {}", lead.request_id)));
+            if let (Some(agent), Some(of_lead)) = (&mut request.agent, &lead.agent) {
+                agent.run_id.clone_from(&of_lead.run_id);
+                agent.model.clone_from(&of_lead.model);
+                agent.provider.clone_from(&of_lead.provider);
+            }
+            self.record(request, Stage::RunAgent, started_at, spent, exit);
+            self.plugins.after(Stage::RunAgent, request);
+            self.finalize(request);
+            ends.push(FellowEnd { event_seq: request.event_seq, reason: request.reason.clone(), trace: trace_json(request) });
+        }
+        ends
+    }
+
+    /// What comes back as a message is known by what was said.
+    fn note_reply(&self, prepared: &Prepared, text: &str) {
+        if !text.trim().is_empty() {
+            self.breakers.replied(&prepared.session, text);
+        }
     }
 
     fn announce_turn(&self, prepared: &Prepared, run_id: &str, verdict: &Verdict) {
@@ -236,8 +282,9 @@ pub(super) fn turn_record(
         turn_id: turn_id(run_id),
         request_id: prepared.request.request_id.clone(),
         session: prepared.session.clone(),
+        formerly: prepared.formerly.clone(),
         agent: prepared.agent.name.clone(),
-        user: prepared.request.event.content.clone(),
+        user: prepared.said(),
         assistant: finished.content.clone(),
         model: finished.model.clone(),
         provider: finished.provider.clone(),

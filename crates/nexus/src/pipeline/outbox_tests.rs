@@ -70,10 +70,12 @@ impl Place {
         let row = AdmitRow { request_id: "req".into(), ..crate::samples::row() };
         ledger.write(Admit { from_seq: 0, upto_seq: 1, rows: vec![row], epoch: EPOCH }).await.unwrap();
         let (run_id, agent, session) = ("run".to_owned(), "echo".to_owned(), "s".to_owned());
-        let start = StartRun { event_seq: 1, run_id: run_id.clone(), agent, session, acted: false, audit: None, at: 1, epoch: EPOCH };
+        let (run, fellows) = (run_id.clone(), Vec::new());
+        let start = StartRun { event_seq: 1, fellows, run_id: run, agent, session, acted: false, audit: None, at: 1, epoch: EPOCH };
         assert_eq!(ledger.write(start).await.unwrap(), Claim::Done);
         let finish = FinishRun {
             event_seq: 1,
+            fellows: Vec::new(),
             run_id,
             ok: true,
             status: Status::Completed,

@@ -65,11 +65,12 @@ fn wanted(prepared: &Prepared, history: &[Message]) -> Option<Wanted> {
         DataAccess::Contextual => Some(prepared.session.clone()),
         DataAccess::Full => None,
     };
-    let message = prepared.request.event.content.as_str();
-    let told = history.iter().map(|earlier| earlier.content.as_str()).chain([message]);
+    let message = prepared.said();
+    let own = prepared.requests().map(|request| request.event.content.as_str());
+    let told = history.iter().map(|earlier| earlier.content.as_str()).chain([message.as_str()]).chain(own);
     Some(Wanted {
         agent: prepared.agent.name.clone(),
-        ask: Ask { expression: any_of(message)?, session, kind: None, since: i64::MIN, limit: CANDIDATES_MAX },
+        ask: Ask { expression: any_of(&message)?, session, kind: None, since: i64::MIN, limit: CANDIDATES_MAX },
         matches: usize::try_from(memory.matches).unwrap_or(usize::MAX),
         bytes_max: usize::try_from(memory.max_bytes).unwrap_or(usize::MAX),
         known: told.map(|text| cut(text, ENTRY_BYTES_MAX).to_owned()).collect(),

@@ -11,6 +11,7 @@ use crate::routes::CLI_CHANNEL;
 use nexus_core::config::OnInterrupted;
 use nexus_core::request::{AgentSection, NexusRequest, ResponseSection, Stage, Status};
 use serde_json::{Value, json};
+use std::collections::{HashMap, HashSet};
 
 /// Attempts after which a request counts as poison.
 const ATTEMPTS_MAX: u32 = 3;
@@ -43,12 +44,17 @@ pub async fn recover(
     epoch: i64,
 ) -> Result<Recovered, RecoveryError> {
     let mut recovered = Recovered::default();
-    for one in interrupted {
-        let verdict = decide(&one, settings);
+    let verdicts: Vec<Verdict> = interrupted.iter().map(|one| decide(one, settings)).collect();
+    let spoken = spoken_to(&interrupted, &verdicts);
+    for (one, verdict) in interrupted.into_iter().zip(verdicts) {
         let seq = one.event_seq;
         let (to, reason, told) = match verdict {
             Verdict::Rerun => (Status::Waiting, None, Told::default()),
-            Verdict::Fail(reason) => (Status::Failed, Some(reason), tell(ledgers, &one, reason).await?),
+            Verdict::Fail(reason) => {
+                let mut told = tell(ledgers, &one, reason).await?;
+                told.note = told.note.filter(|_| spoken.contains(&seq));
+                (Status::Failed, Some(reason), told)
+            }
         };
         match to {
             Status::Waiting => recovered.rerun += 1,
@@ -75,6 +81,27 @@ pub async fn recover(
 enum Verdict {
     Rerun,
     Fail(&'static str),
+}
+
+/// Of the requests that failed, those whose senders are told: of several that shared a run only the newest,
+/// as one reply is all that they would have got.
+fn spoken_to(interrupted: &[Interrupted], verdicts: &[Verdict]) -> HashSet<i64> {
+    let mut newest: HashMap<&str, i64> = HashMap::new();
+    let mut alone = HashSet::new();
+    for (one, verdict) in interrupted.iter().zip(verdicts) {
+        match (verdict, one.run_id.as_deref()) {
+            (Verdict::Rerun, _) => {}
+            (Verdict::Fail(_), Some(run)) => {
+                let seq = newest.entry(run).or_insert(one.event_seq);
+                *seq = one.event_seq.max(*seq);
+            }
+            (Verdict::Fail(_), None) => {
+                alone.insert(one.event_seq);
+            }
+        }
+    }
+    alone.extend(newest.into_values());
+    alone
 }
 
 fn decide(one: &Interrupted, settings: &Settings) -> Verdict {
@@ -125,6 +152,7 @@ fn trace(mut request: NexusRequest, one: &Interrupted, turn: Option<TurnRecord>,
         history_dropped: 0,
         memory_matches: 0,
         memory_error: None,
+        fellows: Vec::new(),
     });
     request.response = turn.map(|turn| ResponseSection {
         content: turn.assistant,
@@ -203,6 +231,15 @@ mod tests {
         assert_eq!(stopped["pipeline"], json!([stage]));
         assert_eq!(killed["pipeline"][0]["duration_ms"], Value::Null);
         assert_eq!((&killed["agent"]["run_id"], &killed["response"]), (&json!("run_1"), &Value::Null));
+    }
+
+    #[test]
+    fn of_requests_that_shared_a_run_the_newest_is_told() {
+        let one = |event_seq: i64, run: Option<&str>| Interrupted { event_seq, run_id: run.map(str::to_owned), ..interrupted(None) };
+        let all = [one(1, Some("a")), one(2, Some("a")), one(3, Some("b")), one(4, None), one(5, Some("a"))];
+        let fail = || Verdict::Fail("why");
+        let told = spoken_to(&all, &[fail(), fail(), fail(), fail(), Verdict::Rerun]);
+        assert_eq!(told, HashSet::from([2, 3, 4]));
     }
 
     #[test]

@@ -3,21 +3,26 @@
 //! time per session, so many per agent).
 //!
 //! It keeps places (seqs), not requests: at most `PREPARED_MAX` requests wait in memory with their
-//! context, the rest is read back from the ledger when its turn comes. One task owns all of this. After
+//! context, the rest is read back from the ledger when its turn comes. How turns begin and are aborted is in
+//! `turns`. One task owns all of this. After
 //! a panic in it what is under way comes to its end, and the rest is read back: see `anew`.
 
 mod admit;
 mod anew;
+#[cfg(test)]
+mod hold_tests;
 mod lanes;
 mod sessions;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 pub use admit::ADMISSION;
 pub(crate) use admit::row_of;
 
 use super::pending::Pending;
-use super::{Outcome, Pipeline, Prepared, READ_PATIENCE};
+use super::{Outcome, Pipeline, READ_PATIENCE};
+use crate::clock;
 use crate::ledger::events::{StoredEvent, by_seq, count_after};
 use crate::ledger::nexus::{OpenRequest, counter, open_requests, request_id_of};
 use crate::panics;
@@ -59,9 +64,16 @@ enum Told {
     /// The run's session may go on.
     Released {
         seq: i64,
+        /// Requests that shared it.
+        fellows: Vec<i64>,
         session: String,
         agent: String,
         system: bool,
+    },
+    /// A request that its session dropped is over, or is left to the next start.
+    Dropped {
+        seq: i64,
+        is_over: bool,
     },
     /// Requests of an account wait until it has caught up.
     Hold(AccountKey, oneshot::Sender<()>),
@@ -109,6 +121,7 @@ impl Router {
             lanes: Lanes::default(),
             sessions: Sessions::default(),
             requests: HashMap::new(),
+            aborts: HashMap::new(),
             told,
             runs: router.runs.clone(),
             under_way: TaskTracker::new(),
@@ -160,6 +173,8 @@ struct Known {
     account: Arc<AccountKey>,
     /// Its id and event; kept only while its conversation can take it at once.
     at_hand: Option<Box<(String, StoredEvent)>>,
+    /// Its conversation goes on without waiting for it any more.
+    let_go: bool,
 }
 
 struct State {
@@ -169,6 +184,8 @@ struct State {
     lanes: Lanes,
     sessions: Sessions,
     requests: HashMap<i64, Known>,
+    /// What ends a run that is under way, by its newest request.
+    aborts: HashMap<i64, CancellationToken>,
     told: mpsc::Sender<Told>,
     runs: TaskTracker,
     /// What was begun from here and must end before anything is read back.
@@ -195,6 +212,10 @@ impl State {
                 biased;
                 () = stop.cancelled() => return Ok(()),
                 Some(told) = inbox.recv() => self.take(told),
+                () = turns::due(self.sessions.next_due_ms()) => {
+                    let agents = self.sessions.offer_due(clock::mono_ms());
+                    self.start_runs(&agents);
+                }
                 page = pages.recv() => match page {
                     Some(page) => page.into_iter().for_each(|(request, event)| self.know(request, Some(event))),
                     None => return admission.await.map_err(|error| format!("admitting events: {error}")),
@@ -214,18 +235,21 @@ impl State {
         let account = AccountKey::new(request.adapter, request.account_id);
         let place = self.lanes.push(&request.conversation, &account, request.event_seq);
         let at_hand = event.filter(|_| place.soon).map(|event| Box::new((request.request_id, *event)));
-        let known = Known { conversation: place.conversation, account: place.account, at_hand };
+        let known = Known { conversation: place.conversation, account: place.account, at_hand, let_go: false };
         self.requests.insert(request.event_seq, known);
     }
 
     fn take(&mut self, told: Told) {
         match told {
             Told::Prepared { seq, outcome } => self.prepared(seq, outcome),
-            Told::Released { seq, session, agent, system } => {
-                self.over(seq);
-                let agents = self.sessions.released(&session, &agent, system);
+            Told::Released { seq, fellows, session, agent, system } => {
+                self.aborts.remove(&seq);
+                fellows.into_iter().chain([seq]).for_each(|seq| self.over(seq));
+                let agents = self.sessions.released(&session, &agent, system, clock::mono_ms());
                 self.start_runs(&agents);
             }
+            Told::Dropped { seq, is_over: true } => self.over(seq),
+            Told::Dropped { seq, is_over: false } => drop(self.requests.remove(&seq)),
             Told::Hold(account, done) => {
                 self.lanes.hold(&account);
                 done.send(()).ok(); // the asker may have given up
@@ -236,30 +260,37 @@ impl State {
 
     fn prepared(&mut self, seq: i64, outcome: Outcome) {
         self.lanes.prepared();
-        let Some(known) = self.requests.get(&seq) else { return };
         match outcome {
             Outcome::Settled => {
-                self.lanes.finished(&known.conversation.clone());
+                self.let_go(seq);
                 self.over(seq);
                 self.go_on_without(seq);
             }
             // The daemon is stopping, or the ledger is out of order: the row waits for a start.
             Outcome::Abandoned => {
-                self.lanes.finished(&known.conversation.clone());
+                self.let_go(seq);
                 self.requests.remove(&seq);
                 self.go_on_without(seq);
             }
             Outcome::Run(prepared) => {
-                let agents = self.sessions.push(seq, *prepared, PREPARED_MAX);
-                self.start_runs(&agents);
+                let pushed = self.sessions.push(seq, *prepared, PREPARED_MAX, clock::mono_ms());
+                self.pushed(seq, pushed);
             }
         }
     }
 
     /// The session that kept a place for this request need not wait for it.
     fn go_on_without(&mut self, seq: i64) {
-        let agents = self.sessions.forget(seq);
+        let agents = self.sessions.forget(seq, clock::mono_ms());
         self.start_runs(&agents);
+    }
+
+    /// The conversation of a request may prepare its next one, if it may not already.
+    fn let_go(&mut self, seq: i64) {
+        let Some(known) = self.requests.get_mut(&seq) else { return };
+        if !std::mem::replace(&mut known.let_go, true) {
+            self.lanes.finished(&known.conversation);
+        }
     }
 
     /// A request has its end.
@@ -289,52 +320,9 @@ impl State {
             });
             let outcome = match prepared.await {
                 Ok(outcome) => outcome,
-                Err(panicked) => pipeline.break_off(seq, None, &panicked).await,
+                Err(panicked) => pipeline.break_off(seq, &panicked).await,
             };
             tell(&told, Told::Prepared { seq, outcome }).await;
-        }));
-    }
-
-    /// Starts every run of these agents that may start now.
-    fn start_runs(&mut self, agents: &[String]) {
-        for agent in agents {
-            self.start_runs_of(agent);
-        }
-    }
-
-    fn start_runs_of(&mut self, agent: &str) {
-        while let Some((seq, prepared)) = self.sessions.start_next(agent) {
-            let Some(known) = self.requests.get(&seq) else { continue };
-            match prepared {
-                Some(prepared) => {
-                    // From here on the conversation may prepare its next request.
-                    self.lanes.finished(&known.conversation.clone());
-                    self.start_run(seq, prepared);
-                }
-                // It was too many to keep in memory: stages 1 to 5 again, then its turn at once.
-                None => {
-                    self.lanes.preparing_again();
-                    self.prepare(seq);
-                }
-            }
-        }
-    }
-
-    fn start_run(&mut self, seq: i64, prepared: Box<Prepared>) {
-        let (pipeline, told) = (self.pipeline.clone(), self.told.clone());
-        let (session, agent, system) = (prepared.session.clone(), prepared.agent.name.clone(), prepared.is_system());
-        self.runs.spawn(self.under_way.track_future(async move {
-            let (release, released) = oneshot::channel();
-            let release = move || {
-                release.send(()).ok();
-            };
-            let work = tokio::spawn(async move { pipeline.run(*prepared, release).await });
-            // Dropped without a word, by a panic, it frees the session too: the others go on.
-            drop(released.await);
-            tell(&told, Told::Released { seq, session, agent, system }).await;
-            if let Err(error) = work.await {
-                tracing::error!(seq, %error, "a run failed; the next start decides by on_interrupted");
-            }
         }));
     }
 }

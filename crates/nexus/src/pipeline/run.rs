@@ -7,7 +7,7 @@ use super::{Active, Pipeline, Prepared};
 use crate::agent::{AgentError, Finished, MAX_ANSWER_BYTES, Memory, Message, Output, StopReason, ToolStatus, Turn, Usage};
 use crate::clock;
 use crate::ledger::agents::ToolCall;
-use crate::ledger::nexus::{Claim, InterruptRun, MarkActed, StartRun};
+use crate::ledger::nexus::{Claim, Fellow, InterruptRun, MarkActed, StartRun};
 use crate::panics;
 use crate::replies::Part;
 use crate::routes::Route;
@@ -50,8 +50,9 @@ impl Pipeline {
     /// panic breaks off ends as failed.
     pub async fn run(self: &Arc<Self>, prepared: Prepared, release: impl FnOnce()) {
         let (seq, run_id) = (prepared.request.event_seq, format!("run_{}", ulid::Ulid::generate()));
+        let fellows = prepared.fellow_seqs();
         if let Err(panicked) = panics::caught(self.run_whole(prepared, run_id.clone(), release)).await {
-            drop(self.break_off(seq, Some(run_id), &panicked).await);
+            self.break_off_run(seq, fellows, run_id, &panicked).await;
         }
     }
 
@@ -61,8 +62,10 @@ impl Pipeline {
             return release();
         };
         let memory = self.recall(&mut prepared, &history).await;
+        let fellows = prepared.fellows.iter().map(|fellow| &fellow.request);
         let claim = StartRun {
             event_seq: prepared.request.event_seq,
+            fellows: fellows.map(|request| Fellow { event_seq: request.event_seq, audit: audit(request) }).collect(),
             run_id: run_id.clone(),
             agent: prepared.agent.name.clone(),
             session: prepared.session.clone(),
@@ -112,6 +115,9 @@ impl Pipeline {
     async fn work(&self, prepared: &Prepared, turn: &Turn, seen: &mut Seen) -> Work {
         let deadline = tokio::time::Instant::now() + prepared.agent.timeout.min(prepared.timeout.saturating_sub(prepared.spent));
         for attempt in 1_u32.. {
+            if prepared.abort.is_cancelled() {
+                return Work::Finished(aborted(seen));
+            }
             let failed = match self.attempt(prepared, turn, seen, deadline).await {
                 Work::Failed(error) => error,
                 ended @ (Work::Finished(_) | Work::TimedOut | Work::Abandoned) => return ended,
@@ -124,6 +130,7 @@ impl Pipeline {
             tracing::warn!(run_id = turn.run_id, attempt, error = %failed, "agent failed, trying again");
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
+                () = prepared.abort.cancelled() => {}
                 () = self.abandon.cancelled() => return Work::Abandoned,
             }
         }
@@ -143,6 +150,7 @@ impl Pipeline {
                 // Dropping `running` kills the agent's whole process tree.
                 () = tokio::time::sleep_until(deadline) => return Work::TimedOut,
                 () = self.abandon.cancelled() => return Work::Abandoned,
+                () = prepared.abort.cancelled() => return Work::Finished(aborted(seen)),
             }
         };
         while let Ok(piece) = output.try_recv() {
@@ -211,8 +219,8 @@ impl Pipeline {
             run_id: run_id.to_owned(),
             session_label: prepared.session.clone(),
             agent: prepared.agent.name.clone(),
-            content: event.content.clone(),
-            attachments: if event.attachments.is_null() { json!([]) } else { event.attachments.clone() },
+            content: prepared.said(),
+            attachments: prepared.attachments(),
             sender: crate::agent::Sender {
                 id: event.sender_id.clone(),
                 name: event.sender_name.clone().or_else(|| principal.and_then(|principal| principal.name.clone())),
@@ -234,16 +242,25 @@ impl Pipeline {
     async fn interrupt(&self, prepared: &Prepared, run_id: &str, seen: Seen, started_at: i64, spent: Duration) {
         let event_seq = prepared.request.event_seq;
         let is_silent = seen.text.is_empty() && seen.tool_calls.is_empty();
-        let stop_reason = StopReason::Aborted;
-        let partial = Finished { content: seen.text, usage: Usage::default(), stop_reason, model: None, provider: None };
-        let turn = turn_record(prepared, run_id, &partial, seen.tool_calls, started_at, spent);
+        let Seen { text, tool_calls, .. } = seen;
+        let turn = turn_record(prepared, run_id, &partial(text), tool_calls, started_at, spent);
         let turn_json = if is_silent { None } else { serde_json::to_string(&turn).ok() };
-        let interrupt = InterruptRun { event_seq, run_id: run_id.to_owned(), turn_json, at: clock::wall_ms(), epoch: self.epoch };
+        let (fellows, at) = (prepared.fellow_seqs(), clock::wall_ms());
+        let interrupt = InterruptRun { event_seq, fellows, run_id: run_id.to_owned(), turn_json, at, epoch: self.epoch };
         tracing::warn!(request_id = prepared.request.request_id, run_id, "request interrupted; the next start decides by on_interrupted");
         if let Err(error) = self.ledgers.nexus.writer.write(interrupt).await {
             tracing::warn!(run_id, %error, "the interruption could not be written; the next start finds it");
         }
     }
+}
+
+/// What was said until a newer message ended the turn.
+fn aborted(seen: &mut Seen) -> Finished {
+    partial(std::mem::take(&mut seen.text))
+}
+
+fn partial(content: String) -> Finished {
+    Finished { content, usage: Usage::default(), stop_reason: StopReason::Aborted, model: None, provider: None }
 }
 
 fn word(status: ToolStatus) -> &'static str {

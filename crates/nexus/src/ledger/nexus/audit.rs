@@ -113,7 +113,7 @@ fn row(row: &Row<'_>) -> rusqlite::Result<AuditRow> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::super::{Admit, AdmitRow, BeginEpoch, Claim, InterruptRun, Prune, SettleRequest, StartRun};
+    use super::super::{Admit, AdmitRow, BeginEpoch, Claim, Fellow, InterruptRun, Prune, SettleRequest, StartRun};
     use super::*;
     use nexus_core::request::Status;
 
@@ -142,9 +142,13 @@ mod tests {
     }
 
     fn start(connection: &Connection, event_seq: i64, run_id: &str, at: i64, epoch: i64) -> Claim {
+        start_with(connection, event_seq, Vec::new(), run_id, at, epoch)
+    }
+
+    fn start_with(connection: &Connection, event_seq: i64, fellows: Vec<Fellow>, run_id: &str, at: i64, epoch: i64) -> Claim {
         let (run_id, agent, session) = (run_id.to_owned(), "a".to_owned(), "s".to_owned());
         let audit = decided("allow", "first");
-        StartRun { event_seq, run_id, agent, session, acted: false, audit, at, epoch }.apply(connection).unwrap()
+        StartRun { event_seq, fellows, run_id, agent, session, acted: false, audit, at, epoch }.apply(connection).unwrap()
     }
 
     fn deny(connection: &Connection, event_seq: i64, at: i64, epoch: i64) -> Claim {
@@ -171,10 +175,23 @@ mod tests {
     }
 
     #[test]
+    fn each_request_that_shares_a_run_has_its_own_row() {
+        let connection = ledger(3);
+        let fellows = || [1, 2].map(|event_seq| Fellow { event_seq, audit: decided("allow", "fellow") }).to_vec();
+        let start = |run_id: &str, at: i64| start_with(&connection, 3, fellows(), run_id, at, 1);
+        assert_eq!((start("run_1", 10), start("run_1", 11)), (Claim::Done, Claim::Done));
+        let rows = vec![(3, 10, "first".to_owned()), (2, 10, "fellow".to_owned()), (1, 10, "fellow".to_owned())];
+        assert_eq!(all(&connection), rows);
+        assert_eq!(start("run_2", 12), Claim::Lost);
+        assert_eq!(all(&connection), rows, "all of them or none");
+    }
+
+    #[test]
     fn after_an_interruption_the_last_decision_stands() {
         let connection = ledger(1);
         start(&connection, 1, "run_1", 10, 1);
-        InterruptRun { event_seq: 1, run_id: "run_1".to_owned(), turn_json: None, at: 11, epoch: 1 }.apply(&connection).unwrap();
+        let (run_id, fellows) = ("run_1".to_owned(), Vec::new());
+        InterruptRun { event_seq: 1, fellows, run_id, turn_json: None, at: 11, epoch: 1 }.apply(&connection).unwrap();
         BeginEpoch { at: 12 }.apply(&connection).unwrap();
         assert_eq!(deny(&connection, 1, 13, 1), Claim::Lost, "a former daemon");
         assert_eq!(deny(&connection, 1, 14, 2), Claim::Done);

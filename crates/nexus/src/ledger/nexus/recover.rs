@@ -24,6 +24,7 @@ pub struct Begun {
 #[derive(Debug, Clone)]
 pub struct Interrupted {
     pub event_seq: i64,
+    /// Its last run, which several requests may share.
     pub run_id: Option<String>,
     pub agent: Option<String>,
     pub session: Option<String>,
@@ -44,7 +45,7 @@ const MARK_RUNS: &str = "UPDATE runs SET status = 'interrupted' WHERE status = '
 const MARK_REQUESTS: &str = "UPDATE nexus_requests SET status = 'interrupted'
   WHERE status IN ('waiting', 'processing', 'interrupted') AND status = 'processing'";
 const INTERRUPTED: &str = "SELECT q.event_seq, q.attempts, q.agent, r.run_id, coalesce(r.acted, 0), q.session, r.started_at, r.finished_at
-  FROM nexus_requests q LEFT JOIN runs r ON r.event_seq = q.event_seq AND r.attempt = q.attempts
+  FROM nexus_requests q LEFT JOIN runs r ON r.run_id = q.run_id
   WHERE q.status IN ('waiting', 'processing', 'interrupted') AND q.status = 'interrupted' ORDER BY q.event_seq";
 const DROP_TRACES: &str = "UPDATE nexus_requests SET trace = NULL WHERE event_seq IN (SELECT event_seq FROM nexus_requests
   WHERE trace IS NOT NULL AND completed_at IS NOT NULL AND completed_at < ?1 ORDER BY completed_at LIMIT ?2)";
@@ -153,7 +154,7 @@ impl Weight for Prune {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::super::{Admit, AdmitRow, InterruptRun, StartRun, finished_after, request_by_event, run_turn};
+    use super::super::{Admit, AdmitRow, Fellow, FellowEnd, FinishRun, InterruptRun, StartRun, finished_after, request_by_event, run_turn};
     use super::*;
 
     const TURN: &str = r#"{"turn_id":"turn_1","request_id":"req_1","session":"s","agent":"a","user":"hello","assistant":"half",
@@ -168,13 +169,17 @@ mod tests {
         Admit { from_seq: 0, upto_seq: 1, rows: vec![row], epoch: 1 }.apply(&connection).unwrap();
         let run_id = "run_1".to_owned();
         let (agent, session) = ("a".to_owned(), "s".to_owned());
-        StartRun { event_seq: 1, run_id, agent, session, acted: true, audit: None, at: 2, epoch: 1 }.apply(&connection).unwrap();
+        let fellows = Vec::new();
+        let start = StartRun { event_seq: 1, fellows, run_id, agent, session, acted: true, audit: None, at: 2, epoch: 1 };
+        start.apply(&connection).unwrap();
         connection
     }
 
     fn interrupt(connection: &Connection) {
         let turn_json = Some(TURN.to_owned());
-        let done = InterruptRun { event_seq: 1, run_id: "run_1".to_owned(), turn_json, at: 5, epoch: 1 }.apply(connection).unwrap();
+        let run_id = "run_1".to_owned();
+        let interrupt = InterruptRun { event_seq: 1, fellows: Vec::new(), run_id, turn_json, at: 5, epoch: 1 };
+        let done = interrupt.apply(connection).unwrap();
         assert_eq!(done, Claim::Done);
     }
 
@@ -203,6 +208,81 @@ mod tests {
         assert_eq!((one.attempts, one.started_at, one.stopped_at, one.acted), (1, Some(2), Some(5), true));
         assert_eq!(run_turn(&connection, "run_1").unwrap().unwrap().assistant, "half");
         assert_eq!(finished_after(&connection, 0, 10).unwrap().0, 0, "the agents ledger must not get it");
+    }
+
+    /// A ledger in its first epoch with two requests that share a run.
+    fn collected() -> Connection {
+        let connection = crate::samples::nexus_ledger();
+        BeginEpoch { at: 1 }.apply(&connection).unwrap();
+        let row = |seq: i64| AdmitRow { event_seq: seq, request_id: format!("req_{seq}"), ..crate::samples::row() };
+        Admit { from_seq: 0, upto_seq: 2, rows: vec![row(1), row(2)], epoch: 1 }.apply(&connection).unwrap();
+        assert_eq!(start(&connection, "run_1", 1), Claim::Done);
+        connection
+    }
+
+    fn start(connection: &Connection, run_id: &str, epoch: i64) -> Claim {
+        let (run_id, agent, session) = (run_id.to_owned(), "a".to_owned(), "s".to_owned());
+        let fellows = vec![Fellow { event_seq: 1, audit: None }];
+        StartRun { event_seq: 2, fellows, run_id, agent, session, acted: false, audit: None, at: 2, epoch }.apply(connection).unwrap()
+    }
+
+    fn finish(connection: &Connection, run_id: &str, epoch: i64) -> Option<i64> {
+        let fellow = FellowEnd { event_seq: 1, reason: Some("collected".to_owned()), trace: "{}".to_owned() };
+        let finish = FinishRun {
+            event_seq: 2,
+            fellows: vec![fellow],
+            run_id: run_id.to_owned(),
+            ok: true,
+            status: Status::Completed,
+            reason: None,
+            turn_json: None,
+            deliveries: Vec::new(),
+            trace: "{}".to_owned(),
+            at: 3,
+            epoch,
+        };
+        finish.apply(connection).unwrap()
+    }
+
+    fn ends(connection: &Connection) -> Vec<(String, u32)> {
+        let row = |seq| request_by_event(connection, seq).unwrap().unwrap();
+        [1, 2].map(|seq| (row(seq).status, row(seq).attempts)).to_vec()
+    }
+
+    #[test]
+    fn requests_that_share_a_run_end_with_it_once() {
+        let connection = collected();
+        assert_eq!(start(&connection, "run_1", 1), Claim::Done, "the same claim, once more");
+        assert_eq!(start(&connection, "run_2", 1), Claim::Lost);
+        assert_eq!(finish(&connection, "run_1", 1), Some(1));
+        assert_eq!(finish(&connection, "run_1", 1), Some(1), "the same end, once more");
+        assert_eq!(ends(&connection), [("completed".to_owned(), 1), ("completed".to_owned(), 1)]);
+        assert!(BeginEpoch { at: 9 }.apply(&connection).unwrap().interrupted.is_empty());
+    }
+
+    #[test]
+    fn requests_that_share_a_run_are_interrupted_and_run_again_together() {
+        let connection = collected();
+        let begun = BeginEpoch { at: 9 }.apply(&connection).unwrap();
+        let runs: Vec<_> = begun.interrupted.iter().map(|one| (one.event_seq, one.run_id.as_deref())).collect();
+        assert_eq!(runs, [(1, Some("run_1")), (2, Some("run_1"))]);
+        assert_eq!(finish(&connection, "run_1", 1), None, "a former daemon's run");
+        for event_seq in [1, 2] {
+            let revive = ReviveRequest { event_seq, to: Status::Waiting, reason: None, trace: None, delivery: None, at: 9, epoch: 2 };
+            assert_eq!(revive.apply(&connection).unwrap(), Claim::Done);
+        }
+        assert_eq!(start(&connection, "run_2", 2), Claim::Done);
+        assert_eq!(finish(&connection, "run_2", 2), Some(1));
+        assert_eq!(ends(&connection), [("completed".to_owned(), 2), ("completed".to_owned(), 2)]);
+    }
+
+    #[test]
+    fn a_run_takes_all_of_its_requests_or_none() {
+        let connection = collected();
+        let torn = "UPDATE runs SET status = 'interrupted'; UPDATE nexus_requests SET status = 'waiting' WHERE event_seq = 2";
+        connection.execute_batch(torn).unwrap();
+        assert_eq!(start(&connection, "run_2", 1), Claim::Lost);
+        assert_eq!(ends(&connection), [("processing".to_owned(), 1), ("waiting".to_owned(), 1)]);
     }
 
     #[test]

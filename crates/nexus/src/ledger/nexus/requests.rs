@@ -106,10 +106,20 @@ impl SettleRequest {
     }
 }
 
+/// An earlier request that shares the run of another.
+#[derive(Debug, Clone)]
+pub struct Fellow {
+    pub event_seq: i64,
+    /// The decision of stage 3 that let it in.
+    pub audit: Option<Audit>,
+}
+
 /// An agent is about to start: from this commit on it may have acted.
 #[derive(Debug, Clone)]
 pub struct StartRun {
     pub event_seq: i64,
+    /// Those that share it.
+    pub fellows: Vec<Fellow>,
     pub run_id: String,
     pub agent: String,
     pub session: String,
@@ -123,13 +133,20 @@ pub struct StartRun {
 
 impl StartRun {
     pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Claim> {
-        let claim = "UPDATE nexus_requests SET status = 'processing', stage = 'runAgent', session = ?2, agent = ?3, attempts = attempts + 1, epoch = ?4
-                     WHERE event_seq = ?1 AND status IN ('waiting', 'interrupted') AND ?4 = (SELECT value FROM counters WHERE name = 'epoch')";
-        let changed = connection.prepare_cached(claim)?.execute(params![self.event_seq, self.session, self.agent, self.epoch])?;
-        if changed == 0 {
+        // All of them or none: looked at before anything is written.
+        if !self.are_free(connection)? {
             let known = "SELECT count(*) FROM runs WHERE run_id = ?1 AND status = 'running'";
             let known: i64 = connection.prepare_cached(known)?.query_row([&self.run_id], |row| row.get(0))?;
             return Ok(if known == 1 { Claim::Done } else { Claim::Lost });
+        }
+        let claim = "UPDATE nexus_requests SET status = 'processing', stage = 'runAgent', session = ?2, agent = ?3, run_id = ?5,
+                     attempts = attempts + 1, epoch = ?4 WHERE event_seq = ?1";
+        let mut claim = connection.prepare_cached(claim)?;
+        for (seq, audit) in self.requests() {
+            claim.execute(params![seq, self.session, self.agent, self.epoch, self.run_id])?;
+            if let Some(audit) = audit {
+                audit.insert(connection, seq, self.at)?;
+            }
         }
         let insert = "INSERT INTO runs (run_id, event_seq, attempt, agent, session, status, started_at, epoch, acted)
                       SELECT ?1, ?2, attempts, ?3, ?4, 'running', ?5, ?6, ?7 FROM nexus_requests WHERE event_seq = ?2";
@@ -142,10 +159,26 @@ impl StartRun {
             self.epoch,
             self.acted
         ])?;
-        if let Some(audit) = &self.audit {
-            audit.insert(connection, self.event_seq, self.at)?;
-        }
         Ok(Claim::Done)
+    }
+
+    /// All of its requests, each with the decision about it.
+    fn requests(&self) -> impl Iterator<Item = (i64, Option<&Audit>)> {
+        let fellows = self.fellows.iter().map(|fellow| (fellow.event_seq, fellow.audit.as_ref()));
+        std::iter::once((self.event_seq, self.audit.as_ref())).chain(fellows)
+    }
+
+    /// Whether each of its requests waits for a run of this daemon.
+    fn are_free(&self, connection: &Connection) -> rusqlite::Result<bool> {
+        let sql = "SELECT 1 FROM nexus_requests
+                   WHERE event_seq = ?1 AND status IN ('waiting', 'interrupted') AND ?2 = (SELECT value FROM counters WHERE name = 'epoch')";
+        let mut free = connection.prepare_cached(sql)?;
+        for (seq, _) in self.requests() {
+            if !free.exists(params![seq, self.epoch])? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 }
 
@@ -161,10 +194,20 @@ impl MarkActed {
     }
 }
 
-/// A run is over: its turn, its deliveries and its request's terminal status, together.
+/// The end of a request that shared another's run.
+#[derive(Debug, Clone)]
+pub struct FellowEnd {
+    pub event_seq: i64,
+    pub reason: Option<String>,
+    pub trace: String,
+}
+
+/// A run is over: its turn, its deliveries and the terminal status of all its requests, together.
 #[derive(Debug, Clone)]
 pub struct FinishRun {
     pub event_seq: i64,
+    /// Those that shared it; they end as it does.
+    pub fellows: Vec<FellowEnd>,
     pub run_id: String,
     pub ok: bool,
     pub status: Status,
@@ -187,16 +230,13 @@ impl FinishRun {
         // Its status is final; what is left of stage 7 is the outbox's.
         let settle = "UPDATE nexus_requests SET status = ?2, stage = 'finalize', reason = ?3, trace = ?4, completed_at = ?5
                       WHERE event_seq = ?1 AND status = 'processing' AND epoch = ?6";
-        let changed = connection.prepare_cached(settle)?.execute(params![
-            self.event_seq,
-            self.status.as_str(),
-            self.reason,
-            self.trace,
-            self.at,
-            self.epoch
-        ])?;
-        if changed == 0 {
+        let mut settle = connection.prepare_cached(settle)?;
+        let status = self.status.as_str();
+        if settle.execute(params![self.event_seq, status, self.reason, self.trace, self.at, self.epoch])? == 0 {
             return Ok(None);
+        }
+        for fellow in &self.fellows {
+            settle.execute(params![fellow.event_seq, status, fellow.reason, fellow.trace, self.at, self.epoch])?;
         }
         let seq = next(connection, "finish_seq")?;
         let finish = "UPDATE runs SET status = ?2, finished_at = ?3, finish_seq = ?4, turn_json = ?5 WHERE run_id = ?1";
@@ -213,6 +253,8 @@ impl FinishRun {
 #[derive(Debug, Clone)]
 pub struct InterruptRun {
     pub event_seq: i64,
+    /// Those that share it.
+    pub fellows: Vec<i64>,
     pub run_id: String,
     /// What the agent had said and done so far; kept here, and never given to the agents ledger.
     pub turn_json: Option<String>,
@@ -226,7 +268,11 @@ impl InterruptRun {
                    WHERE run_id = ?1 AND status = 'running' AND epoch = ?3";
         connection.prepare_cached(run)?.execute(params![self.run_id, self.at, self.epoch, self.turn_json])?;
         let request = "UPDATE nexus_requests SET status = 'interrupted' WHERE event_seq = ?1 AND status = 'processing' AND epoch = ?2";
-        let changed = connection.prepare_cached(request)?.execute(params![self.event_seq, self.epoch])?;
+        let mut request = connection.prepare_cached(request)?;
+        for fellow in &self.fellows {
+            request.execute(params![fellow, self.epoch])?;
+        }
+        let changed = request.execute(params![self.event_seq, self.epoch])?;
         Ok(if changed == 1 { Claim::Done } else { Claim::Lost })
     }
 }
@@ -274,7 +320,11 @@ impl Weight for SaveTrace {
 
 impl Weight for StartRun {
     fn bytes(&self) -> usize {
-        self.audit.as_ref().map_or(0, Audit::bytes) + 256
+        let audits: usize = self.requests().filter_map(|(_, audit)| audit).map(Audit::bytes).sum();
+        audits + self.fellows.len() * 64 + 256
+    }
+    fn rows(&self) -> usize {
+        2 + self.fellows.len()
     }
 }
 
@@ -289,9 +339,10 @@ impl Weight for InterruptRun {
 impl Weight for FinishRun {
     fn bytes(&self) -> usize {
         let deliveries: usize = self.deliveries.iter().map(|delivery| delivery.content.len() + 256).sum();
-        self.turn_json.as_ref().map_or(0, String::len) + self.trace.len() + deliveries + 256
+        let fellows: usize = self.fellows.iter().map(|fellow| fellow.trace.len() + 128).sum();
+        self.turn_json.as_ref().map_or(0, String::len) + self.trace.len() + deliveries + fellows + 256
     }
     fn rows(&self) -> usize {
-        2 + self.deliveries.len()
+        2 + self.deliveries.len() + self.fellows.len()
     }
 }

@@ -63,6 +63,7 @@ impl State {
         self.under_way = TaskTracker::new();
         self.lanes = Lanes::holding_as(std::mem::take(&mut self.lanes));
         self.sessions = Sessions::default();
+        self.aborts.clear();
         let still_open: HashSet<i64> = open.iter().map(|request| request.event_seq).collect();
         for (seq, known) in std::mem::take(&mut self.requests) {
             // Told of its end, the panic came before that was counted.
@@ -79,8 +80,10 @@ impl State {
     /// Hears of what ends before it begins anew, and starts nothing.
     fn note(&mut self, told: Told) {
         match told {
-            Told::Prepared { seq, outcome: Outcome::Settled } | Told::Released { seq, .. } => self.over(seq),
-            Told::Prepared { outcome: Outcome::Run(_) | Outcome::Abandoned, .. } => {} // read back
+            Told::Prepared { seq, outcome: Outcome::Settled } | Told::Dropped { seq, is_over: true } => self.over(seq),
+            Told::Released { seq, fellows, .. } => fellows.into_iter().chain([seq]).for_each(|seq| self.over(seq)),
+            // Read back.
+            Told::Prepared { outcome: Outcome::Run(_) | Outcome::Abandoned, .. } | Told::Dropped { is_over: false, .. } => {}
             Told::Hold(account, done) => {
                 self.lanes.hold(&account);
                 done.send(()).ok(); // the asker may have given up

@@ -1,25 +1,46 @@
 //! Sessions and agents: which prepared request may run next. One turn at a time per session, in
-//! order of arrival; so many runs per agent, of which the timer may take a quarter. Pure bookkeeping.
+//! order of arrival; so many runs per agent, of which the timer may take a quarter. What is collected waits
+//! for quiet and runs together, what interrupts ends the turn before it, what is too much is dropped: as
+//! `nexus_core::lane` decides. Pure bookkeeping; the time comes in as milliseconds of one clock.
 //!
 //! What changes something answers the agents of which a run may be able to start now; the router then
 //! asks [`Sessions::start_next`] of each until there is none.
 
 use crate::pipeline::Prepared;
-use std::collections::{BTreeMap, HashMap};
+use nexus_core::config::QueueMode;
+use nexus_core::lane::{self, COLLECT_BYTES_MAX, COLLECT_REQUESTS_MAX, Lane, Verdict};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 #[derive(Debug, Default)]
 struct Session {
     busy: bool,
+    /// The newest message of the turn under way.
+    running: Option<i64>,
     waiting: BTreeMap<i64, Waiting>,
     /// The agent that the first of them is shown to, and its place there: never more than one, or two
     /// agents would take two turns of the session.
     shown: Option<(String, i64)>,
+    /// When what is collected may run, while that is still to come.
+    due_ms: Option<u64>,
+}
+
+impl Session {
+    /// When the first that waits may run: at once, or when there is quiet behind what is collected.
+    fn due_ms(&self) -> u64 {
+        let collected = || self.waiting.values().take_while(|waiting| lane::collects(waiting.mode)).map(|waiting| waiting.came_ms);
+        match (collected().min(), collected().max()) {
+            (Some(first), Some(last)) => lane::due_ms(first, last),
+            (_, _) => 0,
+        }
+    }
 }
 
 #[derive(Debug)]
 struct Waiting {
     agent: String,
     system: bool,
+    mode: QueueMode,
+    came_ms: u64,
     /// `None` when memory had no room for it.
     prepared: Option<Box<Prepared>>,
     max_concurrent: usize,
@@ -43,53 +64,125 @@ struct Again {
     system: bool,
 }
 
+/// What a request that came to its session brings about.
+#[derive(Debug, Default)]
+pub(super) struct Pushed {
+    /// Agents of which a run may be able to start now.
+    pub(super) look: Vec<String>,
+    /// The run that is to be aborted, by its newest message.
+    pub(super) aborts: Option<i64>,
+    /// Those that are dropped, itself perhaps, with their contexts where they were kept.
+    pub(super) dropped: Vec<(i64, Option<Box<Prepared>>)>,
+    /// The next of its conversation need not wait until it runs.
+    pub(super) lets_go: bool,
+}
+
+/// A turn that may begin.
+#[derive(Debug)]
+pub(super) struct Turn {
+    /// Its newest message.
+    pub(super) seq: i64,
+    /// Without it the request is to be prepared again, and takes its slot meanwhile: no more contexts come
+    /// back at once than may run.
+    pub(super) prepared: Option<Box<Prepared>>,
+    /// A newer message that waits ends it at once.
+    pub(super) is_aborted: bool,
+}
+
 /// All sessions with something to do.
 #[derive(Debug, Default)]
 pub(super) struct Sessions {
     sessions: HashMap<String, Session>,
     agents: HashMap<String, Agent>,
     again: BTreeMap<i64, Again>,
+    /// Sessions that collect, by when they are due.
+    delayed: BTreeSet<(u64, String)>,
     kept: usize,
 }
 
 impl Sessions {
     /// Takes in a prepared request; its context is kept only while fewer than `kept_max` are, or if it
     /// was prepared again for a slot that it still has.
-    pub(super) fn push(&mut self, seq: i64, prepared: Prepared, kept_max: usize) -> Vec<String> {
+    pub(super) fn push(&mut self, seq: i64, prepared: Prepared, kept_max: usize, now_ms: u64) -> Pushed {
         let (session, agent) = (prepared.session.clone(), prepared.agent.name.clone());
         let (system, max_concurrent) = (prepared.is_system(), prepared.agent.max_concurrent.max(1));
+        let (mode, queue) = prepared.queueing();
         let again = self.again.remove(&seq);
+        let mut pushed = Pushed { lets_go: lane::lets_go(mode, &queue), ..Pushed::default() };
+        let entry = self.sessions.entry(session.clone()).or_default();
+        // Whose turn had come already is neither dropped nor drops another.
+        if again.is_none() {
+            let running = entry.running.filter(|running| *running < seq);
+            match lane::decide(mode, &queue, Lane { running: running.is_some(), waiting: entry.waiting.len() }) {
+                Verdict::Refuse => {
+                    pushed.dropped.push((seq, Some(Box::new(prepared))));
+                    return pushed;
+                }
+                Verdict::Wait { drops, aborts } => {
+                    pushed.aborts = running.filter(|_| aborts);
+                    let oldest = (0..drops).map_while(|_| entry.waiting.pop_first());
+                    pushed.dropped.extend(oldest.map(|(seq, waiting)| (seq, waiting.prepared)));
+                    self.kept -= pushed.dropped.iter().filter(|(_, kept)| kept.is_some()).count();
+                }
+            }
+        }
         let has_slot = again.as_ref().is_some_and(|had| had.session == session && had.agent == agent && had.system == system);
         let keep = has_slot || self.kept < kept_max;
         self.kept += usize::from(keep);
-        let waiting = Waiting { agent, system, prepared: keep.then(|| Box::new(prepared)), max_concurrent };
-        self.sessions.entry(session.clone()).or_default().waiting.insert(seq, waiting);
+        let prepared = keep.then(|| Box::new(prepared));
+        entry.waiting.insert(seq, Waiting { agent, system, mode, came_ms: now_ms, prepared, max_concurrent });
         // What it had may be another session's and another agent's by now: settings change.
-        let mut look = again.map(|had| self.released(&had.session, &had.agent, had.system)).unwrap_or_default();
-        look.extend(self.offer(&session));
-        look
+        pushed.look = again.map(|had| self.released(&had.session, &had.agent, had.system, now_ms)).unwrap_or_default();
+        pushed.look.extend(self.offer(&session, now_ms));
+        pushed
     }
 
-    /// Shows an idle session's first request to its agent, which is answered.
-    fn offer(&mut self, session: &str) -> Option<String> {
+    /// Shows an idle session's first request to its agent, which is answered; one that is collected, once it
+    /// is due.
+    fn offer(&mut self, session: &str, now_ms: u64) -> Option<String> {
         let entry = self.sessions.get_mut(session).filter(|entry| !entry.busy)?;
-        let (&seq, first) = entry.waiting.first_key_value()?;
-        let (agent, system, max_concurrent) = (first.agent.clone(), first.system, first.max_concurrent);
+        if let Some(due_ms) = entry.due_ms.take() {
+            self.delayed.remove(&(due_ms, session.to_owned()));
+        }
         // An earlier arrival may have taken the place of a later one, which another agent was shown.
-        if let Some((before, place)) = entry.shown.replace((agent.clone(), seq))
+        if let Some((before, place)) = entry.shown.take()
             && let Some(lane) = self.agents.get_mut(&before)
         {
             lane.ready.remove(&place);
         }
+        let (&seq, first) = entry.waiting.first_key_value()?;
+        let due_ms = entry.due_ms();
+        if due_ms > now_ms {
+            entry.due_ms = Some(due_ms);
+            self.delayed.insert((due_ms, session.to_owned()));
+            return None;
+        }
+        let (agent, system, max_concurrent) = (first.agent.clone(), first.system, first.max_concurrent);
+        entry.shown = Some((agent.clone(), seq));
         let lane = self.agents.entry(agent.clone()).or_default();
         lane.max_concurrent = max_concurrent;
         lane.ready.insert(seq, (session.to_owned(), system));
         Some(agent)
     }
 
-    /// The next run of `agent` that may start. Without its context it is to be prepared again, and
-    /// takes its slot meanwhile: no more contexts come back at once than may run.
-    pub(super) fn start_next(&mut self, agent: &str) -> Option<(i64, Option<Box<Prepared>>)> {
+    /// When the next session that collects is due.
+    pub(super) fn next_due_ms(&self) -> Option<u64> {
+        self.delayed.first().map(|(due_ms, _)| *due_ms)
+    }
+
+    /// Shows what is due by now.
+    pub(super) fn offer_due(&mut self, now_ms: u64) -> Vec<String> {
+        let mut look = Vec::new();
+        while self.next_due_ms().is_some_and(|due_ms| due_ms <= now_ms)
+            && let Some((_, session)) = self.delayed.pop_first()
+        {
+            look.extend(self.offer(&session, now_ms));
+        }
+        look
+    }
+
+    /// The next turn of `agent` that may begin.
+    pub(super) fn start_next(&mut self, agent: &str) -> Option<Turn> {
         let lane = self.agents.get_mut(agent)?;
         if lane.taken >= lane.max_concurrent {
             return None;
@@ -99,46 +192,70 @@ impl Sessions {
         let seq = lane.ready.iter().find(|(_, (_, system))| !(*system && system_full)).map(|(&seq, _)| seq)?;
         let (session, system) = lane.ready.remove(&seq)?;
         let entry = self.sessions.get_mut(&session)?;
-        let waiting = entry.waiting.remove(&seq)?;
+        let first = entry.waiting.remove(&seq)?;
         entry.busy = true; // no later request of the session may pass
         entry.shown = None;
         lane.taken += 1;
         lane.taken_by_system += usize::from(system);
-        match &waiting.prepared {
-            Some(_) => self.kept -= 1,
-            None => drop(self.again.insert(seq, Again { session, agent: agent.to_owned(), system })),
-        }
-        Some((seq, waiting.prepared))
+        let Some(prepared) = first.prepared else {
+            self.again.insert(seq, Again { session, agent: agent.to_owned(), system });
+            return Some(Turn { seq, prepared: None, is_aborted: false });
+        };
+        let prepared = if lane::collects(first.mode) { gather(prepared, &mut entry.waiting) } else { prepared };
+        let seq = prepared.request.event_seq;
+        self.kept -= 1 + prepared.fellows.len();
+        entry.running = Some(seq);
+        let is_aborted = entry.waiting.range(seq..).any(|(_, waiting)| lane::aborts(waiting.mode));
+        Some(Turn { seq, prepared: Some(prepared), is_aborted })
     }
 
     /// A request that was prepared again came to its end instead: its session goes on.
-    pub(super) fn forget(&mut self, seq: i64) -> Vec<String> {
-        self.again.remove(&seq).map(|had| self.released(&had.session, &had.agent, had.system)).unwrap_or_default()
+    pub(super) fn forget(&mut self, seq: i64, now_ms: u64) -> Vec<String> {
+        self.again.remove(&seq).map(|had| self.released(&had.session, &had.agent, had.system, now_ms)).unwrap_or_default()
     }
 
     /// A run is over, or never started.
-    pub(super) fn released(&mut self, session: &str, agent: &str, system: bool) -> Vec<String> {
+    pub(super) fn released(&mut self, session: &str, agent: &str, system: bool, now_ms: u64) -> Vec<String> {
         if let Some(lane) = self.agents.get_mut(agent) {
             lane.taken = lane.taken.saturating_sub(1);
             lane.taken_by_system = lane.taken_by_system.saturating_sub(usize::from(system));
         }
         let mut look = vec![agent.to_owned()];
-        look.extend(self.go_on(session));
+        look.extend(self.go_on(session, now_ms));
         look
     }
 
-    fn go_on(&mut self, session: &str) -> Option<String> {
+    fn go_on(&mut self, session: &str, now_ms: u64) -> Option<String> {
         let entry = self.sessions.get_mut(session)?;
-        entry.busy = false;
+        (entry.busy, entry.running) = (false, None);
         if entry.waiting.is_empty() {
             self.sessions.remove(session);
             return None;
         }
-        self.offer(session)
+        self.offer(session, now_ms)
     }
 
     pub(super) fn running(&self) -> usize {
         let taken: usize = self.agents.values().map(|agent| agent.taken).sum();
         taken.saturating_sub(self.again.len())
     }
+}
+
+/// Takes those that wait behind `first` and may be answered with it; the newest of them leads.
+fn gather(first: Box<Prepared>, waiting: &mut BTreeMap<i64, Waiting>) -> Box<Prepared> {
+    let mut all = vec![first];
+    let mut bytes = all[0].request.event.content.len();
+    while all.len() < COLLECT_REQUESTS_MAX
+        && let Some(next) = waiting.first_entry()
+        && lane::collects(next.get().mode)
+        && let Some(prepared) = &next.get().prepared
+        && prepared.may_share(&all[0])
+        && bytes.saturating_add(prepared.request.event.content.len()) <= COLLECT_BYTES_MAX
+    {
+        bytes += prepared.request.event.content.len();
+        all.extend(next.remove().prepared);
+    }
+    let mut lead = all.pop().expect("the first is among them");
+    lead.fellows = all.into_iter().map(|fellow| *fellow).collect();
+    lead
 }

@@ -1,23 +1,25 @@
 //! Lanes and sessions together, driven as the router drives them, against a model that is nothing but
-//! a list of requests; and what becomes of a hold whose holder fails.
+//! a list of requests.
 #![allow(clippy::unwrap_used)]
 
+mod cases;
+
 use super::lanes::Lanes;
-use super::sessions::Sessions;
-use super::{Hold, INBOX_MAX, Router, Told};
+use super::sessions::{Pushed, Sessions, Turn};
 use crate::agent::Runner;
 use crate::pipeline::{Agent, Prepared};
 use crate::routes::TIMER_CHANNEL;
+use nexus_core::config::{QueueDrop, QueueMode};
 use nexus_core::event::Event;
 use nexus_core::ids::AccountKey;
+use nexus_core::lane;
 use nexus_core::request::NexusRequest;
 use proptest::prelude::*;
-use std::collections::BTreeMap;
+use serde_json::json;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 const CONVERSATIONS: usize = 5;
 const SESSIONS: usize = 3;
@@ -26,10 +28,10 @@ const ACCOUNTS: usize = 2;
 const SLOTS: [usize; 3] = [1, 2, 5];
 /// Requests in stages 1 to 5 at once, but for those that are prepared again.
 const PREPARING_MAX: usize = 3;
-/// How long anything here may take: a hold that is never let go must fail, not hang.
-const DEADLINE: Duration = Duration::from_secs(30);
-/// Contexts kept in memory: few, so that most are dropped.
-const KEPT_MAX: usize = 1;
+/// Contexts kept in memory, at most: few, so that most are dropped.
+const KEPT_MAX: usize = 5;
+/// Longer than anything that is collected waits, in milliseconds.
+const LONG_MS: u64 = 10_000;
 
 /// What stages 1 to 5 find out about a request.
 #[derive(Debug, Clone, Copy)]
@@ -37,6 +39,8 @@ struct Found {
     session: usize,
     agent: usize,
     system: bool,
+    mode: QueueMode,
+    cap: Option<(usize, QueueDrop)>,
 }
 
 #[derive(Debug, Clone)]
@@ -49,16 +53,22 @@ enum Do {
     Finish(usize),
     Hold(usize),
     Release(usize),
+    /// So many milliseconds pass.
+    Pass(u64),
 }
 
 fn any_do() -> impl Strategy<Value = Do> {
-    let found = (0..SESSIONS, 0..SLOTS.len(), any::<bool>()).prop_map(|(session, agent, system)| Found { session, agent, system });
+    let modes = vec![QueueMode::Followup, QueueMode::Collect, QueueMode::Collect, QueueMode::Interrupt, QueueMode::Steer];
+    let cap = prop::option::weighted(0.3, (1..4_usize, prop::sample::select(vec![QueueDrop::Old, QueueDrop::New])));
+    let found = (0..SESSIONS, 0..SLOTS.len(), any::<bool>(), prop::sample::select(modes), cap)
+        .prop_map(|(session, agent, system, mode, cap)| Found { session, agent, system, mode, cap });
     prop_oneof![
         6 => (0..CONVERSATIONS).prop_map(Do::Arrive),
         6 => (0..64_usize, prop::option::weighted(0.9, found)).prop_map(|(which, found)| Do::Prepare(which, found)),
         4 => (0..64_usize).prop_map(Do::Finish),
         1 => (0..ACCOUNTS).prop_map(Do::Hold),
         1 => (0..ACCOUNTS).prop_map(Do::Release),
+        2 => prop::sample::select(vec![1_u64, 300, 500, LONG_MS]).prop_map(Do::Pass),
     ]
 }
 
@@ -67,26 +77,28 @@ fn any_do() -> impl Strategy<Value = Do> {
 enum At {
     Waiting,
     Preparing,
-    /// It waits for its session.
-    Ready(Found),
+    /// It waits for its session, since then.
+    Ready(Found, u64),
     /// Its turn has come, and its context is made again.
     Again(Found),
     Running(Found),
+    /// It is answered in the turn of that one.
+    Joined(i64),
 }
 
 impl At {
-    /// Whether it keeps the next request of its conversation waiting.
+    /// Whether it keeps the next request of its conversation waiting, unless it was let go.
     fn holds_conversation(self) -> bool {
         match self {
-            Self::Preparing | Self::Ready(_) | Self::Again(_) => true,
-            Self::Waiting | Self::Running(_) => false,
+            Self::Preparing | Self::Ready(..) | Self::Again(_) => true,
+            Self::Waiting | Self::Running(_) | Self::Joined(_) => false,
         }
     }
 
     fn is_in_stages(self) -> bool {
         match self {
             Self::Preparing | Self::Again(_) => true,
-            Self::Waiting | Self::Ready(_) | Self::Running(_) => false,
+            Self::Waiting | Self::Ready(..) | Self::Running(_) | Self::Joined(_) => false,
         }
     }
 
@@ -94,21 +106,21 @@ impl At {
     fn turn(self) -> Option<Found> {
         match self {
             Self::Again(found) | Self::Running(found) => Some(found),
-            Self::Waiting | Self::Preparing | Self::Ready(_) => None,
+            Self::Waiting | Self::Preparing | Self::Ready(..) | Self::Joined(_) => None,
         }
     }
 
     fn running(self) -> Option<Found> {
         match self {
             Self::Running(found) => Some(found),
-            Self::Waiting | Self::Preparing | Self::Ready(_) | Self::Again(_) => None,
+            Self::Waiting | Self::Preparing | Self::Ready(..) | Self::Again(_) | Self::Joined(_) => None,
         }
     }
 
-    fn ready(self) -> Option<Found> {
+    fn ready(self) -> Option<(Found, u64)> {
         match self {
-            Self::Ready(found) => Some(found),
-            Self::Waiting | Self::Preparing | Self::Again(_) | Self::Running(_) => None,
+            Self::Ready(found, since_ms) => Some((found, since_ms)),
+            Self::Waiting | Self::Preparing | Self::Again(_) | Self::Running(_) | Self::Joined(_) => None,
         }
     }
 }
@@ -144,11 +156,20 @@ fn prepared(seq: i64, found: Found) -> Prepared {
         acts: false,
         memory: nexus_core::config::Memory::default(),
     };
+    let mut request = NexusRequest::new(format!("req_{seq}"), seq, 0, event);
+    let mut access = json!({ "decision": "allow", "permissions": {}, "queue_mode": found.mode });
+    if let Some((cap, drop)) = found.cap {
+        access["queue"] = json!({ "cap": cap, "drop": drop });
+    }
+    request.access = Some(serde_json::from_value(access).unwrap());
     Prepared {
         adapter: "fake".to_owned(),
-        request: NexusRequest::new(format!("req_{seq}"), seq, 0, event),
+        request,
         agent: Arc::new(agent),
         session: session(found.session),
+        formerly: None,
+        fellows: Vec::new(),
+        abort: CancellationToken::new(),
         spent: Duration::ZERO,
         timeout: Duration::ZERO,
     }
@@ -160,11 +181,19 @@ struct World {
     lanes: Lanes,
     sessions: Sessions,
     requests: BTreeMap<i64, (usize, At)>,
+    /// Those whose conversation goes on without them.
+    gone: BTreeSet<i64>,
     holds: [usize; ACCOUNTS],
     admitted: i64,
+    now_ms: u64,
+    kept_max: usize,
 }
 
 impl World {
+    fn keeping(kept_max: usize) -> Self {
+        Self { kept_max, ..Self::default() }
+    }
+
     fn step(&mut self, what: Do) {
         match what {
             Do::Arrive(conversation) => self.arrive(conversation),
@@ -186,7 +215,10 @@ impl World {
                 self.holds[n] = self.holds[n].saturating_sub(1);
                 self.lanes.release(&account(n));
             }
+            Do::Pass(ms) => self.now_ms += ms,
         }
+        let agents = self.sessions.offer_due(self.now_ms);
+        self.start_runs(&agents);
         self.start_lanes();
         self.check_nothing_is_forgotten();
     }
@@ -202,27 +234,59 @@ impl World {
         self.requests.insert(self.admitted, (n, At::Waiting));
     }
 
+    fn let_go(&mut self, seq: i64) {
+        if self.gone.insert(seq) {
+            self.lanes.finished(&conversation(self.requests[&seq].0));
+        }
+    }
+
     fn prepare(&mut self, seq: i64, found: Option<Found>) {
         self.lanes.prepared();
-        match found {
-            Some(found) => {
-                self.requests.get_mut(&seq).unwrap().1 = At::Ready(found);
-                let agents = self.sessions.push(seq, prepared(seq, found), KEPT_MAX);
-                self.start_runs(&agents);
-            }
-            None => {
-                let (n, _) = self.requests.remove(&seq).unwrap();
-                self.lanes.finished(&conversation(n));
-                let agents = self.sessions.forget(seq);
-                self.start_runs(&agents);
-            }
+        let Some(found) = found else {
+            self.let_go(seq);
+            self.requests.remove(&seq).unwrap();
+            let agents = self.sessions.forget(seq, self.now_ms);
+            return self.start_runs(&agents);
+        };
+        let had_turn = self.requests[&seq].1.turn().is_some();
+        let drops = if had_turn { Vec::new() } else { self.drops(seq, found) };
+        let running = self.requests.iter().find(|(_, (_, at))| at.running().is_some_and(|other| other.session == found.session));
+        let aborts = running.map(|(&running, _)| running).filter(|running| *running < seq);
+        let aborts = aborts.filter(|_| lane::aborts(found.mode) && !had_turn && !drops.contains(&seq));
+        self.requests.get_mut(&seq).unwrap().1 = At::Ready(found, self.now_ms);
+        let pushed = self.sessions.push(seq, prepared(seq, found), self.kept_max, self.now_ms);
+        assert_eq!(pushed.aborts, aborts, "{seq} comes to {:?}", self.requests);
+        assert_eq!(pushed.dropped.iter().map(|(seq, _)| *seq).collect::<Vec<_>>(), drops);
+        self.pushed(seq, pushed);
+    }
+
+    fn pushed(&mut self, seq: i64, pushed: Pushed) {
+        if pushed.lets_go {
+            self.let_go(seq);
+        }
+        for (seq, _) in pushed.dropped {
+            self.let_go(seq);
+            self.requests.remove(&seq).unwrap();
+        }
+        self.start_runs(&pushed.look);
+    }
+
+    /// Those that the cap has no room for when `seq` comes.
+    fn drops(&self, seq: i64, found: Found) -> Vec<i64> {
+        let Some((cap, which)) = found.cap else { return Vec::new() };
+        let waiting = self.ready_in(found.session);
+        match which {
+            QueueDrop::New if waiting.len() >= cap => vec![seq],
+            QueueDrop::New => Vec::new(),
+            QueueDrop::Old => waiting.iter().copied().take((waiting.len() + 1).saturating_sub(cap)).collect(),
         }
     }
 
     fn finish(&mut self, seq: i64) {
         let (_, at) = self.requests.remove(&seq).unwrap();
+        self.requests.retain(|_, (_, at)| !matches!(at, At::Joined(lead) if *lead == seq));
         let found = at.running().unwrap();
-        let agents = self.sessions.released(&session(found.session), &agent(found.agent), found.system);
+        let agents = self.sessions.released(&session(found.session), &agent(found.agent), found.system, self.now_ms);
         self.start_runs(&agents);
     }
 
@@ -239,21 +303,38 @@ impl World {
 
     fn start_runs(&mut self, agents: &[String]) {
         for agent in agents {
-            while let Some((seq, context)) = self.sessions.start_next(agent) {
-                let (n, at) = self.requests[&seq];
-                let found = at.ready().unwrap_or_else(|| panic!("{seq} was started while {at:?}"));
-                assert_eq!(*agent, self::agent(found.agent));
-                assert_eq!(self.next_turn(found.session), Some(seq), "out of order, or two turns of a session at once");
-                assert!(self.has_slot(found), "{seq} has no slot");
-                let at = if context.is_some() {
-                    self.lanes.finished(&conversation(n));
-                    At::Running(found)
-                } else {
-                    self.lanes.preparing_again();
-                    At::Again(found)
-                };
-                self.requests.get_mut(&seq).unwrap().1 = at;
+            while let Some(turn) = self.sessions.start_next(agent) {
+                self.start_turn(agent, turn);
             }
+        }
+    }
+
+    fn start_turn(&mut self, agent: &str, turn: Turn) {
+        let Turn { seq, prepared, is_aborted } = turn;
+        let (found, _) = self.requests[&seq].1.ready().unwrap_or_else(|| panic!("{seq} was started while {:?}", self.requests[&seq]));
+        assert_eq!(agent, self::agent(found.agent));
+        let Some(prepared) = prepared else {
+            assert_eq!(self.next_turn(found.session), Some(seq), "out of order, too early, or two turns of a session at once");
+            assert!(self.has_slot(found), "{seq} has no slot");
+            self.lanes.preparing_again();
+            self.requests.get_mut(&seq).unwrap().1 = At::Again(found);
+            return;
+        };
+        let group: Vec<i64> = prepared.requests().map(|request| request.event_seq).collect();
+        let waiting = self.ready_in(found.session);
+        assert_eq!(self.next_turn(found.session), group.first().copied(), "out of order, too early, or two turns of a session at once");
+        assert!(waiting.starts_with(&group) && group.last() == Some(&seq), "{group:?} of {waiting:?}");
+        assert!(self.has_slot(found), "{seq} has no slot");
+        for one in &group {
+            let (other, _) = self.requests[one].1.ready().unwrap();
+            assert_eq!((other.agent, other.system), (found.agent, found.system));
+            assert!(group.len() == 1 || other.mode == QueueMode::Collect, "{one} is not to be collected");
+        }
+        let interrupts = |one: &i64| self.requests[one].1.ready().is_some_and(|(other, _)| lane::aborts(other.mode));
+        assert_eq!(is_aborted, waiting[group.len()..].iter().any(interrupts));
+        for one in group {
+            self.let_go(one);
+            self.requests.get_mut(&one).unwrap().1 = if one == seq { At::Running(found) } else { At::Joined(seq) };
         }
     }
 
@@ -264,16 +345,28 @@ impl World {
     /// The request that a conversation may prepare next.
     fn next_of(&self, n: usize) -> Option<i64> {
         let mine = || self.requests.iter().filter(move |(_, (conversation, _))| *conversation == n);
-        let is_busy = mine().any(|(_, (_, at))| at.holds_conversation());
+        let is_busy = mine().any(|(seq, (_, at))| at.holds_conversation() && !self.gone.contains(seq));
         let first = mine().find(|(_, (_, at))| matches!(at, At::Waiting)).map(|(&seq, _)| seq);
         first.filter(|_| !is_busy)
+    }
+
+    /// Those that wait for a session, in their order.
+    fn ready_in(&self, session: usize) -> Vec<i64> {
+        let waits = |at: &At| at.ready().is_some_and(|(found, _)| found.session == session);
+        self.requests.iter().filter(|(_, (_, at))| waits(at)).map(|(&seq, _)| seq).collect()
     }
 
     /// The request whose turn it is in a session.
     fn next_turn(&self, session: usize) -> Option<i64> {
         let is_busy = self.count(|at| at.turn().is_some_and(|found| found.session == session)) > 0;
-        let first = self.requests.iter().find(|(_, (_, at))| at.ready().is_some_and(|found| found.session == session));
-        first.map(|(&seq, _)| seq).filter(|_| !is_busy)
+        let waiting = self.ready_in(session);
+        let came = waiting.iter().filter_map(|seq| self.requests[seq].1.ready());
+        let collected: Vec<u64> = came.take_while(|(found, _)| found.mode == QueueMode::Collect).map(|(_, since_ms)| since_ms).collect();
+        let due_ms = match (collected.iter().min(), collected.iter().max()) {
+            (Some(first), Some(last)) => lane::due_ms(*first, *last),
+            (_, _) => 0,
+        };
+        waiting.first().copied().filter(|_| !is_busy && due_ms <= self.now_ms)
     }
 
     fn has_slot(&self, wanted: Found) -> bool {
@@ -287,13 +380,14 @@ impl World {
         let in_stages = self.count(At::is_in_stages);
         assert_eq!(self.lanes.preparing(), in_stages);
         assert_eq!(self.sessions.running(), self.count(|at| at.running().is_some()));
+        assert!(self.sessions.next_due_ms().is_none_or(|due_ms| due_ms > self.now_ms));
         for n in 0..CONVERSATIONS {
             let may_start = self.holds[n % ACCOUNTS] == 0 && in_stages < PREPARING_MAX;
             assert!(!may_start || self.next_of(n).is_none(), "conversation {n} was forgotten: {:?}", self.requests);
         }
         for session in 0..SESSIONS {
             let next = self.next_turn(session).and_then(|seq| self.requests[&seq].1.ready());
-            assert!(!next.is_some_and(|found| self.has_slot(found)), "session {session} was forgotten: {:?}", self.requests);
+            assert!(!next.is_some_and(|(found, _)| self.has_slot(found)), "session {session} was forgotten: {:?}", self.requests);
         }
     }
 
@@ -307,137 +401,33 @@ impl World {
         while !self.requests.is_empty() {
             if self.pick(0, |at| at.running().is_some()).is_some() {
                 self.step(Do::Finish(0));
+            } else if self.pick(0, At::is_in_stages).is_some() {
+                self.step(Do::Prepare(0, found(0, 0)));
             } else {
-                assert!(self.pick(0, At::is_in_stages).is_some(), "nothing moves any more: {:?}", self.requests);
-                self.step(Do::Prepare(0, Some(Found { session: 0, agent: 0, system: false })));
+                assert!(self.sessions.next_due_ms().is_some(), "nothing moves any more: {:?}", self.requests);
+                self.step(Do::Pass(LONG_MS));
             }
         }
     }
 }
 
+fn found(session: usize, agent: usize) -> Option<Found> {
+    moded(session, agent, QueueMode::Followup)
+}
+
+fn moded(session: usize, agent: usize, mode: QueueMode) -> Option<Found> {
+    Some(Found { session, agent, system: false, mode, cap: None })
+}
+
 proptest! {
     /// In whatever order things happen: one at a time per conversation and per session, each in its
-    /// order, never more than the limits, and everything comes to its end.
+    /// order, together only what is collected, never more than the limits, and everything comes to its end.
     #[test]
-    fn order_and_limits_hold_and_nothing_is_forgotten(script in prop::collection::vec(any_do(), 0..150)) {
-        let mut world = World::default();
+    fn order_and_limits_hold_and_nothing_is_forgotten(kept_max in 1..=KEPT_MAX, script in prop::collection::vec(any_do(), 0..150)) {
+        let mut world = World::keeping(kept_max);
         for what in script {
             world.step(what);
         }
         world.drain();
     }
-}
-
-fn run_through(script: impl IntoIterator<Item = Do>) {
-    let mut world = World::default();
-    script.into_iter().for_each(|what| world.step(what));
-    world.drain();
-}
-
-fn found(session: usize, agent: usize) -> Option<Found> {
-    Some(Found { session, agent, system: false })
-}
-
-#[test]
-fn a_context_that_comes_back_for_another_agent_has_no_room_of_its_own() {
-    let mut sessions = Sessions::default();
-    let push = |sessions: &mut Sessions, seq, session, agent| {
-        sessions.push(seq, prepared(seq, Found { session, agent, system: false }), 1);
-    };
-    push(&mut sessions, 1, 0, 0);
-    push(&mut sessions, 2, 1, 0);
-    push(&mut sessions, 3, 2, 0);
-    let started = |sessions: &mut Sessions| sessions.start_next(&agent(0)).map(|(seq, context)| (seq, context.is_some()));
-    assert_eq!(started(&mut sessions), Some((1, true)));
-    push(&mut sessions, 4, 3, 0); // takes the room
-    sessions.released(&session(0), &agent(0), false);
-    assert_eq!(started(&mut sessions), Some((2, false)));
-    push(&mut sessions, 2, 1, 1);
-    assert_eq!(started(&mut sessions), Some((3, false)));
-    let (seq, context) = sessions.start_next(&agent(1)).unwrap();
-    assert_eq!((seq, context.is_some()), (2, false), "kept beyond the limit");
-}
-
-#[test]
-fn a_session_of_two_agents_takes_one_turn_at_a_time() {
-    // Agent 0 is busy with session 1; request 3 of session 0 is shown to it, then 2 to agent 1.
-    run_through([
-        Do::Arrive(0),
-        Do::Prepare(0, found(1, 0)),
-        Do::Arrive(1),
-        Do::Arrive(2),
-        Do::Prepare(1, found(0, 0)),
-        Do::Prepare(0, found(0, 1)),
-        Do::Finish(0),
-    ]);
-}
-
-#[test]
-fn a_request_that_is_prepared_again_for_another_session_frees_the_one_before() {
-    // Agent 0 has one slot: 2 is kept, 3 is not; when its turn comes its session is another.
-    run_through([
-        Do::Arrive(0),
-        Do::Prepare(0, found(0, 0)),
-        Do::Arrive(1),
-        Do::Prepare(0, found(1, 0)),
-        Do::Arrive(2),
-        Do::Prepare(0, found(2, 0)),
-        Do::Arrive(3),
-        Do::Prepare(0, found(2, 0)),
-        Do::Finish(0),
-        Do::Finish(0),
-        Do::Prepare(0, found(0, 1)),
-    ]);
-}
-
-fn router() -> (Router, mpsc::Receiver<Told>) {
-    let (told, inbox) = mpsc::channel(INBOX_MAX);
-    (Router { told, stop: CancellationToken::new(), runs: TaskTracker::new() }, inbox)
-}
-
-async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(DEADLINE, what).await.expect("it comes within the deadline")
-}
-
-/// Takes the hold that is asked for, as the router does.
-async fn take_hold(inbox: &mut mpsc::Receiver<Told>) -> AccountKey {
-    let Some(Told::Hold(account, done)) = soon(inbox.recv()).await else { panic!("nothing was held") };
-    done.send(()).unwrap();
-    account
-}
-
-async fn released(inbox: &mut mpsc::Receiver<Told>) -> AccountKey {
-    let Some(Told::Release(account)) = soon(inbox.recv()).await else { panic!("nothing was let go") };
-    account
-}
-
-#[tokio::test]
-async fn a_panic_lets_go_what_it_held() {
-    let (router, mut inbox) = router();
-    let holder = tokio::spawn(async move {
-        let _hold: Hold = router.hold(&account(1), Duration::from_secs(3600)).await;
-        panic!("a defect");
-    });
-    assert_eq!(take_hold(&mut inbox).await, account(1));
-    assert!(soon(holder).await.unwrap_err().is_panic());
-    assert_eq!(released(&mut inbox).await, account(1));
-}
-
-#[tokio::test]
-async fn one_that_is_called_off_while_it_waits_lets_go_too() {
-    let (router, mut inbox) = router();
-    let holder = tokio::spawn(async move { drop(router.hold(&account(1), Duration::from_secs(3600)).await) });
-    let Some(Told::Hold(_, _done)) = soon(inbox.recv()).await else { panic!("nothing was held") };
-    holder.abort();
-    assert_eq!(released(&mut inbox).await, account(1));
-}
-
-#[tokio::test]
-async fn a_hold_has_a_limit() {
-    let (router, mut inbox) = router();
-    let holder = tokio::spawn(async move { router.hold(&account(1), Duration::from_millis(1)).await });
-    take_hold(&mut inbox).await;
-    let hold = soon(holder).await.unwrap();
-    assert_eq!(released(&mut inbox).await, account(1));
-    drop(hold);
 }

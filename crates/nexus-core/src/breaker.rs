@@ -1,0 +1,200 @@
+//! The breaker of one session: stops turns that repeat without a person behind them, so that two programs
+//! that answer each other, or a timer with nothing new to say, can't go on for ever. Pure: it reads no
+//! clock, and what is stopped its caller decides. Session labels and texts come in as hashes.
+
+use std::collections::VecDeque;
+
+/// Repetitions in a row that go through.
+pub const REPEATS_MAX: usize = 5;
+/// They count within this time, in milliseconds.
+pub const WINDOW_MS: u64 = 10 * 60 * 1000;
+/// Quiet after which it lets through again, in milliseconds.
+pub const QUIET_MS: u64 = 10 * 60 * 1000;
+
+/// A message on its way to a turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Message {
+    /// Its event's place: the same message is counted once, however often it is asked about.
+    pub seq: i64,
+    /// Of what it says.
+    pub hash: u64,
+    /// No person sent it: the timer, a webhook, another agent.
+    pub is_automatic: bool,
+    /// By a monotonic clock, in milliseconds.
+    pub at_ms: u64,
+}
+
+/// Whether the message may have a turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    Pass,
+    Stop {
+        /// The first one that is stopped: now somebody should be told.
+        is_first: bool,
+        /// It is what the session's agent said last, come back.
+        is_echo: bool,
+    },
+}
+
+/// What is remembered of a session.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Breaker {
+    seq: i64,
+    hash: Option<u64>,
+    reply: Option<u64>,
+    /// When the last repetitions in a row came, at most [`REPEATS_MAX`], the newest last.
+    times: VecDeque<u64>,
+    is_open: bool,
+    last_ms: u64,
+}
+
+impl Breaker {
+    /// Decides about a message and remembers it.
+    pub fn step(&mut self, message: Message) -> Verdict {
+        let Message { seq, hash, is_automatic, at_ms } = message;
+        if seq <= self.seq {
+            return Verdict::Pass; // counted, and let through, before
+        }
+        if self.is_quiet(at_ms) {
+            (self.is_open, self.hash) = (false, None);
+            self.times.clear();
+        }
+        let is_echo = self.reply == Some(hash);
+        let repeats = is_echo || (is_automatic && self.hash == Some(hash));
+        (self.seq, self.hash, self.last_ms) = (seq, Some(hash), at_ms);
+        if !repeats {
+            self.is_open = false;
+            self.times.clear();
+        }
+        let oldest = if self.times.len() >= REPEATS_MAX { self.times.pop_front() } else { None };
+        self.times.push_back(at_ms);
+        let is_loop = oldest.is_some_and(|oldest| at_ms.saturating_sub(oldest) < WINDOW_MS);
+        if !is_loop && !self.is_open {
+            return Verdict::Pass;
+        }
+        let is_first = !std::mem::replace(&mut self.is_open, true);
+        Verdict::Stop { is_first, is_echo }
+    }
+
+    /// Remembers what the session's agent said last.
+    pub fn replied(&mut self, hash: u64) {
+        self.reply = Some(hash);
+    }
+
+    /// Nothing came for so long that nothing it remembers of messages counts any more.
+    pub fn is_quiet(&self, at_ms: u64) -> bool {
+        at_ms.saturating_sub(self.last_ms) >= QUIET_MS
+    }
+
+    /// When the last message came.
+    pub fn last_ms(&self) -> u64 {
+        self.last_ms
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SECOND_MS: u64 = 1000;
+
+    fn message(seq: i64, hash: u64, at_ms: u64) -> Message {
+        Message { seq, hash, is_automatic: true, at_ms }
+    }
+
+    /// Asks about messages that say the same, so far apart; which of them pass.
+    fn passed(breaker: &mut Breaker, count: i64, apart_ms: u64) -> Vec<bool> {
+        let at = |seq: i64| seq.unsigned_abs() * apart_ms;
+        (1..=count).map(|seq| breaker.step(message(seq, 7, at(seq))) == Verdict::Pass).collect()
+    }
+
+    #[test]
+    fn five_in_a_row_pass_and_the_next_are_stopped_and_told_once() {
+        let mut breaker = Breaker::default();
+        assert_eq!(passed(&mut breaker, 5, SECOND_MS), [true; 5]);
+        assert_eq!(breaker.step(message(6, 7, 6 * SECOND_MS)), Verdict::Stop { is_first: true, is_echo: false });
+        assert_eq!(breaker.step(message(7, 7, 7 * SECOND_MS)), Verdict::Stop { is_first: false, is_echo: false });
+    }
+
+    #[test]
+    fn another_text_or_ten_quiet_minutes_close_it() {
+        let mut breaker = Breaker::default();
+        passed(&mut breaker, 6, SECOND_MS);
+        assert_eq!(breaker.step(message(7, 8, 7 * SECOND_MS)), Verdict::Pass);
+        assert_eq!(breaker.step(message(8, 7, 8 * SECOND_MS)), Verdict::Pass);
+        let mut breaker = Breaker::default();
+        passed(&mut breaker, 6, SECOND_MS);
+        let not_yet = 6 * SECOND_MS + QUIET_MS - 1;
+        assert!(matches!(breaker.step(message(7, 7, not_yet)), Verdict::Stop { .. }));
+        assert_eq!(breaker.step(message(8, 7, not_yet + QUIET_MS)), Verdict::Pass);
+    }
+
+    #[test]
+    fn what_repeats_slowly_goes_on() {
+        assert_eq!(passed(&mut Breaker::default(), 50, WINDOW_MS / REPEATS_MAX as u64), [true; 50]);
+        let slightly_faster = WINDOW_MS / REPEATS_MAX as u64 - 1;
+        assert_eq!(passed(&mut Breaker::default(), 6, slightly_faster), [true, true, true, true, true, false]);
+    }
+
+    #[test]
+    fn a_person_may_repeat_but_our_own_words_coming_back_are_stopped() {
+        let person = |seq: i64, hash| Message { seq, hash, is_automatic: false, at_ms: seq.unsigned_abs() };
+        let mut breaker = Breaker::default();
+        assert!((1..=50).all(|seq| breaker.step(person(seq, 7)) == Verdict::Pass));
+        let mut breaker = Breaker::default();
+        breaker.replied(7);
+        assert!((1..=5).all(|seq| breaker.step(person(seq, 7)) == Verdict::Pass));
+        assert_eq!(breaker.step(person(6, 7)), Verdict::Stop { is_first: true, is_echo: true });
+        breaker.replied(8);
+        assert_eq!(breaker.step(person(7, 7)), Verdict::Pass);
+    }
+
+    #[test]
+    fn an_echo_whose_words_change_is_one_all_the_same() {
+        let mut breaker = Breaker::default();
+        let mut passed = 0;
+        for seq in 1..=20_i64 {
+            let hash = seq.unsigned_abs();
+            let message = Message { seq, hash, is_automatic: false, at_ms: hash };
+            match breaker.step(message) {
+                Verdict::Pass => passed += 1,
+                Verdict::Stop { .. } => break,
+            }
+            breaker.replied(hash + 1); // and it comes back
+        }
+        assert_eq!(passed, REPEATS_MAX);
+    }
+
+    #[test]
+    fn a_message_that_is_asked_about_again_counts_once() {
+        let mut breaker = Breaker::default();
+        for seq in 1..=5 {
+            for _ in 0..3 {
+                assert_eq!(breaker.step(message(seq, 7, 1)), Verdict::Pass);
+            }
+        }
+        assert!(matches!(breaker.step(message(6, 7, 2)), Verdict::Stop { .. }));
+    }
+
+    proptest! {
+        /// However they come: in no window do more than five of one text in a row pass.
+        #[test]
+        fn no_more_pass_than_may(steps in prop::collection::vec((0_u64..3, 0_u64..200_000), 0..120)) {
+            let mut breaker = Breaker::default();
+            let (mut at_ms, mut in_a_row, mut before) = (0, Vec::new(), None);
+            for (seq, (hash, apart_ms)) in (1_i64..).zip(steps) {
+                at_ms += apart_ms;
+                if before != Some(hash) {
+                    in_a_row.clear();
+                }
+                before = Some(hash);
+                if breaker.step(message(seq, hash, at_ms)) == Verdict::Pass {
+                    in_a_row.push(at_ms);
+                    let recent = in_a_row.iter().filter(|then| at_ms - **then < WINDOW_MS).count();
+                    prop_assert!(recent <= REPEATS_MAX, "{in_a_row:?}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! `/control/sessions...`: sessions listed, shown, forked and archived. It maps requests to [`super::control`]'s
+//! verbs and to questions about the record, and back.
+
+use super::Api;
+use super::control::{answer, ask, found, shown, whole};
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use axum::response::Response;
+use serde::Deserialize;
+
+#[derive(Debug, Deserialize)]
+pub(super) struct List {
+    #[serde(default = "default_limit")]
+    limit: usize,
+    /// Archived ones too.
+    #[serde(default)]
+    all: bool,
+}
+
+fn default_limit() -> usize {
+    50
+}
+
+/// A new label for a session, or for an earlier turn of it.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Fork {
+    pub to: String,
+    /// A turn's id; the newest turn if not given.
+    pub turn: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Archive {
+    #[serde(default)]
+    undo: bool,
+}
+
+pub(super) async fn list(State(api): State<Api>, Query(list): Query<List>) -> Response {
+    shown(ask(&api, move |record| record.sessions(list.all, list.limit)).await)
+}
+
+pub(super) async fn show(State(api): State<Api>, Path(label): Path<String>, Query(list): Query<List>) -> Response {
+    let what = format!("no session `{label}`; `nexus sessions list --all` shows all labels");
+    found(ask(&api, move |record| record.session(&label, list.limit)).await, &what)
+}
+
+pub(super) async fn fork(State(api): State<Api>, Path(label): Path<String>, Json(fork): Json<Fork>) -> Response {
+    answer(whole(api.verbs.clone(), async move { api.daemon.fork_session(label, fork).await }).await)
+}
+
+pub(super) async fn archive(State(api): State<Api>, Path(label): Path<String>, Json(archive): Json<Archive>) -> Response {
+    answer(whole(api.verbs.clone(), async move { api.daemon.archive_session(label, archive.undo).await }).await)
+}

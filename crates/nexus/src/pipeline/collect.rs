@@ -1,0 +1,61 @@
+//! Several messages of a session that are answered in one turn: which may be, and what they say together.
+
+use super::Prepared;
+use nexus_core::request::NexusRequest;
+use serde_json::Value;
+
+/// Stands between two messages that are answered together.
+const BETWEEN: &str = "\n\n";
+
+impl Prepared {
+    /// Whether it may be answered in the turn of `other`: by the same agent, allowed the same. What one sender
+    /// may not have done, nobody gets done by writing beside one who may.
+    pub(super) fn may_share(&self, other: &Self) -> bool {
+        let permissions = |prepared: &Self| prepared.request.access.as_ref().map(|access| access.permissions.clone());
+        self.agent.name == other.agent.name && self.is_system() == other.is_system() && permissions(self) == permissions(other)
+    }
+
+    /// All requests of the turn, oldest first.
+    pub(super) fn requests(&self) -> impl Iterator<Item = &NexusRequest> {
+        self.fellows.iter().map(|fellow| &fellow.request).chain(std::iter::once(&self.request))
+    }
+
+    /// Those that share the turn of this one.
+    pub(super) fn fellow_seqs(&self) -> Vec<i64> {
+        self.fellows.iter().map(|fellow| fellow.request.event_seq).collect()
+    }
+
+    /// The text of the turn's messages, each with its sender where there are several.
+    pub(super) fn said(&self) -> String {
+        let sender = &self.request.event.sender_id;
+        let is_talk = self.fellows.iter().any(|fellow| fellow.request.event.sender_id != *sender);
+        let text = |request: &NexusRequest| {
+            let event = &request.event;
+            let name = event.sender_name.as_deref().unwrap_or(&event.sender_id);
+            if is_talk { format!("{name}: {}", event.content) } else { event.content.clone() }
+        };
+        self.requests().map(text).collect::<Vec<_>>().join(BETWEEN)
+    }
+
+    /// The attachments of the turn's messages.
+    pub(super) fn attachments(&self) -> Value {
+        if self.fellows.is_empty() {
+            let own = &self.request.event.attachments;
+            return if own.is_null() { Value::Array(Vec::new()) } else { own.clone() };
+        }
+        self.requests().filter_map(|request| request.event.attachments.as_array()).flatten().cloned().collect()
+    }
+
+    /// Notes in each request of the turn which others it was answered with.
+    pub(super) fn name_fellows(&mut self) {
+        if self.fellows.is_empty() {
+            return;
+        }
+        let ids: Vec<String> = self.requests().map(|request| request.request_id.clone()).collect();
+        for request in self.fellows.iter_mut().map(|fellow| &mut fellow.request).chain(std::iter::once(&mut self.request)) {
+            if let Some(agent) = &mut request.agent {
+                agent.fellows = ids.iter().filter(|id| **id != request.request_id).cloned().collect();
+            }
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! Cases that the property found once, and the modes one by one.
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+
+fn run_through(script: impl IntoIterator<Item = Do>) {
+    let mut world = World::keeping(1);
+    script.into_iter().for_each(|what| world.step(what));
+    world.drain();
+}
+
+#[test]
+fn what_is_collected_waits_for_quiet_and_runs_together() {
+    let mut world = World::keeping(9);
+    for conversation in 0..3 {
+        world.step(Do::Arrive(conversation));
+        world.step(Do::Prepare(0, moded(0, 2, QueueMode::Collect)));
+        world.step(Do::Pass(lane::COLLECT_QUIET_MS - 1));
+    }
+    assert_eq!(world.count(|at| at.running().is_some()), 0);
+    world.step(Do::Pass(1));
+    assert_eq!(world.count(|at| matches!(at, At::Joined(3))), 2, "{:?}", world.requests);
+    assert!(world.requests[&3].1.running().is_some());
+    world.drain();
+}
+
+#[test]
+fn a_conversation_that_never_rests_is_answered_all_the_same() {
+    let mut world = World::keeping(9);
+    for _ in 0..=lane::COLLECT_WAIT_MS_MAX / 250 {
+        world.step(Do::Arrive(0));
+        world.step(Do::Prepare(0, moded(0, 2, QueueMode::Collect)));
+        world.step(Do::Pass(250));
+    }
+    assert_eq!(world.count(|at| at.running().is_some()), 1);
+    world.drain();
+}
+
+#[test]
+fn only_the_newest_of_messages_that_interrupt_runs_to_its_end() {
+    let mut sessions = Sessions::default();
+    let push = |sessions: &mut Sessions, seq| sessions.push(seq, prepared(seq, moded(0, 2, QueueMode::Interrupt).unwrap()), 9, 0);
+    let begun = |sessions: &mut Sessions| sessions.start_next(&agent(2)).map(|turn| (turn.seq, turn.is_aborted));
+    assert_eq!(push(&mut sessions, 1).aborts, None);
+    assert_eq!(begun(&mut sessions), Some((1, false)));
+    assert_eq!(push(&mut sessions, 2).aborts, Some(1));
+    assert_eq!(push(&mut sessions, 3).aborts, Some(1));
+    sessions.released(&session(0), &agent(2), false, 0);
+    assert_eq!(begun(&mut sessions), Some((2, true)));
+    sessions.released(&session(0), &agent(2), false, 0);
+    assert_eq!(begun(&mut sessions), Some((3, false)));
+}
+
+#[test]
+fn a_message_is_not_collected_with_one_that_may_do_more() {
+    let mut sessions = Sessions::default();
+    let more = |seq| {
+        let mut prepared = prepared(seq, moded(0, 2, QueueMode::Collect).unwrap());
+        prepared.request.access.as_mut().unwrap().permissions.tools.allow.push("shell".to_owned());
+        prepared
+    };
+    sessions.push(1, prepared(1, moded(0, 2, QueueMode::Collect).unwrap()), 9, 0);
+    sessions.push(2, more(2), 9, 0);
+    sessions.push(3, more(3), 9, 0);
+    assert_eq!(sessions.offer_due(LONG_MS), [agent(2)]);
+    let groups = |sessions: &mut Sessions| {
+        let turn = sessions.start_next(&agent(2)).unwrap();
+        let group: Vec<i64> = turn.prepared.unwrap().requests().map(|request| request.event_seq).collect();
+        sessions.released(&session(0), &agent(2), false, LONG_MS);
+        group
+    };
+    assert_eq!(groups(&mut sessions), [1]);
+    assert_eq!(groups(&mut sessions), [2, 3]);
+}
+
+#[test]
+fn a_context_that_comes_back_for_another_agent_has_no_room_of_its_own() {
+    let mut sessions = Sessions::default();
+    let push = |sessions: &mut Sessions, seq, session, agent| {
+        drop(sessions.push(seq, prepared(seq, found(session, agent).unwrap()), 1, 0));
+    };
+    push(&mut sessions, 1, 0, 0);
+    push(&mut sessions, 2, 1, 0);
+    push(&mut sessions, 3, 2, 0);
+    let started = |sessions: &mut Sessions| sessions.start_next(&agent(0)).map(|turn| (turn.seq, turn.prepared.is_some()));
+    assert_eq!(started(&mut sessions), Some((1, true)));
+    push(&mut sessions, 4, 3, 0); // takes the room
+    sessions.released(&session(0), &agent(0), false, 0);
+    assert_eq!(started(&mut sessions), Some((2, false)));
+    push(&mut sessions, 2, 1, 1);
+    assert_eq!(started(&mut sessions), Some((3, false)));
+    let turn = sessions.start_next(&agent(1)).unwrap();
+    assert_eq!((turn.seq, turn.prepared.is_some()), (2, false), "kept beyond the limit");
+}
+
+#[test]
+fn a_session_of_two_agents_takes_one_turn_at_a_time() {
+    // Agent 0 is busy with session 1; request 3 of session 0 is shown to it, then 2 to agent 1.
+    run_through([
+        Do::Arrive(0),
+        Do::Prepare(0, found(1, 0)),
+        Do::Arrive(1),
+        Do::Arrive(2),
+        Do::Prepare(1, found(0, 0)),
+        Do::Prepare(0, found(0, 1)),
+        Do::Finish(0),
+    ]);
+}
+
+#[test]
+fn a_request_that_is_prepared_again_for_another_session_frees_the_one_before() {
+    // Agent 0 has one slot: 2 is kept, 3 is not; when its turn comes its session is another.
+    run_through([
+        Do::Arrive(0),
+        Do::Prepare(0, found(0, 0)),
+        Do::Arrive(1),
+        Do::Prepare(0, found(1, 0)),
+        Do::Arrive(2),
+        Do::Prepare(0, found(2, 0)),
+        Do::Arrive(3),
+        Do::Prepare(0, found(2, 0)),
+        Do::Finish(0),
+        Do::Finish(0),
+        Do::Prepare(0, found(0, 1)),
+    ]);
+}
