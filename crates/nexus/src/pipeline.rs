@@ -16,6 +16,7 @@ mod recall;
 pub mod recovery;
 pub mod router;
 mod run;
+pub mod unsettled;
 
 use crate::agent::Runner;
 use crate::bus::Bus;
@@ -98,6 +99,7 @@ pub struct Pipeline {
     /// Ends without a run that are on their way to the disk, and how many may be.
     pub settling: TaskTracker,
     pub settle_room: Arc<Semaphore>,
+    pub unsettled: unsettled::Unsettled,
     /// How often each principal asked of late, for the rates of policies. In memory only: a start begins anew.
     pub rates: std::sync::Mutex<Rates>,
 }
@@ -155,8 +157,12 @@ pub enum Outcome {
 #[derive(Debug)]
 pub(crate) enum Exit {
     Denied(String),
-    Handled { by: String },
+    Handled {
+        by: String,
+    },
     Failed(String),
+    /// It has no end: the daemon stops, and the next start decides.
+    Stopping,
     Expired(String),
 }
 
@@ -260,6 +266,7 @@ impl Pipeline {
             Some(Exit::Denied(reason) | Exit::Expired(reason)) => (Some(reason.clone()), None),
             Some(Exit::Handled { by }) => (Some(format!("handled by {by}")), None),
             Some(Exit::Failed(error)) => (None, Some(error.clone())),
+            Some(Exit::Stopping) => (None, Some("the daemon stops".to_owned())),
         };
         let duration_ms = spent.as_secs_f64() * 1000.0;
         self.metrics.stages.get_or_create(&StageLabel { stage: stage.as_str() }).observe(spent.as_secs_f64());
@@ -282,6 +289,7 @@ impl Pipeline {
             Exit::Denied(reason) => (Status::Denied, Some(reason)),
             Exit::Handled { by } => (Status::HandledByAutomation, Some(by)),
             Exit::Failed(error) => (Status::Failed, Some(error)),
+            Exit::Stopping => return Outcome::Abandoned,
             Exit::Expired(reason) => (Status::Expired, Some(reason)),
         };
         let stage = request.pipeline.last().map_or(Stage::ReceiveEvent, |trace| trace.stage);
@@ -297,14 +305,16 @@ impl Pipeline {
             at: clock::wall_ms(),
             epoch: self.epoch,
         };
-        // The conversation goes on meanwhile: its next request's end is queued behind this one.
+        // The conversation goes on meanwhile: its next request's end is queued behind this one, and its next
+        // run waits for it.
+        let ending = self.unsettled.begin(request.event.conversation());
         let this = self.clone();
         self.settling.spawn(async move {
             let seq = request.event_seq;
             if let Err(panicked) = panics::caught(this.write_end(request, command)).await {
                 this.defect(seq, &panicked);
             }
-            drop((room, active));
+            drop((room, active, ending));
         });
         Outcome::Settled
     }

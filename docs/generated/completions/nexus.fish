@@ -34,7 +34,10 @@ complete -c nexus -n "__fish_nexus_needs_command" -f -a "send" -d 'Send one mess
 complete -c nexus -n "__fish_nexus_needs_command" -f -a "chat" -d 'Talk to an agent, line by line'
 complete -c nexus -n "__fish_nexus_needs_command" -f -a "events" -d 'Show what came in and went out'
 complete -c nexus -n "__fish_nexus_needs_command" -f -a "trace" -d 'Show what became of an event: stages, decisions, deliveries'
+complete -c nexus -n "__fish_nexus_needs_command" -f -a "search" -d 'Find what agents were asked and what they answered'
+complete -c nexus -n "__fish_nexus_needs_command" -f -a "access" -d 'Say who is who, and see what they may and why'
 complete -c nexus -n "__fish_nexus_needs_command" -f -a "deliveries" -d 'Show and decide about messages on their way out'
+complete -c nexus -n "__fish_nexus_needs_command" -f -a "sessions" -d 'Show what was said in each session; fork and archive sessions'
 complete -c nexus -n "__fish_nexus_needs_command" -f -a "doctor" -d 'Look at everything that the daemon needs and keeps, and say what to do about what is wrong'
 complete -c nexus -n "__fish_nexus_needs_command" -f -a "backup" -d 'Copy the ledgers and the configuration, of a running daemon too'
 complete -c nexus -n "__fish_nexus_needs_command" -f -a "restore" -d 'Put a backup in the place of the ledgers'
@@ -246,6 +249,90 @@ complete -c nexus -n "__fish_nexus_using_subcommand trace; and __fish_seen_subco
 complete -c nexus -n "__fish_nexus_using_subcommand trace; and __fish_seen_subcommand_from help" -f -a "retry" -d 'Run a request again that failed or expired: a new one, linked to it'
 complete -c nexus -n "__fish_nexus_using_subcommand trace; and __fish_seen_subcommand_from help" -f -a "list" -d 'List the newest requests'
 complete -c nexus -n "__fish_nexus_using_subcommand trace; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c nexus -n "__fish_nexus_using_subcommand search" -l agent -d 'Only what this agent was asked and answered' -r
+complete -c nexus -n "__fish_nexus_using_subcommand search" -l session -d 'Only of this session' -r
+complete -c nexus -n "__fish_nexus_using_subcommand search" -l kind -d 'Only what came in (event), or what the agent said (turn)' -r -f -a "event\t''
+turn\t''"
+complete -c nexus -n "__fish_nexus_using_subcommand search" -l since -d 'Nothing older: 90s, 30m, 12h, 7d or 2w' -r
+complete -c nexus -n "__fish_nexus_using_subcommand search" -s n -l limit -d 'How many at most [default: 10]' -r
+complete -c nexus -n "__fish_nexus_using_subcommand search" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand search" -l rebuild -d 'Make the index anew out of the ledgers, that of one agent or of all'
+complete -c nexus -n "__fish_nexus_using_subcommand search" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand search" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and not __fish_seen_subcommand_from who link unlink set tag untag merge unmerge policies check audit help" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand access; and not __fish_seen_subcommand_from who link unlink set tag untag merge unmerge policies check audit help" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and not __fish_seen_subcommand_from who link unlink set tag untag merge unmerge policies check audit help" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and not __fish_seen_subcommand_from who link unlink set tag untag merge unmerge policies check audit help" -f -a "who" -d 'Show who wrote, newest first, or all that is known of a sender or an entity'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and not __fish_seen_subcommand_from who link unlink set tag untag merge unmerge policies check audit help" -f -a "link" -d 'Say that a sender belongs to an entity, which is made if there is none'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and not __fish_seen_subcommand_from who link unlink set tag untag merge unmerge policies check audit help" -f -a "unlink" -d 'Take a sender from its entity'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and not __fish_seen_subcommand_from who link unlink set tag untag merge unmerge policies check audit help" -f -a "set" -d 'Change what an entity is called, and what it is to you'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and not __fish_seen_subcommand_from who link unlink set tag untag merge unmerge policies check audit help" -f -a "tag" -d 'Put tags on an entity, for policies'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and not __fish_seen_subcommand_from who link unlink set tag untag merge unmerge policies check audit help" -f -a "untag" -d 'Take tags off an entity'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and not __fish_seen_subcommand_from who link unlink set tag untag merge unmerge policies check audit help" -f -a "merge" -d 'Have an entity count as another, with its senders and tags'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and not __fish_seen_subcommand_from who link unlink set tag untag merge unmerge policies check audit help" -f -a "unmerge" -d 'Have a merged entity count for itself again'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and not __fish_seen_subcommand_from who link unlink set tag untag merge unmerge policies check audit help" -f -a "policies" -d 'Show the policies in force, in their order'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and not __fish_seen_subcommand_from who link unlink set tag untag merge unmerge policies check audit help" -f -a "check" -d 'Show what would be decided about a sender, and why'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and not __fish_seen_subcommand_from who link unlink set tag untag merge unmerge policies check audit help" -f -a "audit" -d 'Show who was let in or denied, and why, newest first'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and not __fish_seen_subcommand_from who link unlink set tag untag merge unmerge policies check audit help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from who" -s n -l limit -d 'How many contacts at most' -r
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from who" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from who" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from who" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from link" -l name -d 'What the entity is called; an empty text takes the name away' -r
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from link" -l relationship -d 'What the entity is to you, as policies name it: family, friend, ...' -r
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from link" -l confidence -d 'How sure it is, from 0 to 1; below 0.5 the link is shown and makes nobody known' -r
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from link" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from link" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from link" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from unlink" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from unlink" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from unlink" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from set" -l name -d 'An empty text takes the name away' -r
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from set" -l relationship -d 'An empty text takes the relationship away' -r
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from set" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from set" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from set" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from tag" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from tag" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from tag" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from untag" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from untag" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from untag" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from merge" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from merge" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from merge" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from unmerge" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from unmerge" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from unmerge" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from policies" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from policies" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from policies" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from check" -l account -d 'The account that gets the message [default: default]' -r
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from check" -l peer-kind -d 'Where it is said: dm, group or channel [default: dm]' -r
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from check" -l peer -d 'The group\'s or channel\'s id [default: the sender]' -r
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from check" -l at -d 'Local date and time, as 2026-01-02T23:30 [default: now]' -r
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from check" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from check" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from check" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from audit" -s n -l limit -d 'How many at most' -r
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from audit" -l sender -d 'Only decisions about this sender' -r
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from audit" -l since -d 'Only decisions of this last time: 90s, 15m, 1h, 7d' -r
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from audit" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from audit" -l denied -d 'Only denials'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from audit" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from audit" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from help" -f -a "who" -d 'Show who wrote, newest first, or all that is known of a sender or an entity'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from help" -f -a "link" -d 'Say that a sender belongs to an entity, which is made if there is none'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from help" -f -a "unlink" -d 'Take a sender from its entity'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from help" -f -a "set" -d 'Change what an entity is called, and what it is to you'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from help" -f -a "tag" -d 'Put tags on an entity, for policies'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from help" -f -a "untag" -d 'Take tags off an entity'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from help" -f -a "merge" -d 'Have an entity count as another, with its senders and tags'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from help" -f -a "unmerge" -d 'Have a merged entity count for itself again'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from help" -f -a "policies" -d 'Show the policies in force, in their order'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from help" -f -a "check" -d 'Show what would be decided about a sender, and why'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from help" -f -a "audit" -d 'Show who was let in or denied, and why, newest first'
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and not __fish_seen_subcommand_from list retry discard help" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
 complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and not __fish_seen_subcommand_from list retry discard help" -l json -d 'Print JSON, in a form that stays stable'
 complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and not __fish_seen_subcommand_from list retry discard help" -s h -l help -d 'Print help'
@@ -274,6 +361,36 @@ complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_
 complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from help" -f -a "retry" -d 'Send one again; an uncertain one may then arrive twice'
 complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from help" -f -a "discard" -d 'Give one up'
 complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and not __fish_seen_subcommand_from list show fork archive help" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and not __fish_seen_subcommand_from list show fork archive help" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and not __fish_seen_subcommand_from list show fork archive help" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and not __fish_seen_subcommand_from list show fork archive help" -f -a "list" -d 'List sessions, those with the newest turns first'
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and not __fish_seen_subcommand_from list show fork archive help" -f -a "show" -d 'Show a session: what was said, newest last'
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and not __fish_seen_subcommand_from list show fork archive help" -f -a "fork" -d 'Begin a session under a new label that knows what was said in another one'
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and not __fish_seen_subcommand_from list show fork archive help" -f -a "archive" -d 'Put a session away: its label begins anew with the next message'
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and not __fish_seen_subcommand_from list show fork archive help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and __fish_seen_subcommand_from list" -s n -l limit -d 'How many at most' -r
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and __fish_seen_subcommand_from list" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and __fish_seen_subcommand_from list" -l all -d 'Archived ones too'
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and __fish_seen_subcommand_from list" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and __fish_seen_subcommand_from list" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and __fish_seen_subcommand_from show" -s n -l limit -d 'How many turns at most' -r
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and __fish_seen_subcommand_from show" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and __fish_seen_subcommand_from show" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and __fish_seen_subcommand_from show" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and __fish_seen_subcommand_from fork" -l at -d 'The last turn that the new one knows [default: the newest]' -r
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and __fish_seen_subcommand_from fork" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and __fish_seen_subcommand_from fork" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and __fish_seen_subcommand_from fork" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and __fish_seen_subcommand_from archive" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and __fish_seen_subcommand_from archive" -l undo -d 'Take it back, as long as its label has not begun anew'
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and __fish_seen_subcommand_from archive" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and __fish_seen_subcommand_from archive" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and __fish_seen_subcommand_from help" -f -a "list" -d 'List sessions, those with the newest turns first'
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and __fish_seen_subcommand_from help" -f -a "show" -d 'Show a session: what was said, newest last'
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and __fish_seen_subcommand_from help" -f -a "fork" -d 'Begin a session under a new label that knows what was said in another one'
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and __fish_seen_subcommand_from help" -f -a "archive" -d 'Put a session away: its label begins anew with the next message'
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c nexus -n "__fish_nexus_using_subcommand doctor" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
 complete -c nexus -n "__fish_nexus_using_subcommand doctor" -l repair -d 'Mend what is safe to mend: modes, and with no daemon running what a dead one left'
 complete -c nexus -n "__fish_nexus_using_subcommand doctor" -l json -d 'Print JSON, in a form that stays stable'
@@ -340,22 +457,25 @@ complete -c nexus -n "__fish_nexus_using_subcommand version" -s h -l help -d 'Pr
 complete -c nexus -n "__fish_nexus_using_subcommand __generate" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
 complete -c nexus -n "__fish_nexus_using_subcommand __generate" -l json -d 'Print JSON, in a form that stays stable'
 complete -c nexus -n "__fish_nexus_using_subcommand __generate" -s h -l help -d 'Print help'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries doctor backup restore credential config completions version __generate help" -f -a "daemon" -d 'Start, stop and watch the daemon'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries doctor backup restore credential config completions version __generate help" -f -a "adapter" -d 'Connect channels: the programs that read and write them, and their accounts'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries doctor backup restore credential config completions version __generate help" -f -a "send" -d 'Send one message and print the answer'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries doctor backup restore credential config completions version __generate help" -f -a "chat" -d 'Talk to an agent, line by line'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries doctor backup restore credential config completions version __generate help" -f -a "events" -d 'Show what came in and went out'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries doctor backup restore credential config completions version __generate help" -f -a "trace" -d 'Show what became of an event: stages, decisions, deliveries'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries doctor backup restore credential config completions version __generate help" -f -a "deliveries" -d 'Show and decide about messages on their way out'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries doctor backup restore credential config completions version __generate help" -f -a "doctor" -d 'Look at everything that the daemon needs and keeps, and say what to do about what is wrong'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries doctor backup restore credential config completions version __generate help" -f -a "backup" -d 'Copy the ledgers and the configuration, of a running daemon too'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries doctor backup restore credential config completions version __generate help" -f -a "restore" -d 'Put a backup in the place of the ledgers'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries doctor backup restore credential config completions version __generate help" -f -a "credential" -d 'Store credentials for adapters'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries doctor backup restore credential config completions version __generate help" -f -a "config" -d 'Check and show the configuration'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries doctor backup restore credential config completions version __generate help" -f -a "completions" -d 'Print a completion script for a shell'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries doctor backup restore credential config completions version __generate help" -f -a "version" -d 'Print the version'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries doctor backup restore credential config completions version __generate help" -f -a "__generate" -d 'Write the generated documentation into a directory'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace deliveries doctor backup restore credential config completions version __generate help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help" -f -a "daemon" -d 'Start, stop and watch the daemon'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help" -f -a "adapter" -d 'Connect channels: the programs that read and write them, and their accounts'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help" -f -a "send" -d 'Send one message and print the answer'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help" -f -a "chat" -d 'Talk to an agent, line by line'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help" -f -a "events" -d 'Show what came in and went out'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help" -f -a "trace" -d 'Show what became of an event: stages, decisions, deliveries'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help" -f -a "search" -d 'Find what agents were asked and what they answered'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help" -f -a "access" -d 'Say who is who, and see what they may and why'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help" -f -a "deliveries" -d 'Show and decide about messages on their way out'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help" -f -a "sessions" -d 'Show what was said in each session; fork and archive sessions'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help" -f -a "doctor" -d 'Look at everything that the daemon needs and keeps, and say what to do about what is wrong'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help" -f -a "backup" -d 'Copy the ledgers and the configuration, of a running daemon too'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help" -f -a "restore" -d 'Put a backup in the place of the ledgers'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help" -f -a "credential" -d 'Store credentials for adapters'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help" -f -a "config" -d 'Check and show the configuration'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help" -f -a "completions" -d 'Print a completion script for a shell'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help" -f -a "version" -d 'Print the version'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help" -f -a "__generate" -d 'Write the generated documentation into a directory'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from daemon" -f -a "start" -d 'Start the daemon, in the foreground unless --detach is given'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from daemon" -f -a "stop" -d 'Stop the daemon: what runs is finished and recorded first, for at most 45 s'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from daemon" -f -a "restart" -d 'Stop and start, with the flags it was started with'
@@ -383,9 +503,24 @@ complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcom
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from trace" -f -a "show" -d 'Show one request: its stages, decisions and deliveries'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from trace" -f -a "retry" -d 'Run a request again that failed or expired: a new one, linked to it'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from trace" -f -a "list" -d 'List the newest requests'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from access" -f -a "who" -d 'Show who wrote, newest first, or all that is known of a sender or an entity'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from access" -f -a "link" -d 'Say that a sender belongs to an entity, which is made if there is none'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from access" -f -a "unlink" -d 'Take a sender from its entity'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from access" -f -a "set" -d 'Change what an entity is called, and what it is to you'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from access" -f -a "tag" -d 'Put tags on an entity, for policies'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from access" -f -a "untag" -d 'Take tags off an entity'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from access" -f -a "merge" -d 'Have an entity count as another, with its senders and tags'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from access" -f -a "unmerge" -d 'Have a merged entity count for itself again'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from access" -f -a "policies" -d 'Show the policies in force, in their order'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from access" -f -a "check" -d 'Show what would be decided about a sender, and why'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from access" -f -a "audit" -d 'Show who was let in or denied, and why, newest first'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from deliveries" -f -a "list" -d 'List the newest deliveries'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from deliveries" -f -a "retry" -d 'Send one again; an uncertain one may then arrive twice'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from deliveries" -f -a "discard" -d 'Give one up'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from sessions" -f -a "list" -d 'List sessions, those with the newest turns first'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from sessions" -f -a "show" -d 'Show a session: what was said, newest last'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from sessions" -f -a "fork" -d 'Begin a session under a new label that knows what was said in another one'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from sessions" -f -a "archive" -d 'Put a session away: its label begins anew with the next message'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from credential" -f -a "set" -d 'Store a credential; its value is asked for, or read from stdin'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from credential" -f -a "list" -d 'List the names of stored credentials'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from credential" -f -a "remove" -d 'Remove a stored credential'

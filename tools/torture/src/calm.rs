@@ -32,7 +32,7 @@ impl Run<'_> {
             self.violated(format!("the last start failed: {}", daemon::last_words(&self.world)));
             return Ok(());
         }
-        self.children_are_right(&daemon)?;
+        self.children_are_right(&daemon, check::children::Intake::Goes)?;
         if self.is_quiet()? {
             self.load(&daemon)?;
         }

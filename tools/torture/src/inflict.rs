@@ -1,5 +1,6 @@
 //! Doing what a fault says: before the start, while the daemon runs, and undoing it.
 
+use crate::check::children::Intake;
 use crate::daemon::Daemon;
 use crate::fault::{Fault, Program};
 use crate::procfs::{self, Process};
@@ -72,7 +73,7 @@ pub(crate) fn upon(run: &mut Run<'_>, daemon: &mut Daemon, fault: &Fault) -> Res
             clock::pause(Duration::from_millis(*after_ms));
             let was_hit = run.kill(daemon, *victim)? == *victim;
             if daemon.is_running() {
-                run.children_are_right(daemon)?;
+                run.children_are_right(daemon, intake_under(fault))?;
             }
             return Ok(Done::if_hit(was_hit));
         }
@@ -97,7 +98,7 @@ pub(crate) fn upon(run: &mut Run<'_>, daemon: &mut Daemon, fault: &Fault) -> Res
     }
     clock::pause(WHILE);
     if daemon.is_running() && run.chance.one_in(2) {
-        run.children_are_right(daemon)?;
+        run.children_are_right(daemon, intake_under(fault))?;
     }
     Ok(Done::if_hit(was_hit))
 }
@@ -136,6 +137,23 @@ pub(crate) fn after(run: &mut Run<'_>, fault: &Fault) -> Result<()> {
         _ => {}
     }
     Ok(())
+}
+
+/// Whether the ledger of events can be written meanwhile.
+pub(crate) fn intake_under(fault: &Fault) -> Intake {
+    match fault {
+        Fault::CorruptPage { .. } | Fault::ReadOnly | Fault::DiskFull | Fault::Busy { .. } | Fault::Descriptors => Intake::MayBeHeld,
+        Fault::Point { .. }
+        | Fault::Panic { .. }
+        | Fault::Kill { .. }
+        | Fault::Stop { .. }
+        | Fault::StopAtOnce
+        | Fault::KillPrograms { .. }
+        | Fault::FreezePrograms { .. }
+        | Fault::Sleep
+        | Fault::ClockJump { .. }
+        | Fault::Reload => Intake::Goes,
+    }
 }
 
 /// Whether the daemon may end by itself, with an error that says why.

@@ -2,6 +2,7 @@
 //! says of it all.
 
 use crate::chance::Chance;
+use crate::check::children::Intake;
 use crate::check::{self, Snapshots};
 use crate::daemon::{self, Daemon, Extras, was_killed};
 use crate::disk::Disk;
@@ -141,7 +142,7 @@ impl<'a> Run<'a> {
         if !first.ready()? {
             bail!("the first start failed: {}", daemon::last_words(&self.world));
         }
-        self.children_are_right(&first)?;
+        self.children_are_right(&first, Intake::Goes)?;
         std::fs::remove_file(self.world.calm()).context("failed to remove a file")?;
         let status = first.stop()?;
         if !status.success() {
@@ -182,7 +183,7 @@ impl<'a> Run<'a> {
         } else if daemon.ready()? {
             self.counts.ready_ms.push((clock::monotonic_ns() - began) / 1_000_000);
             if number.is_multiple_of(3) && fault.fail_point().is_none() {
-                self.children_are_right(&daemon)?;
+                self.children_are_right(&daemon, inflict::intake_under(fault))?;
             }
             let done = inflict::upon(self, &mut daemon, fault)?;
             self.await_point(&mut daemon, fault)?;
@@ -201,7 +202,7 @@ impl<'a> Run<'a> {
         let was_hit = self.kill(daemon, victim)? == victim;
         // One that lost its keeper on its way up still has to get there.
         if daemon.is_running() && daemon.ready()? {
-            self.children_are_right(daemon)?;
+            self.children_are_right(daemon, Intake::Goes)?;
         }
         Ok(if was_hit { Done::Yes } else { Done::Missed })
     }
@@ -226,7 +227,7 @@ impl<'a> Run<'a> {
         clock::until(POINT_LIMIT, || Ok(daemon.ended()?.is_some().then_some(())))?;
         // It has to be whole again after a panic, and after its keeper's death.
         if !daemon.was_told_to_stop() && daemon.is_running() {
-            self.children_are_right(daemon)?;
+            self.children_are_right(daemon, Intake::Goes)?;
         }
         Ok(())
     }
@@ -299,7 +300,7 @@ impl<'a> Run<'a> {
     }
 
     /// Each intended child lives once, and nothing of an earlier daemon does.
-    pub(crate) fn children_are_right(&mut self, daemon: &Daemon) -> Result<()> {
+    pub(crate) fn children_are_right(&mut self, daemon: &Daemon, intake: Intake) -> Result<()> {
         let world = self.world.clone();
         let stale = check::children::stale(&world, daemon);
         if !stale.is_empty() {
@@ -317,11 +318,11 @@ impl<'a> Run<'a> {
             }
         }
         let right = clock::until(CHILDREN_LIMIT, || {
-            let is_over = check::children::wrong(&world, daemon).is_none() || !daemon.is_running();
+            let is_over = check::children::wrong(&world, daemon, intake).is_none() || !daemon.is_running();
             Ok(is_over.then_some(()))
         })?;
         if right.is_none()
-            && let Some(wrong) = check::children::wrong(&world, daemon)
+            && let Some(wrong) = check::children::wrong(&world, daemon, intake)
             && Daemon::is_running(daemon)
         {
             self.violated(format!("{wrong}; the log:\n{}", daemon::last_words(&world)));

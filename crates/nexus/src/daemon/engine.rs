@@ -99,6 +99,7 @@ pub(super) async fn start(ground: Ground<'_>, interrupted: Vec<Interrupted>) -> 
         breakers: crate::pipeline::breakers::Breakers::default(),
         settling: TaskTracker::new(),
         settle_room: Arc::new(Semaphore::new(SETTLING_MAX)),
+        unsettled: Default::default(),
         rates: std::sync::Mutex::default(),
     });
     let tasks = follow(&ground, &pipeline, turns, &committed);

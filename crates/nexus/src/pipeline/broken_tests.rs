@@ -32,7 +32,7 @@ struct Place {
     pipeline: Arc<Pipeline>,
     /// Keeps the request admitted.
     _admitted: watch::Sender<i64>,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Place {
@@ -46,7 +46,7 @@ impl Place {
         ledgers.nexus.writer.write(BeginEpoch { at: 1 }).await.unwrap();
         ledgers.nexus.writer.write(Admit { from_seq: 0, upto_seq: 1, rows: vec![samples::row()], epoch: EPOCH }).await.unwrap();
         let (admitted, admitted_view) = watch::channel(1);
-        Self { pipeline: Arc::new(pipeline(ledgers, admitted_view)), _admitted: admitted, _directory: directory }
+        Self { pipeline: Arc::new(pipeline(ledgers, admitted_view)), _admitted: admitted, directory }
     }
 
     async fn start_run(&self) {
@@ -106,6 +106,7 @@ fn pipeline(ledgers: Ledgers, admitted: watch::Receiver<i64>) -> Pipeline {
         breakers: crate::pipeline::breakers::Breakers::default(),
         settling: TaskTracker::new(),
         settle_room: Arc::new(Semaphore::new(SETTLING_MAX)),
+        unsettled: Default::default(),
         rates: std::sync::Mutex::default(),
     }
 }
@@ -157,4 +158,17 @@ async fn one_that_had_its_end_keeps_it() {
     let row = place.break_off(Some("run_1")).await;
     assert_eq!((row.status.as_str(), row.reason), ("completed", None));
     assert!(place.said().await.is_empty(), "an apology for an answer that was given");
+}
+
+#[tokio::test]
+async fn one_whose_sender_cannot_be_looked_up_is_left_to_the_next_start() {
+    let place = Place::with_a_request().await;
+    std::fs::remove_file(place.directory.path().join("identity.db")).unwrap();
+    let event = place.pipeline.ledgers.events.readers.read(|connection| crate::ledger::events::by_seq(connection, 1));
+    let event = event.await.unwrap().unwrap();
+    let stopping = async { place.pipeline.abandon.cancel() };
+    let (outcome, ()) = tokio::join!(place.pipeline.prepare(event, "req_1".to_owned()), stopping);
+    assert!(matches!(outcome, Outcome::Abandoned), "{outcome:?}");
+    let row = place.pipeline.ledgers.nexus.readers.read(|connection| request_by_event(connection, 1)).await.unwrap().unwrap();
+    assert_eq!(row.status, "waiting");
 }

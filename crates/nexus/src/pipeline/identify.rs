@@ -1,7 +1,7 @@
 //! Stages 2 and 3: who speaks, what they may, and what is kept about it. How that is found out,
 //! `crate::access` and the core say; here it is done, counted and enforced.
 
-use super::{Exit, Pipeline, Settings};
+use super::{Exit, Pipeline, READ_PATIENCE, Settings};
 use crate::access::{Given, Speaker, minute_and_day, section, to_local};
 use crate::clock;
 use crate::ledger::nexus::Audit;
@@ -9,6 +9,7 @@ use nexus_core::access::{Ask, Decision, Principal, decide};
 use nexus_core::config::Effect;
 use nexus_core::notice::NoticeType;
 use nexus_core::request::NexusRequest;
+use rusqlite::Connection;
 use serde_json::json;
 use std::sync::PoisonError;
 
@@ -27,8 +28,12 @@ impl Pipeline {
         let principal = match speaker.without_ledger() {
             Some(principal) => principal,
             None => {
-                let found = self.ledgers.identity.readers.read(move |connection| speaker.look_up(connection));
-                found.await.map_err(|error| Exit::Failed(crate::error_text::describe(&error)))?
+                let look_up = move |connection: &Connection| speaker.look_up(connection);
+                let found = self.ledgers.identity.readers.read_patiently(look_up, READ_PATIENCE, &self.abandon).await;
+                found.ok_or_else(|| match self.abandon.is_cancelled() {
+                    true => Exit::Stopping,
+                    false => Exit::Failed(format!("identity.db could not be read for {} s; see the log", READ_PATIENCE.as_secs())),
+                })?
             }
         };
         request.principal = Some(section(&principal));

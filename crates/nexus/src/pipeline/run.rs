@@ -62,6 +62,9 @@ impl Pipeline {
             return release();
         };
         let memory = self.recall(&mut prepared, &history).await;
+        for one in std::iter::once(&prepared).chain(&prepared.fellows) {
+            self.unsettled.none_of(&one.request.event.conversation()).await;
+        }
         let fellows = prepared.fellows.iter().map(|fellow| &fellow.request);
         let claim = StartRun {
             event_seq: prepared.request.event_seq,

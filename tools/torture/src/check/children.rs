@@ -19,15 +19,22 @@ pub(crate) fn left_behind(world: &World) -> Vec<Process> {
     all.into_iter().filter(|process| process.command.contains(ESCAPEE) && process.is_alive()).collect()
 }
 
-/// What is wrong with the children now; `None` when each account has one monitor, and every process
-/// descends from the daemon.
-pub(crate) fn wrong(world: &World, daemon: &Daemon) -> Option<String> {
+/// Whether the lines of a monitor that ended can be written, without which it has no successor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Intake {
+    Goes,
+    MayBeHeld,
+}
+
+/// What is wrong with the children now; `None` when each account has one monitor (or none while its intake
+/// may be held), and every process descends from the daemon.
+pub(crate) fn wrong(world: &World, daemon: &Daemon, intake: Intake) -> Option<String> {
     let all = procfs::all_with(&world.root().to_string_lossy());
     for kind in Kind::ALL {
         for account in kind.accounts() {
             let words = format!(" {} monitor --account {account} ", kind.name());
             let monitors = all.iter().filter(|process| process.command.contains(&words)).count();
-            if monitors != 1 {
+            if monitors > 1 || (monitors == 0 && intake == Intake::Goes) {
                 return Some(format!("{}/{account} has {monitors} monitors", kind.name()));
             }
         }

@@ -127,7 +127,8 @@ impl Trial {
         let extras = Extras { fail_point: None, env };
         let first = started(world, &self.setup.nexus, &extras)?;
         // Of an account that the ledger doesn't know yet nothing is missed: people write once all are known.
-        let known = clock::until(KNOWN_LIMIT, || Ok(check::children::wrong(world, &first).is_none().then_some(())))?;
+        let known =
+            clock::until(KNOWN_LIMIT, || Ok(check::children::wrong(world, &first, check::children::Intake::Goes).is_none().then_some(())))?;
         known.with_context(|| format!("not every account has its monitor: {}", daemon::last_words(world)))?;
         let feeder = Feeder::start(world, Chance::new(seed).about(&["feeder"]), FEED_PAUSE_MS_MAX);
         let worked = self.work(world, first, &extras);
