@@ -30,8 +30,10 @@ const SAMPLE_EVERY: Duration = Duration::from_secs(5);
 const WARM_AFTER_S: u64 = 20;
 /// What a daemon may have more at the end of its life than when it was warm. The ring of notices has 16 MiB.
 const GROWTH_KIB_MAX: u64 = 32 * 1024;
-/// Connections to read, which are opened as they are needed and kept, up to four of two descriptors per ledger.
-const GROWTH_DESCRIPTORS_MAX: u64 = 40;
+/// Connections to read, which are opened as they are needed and kept, up to four of two descriptors per ledger;
+/// and sixteen sends, as many as one adapter may have under way, with four each. A busy machine has them for a
+/// whole half of a life; one that was kept of each send would be ten times as many.
+const GROWTH_DESCRIPTORS_MAX: u64 = 40 + 16 * 4;
 /// How long everything may take to end once no more comes.
 const CALM_LIMIT: Duration = Duration::from_secs(300);
 
