@@ -217,8 +217,10 @@ fn mismatch(policy: &Policy, principal: &Principal, ask: &Ask) -> Option<String>
     principal_mismatch(&policy.match_.principal, principal).or_else(|| conditions_mismatch(&policy.match_.conditions, ask))
 }
 
-/// All that is given must hold; of tags, every one.
+/// All that is given must hold; of tags, every one. A name counts of those who are recorded: anybody else
+/// may call himself what he likes.
 fn principal_mismatch(wanted: &PrincipalMatch, principal: &Principal) -> Option<String> {
+    let name = principal.entity_id.as_ref().and(principal.name.as_deref());
     if let Some(type_) = wanted.type_
         && type_ != principal.type_
     {
@@ -226,7 +228,7 @@ fn principal_mismatch(wanted: &PrincipalMatch, principal: &Principal) -> Option<
     }
     text_mismatch("relationship", wanted.relationship.as_deref(), principal.relationship.as_deref())
         .or_else(|| text_mismatch("entity", wanted.entity.as_deref(), principal.entity_id.as_deref()))
-        .or_else(|| text_mismatch("name", wanted.name.as_deref(), principal.name.as_deref()))
+        .or_else(|| text_mismatch("name", wanted.name.as_deref(), name))
         .or_else(|| {
             let missing = wanted.tags.iter().find(|tag| !principal.tags.contains(tag))?;
             Some(format!("the principal lacks the tag `{missing}`"))

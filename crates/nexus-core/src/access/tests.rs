@@ -151,6 +151,18 @@ fn each_part_of_a_principal_match_must_hold() {
 }
 
 #[test]
+fn the_name_that_a_stranger_gives_himself_fits_no_policy() {
+    let mut by_name = policy("ann", Effect::Allow, 0);
+    by_name.match_.principal.name = Some("Ann".to_owned());
+    let policies = access(Effect::Deny, vec![by_name]);
+    assert_eq!(decide(&policies, &principal(PrincipalType::Known), &ask()).effect, Effect::Allow);
+    for type_ in [PrincipalType::Unknown, PrincipalType::Webhook] {
+        let stranger = Principal { entity_id: None, ..principal(type_) };
+        assert_eq!(decide(&policies, &stranger, &ask()).effect, Effect::Deny, "{type_}");
+    }
+}
+
+#[test]
 fn conditions_are_alternatives_of_parts_that_must_all_hold() {
     let channel = |channel: &str| Condition { channel: Some(channel.to_owned()), ..anytime() };
     assert!(applies_when(vec![channel("sms"), channel("gmail")], &ask()));

@@ -159,7 +159,7 @@ section! {
         tags: Vec<String> = Vec::new();
         /// Entity id of the contact.
         entity: Option<String> = None => optional_text;
-        /// Name of the contact.
+        /// Name recorded for the contact; what somebody unknown calls himself doesn't count.
         name: Option<String> = None => optional_text;
     }
 }

@@ -56,6 +56,9 @@ struct Decisions {
 async fn audit(State(api): State<Api>, Query(asked): Query<Decisions>) -> Response {
     let people = api.daemon.people();
     let Decisions { limit, denied, channel, sender, since } = asked;
+    if channel.is_some() != sender.is_some() {
+        return refusal(StatusCode::BAD_REQUEST, "`channel` and `sender` go together: give both or neither");
+    }
     let query = AuditQuery { limit, denied_only: denied, sender: channel.zip(sender), since };
     shown(looked(move || people.audit(&query)).await)
 }
