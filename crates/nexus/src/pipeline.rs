@@ -307,7 +307,7 @@ impl Pipeline {
         };
         // The conversation goes on meanwhile: its next request's end is queued behind this one, and its next
         // run waits for it.
-        let ending = self.unsettled.begin(request.event.conversation());
+        let ending = self.unsettled.begin(request.event.conversation(), request.event_seq);
         let this = self.clone();
         self.settling.spawn(async move {
             let seq = request.event_seq;

@@ -63,7 +63,7 @@ impl Pipeline {
         };
         let memory = self.recall(&mut prepared, &history).await;
         for one in std::iter::once(&prepared).chain(&prepared.fellows) {
-            self.unsettled.none_of(&one.request.event.conversation()).await;
+            self.unsettled.none_before(&one.request.event.conversation(), one.request.event_seq).await;
         }
         let fellows = prepared.fellows.iter().map(|fellow| &fellow.request);
         let claim = StartRun {
