@@ -8,11 +8,18 @@ use serde_json::Value;
 const BETWEEN: &str = "\n\n";
 
 impl Prepared {
-    /// Whether it may be answered in the turn of `other`: by the same agent, allowed the same. What one sender
-    /// may not have done, nobody gets done by writing beside one who may.
+    /// Whether it may be answered in the turn of `other`: by the same agent, allowed the same, in the same place.
+    /// What one sender may not have done, nobody gets done by writing beside one who may; and what is said in
+    /// one place is answered there and nowhere else, though a session has several.
     pub(super) fn may_share(&self, other: &Self) -> bool {
         let permissions = |prepared: &Self| prepared.request.access.as_ref().map(|access| access.permissions.clone());
-        self.agent.name == other.agent.name && self.is_system() == other.is_system() && permissions(self) == permissions(other)
+        let is_equal = self.agent.name == other.agent.name && self.is_system() == other.is_system();
+        is_equal && self.place() == other.place() && permissions(self) == permissions(other)
+    }
+
+    /// Where its answer goes.
+    fn place(&self) -> (&str, String) {
+        (&self.adapter, self.request.event.conversation())
     }
 
     /// All requests of the turn, oldest first.
