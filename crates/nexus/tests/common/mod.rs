@@ -19,7 +19,6 @@ use rusqlite::{Connection, OpenFlags, Row};
 use rustix::process::{Pid, kill_process};
 use serde_json::{Value, json};
 use std::fs::{self, File};
-use std::io;
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -340,7 +339,7 @@ impl Daemon {
         ran.stdout
     }
 
-    fn connect(&self) -> io::Result<Box<dyn http::Wire>> {
+    fn connect(&self) -> std::io::Result<Box<dyn http::Wire>> {
         let socket = UnixStream::connect(self.state("nex.sock"))?;
         socket.set_read_timeout(Some(DEADLINE))?;
         socket.set_write_timeout(Some(DEADLINE))?;
@@ -353,7 +352,7 @@ impl Daemon {
         Box::new(socket)
     }
 
-    pub fn try_get(&self, path: &str) -> io::Result<Response> {
+    pub fn try_get(&self, path: &str) -> std::io::Result<Response> {
         http::exchange(self.connect()?, &Ask::get(path))
     }
 

@@ -124,3 +124,15 @@ fn a_request_that_is_prepared_again_for_another_session_frees_the_one_before() {
         Do::Prepare(0, found(0, 1)),
     ]);
 }
+
+#[test]
+fn only_messages_of_one_place_share_a_turn() {
+    let message = |seq| prepared(seq, found(0, 0).unwrap());
+    assert!(message(1).may_share(&message(2)));
+    let mut elsewhere = message(2);
+    elsewhere.request.event.peer_id = "somebody else".to_owned();
+    assert!(!elsewhere.may_share(&message(1)));
+    let mut by_another = message(2);
+    by_another.adapter = "another".to_owned();
+    assert!(!by_another.may_share(&message(1)));
+}
