@@ -7,6 +7,7 @@
 use crate::config::{Access, Condition, DataAccess, Day, Effect, Permissions, Policy, PrincipalMatch};
 use crate::config::{PrincipalType, Queue, QueueMode, TimeRange, Tools};
 use crate::event::PeerKind;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 mod label;
@@ -47,7 +48,7 @@ pub struct Ask {
 }
 
 /// The answer, with what it was decided by.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Decision {
     #[serde(rename = "decision")]
     pub effect: Effect,

@@ -15,10 +15,12 @@ mod decode;
 mod default_file;
 pub mod diff;
 mod field_schema;
+mod grant;
 #[cfg(test)]
 mod hostile_tests;
 mod node;
 mod parse;
+mod plugin_file;
 mod plugins;
 mod problem;
 mod reference;
@@ -36,7 +38,9 @@ pub use adapter::{Account, Adapter, BUILTIN_WEBHOOK, CatchUp, Late, OnUncertain,
 pub use agents::{Agent, Agents, ECHO, Memory, Runner};
 pub use daemon::{Daemon, LogLevel, OnInterrupted, Pipeline};
 pub use default_file::DEFAULT_YAML;
-pub use plugins::{PLUGINS, Plugins};
+pub use grant::Grant;
+pub use plugin_file::{OnPluginError, PLUGIN_FILE, PluginFile, PluginMode, PluginSection, load_plugin_file};
+pub use plugins::{PLUGINS, PluginCircuit, Plugins};
 pub use problem::Problem;
 pub use reference::reference_markdown;
 pub use storage::{Bus, BusMode, Ledgers, Retention};
@@ -44,8 +48,11 @@ pub use timer::{Cron, Missed, Timer};
 
 use decode::{Decode, Section, named};
 use node::{FileId, Kind, Node};
-use problem::Faults;
-use std::collections::BTreeMap;
+use problem::{Faults, quoted};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Most plugins that a message lists.
+const LISTED_PLUGINS_MAX: usize = 20;
 
 section! {
     /// The configuration of the daemon.
@@ -97,6 +104,23 @@ impl Loaded {
     /// sounds like a secret are shown as `"<redacted>"`.
     pub fn show(&self) -> String {
         show::render(&self.config, &self.origins)
+    }
+
+    /// Each enabled plugin that is neither built in nor among those that were `found` on the disk, at its
+    /// place in the texts that this was loaded from.
+    pub fn unknown_plugins(&self, found: &BTreeSet<String>, main: Source<'_>, overlay: Option<Source<'_>>) -> Vec<Problem> {
+        let mut faults = Faults::default();
+        let enabled = self.origins.path(&["plugins", "enabled"]).map(Node::items).unwrap_or_default();
+        for item in enabled {
+            let Some(name) = item.text() else { continue };
+            if PLUGINS.contains(&name) || found.contains(name) {
+                continue;
+            }
+            let known: Vec<&str> = PLUGINS.iter().copied().chain(found.iter().map(String::as_str)).take(LISTED_PLUGINS_MAX).collect();
+            let (name, known, directory) = (quoted(name), known.join(", "), &self.config.plugins.directory);
+            faults.error(item.at, format!("{name} is no plugin: it is neither built in nor in `{directory}`; there are: {known}"));
+        }
+        faults.finish(main, overlay).err().unwrap_or_default()
     }
 }
 

@@ -71,7 +71,7 @@ pub struct EventLine<'a> {
 }
 
 /// An accepted event, owned, as the ledger holds it and as a request shows it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Event {
     pub event_id: String,
     /// Unix milliseconds by the platform's clock.

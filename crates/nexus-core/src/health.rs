@@ -125,6 +125,8 @@ pub struct Parts {
     pub tasks_lost: Vec<String>,
     /// Deliveries that wait far longer than their retries explain.
     pub stuck_deliveries: u64,
+    /// What is wrong with each plugin that isn't well; a sentence with its name.
+    pub plugins_unwell: Vec<String>,
     /// Why the wall clock isn't believed, if it isn't.
     pub clock_doubt: Option<Doubt>,
 }
@@ -132,8 +134,8 @@ pub struct Parts {
 /// The overall state and one reason for each thing that is wrong, the worst first; none when healthy.
 ///
 /// Unhealthy: the pipeline, a ledger or the disk fails. Degraded: an adapter is errored, in
-/// backoff, degraded or disconnected, a task was restarted or given up, deliveries are stuck, or the clock is in
-/// doubt. An adapter that is or is being stopped counts for nothing, and health nobody knows yet is no
+/// backoff, degraded or disconnected, a plugin isn't well, a task was restarted or given up, deliveries are stuck, or
+/// the clock is in doubt. An adapter that is or is being stopped counts for nothing, and health nobody knows yet is no
 /// fault.
 pub fn overall(parts: &Parts) -> (Overall, Vec<String>) {
     let mut reasons = broken(parts);
@@ -179,6 +181,7 @@ fn worn(parts: &Parts) -> Vec<String> {
         let count = parts.stuck_deliveries;
         reasons.push(format!("{count} {} stuck", plural(count, "delivery is", "deliveries are")));
     }
+    reasons.extend(parts.plugins_unwell.iter().cloned());
     reasons.extend(parts.clock_doubt.map(|doubt| format!("nothing but timer slots expires: {doubt}")));
     reasons
 }
@@ -226,6 +229,7 @@ mod tests {
             tasks_restarted: 0,
             tasks_lost: Vec::new(),
             stuck_deliveries: 0,
+            plugins_unwell: Vec::new(),
             clock_doubt: None,
         }
     }
@@ -285,6 +289,7 @@ mod tests {
             tasks_restarted: 1,
             tasks_lost: vec!["timer".to_owned()],
             stuck_deliveries: 3,
+            plugins_unwell: vec!["plugin `tags` is not asked: 5 errors in a row".to_owned()],
             clock_doubt: Some(Doubt::Behind { by_ms: 5_000 }),
             ..well()
         };
@@ -295,6 +300,7 @@ mod tests {
             "task `timer` failed for good; restart the daemon",
             "1 internal task was restarted",
             "3 deliveries are stuck",
+            "plugin `tags` is not asked: 5 errors in a row",
             "nothing but timer slots expires: the clock is 5 s before the newest event of earlier runs; set it",
         ];
         assert_eq!(overall(&parts), (Overall::Unhealthy, reasons.map(str::to_owned).to_vec()));
@@ -340,9 +346,10 @@ mod tests {
             tasks_restarted in 0_usize..2,
             tasks_lost in prop::collection::vec("[a-z]{1,4}", 0..2),
             stuck_deliveries in 0_u64..2,
+            plugins_unwell in prop::collection::vec("[a-z]{1,4}", 0..2),
             clock_doubt in prop::option::of((1_i64..i64::MAX).prop_map(|by_ms| Doubt::Behind { by_ms })),
         ) -> Parts {
-            Parts { ledgers, pipeline_ok, disk_ok, adapters, tasks_restarted, tasks_lost, stuck_deliveries, clock_doubt }
+            Parts { ledgers, pipeline_ok, disk_ok, adapters, tasks_restarted, tasks_lost, stuck_deliveries, plugins_unwell, clock_doubt }
         }
     }
 

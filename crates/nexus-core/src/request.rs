@@ -3,11 +3,12 @@
 use crate::access::Decision;
 use crate::config::PrincipalType;
 use crate::event::Event;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// The eight stages, in order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Stage {
     ReceiveEvent,
@@ -48,7 +49,7 @@ impl Stage {
 }
 
 /// Where a request stands. The last five are terminal and never rewritten.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
     Waiting,
@@ -99,7 +100,7 @@ impl Status {
 }
 
 /// One stage as it went.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StageTrace {
     pub stage: Stage,
     /// Unix milliseconds.
@@ -110,10 +111,23 @@ pub struct StageTrace {
     pub exit_reason: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// The plugins that were asked behind it, in their order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hooks: Vec<HookTrace>,
+}
+
+/// One plugin's part in a stage.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct HookTrace {
+    pub plugin: String,
+    /// Milliseconds with fraction, by the monotonic clock.
+    pub ms: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// Where an answer goes.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DeliveryTarget {
     pub channel: String,
     pub account_id: String,
@@ -125,7 +139,7 @@ pub struct DeliveryTarget {
 }
 
 /// Who speaks, as stage 2 found.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PrincipalSection {
     #[serde(rename = "type")]
     pub type_: PrincipalType,
@@ -141,17 +155,23 @@ pub struct PrincipalSection {
 }
 
 /// What stage 4 did.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TriggersSection {
     pub evaluated: u32,
     pub fired: u32,
     pub handled: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub handled_by: Option<String>,
+    /// What the agent is told before the message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enrichment: Option<String>,
+    /// The agent that answers, whatever the policy says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub routing_override: Option<String>,
 }
 
 /// Which agent answers, chosen by stage 5.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct AgentSection {
     pub agent_id: String,
     pub session_label: String,
@@ -178,7 +198,7 @@ pub struct AgentSection {
 }
 
 /// What the agent answered.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ResponseSection {
     pub content: String,
     pub tool_calls: Vec<Value>,
@@ -190,13 +210,16 @@ pub struct ResponseSection {
 }
 
 /// A request with one section per stage, as hooks see it and as its snapshot is kept.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct NexusRequest {
     pub request_id: String,
     /// The event's place in the ledger: the only order there is.
     pub event_seq: i64,
     /// Unix milliseconds.
     pub created_at: i64,
+    /// Whose event it is, by the name in the configuration; not shown.
+    #[serde(skip)]
+    pub adapter: String,
     pub event: Event,
     pub delivery: DeliveryTarget,
     #[serde(default)]
@@ -207,6 +230,9 @@ pub struct NexusRequest {
     pub triggers: Option<TriggersSection>,
     #[serde(default)]
     pub agent: Option<AgentSection>,
+    /// What a plugin has the agent told before the message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub context: Option<String>,
     #[serde(default)]
     pub response: Option<ResponseSection>,
     #[serde(default)]
@@ -231,12 +257,14 @@ impl NexusRequest {
             request_id,
             event_seq,
             created_at,
+            adapter: String::new(),
             event,
             delivery,
             principal: None,
             access: None,
             triggers: None,
             agent: None,
+            context: None,
             response: None,
             delivery_result: None,
             pipeline: Vec::with_capacity(Stage::ALL.len()),

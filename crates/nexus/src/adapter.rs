@@ -8,7 +8,6 @@
 pub mod account;
 mod backfill;
 mod catch_up;
-mod framing;
 pub mod intake;
 mod monitor;
 mod probe;

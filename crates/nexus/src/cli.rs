@@ -20,6 +20,7 @@ mod generate;
 mod ledger;
 mod out;
 mod overlay;
+mod plugin;
 mod replay;
 mod reply;
 mod restore;
@@ -66,6 +67,9 @@ enum Verb {
     /// Connect channels: the programs that read and write them, and their accounts
     #[command(subcommand, after_help = "Example:\n  nexus adapter register gog --command gog --account me@example.org")]
     Adapter(adapter::Verb),
+    /// Use plugins: programs and scripts that see requests on their way, and may change them
+    #[command(subcommand, after_help = "Example:\n  nexus plugin enable tags")]
+    Plugin(plugin::Verb),
     /// Send one message and print the answer
     Send(send::Args),
     /// Talk to an agent, line by line
@@ -171,6 +175,7 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
     match verb {
         Verb::Daemon(verb) => daemon::run(&verb, &global),
         Verb::Adapter(verb) => adapter::run(verb, &global),
+        Verb::Plugin(verb) => plugin::run(verb, &global),
         Verb::Send(args) => send::run(args, &global),
         Verb::Chat(args) => chat::run(args, &global),
         Verb::Events(args) => events::run(args, &global),
@@ -253,6 +258,9 @@ mod tests {
             "adapter restart gog/me@example.org",
             "adapter disable gog",
             "adapter status",
+            "plugin list --json",
+            "plugin enable tags",
+            "plugin test tags --event ./event.json --hook afterReceiveEvent",
             "send hello world --conversation work",
             "chat",
             "events",
@@ -310,6 +318,8 @@ mod tests {
             "daemon start --port 99999",
             "daemon start --log-level loud",
             "adapter start gog",
+            "plugin test tags",
+            "plugin test tags --event x --hook never",
             "send",
             "daemon logs -n 0",
             "search",

@@ -1,4 +1,5 @@
-//! What a child's environment holds: a few variables of the daemon's own and what was asked for.
+//! What a child's environment holds: a few variables of the daemon's own and what was asked for; and
+//! where the daemon's own program is.
 
 use std::collections::BTreeMap;
 
@@ -16,4 +17,10 @@ pub fn with(env: &BTreeMap<String, String>, pass_env: &[String]) -> Vec<(String,
     all.extend(pass_env.iter().filter_map(|name| Some((name.clone(), std::env::var(name).ok()?))));
     all.extend(env.clone());
     all.into_iter().collect()
+}
+
+/// The path of this binary, for what it brings itself.
+pub fn own_binary() -> String {
+    std::fs::read_link("/proc/self/exe")
+        .map_or_else(|_| "nexus".into(), |path| path.to_string_lossy().trim_end_matches(" (deleted)").to_owned())
 }

@@ -154,6 +154,11 @@ impl Process {
         self.order(actor::Order::Kill { id: self.id });
     }
 
+    /// A handle by which others than its owner can kill it.
+    pub fn killer(&self) -> Killer {
+        Killer { id: self.id, orders: self.orders.clone() }
+    }
+
     /// KILL to its whole tree, and waits until it is gone.
     pub async fn kill_tree(&mut self) -> ExitStatus {
         self.kill();
@@ -164,6 +169,22 @@ impl Process {
         // A keeper that is gone took the process with it.
         if self.ended.is_none() && self.orders.send(order).is_err() {
             tracing::debug!(pid = self.pid, "keeper is gone, nothing to signal");
+        }
+    }
+}
+
+/// Kills the whole tree of one process, which somebody else owns and waits for.
+#[derive(Debug, Clone)]
+pub struct Killer {
+    id: u64,
+    orders: mpsc::UnboundedSender<actor::Order>,
+}
+
+impl Killer {
+    /// Nothing, when the process is gone already.
+    pub fn kill(&self) {
+        if self.orders.send(actor::Order::Kill { id: self.id }).is_err() {
+            tracing::debug!("keeper is gone, nothing to kill");
         }
     }
 }

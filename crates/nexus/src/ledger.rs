@@ -355,7 +355,7 @@ impl Readers {
         *self.failed_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
-    fn open(&self) -> rusqlite::Result<Connection> {
+    pub(crate) fn open(&self) -> rusqlite::Result<Connection> {
         if self.place.as_ref().is_some_and(|place| place.trouble().is_some()) {
             return Err(rusqlite::Error::InvalidPath(self.path.to_path_buf()));
         }

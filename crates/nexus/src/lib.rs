@@ -16,6 +16,7 @@ pub mod doctor;
 pub mod environment;
 pub mod error_text;
 mod file_error;
+mod framing;
 pub mod http;
 pub mod keeper;
 pub mod ledger;
@@ -26,6 +27,7 @@ pub mod oneshot;
 pub mod panics;
 pub mod pipeline;
 pub mod plugin;
+mod plugin_host;
 pub mod query;
 pub mod replies;
 pub mod routes;
@@ -39,7 +41,7 @@ mod torture;
 pub mod watch;
 pub mod webhook;
 
-/// Hands over to the keeper, the bundled webhook adapter or the command line, by the first argument.
+/// Hands over to the keeper, the bundled webhook adapter, the host of a plugin or the command line, by the first argument.
 #[must_use]
 pub fn main() -> std::process::ExitCode {
     // The keeper comes first: it must do as little as possible before it is its own small process.
@@ -47,6 +49,7 @@ pub fn main() -> std::process::ExitCode {
     match args.next().as_deref().and_then(std::ffi::OsStr::to_str) {
         Some("__keeper") => keeper::main(),
         Some("__webhook") => webhook::main(args.map(|arg| arg.to_string_lossy().into_owned()).collect()),
+        Some("__plugin-host") => plugin_host::main(&args.map(|arg| arg.to_string_lossy().into_owned()).collect::<Vec<_>>()),
         Some(_) | None => cli::main(),
     }
 }

@@ -42,6 +42,17 @@ pub struct TaskLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PluginLabel {
+    pub plugin: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PluginResult {
+    pub plugin: String,
+    pub result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct QueueLabel {
     pub queue: &'static str,
 }
@@ -70,6 +81,8 @@ pub struct Metrics {
     pub child_cpu: Family<ChildLabel, Counter<f64, AtomicU64>>,
     pub child_rss: Family<ChildLabel, Gauge>,
     pub child_fds: Family<ChildLabel, Gauge>,
+    pub plugin_calls: Family<PluginResult, Counter>,
+    pub plugin_seconds: Family<PluginLabel, Histogram>,
     pub queues: Family<QueueLabel, Gauge>,
     /// Read off the writers when scraped.
     pub commit_seconds: Family<DbLabel, Gauge<f64, AtomicU64>>,
@@ -118,6 +131,8 @@ impl Metrics {
             child_cpu: Family::default(),
             child_rss: Family::default(),
             child_fds: Family::default(),
+            plugin_calls: Family::default(),
+            plugin_seconds: Family::new_with_constructor(stage_seconds),
             queues: Family::default(),
             commit_seconds: Family::default(),
             commits: Family::default(),
@@ -141,6 +156,8 @@ impl Metrics {
         registry.register("child_cpu_seconds", "CPU time of the running child's main process", self.child_cpu.clone());
         registry.register("child_rss_bytes", "Resident memory of the child's main process", self.child_rss.clone());
         registry.register("child_fds", "Open descriptors of the child's main process", self.child_fds.clone());
+        registry.register("plugin_calls", "Calls of plugins by result", self.plugin_calls.clone());
+        registry.register("plugin_seconds", "Time of calls of plugins", self.plugin_seconds.clone());
         registry.register("queue_depth", "Entries waiting", self.queues.clone());
         registry.register("commit_seconds", "Time spent in commits since the start", self.commit_seconds.clone());
         registry.register("commits", "Commits", self.commits.clone());

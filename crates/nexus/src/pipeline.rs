@@ -27,7 +27,7 @@ use crate::ledger::nexus::{Claim, SettleRequest};
 use crate::ledger::writer::WriteError;
 use crate::metrics::{Metrics, StageLabel, StatusLabel, Totals};
 use crate::panics;
-use crate::plugin::Plugins;
+use crate::plugin::{HookExit, Plugins};
 use crate::replies::{End, Replies};
 use crate::routes::Routes;
 use crate::search::Search;
@@ -35,8 +35,9 @@ use crate::watch::Watch;
 use arc_swap::ArcSwap;
 use nexus_core::access::{Principal, Rates};
 use nexus_core::config::{self, Queue, QueueMode};
+use nexus_core::hook::Hook;
 use nexus_core::notice::NoticeType;
-use nexus_core::request::{NexusRequest, Stage, StageTrace, Status};
+use nexus_core::request::{HookTrace, NexusRequest, Stage, StageTrace, Status};
 use serde::Serialize;
 use serde_json::json;
 use std::collections::HashMap;
@@ -76,7 +77,7 @@ pub struct Agent {
 #[derive(Debug)]
 pub struct Pipeline {
     pub ledgers: Ledgers,
-    pub settings: ArcSwap<Settings>,
+    pub settings: Arc<ArcSwap<Settings>>,
     pub bus: Bus,
     pub watch_over: Watch,
     pub metrics: Metrics,
@@ -190,6 +191,12 @@ struct Budget {
     spent: Duration,
 }
 
+impl Budget {
+    fn left(&self) -> Duration {
+        self.timeout.saturating_sub(self.spent)
+    }
+}
+
 impl Pipeline {
     /// Stages 1 to 5. An exit is on its way to the ledger when this returns.
     pub async fn prepare(self: &Arc<Self>, row: StoredEvent, request_id: String) -> Outcome {
@@ -231,13 +238,17 @@ impl Pipeline {
         budget: &mut Budget,
     ) -> Result<Principal, Exit> {
         self.stage(request, Stage::ReceiveEvent, budget, async |_| Ok(())).await?;
-        let principal =
+        let mut principal =
             self.stage(request, Stage::ResolveIdentity, budget, async |request| self.identify(request, adapter, settings).await).await?;
+        if self.plugins.is_asked(Hook::AfterResolveIdentity) {
+            adopt(&mut principal, request);
+        }
         self.stage(request, Stage::ResolveAccess, budget, async |request| self.authorize(request, settings, &principal)).await?;
         Ok(principal)
     }
 
-    /// Runs one stage: span, time, time-out, trace, notice, hook. A panic in it fails the request.
+    /// Runs one stage: span, time, time-out, hook, trace, notice. A panic in it fails the request; so may a
+    /// plugin that is asked behind it, which can also end the request. A stage that ended it is only told of.
     async fn stage<T>(
         &self,
         request: &mut NexusRequest,
@@ -246,21 +257,39 @@ impl Pipeline {
         work: impl AsyncFnOnce(&mut NexusRequest) -> Result<T, Exit>,
     ) -> Result<T, Exit> {
         let (started_at, started) = (clock::wall_ms(), Instant::now());
-        let left = budget.timeout.saturating_sub(budget.spent);
-        let result = match tokio::time::timeout(left, panics::caught(work(request))).await {
+        let mut result = match tokio::time::timeout(budget.left(), panics::caught(work(request))).await {
             Ok(Ok(result)) => result,
             Ok(Err(panicked)) => Err(Exit::Failed(self.defect(request.event_seq, &panicked))),
             Err(_) => Err(Exit::Failed(format!("timed out after {} ms of work in all stages", budget.timeout.as_millis()))),
         };
         let spent = started.elapsed();
         budget.spent += spent;
-        self.record(request, stage, started_at, spent, result.as_ref().err());
+        let (hook, mut hooks) = (Hook::after(stage), Vec::new());
+        if result.is_ok() && self.plugins.is_asked(hook) {
+            let (began, asked) = (Instant::now(), self.plugins.ask(hook, request, budget.left()).await);
+            budget.spent += began.elapsed();
+            hooks = asked.traces;
+            match asked.exit {
+                None => {}
+                Some(HookExit::Handled { by }) => result = Err(Exit::Handled { by }),
+                Some(HookExit::Failed(error)) => result = Err(Exit::Failed(error)),
+            }
+        }
+        self.record(request, stage, started_at, spent, result.as_ref().err(), hooks);
         self.plugins.after(stage, request);
         result
     }
 
     /// Notes a stage in the trace, the metrics and on the bus.
-    fn record(&self, request: &mut NexusRequest, stage: Stage, started_at: i64, spent: Duration, exit: Option<&Exit>) {
+    fn record(
+        &self,
+        request: &mut NexusRequest,
+        stage: Stage,
+        started_at: i64,
+        spent: Duration,
+        exit: Option<&Exit>,
+        hooks: Vec<HookTrace>,
+    ) {
         let (exit_reason, error) = match exit {
             None => (None, None),
             Some(Exit::Denied(reason) | Exit::Expired(reason)) => (Some(reason.clone()), None),
@@ -279,7 +308,7 @@ impl Pipeline {
             error: error.as_deref(),
         };
         self.bus.publish(NoticeType::RequestStage, notice);
-        request.pipeline.push(StageTrace { stage, started_at, duration_ms, exit_reason, error });
+        request.pipeline.push(StageTrace { stage, started_at, duration_ms, exit_reason, error, hooks });
     }
 
     /// Ends a request that has no run; returns before that is on disk.
@@ -343,6 +372,7 @@ impl Pipeline {
             Ok(Claim::Lost) => tracing::error!(request_id = request.request_id, "the request was ended by somebody else"),
             Err(error) => {
                 tracing::warn!(request_id = request.request_id, %error, "the end of a request could not be written; the next start decides again");
+                self.plugins.failed(&request, Stage::Finalize, &error.to_string());
             }
         }
     }
@@ -371,8 +401,13 @@ impl Pipeline {
         if request.status == Status::Failed {
             self.plugins.on_error(request);
         }
-        self.plugins.after(Stage::Finalize, request);
-        self.record(request, Stage::Finalize, started_at, started.elapsed(), None);
+        // Its end is decided: a defect here is told, and changes nothing about it.
+        let exit = panics::catch(|| self.plugins.after(Stage::Finalize, request)).err().map(|panicked| {
+            let error = self.defect(request.event_seq, &panicked);
+            self.plugins.failed(request, Stage::Finalize, &error);
+            Exit::Failed(error)
+        });
+        self.record(request, Stage::Finalize, started_at, started.elapsed(), exit.as_ref(), Vec::new());
     }
 
     /// Tells everyone who listens how a request ended, after the commit that ended it.
@@ -402,6 +437,15 @@ impl Pipeline {
     }
 }
 
+/// Takes over what plugins made of the principal.
+fn adopt(principal: &mut Principal, request: &NexusRequest) {
+    if let Some(section) = &request.principal {
+        principal.name.clone_from(&section.name);
+        principal.relationship.clone_from(&section.relationship);
+        principal.tags.clone_from(&section.tags);
+    }
+}
+
 /// `nex.request.stage`; typed, since there are eight for each request.
 #[derive(Debug, Serialize)]
 struct StageNotice<'a> {
@@ -426,8 +470,12 @@ fn trace_value(request: &NexusRequest) -> serde_json::Value {
             "duration_ms": response.duration_ms, "error": response.error, "tool_calls": response.tool_calls,
         })
     });
-    json!({
+    let mut trace = json!({
         "principal": request.principal, "access": request.access, "triggers": request.triggers, "agent": request.agent,
         "response": response, "delivery_result": request.delivery_result, "pipeline": request.pipeline,
-    })
+    });
+    if let Some(context) = &request.context {
+        trace["context"] = context.as_str().into();
+    }
+    trace
 }

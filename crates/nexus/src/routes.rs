@@ -4,9 +4,11 @@
 use crate::keeper::SpawnError;
 use crate::ledger::nexus::Delivery;
 use crate::supervisor::BoxFuture;
+use nexus_core::chunk::chunk;
 use nexus_core::config::{self, OnUncertain};
 use nexus_core::protocol::SendOutcome;
 use std::collections::HashMap;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -66,6 +68,16 @@ impl Route {
             retries: send.retries,
             on_uncertain: send.on_uncertain,
             ttl_ms: send.ttl_ms,
+        }
+    }
+
+    /// A text as the messages that it takes to say it: long ones are split, never cut off; none for one of
+    /// nothing but white space.
+    pub fn pieces(&self, text: &str) -> Vec<String> {
+        match NonZeroUsize::new(self.text_limit) {
+            Some(limit) if text.chars().count() > limit.get() => chunk(text, limit),
+            Some(_) | None if text.trim().is_empty() => Vec::new(),
+            Some(_) | None => vec![text.to_owned()],
         }
     }
 }

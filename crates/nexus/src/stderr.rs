@@ -5,12 +5,17 @@ use nexus_core::ids::ChildId;
 use std::time::{Duration, Instant};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe::Receiver;
+use tokio_util::sync::CancellationToken;
 
 /// Bytes of one logged line; the rest of a longer one is left out.
 const LINE_BYTES_MAX: usize = 4096;
 /// Lines of one child that are logged per window; more are counted.
 const LINES_PER_WINDOW: u32 = 200;
 const WINDOW: Duration = Duration::from_secs(10);
+
+/// How long stderr is read after the exit: a descriptor that was passed to a stranger must not hold
+/// the restart.
+const STDERR_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Logs until EOF.
 pub async fn log_lines(child: ChildId, mut stderr: Receiver) {
@@ -27,6 +32,19 @@ pub async fn log_lines(child: ChildId, mut stderr: Receiver) {
     }
     lines.end();
     lines.tell_dropped();
+}
+
+/// Logs what a child says on stderr, to its end or a little longer than the child lives.
+pub async fn log_errors(child: ChildId, errors: Receiver, exited: CancellationToken) {
+    let late = async {
+        exited.cancelled().await;
+        tokio::time::sleep(STDERR_DEADLINE).await;
+    };
+    let name = child.clone();
+    tokio::select! {
+        () = log_lines(child, errors) => {}
+        () = late => tracing::warn!(child = %name, "stderr still open after the exit; given up"),
+    }
 }
 
 struct Lines {

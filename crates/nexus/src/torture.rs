@@ -117,6 +117,8 @@ mod on {
         "task.acks",
         "task.probes",
         "task.report",
+        "task.plugin",
+        "task.plugins",
         "run.started",
         "run.finished",
         "delivery.begun",

@@ -11,6 +11,8 @@ mod clock;
 mod daemon;
 mod event;
 mod feed;
+mod hook;
+mod host;
 mod ingest;
 mod pipe;
 mod procfs;
@@ -51,8 +53,12 @@ enum Figures {
     Answer(answer::Answer),
     /// Framing, checking and parsing: known lines over and over.
     Pipe(pipe::Pipe),
+    /// What plugins cost a message: none, the built-in ones, one that observes, one that is asked.
+    Hook(hook::Hook),
     /// Server-sent events: CPU per delivery and memory per idle connection.
     Sse(sse::Sse),
+    /// Hook calls through the host of JavaScript plugins.
+    Host(host::Host),
 }
 
 /// What all measurements need.
@@ -78,6 +84,7 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match args.split_first() {
         Some((first, rest)) if first == adapter::WORD => adapter::run(rest),
+        Some((first, _)) if first == hook::WORD => hook::serve(),
         Some(_) | None => measure(Cli::parse()),
     };
     match outcome {
@@ -103,7 +110,9 @@ fn measure(cli: Cli) -> Result<()> {
         Figures::Ingest(ingest) => ingest::run(&bench, ingest),
         Figures::Answer(answer) => answer::run(&bench, answer),
         Figures::Pipe(pipe) => pipe::run(&bench, pipe),
+        Figures::Hook(hook) => hook::run(&bench, hook),
         Figures::Sse(sse) => sse::run(&bench, sse),
+        Figures::Host(host) => host::run(&bench, host),
     }
 }
 

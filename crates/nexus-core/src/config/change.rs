@@ -31,6 +31,10 @@ pub enum Change {
     BusRetention,
     /// `plugins.enabled`: names that came and names that went, sorted.
     PluginsEnabled { added: Vec<String>, removed: Vec<String> },
+    /// `plugins.grants`.
+    PluginGrants,
+    /// Any key of `plugins.circuit`.
+    PluginCircuit,
     /// A new adapter.
     AdapterAdded(String),
     /// An adapter that is gone, with all its accounts.
@@ -80,6 +84,8 @@ impl Change {
             | Self::BusRing
             | Self::BusRetention
             | Self::PluginsEnabled { .. }
+            | Self::PluginGrants
+            | Self::PluginCircuit
             | Self::AdapterSettings { .. }
             | Self::PipelineConcurrency
             | Self::OnInterrupted
@@ -111,6 +117,8 @@ impl fmt::Display for Change {
             Self::BusRing => f.write_str("bus ring changed: resize it"),
             Self::BusRetention => f.write_str("bus retention changed: applied at the next clean-up"),
             Self::PluginsEnabled { added, removed } => plugins(f, added, removed),
+            Self::PluginGrants => f.write_str("plugins.grants changed: applied to calls from now on"),
+            Self::PluginCircuit => f.write_str("plugins.circuit changed: applied at once"),
             Self::AdapterAdded(name) => write!(f, "adapter `{name}` added: start its accounts"),
             Self::AdapterRemoved(name) => write!(f, "adapter `{name}` removed: stop its accounts"),
             Self::AdapterChanged { name } => write!(f, "adapter `{name}` changed: restart its accounts"),

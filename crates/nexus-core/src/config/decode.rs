@@ -5,7 +5,7 @@ use super::node::{Kind, Node, Position};
 use super::problem::{Faults, quoted};
 use crate::event::PeerKind;
 use serde_json::{Map, Number as JsonNumber, Value};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
@@ -126,6 +126,17 @@ pub(crate) fn check_unique(list: &Node, key: &str, faults: &mut Faults) {
         if first != node.at {
             let (text, line) = (quoted(text), first.line);
             faults.error(node.at, format!("`{key}` {text} is already used on line {line}; give each its own"));
+        }
+    }
+}
+
+/// Notes texts of a list that were there before.
+pub(crate) fn check_unique_items(list: &Node, name: &str, faults: &mut Faults) {
+    let mut seen = BTreeSet::new();
+    for item in list.items() {
+        let Some(text) = item.text() else { continue };
+        if !seen.insert(text) {
+            faults.error(item.at, format!("`{name}` names {} twice; once is enough", quoted(text)));
         }
     }
 }

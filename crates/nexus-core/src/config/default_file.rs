@@ -176,8 +176,15 @@ agents:
 plugins:
   # Their directory, relative to this file. Needs a restart.
   #directory: ./plugins
-  # logging: one line per stage. analytics: counters and latency.
+  # logging: one line per stage. analytics: counters and latency. Any other name is NAME.ts, NAME.js or a
+  # directory NAME with a plugin.yaml in the directory of plugins.
   enabled: [logging, analytics]
+  # What each may call, as in: { greeter: [ledger.query, llm, search, send, "fetch:api.example.org"] }
+  #grants: {}
+  # Errors in a row after which a plugin is not asked any more, and the time until one call tries again.
+  #circuit:
+    #errors: 5
+    #half_open_ms: 300000
 
 # Events that the daemon makes itself.
 timer:

@@ -62,7 +62,7 @@ fn diff_ledgers(old: &Ledgers, new: &Ledgers, changes: &mut Changes) {
 }
 
 fn diff_plugins(old: &Plugins, new: &Plugins, changes: &mut Changes) {
-    let Plugins { directory, enabled } = new;
+    let Plugins { directory, enabled, grants, circuit } = new;
     changes.note_restart(old.directory != *directory, "plugins.directory");
     changes.note(old.enabled != *enabled, || {
         let before: BTreeSet<&String> = old.enabled.iter().collect();
@@ -72,6 +72,8 @@ fn diff_plugins(old: &Plugins, new: &Plugins, changes: &mut Changes) {
             removed: before.difference(&after).map(|name| (*name).clone()).collect(),
         }
     });
+    changes.note(old.grants != *grants, || Change::PluginGrants);
+    changes.note(old.circuit != *circuit, || Change::PluginCircuit);
 }
 
 fn diff_bus(old: &Bus, new: &Bus, changes: &mut Changes) {
@@ -257,6 +259,9 @@ mod tests {
         ("agents.smart.memory.max_bytes", |c| smart(c).memory.max_bytes += 1),
         ("plugins.directory", |c| c.plugins.directory.push('1')),
         ("plugins.enabled", |c| c.plugins.enabled.clear()),
+        ("plugins.grants.watch", |c| c.plugins.grants.clear()),
+        ("plugins.circuit.errors", |c| c.plugins.circuit.errors += 1),
+        ("plugins.circuit.half_open_ms", |c| c.plugins.circuit.half_open_ms += 1),
         ("timer.heartbeat_interval_ms", |c| c.timer.heartbeat_interval_ms += 1),
         ("timer.timezone", |c| c.timer.timezone.push('1')),
         ("timer.cron.expr", |c| c.timer.cron[0].expr.push('1')),

@@ -1,11 +1,16 @@
-//! The section `plugins`: which of the plugins of this version run.
+//! The section `plugins`: which plugins run, what they may call, and when one that keeps failing is left
+//! out. Which ones lie on the disk is not known here.
 
-use super::decode::{Decode, nonempty};
+use super::decode::{Decode, WAIT_MS_MAX, check_name, check_unique_items, named, nonempty};
+use super::grant::Grant;
 use super::node::Node;
-use super::problem::{Faults, quoted};
+use super::problem::Faults;
+use std::collections::BTreeMap;
 
-/// The plugins that this version has.
+/// The plugins that this version has built in.
 pub const PLUGINS: &[&str] = &["logging", "analytics"];
+/// Most errors in a row that may be wanted.
+const ERRORS_MAX: u32 = 1000;
 
 section! {
     /// Which plugins run.
@@ -13,19 +18,35 @@ section! {
         /// Directory of plugins, relative to the configuration file. A change needs a restart.
         directory: String = "./plugins".to_owned() => nonempty;
         /// Names of the plugins that run: `logging` (one line per stage) and `analytics` (counters and
-        /// latency by channel, agent and status).
-        enabled: Vec<String> = PLUGINS.iter().map(|name| (*name).to_owned()).collect() => known_plugins;
+        /// latency by channel, agent and status) are built in; any other is NAME.ts, NAME.js or a
+        /// directory NAME with a plugin.yaml in `directory`.
+        enabled: Vec<String> = PLUGINS.iter().map(|name| (*name).to_owned()).collect() => plugin_names;
+        /// What each plugin may call, by its name: `ledger.query` (read the ledgers), `llm` (ask an agent with `runner: llm`),
+        /// `search` (search what agents were asked and said), `send` (send messages), `fetch:HOST` or `fetch:HOST:PORT` (HTTP
+        /// requests to that host). Nothing by default.
+        grants: BTreeMap<String, Vec<Grant>> = BTreeMap::new() => named;
+        /// When a plugin that keeps failing is not asked any more.
+        circuit: PluginCircuit = PluginCircuit::default();
     }
 }
 
-fn known_plugins(node: &Node, name: &str, faults: &mut Faults) -> Option<Vec<String>> {
+section! {
+    /// When a plugin that keeps failing is not asked any more.
+    PluginCircuit {
+        /// Errors in a row after which it is not asked.
+        errors: u32 [1..=ERRORS_MAX] = 5;
+        /// Milliseconds until one call tries again.
+        half_open_ms: u64 [1..=WAIT_MS_MAX] = 300_000;
+    }
+}
+
+fn plugin_names(node: &Node, name: &str, faults: &mut Faults) -> Option<Vec<String>> {
     let names = Vec::<String>::decode(node, name, faults)?;
     for item in node.items() {
-        let Some(text) = item.text() else { continue };
-        if !PLUGINS.contains(&text) {
-            let (known, text) = (PLUGINS.join(", "), quoted(text));
-            faults.error(item.at, format!("{text} is not a plugin of this version; it has: {known}"));
+        if let Some(text) = item.text() {
+            check_name(text, item.at, faults);
         }
     }
+    check_unique_items(node, name, faults);
     Some(names)
 }

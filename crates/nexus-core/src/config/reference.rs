@@ -3,8 +3,8 @@
 
 use super::decode::Section;
 use super::{
-    Access, Account, Adapter, Agent, Agents, Bus, CatchUp, Condition, Cron, Daemon, Ledgers, Match, Memory, Permissions, Pipeline, Plugins,
-    Policy, PrincipalMatch, Queue, Rate, Restart, Retention, Send, SessionRoute, Timer, Tools,
+    Access, Account, Adapter, Agent, Agents, Bus, CatchUp, Condition, Cron, Daemon, Ledgers, Match, Memory, Permissions, Pipeline,
+    PluginCircuit, Plugins, Policy, PrincipalMatch, Queue, Rate, Restart, Retention, Send, SessionRoute, Timer, Tools,
 };
 use schemars::{JsonSchema, schema_for};
 use serde_json::Value;
@@ -41,6 +41,7 @@ pub fn reference_markdown() -> String {
     table::<Agent>(&mut page, "agents.NAME");
     table::<Memory>(&mut page, "agents.NAME.memory");
     table::<Plugins>(&mut page, "plugins");
+    table::<PluginCircuit>(&mut page, "plugins.circuit");
     table::<Timer>(&mut page, "timer");
     table::<Cron>(&mut page, "timer.cron[]");
     table::<Bus>(&mut page, "bus");

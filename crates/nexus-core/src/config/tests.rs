@@ -54,7 +54,11 @@ agents:
     timeout_ms: 1
     max_concurrent: 2
     memory: { matches: 3, max_bytes: 512 }
-plugins: { directory: /p, enabled: [ analytics ] }
+plugins:
+  directory: /p
+  enabled: [ analytics ]
+  grants: { watch: [ ledger.query, search, "fetch:example.org:8443" ] }
+  circuit: { errors: 1, half_open_ms: 2 }
 timer:
   heartbeat_interval_ms: 1000
   timezone: UTC
@@ -141,7 +145,7 @@ agents:
   default: nobody
   smart: {runner: llm}
 plugins:
-  enabled: [loging]
+  enabled: [a/b]
 timer:
   timezone: Mars/Olympus
   cron:
@@ -161,13 +165,32 @@ bus: [1]
             "13:12 `nobody` is not an agent; `agents` has echo, smart",
             "14:10 an agent with `runner: llm` needs `url`, for example `url: https://api.example.org/v1`",
             "14:10 an agent with `runner: llm` needs `model`, for example `model: small-1`",
-            "16:13 `loging` is not a plugin of this version; it has: logging, analytics",
+            "16:13 name `a/b` is not usable; a name has 1 to 64 characters of A-Z a-z 0-9 . _ @ + -, not starting with -",
             "18:13 `timezone` `Mars/Olympus` is unknown; use local or an IANA name such as Europe/Berlin",
             "20:14 `expr` `whenever` is not a cron expression: Invalid pattern: Pattern must have between 5 and 7 fields; write minute hour day month weekday, as in \"0 8 * * *\"",
             "20:33 `label` `A` is not usable; a label has 1 to 64 characters of a-z 0-9 . _ -",
             "21:6 `bus` must be keys with values (`key: value`), not a list",
         ]
     );
+}
+
+#[test]
+fn plugins_are_named_once_and_granted_what_there_is() {
+    let text = "plugins: {enabled: [tags, logging, tags], grants: {tags: [llm, root, 'fetch:', 'fetch:a b']}}";
+    let told = errors(text);
+    assert_eq!(told.len(), 4, "{told:?}");
+    assert!(told[0].contains("`enabled` names `tags` twice"), "{told:?}");
+    assert!(told[1].contains("`root` is no grant; there are ledger.query, llm, search, send and fetch:HOST"), "{told:?}");
+}
+
+#[test]
+fn a_plugin_that_is_nowhere_is_told_with_its_place() {
+    let text = "plugins: {enabled: [logging, tags, tgas]}";
+    let found = BTreeSet::from(["tags".to_owned()]);
+    let problems = loaded(text).unknown_plugins(&found, source(text), None);
+    let told: Vec<String> = problems.iter().map(|p| format!("{}:{} {}", p.line, p.column, p.message)).collect();
+    assert_eq!(told, ["1:36 `tgas` is no plugin: it is neither built in nor in `./plugins`; there are: logging, analytics, tags"]);
+    assert!(loaded("").unknown_plugins(&found, source(""), None).is_empty());
 }
 
 #[test]
@@ -432,6 +455,7 @@ fn the_default_file_shows_every_key_with_its_default() {
         Agent::KEYS,
         Memory::KEYS,
         Plugins::KEYS,
+        PluginCircuit::KEYS,
         Timer::KEYS,
         Cron::KEYS,
         Bus::KEYS,

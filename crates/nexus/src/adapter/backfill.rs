@@ -3,12 +3,12 @@
 use super::account::Account;
 use super::catch_up;
 use super::intake::{Ended, Kind};
-use super::monitor::log_errors;
 use crate::clock;
 use crate::error_text::describe;
 use crate::keeper::Stdin;
 use crate::ledger::nexus::BackfillDone;
 use crate::panics;
+use crate::stderr::log_errors;
 use nexus_core::ids::ChildId;
 use nexus_core::protocol::Capability;
 use std::sync::Arc;

@@ -6,11 +6,11 @@
 //! the child is gone what it left in the pipe is read whatever there is room for: a pipe holds little,
 //! and nobody would bring those lines again.
 
-use super::framing::{Framing, Piece};
 use super::stats::AccountStats;
 use crate::bus::Bus;
 use crate::clock::{self, Expiry};
 use crate::error_text::describe;
+use crate::framing::{Framing, Piece};
 use crate::ledger::Readers;
 use crate::ledger::events::{Append, Appended, Disposition, EventsCommand, Lines, NewEvent, NewReject, REJECT_HEAD_BYTES, appended_since};
 use crate::ledger::writer::{WriteError, Writer};

@@ -4,22 +4,17 @@ use super::account::Account;
 use super::catch_up;
 use super::intake::Kind;
 use crate::keeper::{Process, SpawnSpec, Stdin};
-use crate::stderr;
+use crate::stderr::log_errors;
 use crate::supervisor::{BoxFuture, NotReady, Program};
 use nexus_core::ids::ChildId;
 use nexus_core::protocol::Capability;
 use serde_json::json;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-
-/// How long stderr is read after the exit: a descriptor that was passed to a stranger must not hold
-/// the restart.
-const STDERR_DEADLINE: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(super) struct Monitor {
@@ -74,19 +69,6 @@ impl Program for Monitor {
                 () = acking => {} // never
             }
         })
-    }
-}
-
-/// Logs what a child says on stderr, to its end or a little longer than the child lives.
-pub(super) async fn log_errors(child: ChildId, errors: pipe::Receiver, exited: CancellationToken) {
-    let late = async {
-        exited.cancelled().await;
-        tokio::time::sleep(STDERR_DEADLINE).await;
-    };
-    let name = child.clone();
-    tokio::select! {
-        () = stderr::log_lines(child, errors) => {}
-        () = late => tracing::warn!(child = %name, "stderr still open after the exit; given up"),
     }
 }
 

@@ -30,7 +30,8 @@ pub(crate) struct Call {
 
 /// The call of the adapter that is configured as `name`.
 pub(crate) fn call(name: &str, adapter: &config::Adapter, workspace: &Path) -> Call {
-    let argv = if adapter.command == BUILTIN_WEBHOOK { vec![own_binary(), "__webhook".to_owned()] } else { adapter.argv.clone() };
+    let argv =
+        if adapter.command == BUILTIN_WEBHOOK { vec![environment::own_binary(), "__webhook".to_owned()] } else { adapter.argv.clone() };
     let cwd = adapter.cwd.as_ref().map_or_else(|| workspace.to_owned(), |cwd| workspace.join(cwd));
     let mut env = environment::with(&adapter.env, &adapter.pass_env);
     env.push(("NEXUS_ADAPTER".into(), name.into()));
@@ -209,12 +210,6 @@ fn text_limit(info: &AdapterInfo) -> usize {
         0 => ARGUMENT_TEXT_CHARS_MAX,
         limit => limit.min(ARGUMENT_TEXT_CHARS_MAX),
     }
-}
-
-/// The path of this binary, for what it brings itself.
-fn own_binary() -> String {
-    std::fs::read_link("/proc/self/exe")
-        .map_or_else(|_| "nexus".into(), |path| path.to_string_lossy().trim_end_matches(" (deleted)").to_owned())
 }
 
 #[cfg(test)]

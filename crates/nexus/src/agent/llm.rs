@@ -70,6 +70,15 @@ pub struct LlmEndpoint {
     pub stream_idle: Duration,
 }
 
+/// What one turn has instead of what is configured.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wishes {
+    /// Instead of the system prompt of the file.
+    pub system: Option<String>,
+    /// The longest answer.
+    pub max_tokens: Option<u32>,
+}
+
 /// Runs turns against one endpoint, keeping its connections.
 #[derive(Debug)]
 pub struct LlmRunner {
@@ -126,10 +135,19 @@ impl LlmRunner {
     /// See [`AgentError`]; a status of 408, 425, 429 or 5xx, no connection, silence and an answer
     /// that broke off are retryable.
     pub async fn run(&self, turn: &Turn, out: &Sink) -> Result<Finished, AgentError> {
+        self.run_with(turn, &Wishes::default(), out).await
+    }
+
+    /// As [`Self::run`], with wishes of the caller's own.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub async fn run_with(&self, turn: &Turn, wishes: &Wishes, out: &Sink) -> Result<Finished, AgentError> {
         let key = self.key().await?;
-        let request = self.request(turn).await?;
+        let request = self.request(turn, wishes.system.as_deref()).await?;
+        let options = self.options(wishes.max_tokens);
         let mut answer = Answer::default();
-        match self.converse(request, key.as_ref(), &mut answer, out).await {
+        match self.converse(request, &options, key.as_ref(), &mut answer, out).await {
             Ok(end) => Ok(self.finished(answer.content, end)),
             Err(fault) => Err(self.failed(fault, answer.content)),
         }
@@ -138,14 +156,14 @@ impl LlmRunner {
     async fn converse(
         &self,
         request: ChatRequest,
+        options: &ChatOptions,
         key: Option<&SecretString>,
         answer: &mut Answer,
         out: &Sink,
     ) -> Result<StreamEnd, Fault> {
         let explainer = Explainer { key };
-        let options = self.options();
         let target = self.target(key);
-        let response = self.client.exec_chat_stream(target, request, Some(&options)).await;
+        let response = self.client.exec_chat_stream(target, request, Some(options)).await;
         let mut stream = response.map_err(|error| explainer.explain(error))?.stream;
         loop {
             // genai logs a warning for each empty chunk and whole error bodies, which may quote
@@ -184,7 +202,7 @@ impl LlmRunner {
         Ok(Some(key))
     }
 
-    async fn request(&self, turn: &Turn) -> Result<ChatRequest, AgentError> {
+    async fn request(&self, turn: &Turn, system: Option<&str>) -> Result<ChatRequest, AgentError> {
         let earlier = turn.history.iter().map(|message| match message.role {
             Role::User => ChatMessage::user(message.content.as_str()),
             Role::Assistant => ChatMessage::assistant(message.content.as_str()),
@@ -192,6 +210,9 @@ impl LlmRunner {
         let notes = notes(&turn.memory).map(ChatMessage::system);
         let messages = notes.into_iter().chain(earlier).chain([ChatMessage::user(turn.content.as_str())]).collect();
         let request = ChatRequest::from_messages(messages);
+        if let Some(system) = system {
+            return Ok(request.with_system(system));
+        }
         let Some(path) = &self.endpoint.system_prompt_file else { return Ok(request) };
         let prompt = text_file::read(path, SYSTEM_PROMPT_BYTES_MAX, Audience::Anyone).await;
         Ok(request.with_system(prompt.map_err(|source| self.bad_file(source))?))
@@ -210,8 +231,12 @@ impl LlmRunner {
         }
     }
 
-    fn options(&self) -> ChatOptions {
-        ChatOptions::default()
+    fn options(&self, max_tokens: Option<u32>) -> ChatOptions {
+        let options = match max_tokens {
+            Some(max_tokens) => ChatOptions::default().with_max_tokens(max_tokens),
+            None => ChatOptions::default(),
+        };
+        options
             .with_capture_usage(true)
             .with_stream_header_timeout(self.endpoint.stream_idle)
             .with_stream_read_timeout(self.endpoint.stream_idle)

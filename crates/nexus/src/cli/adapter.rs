@@ -1,6 +1,6 @@
 //! `nexus adapter ...`: which verbs there are, and those that ask the daemon to do something.
 
-mod edit;
+pub(crate) mod edit;
 mod show;
 
 use super::client::{Client, encoded};

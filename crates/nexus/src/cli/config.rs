@@ -61,7 +61,7 @@ fn check(file: Option<PathBuf>, global: &Global) -> anyhow::Result<Exit> {
     if !paths.config_file.exists() {
         return Err(Failure::not_found(format!("configuration `{path}`")).into());
     }
-    let (warnings, problems) = match config::load(&paths) {
+    let (warnings, problems) = match config::load_whole(&paths) {
         Ok(loaded) => (loaded.warnings, Vec::new()),
         Err(LoadError::Invalid(problems)) => (Vec::new(), problems),
         Err(error) => return Err(Failure::new(Exit::BadConfig, describe(&error)).into()),

@@ -1,5 +1,7 @@
-//! `nexus __generate`: man pages, completions, CLI reference, configuration reference and schema,
-//! written from the definitions themselves. They are committed, and checked for drift.
+//! `nexus __generate`: man pages, completions, CLI reference, configuration reference and schema, and the types
+//! of plugins, written from the definitions themselves. They are committed, and checked for drift.
+
+mod typescript;
 
 use super::failure::Exit;
 use super::{Cli, Global};
@@ -25,6 +27,7 @@ pub(crate) fn run(directory: &Path, global: &Global) -> anyhow::Result<Exit> {
     write(&directory.join("cli.md"), &reference())?;
     write(&directory.join("config.md"), &nexus_core::config::reference_markdown())?;
     write(&directory.join("nex.schema.json"), &format!("{:#}\n", nexus_core::config::schema()))?;
+    write(&directory.join("nexus.d.ts"), &typescript::declarations())?;
     global.out().line(&format!("wrote {}", directory.display()))?;
     Ok(Exit::Done)
 }
@@ -133,6 +136,7 @@ mod tests {
             "completions/nexus.fish",
             "cli.md",
             "config.md",
+            "nexus.d.ts",
         ] {
             assert!(fs::metadata(directory.path().join(name)).unwrap().len() > 0, "{name}");
         }

@@ -12,12 +12,12 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
-const HEADER: &str = "# Written by `nexus adapter ...`; what stands here wins over nex.yaml.\n";
+const HEADER: &str = "# Written by `nexus adapter ...` and `nexus plugin ...`; what stands here wins over nex.yaml.\n";
 
 /// The configuration as a change finds it.
 #[derive(Debug)]
 pub(crate) struct Before {
-    /// What `nex.yaml` itself says under `adapters`.
+    /// What `nex.yaml` itself says in the section that changes.
     main: Value,
     /// What is in force.
     pub(crate) loaded: Loaded,
@@ -29,18 +29,22 @@ impl Before {
         self.in_main(path).is_some()
     }
 
-    /// What `nex.yaml` itself says at a path below `adapters`.
+    /// What `nex.yaml` itself says at a path below the section.
     pub(crate) fn in_main(&self, path: &[&str]) -> Option<&Value> {
         path.iter().try_fold(&self.main, |value, key| value.get(key))
     }
 }
 
-/// Reads, changes and writes the overlay. `change` gets the mapping under `adapters`; what it returns
-/// is returned.
+/// Reads, changes and writes the overlay. `change` gets the mapping under `section`; what it returns is
+/// returned.
 ///
 /// # Errors
 /// What `change` refuses; every problem of the outcome if it doesn't load (code 78).
-pub(crate) fn edit<T>(paths: &Paths, change: impl FnOnce(&mut Map<String, Value>, &Before) -> Result<T, Failure>) -> anyhow::Result<T> {
+pub(crate) fn edit<T>(
+    paths: &Paths,
+    section: &str,
+    change: impl FnOnce(&mut Map<String, Value>, &Before) -> Result<T, Failure>,
+) -> anyhow::Result<T> {
     let path = paths.overlay_file();
     let _lock = lock(&path).with_context(|| format!("failed to lock `{}`", path.display()))?;
     let main_text = read(&paths.config_file)?;
@@ -49,12 +53,12 @@ pub(crate) fn edit<T>(paths: &Paths, change: impl FnOnce(&mut Map<String, Value>
     let main = Source { name: &main_name, text: &main_text };
     let invalid = |problems: Vec<Problem>| Failure::bad_config(&problems);
     let loaded = load(main, Some(Source { name: &overlay_name, text: &old_text })).map_err(invalid)?;
-    let before = Before { main: adapters_of(overlay_value(&main_text).map_err(invalid)?), loaded };
+    let before = Before { main: section_of(overlay_value(&main_text).map_err(invalid)?, section), loaded };
     let mut root = object(overlay_value(&old_text).map_err(invalid)?);
-    let mut adapters = object(root.remove("adapters").unwrap_or_default());
-    let changed = change(&mut adapters, &before)?;
-    if !adapters.is_empty() {
-        root.insert("adapters".to_owned(), Value::Object(adapters));
+    let mut fields = object(root.remove(section).unwrap_or_default());
+    let changed = change(&mut fields, &before)?;
+    if !fields.is_empty() {
+        root.insert(section.to_owned(), Value::Object(fields));
     }
     let text = format!("{HEADER}{}", yaml::emit(&Value::Object(root)));
     load(main, Some(Source { name: &overlay_name, text: &text })).map_err(invalid)?;
@@ -79,10 +83,10 @@ fn object(value: Value) -> Map<String, Value> {
     }
 }
 
-/// The section `adapters`, also of a `config.yaml` with everything under `nex:`.
-fn adapters_of(mut main: Value) -> Value {
-    let wrapped = main.get_mut("nex").and_then(|inner| inner.get_mut("adapters")).map(Value::take);
-    main.get_mut("adapters").map(Value::take).or(wrapped).unwrap_or_default()
+/// One section, also of a `config.yaml` with everything under `nex:`.
+fn section_of(mut main: Value, section: &str) -> Value {
+    let wrapped = main.get_mut("nex").and_then(|inner| inner.get_mut(section)).map(Value::take);
+    main.get_mut(section).map(Value::take).or(wrapped).unwrap_or_default()
 }
 
 fn read(path: &Path) -> anyhow::Result<String> {
@@ -129,9 +133,9 @@ mod tests {
 
     #[test]
     fn sections_are_found_wherever_they_are() {
-        assert_eq!(adapters_of(json!({ "adapters": { "a": 1 } })), json!({ "a": 1 }));
-        assert_eq!(adapters_of(json!({ "nex": { "adapters": { "b": 2 } }, "other": 1 })), json!({ "b": 2 }));
-        assert_eq!(adapters_of(Value::Null), Value::Null);
+        assert_eq!(section_of(json!({ "adapters": { "a": 1 } }), "adapters"), json!({ "a": 1 }));
+        assert_eq!(section_of(json!({ "nex": { "plugins": { "b": 2 } }, "other": 1 }), "plugins"), json!({ "b": 2 }));
+        assert_eq!(section_of(Value::Null, "adapters"), Value::Null);
     }
 
     #[test]

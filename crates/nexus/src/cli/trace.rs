@@ -204,8 +204,11 @@ impl Page {
         let Some(stages) = stages.as_array().filter(|stages| !stages.is_empty()) else { return };
         self.title("Stages");
         let rows: Vec<_> = stages.iter().map(|stage| stage_row(stage, zone)).collect();
-        for line in table::lines(&rows, &[], self.paint) {
+        for (line, stage) in table::lines(&rows, &[], self.paint).into_iter().zip(stages) {
             self.line(&format!("  {line}"));
+            for hook in stage["hooks"].as_array().into_iter().flatten() {
+                self.line(&format!("    {}", hook_line(hook)));
+            }
         }
     }
 
@@ -272,6 +275,14 @@ fn run_row(run: &Value, zone: &TimeZone) -> [Cell; 4] {
         Cell::colored(started, Color::Dim),
         Cell::colored(status, color),
     ]
+}
+
+/// What one plugin had to do with a stage.
+fn hook_line(hook: &Value) -> String {
+    let name = visible(hook["plugin"].as_str().unwrap_or("-"));
+    let took = hook["ms"].as_f64().map_or_else(|| "-".to_owned(), units::milliseconds);
+    let error = hook["error"].as_str().map(|error| format!(": {}", one_line(error, REASON_CHARS_MAX))).unwrap_or_default();
+    format!("plugin {name} {took}{error}")
 }
 
 fn stage_row(stage: &Value, zone: &TimeZone) -> [Cell; 4] {

@@ -1,6 +1,7 @@
 //! Reads the configuration files. What they mean is `nexus_core::config`'s.
 
 use super::paths::{Paths, private_dir};
+use crate::plugin::names_on_disk;
 use nexus_core::config::{DEFAULT_YAML, Loaded, Problem, Source, load as parse};
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
@@ -34,12 +35,31 @@ fn list(problems: &[Problem]) -> String {
 /// # Errors
 /// [`LoadError`], with every problem of both files at once.
 pub fn load(paths: &Paths) -> Result<Loaded, LoadError> {
+    load_and(paths, |_, _, _| Vec::new())
+}
+
+/// The same for a daemon: each plugin that is enabled is there, too. Who only reads records can do
+/// without.
+///
+/// # Errors
+/// [`LoadError`], with every problem of both files at once.
+pub fn load_whole(paths: &Paths) -> Result<Loaded, LoadError> {
+    load_and(paths, |loaded, main, overlay| {
+        let found = names_on_disk(&paths.plugins_dir(&loaded.config.plugins.directory));
+        loaded.unknown_plugins(&found, main, overlay)
+    })
+}
+
+fn load_and(paths: &Paths, check: impl FnOnce(&Loaded, Source<'_>, Option<Source<'_>>) -> Vec<Problem>) -> Result<Loaded, LoadError> {
     let text = read(&paths.config_file)?.ok_or_else(|| LoadError::Missing(paths.config_file.clone()))?;
     let overlay_file = paths.overlay_file();
     let overlay = read(&overlay_file)?;
     let (name, overlay_name) = (paths.config_file.display().to_string(), overlay_file.display().to_string());
     let overlay = overlay.as_deref().map(|text| Source { name: &overlay_name, text });
-    parse(Source { name: &name, text: &text }, overlay).map_err(LoadError::Invalid)
+    let main = Source { name: &name, text: &text };
+    let loaded = parse(main, overlay).map_err(LoadError::Invalid)?;
+    let problems = check(&loaded, main, overlay);
+    if problems.is_empty() { Ok(loaded) } else { Err(LoadError::Invalid(problems)) }
 }
 
 /// Writes the commented default where there is no file and none was named. True if it was written.

@@ -12,7 +12,7 @@ use crate::clock;
 use crate::doctor;
 use crate::error_text::describe;
 use crate::http::backup::Lines as BackupLines;
-use crate::http::control::{Answer, Refusal, Verbs};
+use crate::http::control::{Answer, PluginTest, Refusal, Verbs};
 use crate::http::replay::{Replay, Replayed};
 use crate::http::send::{Accepted, Message};
 use crate::http::sessions::Fork;
@@ -25,7 +25,7 @@ use crate::metrics::Metrics;
 use crate::pipeline::Pipeline;
 use crate::pipeline::outbox::{Outbox, Resolved};
 use crate::pipeline::router::RouterStats;
-use crate::plugin::Plugins;
+use crate::plugin::{Plugins, TrialError};
 use crate::query::Record;
 use crate::replies::End;
 use crate::routes::{CLI_CHANNEL, DEFAULT_ACCOUNT};
@@ -219,7 +219,8 @@ impl Control {
         let (request, deliveries) = read.await.map_err(|error| describe(&error))?;
         let Some(request) = request else { return Ok(None) };
         let status = Status::parse(&request.status).filter(|status| status.is_terminal());
-        let text: String = deliveries.iter().map(|delivery| delivery.content.as_str()).collect();
+        let answer = deliveries.iter().filter(|delivery| delivery.is_answer());
+        let text: String = answer.map(|delivery| delivery.content.as_str()).collect();
         Ok(status.map(|status| End {
             request_id: request.request_id,
             status,
@@ -421,6 +422,24 @@ impl Verbs for Control {
 
     fn adapter_verb(&self, adapter: String, account: String, verb: String) -> BoxFuture<'_, Answer> {
         Box::pin(self.adapter_do(adapter, account, verb))
+    }
+
+    fn plugins(&self) -> BoxFuture<'_, Value> {
+        Box::pin(status::plugins(self))
+    }
+
+    fn plugin_test(&self, name: String, ask: PluginTest) -> BoxFuture<'_, Answer> {
+        Box::pin(async move {
+            let PluginTest { event, hook } = ask;
+            self.plugins.test(&name, event, hook).await.map_err(|error| {
+                let status = match &error {
+                    TrialError::Unknown(_) => StatusCode::NOT_FOUND,
+                    TrialError::Event(_) => StatusCode::BAD_REQUEST,
+                    TrialError::Failed(_) => StatusCode::CONFLICT,
+                };
+                Refusal::new(status, error.to_string())
+            })
+        })
     }
 
     fn stream_opened(&self) {

@@ -15,7 +15,8 @@ use crate::pipeline::pending::Pending;
 use crate::pipeline::recovery::Recovered;
 use crate::pipeline::router::{Router, RouterStats};
 use crate::pipeline::{Pipeline, SETTLING_MAX, followers, recovery};
-use crate::plugin::Plugins;
+use crate::plugin::calls::Calls;
+use crate::plugin::{Plugins, Shared as PluginShared};
 use crate::replies::Replies;
 use crate::routes::{CLI_CHANNEL, Route, Routes};
 use crate::search::Search;
@@ -39,6 +40,7 @@ pub(super) struct Ground<'a> {
     pub(super) bus: &'a Bus,
     pub(super) metrics: &'a Metrics,
     pub(super) plugins: &'a Arc<Plugins>,
+    pub(super) plugins_need: PluginShared,
     pub(super) watch_over: &'a Watch,
     pub(super) stop: &'a CancellationToken,
     pub(super) epoch: i64,
@@ -59,13 +61,13 @@ pub(super) struct Engine {
     pub(super) recovered: Recovered,
 }
 
-/// Decides about interrupted requests, then starts the router: what is open in the ledger is its
-/// ordinary input.
+/// Decides about interrupted requests, has the plugins loaded, then starts the router: what is open in the
+/// ledger is its ordinary input, and passes no plugin by. `plugins_loaded` is called in between.
 ///
 /// # Errors
 /// When an agent can't be set up, or a ledger can't be read or written.
-pub(super) async fn start(ground: Ground<'_>, interrupted: Vec<Interrupted>) -> Result<Engine, StartError> {
-    let Ground { config, workspace, keeper, ledgers, bus, metrics, plugins, watch_over, epoch, .. } = ground;
+pub(super) async fn start(ground: Ground<'_>, interrupted: Vec<Interrupted>, plugins_loaded: impl FnOnce()) -> Result<Engine, StartError> {
+    let Ground { config, workspace, keeper, ledgers, bus, metrics, plugins, ref plugins_need, watch_over, epoch, .. } = ground;
     let settings = settings(config, keeper, workspace).map_err(|error| StartError::Setting(describe(&error)))?;
     let recovered = recovery::recover(ledgers, &settings, interrupted, epoch).await?;
     let routes = routes(config);
@@ -80,9 +82,15 @@ pub(super) async fn start(ground: Ground<'_>, interrupted: Vec<Interrupted>) -> 
     let committed = Arc::new(watch::Sender::new(ledgers.events.readers.read(last_seq).await?));
     let (turns, turns_applied) = watch::channel(followers::turns_mark(ledgers).await?);
     let (admitted, admitted_view) = watch::channel(0);
+    let (settings, search) = (Arc::new(ArcSwap::from_pointee(settings)), Search::beside(ledgers));
+    // Before the first plugin runs, so that none is ever told that the daemon isn't there yet.
+    let calls = Calls::new(ledgers.clone(), settings.clone(), routes.clone(), outbox.clone(), admitted_view.clone(), search.clone());
+    plugins.answer_with(Arc::new(calls));
+    plugins.load(plugins_need.clone(), &config.plugins).await;
+    plugins_loaded();
     let pipeline = Arc::new(Pipeline {
         ledgers: ledgers.clone(),
-        settings: ArcSwap::from_pointee(settings),
+        settings,
         bus: bus.clone(),
         watch_over: watch_over.clone(),
         metrics: metrics.clone(),
@@ -90,7 +98,7 @@ pub(super) async fn start(ground: Ground<'_>, interrupted: Vec<Interrupted>) -> 
         routes: routes.clone(),
         replies: Replies::default(),
         outbox: outbox.clone(),
-        search: Search::beside(ledgers),
+        search,
         turns_applied,
         admitted: admitted_view,
         finished: Arc::new(Notify::new()),

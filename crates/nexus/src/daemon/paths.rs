@@ -78,6 +78,11 @@ impl Paths {
         self.workspace.join("state/overlay.yaml")
     }
 
+    /// `plugins.directory`, which counts from the workspace too.
+    pub fn plugins_dir(&self, configured: &str) -> PathBuf {
+        self.data_dir(configured)
+    }
+
     /// `ledgers.directory`, which counts from the workspace.
     pub fn data_dir(&self, configured: &str) -> PathBuf {
         let data = self.workspace.join(configured);

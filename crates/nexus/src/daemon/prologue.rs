@@ -1,6 +1,6 @@
 //! Steps 1 to 3 of the start and the keeper: all that happens before the runtime and its threads.
 
-use super::config::{ensure_default, load};
+use super::config::{ensure_default, load_whole};
 use super::error::StartError;
 use super::lock::{Hold, LastRun, Lock};
 use super::paths::{Paths, private_dir};
@@ -24,7 +24,7 @@ pub(super) fn run(options: StartOptions) -> Result<(Hold, Prologue), StartError>
             }
         })
         .map_err(|source| StartError::File { operation: "create", path: paths.config_file.clone(), source })?;
-    let loaded = load(&paths)?;
+    let loaded = load_whole(&paths)?;
     let level = options.log_level.unwrap_or(loaded.config.daemon.log_level);
     let log_file = options.detached.then(|| paths.log_file());
     for directory in [paths.run_dir(), paths.state_dir.join("logs")] {

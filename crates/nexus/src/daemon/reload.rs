@@ -3,7 +3,7 @@
 
 use super::StartOptions;
 use super::build::settings;
-use super::config::{LoadError, load};
+use super::config::{LoadError, load_whole};
 use super::control::Control;
 use super::start::effective;
 use crate::clock;
@@ -27,7 +27,7 @@ pub(super) async fn reload(control: &Control, dry_run: bool) -> Answer {
         let why = "the daemon is starting or stopping; it reads its configuration at its start";
         return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, why));
     }
-    let loaded = load(&control.paths).map_err(|error| invalid(control, &error))?;
+    let loaded = load_whole(&control.paths).map_err(|error| invalid(control, &error))?;
     let (log_level, port) = control.flags;
     let flags = StartOptions { log_level, port, ..StartOptions::default() };
     let mut new = effective(&loaded.config, &flags);
@@ -57,6 +57,7 @@ pub(super) async fn reload(control: &Control, dry_run: bool) -> Answer {
         apply(control, change, &new).await;
         crate::torture::point("reload.change");
     }
+    control.plugins.look_at_files().await;
     let text = loaded.show();
     if let Err(error) = control.ledgers.nexus.writer.write(RecordConfig { text, at: clock::wall_ms() }).await {
         tracing::warn!(%error, "the new configuration was not recorded");
@@ -102,7 +103,9 @@ async fn apply(control: &Control, change: &Change, new: &Config) {
         Change::LogLevel => control.logging.set_level(new.daemon.log_level),
         Change::TimerSchedule => drop(control.timer_settings.send_replace(new.timer.clone())),
         Change::BusRing => control.bus.resize(usize::try_from(new.bus.ring).unwrap_or(usize::MAX)),
-        Change::PluginsEnabled { .. } => control.plugins.set_enabled(&new.plugins.enabled),
+        Change::PluginsEnabled { .. } | Change::PluginGrants | Change::PluginCircuit => {
+            control.plugins.configure(&new.plugins).await;
+        }
         Change::AdapterAdded(name) => {
             if let Some(adapter) = new.adapters.get(name) {
                 adapters.add(name, adapter).await;

@@ -21,7 +21,7 @@ use crate::ledger::nexus::{BeginEpoch, RESTORED_AT, RecordConfig, counter};
 use crate::ledger::{Ledgers, optional};
 use crate::metrics::Metrics;
 use crate::pipeline::Pipeline;
-use crate::plugin::Plugins;
+use crate::plugin::{Plugins, Shared as PluginShared};
 use crate::search::fill;
 use crate::supervisor::Supervisor;
 use crate::timer;
@@ -84,11 +84,10 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
     watch_over.publish_on(bus.clone());
     steps.done("event bus");
 
-    let plugins = Arc::new(Plugins::new(&config.plugins.enabled));
-    steps.done("plugins");
-
     // From here on children may be started.
     admitted.await.map_err(|error| StartError::Keeper(std::io::Error::other(error)))?;
+    let supervisor = Supervisor::new(keeper.clone(), metrics.clone(), watch_over.clone());
+    let plugins = Arc::new(Plugins::new(&config.plugins.enabled));
     let ground = Ground {
         config: &config,
         workspace: &paths.workspace,
@@ -97,17 +96,26 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
         bus: &bus,
         metrics: &metrics,
         plugins: &plugins,
+        plugins_need: PluginShared {
+            supervisor: supervisor.clone(),
+            bus: bus.clone(),
+            metrics: metrics.clone(),
+            watch_over: watch_over.clone(),
+            directory: paths.plugins_dir(&config.plugins.directory),
+            run_dir: paths.run_dir(),
+            stop: stop.clone(),
+        },
         watch_over: &watch_over,
         stop: &stop,
         epoch: begun.epoch,
     };
-    let mut engine = engine::start(ground, begun.interrupted).await?;
+    let mut engine = engine::start(ground, begun.interrupted, || steps.done("plugins")).await?;
     steps.done("pipeline");
 
     let (disk, disk_low) = watch::channel(false);
     engine.tasks.push(keep_cortex(&watch_over, &engine.pipeline, &disk_low, &stop));
     let (timer_settings, timer_view) = watch::channel(config.timer.clone());
-    let supervisor = Supervisor::new(keeper, metrics.clone(), watch_over.clone());
+    drop(keeper);
     let sinks = sinks(&ledgers, &engine, &bus, &metrics, &disk_low);
     let adapters = adapters(&paths, &ledgers, &supervisor, &sinks, &engine, &stop);
     let control = Arc::new(Control {
@@ -160,6 +168,8 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
         .push(watch_over.keep("housekeeping", &stop, move || {
             housekeeping::run(of_housekeeping.clone(), disk.clone(), data_dir.clone(), until.clone())
         }));
+    let (of_plugins, until) = (control.plugins.clone(), stop.clone());
+    engine.tasks.push(watch_over.keep("plugins", &stop, move || of_plugins.clone().watch_files(until.clone())));
     steps.done("timer");
 
     ledgers.nexus.writer.write(RecordConfig { text: loaded.show(), at: clock::wall_ms() }).await?;

@@ -4,6 +4,8 @@ use super::control::Control;
 use crate::adapter::account::AccountReport;
 use crate::keeper::KillLevel;
 use crate::pipeline::router::{ADMISSION, ROUTER};
+use crate::plugin::names_on_disk;
+use nexus_core::config::PLUGINS;
 use nexus_core::health::{AdapterHealth, AdapterStatus, Overall, Parts, overall};
 use serde_json::{Map, Value, json};
 use std::sync::atomic::Ordering;
@@ -59,6 +61,7 @@ pub(super) fn status(control: &Control) -> Value {
         "pipeline": pipeline,
         "deliveries": **control.deliveries.load(),
         "plugins": control.plugins.names(),
+        "plugin_details": control.plugins.report(),
         "timer": { "heartbeat_interval_ms": config.timer.heartbeat_interval_ms, "cron_jobs": config.timer.cron.len() },
         "ledgers": ledgers(control),
         "kill_level": kill_level(&control.cgroup.level()),
@@ -93,6 +96,17 @@ fn account(report: &AccountReport, enabled: bool) -> Value {
     let mut value = json!(report);
     value["enabled"] = enabled.into();
     value
+}
+
+/// What `nexus plugin list` shows: those that are enabled as they stand, and the others that lie on the disk.
+pub(super) async fn plugins(control: &Control) -> Value {
+    let report = control.plugins.report();
+    let directory = control.paths.plugins_dir(&control.config.load().plugins.directory);
+    // An error means that looking panicked, of which its hook has told.
+    let found = tokio::task::spawn_blocking(move || names_on_disk(&directory)).await.unwrap_or_default();
+    let is_enabled = |name: &str| report.iter().any(|plugin| plugin.name == name);
+    let disabled: Vec<&str> = PLUGINS.iter().copied().chain(found.iter().map(String::as_str)).filter(|name| !is_enabled(name)).collect();
+    json!({ "plugins": report, "disabled": disabled })
 }
 
 /// Whether an account is between its spawn and running.
@@ -157,6 +171,7 @@ fn judge(control: &Control, reports: &[AccountReport]) -> (Overall, Vec<String>)
         tasks_restarted: control.watch_over.restarted(),
         tasks_lost,
         stuck_deliveries: control.deliveries.load().stuck,
+        plugins_unwell: control.plugins.unwell(),
         clock_doubt: control.sinks.expiry.doubt(),
     })
 }

@@ -127,8 +127,9 @@ pub(super) const NEXUS: &[Rule] = &[
     Rule {
         check: Check::Deliveries,
         what: "message(s) to be sent for no request",
-        sql: "SELECT delivery_id FROM deliveries d
-                WHERE NOT EXISTS (SELECT 1 FROM nexus_requests q WHERE q.event_seq = d.event_seq AND q.request_id = d.request_id)",
+        // What a plugin says without a request is of no event.
+        sql: "SELECT delivery_id FROM deliveries d WHERE NOT (d.event_seq = 0 AND d.request_id = '')
+                AND NOT EXISTS (SELECT 1 FROM nexus_requests q WHERE q.event_seq = d.event_seq AND q.request_id = d.request_id)",
     },
     Rule {
         check: Check::Deliveries,
@@ -242,6 +243,7 @@ mod tests {
     #[test]
     fn sound_files_break_no_rule() {
         assert_eq!(after(""), []);
+        assert_eq!(after("UPDATE deliveries SET request_id = '', event_seq = 0, run_id = NULL"), [], "a plugin's, of no request");
         for (which, rules) in [(Ledger::Events, EVENTS), (Ledger::Agents, AGENTS), (Ledger::Identity, IDENTITY), (Ledger::Nexus, NEXUS)] {
             assert_eq!(all_broken(&ledger(which), rules), [], "{which:?}");
         }

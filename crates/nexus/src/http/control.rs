@@ -19,6 +19,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use nexus_core::health::Overall;
+use nexus_core::hook::Hook;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -68,6 +69,8 @@ pub trait Verbs: Send + Sync + 'static {
     fn adapter_info(&self, name: String) -> BoxFuture<'_, Answer>;
     fn adapter_accounts(&self, name: String) -> BoxFuture<'_, Answer>;
     fn adapter_verb(&self, adapter: String, account: String, verb: String) -> BoxFuture<'_, Answer>;
+    fn plugins(&self) -> BoxFuture<'_, Value>;
+    fn plugin_test(&self, name: String, ask: PluginTest) -> BoxFuture<'_, Answer>;
     fn stream_opened(&self);
     fn stream_closed(&self);
 }
@@ -100,6 +103,8 @@ pub(super) fn routes(api: Api) -> Router {
         )
         .route("/control/adapters/{name}/{account}/{verb}", post(adapter_verb))
         .merge(access::routes())
+        .route("/control/plugins", get(async |State(api): State<Api>| Json(api.daemon.plugins().await)))
+        .route("/control/plugins/{name}/test", post(plugin_test))
         .layer(axum::extract::DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(api)
 }
@@ -226,6 +231,20 @@ async fn resolve(State(api): State<Api>, Path((id, verb)): Path<(String, String)
         }
         _ => refusal(StatusCode::NOT_FOUND, "a delivery can be told `retry` or `discard`"),
     }
+}
+
+/// How a plugin is to be tried.
+#[derive(Debug, Deserialize)]
+pub struct PluginTest {
+    /// As an adapter writes one.
+    pub event: Value,
+    /// Only this one.
+    #[serde(default)]
+    pub hook: Option<Hook>,
+}
+
+async fn plugin_test(State(api): State<Api>, Path(name): Path<String>, Json(ask): Json<PluginTest>) -> Response {
+    answer(whole(api.verbs.clone(), async move { api.daemon.plugin_test(name, ask).await }).await)
 }
 
 async fn adapter_verb(State(api): State<Api>, Path((adapter, account, verb)): Path<(String, String, String)>) -> Response {

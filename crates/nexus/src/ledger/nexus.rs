@@ -7,6 +7,7 @@ mod instances;
 mod read;
 mod recover;
 mod requests;
+mod say;
 
 pub use audit::{Audit, AuditQuery, AuditRow, audit};
 pub use deliveries::{ClaimDelivery, Delivery, NewDelivery, Resolution, ResolveDelivery, SettleDelivery, Settled};
@@ -18,6 +19,7 @@ pub use read::{
 };
 pub use recover::{BeginEpoch, Interrupted, Prune, ReviveRequest};
 pub use requests::{Admit, AdmitRow, Fellow, FellowEnd, FinishRun, InterruptRun, MarkActed, SaveTrace, SettleRequest, StartRun};
+pub use say::{NO_REQUEST_SEQ, Said, Say, channel_of};
 
 use super::Ledger;
 use super::writer::commands;
@@ -43,6 +45,7 @@ commands! { Ledger::Nexus, NexusCommand / NexusReply {
     ClaimDelivery -> Claim,
     SettleDelivery -> Claim,
     ResolveDelivery -> Claim,
+    Say -> Said,
     SaveInstance -> (),
     BackfillDone -> (),
     RecordConfig -> (),

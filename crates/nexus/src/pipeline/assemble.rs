@@ -21,8 +21,9 @@ impl Pipeline {
         settings: &Settings,
         principal: &Principal,
     ) -> Result<(Arc<Agent>, String), Exit> {
-        let routed = request.access.as_ref();
-        let name = routed.and_then(|access| access.agent.clone()).unwrap_or_else(|| settings.default_agent.clone());
+        let overridden = request.triggers.as_ref().and_then(|triggers| triggers.routing_override.clone());
+        let routed = || request.access.as_ref().and_then(|access| access.agent.clone());
+        let name = overridden.or_else(routed).unwrap_or_else(|| settings.default_agent.clone());
         let Some(agent) = settings.agents.get(&name).cloned() else {
             return Err(Exit::Failed(format!("agent `{name}` is not configured; see `agents:` in nex.yaml")));
         };

@@ -114,7 +114,8 @@ impl Pipeline {
                 if let Some(row) = row {
                     (request.status, request.reason) = (Status::parse(&row.status).unwrap_or(Status::Failed), row.reason);
                 }
-                let text: String = deliveries.iter().map(|delivery| delivery.content.as_str()).collect();
+                let answer = deliveries.iter().filter(|delivery| delivery.is_answer());
+                let text: String = answer.map(|delivery| delivery.content.as_str()).collect();
                 self.outbox.take_up(deliveries.into_iter().filter(|delivery| delivery.status == "pending").collect());
                 text
             }

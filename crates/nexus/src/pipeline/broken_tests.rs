@@ -83,13 +83,13 @@ fn pipeline(ledgers: Ledgers, admitted: watch::Receiver<i64>) -> Pipeline {
     let search = Search::beside(&ledgers);
     Pipeline {
         ledgers,
-        settings: ArcSwap::from_pointee(Settings {
+        settings: Arc::new(ArcSwap::from_pointee(Settings {
             pipeline: config::Pipeline::default(),
             access: config::Access::default(),
             default_agent: "echo".to_owned(),
             agents: HashMap::new(),
             time_zone: jiff::tz::TimeZone::UTC,
-        }),
+        })),
         bus,
         watch_over,
         metrics,

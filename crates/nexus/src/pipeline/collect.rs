@@ -44,6 +44,15 @@ impl Prepared {
         self.requests().map(text).collect::<Vec<_>>().join(BETWEEN)
     }
 
+    /// The same, behind what automations and plugins have to say about them.
+    pub(super) fn told(&self) -> String {
+        let added = self.requests().flat_map(|request| {
+            let enrichment = request.triggers.as_ref().and_then(|triggers| triggers.enrichment.clone());
+            [enrichment, request.context.clone()].into_iter().flatten()
+        });
+        added.chain([self.said()]).collect::<Vec<_>>().join(BETWEEN)
+    }
+
     /// The attachments of the turn's messages.
     pub(super) fn attachments(&self) -> Value {
         if self.fellows.is_empty() {

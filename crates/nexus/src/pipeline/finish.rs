@@ -6,18 +6,20 @@ use crate::agent::{Finished, StopReason, Usage};
 use crate::clock;
 use crate::ledger::agents::{ToolCall, TurnRecord, turn_id};
 use crate::ledger::nexus::{FellowEnd, FinishRun, NewDelivery, SaveTrace};
+use crate::plugin::HookExit;
 use crate::routes::Route;
-use nexus_core::chunk::chunk;
+use nexus_core::hook::Hook;
 use nexus_core::notice::NoticeType;
-use nexus_core::request::{NexusRequest, ResponseSection, Stage, Status};
+use nexus_core::request::{HookTrace, NexusRequest, ResponseSection, Stage, Status};
 use serde_json::json;
-use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 /// Why a run has no whole answer that a newer message of its session ended.
 const ABORTED: &str = "aborted: a newer message of its session ended this turn";
 /// How long stage 7 waits for its deliveries; those that take longer go on without it.
 const DELIVERY_WAIT: Duration = Duration::from_secs(30);
+/// What plugins have for an answer at least, though the agent used up the request's time.
+const REVIEW_MIN: Duration = Duration::from_secs(3);
 
 /// A run that is over.
 #[derive(Debug)]
@@ -64,10 +66,11 @@ impl Verdict {
 impl Pipeline {
     pub(super) async fn finish(&self, ended: Ended, release: impl FnOnce()) {
         let Ended { mut prepared, run_id, work, tool_calls, started_at, spent } = ended;
-        let verdict = judge(work, &prepared.request.request_id);
-        let exit = verdict.error.clone().map(Exit::Failed);
+        let mut verdict = judge(work, &prepared.request.request_id);
         self.note_response(&mut prepared, &run_id, &verdict, &tool_calls, spent);
-        self.record(&mut prepared.request, Stage::RunAgent, started_at, spent, exit.as_ref());
+        let hooks = self.review(&mut prepared, &run_id, &mut verdict, &tool_calls, spent).await;
+        let exit = verdict.error.clone().map(Exit::Failed);
+        self.record(&mut prepared.request, Stage::RunAgent, started_at, spent, exit.as_ref(), hooks);
         self.plugins.after(Stage::RunAgent, &prepared.request);
         let fellows = self.end_fellows(&mut prepared, exit.as_ref(), started_at, spent);
         let turn = turn_record(&prepared, &run_id, &verdict.finished, tool_calls, started_at, spent);
@@ -117,9 +120,40 @@ impl Pipeline {
             }
             Err(error) => {
                 tracing::error!(run_id, %error, "the end of a run could not be written; the next start decides by on_interrupted");
+                self.plugins.failed(&prepared.request, Stage::Finalize, &error.to_string());
                 release();
             }
         }
+    }
+
+    /// What plugins make of the agent's words before anybody gets them. One that must not fail and does
+    /// holds them back.
+    async fn review(
+        &self,
+        prepared: &mut Prepared,
+        run_id: &str,
+        verdict: &mut Verdict,
+        tool_calls: &[ToolCall],
+        spent: Duration,
+    ) -> Vec<HookTrace> {
+        if verdict.finished.content.is_empty() || !self.plugins.is_asked(Hook::AfterRunAgent) {
+            return Vec::new();
+        }
+        let left = prepared.timeout.saturating_sub(prepared.spent + spent).max(REVIEW_MIN);
+        let asked = self.plugins.ask(Hook::AfterRunAgent, &mut prepared.request, left).await;
+        match asked.exit {
+            Some(HookExit::Failed(error)) => {
+                *verdict = withheld(error, &prepared.request.request_id, verdict.finished.usage);
+                self.note_response(prepared, run_id, verdict, tool_calls, spent);
+            }
+            // Nobody can skip what was done already.
+            Some(HookExit::Handled { .. }) | None => {
+                if let Some(response) = &prepared.request.response {
+                    verdict.finished.content.clone_from(&response.content);
+                }
+            }
+        }
+        asked.traces
     }
 
     fn note_response(&self, prepared: &mut Prepared, run_id: &str, verdict: &Verdict, tool_calls: &[ToolCall], spent: Duration) {
@@ -155,7 +189,7 @@ impl Pipeline {
                 agent.model.clone_from(&of_lead.model);
                 agent.provider.clone_from(&of_lead.provider);
             }
-            self.record(request, Stage::RunAgent, started_at, spent, exit);
+            self.record(request, Stage::RunAgent, started_at, spent, exit, Vec::new());
             self.plugins.after(Stage::RunAgent, request);
             self.finalize(request);
             ends.push(FellowEnd { event_seq: request.event_seq, reason: request.reason.clone(), trace: trace_json(request) });
@@ -199,11 +233,16 @@ impl Pipeline {
         let total = waiting.len();
         let outcomes = waiting.settle(DELIVERY_WAIT, &self.abandon).await;
         let pending = total - outcomes.len();
+        for outcome in outcomes.iter().filter(|outcome| outcome.status == "failed") {
+            let why = outcome.error.as_deref().unwrap_or("a message could not be delivered");
+            self.plugins.failed(&prepared.request, Stage::DeliverResponse, why);
+        }
         let result = json!({ "deliveries": total, "settled": outcomes, "pending": pending });
         self.note_delivery(&mut prepared.request, result, pending, started_at, started.elapsed());
         let save = SaveTrace { event_seq: prepared.request.event_seq, trace: trace_json(&prepared.request) };
         if let Err(error) = self.ledgers.nexus.writer.write(save).await {
             tracing::warn!(run_id, %error, "the last two stages are missing from this request's trace");
+            self.plugins.failed(&prepared.request, Stage::Finalize, &error.to_string());
         }
     }
 
@@ -211,7 +250,7 @@ impl Pipeline {
     fn note_delivery(&self, request: &mut NexusRequest, result: serde_json::Value, pending: usize, started_at: i64, spent: Duration) {
         request.delivery_result = Some(result);
         let exit = (pending > 0).then(|| Exit::Denied(format!("{pending} deliveries still under way")));
-        self.record(request, Stage::DeliverResponse, started_at, spent, exit.as_ref());
+        self.record(request, Stage::DeliverResponse, started_at, spent, exit.as_ref(), Vec::new());
         self.plugins.after(Stage::DeliverResponse, request);
         self.finalize(request);
     }
@@ -220,11 +259,7 @@ impl Pipeline {
 /// One row per message to send; long texts are split, never cut off.
 fn deliveries(prepared: &Prepared, route: Option<Route>, run_id: &str, content: &str) -> Vec<NewDelivery> {
     let Some(route) = route.filter(|route| route.sender.is_some()) else { return Vec::new() };
-    let pieces = match NonZeroUsize::new(route.text_limit) {
-        Some(limit) if content.chars().count() > limit.get() => chunk(content, limit),
-        Some(_) | None if content.trim().is_empty() => Vec::new(),
-        Some(_) | None => vec![content.to_owned()],
-    };
+    let pieces = route.pieces(content);
     let (request, now) = (&prepared.request, clock::wall_ms());
     let split = pieces.len() > 1;
     let key = |n: usize| if split { format!("{run_id}:1:0/{}", n + 1) } else { format!("{run_id}:1:0") };
@@ -268,6 +303,13 @@ fn judge(work: Work, request_id: &str) -> Verdict {
         // Runs that are abandoned are interrupted and never get here; their request isn't over.
         Work::Abandoned => failed(String::new(), None, StopReason::Aborted, "abandoned".into()),
     }
+}
+
+/// Of an answer that a plugin failed to look at, though it had to.
+fn withheld(error: String, request_id: &str, usage: Usage) -> Verdict {
+    let notice = format!("The answer was held back (see `nexus trace show {request_id}`)");
+    let finished = Finished { content: String::new(), usage, stop_reason: StopReason::Error, model: None, provider: None };
+    Verdict { finished, notice: Some(notice), error: Some(error) }
 }
 
 pub(super) fn turn_record(

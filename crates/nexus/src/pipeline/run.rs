@@ -222,7 +222,7 @@ impl Pipeline {
             run_id: run_id.to_owned(),
             session_label: prepared.session.clone(),
             agent: prepared.agent.name.clone(),
-            content: prepared.said(),
+            content: prepared.told(),
             attachments: prepared.attachments(),
             sender: crate::agent::Sender {
                 id: event.sender_id.clone(),

@@ -142,7 +142,7 @@ fn remove(name: &str, id: &str, adapters: &mut Map<String, Value>, before: &Befo
 /// was set here: an account that nex.yaml disables stays so, unless it is named.
 pub(crate) fn set_enabled(target: &str, enabled: bool, global: &Global) -> anyhow::Result<Exit> {
     let text = format!("{} {target}", if enabled { "enabled" } else { "disabled" });
-    edit_and_tell(global, |adapters, before| {
+    edit_and_tell(global, "adapters", |adapters, before| {
         let (name, ids, is_named) = match AccountKey::parse(target) {
             Some(key) => (key.adapter, vec![key.account], true),
             None => (target.to_owned(), known(before, target)?.keys().cloned().collect(), false),
@@ -208,21 +208,26 @@ fn not_ours(what: &str, target: &str) -> Failure {
 
 /// What a change did.
 #[derive(Debug)]
-struct Done {
-    text: String,
+pub(crate) struct Done {
+    pub(crate) text: String,
     /// Accounts that were to be enabled, but for nex.yaml.
-    still_disabled: Vec<String>,
+    pub(crate) still_disabled: Vec<String>,
 }
 
 /// Changes the overlay that matters, and has a running daemon apply it.
 fn edit(global: &Global, done: &str, change: impl FnOnce(&mut Map<String, Value>, &Before) -> Result<(), Failure>) -> anyhow::Result<Exit> {
-    edit_and_tell(global, |adapters, before| {
+    edit_and_tell(global, "adapters", |adapters, before| {
         change(adapters, before)?;
         Ok(Done { text: done.to_owned(), still_disabled: Vec::new() })
     })
 }
 
-fn edit_and_tell(global: &Global, change: impl FnOnce(&mut Map<String, Value>, &Before) -> Result<Done, Failure>) -> anyhow::Result<Exit> {
+/// Changes one section of the overlay that matters, and has a running daemon apply it.
+pub(crate) fn edit_and_tell(
+    global: &Global,
+    section: &str,
+    change: impl FnOnce(&mut Map<String, Value>, &Before) -> Result<Done, Failure>,
+) -> anyhow::Result<Exit> {
     let asked = global.paths()?;
     let status = if_running(block_on(async { Client::new(&asked).get("/control/status").await })?)?;
     let used = status.as_ref().and_then(|status| status["config_path"].as_str()).map(PathBuf::from);
@@ -234,7 +239,7 @@ fn edit_and_tell(global: &Global, change: impl FnOnce(&mut Map<String, Value>, &
     if status.is_none() {
         start::create_config(&paths, global)?;
     }
-    let Done { text, still_disabled } = overlay::edit(&paths, change)?;
+    let Done { text, still_disabled } = overlay::edit(&paths, section, change)?;
     let is_in_use = used.is_some_and(|used| same_file(&used, &paths.config_file));
     let applied = if is_in_use { Some(reload::ask(&paths, false)??) } else { None };
     let out = global.out();

@@ -34,6 +34,7 @@ pub(crate) struct Status {
     pub(crate) pipeline: Pipeline,
     pub(crate) deliveries: Deliveries,
     pub(crate) plugins: Vec<String>,
+    pub(crate) plugin_details: Vec<Plugin>,
     pub(crate) timer: Timer,
     pub(crate) ledgers: BTreeMap<String, String>,
     pub(crate) kill_level: KillLevel,
@@ -100,6 +101,18 @@ pub(crate) struct Deliveries {
     uncertain: u64,
     failed: u64,
     expired: u64,
+}
+
+/// One plugin, for `--verbose`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Plugin {
+    name: String,
+    status: String,
+    calls: u64,
+    errors: u64,
+    dropped: u64,
+    problem: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -244,7 +257,17 @@ fn render_more(status: &Status) -> String {
     if level.is_empty() {
         return "\n\nKill level: unknown to a daemon of another version".to_owned();
     }
-    format!("\n\nKill level: {level} ({meaning})\n  {}", one_line(why, ERROR_CHARS_MAX))
+    let plugins: String = status.plugin_details.iter().map(plugin).collect();
+    let plugins = if plugins.is_empty() { plugins } else { format!("\n\nPlugins:{plugins}") };
+    format!("\n\nKill level: {level} ({meaning})\n  {}{plugins}", one_line(why, ERROR_CHARS_MAX))
+}
+
+fn plugin(plugin: &Plugin) -> String {
+    let Plugin { name, status, calls, errors, dropped, problem } = plugin;
+    let figures = format!("calls: {}, errors: {}", units::thousands(*calls), units::thousands(*errors));
+    let dropped = if *dropped > 0 { format!(", not told: {}", units::thousands(*dropped)) } else { String::new() };
+    let problem = problem.as_deref().map(|problem| format!("\n    {}", one_line(problem, ERROR_CHARS_MAX))).unwrap_or_default();
+    format!("\n  {} {} ({figures}{dropped}){problem}", one_line(name, ERROR_CHARS_MAX), one_line(status, ERROR_CHARS_MAX))
 }
 
 /// A line for each account, and one below it for what is wrong with it.

@@ -30,7 +30,8 @@ pub struct StoredEvent {
 impl StoredEvent {
     /// Its request, at the door of stage 1. A replay is answered as the message was that it repeats.
     pub fn into_request(self, request_id: String, created_at: i64) -> NexusRequest {
-        let request = NexusRequest::new(request_id, self.seq, created_at, self.event);
+        let mut request = NexusRequest::new(request_id, self.seq, created_at, self.event);
+        request.adapter = self.adapter;
         match self.replay_of {
             Some(first) => request.quoting(&first),
             None => request,

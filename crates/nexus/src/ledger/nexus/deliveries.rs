@@ -117,6 +117,11 @@ pub(super) fn from_row(row: &Row<'_>) -> rusqlite::Result<Delivery> {
 }
 
 impl Delivery {
+    /// A run made it; what plugins say besides is no part of an answer.
+    pub fn is_answer(&self) -> bool {
+        self.run_id.is_some()
+    }
+
     /// The lane in which one send at a time is under way: a retry never lets a later one pass.
     pub fn lane(&self) -> String {
         [&self.channel, &self.account_id, &self.target].map(String::as_str).join("\u{1f}")

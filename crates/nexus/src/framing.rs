@@ -6,14 +6,14 @@ use memchr::memchr;
 
 /// One framed piece of output.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Piece<'a> {
+pub(crate) enum Piece<'a> {
     Line(&'a [u8]),
     TooLong { bytes: u64, head: Vec<u8> },
 }
 
 /// The state between chunks.
 #[derive(Debug)]
-pub(super) struct Framing {
+pub(crate) struct Framing {
     /// The beginning of a line whose end hasn't come.
     partial: Vec<u8>,
     /// Bytes of the line that is being skipped, if one is.
@@ -22,17 +22,17 @@ pub(super) struct Framing {
 }
 
 impl Framing {
-    pub(super) fn new(line_bytes_max: usize) -> Self {
+    pub(crate) fn new(line_bytes_max: usize) -> Self {
         Self { partial: Vec::new(), skipping: None, line_bytes_max }
     }
 
     /// From the line on that is being read.
-    pub(super) fn set_line_bytes_max(&mut self, line_bytes_max: usize) {
+    pub(crate) fn set_line_bytes_max(&mut self, line_bytes_max: usize) {
         self.line_bytes_max = line_bytes_max;
     }
 
     /// Hands every line that `chunk` completes to `take`, without its newline; empty ones are left out.
-    pub(super) fn push(&mut self, mut chunk: &[u8], mut take: impl FnMut(Piece<'_>)) {
+    pub(crate) fn push(&mut self, mut chunk: &[u8], mut take: impl FnMut(Piece<'_>)) {
         while let Some(end) = memchr(b'\n', chunk) {
             let (line, rest) = (&chunk[..end], &chunk[end + 1..]);
             chunk = rest;
@@ -56,7 +56,7 @@ impl Framing {
     }
 
     /// What is left at EOF: a line that never ended.
-    pub(super) fn finish(&mut self) -> Option<(u64, Vec<u8>)> {
+    pub(crate) fn finish(&mut self) -> Option<(u64, Vec<u8>)> {
         let bytes = self.skipping.take().unwrap_or(self.partial.len() as u64);
         let mut head = std::mem::take(&mut self.partial);
         head.truncate(REJECT_HEAD_BYTES);

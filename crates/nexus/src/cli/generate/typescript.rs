@@ -1,0 +1,196 @@
+//! `nexus.d.ts`: what a TypeScript plugin is written against, made from the types of the request and the list
+//! of hooks. What a plugin finds besides them (`nexus`, `console`) is text here. It describes only.
+
+use crate::plugin_host::HOOKS;
+use nexus_core::request::NexusRequest;
+use serde_json::Value;
+
+const HEAD: &str = "// What a plugin of Nexus is written against. Written by `nexus __generate`; change the types, not this file.
+//
+// Put it beside your plugins, and use it with `import type { Plugin } from \"./nexus\"`. Useful in a
+// tsconfig.json: \"lib\": [\"es2023\"] (there is no DOM), \"erasableSyntaxOnly\": true, \"types\": [].
+
+";
+
+const PLUGIN_HEAD: &str = "/** What went wrong, and in which stage. */
+export interface StageError {
+  stage: Stage;
+  message: string;
+}
+
+/** Nothing goes on with the request as the hook left it; `\"skip\"` ends it. */
+export type Outcome = void | \"skip\" | NexusRequest;
+
+/**
+ * What a plugin's file exports as `plugin`, or as its default. A hook may be async: its request waits for it.
+ * What it changes in `req` is taken over where that hook may change it, and refused elsewhere.
+ */
+export interface Plugin {
+  /** The file's name without its ending. */
+  name: string;
+  /** Lower ones come first; 100 if it isn't given. */
+  priority?: number;
+";
+
+const TAIL: &str = "}
+
+/** Each call needs a grant, `plugins.grants` in nex.yaml, and is only possible while a hook runs. */
+export interface Nexus {
+  ledger: {
+    /** Reads a ledger, `events` if none is named. Grant: `ledger.query`. */
+    query(
+      sql: string,
+      params?: Array<string | number | boolean | null>,
+      ledger?: \"events\" | \"agents\" | \"identity\" | \"nexus\",
+    ): Promise<{ columns: string[]; rows: any[][] }>;
+  };
+  /** Asks an agent that is a model. Grant: `llm`. */
+  llm(request: { agent: string; prompt: string; system?: string; max_tokens?: number }): Promise<{ text: string; usage: any }>;
+  /** Searches what agents were asked and said; 1 to 20 hits, 5 if `limit` isn't given. Grant: `search`. */
+  search(request: { query: string; limit?: number; agent?: string }): Promise<{ hits: any[] }>;
+  /** Sends a message; without `to` where the request came from. Grant: `send`. */
+  send(message: {
+    text: string;
+    to?: string;
+    adapter?: string;
+    account?: string;
+    thread_id?: string;
+    n?: number | string;
+  }): Promise<{ delivery_id: string; messages: number; repeated: boolean }>;
+  /** One HTTP request. Grant: `fetch:HOST`. */
+  fetch(
+    url: string,
+    init?: { method?: string; headers?: Record<string, string>; body?: string },
+  ): Promise<{ status: number; headers: Record<string, string>; body: string; encoding: \"text\" | \"hex\" }>;
+}
+
+/** Lines for the daemon's log: at most 200 in 10 s. */
+export interface Console {
+  debug(...values: unknown[]): void;
+  log(...values: unknown[]): void;
+  info(...values: unknown[]): void;
+  warn(...values: unknown[]): void;
+  error(...values: unknown[]): void;
+}
+
+declare global {
+  const nexus: Nexus;
+  const console: Console;
+  // There is no setTimeout, no fetch of its own, no process, no require and no import of values.
+}
+";
+
+/// The whole file.
+pub(super) fn declarations() -> String {
+    let schema = schemars::schema_for!(NexusRequest).to_value();
+    let mut page = HEAD.to_owned();
+    declare("NexusRequest", &schema, &mut page);
+    for (name, definition) in schema["$defs"].as_object().into_iter().flatten() {
+        declare(name, definition, &mut page);
+    }
+    page.push_str(PLUGIN_HEAD);
+    for hook in HOOKS {
+        let more = if hook == "onError" { ", error: StageError" } else { "" };
+        page.push_str(&format!("  {hook}?(req: NexusRequest{more}): Outcome | Promise<Outcome>;\n"));
+    }
+    page.push_str(TAIL);
+    page
+}
+
+/// An interface for an object with known keys, a type for anything else.
+fn declare(name: &str, schema: &Value, page: &mut String) {
+    page.push_str(&comment(schema, ""));
+    let Some(properties) = schema["properties"].as_object() else {
+        page.push_str(&format!("export type {name} = {};\n\n", type_of(schema)));
+        return;
+    };
+    let required: Vec<&str> = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    page.push_str(&format!("export interface {name} {{\n"));
+    for (key, property) in properties {
+        let optional = if required.contains(&key.as_str()) { "" } else { "?" };
+        page.push_str(&format!("{}  {key}{optional}: {};\n", comment(property, "  "), type_of(property)));
+    }
+    page.push_str("}\n\n");
+}
+
+/// The description as a comment of one line, or nothing.
+fn comment(schema: &Value, indent: &str) -> String {
+    let words: Vec<&str> = schema["description"].as_str().unwrap_or_default().split_whitespace().collect();
+    if words.is_empty() { String::new() } else { format!("{indent}/** {} */\n", words.join(" ")) }
+}
+
+fn type_of(schema: &Value) -> String {
+    if let Some(name) = schema["$ref"].as_str() {
+        return name.rsplit('/').next().unwrap_or(name).to_owned();
+    }
+    if let Some(word) = schema.get("const") {
+        return word.to_string();
+    }
+    if let Some(words) = schema["enum"].as_array() {
+        return words.iter().map(Value::to_string).collect::<Vec<_>>().join(" | ");
+    }
+    if let Some(kinds) = schema["anyOf"].as_array().or_else(|| schema["oneOf"].as_array()) {
+        return kinds.iter().map(type_of).collect::<Vec<_>>().join(" | ");
+    }
+    match &schema["type"] {
+        Value::String(kind) => plain(kind, schema),
+        Value::Array(kinds) => kinds.iter().filter_map(Value::as_str).map(|kind| plain(kind, schema)).collect::<Vec<_>>().join(" | "),
+        // Any JSON at all.
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => "any".to_owned(),
+    }
+}
+
+fn plain(kind: &str, schema: &Value) -> String {
+    match kind {
+        "integer" => "number".to_owned(),
+        "array" => format!("Array<{}>", type_of(&schema["items"])),
+        "object" => format!("Record<string, {}>", type_of(&schema["additionalProperties"])),
+        other => other.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_hook_is_there_and_optional_fields_are_optional() {
+        let page = declarations();
+        for hook in HOOKS {
+            assert!(page.contains(&format!("  {hook}?(req: NexusRequest")), "{hook} is not in\n{page}");
+        }
+        for part in [
+            "export interface NexusRequest {\n",
+            "  request_id: string;\n",
+            "  event: Event;\n",
+            "  principal?: PrincipalSection | null;\n",
+            "  status: Status;\n",
+            "export interface Event {\n",
+            "  timestamp: number;\n",
+            "  sender_name?: string | null;\n",
+            "  metadata?: any;\n",
+            "  tags: Array<string>;\n",
+            "  tool_calls: Array<any>;\n",
+            "export type Status = \"waiting\" | \"processing\" | ",
+            "  type: PrincipalType;\n",
+            "export type PeerKind = \"dm\" | \"group\" | \"channel\";\n",
+            "  onError?(req: NexusRequest, error: StageError): Outcome | Promise<Outcome>;\n",
+            "  const nexus: Nexus;\n",
+        ] {
+            assert!(page.contains(part), "{part:?} is not in\n{page}");
+        }
+        assert!(!page.contains("$ref") && !page.contains("undefined"), "{page}");
+    }
+
+    #[test]
+    fn every_type_that_is_named_is_declared() {
+        let page = declarations();
+        let schema = schemars::schema_for!(NexusRequest).to_value();
+        let text = schema.to_string();
+        for (_, rest) in text.match_indices("#/$defs/").map(|(at, found)| (at, &text[at + found.len()..])) {
+            let name: String = rest.chars().take_while(|c| c.is_ascii_alphanumeric()).collect();
+            let declared = [format!("export interface {name} {{"), format!("export type {name} =")];
+            assert!(declared.iter().any(|line| page.contains(line)), "{name} is not in\n{page}");
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! What plugins say on its way into a lane: committed once by its key, then queued. It decides neither
+//! what is said nor where.
+
+use super::Outbox;
+use crate::ledger::nexus::{NO_REQUEST_SEQ, NewDelivery, Said, Say};
+use crate::ledger::writer::WriteError;
+use tokio::sync::watch;
+
+/// A message that is in the ledger.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// Its pieces, in order.
+    pub delivery_ids: Vec<String>,
+    /// It was there already: nothing was added.
+    pub was_before: bool,
+}
+
+/// Why nothing is known to have been said.
+#[derive(Debug, thiserror::Error)]
+pub enum SayError {
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    #[error("the daemon is stopping")]
+    Stopping,
+    #[error("the request is not in the ledger")]
+    NoRequest,
+    #[error("a defect of the daemon")]
+    Broken(#[source] tokio::task::JoinError),
+}
+
+impl Outbox {
+    /// Commits the pieces of one message under `key` and queues them, once their request is `admitted`.
+    /// Once begun it is carried out also if nobody waits any more: between the commit and the lane they
+    /// would wait for the next start. If `key` was used before, whatever was said then stands.
+    ///
+    /// # Errors
+    /// [`SayError`].
+    pub async fn say(&self, key: String, pieces: Vec<NewDelivery>, admitted: watch::Receiver<i64>) -> Result<Told, SayError> {
+        let this = self.clone();
+        let saying = self.shared.tasks.spawn(async move { this.say_now(key, pieces, admitted).await });
+        saying.await.map_err(SayError::Broken)?
+    }
+
+    async fn say_now(&self, key: String, pieces: Vec<NewDelivery>, mut admitted: watch::Receiver<i64>) -> Result<Told, SayError> {
+        let event_seq = pieces.first().map_or(NO_REQUEST_SEQ, |piece| piece.event_seq);
+        let say = Say { key, pieces, epoch: self.shared.epoch };
+        let was_admitted = *admitted.borrow() >= event_seq;
+        let writer = &self.shared.ledgers.nexus.writer;
+        let mut said = writer.write_until_done(say.clone()).await?;
+        if said == Said::Lost && !was_admitted {
+            // Stages don't wait for the commit that admits their request, only what they write does.
+            let is_admitted = tokio::select! {
+                known = admitted.wait_for(|seq| *seq >= event_seq) => known.is_ok(),
+                () = self.shared.stop.cancelled() => false,
+            };
+            if !is_admitted {
+                return Err(SayError::Stopping);
+            }
+            said = writer.write_until_done(say.clone()).await?;
+        }
+        match said {
+            Said::Now => {
+                let delivery_ids = say.pieces.iter().map(|piece| piece.delivery_id.clone()).collect();
+                self.queue(say.pieces);
+                Ok(Told { delivery_ids, was_before: false })
+            }
+            Said::Before { delivery_ids } => Ok(Told { delivery_ids, was_before: true }),
+            Said::Lost => Err(SayError::NoRequest),
+        }
+    }
+
+    /// What is for the control socket is where it has to be already.
+    fn queue(&self, pieces: Vec<NewDelivery>) {
+        let (here, away): (Vec<_>, Vec<_>) = pieces.into_iter().partition(|piece| piece.here);
+        if !here.is_empty() {
+            self.shared.sent.notify_one();
+        }
+        drop(self.enqueue(away));
+    }
+}

@@ -1,0 +1,126 @@
+//! How the plugins are, for status, health and `nexus plugin`.
+
+use super::Builtin;
+use super::found::Kind;
+use super::loaded::Plugin;
+use super::session::Standing;
+use super::table::Slot;
+use crate::supervisor::{ChildStatus, Phase};
+use nexus_core::circuit::CircuitState;
+use serde::Serialize;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+
+/// One plugin as it stands.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct PluginReport {
+    pub name: String,
+    /// `builtin`, `script` or `program`; nothing for one that can't be read.
+    pub kind: Option<&'static str>,
+    pub status: &'static str,
+    pub pid: Option<u32>,
+    pub restarts: u64,
+    pub hooks: Vec<&'static str>,
+    pub mode: Option<&'static str>,
+    pub sections: Vec<&'static str>,
+    pub priority: Option<i64>,
+    pub timeout_ms: Option<u64>,
+    pub on_error: Option<&'static str>,
+    pub grants: Vec<String>,
+    /// `closed`, `open` or `half_open`.
+    pub circuit: &'static str,
+    pub calls: u64,
+    pub errors: u64,
+    /// What it was not told of, because it is too slow.
+    pub dropped: u64,
+    /// Lines of it that were no frames, and answers that nobody waited for.
+    pub ignored: u64,
+    pub last_error: Option<String>,
+    /// What is wrong now, if anything is.
+    pub problem: Option<String>,
+}
+
+pub(super) fn of_builtin(plugin: Builtin) -> PluginReport {
+    let (name, kind) = (plugin.name().to_owned(), Some("builtin"));
+    PluginReport { name, kind, status: "running", mode: Some("observe"), circuit: "closed", ..PluginReport::default() }
+}
+
+pub(super) fn of_slot(name: &str, slot: &Slot, grants: Vec<String>) -> PluginReport {
+    let refused = slot.refused.as_ref().map(|(_, why)| why.as_str());
+    let Some(plugin) = &slot.plugin else {
+        let problem = Some(format!("it does not load: {}", refused.unwrap_or("it was not looked for yet")));
+        return PluginReport { name: name.to_owned(), status: "errored", circuit: "closed", grants, problem, ..PluginReport::default() };
+    };
+    let status = plugin.child().map(crate::supervisor::Child::status);
+    let (declared, circuit) = (plugin.declared(), plugin.circuit().state());
+    let figures = &plugin.figures;
+    let count = |figure: &std::sync::atomic::AtomicU64| figure.load(Ordering::Relaxed);
+    let last_error = figures.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let of_process = status.as_ref().and_then(|status| status.last_error.clone());
+    let problem = problem(plugin, status.as_ref(), circuit, refused, last_error.as_deref());
+    let declared = declared.as_deref();
+    PluginReport {
+        name: name.to_owned(),
+        kind: Some(match plugin.found.kind {
+            Kind::Script(_) => "script",
+            Kind::Program { .. } => "program",
+        }),
+        status: status.as_ref().map_or("starting", |status| word(status.phase)),
+        pid: status.as_ref().and_then(|status| status.pid),
+        restarts: status.as_ref().map_or(0, |status| status.restarts),
+        hooks: declared.map(|declared| declared.hooks.iter().map(|hook| hook.as_str()).collect()).unwrap_or_default(),
+        mode: declared.map(|declared| declared.mode.as_str()),
+        sections: declared.map(|declared| declared.sees.words()).unwrap_or_default(),
+        priority: declared.map(|declared| declared.priority),
+        timeout_ms: declared.map(|declared| u64::try_from(declared.timeout.as_millis()).unwrap_or(u64::MAX)),
+        on_error: declared.map(|declared| declared.on_error.as_str()),
+        grants,
+        circuit: match circuit {
+            CircuitState::Closed { .. } => "closed",
+            CircuitState::Open { .. } => "open",
+            CircuitState::HalfOpen { .. } => "half_open",
+        },
+        calls: count(&figures.calls),
+        errors: count(&figures.errors),
+        dropped: count(&figures.dropped),
+        ignored: count(&figures.ignored),
+        last_error: last_error.or(of_process),
+        problem,
+    }
+}
+
+/// One sentence without the plugin's name.
+fn problem(
+    plugin: &Plugin,
+    status: Option<&ChildStatus>,
+    circuit: CircuitState,
+    refused: Option<&str>,
+    last_error: Option<&str>,
+) -> Option<String> {
+    if let Standing::Fatal(message) = &*plugin.standing.borrow() {
+        return Some(format!("it does not load: {message}"));
+    }
+    let is_open = match circuit {
+        CircuitState::Closed { .. } => false,
+        CircuitState::Open { .. } | CircuitState::HalfOpen { .. } => true,
+    };
+    if is_open {
+        return Some(format!("it is not asked after too many errors in a row, the last: {}", last_error.unwrap_or("unknown")));
+    }
+    if let Some(status) = status.filter(|status| matches!(status.phase, Phase::Errored | Phase::Backoff)) {
+        let why = status.last_error.as_deref().unwrap_or("its process ended");
+        return Some(format!("its process is {}: {why}", word(status.phase)));
+    }
+    refused.map(|why| format!("its new version does not load, the one before goes on: {why}"))
+}
+
+fn word(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Stopped => "stopped",
+        Phase::Starting => "starting",
+        Phase::Running => "running",
+        Phase::Stopping => "stopping",
+        Phase::Backoff => "backoff",
+        Phase::Errored => "errored",
+    }
+}

@@ -1,0 +1,306 @@
+//! The conversation with one process of a plugin: calls down, answers up in any order, what it logs and
+//! what it asks for. It decides nothing about the plugin; when the process can't be talked with any
+//! more it is killed, and who waits is told.
+
+use super::calls::{Caller, CallerRequest, Calls};
+use super::frame::{self, LINE_BYTES_MAX, Ready, Reply, Up};
+use crate::framing::{Framing, Piece};
+use crate::keeper::{Killer, Process};
+use crate::stderr::log_errors;
+use arc_swap::ArcSwapOption;
+use nexus_core::config::Grant;
+use nexus_core::ids::ChildId;
+use serde_json::Value;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::pipe;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+/// Bytes read at a time: what a pipe holds.
+const CHUNK_BYTES: usize = 64 * 1024;
+/// Lines on their way to a plugin that doesn't read them.
+const LINES_DOWN_MAX: usize = 64;
+/// Lines that are no frames, after which a process is not listened to any more.
+const BAD_LINES_MAX: u32 = 100;
+/// Calls of one process whose answers it has not taken yet. How many are carried out at once, and how long
+/// one may take, is for [`Calls`].
+const CALLS_MAX: usize = 64;
+/// Lines that a plugin may log per window; more are counted.
+const LOGS_PER_WINDOW: u32 = 200;
+const LOG_WINDOW: Duration = Duration::from_secs(10);
+/// Longest line that is logged, in characters.
+const LOG_CHARS_MAX: usize = 4000;
+/// How long stdout is read after the exit: a descriptor that was passed to a stranger must not hold the
+/// restart.
+const STDOUT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Why a call has no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lost {
+    Late,
+    /// The process is gone, or isn't listened to any more.
+    Gone,
+}
+
+/// What a script's host has said of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Standing {
+    Unsaid,
+    Ready(Ready),
+    Fatal(String),
+}
+
+/// What stays the same for all processes of a plugin.
+#[derive(Debug, Clone)]
+pub(super) struct Desk {
+    pub(super) plugin: Arc<str>,
+    pub(super) grants: watch::Receiver<Arc<[Grant]>>,
+    pub(super) calls: Arc<ArcSwapOption<Calls>>,
+    pub(super) standing: watch::Sender<Standing>,
+    /// Answers that nobody waited for any more, and lines that were no frames.
+    pub(super) ignored: Arc<AtomicU64>,
+}
+
+/// A call that waits for its answer.
+#[derive(Debug)]
+struct Waiting {
+    answer: oneshot::Sender<Reply>,
+    request: Option<CallerRequest>,
+}
+
+/// One process.
+#[derive(Debug)]
+pub(super) struct Session {
+    desk: Desk,
+    down: mpsc::Sender<Vec<u8>>,
+    waiting: Mutex<HashMap<u64, Waiting>>,
+    killer: Killer,
+    gone: CancellationToken,
+    /// Room for what it asks for.
+    room: Arc<Semaphore>,
+}
+
+/// The ends of a process's pipes, and what is to be written.
+#[derive(Debug)]
+pub(super) struct Pipes {
+    stdin: pipe::Sender,
+    stdout: pipe::Receiver,
+    stderr: pipe::Receiver,
+    lines: mpsc::Receiver<Vec<u8>>,
+}
+
+/// Takes a call out of those that wait, however its asker ended.
+struct Waits<'s> {
+    session: &'s Session,
+    id: u64,
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.session.lock().remove(&self.id);
+    }
+}
+
+impl Session {
+    /// Takes the pipes of a process that was started with a piped stdin; `None` when it has none.
+    pub(super) fn new(process: &mut Process, desk: Desk) -> Option<(Arc<Self>, Pipes)> {
+        let (stdin, stdout, stderr) = (process.stdin.take()?, process.stdout.take()?, process.stderr.take()?);
+        let (down, lines) = mpsc::channel(LINES_DOWN_MAX);
+        let (waiting, gone, room) = (Mutex::default(), CancellationToken::new(), Arc::new(Semaphore::new(CALLS_MAX)));
+        let session = Self { desk, down, waiting, killer: process.killer(), gone, room };
+        Some((Arc::new(session), Pipes { stdin, stdout, stderr, lines }))
+    }
+
+    /// Kills the process: it can't be trusted to answer any more.
+    pub(super) fn kill(&self) {
+        self.end();
+        self.killer.kill();
+    }
+
+    /// Sends one call and waits for its answer until `deadline`.
+    pub(super) async fn call(
+        &self,
+        id: u64,
+        line: Vec<u8>,
+        request: Option<CallerRequest>,
+        deadline: tokio::time::Instant,
+    ) -> Result<Reply, Lost> {
+        let (answer, heard) = oneshot::channel();
+        self.lock().insert(id, Waiting { answer, request });
+        let _waits = Waits { session: self, id };
+        let talk = async {
+            self.down.send(line).await.map_err(|_| Lost::Gone)?;
+            heard.await.map_err(|_| Lost::Gone)
+        };
+        tokio::select! {
+            // An answer that came before the end counts.
+            biased;
+            said = tokio::time::timeout_at(deadline, talk) => said.unwrap_or(Err(Lost::Late)),
+            () = self.gone.cancelled() => Err(Lost::Gone),
+        }
+    }
+
+    /// Talks until the process has said its last.
+    pub(super) async fn serve(self: Arc<Self>, child: ChildId, pipes: Pipes, exited: CancellationToken) {
+        let Pipes { stdin, stdout, stderr, lines } = pipes;
+        let reading = async {
+            self.read(stdout, &exited).await;
+            // Nobody hears it any more, so it can't answer.
+            self.kill();
+        };
+        // In this task: were it to break alone, nobody would be asked anything any more.
+        let writing = async {
+            write(stdin, lines).await;
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            _ = async { tokio::join!(reading, log_errors(child, stderr, exited.clone())) } => {}
+            () = writing => {} // never
+        }
+    }
+
+    async fn read(self: &Arc<Self>, mut stdout: pipe::Receiver, exited: &CancellationToken) {
+        let mut late = std::pin::pin!(async {
+            exited.cancelled().await;
+            tokio::time::sleep(STDOUT_DEADLINE).await;
+        });
+        let (mut framing, mut chunk) = (Framing::new(LINE_BYTES_MAX), vec![0; CHUNK_BYTES]);
+        let (mut log, mut bad) = (Log::new(self.desk.plugin.clone()), 0);
+        while bad < BAD_LINES_MAX {
+            crate::torture::point("task.plugin");
+            let got = tokio::select! {
+                got = stdout.read(&mut chunk) => got.unwrap_or(0),
+                () = &mut late => 0,
+            };
+            if got == 0 {
+                return;
+            }
+            framing.push(&chunk[..got], |piece| {
+                let heard = match piece {
+                    Piece::Line(line) => frame::read(line).map(|up| self.hear(up, &mut log)),
+                    Piece::TooLong { bytes, .. } => Err(format!("a line of {bytes} bytes; {LINE_BYTES_MAX} may be written")),
+                };
+                if let Err(problem) = heard {
+                    bad += 1;
+                    self.desk.ignored.fetch_add(1, Ordering::Relaxed);
+                    log.line("warn", &format!("wrote what can't be read: {problem}"));
+                }
+            });
+        }
+        tracing::error!(plugin = %self.desk.plugin, lines = bad, "a plugin writes what can't be read; it is killed");
+    }
+
+    fn hear(self: &Arc<Self>, up: Up, log: &mut Log) {
+        match up {
+            Up::Ready(ready) => drop(self.desk.standing.send_replace(Standing::Ready(ready))),
+            Up::Fatal(message) => {
+                tracing::error!(plugin = %self.desk.plugin, error = message, "a plugin can't be loaded");
+                self.desk.standing.send_replace(Standing::Fatal(message));
+            }
+            Up::Log { level, message } => log.line(&level, &message),
+            Up::Call { number, id, method, params } => self.dispatch(number, id, method, params),
+            Up::Answer { id, reply } => {
+                let waiting = self.lock().remove(&id);
+                // Unknown, too late, or a second one.
+                if waiting.is_none_or(|waiting| waiting.answer.send(reply).is_err()) {
+                    self.desk.ignored.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+
+    /// Has what the plugin asks for done, beside everything else.
+    fn dispatch(self: &Arc<Self>, number: u64, id: Option<u64>, method: String, mut params: Value) {
+        let request = match id.map(|id| (id, self.request_of(id))) {
+            None => None,
+            Some((_, Some(request))) => request,
+            Some((id, None)) => return self.refuse(number, format!("the call {id} of a hook is not under way")),
+        };
+        let Some(calls) = self.desk.calls.load_full() else { return self.refuse(number, "the daemon is starting or stopping".to_owned()) };
+        let Ok(room) = self.room.clone().try_acquire_owned() else {
+            return self.refuse(number, format!("{CALLS_MAX} calls wait for their answers; take some first"));
+        };
+        let caller = Caller { plugin: self.desk.plugin.as_ref().to_owned(), grants: self.desk.grants.borrow().clone(), request };
+        // Here, where the calls still are in their order: the tasks may overtake each other.
+        caller.number(&method, &mut params);
+        let this = self.clone();
+        tokio::spawn(async move {
+            let _room = room;
+            let result = tokio::select! {
+                called = calls.call(&caller, &method, params) => called.map_err(|error| error.told()),
+                () = this.gone.cancelled() => return,
+            };
+            // An error means that the process is gone, and its question with it.
+            this.down.send(frame::answer(number, result)).await.ok();
+        });
+    }
+
+    /// The request in whose hook the call `id` is; nothing when that isn't under way.
+    fn request_of(&self, id: u64) -> Option<Option<CallerRequest>> {
+        self.lock().get(&id).map(|waiting| waiting.request.clone())
+    }
+
+    fn refuse(&self, number: u64, why: String) {
+        if self.down.try_send(frame::answer(number, Err(why))).is_err() {
+            // It doesn't read what it asked for.
+            self.desk.ignored.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Tells everybody who waits that no answer will come.
+    fn end(&self) {
+        self.gone.cancel();
+        self.lock().clear();
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Waiting>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn write(mut stdin: pipe::Sender, mut lines: mpsc::Receiver<Vec<u8>>) {
+    while let Some(line) = lines.recv().await {
+        if stdin.write_all(&line).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// What one process logs, bounded in length and rate.
+struct Log {
+    plugin: Arc<str>,
+    since: Instant,
+    logged: u32,
+}
+
+impl Log {
+    fn new(plugin: Arc<str>) -> Self {
+        Self { plugin, since: Instant::now(), logged: 0 }
+    }
+
+    fn line(&mut self, level: &str, text: &str) {
+        if self.since.elapsed() >= LOG_WINDOW {
+            let dropped = self.logged.saturating_sub(LOGS_PER_WINDOW);
+            if dropped > 0 {
+                tracing::warn!(plugin = %self.plugin, lines = dropped, "lines of a plugin left out: more than {LOGS_PER_WINDOW} in 10 s");
+            }
+            (self.since, self.logged) = (Instant::now(), 0);
+        }
+        self.logged = self.logged.saturating_add(1);
+        if self.logged > LOGS_PER_WINDOW {
+            return;
+        }
+        let plugin: &str = &self.plugin;
+        let text: String = text.chars().take(LOG_CHARS_MAX).collect();
+        match level {
+            "debug" => tracing::debug!(target: "plugin", plugin, "{text}"),
+            "warn" => tracing::warn!(target: "plugin", plugin, "{text}"),
+            "error" => tracing::error!(target: "plugin", plugin, "{text}"),
+            _ => tracing::info!(target: "plugin", plugin, "{text}"),
+        }
+    }
+}

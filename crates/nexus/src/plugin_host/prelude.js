@@ -1,0 +1,217 @@
+// What stands between the host and a plugin, evaluated once in each runtime, before the plugin. It owns
+// what a plugin sees besides the language (`console`, `nexus`) and how a hook is called. It never decides
+// about time, memory or length of frames: the host does. What it needs of the language it takes at once,
+// and then freezes the builtins, so that no plugin and no request can change them for later calls.
+(function (answer, call, log, settings) {
+  "use strict";
+  const { parse, stringify } = JSON;
+  const { defineProperty, freeze, getOwnPropertyDescriptor, getPrototypeOf } = Object;
+  const { apply, ownKeys } = Reflect;
+  const { then } = Promise.prototype;
+  const { hooks: HOOKS, calls_max: CALLS_MAX, chars_max: CHARS_MAX } = parse(settings);
+  const SHOWN_CHARS_MAX = 200;
+  const PRIORITY = 100;
+
+  let plugin;
+  // The hook call whose turn it is. A turn is all that runs until the next line from the daemon.
+  let current = "";
+  const hooks = new Map();
+  const waiting = new Map();
+
+  const shown = (value) => {
+    if (typeof value === "string") return value;
+    try {
+      if (value instanceof Error) return described(value)[0];
+      return stringify(value) ?? String(value);
+    } catch {
+      return `a ${typeof value} that can't be shown`;
+    }
+  };
+
+  const quoted = (value) => (typeof value === "string" ? stringify(value) : shown(value)).slice(0, SHOWN_CHARS_MAX);
+
+  // A message and a stack. What is thrown may be anything, also something that throws when it is read.
+  const described = (error) => {
+    try {
+      // What the engine throws when there is no memory even for an exception.
+      if (error === null) return ["InternalError: out of memory, or `throw null`", ""];
+      if (!(error instanceof Error)) return [`threw ${quoted(error)}`.toWellFormed(), ""];
+      const name = `${error.name}`;
+      const message = `${error.message}`;
+      const text = name === "Error" || name === "" ? message || "Error" : message === "" ? name : `${name}: ${message}`;
+      return [text.slice(0, CHARS_MAX).toWellFormed(), `${error.stack}`.slice(0, CHARS_MAX).toWellFormed()];
+    } catch {
+      return ["threw something that can't be shown", ""];
+    }
+  };
+
+  const ask = (method, params) =>
+    new Promise((resolve, reject) => {
+      if (current === "") throw new Error(`\`nexus.${method}\` is only possible while a hook runs`);
+      if (waiting.size >= CALLS_MAX) throw new Error(`${CALLS_MAX} calls wait for their answers already; await some`);
+      // Made here, so that its stack names the place of the call.
+      const failure = new Error();
+      const said = call(current, method, stringify(params) ?? "null");
+      if (said[0] === "!") throw new Error(said.slice(1));
+      waiting.set(said, { resolve, reject, failure });
+    });
+
+  const nexus = freeze({
+    ledger: freeze({ query: (sql, params = [], ledger = undefined) => ask("ledger.query", { sql, params, ledger }) }),
+    llm: (request) => ask("llm", request),
+    search: (request) => ask("search", request),
+    send: (message) => ask("send", message),
+    fetch: (url, init = {}) => ask("fetch", { ...init, url: `${url}` }),
+  });
+
+  const printing = (level) =>
+    (...values) => log(level, values.map((value) => shown(value)).join(" ").slice(0, CHARS_MAX).toWellFormed());
+  const console = freeze({
+    debug: printing("debug"),
+    log: printing("info"),
+    info: printing("info"),
+    warn: printing("warn"),
+    error: printing("error"),
+  });
+
+  // On a frozen prototype `error.name = "x"` would fail for each object below it, which is legal and
+  // common. With an accessor the object gets a property of its own, and the prototype stays as it is.
+  const allowOverride = (prototype) => {
+    for (const key of ownKeys(prototype)) {
+      const found = getOwnPropertyDescriptor(prototype, key);
+      if (!found.configurable || !("value" in found)) continue;
+      const { value, enumerable } = found;
+      const get = () => value;
+      const set = function (changed) {
+        if (this === prototype) throw new TypeError("the prototypes of builtins can't be changed");
+        defineProperty(this, key, { value: changed, writable: true, enumerable: true, configurable: true });
+      };
+      defineProperty(prototype, key, { get, set, enumerable, configurable: false });
+    }
+  };
+
+  // Freezes all that is reachable from the globals, but not the global object itself.
+  const harden = () => {
+    const seen = new Set([globalThis]);
+    const queue = [];
+    const add = (value) => {
+      const isObject = (typeof value === "object" && value !== null) || typeof value === "function";
+      if (!isObject || seen.has(value)) return;
+      seen.add(value);
+      queue.push(value);
+    };
+    const addProperties = (object) => {
+      for (const key of ownKeys(object)) {
+        const found = getOwnPropertyDescriptor(object, key);
+        add(found.value);
+        add(found.get);
+        add(found.set);
+      }
+    };
+    addProperties(globalThis);
+    // What only syntax leads to.
+    const iterators = [[].values(), new Map().values(), new Set().values(), ""[Symbol.iterator](), "".matchAll(/./g)];
+    const functions = [async function () {}, function* () {}, async function* () {}];
+    for (const hidden of [...iterators, ...functions]) add(getPrototypeOf(hidden));
+    while (queue.length > 0) {
+      const object = queue.pop();
+      addProperties(object);
+      add(getPrototypeOf(object));
+      freeze(object);
+    }
+  };
+
+  const load = (namespace, name) => {
+    const exported = namespace.plugin ?? namespace.default;
+    if (typeof exported !== "object" || exported === null) {
+      throw new Error("the file exports no plugin; write `export const plugin = { name, ... }`");
+    }
+    if (exported.name !== name) {
+      throw new Error(`\`plugin.name\` is ${quoted(exported.name)}; it must be ${quoted(name)}, as the file is called`);
+    }
+    const priority = exported.priority ?? PRIORITY;
+    if (!Number.isSafeInteger(priority)) throw new Error(`\`plugin.priority\` is ${quoted(priority)}; it must be a whole number`);
+    for (const key in exported) {
+      if (/^(after|on)[A-Z]/.test(key) && !HOOKS.includes(key)) {
+        throw new Error(`\`plugin.${key}\` is no hook; the hooks are ${HOOKS.join(", ")}`);
+      }
+    }
+    for (const hook of HOOKS) {
+      const method = exported[hook];
+      if (method === undefined) continue;
+      if (typeof method !== "function") throw new Error(`\`plugin.${hook}\` must be a function`);
+      hooks.set(hook, method);
+    }
+    if (hooks.size === 0) throw new Error(`the plugin has no hook; the hooks are ${HOOKS.join(", ")}`);
+    plugin = exported;
+    return stringify({ name, priority, hooks: [...hooks.keys()] });
+  };
+
+  const failed = (id, error) => {
+    const [message, stack] = described(error);
+    answer(id, "failed", message, stack);
+  };
+
+  // The baseline of a change is the request as this language writes it, not as it came: 1.0 becomes 1.
+  const returned = (id, request, text, value) => {
+    if (value === "skip") {
+      answer(id, "skip", "", "");
+      return;
+    }
+    if (value !== undefined && value !== request) {
+      throw new Error(`returned ${quoted(value)}; a hook returns nothing, "skip" or the request that it was given`);
+    }
+    const after = stringify(request);
+    if (after === undefined) throw new Error("left a request that has no JSON");
+    const before = after === text ? text : stringify(parse(text));
+    if (after === before) answer(id, "same", "", "");
+    else answer(id, "changed", before, after);
+  };
+
+  const run = (id, hook, text, error) => {
+    current = id;
+    try {
+      const method = hooks.get(hook);
+      if (method === undefined) throw new Error(`the plugin has no hook \`${hook}\``);
+      const request = parse(text);
+      const value = apply(method, plugin, error === "" ? [request] : [request, parse(error)]);
+      if (!(value instanceof Promise)) {
+        returned(id, request, text, value);
+        return;
+      }
+      const resolved = (result) => {
+        try {
+          returned(id, request, text, result);
+        } catch (thrown) {
+          failed(id, thrown);
+        }
+      };
+      apply(then, value, [resolved, (thrown) => failed(id, thrown)]);
+    } catch (thrown) {
+      failed(id, thrown);
+    }
+  };
+
+  const settle = (id, number, result, error) => {
+    const asked = waiting.get(number);
+    if (asked === undefined) return;
+    waiting.delete(number);
+    current = id;
+    if (error === "") {
+      asked.resolve(parse(result));
+    } else {
+      asked.failure.message = error;
+      asked.reject(asked.failure);
+    }
+  };
+
+  for (const [name, value] of [["nexus", nexus], ["console", console]]) {
+    defineProperty(globalThis, name, { value, enumerable: true, writable: false, configurable: false });
+  }
+  const errors = ownKeys(globalThis)
+    .map((key) => getOwnPropertyDescriptor(globalThis, key).value)
+    .filter((value) => typeof value === "function" && (value === Error || getPrototypeOf(value) === Error));
+  for (const prototype of [Object.prototype, ...errors.map((error) => error.prototype)]) allowOverride(prototype);
+  harden();
+  return { load, run, settle };
+});

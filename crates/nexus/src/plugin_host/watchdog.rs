@@ -1,0 +1,89 @@
+//! The last resort against JavaScript that can't be interrupted: the engine looks at the time between its
+//! own instructions, but some of its builtins loop for very long within one. Then the process ends, and
+//! the daemon starts another. It never interrupts what can be interrupted: the engine does.
+
+use std::io::{self, Write};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long after its time JavaScript may still run.
+const GRACE: Duration = Duration::from_secs(1);
+/// The thread compares times and writes one line.
+const STACK_BYTES: usize = 128 * 1024;
+
+#[derive(Debug, Default)]
+struct State {
+    /// When whatever runs must be over; `None` while nothing runs.
+    until: Option<Instant>,
+    /// Whether the thread waits to be woken, and not for a time.
+    asleep: bool,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // The state is two plain values: whoever panicked left both whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A handle of the thread that watches.
+#[derive(Debug)]
+pub(super) struct Watchdog(Arc<Shared>);
+
+impl Watchdog {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When there can't be another thread.
+    pub(super) fn start() -> io::Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let watched = Arc::clone(&shared);
+        thread::Builder::new().name("watchdog".to_owned()).stack_size(STACK_BYTES).spawn(move || watch(&watched))?;
+        Ok(Self(shared))
+    }
+
+    /// From now on something runs that must be over by `deadline`. Costs a wake-up only when nothing ran for
+    /// a while: a thread that still waits for an earlier time looks at this one when it has come.
+    pub(super) fn expect_by(&self, deadline: Instant) {
+        let mut state = self.0.state();
+        state.until = Some(deadline + GRACE);
+        if state.asleep {
+            self.0.changed.notify_one();
+        }
+    }
+
+    /// It is over.
+    pub(super) fn rest(&self) {
+        self.0.state().until = None;
+    }
+}
+
+fn watch(shared: &Shared) {
+    let mut state = shared.state();
+    loop {
+        let now = Instant::now();
+        state = match state.until {
+            None => {
+                state.asleep = true;
+                let mut woken = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                woken.asleep = false;
+                woken
+            }
+            Some(until) if until > now => shared.changed.wait_timeout(state, until - now).unwrap_or_else(PoisonError::into_inner).0,
+            Some(_) => give_up(),
+        };
+    }
+}
+
+fn give_up() -> ! {
+    // When stderr is gone nobody is left to tell.
+    writeln!(io::stderr(), "plugin host: JavaScript neither ended in its time nor could be interrupted; the process ends").ok();
+    std::process::abort();
+}

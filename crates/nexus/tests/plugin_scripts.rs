@@ -1,0 +1,147 @@
+//! Scripts as plugins of a real daemon: what they change, what they may ask for, and what becomes of one
+//! that can't be loaded or never ends.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{Ask, Daemon, config, eventually};
+use serde_json::{Value, json};
+use std::fs;
+use std::io::{BufRead, BufReader};
+
+const REDACT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/examples/plugins/redact.ts");
+
+/// The answer to a message, once its request has ended.
+fn sent(daemon: &Daemon, text: &str) -> Value {
+    let body = daemon.open(&Ask::post("/control/send", &json!({ "text": text }))).body;
+    let last = BufReader::new(body).lines().map_while(Result::ok).filter(|line| line.starts_with('{')).last().expect("an end");
+    serde_json::from_str(&last).unwrap()
+}
+
+/// As an editor does, so that nobody reads half of it.
+fn script(daemon: &Daemon, file: &str, text: &str) {
+    let directory = daemon.workspace().join("plugins");
+    fs::create_dir_all(&directory).unwrap();
+    let draft = directory.join(".draft");
+    fs::write(&draft, text).unwrap();
+    fs::rename(draft, directory.join(file)).unwrap();
+}
+
+fn with(names: &[&str], grants: &Value) -> Value {
+    let mut wanted = config(json!({}));
+    wanted["plugins"] = json!({ "enabled": names, "grants": grants });
+    wanted
+}
+
+/// A daemon with one script, `plugins/NAME.js` or `.ts`.
+fn daemon_with(file: &str, text: &str, grants: &Value) -> Daemon {
+    let mut daemon = Daemon::new();
+    script(&daemon, file, text);
+    let (name, _) = file.split_once('.').unwrap();
+    daemon.configure(&with(&[name], grants));
+    daemon.launch();
+    daemon
+}
+
+/// How a plugin is, by the daemon's word.
+fn report(daemon: &Daemon, name: &str) -> Value {
+    let all = daemon.get("/control/plugins").json();
+    all["plugins"].as_array().unwrap().iter().find(|one| one["name"] == name).cloned().unwrap_or(Value::Null)
+}
+
+fn text_of<'v>(value: &'v Value, key: &str) -> &'v str {
+    value[key].as_str().unwrap_or_default()
+}
+
+#[test]
+fn the_example_of_the_page_runs() {
+    let daemon = daemon_with("redact.ts", &fs::read_to_string(REDACT).unwrap(), &json!({ "redact": ["search"] }));
+    eventually("it runs", || report(&daemon, "redact")["status"] == "running");
+    let found = report(&daemon, "redact");
+    assert_eq!((&found["kind"], &found["priority"]), (&json!("script"), &json!(50)), "{found}");
+    assert_eq!(found["hooks"], json!(["afterReceiveEvent", "afterAssembleContext", "onFinalize"]));
+    let end = sent(&daemon, "pay with 4111 1111 1111 1111 please");
+    assert_eq!(end["text"], "pay with [card number] please", "{end}");
+    eventually("it was told of the end", || report(&daemon, "redact")["calls"].as_u64().is_some_and(|calls| calls >= 3));
+    let found = report(&daemon, "redact");
+    assert_eq!((&found["errors"], &found["ignored"]), (&json!(0), &json!(0)), "{found}");
+}
+
+#[test]
+fn a_skip_of_a_script_ends_the_request() {
+    let text = "export const plugin = { name: 'spam', afterReceiveEvent(req) { if (req.event.content === 'spam') return 'skip'; } };";
+    let daemon = daemon_with("spam.js", text, &json!({}));
+    let end = sent(&daemon, "spam");
+    assert_eq!((&end["status"], &end["reason"]), (&json!("handled_by_automation"), &json!("plugin:spam")), "{end}");
+    assert_eq!(sent(&daemon, "no such thing")["text"], "no such thing");
+}
+
+#[test]
+fn a_version_with_a_mistake_is_told_with_its_place_and_the_one_before_goes_on() {
+    let text = |mark: &str| {
+        let hook = format!("afterReceiveEvent(req) {{ req.event.content += {mark}; }}");
+        format!("export const plugin = {{\n  name: 'mark',\n  {hook},\n}};\n")
+    };
+    let daemon = daemon_with("mark.ts", &text("'!'"), &json!({}));
+    assert_eq!(sent(&daemon, "one")["text"], "one!");
+    script(&daemon, "mark.ts", &text(""));
+    daemon.nexus_ok(&["daemon", "reload"]);
+    let problem = || text_of(&report(&daemon, "mark"), "problem").to_owned();
+    eventually("it is told", || problem().contains("its new version does not load"));
+    let told = problem();
+    let place = told.split_once("mark.ts:3:").map(|(_, rest)| rest.split(':').next().unwrap_or_default().to_owned());
+    assert!(place.is_some_and(|column| column.parse::<u32>().is_ok()), "{told}");
+    assert_eq!(sent(&daemon, "two")["text"], "two!");
+    script(&daemon, "mark.ts", &text("'?'"));
+    daemon.nexus_ok(&["daemon", "reload"]);
+    eventually("the new version answers", || sent(&daemon, "three")["text"] == "three?");
+    assert_eq!(problem(), "");
+}
+
+#[test]
+fn a_loop_that_never_ends_costs_a_message_its_plugin_and_nothing_more() {
+    let text = "export const plugin = { name: 'loop', afterReceiveEvent(req) {\n\
+                if (req.event.content === 'loop') for (;;);\n\
+                req.event.content += '!';\n} };";
+    let daemon = daemon_with("loop.js", text, &json!({}));
+    assert_eq!(sent(&daemon, "one")["text"], "one!");
+    let end = sent(&daemon, "loop");
+    assert_eq!((&end["status"], &end["text"]), (&json!("completed"), &json!("loop")), "{end}");
+    assert_eq!(report(&daemon, "loop")["errors"], 1);
+    eventually("it answers again", || sent(&daemon, "two")["text"] == "two!");
+}
+
+#[test]
+fn the_ledger_answers_only_who_is_granted_it_and_a_reload_grants_it() {
+    let text = "export const plugin = { name: 'counts', async afterReceiveEvent(req) {\n\
+                const { rows } = await nexus.ledger.query('SELECT count(*) FROM events WHERE channel = ?1', [req.event.channel]);\n\
+                req.event.content = `${rows[0][0]}`;\n} };";
+    let daemon = daemon_with("counts.js", text, &json!({}));
+    assert_eq!(sent(&daemon, "how many")["text"], "how many");
+    let error = text_of(&report(&daemon, "counts"), "last_error").to_owned();
+    assert!(error.contains("`ledger.query` is not granted to plugin `counts`") && error.contains("counts.js:2:"), "{error}");
+    daemon.configure(&with(&["counts"], &json!({ "counts": ["ledger.query"] })));
+    daemon.nexus_ok(&["daemon", "reload"]);
+    let end = sent(&daemon, "how many now");
+    assert!(text_of(&end, "text").parse::<u64>().is_ok_and(|count| count >= 1), "{end}");
+    daemon.configure(&with(&["counts"], &json!({})));
+    daemon.nexus_ok(&["daemon", "reload"]);
+    assert_eq!(sent(&daemon, "and now")["text"], "and now");
+}
+
+#[test]
+fn what_a_script_changes_where_it_is_only_told_is_refused() {
+    let text = "export const plugin = { name: 'late', onFinalize(req) { req.response.content = 'other'; } };";
+    let daemon = daemon_with("late.js", text, &json!({}));
+    assert_eq!(sent(&daemon, "hello")["text"], "hello");
+    eventually("it is told", || report(&daemon, "late")["errors"] == 1);
+    let error = text_of(&report(&daemon, "late"), "last_error").to_owned();
+    assert!(error.contains("its patch was refused") && error.contains("onFinalize"), "{error}");
+}
+
+#[test]
+fn a_long_text_reaches_a_script_whole() {
+    let text = "export const plugin = { name: 'long', afterReceiveEvent(req) { req.event.content = `${req.event.content.length}`; } };";
+    let daemon = daemon_with("long.js", text, &json!({}));
+    assert_eq!(sent(&daemon, &"x".repeat(200_000))["text"], "200000");
+}
