@@ -18,6 +18,7 @@ mod field_schema;
 mod grant;
 #[cfg(test)]
 mod hostile_tests;
+mod models;
 mod node;
 mod parse;
 mod plugin_file;
@@ -39,6 +40,7 @@ pub use agents::{Agent, Agents, ECHO, Memory, Runner};
 pub use daemon::{Daemon, LogLevel, OnInterrupted, Pipeline};
 pub use default_file::DEFAULT_YAML;
 pub use grant::Grant;
+pub use models::{McpServer, Provider, Spending, TOOL_SEPARATOR};
 pub use plugin_file::{OnPluginError, PLUGIN_FILE, PluginFile, PluginMode, PluginSection, load_plugin_file};
 pub use plugins::{PLUGINS, PluginCircuit, Plugins};
 pub use problem::Problem;
@@ -205,6 +207,9 @@ fn references(config: Config, node: &Node, faults: &mut Faults) -> Config {
         if let Some(name) = reference.text() {
             agents::check_agent(&config.agents, name, reference.at, faults);
         }
+    }
+    if let Some(agents) = node.get("agents") {
+        agents::check_fallbacks(&config.agents, agents, faults);
     }
     config
 }

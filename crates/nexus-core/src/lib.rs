@@ -22,3 +22,5 @@ pub mod protocol;
 pub mod request;
 pub mod schedule;
 pub mod search;
+pub mod spend;
+pub mod tool_filter;

@@ -183,6 +183,12 @@ pub struct AgentSection {
     pub model: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provider: Option<String>,
+    /// The agent that answered in place of this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answered_by: Option<String>,
+    /// Why this one did not answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback_from: Option<String>,
     /// Messages of earlier turns given along, and how many were left out by the budget.
     pub history_messages: u32,
     pub history_dropped: u32,

@@ -6,9 +6,12 @@ pub mod command;
 pub mod command_output;
 pub mod echo;
 pub mod llm;
+pub mod mcp;
 
 use std::io::ErrorKind;
+use std::time::Duration;
 
+use nexus_core::spend::Allowance;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
@@ -42,6 +45,8 @@ pub struct Turn {
     pub memory: Vec<Memory>,
     /// What access control allows this run.
     pub permissions: serde_json::Value,
+    /// What this run may use, where the agent has a budget.
+    pub allowance: Option<Allowance>,
 }
 
 /// Who wrote the message.
@@ -90,7 +95,11 @@ pub enum Output {
         call_id: String,
         status: ToolStatus,
         summary: Option<String>,
+        /// The arguments of a call that started, the result of one that ended; bounded by the runner.
+        detail: Option<String>,
     },
+    /// What the next part of the run has used.
+    Used(Usage),
 }
 
 /// How far a tool call of the agent has come.
@@ -112,11 +121,30 @@ pub struct Finished {
     pub provider: Option<String>,
 }
 
-/// What the model counted, where it counts at all.
+/// Tokens that were used, where anybody counts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
     pub input_tokens: Option<u64>,
     pub output_tokens: Option<u64>,
+    /// Some of it is counted from the length of texts, since the model didn't.
+    #[serde(default)]
+    pub estimated: bool,
+}
+
+impl Usage {
+    /// Both together.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        let sum = |a: Option<u64>, b: Option<u64>| match (a, b) {
+            (None, None) => None,
+            (a, b) => Some(a.unwrap_or(0).saturating_add(b.unwrap_or(0))),
+        };
+        Self {
+            input_tokens: sum(self.input_tokens, other.input_tokens),
+            output_tokens: sum(self.output_tokens, other.output_tokens),
+            estimated: self.estimated || other.estimated,
+        }
+    }
 }
 
 /// Why the answer ended.
@@ -148,17 +176,19 @@ pub enum AgentError {
     #[error("agent `{agent}` sent {what} of more than {limit_bytes} bytes")]
     TooLarge { agent: String, what: &'static str, limit_bytes: usize, partial: String },
     #[error("endpoint of agent `{agent}` failed: {problem}")]
-    Endpoint { agent: String, problem: String, retryable: bool, partial: String },
+    Endpoint { agent: String, problem: String, retryable: bool, retry_after: Option<Duration>, partial: String },
     #[error("endpoint of agent `{agent}` was silent for {idle_ms} ms")]
     Stalled { agent: String, idle_ms: u64, partial: String },
     #[error("answer of agent `{agent}` broke off: {problem}")]
     Unfinished { agent: String, problem: String, partial: String },
+    /// `problem` is for the user to read.
+    #[error("agent `{agent}` may not go on: {problem}")]
+    Exhausted { agent: String, problem: String, partial: String },
 }
 
 impl AgentError {
-    /// Whether running the same turn again could help and cannot repeat an action. Once a command
-    /// has started it may have acted, so whatever happens to it then is final; a model endpoint is
-    /// offered no tools, so only the text it gave can be repeated (see [`AgentError::partial`]).
+    /// Whether running the same turn again could help. Once a command has started it may have acted, so
+    /// whatever happens to it then is final; what a model did, its [`Output::Tool`] told.
     pub fn retryable(&self) -> bool {
         match self {
             Self::Stalled { .. } | Self::Unfinished { .. } => true,
@@ -169,7 +199,25 @@ impl AgentError {
             | Self::Io { .. }
             | Self::Exit { .. }
             | Self::Reported { .. }
-            | Self::TooLarge { .. } => false,
+            | Self::TooLarge { .. }
+            | Self::Exhausted { .. } => false,
+        }
+    }
+
+    /// How long the other side asked to be left alone.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Endpoint { retry_after, .. } => *retry_after,
+            Self::Config { .. }
+            | Self::File { .. }
+            | Self::Spawn { .. }
+            | Self::Io { .. }
+            | Self::Exit { .. }
+            | Self::Reported { .. }
+            | Self::TooLarge { .. }
+            | Self::Stalled { .. }
+            | Self::Unfinished { .. }
+            | Self::Exhausted { .. } => None,
         }
     }
 
@@ -183,7 +231,8 @@ impl AgentError {
             | Self::TooLarge { partial, .. }
             | Self::Endpoint { partial, .. }
             | Self::Stalled { partial, .. }
-            | Self::Unfinished { partial, .. } => partial,
+            | Self::Unfinished { partial, .. }
+            | Self::Exhausted { partial, .. } => partial,
         }
     }
 }
@@ -203,6 +252,17 @@ fn may_start_later(error: &SpawnError) -> bool {
 /// The end of an `Exit` message: what the command said on stderr, if it said anything.
 fn told(stderr_tail: &str) -> String {
     if stderr_tail.is_empty() { String::new() } else { format!(": {stderr_tail}") }
+}
+
+/// Attempts at an error that may pass, as long as nothing was said or done.
+pub const TRIES_MAX: u32 = 3;
+
+const RETRY_BASE: Duration = Duration::from_secs(1);
+
+/// How long to wait after this attempt (from 1): longer each time, and no less than was asked for.
+pub fn pause_after(attempt: u32, asked: Option<Duration>) -> Duration {
+    let own = RETRY_BASE * 2_u32.pow(attempt.clamp(1, TRIES_MAX) - 1);
+    asked.map_or(own, |asked| asked.max(own))
 }
 
 /// A configured way to run turns; one per agent, shared by all its turns.
@@ -226,6 +286,14 @@ impl Runner {
             Self::Llm(runner) => runner.run(turn, out).await,
         }
     }
+
+    /// Bytes that each prompt has before its history: the system prompt, where the runner sends one.
+    pub async fn prompt_bytes(&self) -> usize {
+        match self {
+            Self::Echo | Self::Command(_) => 0,
+            Self::Llm(runner) => runner.prompt_bytes().await,
+        }
+    }
 }
 
 /// Hands one piece on, waiting while the reader is behind. Without a reader the piece is dropped:
@@ -233,6 +301,14 @@ impl Runner {
 async fn emit(out: &Sink, piece: Output) {
     if out.send(piece).await.is_err() {
         tracing::trace!(target: "nexus::agent", "nobody reads the stream of this turn");
+    }
+}
+
+/// Waits until all pieces were taken. The pipeline reads in the task that runs the agent and before it goes
+/// on with it, so what was taken then is dealt with too.
+async fn taken(out: &Sink) {
+    while !out.is_closed() && out.capacity() < out.max_capacity() {
+        tokio::task::yield_now().await;
     }
 }
 
@@ -244,7 +320,7 @@ mod tests {
 
     #[test]
     fn wire_names_are_snake_case() {
-        let tool = Output::Tool { name: "ls".into(), call_id: "c1".into(), status: ToolStatus::Completed, summary: None };
+        let tool = Output::Tool { name: "ls".into(), call_id: "c1".into(), status: ToolStatus::Completed, summary: None, detail: None };
         let json = serde_json::to_value(&tool).unwrap();
         assert_eq!(json["tool"]["status"], "completed");
         assert_eq!(serde_json::to_value(StopReason::MaxTokens).unwrap(), "max_tokens");
@@ -267,6 +343,21 @@ mod tests {
         let full = std::io::Error::from(ErrorKind::WouldBlock);
         assert!(failed(SpawnError::Pipes { program: program(), source: full }).retryable());
         assert!(!failed(SpawnError::KeeperGone { program: program() }).retryable());
+    }
+
+    #[test]
+    fn a_pause_grows_and_is_never_shorter_than_asked() {
+        let seconds = |attempt, asked: Option<u64>| pause_after(attempt, asked.map(Duration::from_secs)).as_secs();
+        assert_eq!([seconds(1, None), seconds(2, None), seconds(3, None), seconds(9, None)], [1, 2, 4, 4]);
+        assert_eq!([seconds(1, Some(30)), seconds(2, Some(0))], [30, 2]);
+    }
+
+    #[test]
+    fn usage_adds_up_and_stays_unknown_where_nobody_counts() {
+        let counted = Usage { input_tokens: Some(1), output_tokens: None, estimated: false };
+        let guessed = Usage { input_tokens: Some(2), output_tokens: Some(3), estimated: true };
+        assert_eq!(counted.plus(guessed), Usage { input_tokens: Some(3), output_tokens: Some(3), estimated: true });
+        assert_eq!(Usage::default().plus(Usage::default()), Usage::default());
     }
 
     #[tokio::test]

@@ -53,6 +53,18 @@ pub struct PluginResult {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct AgentLabel {
+    pub agent: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct AgentTokens {
+    pub agent: String,
+    /// `input` or `output`.
+    pub kind: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct QueueLabel {
     pub queue: &'static str,
 }
@@ -88,6 +100,8 @@ pub struct Metrics {
     pub commit_seconds: Family<DbLabel, Gauge<f64, AtomicU64>>,
     pub commits: Family<DbLabel, Counter>,
     pub sse_clients: Gauge,
+    pub agent_tokens: Family<AgentTokens, Counter>,
+    pub agent_cost: Family<AgentLabel, Counter<f64, AtomicU64>>,
     /// The daemon's own tasks that panicked or ended by themselves.
     pub task_failures: Family<TaskLabel, Counter>,
     /// For the health document.
@@ -137,6 +151,8 @@ impl Metrics {
             commit_seconds: Family::default(),
             commits: Family::default(),
             sse_clients: Gauge::default(),
+            agent_tokens: Family::default(),
+            agent_cost: Family::default(),
             task_failures: Family::default(),
             totals: Arc::default(),
         };
@@ -162,6 +178,8 @@ impl Metrics {
         registry.register("commit_seconds", "Time spent in commits since the start", self.commit_seconds.clone());
         registry.register("commits", "Commits", self.commits.clone());
         registry.register("sse_clients", "Open event streams", self.sse_clients.clone());
+        registry.register("agent_tokens", "Tokens that agents used", self.agent_tokens.clone());
+        registry.register("agent_cost_usd", "What they cost in US dollars, where prices are set", self.agent_cost.clone());
         registry.register("task_failures", "Failures of the daemon's own tasks", self.task_failures.clone());
         let build: Family<VersionLabel, Gauge> = Family::default();
         build.get_or_create(&VersionLabel { version: env!("CARGO_PKG_VERSION") }).set(1);

@@ -16,6 +16,7 @@ mod recall;
 pub mod recovery;
 pub mod router;
 mod run;
+mod spending;
 pub mod unsettled;
 
 use crate::agent::Runner;
@@ -71,6 +72,12 @@ pub struct Agent {
     pub acts: bool,
     /// How much of the past is looked for.
     pub memory: config::Memory,
+    /// Its use of tokens is counted, and at these prices.
+    pub spending: Option<config::Spending>,
+    /// Names of the agents that answer while its endpoint can't.
+    pub fallback: Vec<String>,
+    /// Bytes of one prompt, with its history; none for the usual history.
+    pub prompt_bytes_max: Option<usize>,
 }
 
 /// Everything the stages need.

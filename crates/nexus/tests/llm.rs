@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use nexus::agent::llm::{KeySource, LlmEndpoint, LlmRunner};
-use nexus::agent::{AgentError, Finished, MAX_ANSWER_BYTES, Message, Output, Role, Sender, StopReason, Turn};
+use nexus::agent::{AgentError, Finished, MAX_ANSWER_BYTES, Message, Output, Role, Sender, StopReason, Turn, Usage};
+use nexus_core::config::Provider;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -92,11 +93,14 @@ fn refusal(status: &str, body: &str) -> String {
 
 fn endpoint(url: &str) -> LlmEndpoint {
     LlmEndpoint {
+        provider: Provider::Openai,
         url: url.to_owned(),
         model: "qwen-max".to_owned(),
         key: KeySource::None,
         system_prompt_file: None,
         stream_idle: Duration::from_secs(20),
+        max_tokens: None,
+        tool_rounds_max: 8,
     }
 }
 
@@ -113,6 +117,7 @@ fn turn() -> Turn {
         history: vec![Message { role: Role::User, content: "Hi".into() }, Message { role: Role::Assistant, content: "Hello".into() }],
         memory: Vec::new(),
         permissions: Value::Null,
+        allowance: None,
     }
 }
 
@@ -180,7 +185,8 @@ async fn an_answer_is_streamed_and_counted() {
     assert_eq!(finished.usage.output_tokens, Some(2));
     assert_eq!(finished.model.as_deref(), Some("qwen-max"));
     assert_eq!(finished.provider.as_deref(), Some("127.0.0.1"));
-    let expected = [Output::Reasoning("hm".into()), Output::Token("Hel".into()), Output::Token("lo".into())];
+    let used = Output::Used(Usage { input_tokens: Some(11), output_tokens: Some(2), estimated: false });
+    let expected = [Output::Reasoning("hm".into()), Output::Token("Hel".into()), Output::Token("lo".into()), used];
     assert_eq!(pieces, expected);
 
     let (head, body) = server.await.unwrap();
@@ -206,7 +212,8 @@ async fn an_answer_cut_by_the_token_limit_says_so() {
     server.await.unwrap();
     assert_eq!(finished.stop_reason, StopReason::MaxTokens);
     assert_eq!(finished.content, "Hel");
-    assert_eq!(finished.usage.output_tokens, None);
+    // "HiHelloAnd now?" and "Hel", at four bytes a token.
+    assert_eq!(finished.usage, Usage { input_tokens: Some(4), output_tokens: Some(1), estimated: true });
 }
 
 #[tokio::test]

@@ -1,8 +1,10 @@
-//! The section `agents`: who answers. A key of it is an agent's name, save `default`.
+//! The section `agents`: who answers. A key of it is an agent's name, save `default`. What an agent may
+//! spend and the programs that give it tools are sections of their own, in `models`.
 
 use super::adapter::{environment, split_command, variable_names};
 use super::decode::{Decode, RUN_MS_MAX, Section, check_name, is_section, nonempty, optional_text};
 use super::field_schema::{FieldSchema, ObjectSchema};
+use super::models::{McpServer, Provider, Spending, mcp_servers, tokens_per_answer, tokens_per_prompt};
 use super::node::{Node, Position};
 use super::problem::{Faults, quoted};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -15,6 +17,8 @@ use std::collections::BTreeMap;
 pub const ECHO: &str = "echo";
 /// Most runs of one agent that may be allowed at one time.
 const CONCURRENT_RUNS_MAX: u32 = 1024;
+/// Most rounds of tool calls that one turn may be allowed.
+const TOOL_ROUNDS_MAX: u32 = 64;
 /// Most earlier texts that may be given along with a message, and the bounds of their bytes.
 const MEMORY_MATCHES_MAX: u32 = 20;
 const MEMORY_BYTES_MIN: u32 = 256;
@@ -31,7 +35,7 @@ words! {
         Echo = "echo",
         /// A program: one JSON on stdin, stream events or plain text on stdout.
         Command = "command",
-        /// A model behind an OpenAI-compatible HTTP interface.
+        /// A model behind an HTTP interface.
         Llm = "llm",
     }
 }
@@ -43,7 +47,9 @@ section! {
         runner: Runner = Runner::default(), required "command";
         /// Runner `command`: the program and its arguments, split as a shell would and never run by one.
         command: Option<String> = None => optional_text;
-        /// Runner `llm`: base URL of the interface, http or https.
+        /// Runner `llm`: whose wire format it speaks; `openai` is any OpenAI-compatible interface.
+        provider: Provider = Provider::default();
+        /// Runner `llm`: base URL of the interface, http or https; left out, the provider's own.
         url: Option<String> = None => http_url;
         /// Runner `llm`: name of the model.
         model: Option<String> = None => optional_text;
@@ -53,6 +59,20 @@ section! {
         key_env: Option<String> = None => optional_text;
         /// File with the system prompt, relative to the configuration file.
         system_prompt_file: Option<String> = None => optional_text;
+        /// Runner `llm`: other `llm` agents that answer in its place, in this order, while its interface
+        /// can't be reached or is busy.
+        fallback: Vec<String> = Vec::new();
+        /// Runner `llm`: longest answer, in tokens; left out, the interface's own limit.
+        max_tokens: Option<u32> = None => tokens_per_answer;
+        /// Runner `llm`: most tokens of system prompt, memory, history and message together, at 4 bytes
+        /// each; left out, 64 KiB of history.
+        context_tokens: Option<u64> = None => tokens_per_prompt;
+        /// Runner `llm`: most rounds of tool calls in one turn.
+        tool_rounds_max: u32 [1..=TOOL_ROUNDS_MAX] = 8;
+        /// Runner `llm`: what it may use.
+        budget: Spending = Spending::default();
+        /// Runner `llm`: MCP servers whose tools it may call, by name.
+        mcp: BTreeMap<String, McpServer> = BTreeMap::new() => mcp_servers;
         /// Environment variables to set for the program.
         env: BTreeMap<String, String> = BTreeMap::new() => environment;
         /// Names of the daemon's own environment variables to pass on.
@@ -156,7 +176,7 @@ fn completeness(mut agent: Agent, node: &Node, faults: &mut Faults) -> Agent {
         Runner::Echo => {}
         Runner::Command => need("command", agent.command.is_some(), "my-agent --stdio"),
         Runner::Llm => {
-            need("url", agent.url.is_some(), "https://api.example.org/v1");
+            need("url", agent.url.is_some() || agent.provider.default_url().is_some(), "https://api.example.org/v1");
             need("model", agent.model.is_some(), "small-1");
         }
     }
@@ -184,6 +204,27 @@ fn http_url(node: &Node, name: &str, faults: &mut Faults) -> Option<Option<Strin
         return None;
     }
     Some(Some(text))
+}
+
+/// Notes each agent of a `fallback` that can't take the place of the one that names it.
+pub(crate) fn check_fallbacks(agents: &Agents, node: &Node, faults: &mut Faults) {
+    for (name, field) in node.fields() {
+        let items = field.value.get("fallback").map(Node::items).unwrap_or_default();
+        let mut seen = Vec::new();
+        for item in items {
+            let Some(other) = item.text() else { continue };
+            check_agent(agents, other, item.at, faults);
+            let (shown, is_llm) = (quoted(other), agents.named.get(other).is_none_or(|agent| agent.runner == Runner::Llm));
+            if other == name {
+                faults.error(item.at, format!("{shown} can't take its own place; remove it from `fallback`"));
+            } else if !is_llm {
+                faults.error(item.at, format!("{shown} is no `llm` agent; only those can be a `fallback`"));
+            } else if seen.contains(&other) {
+                faults.error(item.at, format!("{shown} is in `fallback` twice; name each agent once"));
+            }
+            seen.push(other);
+        }
+    }
 }
 
 /// Notes a reference to an agent that does not exist.

@@ -163,14 +163,43 @@ agents:
     #memory:
       #matches: 0
       #max_bytes: 4096
-  # A model behind an OpenAI-compatible interface. Its key comes from a file (key_file: path) or from an
-  # environment variable (key_env), not both.
+  # A model behind an HTTP interface: openai (any compatible one), openai_resp, anthropic, gemini, groq,
+  # deepseek, xai or ollama. Its key comes from a file (key_file: path) or from an environment variable
+  # (key_env), not both.
   #model:
     #runner: llm
+    #provider: openai
     #url: https://api.example.org/v1
     #model: small-1
     #key_env: MODEL_API_KEY
     #system_prompt_file: prompts/system.md
+    # Who answers while the interface is busy or can't be reached.
+    #fallback: [local]
+    # Longest answer, and longest prompt with its history, in tokens.
+    #max_tokens: 4096
+    #context_tokens: 32000
+    # Rounds of tool calls in one turn.
+    #tool_rounds_max: 8
+    # What it may use; nothing is limited by itself. Dollars need prices.
+    #budget:
+      #tokens_per_session: 200000
+      #tokens_per_day: 1000000
+      #usd_per_day: 5
+      #usd_per_million_input: 0.5
+      #usd_per_million_output: 2
+    # Programs whose tools it may call, as far as the policy allows them: files__read, files__*.
+    #mcp:
+      #files:
+        #command: my-mcp-server --directory notes
+        #env:
+          #LANG: C.UTF-8
+        #pass_env: [HTTPS_PROXY]
+        #tools: ["*"]
+  # Any OpenAI-compatible server on this machine.
+  #local:
+    #runner: llm
+    #url: http://127.0.0.1:8080/v1
+    #model: local
 
 # Which plugins run.
 plugins:

@@ -176,6 +176,10 @@ mod tests {
         config.agents.named.get_mut("smart").unwrap()
     }
 
+    fn files(config: &mut Config) -> &mut McpServer {
+        smart(config).mcp.get_mut("files").unwrap()
+    }
+
     /// One change of each key of every section; lists count as one key.
     const MUTATIONS: &[Mutation] = &[
         ("daemon.host", |c| c.daemon.host.push('1')),
@@ -253,6 +257,20 @@ mod tests {
         ("agents.smart.env.A", |c| smart(c).env.clear()),
         ("agents.smart.pass_env", |c| smart(c).pass_env.clear()),
         ("agents.smart.cwd", |c| smart(c).cwd = None),
+        ("agents.smart.provider", |c| smart(c).provider = Provider::Xai),
+        ("agents.smart.fallback", |c| smart(c).fallback.clear()),
+        ("agents.smart.max_tokens", |c| smart(c).max_tokens = None),
+        ("agents.smart.context_tokens", |c| smart(c).context_tokens = None),
+        ("agents.smart.tool_rounds_max", |c| smart(c).tool_rounds_max += 1),
+        ("agents.smart.budget.tokens_per_session", |c| smart(c).budget.tokens_per_session = None),
+        ("agents.smart.budget.tokens_per_day", |c| smart(c).budget.tokens_per_day = None),
+        ("agents.smart.budget.usd_per_day", |c| smart(c).budget.usd_per_day = None),
+        ("agents.smart.budget.usd_per_million_input", |c| smart(c).budget.usd_per_million_input = Some(9.0)),
+        ("agents.smart.budget.usd_per_million_output", |c| smart(c).budget.usd_per_million_output = Some(9.0)),
+        ("agents.smart.mcp.files.command", |c| files(c).command.push('1')),
+        ("agents.smart.mcp.files.env.A", |c| files(c).env.clear()),
+        ("agents.smart.mcp.files.pass_env", |c| files(c).pass_env.clear()),
+        ("agents.smart.mcp.files.tools", |c| files(c).tools.clear()),
         ("agents.smart.timeout_ms", |c| smart(c).timeout_ms += 1),
         ("agents.smart.max_concurrent", |c| smart(c).max_concurrent += 1),
         ("agents.smart.memory.matches", |c| smart(c).memory.matches += 1),
@@ -293,7 +311,7 @@ mod tests {
     #[test]
     fn there_is_a_mutation_for_every_key() {
         let mut config = loaded(FULL_YAML).config;
-        config.agents.named.remove(ECHO);
+        config.agents.named.retain(|name, _| name == "smart");
         let mut keys = BTreeSet::new();
         leaves("", &serde_json::to_value(&config).unwrap(), &mut keys);
         let mutated: BTreeSet<String> = MUTATIONS.iter().map(|(key, _)| (*key).to_owned()).collect();

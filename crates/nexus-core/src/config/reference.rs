@@ -3,8 +3,8 @@
 
 use super::decode::Section;
 use super::{
-    Access, Account, Adapter, Agent, Agents, Bus, CatchUp, Condition, Cron, Daemon, Ledgers, Match, Memory, Permissions, Pipeline,
-    PluginCircuit, Plugins, Policy, PrincipalMatch, Queue, Rate, Restart, Retention, Send, SessionRoute, Timer, Tools,
+    Access, Account, Adapter, Agent, Agents, Bus, CatchUp, Condition, Cron, Daemon, Ledgers, Match, McpServer, Memory, Permissions,
+    Pipeline, PluginCircuit, Plugins, Policy, PrincipalMatch, Queue, Rate, Restart, Retention, Send, SessionRoute, Spending, Timer, Tools,
 };
 use schemars::{JsonSchema, schema_for};
 use serde_json::Value;
@@ -39,6 +39,8 @@ pub fn reference_markdown() -> String {
     table::<Rate>(&mut page, "access.policies[].rate");
     table::<Agents>(&mut page, "agents");
     table::<Agent>(&mut page, "agents.NAME");
+    table::<Spending>(&mut page, "agents.NAME.budget");
+    table::<McpServer>(&mut page, "agents.NAME.mcp.SERVER");
     table::<Memory>(&mut page, "agents.NAME.memory");
     table::<Plugins>(&mut page, "plugins");
     table::<PluginCircuit>(&mut page, "plugins.circuit");

@@ -133,7 +133,7 @@ fn mark(node: Option<&Node>, value: &Shown) -> &'static str {
 fn is_secret(path: &[String]) -> bool {
     let path: Vec<&str> = path.iter().map(String::as_str).collect();
     let key = match path.as_slice() {
-        ["adapters" | "agents", _, "env", key] => key,
+        ["adapters" | "agents", _, "env", key] | ["agents", _, "mcp", _, "env", key] => key,
         ["adapters", _, "accounts", _, "config", .., key] => key,
         _ => return false,
     };
@@ -252,7 +252,7 @@ adapters:
     env: {API_TOKEN: hush1, PLAIN: seen1}
     accounts: {me: {config: {Password: hush2, deep: {list: [{client_secret: [hush3]}]}, plain: seen2}}}
 agents:
-  a: {runner: command, command: run, env: {OPENAI_KEY: hush4}}
+  a: {runner: command, command: run, env: {OPENAI_KEY: hush4}, mcp: {files: {command: f, env: {FILES_TOKEN: hush5}}}}
 daemon: {token_file: seen3}
 ";
         let shown = loaded(text).show();

@@ -53,7 +53,15 @@ agents:
     cwd: /tmp
     timeout_ms: 1
     max_concurrent: 2
+    provider: groq
+    fallback: [ spare ]
+    max_tokens: 1
+    context_tokens: 256
+    tool_rounds_max: 1
+    budget: { tokens_per_session: 1, tokens_per_day: 2, usd_per_day: 0.5, usd_per_million_input: 1, usd_per_million_output: 2.5 }
+    mcp: { files: { command: run files, env: { A: b }, pass_env: [ LANG ], tools: [ read ] } }
     memory: { matches: 3, max_bytes: 512 }
+  spare: { runner: llm, provider: ollama, model: m2 }
 plugins:
   directory: /p
   enabled: [ analytics ]
@@ -453,6 +461,8 @@ fn the_default_file_shows_every_key_with_its_default() {
         Queue::KEYS,
         Rate::KEYS,
         Agent::KEYS,
+        Spending::KEYS,
+        McpServer::KEYS,
         Memory::KEYS,
         Plugins::KEYS,
         PluginCircuit::KEYS,

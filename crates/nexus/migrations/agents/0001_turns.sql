@@ -18,8 +18,15 @@ CREATE TABLE turns (
   input_tokens   INTEGER,
   output_tokens  INTEGER,
   started_at     INTEGER NOT NULL,
-  duration_ms    REAL NOT NULL
+  duration_ms    REAL NOT NULL,
+  -- The agent whose budget it counts for: the one that was asked last, where others took its place.
+  charged        TEXT NOT NULL,
+  cost_usd       REAL
 ) STRICT;
+
+-- What a day and what a session has used.
+CREATE INDEX turns_by_charge ON turns (charged, started_at);
+CREATE INDEX turns_by_session ON turns (session);
 
 CREATE TABLE messages (
   turn_id TEXT NOT NULL,
@@ -36,6 +43,9 @@ CREATE TABLE tool_calls (
   name    TEXT NOT NULL,
   status  TEXT NOT NULL,
   summary TEXT,
+  -- As far as they are kept; cut off where they are long.
+  arguments TEXT,
+  result    TEXT,
   PRIMARY KEY (turn_id, n)
 ) STRICT, WITHOUT ROWID;
 

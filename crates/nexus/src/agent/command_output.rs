@@ -210,7 +210,7 @@ impl CommandOutput {
             Event::Token { text } => self.say(text, out),
             Event::Reasoning { text } => out.push(Output::Reasoning(text)),
             Event::ToolStatus { name, call_id, status, summary } => {
-                out.push(Output::Tool { name, call_id, status, summary });
+                out.push(Output::Tool { name, call_id, status, summary, detail: None });
             }
             Event::StreamEnd { whole } => self.end(whole.as_str().unwrap_or_default(), out),
             Event::StreamError { error, partial } => {

@@ -18,7 +18,7 @@ fn read(bytes: &[u8], size: usize) -> (Vec<Output>, CommandOutput) {
 fn tokens(pieces: &[Output]) -> String {
     let text = |piece: &Output| match piece {
         Output::Token(text) => text.clone(),
-        Output::Reasoning(_) | Output::Tool { .. } => String::new(),
+        Output::Reasoning(_) | Output::Tool { .. } | Output::Used(_) => String::new(),
     };
     pieces.iter().map(text).collect()
 }
@@ -40,7 +40,7 @@ fn events_become_pieces_in_order() {
         r#"{"type":"stream_end","runId":"r"}"#,
     );
     let (pieces, output) = read(stream.as_bytes(), 7);
-    let tool = Output::Tool { name: "ls".into(), call_id: "1".into(), status: ToolStatus::Started, summary: None };
+    let tool = Output::Tool { name: "ls".into(), call_id: "1".into(), status: ToolStatus::Started, summary: None, detail: None };
     let expected = [Output::Reasoning("hm".into()), tool, Output::Token("Hel".into()), Output::Token("lo".into())];
     assert_eq!(pieces, expected);
     assert_eq!(output.answer(), "Hello");

@@ -18,6 +18,7 @@ fn turn() -> Turn {
         history: vec![super::super::Message { role: super::super::Role::User, content: "hi".into() }],
         memory: Vec::new(),
         permissions: json!({"tools": {"allow": ["*"]}}),
+        allowance: None,
     }
 }
 

@@ -49,6 +49,7 @@ mod tests {
             history: Vec::new(),
             memory: Vec::new(),
             permissions: Value::Null,
+            allowance: None,
         }
     }
 

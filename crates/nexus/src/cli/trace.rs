@@ -160,6 +160,15 @@ impl Page {
         self.field("From", request["trace"]["principal"]["type"].as_str().unwrap_or(""));
         self.field("Session", text("session"));
         self.field("Agent", text("agent"));
+        let agent = |key: &str| request["trace"]["agent"][key].as_str().unwrap_or("");
+        let place = if agent("provider").is_empty() { String::new() } else { format!(" ({})", agent("provider")) };
+        self.field("Model", &format!("{}{place}", agent("model")));
+        if !agent("answered_by").is_empty() {
+            self.field("Stand-in", &format!("{}, since {}", agent("answered_by"), agent("fallback_from")));
+        }
+        if let Some(dropped) = request["trace"]["agent"]["history_dropped"].as_u64().filter(|dropped| *dropped > 0) {
+            self.field("History", &format!("{dropped} older messages left out"));
+        }
         let section = &request["trace"]["agent"];
         let fellows: Vec<&str> = section["fellows"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         if !fellows.is_empty() {
@@ -230,6 +239,15 @@ impl Page {
         let absent = if is_pruned { "(the text is no longer kept here)" } else { "(no text)" };
         let text = response["content"].as_str().filter(|text| !text.is_empty()).unwrap_or(absent);
         self.block(&format!("Response ({}{took})", visible(stop)), Some(text));
+        let tokens = |key: &str| response["usage"][key].as_u64();
+        if let (Some(input), Some(output)) = (tokens("input_tokens"), tokens("output_tokens")) {
+            let about = if response["usage"]["estimated"] == true { ", estimated" } else { "" };
+            self.line(&format!("  {} tokens in, {} out{about}", units::thousands(input), units::thousands(output)));
+        }
+        for call in response["tool_calls"].as_array().into_iter().flatten() {
+            let text = |key: &str| visible(call[key].as_str().unwrap_or("-"));
+            self.line(&format!("  tool {} {}", text("name"), text("status")));
+        }
         if let Some(error) = response["error"].as_str() {
             let error = self.paint.apply(Color::Red, &visible(error));
             self.line(&format!("  {error}"));

@@ -2,10 +2,12 @@
 
 use crate::agent::command::CommandRunner;
 use crate::agent::llm::LlmRunner;
+use crate::agent::mcp::Servers;
 use crate::agent::{AgentError, Runner};
 use crate::keeper::Keeper;
 use crate::pipeline::{Agent, Settings};
 use nexus_core::config::{self, Config, ECHO};
+use nexus_core::spend::BYTES_PER_TOKEN;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -25,13 +27,13 @@ pub(super) enum BuildError {
 
 /// # Errors
 /// When an agent's endpoint can't be set up or the time zone is unknown.
-pub(super) fn settings(config: &Config, keeper: &Keeper, workspace: &Path) -> Result<Settings, BuildError> {
+pub(super) fn settings(config: &Config, keeper: &Keeper, servers: &Servers, workspace: &Path) -> Result<Settings, BuildError> {
     let mut agents = HashMap::new();
     let echo = config::Agent::default();
     let named = config.agents.named.iter().map(|(name, agent)| (name.as_str(), agent));
     // `echo` is always there, unless the config gives that name to something else.
     for (name, agent) in std::iter::once((ECHO, &echo)).chain(named) {
-        agents.insert(name.to_owned(), Arc::new(build(name, agent, keeper, workspace)?));
+        agents.insert(name.to_owned(), Arc::new(build(name, agent, keeper, servers, workspace)?));
     }
     Ok(Settings {
         pipeline: config.pipeline.clone(),
@@ -42,17 +44,22 @@ pub(super) fn settings(config: &Config, keeper: &Keeper, workspace: &Path) -> Re
     })
 }
 
-fn build(name: &str, agent: &config::Agent, keeper: &Keeper, workspace: &Path) -> Result<Agent, BuildError> {
+fn build(name: &str, agent: &config::Agent, keeper: &Keeper, servers: &Servers, workspace: &Path) -> Result<Agent, BuildError> {
     let runner = match agent.runner {
         config::Runner::Echo => Runner::Echo,
         config::Runner::Command => Runner::Command(CommandRunner::new(keeper.clone(), agent, name, workspace)),
         config::Runner::Llm => {
-            let runner = LlmRunner::new(agent, name, workspace);
+            let runner = LlmRunner::new(agent, name, workspace, servers);
             Runner::Llm(runner.map_err(|source| BuildError::Agent { name: name.to_owned(), source })?)
         }
     };
+    let is_llm = matches!(runner, Runner::Llm(_));
+    let prompt_tokens = agent.context_tokens.filter(|_| is_llm).map(|tokens| usize::try_from(tokens).unwrap_or(usize::MAX));
     Ok(Agent {
         name: name.to_owned(),
+        spending: is_llm.then(|| agent.budget.clone()),
+        fallback: if is_llm { agent.fallback.clone() } else { Vec::new() },
+        prompt_bytes_max: prompt_tokens.map(|tokens| tokens.saturating_mul(BYTES_PER_TOKEN)),
         harmless: matches!(runner, Runner::Echo),
         acts: matches!(runner, Runner::Command(_)),
         runner,

@@ -2,6 +2,7 @@
 
 use super::build::settings;
 use super::error::StartError;
+use crate::agent::mcp::Servers;
 use crate::bus::Bus;
 use crate::clock::Expiry;
 use crate::error_text::describe;
@@ -36,6 +37,7 @@ pub(super) struct Ground<'a> {
     pub(super) config: &'a Config,
     pub(super) workspace: &'a Path,
     pub(super) keeper: &'a Keeper,
+    pub(super) servers: &'a Servers,
     pub(super) ledgers: &'a Ledgers,
     pub(super) bus: &'a Bus,
     pub(super) metrics: &'a Metrics,
@@ -67,8 +69,8 @@ pub(super) struct Engine {
 /// # Errors
 /// When an agent can't be set up, or a ledger can't be read or written.
 pub(super) async fn start(ground: Ground<'_>, interrupted: Vec<Interrupted>, plugins_loaded: impl FnOnce()) -> Result<Engine, StartError> {
-    let Ground { config, workspace, keeper, ledgers, bus, metrics, plugins, ref plugins_need, watch_over, epoch, .. } = ground;
-    let settings = settings(config, keeper, workspace).map_err(|error| StartError::Setting(describe(&error)))?;
+    let Ground { config, workspace, keeper, servers, ledgers, bus, metrics, plugins, ref plugins_need, watch_over, epoch, .. } = ground;
+    let settings = settings(config, keeper, servers, workspace).map_err(|error| StartError::Setting(describe(&error)))?;
     let recovered = recovery::recover(ledgers, &settings, interrupted, epoch).await?;
     let routes = routes(config);
     let expiry = Expiry::new(ledgers.events.readers.read(newest_received_at).await?);

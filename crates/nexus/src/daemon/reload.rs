@@ -35,7 +35,7 @@ pub(super) async fn reload(control: &Control, dry_run: bool) -> Answer {
     let changes = diff(&old, &new);
     keep_restart_only(&old, &mut new);
     let new = Arc::new(new);
-    let built = settings(&new, control.supervisor.keeper(), &control.paths.workspace);
+    let built = settings(&new, control.supervisor.keeper(), &control.servers, &control.paths.workspace);
     let built = built.map_err(|error| Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, describe(&error)))?;
     let warnings: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
     let answer = json!({ "changes": changes.iter().map(shown).collect::<Vec<_>>(), "warnings": warnings, "applied": !dry_run });
@@ -132,11 +132,11 @@ async fn apply(control: &Control, change: &Change, new: &Config) {
             adapters.remove_account(&AccountKey::new(adapter, account)).await;
             start_account(control, new, adapter, account).await;
         }
+        Change::Agents => control.servers.apply(&new.agents).await,
         // Done already, or read from the new settings or configuration by whoever needs them.
         Change::BusMode(_)
         | Change::BusRetention
         | Change::Access
-        | Change::Agents
         | Change::PipelineTimeout
         | Change::PipelineConcurrency
         | Change::OnInterrupted

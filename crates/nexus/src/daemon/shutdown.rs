@@ -83,8 +83,8 @@ impl Running {
             drop(control.reloading.lock().await);
             // A backup sees the stop as well, and puts away what it made. What it can't is no backup.
             tokio::time::timeout(BACKUP_END, control.backing_up.lock()).await.ok();
-            step(5, "adapter and plugin processes get TERM");
-            tokio::join!(control.adapters.shutdown(), control.plugins.shutdown());
+            step(5, "adapter, plugin and MCP server processes get TERM");
+            tokio::join!(control.adapters.shutdown(), control.plugins.shutdown(), control.servers.shutdown());
             step(6, "adapter processes waited for");
             step(7, "adapter processes that stayed were killed");
             server.stop(STREAMS).await;

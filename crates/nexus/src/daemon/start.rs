@@ -11,6 +11,7 @@ use super::signals::Signals;
 use super::{Prologue, StartOptions, housekeeping, listen, status};
 use crate::adapter::intake::Sinks;
 use crate::adapter::{Adapters, Shared};
+use crate::agent::mcp::Servers;
 use crate::bus::Bus;
 use crate::clock;
 use crate::error_text::describe;
@@ -86,12 +87,16 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
 
     // From here on children may be started.
     admitted.await.map_err(|error| StartError::Keeper(std::io::Error::other(error)))?;
-    let supervisor = Supervisor::new(keeper.clone(), metrics.clone(), watch_over.clone());
+    let supervisor = Supervisor::new(keeper, metrics.clone(), watch_over.clone());
     let plugins = Arc::new(Plugins::new(&config.plugins.enabled));
+    let servers = Servers::new(supervisor.clone(), paths.workspace.clone());
+    // Before the requests that an earlier daemon left.
+    servers.apply(&config.agents).await;
     let ground = Ground {
         config: &config,
         workspace: &paths.workspace,
-        keeper: &keeper,
+        keeper: supervisor.keeper(),
+        servers: &servers,
         ledgers: &ledgers,
         bus: &bus,
         metrics: &metrics,
@@ -115,7 +120,6 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
     let (disk, disk_low) = watch::channel(false);
     engine.tasks.push(keep_cortex(&watch_over, &engine.pipeline, &disk_low, &stop));
     let (timer_settings, timer_view) = watch::channel(config.timer.clone());
-    drop(keeper);
     let sinks = sinks(&ledgers, &engine, &bus, &metrics, &disk_low);
     let adapters = adapters(&paths, &ledgers, &supervisor, &sinks, &engine, &stop);
     let control = Arc::new(Control {
@@ -135,6 +139,7 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
         router_stats: engine.router_stats.clone(),
         adapters,
         supervisor,
+        servers,
         outbox: engine.outbox.clone(),
         timer_settings,
         sinks: sinks.clone(),

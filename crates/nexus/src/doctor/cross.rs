@@ -380,7 +380,8 @@ mod tests {
         assert_eq!(worst(&followers(&files)), Severity::Ok, "it isn't followed yet");
         alter(&files.agents, "INSERT INTO applied VALUES ('nexus.finish', 1)");
         assert!(followers(&files).iter().any(|finding| finding.what.contains("without a turn (run_A)")), "{:?}", followers(&files));
-        let turn = "INSERT INTO turns VALUES ('turn_A', NULL, 1, 's', 'echo', 'req_1', NULL, NULL, 'end_turn', NULL, NULL, 1, 1.0)";
+        let turn =
+            "INSERT INTO turns VALUES ('turn_A', NULL, 1, 's', 'echo', 'req_1', NULL, NULL, 'end_turn', NULL, NULL, 1, 1.0, 'echo', NULL)";
         alter(&files.agents, turn);
         assert_eq!(worst(&followers(&files)), Severity::Ok);
         // As one ends that a panic broke off, and as one that failed and said something.

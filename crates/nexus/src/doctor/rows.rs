@@ -285,7 +285,7 @@ mod tests {
             ("INSERT INTO session_aliases VALUES ('dm:c', 'dm:d', 1)", "of no session (dm:c)"),
             ("INSERT INTO messages VALUES ('t', 0, 'user', 'hi')", "of no turn (t)"),
             (
-                "INSERT INTO turns VALUES ('t', 'gone', 2, 's', 'echo', 'r', NULL, NULL, 'end_turn', NULL, NULL, 1, 1.0)",
+                "INSERT INTO turns VALUES ('t', 'gone', 2, 's', 'echo', 'r', NULL, NULL, 'end_turn', NULL, NULL, 1, 1.0, 'echo', NULL)",
                 "that isn't there (t)",
             ),
         ];

@@ -8,6 +8,7 @@ pub use sessions::{ArchiveSession, Archived, ForkSession, Forked, Listed, sessio
 
 use super::writer::{Weight, commands};
 use super::{Ledger, follow, optional};
+use nexus_core::spend::Spent;
 use rusqlite::{Connection, params};
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +37,11 @@ pub struct TurnRecord {
     pub started_at: i64,
     pub duration_ms: f64,
     pub tool_calls: Vec<ToolCall>,
+    /// The agent whose budget it counts for; none means `agent`.
+    #[serde(default)]
+    pub charged: Option<String>,
+    #[serde(default)]
+    pub cost_usd: Option<f64>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -44,6 +50,11 @@ pub struct ToolCall {
     pub name: String,
     pub status: String,
     pub summary: Option<String>,
+    /// As far as they are kept.
+    #[serde(default)]
+    pub arguments: Option<String>,
+    #[serde(default)]
+    pub result: Option<String>,
 }
 
 /// The turn of a run.
@@ -91,7 +102,8 @@ fn apply_turn(connection: &Connection, turn: &TurnRecord) -> rusqlite::Result<bo
         .query_row([&turn.session], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)));
     let head = optional(head)?;
     let depth = head.as_ref().map_or(1, |(_, depth)| depth + 1);
-    connection.prepare_cached("INSERT INTO turns VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)")?.execute(params![
+    let insert = "INSERT INTO turns VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)";
+    connection.prepare_cached(insert)?.execute(params![
         turn.turn_id,
         head.as_ref().map(|(id, _)| id),
         depth,
@@ -104,7 +116,9 @@ fn apply_turn(connection: &Connection, turn: &TurnRecord) -> rusqlite::Result<bo
         turn.input_tokens,
         turn.output_tokens,
         turn.started_at,
-        turn.duration_ms
+        turn.duration_ms,
+        turn.charged.as_ref().unwrap_or(&turn.agent),
+        turn.cost_usd
     ])?;
     let mut message = connection.prepare_cached("INSERT INTO messages VALUES (?1, ?2, ?3, ?4)")?;
     message.execute(params![turn.turn_id, 0, "user", turn.user])?;
@@ -112,13 +126,15 @@ fn apply_turn(connection: &Connection, turn: &TurnRecord) -> rusqlite::Result<bo
         message.execute(params![turn.turn_id, 1, "assistant", turn.assistant])?;
     }
     for (n, call) in turn.tool_calls.iter().enumerate() {
-        connection.prepare_cached("INSERT INTO tool_calls VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?.execute(params![
+        connection.prepare_cached("INSERT INTO tool_calls VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?.execute(params![
             turn.turn_id,
             n,
             call.call_id,
             call.name,
             call.status,
-            call.summary
+            call.summary,
+            call.arguments,
+            call.result
         ])?;
     }
     connection
@@ -132,11 +148,38 @@ fn apply_turn(connection: &Connection, turn: &TurnRecord) -> rusqlite::Result<bo
 
 impl Weight for ApplyTurns {
     fn bytes(&self) -> usize {
-        self.turns.iter().map(|turn| turn.user.len() + turn.assistant.len() + 512).sum::<usize>() + 64
+        self.turns.iter().map(TurnRecord::bytes).sum::<usize>() + 64
     }
     fn rows(&self) -> usize {
-        (self.turns.len() * 4).max(1)
+        self.turns.iter().map(|turn| 4 + turn.tool_calls.len()).sum::<usize>().max(1)
     }
+}
+
+impl ToolCall {
+    /// The call without what went in and out, which the agents ledger has.
+    pub fn outline(&self) -> serde_json::Value {
+        serde_json::json!({ "call_id": self.call_id, "name": self.name, "status": self.status, "summary": self.summary })
+    }
+}
+
+impl TurnRecord {
+    fn bytes(&self) -> usize {
+        let of = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        let calls = self.tool_calls.iter().map(|call| 128 + of(&call.summary) + of(&call.arguments) + of(&call.result));
+        self.user.len() + self.assistant.len() + calls.sum::<usize>() + 512
+    }
+}
+
+/// What an agent has used in a session, and since a moment in Unix milliseconds in all. A turn counts for
+/// the day on which it began.
+pub fn spent(connection: &Connection, charged: &str, session: &str, since: i64) -> rusqlite::Result<Spent> {
+    let tokens = "coalesce(sum(coalesce(input_tokens, 0) + coalesce(output_tokens, 0)), 0)";
+    let of_session = format!("SELECT {tokens} FROM turns WHERE session = ?1 AND charged = ?2");
+    let session_tokens = connection.prepare_cached(&of_session)?.query_row([session, charged], |row| row.get(0))?;
+    let of_day = format!("SELECT {tokens}, coalesce(sum(cost_usd), 0.0) FROM turns WHERE charged = ?1 AND started_at >= ?2");
+    connection
+        .prepare_cached(&of_day)?
+        .query_row(params![charged, since], |row| Ok(Spent { session_tokens, day_tokens: row.get(0)?, day_usd: row.get(1)? }))
 }
 
 /// A session's newest messages, oldest first, within `bytes_max`; and how many older ones exist.
@@ -225,11 +268,58 @@ mod tests {
             started_at: 1,
             duration_ms: 1.0,
             tool_calls: Vec::new(),
+            charged: None,
+            cost_usd: None,
         }
     }
 
     pub(super) fn texts(connection: &Connection, sql: &str) -> Vec<String> {
         connection.prepare(sql).unwrap().query_map([], |row| row.get(0)).unwrap().collect::<rusqlite::Result<_>>().unwrap()
+    }
+
+    fn used(n: i64, session: &str, charged: Option<&str>, tokens: Option<u64>) -> TurnRecord {
+        TurnRecord {
+            agent: "model".to_owned(),
+            input_tokens: tokens,
+            output_tokens: tokens,
+            started_at: n,
+            charged: charged.map(str::to_owned),
+            cost_usd: tokens.map(|tokens| tokens as f64),
+            ..turn(&format!("turn_{n}"), session)
+        }
+    }
+
+    #[test]
+    fn what_was_spent_is_counted_by_agent_session_and_day() {
+        let turns = vec![
+            used(1, "a", None, Some(5)),
+            used(2, "a", None, Some(10)),
+            used(3, "b", None, Some(100)),
+            used(4, "a", Some("spare"), Some(1000)),
+            used(5, "a", None, None),
+        ];
+        let connection = ledger();
+        ApplyTurns { upto_finish_seq: 1, turns }.apply(&connection).unwrap();
+        let found = spent(&connection, "model", "a", 2).unwrap();
+        assert_eq!(found, Spent { session_tokens: 30, day_tokens: 220, day_usd: 110.0 });
+        assert_eq!(spent(&connection, "spare", "a", 5).unwrap(), Spent { session_tokens: 2000, day_tokens: 0, day_usd: 0.0 });
+        assert_eq!(spent(&connection, "nobody", "a", 0).unwrap(), Spent::default());
+    }
+
+    #[test]
+    fn a_tool_call_is_kept_with_what_went_in_and_out() {
+        let call = ToolCall {
+            call_id: "c1".to_owned(),
+            name: "files__read".to_owned(),
+            status: "completed".to_owned(),
+            summary: None,
+            arguments: Some("{}".to_owned()),
+            result: Some("text".to_owned()),
+        };
+        let connection = ledger();
+        let turns = vec![TurnRecord { tool_calls: vec![call], ..turn("t1", "a") }];
+        ApplyTurns { upto_finish_seq: 1, turns }.apply(&connection).unwrap();
+        assert_eq!(texts(&connection, "SELECT arguments || ' ' || result FROM tool_calls"), ["{} text"]);
     }
 
     #[test]

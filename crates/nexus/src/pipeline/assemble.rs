@@ -13,6 +13,8 @@ use std::sync::Arc;
 pub const HISTORY_TURNS_MAX: u32 = 50;
 /// Bytes of earlier messages given to an agent.
 pub const HISTORY_BYTES_MAX: usize = 64 * 1024;
+/// Earlier turns given to an agent that has `context_tokens`, whose limit is the other one.
+pub const CONTEXT_TURNS_MAX: u32 = 1000;
 
 impl Pipeline {
     pub(super) fn assemble(
@@ -36,6 +38,8 @@ impl Pipeline {
             run_id: None,
             model: None,
             provider: None,
+            answered_by: None,
+            fallback_from: None,
             history_messages: 0,
             history_dropped: 0,
             memory_matches: 0,
@@ -53,7 +57,16 @@ impl Pipeline {
             return Some(Vec::new()); // the built-in echo has no memory
         }
         let (session, formerly) = (prepared.session.clone(), prepared.formerly.clone());
-        let read = move |connection: &Connection| history(connection, &session, formerly.as_deref(), HISTORY_TURNS_MAX, HISTORY_BYTES_MAX);
+        let (turns_max, bytes_max) = match prepared.agent.prompt_bytes_max {
+            None => (HISTORY_TURNS_MAX, HISTORY_BYTES_MAX),
+            Some(all) => {
+                let memory = &prepared.agent.memory;
+                let notes = if memory.matches == 0 { 0 } else { usize::try_from(memory.max_bytes).unwrap_or(usize::MAX) };
+                let fixed = prepared.agent.runner.prompt_bytes().await + prepared.told().len();
+                (CONTEXT_TURNS_MAX, all.saturating_sub(fixed).saturating_sub(notes))
+            }
+        };
+        let read = move |connection: &Connection| history(connection, &session, formerly.as_deref(), turns_max, bytes_max);
         let told = self.ledgers.agents.readers.read_patiently(read, READ_PATIENCE, &self.abandon).await?;
         if let Some(agent) = &mut prepared.request.agent {
             agent.parent_turn_id.clone_from(&told.head);

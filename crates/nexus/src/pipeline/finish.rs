@@ -1,8 +1,8 @@
 //! The end of a run, and stages 7 and 8: commit, let the session go on, deliver, finalize.
 
-use super::run::Work;
+use super::run::{Seen, Work};
 use super::{Exit, Pipeline, Prepared, trace_json};
-use crate::agent::{Finished, StopReason, Usage};
+use crate::agent::{AgentError, Finished, StopReason, Usage};
 use crate::clock;
 use crate::ledger::agents::{ToolCall, TurnRecord, turn_id};
 use crate::ledger::nexus::{FellowEnd, FinishRun, NewDelivery, SaveTrace};
@@ -27,7 +27,7 @@ pub(super) struct Ended {
     pub(super) prepared: Prepared,
     pub(super) run_id: String,
     pub(super) work: Work,
-    pub(super) tool_calls: Vec<ToolCall>,
+    pub(super) seen: Seen,
     pub(super) started_at: i64,
     pub(super) spent: Duration,
 }
@@ -65,15 +65,17 @@ impl Verdict {
 
 impl Pipeline {
     pub(super) async fn finish(&self, ended: Ended, release: impl FnOnce()) {
-        let Ended { mut prepared, run_id, work, tool_calls, started_at, spent } = ended;
+        let Ended { mut prepared, run_id, work, seen, started_at, spent } = ended;
         let mut verdict = judge(work, &prepared.request.request_id);
-        self.note_response(&mut prepared, &run_id, &verdict, &tool_calls, spent);
-        let hooks = self.review(&mut prepared, &run_id, &mut verdict, &tool_calls, spent).await;
+        // Of all attempts, the failed ones too.
+        verdict.finished.usage = seen.usage.unwrap_or(verdict.finished.usage);
+        self.note_response(&mut prepared, &run_id, &verdict, &seen.tool_calls, spent);
+        let hooks = self.review(&mut prepared, &run_id, &mut verdict, &seen.tool_calls, spent).await;
         let exit = verdict.error.clone().map(Exit::Failed);
         self.record(&mut prepared.request, Stage::RunAgent, started_at, spent, exit.as_ref(), hooks);
         self.plugins.after(Stage::RunAgent, &prepared.request);
         let fellows = self.end_fellows(&mut prepared, exit.as_ref(), started_at, spent);
-        let turn = turn_record(&prepared, &run_id, &verdict.finished, tool_calls, started_at, spent);
+        let turn = turn_record(&prepared, &run_id, &verdict.finished, seen, started_at, spent);
         let route = self.routes.settled(&prepared.adapter).await;
         let here = route.as_ref().is_some_and(|route| route.here);
         let text = verdict.text();
@@ -167,7 +169,7 @@ impl Pipeline {
         }
         request.response = Some(ResponseSection {
             content: verdict.finished.content.clone(),
-            tool_calls: tool_calls.iter().map(|call| json!(call)).collect(),
+            tool_calls: tool_calls.iter().map(ToolCall::outline).collect(),
             usage: json!(verdict.finished.usage),
             stop_reason: stop_word(verdict.finished.stop_reason).to_owned(),
             duration_ms: spent.as_secs_f64() * 1000.0,
@@ -188,6 +190,8 @@ impl Pipeline {
                 agent.run_id.clone_from(&of_lead.run_id);
                 agent.model.clone_from(&of_lead.model);
                 agent.provider.clone_from(&of_lead.provider);
+                agent.answered_by.clone_from(&of_lead.answered_by);
+                agent.fallback_from.clone_from(&of_lead.fallback_from);
             }
             self.record(request, Stage::RunAgent, started_at, spent, exit, Vec::new());
             self.plugins.after(Stage::RunAgent, request);
@@ -292,6 +296,7 @@ fn judge(work: Work, request_id: &str) -> Verdict {
     };
     match work {
         Work::Finished(finished) => Verdict { finished, notice: None, error: None },
+        Work::Failed(AgentError::Exhausted { problem, partial, .. }) => failed(partial, Some(problem.clone()), StopReason::Error, problem),
         Work::Failed(error) => {
             let notice = sorry("The agent failed; this message was not answered.");
             failed(error.partial().to_owned(), Some(notice), StopReason::Error, crate::error_text::describe(&error))
@@ -316,7 +321,7 @@ pub(super) fn turn_record(
     prepared: &Prepared,
     run_id: &str,
     finished: &Finished,
-    tool_calls: Vec<ToolCall>,
+    seen: Seen,
     started_at: i64,
     spent: Duration,
 ) -> TurnRecord {
@@ -335,7 +340,9 @@ pub(super) fn turn_record(
         output_tokens: finished.usage.output_tokens,
         started_at,
         duration_ms: spent.as_secs_f64() * 1000.0,
-        tool_calls,
+        tool_calls: seen.tool_calls,
+        charged: seen.charged.map(|agent| agent.name.clone()),
+        cost_usd: seen.cost_usd,
     }
 }
 

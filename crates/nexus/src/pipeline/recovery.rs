@@ -3,7 +3,7 @@
 
 use super::{Settings, trace_value};
 use crate::clock;
-use crate::ledger::agents::TurnRecord;
+use crate::ledger::agents::{ToolCall, TurnRecord};
 use crate::ledger::events::by_seq;
 use crate::ledger::nexus::{Interrupted, NewDelivery, ReviveRequest, request_id_of, run_turn};
 use crate::ledger::{Ledgers, ReadError, writer::WriteError};
@@ -148,6 +148,8 @@ fn trace(mut request: NexusRequest, one: &Interrupted, turn: Option<TurnRecord>,
         run_id: one.run_id.clone(),
         model: None,
         provider: None,
+        answered_by: None,
+        fallback_from: None,
         history_messages: 0,
         history_dropped: 0,
         memory_matches: 0,
@@ -156,7 +158,7 @@ fn trace(mut request: NexusRequest, one: &Interrupted, turn: Option<TurnRecord>,
     });
     request.response = turn.map(|turn| ResponseSection {
         content: turn.assistant,
-        tool_calls: turn.tool_calls.iter().map(|call| json!(call)).collect(),
+        tool_calls: turn.tool_calls.iter().map(ToolCall::outline).collect(),
         usage: Value::Null,
         stop_reason: turn.stop_reason,
         duration_ms: turn.duration_ms,

@@ -3,8 +3,10 @@
 
 use super::finish::{Ended, turn_record};
 use super::identify::audit;
-use super::{Active, Pipeline, Prepared};
-use crate::agent::{AgentError, Finished, MAX_ANSWER_BYTES, Memory, Message, Output, StopReason, ToolStatus, Turn, Usage};
+use super::{Active, Agent, Pipeline, Prepared};
+use crate::agent::{
+    AgentError, Finished, MAX_ANSWER_BYTES, Memory, Message, Output, StopReason, TRIES_MAX, ToolStatus, Turn, Usage, pause_after,
+};
 use crate::clock;
 use crate::ledger::agents::ToolCall;
 use crate::ledger::nexus::{Claim, Fellow, InterruptRun, MarkActed, StartRun};
@@ -21,18 +23,31 @@ use tokio::sync::mpsc;
 const OUTPUT_MAX: usize = 256;
 /// Tool calls of one turn that are recorded; more are counted only.
 const TOOL_CALLS_MAX: usize = 1000;
-/// Attempts of one run at an error that may pass, as long as nothing was said or done.
-const TRIES_MAX: u32 = 3;
-const RETRY_BASE: Duration = Duration::from_secs(1);
+/// Bytes of arguments and results of one turn's tool calls that are recorded.
+const TOOL_DETAIL_BYTES_MAX: usize = 1024 * 1024;
 
-/// What an attempt left behind while it ran.
+/// What the attempts left behind while they ran.
 #[derive(Debug, Default)]
-struct Seen {
+pub(super) struct Seen {
     tokens: u64,
     /// What it said, for a run that is interrupted.
-    text: String,
-    tool_calls: Vec<ToolCall>,
+    pub(super) text: String,
+    pub(super) tool_calls: Vec<ToolCall>,
+    tool_detail_bytes: usize,
     acted: bool,
+    /// Bytes said since the agent last told what it used.
+    pub(super) unpaid_bytes: usize,
+    pub(super) usage: Option<Usage>,
+    /// The agent that was asked last, if its use is counted.
+    pub(super) charged: Option<Arc<Agent>>,
+    pub(super) cost_usd: Option<f64>,
+}
+
+impl Seen {
+    /// Doing it again would say or do something twice.
+    fn has_begun(&self) -> bool {
+        self.tokens > 0 || self.acted
+    }
 }
 
 /// How the agent's work ended.
@@ -94,13 +109,14 @@ impl Pipeline {
         let started = Instant::now();
         self.announce_start(&prepared, &run_id);
         let mut seen = Seen::default();
-        let turn = self.turn(&prepared, &run_id, history, memory);
-        let work = self.work(&prepared, &turn, &mut seen).await;
+        let mut turn = self.turn(&prepared, &run_id, history, memory);
+        let work = self.work(&mut prepared, &mut turn, &mut seen).await;
+        self.settle_use(&turn, &mut seen);
         if matches!(work, Work::Abandoned) {
             self.interrupt(&prepared, &run_id, seen, started_at, started.elapsed()).await;
             release();
         } else {
-            let ended = Ended { prepared, run_id, work, tool_calls: seen.tool_calls, started_at, spent: started.elapsed() };
+            let ended = Ended { prepared, run_id, work, seen, started_at, spent: started.elapsed() };
             self.finish(ended, release).await;
         }
     }
@@ -114,23 +130,66 @@ impl Pipeline {
         self.bus.publish(NoticeType::StreamStart, &ids);
     }
 
-    /// Runs the agent, again after an error that may pass if nothing was said or done yet.
-    async fn work(&self, prepared: &Prepared, turn: &Turn, seen: &mut Seen) -> Work {
+    /// Runs the agent; while its endpoint can't answer and nothing was said or done, those that are to take its
+    /// place, each once its budget allows it.
+    async fn work(&self, prepared: &mut Prepared, turn: &mut Turn, seen: &mut Seen) -> Work {
         let deadline = tokio::time::Instant::now() + prepared.agent.timeout.min(prepared.timeout.saturating_sub(prepared.spent));
+        let own = prepared.agent.clone();
+        let mut work = self.tries(prepared, &own, turn, seen, deadline).await;
+        for name in &own.fallback {
+            let Work::Failed(error) = &work else { break };
+            if !error.retryable() || seen.has_begun() || tokio::time::Instant::now() >= deadline {
+                break;
+            }
+            if prepared.abort.is_cancelled() {
+                return Work::Finished(aborted(seen)); // nobody waits for another's answer either
+            }
+            // None is there that a reload took away.
+            let Some(other) = self.settings.load().agents.get(name).cloned() else { continue };
+            let reason = crate::error_text::describe(error);
+            tracing::warn!(run_id = turn.run_id, agent = own.name, fallback = other.name, error = reason, "another agent takes its place");
+            let next = self.tries(prepared, &other, turn, seen, deadline).await;
+            if matches!(&next, Work::Failed(AgentError::Exhausted { .. })) && !seen.has_begun() {
+                continue; // why the first one failed says more
+            }
+            if let Some(section) = &mut prepared.request.agent {
+                section.answered_by = Some(other.name.clone());
+                section.fallback_from.get_or_insert(reason);
+            }
+            work = next;
+        }
+        work
+    }
+
+    /// Runs one agent, again after an error that may pass if nothing was said or done yet.
+    async fn tries(
+        &self,
+        prepared: &Prepared,
+        agent: &Arc<Agent>,
+        turn: &mut Turn,
+        seen: &mut Seen,
+        deadline: tokio::time::Instant,
+    ) -> Work {
+        // Of a turn that a newer message ended by now nobody is told that its budget is used up.
+        if let Some(refused) = self.refuse(agent, turn).await.filter(|_| !prepared.abort.is_cancelled()) {
+            return refused;
+        }
+        seen.charged = agent.spending.is_some().then(|| agent.clone());
         for attempt in 1_u32.. {
             if prepared.abort.is_cancelled() {
                 return Work::Finished(aborted(seen));
             }
-            let failed = match self.attempt(prepared, turn, seen, deadline).await {
+            let failed = match self.attempt(prepared, agent, turn, seen, deadline).await {
                 Work::Failed(error) => error,
                 ended @ (Work::Finished(_) | Work::TimedOut | Work::Abandoned) => return ended,
             };
-            let may_repeat = failed.retryable() && attempt < TRIES_MAX && seen.tokens == 0 && !seen.acted;
-            let pause = RETRY_BASE * 2_u32.pow(attempt - 1);
-            if !may_repeat || tokio::time::Instant::now() + pause >= deadline {
+            let may_repeat = failed.retryable() && attempt < TRIES_MAX && !seen.has_begun();
+            let pause = pause_after(attempt, failed.retry_after());
+            let is_late = tokio::time::Instant::now().checked_add(pause).is_none_or(|next| next >= deadline);
+            if !may_repeat || is_late {
                 return Work::Failed(failed);
             }
-            tracing::warn!(run_id = turn.run_id, attempt, error = %failed, "agent failed, trying again");
+            tracing::warn!(run_id = turn.run_id, agent = agent.name, attempt, error = %failed, "agent failed, trying again");
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = prepared.abort.cancelled() => {}
@@ -140,9 +199,9 @@ impl Pipeline {
         Work::TimedOut // not reached: the loop has no end of its own
     }
 
-    async fn attempt(&self, prepared: &Prepared, turn: &Turn, seen: &mut Seen, deadline: tokio::time::Instant) -> Work {
+    async fn attempt(&self, prepared: &Prepared, agent: &Agent, turn: &Turn, seen: &mut Seen, deadline: tokio::time::Instant) -> Work {
         let (sink, mut output) = mpsc::channel(OUTPUT_MAX);
-        let running = panics::caught(prepared.agent.runner.run(turn, &sink));
+        let running = panics::caught(agent.runner.run(turn, &sink));
         tokio::pin!(running);
         let result = loop {
             tokio::select! {
@@ -164,7 +223,7 @@ impl Pipeline {
             Ok(Err(error)) => Work::Failed(error),
             Err(panicked) => {
                 let problem = self.defect(prepared.request.event_seq, &panicked);
-                Work::Failed(AgentError::Config { agent: prepared.agent.name.clone(), problem })
+                Work::Failed(AgentError::Config { agent: agent.name.clone(), problem })
             }
         }
     }
@@ -175,6 +234,7 @@ impl Pipeline {
         match piece {
             Output::Token(text) => {
                 seen.tokens += 1;
+                seen.unpaid_bytes += text.len();
                 if seen.text.len() + text.len() <= MAX_ANSWER_BYTES {
                     seen.text.push_str(&text);
                 }
@@ -185,9 +245,11 @@ impl Pipeline {
             }
             Output::Reasoning(text) => {
                 seen.tokens += 1;
+                seen.unpaid_bytes += text.len();
                 self.bus.publish(NoticeType::StreamToken, json!({ "run_id": run_id, "reasoning": text }));
             }
-            Output::Tool { name, call_id, status, summary } => {
+            Output::Used(usage) => self.charge(usage, seen),
+            Output::Tool { name, call_id, status, summary, detail } => {
                 if !seen.acted {
                     seen.acted = true;
                     let mark = MarkActed { run_id: run_id.to_owned() };
@@ -195,12 +257,16 @@ impl Pipeline {
                         tracing::error!(run_id, %error, "could not note that the agent acted");
                     }
                 }
-                self.hear_tool(event_id, run_id, ToolCall { call_id, name, status: word(status).into(), summary }, status, seen);
+                let detail = detail.filter(|detail| seen.tool_detail_bytes + detail.len() <= TOOL_DETAIL_BYTES_MAX);
+                seen.tool_detail_bytes += detail.as_ref().map_or(0, String::len);
+                let (arguments, result) = if status == ToolStatus::Started { (detail, None) } else { (None, detail) };
+                let call = ToolCall { call_id, name, status: word(status).into(), summary, arguments, result };
+                self.hear_tool(event_id, run_id, call, status, seen);
             }
         }
     }
 
-    fn hear_tool(&self, event_id: &str, run_id: &str, call: ToolCall, status: ToolStatus, seen: &mut Seen) {
+    fn hear_tool(&self, event_id: &str, run_id: &str, mut call: ToolCall, status: ToolStatus, seen: &mut Seen) {
         let kind = match status {
             ToolStatus::Started => NoticeType::ToolStarted,
             ToolStatus::Completed | ToolStatus::Failed => NoticeType::ToolCompleted,
@@ -208,7 +274,10 @@ impl Pipeline {
         self.bus.publish(kind, json!({ "run_id": run_id, "tool": call.name, "call_id": call.call_id, "status": call.status }));
         self.replies.tell(event_id, &Part::Tool { name: call.name.clone(), status: call.status.clone() });
         match seen.tool_calls.iter().position(|known| known.call_id == call.call_id) {
-            Some(place) => seen.tool_calls[place] = call,
+            Some(place) => {
+                call.arguments = call.arguments.or_else(|| seen.tool_calls[place].arguments.take());
+                seen.tool_calls[place] = call;
+            }
             None if seen.tool_calls.len() < TOOL_CALLS_MAX => seen.tool_calls.push(call),
             None => {}
         }
@@ -234,6 +303,7 @@ impl Pipeline {
             history,
             memory,
             permissions: request.access.as_ref().map_or(serde_json::Value::Null, |access| json!(access.permissions)),
+            allowance: None,
         }
     }
 
@@ -242,11 +312,11 @@ impl Pipeline {
     }
 
     /// Notes that the daemon's stop cut this run short, and how far it had come; not terminal.
-    async fn interrupt(&self, prepared: &Prepared, run_id: &str, seen: Seen, started_at: i64, spent: Duration) {
+    async fn interrupt(&self, prepared: &Prepared, run_id: &str, mut seen: Seen, started_at: i64, spent: Duration) {
         let event_seq = prepared.request.event_seq;
-        let is_silent = seen.text.is_empty() && seen.tool_calls.is_empty();
-        let Seen { text, tool_calls, .. } = seen;
-        let turn = turn_record(prepared, run_id, &partial(text), tool_calls, started_at, spent);
+        let is_silent = seen.text.is_empty() && seen.tool_calls.is_empty() && seen.usage.is_none();
+        let said = Finished { usage: seen.usage.unwrap_or_default(), ..partial(std::mem::take(&mut seen.text)) };
+        let turn = turn_record(prepared, run_id, &said, seen, started_at, spent);
         let turn_json = if is_silent { None } else { serde_json::to_string(&turn).ok() };
         let (fellows, at) = (prepared.fellow_seqs(), clock::wall_ms());
         let interrupt = InterruptRun { event_seq, fellows, run_id: run_id.to_owned(), turn_json, at, epoch: self.epoch };

@@ -136,6 +136,8 @@ fn sample(event: Event) -> NexusRequest {
         run_id: None,
         model: None,
         provider: None,
+        answered_by: None,
+        fallback_from: None,
         history_messages: 0,
         history_dropped: 0,
         memory_matches: 0,

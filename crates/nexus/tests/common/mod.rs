@@ -7,6 +7,7 @@ pub mod backup;
 pub mod cgroup;
 mod fake;
 pub mod http;
+pub mod model;
 pub mod place;
 pub mod procfs;
 
@@ -347,7 +348,7 @@ impl Daemon {
     }
 
     fn connect_tcp(&self) -> Box<dyn http::Wire> {
-        let socket = TcpStream::connect(self.http()).expect("the HTTP port can be reached");
+        let socket = std::net::TcpStream::connect(self.http()).expect("the HTTP port can be reached");
         socket.set_read_timeout(Some(DEADLINE)).unwrap();
         Box::new(socket)
     }

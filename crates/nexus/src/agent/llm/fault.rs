@@ -2,8 +2,11 @@
 //! could help. Owns the reading of `genai`'s errors. Never passes on a key, nor more than a few
 //! lines of what a server said.
 
+use std::time::Duration;
+
 use genai::BoxError;
 use genai::webc::StreamTimeout;
+use reqwest::header::{HeaderMap, RETRY_AFTER};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 
@@ -13,10 +16,39 @@ const MESSAGE_CHARS_MAX: usize = 400;
 /// Why a conversation with an endpoint failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Fault {
-    Endpoint { problem: String, retryable: bool },
+    Endpoint {
+        problem: String,
+        retryable: bool,
+        retry_after: Option<Duration>,
+    },
     Stalled,
-    Unfinished { problem: String },
-    TooLarge { what: &'static str, limit_bytes: usize },
+    Unfinished {
+        problem: String,
+    },
+    TooLarge {
+        what: &'static str,
+        limit_bytes: usize,
+    },
+    /// The agent may use no more; in words for the user.
+    Exhausted {
+        problem: String,
+    },
+}
+
+impl Fault {
+    /// One that nobody asked to wait for.
+    pub(super) fn endpoint(problem: impl Into<String>, retryable: bool) -> Self {
+        Self::Endpoint { problem: problem.into(), retryable, retry_after: None }
+    }
+
+    /// Whether asking the same again could help, and how long to wait at least.
+    pub(super) fn passing(&self) -> Option<Option<Duration>> {
+        match self {
+            Self::Endpoint { retryable, retry_after, .. } => retryable.then_some(*retry_after),
+            Self::Stalled | Self::Unfinished { .. } => Some(None),
+            Self::TooLarge { .. } | Self::Exhausted { .. } => None,
+        }
+    }
 }
 
 /// Reads errors. Flattening them to text is deliberate: they may hold the key or a whole page.
@@ -37,7 +69,7 @@ impl Explainer<'_> {
             let problem = format!("a chunk of the stream is not valid JSON: {serde_error}");
             return Fault::Unfinished { problem: self.tidy(&problem) };
         }
-        Fault::Endpoint { problem: self.tidy(&error.to_string()), retryable: false }
+        Fault::endpoint(self.tidy(&error.to_string()), false)
     }
 
     fn transport(&self, cause: BoxError) -> Fault {
@@ -62,16 +94,15 @@ impl Explainer<'_> {
         }
         if error.is_builder() {
             let problem = format!("the request cannot be made: check `url`: {told}");
-            return Fault::Endpoint { problem, retryable: false };
+            return Fault::endpoint(problem, false);
         }
-        let problem = format!("no answer: check that the server runs and `url`: {told}");
-        Fault::Endpoint { problem, retryable: true }
+        Fault::endpoint(format!("no answer: check that the server runs and `url`: {told}"), true)
     }
 
     /// An answer with a status other than success.
     fn refused(&self, error: &genai::Error) -> Fault {
-        let genai::Error::HttpError { status, body, .. } = error else {
-            return Fault::Endpoint { problem: self.tidy(&error.to_string()), retryable: false };
+        let genai::Error::HttpError { status, body, headers, .. } = error else {
+            return Fault::endpoint(self.tidy(&error.to_string()), false);
         };
         let (advice, retryable) = advice(status.as_u16());
         let said = serde_json::from_str::<Value>(body).ok();
@@ -80,14 +111,16 @@ impl Explainer<'_> {
         if !said.trim().is_empty() {
             problem = format!("{problem}; it says: {}", self.tidy(said));
         }
-        Fault::Endpoint { problem, retryable }
+        let retry_after = if retryable { retry_after(headers, crate::clock::wall_ms()) } else { None };
+        Fault::Endpoint { problem, retryable, retry_after }
     }
 
     /// An error object inside the stream, after a status of success.
     fn reported(&self, body: &Value) -> Fault {
         let text = body.to_string();
         let problem = format!("the model failed: {}", self.tidy(message(body).unwrap_or(&text)));
-        Fault::Endpoint { problem, retryable: is_passing(body) }
+        // Some providers put the error into an object of its own.
+        Fault::endpoint(problem, is_passing(body.get("error").unwrap_or(body)))
     }
 
     /// One bounded line without the key and without control characters. The key goes first: cut
@@ -100,6 +133,22 @@ impl Explainer<'_> {
         let clean = |c: char| if c.is_control() { ' ' } else { c };
         text.trim().chars().take(MESSAGE_CHARS_MAX).map(clean).collect()
     }
+}
+
+/// How long a server asks to be left alone (RFC 9110, 10.2.3): in seconds, or until a date; some say it in
+/// milliseconds. Nothing is made of what is neither.
+fn retry_after(headers: &HeaderMap, now_ms: i64) -> Option<Duration> {
+    let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
+    if let Some(ms) = text("retry-after-ms").and_then(|text| text.parse().ok()) {
+        return Some(Duration::from_millis(ms));
+    }
+    let asked = text(RETRY_AFTER.as_str())?;
+    if let Ok(seconds) = asked.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = jiff::fmt::rfc2822::parse(asked).ok()?;
+    let wait_ms = date.timestamp().as_millisecond().saturating_sub(now_ms);
+    u64::try_from(wait_ms).ok().map(Duration::from_millis)
 }
 
 /// What to check for an HTTP status, and whether trying again could help.
@@ -125,7 +174,7 @@ fn message(body: &Value) -> Option<&str> {
 
 /// Whether an error object in a stream names something that passes.
 fn is_passing(body: &Value) -> bool {
-    const PASSING: [&str; 5] = ["server_error", "overloaded", "rate_limit", "timeout", "unavailable"];
+    const PASSING: [&str; 6] = ["server_error", "api_error", "overloaded", "rate_limit", "timeout", "unavailable"];
     let named = |field: &str| {
         let text = body.get(field).and_then(Value::as_str).unwrap_or_default();
         PASSING.iter().any(|name| text.contains(name)) || text.parse().is_ok_and(|status| advice(status).1)
@@ -155,6 +204,31 @@ mod tests {
         assert!(is_passing(&json!({"type": "server_error"})));
         assert!(!is_passing(&json!({"type": "invalid_request_error", "code": 400})));
         assert!(!is_passing(&json!("no")));
+        assert!(is_passing(&json!({"type": "overloaded_error"})));
+    }
+
+    #[test]
+    fn an_error_is_found_in_an_object_of_its_own() {
+        let body = json!({"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}});
+        let fault = Explainer { key: None }.reported(&body);
+        assert_eq!(fault, Fault::endpoint("the model failed: Overloaded", true));
+        let body = json!({"error": {"code": 400, "message": "no", "status": "INVALID_ARGUMENT"}});
+        assert_eq!(Explainer { key: None }.reported(&body).passing(), None);
+    }
+
+    #[test]
+    fn a_wish_to_be_left_alone_is_read_in_each_way() {
+        let asked = |name: &'static str, value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(name, value.parse().unwrap());
+            retry_after(&headers, 1_445_412_470_000).map(|wait| wait.as_millis())
+        };
+        assert_eq!(asked("retry-after", "7"), Some(7_000));
+        assert_eq!(asked("retry-after-ms", "1500"), Some(1_500));
+        assert_eq!(asked("retry-after", "Wed, 21 Oct 2015 07:28:00 GMT"), Some(10_000));
+        assert_eq!(asked("retry-after", "Wed, 21 Oct 2015 07:27:00 GMT"), None, "it is over");
+        assert_eq!(asked("retry-after", "soon"), None);
+        assert_eq!(asked("retry-after", "-1"), None);
     }
 
     #[test]

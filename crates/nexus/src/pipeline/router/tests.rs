@@ -155,6 +155,9 @@ fn prepared(seq: i64, found: Found) -> Prepared {
         harmless: true,
         acts: false,
         memory: nexus_core::config::Memory::default(),
+        spending: None,
+        fallback: Vec::new(),
+        prompt_bytes_max: None,
     };
     let mut request = NexusRequest::new(format!("req_{seq}"), seq, 0, event);
     let mut access = json!({ "decision": "allow", "permissions": {}, "queue_mode": found.mode });

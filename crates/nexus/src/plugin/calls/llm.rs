@@ -1,5 +1,5 @@
-//! `llm`: one turn of a configured model, without a session and without a history. It counts against no
-//! agent's runs; the plugin's own calls bound it.
+//! `llm`: one turn of a configured model, without a session, without a history and without tools. It counts
+//! against no agent's runs nor budget; the plugin's own calls bound it.
 
 use super::CallError;
 use super::params::{Params, shown, wrong};
@@ -51,6 +51,7 @@ fn turn(agent: String, content: String, plugin: &str) -> Turn {
         history: Vec::new(),
         memory: Vec::new(),
         permissions: Value::Null,
+        allowance: None,
     }
 }
 

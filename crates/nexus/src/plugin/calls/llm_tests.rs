@@ -18,11 +18,14 @@ use tokio::net::TcpListener;
 async fn model(agents: &mut HashMap<String, Arc<Agent>>, answer: String, timeout: Duration) -> tokio::task::JoinHandle<Value> {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = LlmEndpoint {
+        provider: config::Provider::Openai,
         url: format!("http://{}/v1", listener.local_addr().unwrap()),
         model: "test-1".to_owned(),
         key: KeySource::None,
         system_prompt_file: None,
         stream_idle: DEADLINE,
+        max_tokens: None,
+        tool_rounds_max: 1,
     };
     let runner = Runner::Llm(LlmRunner::connect_to("model", endpoint).unwrap());
     let agent = Agent {
@@ -33,6 +36,9 @@ async fn model(agents: &mut HashMap<String, Arc<Agent>>, answer: String, timeout
         harmless: false,
         acts: false,
         memory: config::Memory::default(),
+        spending: None,
+        fallback: Vec::new(),
+        prompt_bytes_max: None,
     };
     agents.insert("model".to_owned(), Arc::new(agent));
     tokio::spawn(async move {
@@ -66,7 +72,7 @@ async fn a_model_answers_one_question_without_a_history() {
     let params = json!({ "agent": "model", "prompt": "Two and two?", "system": "Be short.", "max_tokens": 5 });
     let answer = soon(place.calls.call(&caller(None), "llm", params)).await.unwrap();
     assert_eq!((&answer["text"], &answer["stop_reason"]), (&json!("four"), &json!("end_turn")));
-    assert_eq!(answer["usage"], json!({ "input_tokens": 3, "output_tokens": 1 }));
+    assert_eq!(answer["usage"], json!({ "input_tokens": 3, "output_tokens": 1, "estimated": false }));
     let asked = soon(server).await.unwrap();
     let messages = json!([{ "role": "system", "content": "Be short." }, { "role": "user", "content": "Two and two?" }]);
     assert_eq!((&asked["messages"], &asked["max_tokens"], &asked["model"]), (&messages, &json!(5), &json!("test-1")));
@@ -93,6 +99,9 @@ async fn only_a_model_is_asked() {
         harmless: true,
         acts: false,
         memory: config::Memory::default(),
+        spending: None,
+        fallback: Vec::new(),
+        prompt_bytes_max: None,
     };
     place.calls.settings.store(Arc::new(settings(HashMap::from([("echo".to_owned(), Arc::new(agent))]))));
     for (params, told) in [

@@ -1,0 +1,177 @@
+//! What an agent's runs cost, and whether it may go on: limits and what was used to a verdict. It counts
+//! nothing and reads no ledger; what was spent comes in, as does the time.
+
+use crate::config::Spending;
+use jiff::tz::TimeZone;
+use jiff::{Timestamp, Zoned};
+use serde::Serialize;
+
+/// Bytes of text that count as one token where a provider doesn't count.
+pub const BYTES_PER_TOKEN: usize = 4;
+
+const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+
+/// Tokens of a text that nobody counted, rounded up.
+pub fn estimated_tokens(bytes: usize) -> u64 {
+    u64::try_from(bytes.div_ceil(BYTES_PER_TOKEN)).unwrap_or(u64::MAX)
+}
+
+/// What so many tokens cost in US dollars; `None` without both prices.
+pub fn cost_usd(spending: &Spending, input_tokens: u64, output_tokens: u64) -> Option<f64> {
+    let million = 1_000_000.0;
+    let input = spending.usd_per_million_input? * input_tokens as f64 / million;
+    Some(input + spending.usd_per_million_output? * output_tokens as f64 / million)
+}
+
+/// What an agent has used so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Spent {
+    /// In this session, ever.
+    pub session_tokens: u64,
+    /// In all sessions, since the day began.
+    pub day_tokens: u64,
+    pub day_usd: f64,
+}
+
+/// The day that a moment belongs to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Day {
+    /// Unix milliseconds.
+    pub from_ms: i64,
+    /// When the next one begins, as a person reads it.
+    pub until: String,
+}
+
+/// The day in a time zone. Where the zone has none for it, a day of UTC.
+pub fn day(now_ms: i64, zone: &TimeZone) -> Day {
+    let bounds = |now: Zoned| Ok::<_, jiff::Error>((now.start_of_day()?, now.tomorrow()?.start_of_day()?));
+    let local = Timestamp::from_millisecond(now_ms).and_then(|now| bounds(now.to_zoned(zone.clone())));
+    match local {
+        Ok((from, until)) => Day { from_ms: from.timestamp().as_millisecond(), until: until.strftime("%Y-%m-%d %H:%M %Z").to_string() },
+        Err(_) => Day { from_ms: now_ms.saturating_sub(now_ms.rem_euclid(DAY_MS)), until: "the next day (UTC)".to_owned() },
+    }
+}
+
+/// What one run may use: the limits, what was used before it, and what it has used itself.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Allowance {
+    pub limits: Spending,
+    pub spent: Spent,
+    /// When the next day begins, as a person reads it.
+    pub next_day: String,
+}
+
+impl Allowance {
+    /// Adds what the run has used.
+    pub fn add(&mut self, input_tokens: u64, output_tokens: u64) {
+        let tokens = input_tokens.saturating_add(output_tokens);
+        self.spent.session_tokens = self.spent.session_tokens.saturating_add(tokens);
+        self.spent.day_tokens = self.spent.day_tokens.saturating_add(tokens);
+        self.spent.day_usd += cost_usd(&self.limits, input_tokens, output_tokens).unwrap_or(0.0);
+    }
+
+    /// Whether the agent may be asked once more.
+    ///
+    /// # Errors
+    /// What is used up, and until when, for the user to read.
+    pub fn check(&self) -> Result<(), String> {
+        let (limits, spent) = (&self.limits, &self.spent);
+        if let Some(limit) = limits.tokens_per_session.filter(|limit| spent.session_tokens >= *limit) {
+            let (spent, limit) = (grouped(spent.session_tokens), grouped(limit));
+            return Err(format!("The agent's budget for this session is used up ({spent} of {limit} tokens)."));
+        }
+        let today = |used: String| format!("The agent's budget for today is used up ({used}); it continues at {}.", self.next_day);
+        if let Some(limit) = limits.tokens_per_day.filter(|limit| spent.day_tokens >= *limit) {
+            return Err(today(format!("{} of {} tokens", grouped(spent.day_tokens), grouped(limit))));
+        }
+        if let Some(limit) = limits.usd_per_day.filter(|limit| spent.day_usd >= *limit) {
+            return Err(today(format!("${:.4} of ${limit:.4}", spent.day_usd)));
+        }
+        Ok(())
+    }
+}
+
+/// A number with a comma between each three digits.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn ms(text: &str) -> i64 {
+        text.parse::<Timestamp>().unwrap().as_millisecond()
+    }
+
+    fn allowance(limits: Spending) -> Allowance {
+        Allowance { limits, spent: Spent::default(), next_day: "tomorrow".to_owned() }
+    }
+
+    #[test]
+    fn a_day_is_the_time_zones_own() {
+        let berlin = TimeZone::get("Europe/Berlin").unwrap();
+        let winter = day(ms("2026-02-05T23:30:00Z"), &berlin);
+        assert_eq!(winter.from_ms, ms("2026-02-05T23:00:00Z"), "it is the next day there already");
+        assert_eq!(winter.until, "2026-02-07 00:00 CET");
+        // 25 hours: the clocks go back.
+        let long = day(ms("2026-10-25T12:00:00Z"), &berlin);
+        assert_eq!(long.from_ms, ms("2026-10-24T22:00:00Z"));
+        assert_eq!(long.until, "2026-10-26 00:00 CET");
+        assert_eq!(day(i64::MAX, &TimeZone::UTC).until, "the next day (UTC)");
+    }
+
+    #[test]
+    fn the_limit_stops_and_the_next_day_opens() {
+        let limits = Spending { tokens_per_day: Some(50_000), ..Spending::default() };
+        let mut today = allowance(limits.clone());
+        today.add(40_000, 9_999);
+        assert_eq!(today.check(), Ok(()), "one token is left");
+        today.add(0, 1_201);
+        let expected = "The agent's budget for today is used up (51,200 of 50,000 tokens); it continues at tomorrow.";
+        assert_eq!(today.check().unwrap_err(), expected);
+        assert_eq!(allowance(limits).check(), Ok(()));
+    }
+
+    #[test]
+    fn a_session_that_is_used_up_stays_so() {
+        let mut session = allowance(Spending { tokens_per_session: Some(10), ..Spending::default() });
+        session.spent.session_tokens = 10;
+        let told = session.check().unwrap_err();
+        assert!(told.contains("this session") && told.contains("10 of 10 tokens"), "{told}");
+        session.spent = Spent { session_tokens: 9, day_tokens: 1_000_000, day_usd: 1e9 };
+        assert_eq!(session.check(), Ok(()), "what isn't limited doesn't count");
+    }
+
+    #[test]
+    fn dollars_are_counted_at_the_prices() {
+        let limits = Spending {
+            usd_per_day: Some(0.01),
+            usd_per_million_input: Some(1.0),
+            usd_per_million_output: Some(10.0),
+            ..Spending::default()
+        };
+        assert!((cost_usd(&limits, 1_000_000, 100_000).unwrap() - 2.0).abs() < 1e-9);
+        let mut run = allowance(limits);
+        run.add(1_000, 800);
+        assert_eq!(run.check(), Ok(()));
+        run.add(1_000, 1);
+        assert!(run.check().unwrap_err().contains("$0.0100 of $0.0100"), "{:?}", run.check());
+        assert_eq!(cost_usd(&Spending { usd_per_million_input: Some(1.0), ..Spending::default() }, 1, 1), None);
+    }
+
+    #[test]
+    fn what_nobody_counted_is_rounded_up() {
+        assert_eq!([0, 1, 4, 5].map(estimated_tokens), [0, 1, 1, 2]);
+        assert_eq!([0, 999, 1_000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
+    }
+}

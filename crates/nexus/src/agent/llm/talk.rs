@@ -1,0 +1,211 @@
+//! One turn's conversation with an endpoint: ask, count, call the tools it asks for, ask again. Owns the order
+//! of these and the bound of their number; never decides whether the whole turn is tried again.
+
+use futures_util::StreamExt;
+use genai::chat::{ChatMessage, ChatRequest, ContentPart, MessageContent, StreamEnd, ToolResponse};
+use nexus_core::spend::{Allowance, estimated_tokens};
+use secrecy::SecretString;
+use serde_json::{Map, Value};
+use tracing::instrument::WithSubscriber;
+
+use super::LlmRunner;
+use super::answer::{Answer, CALLS_PER_ROUND_MAX, Call, stop_reason, too_many};
+use super::fault::{Explainer, Fault};
+use super::provider::{self, CallStyle};
+use super::tools::Toolbox;
+use crate::agent::{Output, Sink, StopReason, TRIES_MAX, Usage, emit, pause_after};
+
+/// The most that one turn may send at once, in bytes of text: history and results of tools.
+pub const TALK_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+#[derive(Debug)]
+pub(super) struct Talk<'a> {
+    runner: &'a LlmRunner,
+    key: Option<SecretString>,
+    request: ChatRequest,
+    /// The longest answer to one question.
+    max_tokens: Option<u32>,
+    /// Bytes of text in the request.
+    bytes: usize,
+    toolbox: Toolbox,
+    allowance: Option<Allowance>,
+    /// A tool was called: trying the whole turn again is nobody's choice any more.
+    has_called: bool,
+    /// Under which ids calls were told: some servers begin anew in each round.
+    told: Vec<String>,
+    pub(super) answer: Answer,
+    pub(super) usage: Usage,
+}
+
+impl<'a> Talk<'a> {
+    pub(super) fn new(
+        runner: &'a LlmRunner,
+        key: Option<SecretString>,
+        mut request: ChatRequest,
+        max_tokens: Option<u32>,
+        toolbox: Toolbox,
+        allowance: Option<Allowance>,
+    ) -> Self {
+        request.tools = toolbox.definitions();
+        let tools = request.tools.iter().flatten().map(genai::chat::Tool::size).sum::<usize>();
+        let texts = request.messages.iter().map(ChatMessage::size).sum::<usize>();
+        let bytes = request.system.as_ref().map_or(0, String::len) + texts + tools;
+        let (answer, usage) = (Answer::default(), Usage::default());
+        Self { runner, key, request, max_tokens, bytes, toolbox, allowance, has_called: false, told: Vec::new(), answer, usage }
+    }
+
+    /// Asks until the model has answered.
+    pub(super) async fn rounds(&mut self, out: &Sink) -> Result<StopReason, Fault> {
+        let rounds_max = self.runner.endpoint.tool_rounds_max;
+        for round in 0..=rounds_max {
+            if let Some(allowance) = &self.allowance {
+                allowance.check().map_err(|problem| Fault::Exhausted { problem })?;
+            }
+            let end = self.round(out).await?;
+            let used = self.count(&end);
+            emit(out, Output::Used(used)).await;
+            let stop = stop_reason(end.captured_stop_reason.as_ref());
+            let (said, calls) = self.calls(end)?;
+            // A call that was cut off is not to be made.
+            if calls.is_empty() || stop != StopReason::EndTurn {
+                return Ok(stop);
+            }
+            if round < rounds_max {
+                self.answer_calls(said, &calls, out).await?;
+            }
+        }
+        Err(Fault::endpoint(format!("it asked for tools more than {rounds_max} times in one turn (`tool_rounds_max`)"), false))
+    }
+
+    /// One question. Once tools were called, one that failed is asked again here: what they did must not be
+    /// done twice.
+    async fn round(&mut self, out: &Sink) -> Result<StreamEnd, Fault> {
+        let mut attempt = 1;
+        loop {
+            self.answer.begin_round();
+            let fault = match self.ask(out).await {
+                Ok(end) => return Ok(end),
+                Err(fault) => fault,
+            };
+            let may_repeat = self.has_called && self.answer.round_bytes == 0 && attempt < TRIES_MAX;
+            let Some(asked) = fault.passing().filter(|_| may_repeat) else { return Err(fault) };
+            let agent = &self.runner.agent;
+            tracing::warn!(target: "nexus::agent", agent, attempt, ?fault, "the model failed after a tool call; asking again");
+            tokio::time::sleep(pause_after(attempt, asked)).await;
+            attempt += 1;
+        }
+    }
+
+    async fn ask(&mut self, out: &Sink) -> Result<StreamEnd, Fault> {
+        let runner = self.runner;
+        let (endpoint, explainer) = (&runner.endpoint, Explainer { key: self.key.as_ref() });
+        let style = provider::call_style(endpoint.provider);
+        let options = provider::options(endpoint.provider, &endpoint.model, self.max_tokens, endpoint.stream_idle);
+        let target = runner.target(self.key.as_ref());
+        let response = runner.client.exec_chat_stream(target, self.request.clone(), Some(&options)).await;
+        let mut stream = response.map_err(|error| explainer.explain(error))?.stream;
+        loop {
+            // genai logs a warning for each empty chunk and whole error bodies, which may quote
+            // the conversation; what matters of them is in the error we make.
+            let event = stream.next().with_subscriber(tracing::Dispatch::none()).await;
+            let event = match event {
+                Some(Ok(event)) => event,
+                Some(Err(error)) => return Err(explainer.explain(error)),
+                None => return Err(broken_off(&self.answer)),
+            };
+            if let Some(end) = self.answer.take(event, style, out).await? {
+                let is_real = end.captured_stop_reason.is_some() || !provider::end_needs_reason(endpoint.provider);
+                return if is_real { Ok(end) } else { Err(broken_off(&self.answer)) };
+            }
+        }
+    }
+
+    /// What this round used; by the length of the texts where the provider doesn't say.
+    fn count(&mut self, end: &StreamEnd) -> Usage {
+        let number = |tokens: Option<i32>| tokens.and_then(|tokens| u64::try_from(tokens).ok());
+        let told = end.captured_usage.as_ref();
+        let input = told.and_then(|usage| number(usage.prompt_tokens));
+        let output = told.and_then(|usage| number(usage.completion_tokens));
+        let input_tokens = input.unwrap_or_else(|| estimated_tokens(self.bytes));
+        let output_tokens = output.unwrap_or_else(|| estimated_tokens(self.answer.round_bytes + self.answer.calls.bytes()));
+        if let Some(allowance) = &mut self.allowance {
+            allowance.add(input_tokens, output_tokens);
+        }
+        let estimated = input.is_none() || output.is_none();
+        let used = Usage { input_tokens: Some(input_tokens), output_tokens: Some(output_tokens), estimated };
+        self.usage = self.usage.plus(used);
+        used
+    }
+
+    /// The calls of this round, and the message that asked for them as it goes back to the model.
+    fn calls(&mut self, end: StreamEnd) -> Result<(ChatMessage, Vec<Call>), Fault> {
+        let StreamEnd { captured_content, captured_reasoning_content, .. } = end;
+        let mut parts = captured_content.map(MessageContent::into_parts).unwrap_or_default();
+        let calls = match provider::call_style(self.runner.endpoint.provider) {
+            CallStyle::Fragments => {
+                let calls = std::mem::take(&mut self.answer.calls).finish();
+                parts.extend(calls.iter().map(|call| ContentPart::ToolCall(call.to_whole())));
+                calls
+            }
+            CallStyle::Whole => parts.iter_mut().filter_map(whole).collect(),
+        };
+        if calls.len() > CALLS_PER_ROUND_MAX {
+            return Err(too_many());
+        }
+        let has_reasoning = parts.iter().any(|part| matches!(part, ContentPart::ReasoningContent(_)));
+        let message = ChatMessage::assistant(MessageContent::from_parts(parts));
+        let message = if has_reasoning { message } else { message.with_reasoning_content(captured_reasoning_content) };
+        Ok((message, calls))
+    }
+
+    async fn answer_calls(&mut self, said: ChatMessage, calls: &[Call], out: &Sink) -> Result<(), Fault> {
+        self.has_called = true;
+        self.bytes += said.size();
+        self.request.messages.push(said);
+        let mut results = Vec::with_capacity(calls.len());
+        for call in calls {
+            let told_as = self.tell_as(&call.id);
+            let result = self.toolbox.call(call, told_as, out).await;
+            self.bytes += result.len();
+            if self.bytes > TALK_BYTES_MAX {
+                return Err(Fault::TooLarge { what: "results of tools", limit_bytes: TALK_BYTES_MAX });
+            }
+            results.push(ToolResponse::from_tool_call(&call.to_whole(), result));
+        }
+        if provider::groups_results(self.runner.endpoint.provider) {
+            self.request.messages.push(ChatMessage::from(results));
+        } else {
+            self.request.messages.extend(results.into_iter().map(ChatMessage::from));
+        }
+        Ok(())
+    }
+}
+
+impl Talk<'_> {
+    /// An id for a call that no other one of this turn has.
+    fn tell_as(&mut self, id: &str) -> String {
+        let is_known = self.told.iter().any(|told| told == id);
+        let told = if is_known { format!("{id}#{}", self.told.len()) } else { id.to_owned() };
+        self.told.push(told.clone());
+        told
+    }
+}
+
+/// A call among the parts of a message. Arguments that are no object would not be taken back.
+fn whole(part: &mut ContentPart) -> Option<Call> {
+    let ContentPart::ToolCall(call) = part else { return None };
+    let read = Call::from_whole(call);
+    if !call.fn_arguments.is_object() {
+        call.fn_arguments = Value::Object(read.arguments.as_ref().cloned().unwrap_or_else(|_| Map::new()));
+    }
+    Some(read)
+}
+
+fn broken_off(answer: &Answer) -> Fault {
+    let problem = if answer.is_empty() {
+        "no event stream came: check that `url` is the API base of a server that speaks as `provider` says"
+    } else {
+        "the stream ended before its end mark"
+    };
+    Fault::Unfinished { problem: problem.to_owned() }
+}

@@ -1,0 +1,99 @@
+//! What an agent with a model may use, who takes its place, and what it remembers; with a real daemon.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::model::{INPUT_TOKENS, Model, OUTPUT_TOKENS, reply, text};
+use common::{Daemon, config, find};
+use serde_json::{Value, json};
+
+const TOKENS: u64 = INPUT_TOKENS + OUTPUT_TOKENS;
+
+fn agent(model: &Model) -> Value {
+    json!({ "runner": "llm", "url": model.url(), "model": "m" })
+}
+
+fn with(agents: Value) -> Value {
+    let mut wanted = config(json!({}));
+    wanted["agents"] = agents;
+    wanted
+}
+
+/// The newest request's trace.
+fn trace(daemon: &Daemon) -> Value {
+    let rows = daemon.texts("nexus", "SELECT trace FROM nexus_requests ORDER BY event_seq DESC LIMIT 1");
+    serde_json::from_str(&rows[0]).unwrap()
+}
+
+fn busy() -> String {
+    reply("429 Too Many Requests", "retry-after: 0\r\n", r#"{"error": {"message": "Rate limit reached"}}"#)
+}
+
+#[test]
+fn a_budget_stops_the_agent_before_it_is_asked() {
+    for (limit, told) in [
+        (json!({ "tokens_per_day": TOKENS }), "The agent's budget for today is used up (13 of 13 tokens); it continues at "),
+        (json!({ "tokens_per_session": TOKENS }), "The agent's budget for this session is used up (13 of 13 tokens)."),
+        (
+            json!({ "usd_per_day": 0.0001, "usd_per_million_input": 10, "usd_per_million_output": 10 }),
+            "The agent's budget for today is used up ($0.0001 of $0.0001); it continues at ",
+        ),
+    ] {
+        let model = Model::start(vec![text("openai", "First."), text("openai", "Second.")]);
+        let mut one = agent(&model);
+        one["budget"] = limit;
+        let daemon = Daemon::start(&with(json!({ "default": "model", "model": one })));
+        assert!(daemon.nexus_ok(&["send", "one"]).contains("First."));
+        let refused = daemon.nexus(&["send", "two"]);
+        assert_eq!(refused.code, Some(1), "{refused:?}");
+        assert_eq!((daemon.ended("completed"), daemon.ended("failed")), (1, 1));
+        let reasons = daemon.texts("nexus", "SELECT reason FROM nexus_requests WHERE status = 'failed'");
+        assert!(reasons[0].starts_with(told), "{reasons:?}");
+        assert_eq!(model.asked().len(), 1, "a hard stop asks nobody");
+        assert_eq!(daemon.metric("nexus_agent_tokens_total{agent=\"model\",kind=\"input\"}"), INPUT_TOKENS);
+    }
+}
+
+#[test]
+fn another_agent_takes_the_place_of_one_that_is_busy() {
+    let (first, second) = (Model::start(vec![busy(), busy(), busy()]), Model::start(vec![text("openai", "From the spare.")]));
+    let mut asked = agent(&first);
+    asked["fallback"] = json!(["spare"]);
+    let daemon = Daemon::start(&with(json!({ "default": "model", "model": asked, "spare": agent(&second) })));
+    assert!(daemon.nexus_ok(&["send", "hello"]).contains("From the spare."));
+    assert_eq!((first.asked().len(), second.asked().len()), (3, 1));
+    let section = trace(&daemon)["agent"].clone();
+    assert_eq!((&section["agent_id"], &section["answered_by"]), (&json!("model"), &json!("spare")), "{section}");
+    assert!(section["fallback_from"].as_str().unwrap().contains("HTTP 429"), "{section}");
+    let charged = find("the turn is in the ledger", || daemon.texts("agents", "SELECT agent || ' ' || charged FROM turns").pop());
+    assert_eq!(charged, "model spare");
+}
+
+#[test]
+fn a_wrong_key_is_told_and_not_covered_by_another_agent() {
+    let refused = reply("401 Unauthorized", "", r#"{"error": {"message": "no such key"}}"#);
+    let (first, second) = (Model::start(vec![refused]), Model::start(vec![text("openai", "From the spare.")]));
+    let mut asked = agent(&first);
+    asked["fallback"] = json!(["spare"]);
+    let daemon = Daemon::start(&with(json!({ "default": "model", "model": asked, "spare": agent(&second) })));
+    daemon.nexus(&["send", "hello"]);
+    assert_eq!(daemon.ended("failed"), 1);
+    assert_eq!((first.asked().len(), second.asked().len()), (1, 0));
+}
+
+#[test]
+fn the_oldest_turns_are_left_out_of_a_small_context() {
+    let model = Model::start((1..=3).map(|n| text("openai", &format!("Answer {n}."))).collect());
+    let mut one = agent(&model);
+    one["context_tokens"] = json!(256);
+    let daemon = Daemon::start(&with(json!({ "default": "model", "model": one })));
+    for n in 1..=3 {
+        daemon.nexus_ok(&["send", &format!("question {n} {}", "x".repeat(400))]);
+    }
+    let (_, body) = &model.asked()[2];
+    let said: Vec<&str> = body["messages"].as_array().unwrap().iter().map(|message| message["content"].as_str().unwrap()).collect();
+    let starts: Vec<String> = said.iter().map(|text| text.chars().take(10).collect()).collect();
+    assert_eq!(starts, ["question 2", "Answer 2.", "question 3"]);
+    let section = trace(&daemon)["agent"].clone();
+    assert_eq!((&section["history_messages"], &section["history_dropped"]), (&json!(2), &json!(2)), "{section}");
+}
