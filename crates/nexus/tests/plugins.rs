@@ -5,6 +5,7 @@ mod common;
 
 use common::{Ask, Body, Daemon, config, eventually, find, json_lines};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -101,8 +102,8 @@ fn a_plugin_that_continues_sees_what_it_declared_and_nothing_else() {
     assert_eq!(seen.len(), 1, "{seen:?}");
     assert_eq!(seen[0]["hook"], "afterReceiveEvent");
     assert_eq!(seen[0]["request"]["event"]["content"], "hello");
-    let keys: Vec<&String> = seen[0]["request"].as_object().unwrap().keys().collect();
-    assert_eq!(keys, ["event", "request_id", "status"]);
+    let keys: BTreeSet<&str> = seen[0]["request"].as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(keys, BTreeSet::from(["event", "request_id", "status"]));
     assert!(seen[0]["deadline_ms"].as_u64().is_some_and(|ms| ms > 0 && ms <= 20_000), "{seen:?}");
     let hooks = hooks_of(&daemon, "receiveEvent");
     assert_eq!((&hooks[0]["plugin"], &hooks[0]["error"]), (&json!("it"), &Value::Null), "{hooks}");
@@ -141,7 +142,7 @@ fn what_the_agent_is_told_and_what_it_says_can_be_changed() {
     daemon.launch();
     assert_eq!(sent(&daemon, "hello")["text"], "reviewed");
     assert_eq!(calls(&daemon, "review")[0]["request"]["response"]["content"], "be brief\n\nhello");
-    let written = || daemon.texts("agents", "SELECT role || ' ' || content FROM messages ORDER BY rowid");
+    let written = || daemon.texts("agents", "SELECT role || ' ' || content FROM messages ORDER BY turn_id, n");
     eventually("the turn is recorded", || written().len() == 2);
     assert_eq!(written(), ["user hello", "assistant reviewed"]);
 }

@@ -62,6 +62,9 @@ impl Grant {
 }
 
 fn host_and_port(text: &str) -> Result<(String, Option<u16>), &'static str> {
+    if text.contains('/') {
+        return Err(NO_HOST);
+    }
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => {
             let (address, rest) = rest.split_once(']').ok_or(NO_HOST)?;

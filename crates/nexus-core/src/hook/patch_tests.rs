@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::access::Decision;
-use crate::config::{DataAccess, Effect, PrincipalType, QueueMode, Tools};
+use crate::config::{DataAccess, Effect, PrincipalType, Queue, QueueMode, Tools};
 use crate::event::{Event, PeerKind};
 use crate::request::{PrincipalSection, ResponseSection, TriggersSection};
 use proptest::prelude::*;
@@ -45,6 +45,7 @@ pub(in crate::hook) fn request() -> NexusRequest {
         agent: None,
         session_key: None,
         queue_mode: QueueMode::default(),
+        queue: Queue::default(),
         per_minute: None,
         why: Vec::new(),
     });

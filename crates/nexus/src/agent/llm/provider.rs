@@ -35,8 +35,8 @@ pub(super) fn call_style(provider: Provider) -> CallStyle {
 /// Whether an end without a reason is none: when such a stream breaks off, `genai` makes up an end.
 pub(super) fn end_needs_reason(provider: Provider) -> bool {
     match provider {
-        Provider::Gemini | Provider::Ollama => true,
-        Provider::Openai | Provider::OpenaiResp | Provider::Anthropic | Provider::Groq | Provider::Deepseek | Provider::Xai => false,
+        Provider::OpenaiResp | Provider::Gemini | Provider::Ollama => true,
+        Provider::Openai | Provider::Anthropic | Provider::Groq | Provider::Deepseek | Provider::Xai => false,
     }
 }
 
