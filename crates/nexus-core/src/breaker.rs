@@ -2,7 +2,7 @@
 //! that answer each other, or a timer with nothing new to say, can't go on for ever. Pure: it reads no
 //! clock, and what is stopped its caller decides. Session labels and texts come in as hashes.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 /// Repetitions in a row that go through.
 pub const REPEATS_MAX: usize = 5;
@@ -10,11 +10,16 @@ pub const REPEATS_MAX: usize = 5;
 pub const WINDOW_MS: u64 = 10 * 60 * 1000;
 /// Quiet after which it lets through again, in milliseconds.
 pub const QUIET_MS: u64 = 10 * 60 * 1000;
+/// Messages that are known to have passed. One that came before all of them counts as one.
+pub const PASSED_MAX: usize = 64;
+/// Messages of answers that went out in several, which are known when they come back.
+pub const PIECES_MAX: usize = 1024;
 
 /// A message on its way to a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Message {
-    /// Its event's place: the same message is counted once, however often it is asked about.
+    /// Its event's place: a message that passes is counted once, however often it is asked about. They come in
+    /// any order, since a session may have several conversations.
     pub seq: i64,
     /// Of what it says.
     pub hash: u64,
@@ -39,9 +44,13 @@ pub enum Verdict {
 /// What is remembered of a session.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Breaker {
-    seq: i64,
+    /// Those that passed, by their places, the newest [`PASSED_MAX`].
+    passed: BTreeSet<i64>,
     hash: Option<u64>,
     reply: Option<u64>,
+    /// The messages of answers that went out in several, the newest last: they come back one by one, while
+    /// later answers are given.
+    pieces: VecDeque<u64>,
     /// When the last repetitions in a row came, at most [`REPEATS_MAX`], the newest last.
     times: VecDeque<u64>,
     is_open: bool,
@@ -52,16 +61,16 @@ impl Breaker {
     /// Decides about a message and remembers it.
     pub fn step(&mut self, message: Message) -> Verdict {
         let Message { seq, hash, is_automatic, at_ms } = message;
-        if seq <= self.seq {
-            return Verdict::Pass; // counted, and let through, before
+        if self.has_passed(seq) {
+            return Verdict::Pass;
         }
         if self.is_quiet(at_ms) {
             (self.is_open, self.hash) = (false, None);
             self.times.clear();
         }
-        let is_echo = self.reply == Some(hash);
+        let is_echo = self.reply == Some(hash) || self.pieces.contains(&hash);
         let repeats = is_echo || (is_automatic && self.hash == Some(hash));
-        (self.seq, self.hash, self.last_ms) = (seq, Some(hash), at_ms);
+        (self.hash, self.last_ms) = (Some(hash), at_ms);
         if !repeats {
             self.is_open = false;
             self.times.clear();
@@ -70,15 +79,33 @@ impl Breaker {
         self.times.push_back(at_ms);
         let is_loop = oldest.is_some_and(|oldest| at_ms.saturating_sub(oldest) < WINDOW_MS);
         if !is_loop && !self.is_open {
+            self.note_passed(seq);
             return Verdict::Pass;
         }
         let is_first = !std::mem::replace(&mut self.is_open, true);
         Verdict::Stop { is_first, is_echo }
     }
 
-    /// Remembers what the session's agent said last.
-    pub fn replied(&mut self, hash: u64) {
-        self.reply = Some(hash);
+    /// Remembers what the session's agent said last, and the messages that it went out in.
+    pub fn replied(&mut self, whole: u64, messages: &[u64]) {
+        self.reply = Some(whole);
+        if messages.len() > 1 {
+            self.pieces.extend(messages.iter().take(PIECES_MAX));
+            let excess = self.pieces.len().saturating_sub(PIECES_MAX);
+            drop(self.pieces.drain(..excess));
+        }
+    }
+
+    fn has_passed(&self, seq: i64) -> bool {
+        let is_older = self.passed.len() >= PASSED_MAX && self.passed.first().is_some_and(|first| seq < *first);
+        is_older || self.passed.contains(&seq)
+    }
+
+    fn note_passed(&mut self, seq: i64) {
+        self.passed.insert(seq);
+        if self.passed.len() > PASSED_MAX {
+            self.passed.pop_first();
+        }
     }
 
     /// Nothing came for so long that nothing it remembers of messages counts any more.
@@ -94,6 +121,7 @@ impl Breaker {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
     use proptest::prelude::*;
 
@@ -143,10 +171,10 @@ mod tests {
         let mut breaker = Breaker::default();
         assert!((1..=50).all(|seq| breaker.step(person(seq, 7)) == Verdict::Pass));
         let mut breaker = Breaker::default();
-        breaker.replied(7);
+        breaker.replied(7, &[7]);
         assert!((1..=5).all(|seq| breaker.step(person(seq, 7)) == Verdict::Pass));
         assert_eq!(breaker.step(person(6, 7)), Verdict::Stop { is_first: true, is_echo: true });
-        breaker.replied(8);
+        breaker.replied(8, &[8]);
         assert_eq!(breaker.step(person(7, 7)), Verdict::Pass);
     }
 
@@ -161,7 +189,7 @@ mod tests {
                 Verdict::Pass => passed += 1,
                 Verdict::Stop { .. } => break,
             }
-            breaker.replied(hash + 1); // and it comes back
+            breaker.replied(hash + 1, &[hash + 1]); // and it comes back
         }
         assert_eq!(passed, REPEATS_MAX);
     }
@@ -175,6 +203,65 @@ mod tests {
             }
         }
         assert!(matches!(breaker.step(message(6, 7, 2)), Verdict::Stop { .. }));
+    }
+
+    #[test]
+    fn messages_that_come_out_of_order_count_as_well() {
+        let mut breaker = Breaker::default();
+        let mut passes = |seq| breaker.step(message(seq, 7, 1)) == Verdict::Pass;
+        assert!([9, 4, 8, 3, 7].into_iter().all(&mut passes));
+        assert!(!passes(2), "an earlier message is a message too");
+        assert!([9, 4, 8, 3, 7].into_iter().all(&mut passes), "they passed before");
+        assert!(!passes(2), "what was stopped did not");
+    }
+
+    #[test]
+    fn what_passed_is_known_for_a_while_and_what_is_older_passes() {
+        let mut breaker = Breaker::default();
+        let newest = i64::try_from(PASSED_MAX).unwrap() + 10;
+        for seq in 1..=newest {
+            assert_eq!(breaker.step(message(seq, seq.unsigned_abs(), 1)), Verdict::Pass);
+        }
+        assert_eq!(breaker.passed.len(), PASSED_MAX);
+        let before = breaker.clone();
+        for seq in [1, 11, newest] {
+            assert_eq!(breaker.step(message(seq, 7, 2)), Verdict::Pass);
+        }
+        assert_eq!(breaker, before, "it was counted again");
+    }
+
+    #[test]
+    fn an_answer_that_comes_back_message_by_message_is_an_echo() {
+        let mut breaker = Breaker::default();
+        let mut coming = VecDeque::new();
+        let say = |breaker: &mut Breaker, coming: &mut VecDeque<u64>, answer: u64| {
+            let messages = [1, 2, 3].map(|n| answer * 10 + n);
+            breaker.replied(answer, &messages);
+            coming.extend(messages);
+        };
+        say(&mut breaker, &mut coming, 100);
+        let mut passed = 0_usize;
+        // Each is answered while those behind it are still to come.
+        while let Some(hash) = coming.pop_front() {
+            let seq = i64::try_from(passed + 1).unwrap();
+            if breaker.step(Message { seq, hash, is_automatic: false, at_ms: 1 }) != Verdict::Pass {
+                break;
+            }
+            passed += 1;
+            assert!(passed < 100, "nothing stops it");
+            say(&mut breaker, &mut coming, 100 + passed as u64);
+        }
+        assert_eq!(passed, REPEATS_MAX);
+    }
+
+    #[test]
+    fn of_long_answers_no_more_is_kept_than_may() {
+        let mut breaker = Breaker::default();
+        for answer in 1..=3 {
+            breaker.replied(answer, &[answer; 2 * PIECES_MAX]);
+            assert_eq!(breaker.pieces.len(), PIECES_MAX);
+        }
+        assert!(breaker.pieces.iter().all(|piece| *piece == 3));
     }
 
     proptest! {

@@ -17,7 +17,7 @@ pub const COLLECT_BYTES_MAX: usize = 256 * 1024;
 pub struct Lane {
     /// A turn of an earlier message is under way.
     pub running: bool,
-    /// Requests that wait for their turn.
+    /// Requests that wait for their first turn.
     pub waiting: usize,
 }
 

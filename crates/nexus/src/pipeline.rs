@@ -48,6 +48,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use unsettled::Ending;
 
 /// The parts of the configuration that requests are decided by, swapped whole by a reload.
 #[derive(Debug)]
@@ -112,8 +113,7 @@ pub struct Pipeline {
     pub rates: std::sync::Mutex<Rates>,
 }
 
-/// How long a request or its session's history is read again before it is left to the next start: it
-/// holds a place that others need.
+/// How long a request is read again before it is left to the next start: it holds a place that others need.
 const READ_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Ends on their way to the disk at once.
@@ -136,6 +136,8 @@ pub struct Prepared {
     /// Time spent in stages so far, which counts against `pipeline.timeout_ms`.
     spent: Duration,
     timeout: Duration,
+    /// A stop or a crash interrupted its run, and it is taken up again.
+    is_revived: bool,
 }
 
 impl Prepared {
@@ -206,21 +208,28 @@ impl Budget {
 
 impl Pipeline {
     /// Stages 1 to 5. An exit is on its way to the ledger when this returns.
-    pub async fn prepare(self: &Arc<Self>, row: StoredEvent, request_id: String) -> Outcome {
+    pub async fn prepare(self: &Arc<Self>, row: StoredEvent, request_id: String, is_revived: bool) -> Outcome {
         let settings = self.settings.load_full();
         let active = Active::begin(&self.metrics);
         let adapter = row.adapter.clone();
         let mut request = row.into_request(request_id, clock::wall_ms());
         self.bus.publish(NoticeType::RequestStarted, json!({ "request_id": request.request_id, "event_id": request.event.event_id }));
+        if is_revived {
+            self.let_in(request.event_seq);
+        }
         let mut budget = Budget { timeout: Duration::from_millis(settings.pipeline.timeout_ms), spent: Duration::ZERO };
         match self.stages_before_agent(&mut request, &adapter, &settings, &mut budget).await {
             Ok((agent, session)) => {
                 let formerly = assemble::formerly(&request, &session);
                 let Budget { timeout, spent } = budget;
                 let (fellows, abort) = (Vec::new(), CancellationToken::new());
-                Outcome::Run(Box::new(Prepared { adapter, request, agent, session, formerly, fellows, abort, spent, timeout }))
+                let prepared = Prepared { adapter, request, agent, session, formerly, fellows, abort, spent, timeout, is_revived };
+                Outcome::Run(Box::new(prepared))
             }
-            Err(exit) => self.settle(request, exit, active).await,
+            Err(exit) => {
+                let ending = self.unsettled.begin(&router::conversation_of(&adapter, &request.event), request.event_seq);
+                self.settle(request, exit, active, ending).await
+            }
         }
     }
 
@@ -318,8 +327,9 @@ impl Pipeline {
         request.pipeline.push(StageTrace { stage, started_at, duration_ms, exit_reason, error, hooks });
     }
 
-    /// Ends a request that has no run; returns before that is on disk.
-    async fn settle(self: &Arc<Self>, mut request: NexusRequest, exit: Exit, active: Active) -> Outcome {
+    /// Ends a request that has no run; returns before that is on disk. The conversation goes on meanwhile: its next
+    /// request's end is queued behind this one, and its next run waits for `ending`.
+    async fn settle(self: &Arc<Self>, mut request: NexusRequest, exit: Exit, active: Active, ending: Arc<Ending>) -> Outcome {
         let Ok(room) = self.settle_room.clone().acquire_owned().await else { return Outcome::Abandoned };
         let (status, reason) = match exit {
             Exit::Denied(reason) => (Status::Denied, Some(reason)),
@@ -341,23 +351,20 @@ impl Pipeline {
             at: clock::wall_ms(),
             epoch: self.epoch,
         };
-        // The conversation goes on meanwhile: its next request's end is queued behind this one, and its next
-        // run waits for it.
-        let ending = self.unsettled.begin(request.event.conversation(), request.event_seq);
         let this = self.clone();
         self.settling.spawn(async move {
             let seq = request.event_seq;
-            if let Err(panicked) = panics::caught(this.write_end(request, command)).await {
+            if let Err(panicked) = panics::caught(this.write_end(request, command, &ending)).await {
                 this.defect(seq, &panicked);
             }
-            drop((room, active, ending));
+            drop((active, ending, room)); // who takes all the room finds no end under way
         });
         Outcome::Settled
     }
 
     /// Ends a request that its session's queue has no room for. One whose context was not kept is decided about
     /// again, as it would be to run: its end has a decision as well.
-    async fn expire(self: &Arc<Self>, event_seq: i64, prepared: Option<Box<Prepared>>, reason: String) -> Outcome {
+    async fn expire(self: &Arc<Self>, event_seq: i64, prepared: Option<Box<Prepared>>, reason: String, ending: Arc<Ending>) -> Outcome {
         let active = Active::begin(&self.metrics);
         let (request, exit) = match prepared {
             Some(prepared) => (prepared.request, Exit::Expired(reason)),
@@ -370,11 +377,15 @@ impl Pipeline {
                 (request, decided.err().unwrap_or(Exit::Expired(reason)))
             }
         };
-        self.settle(request, exit, active).await
+        self.settle(request, exit, active, ending).await
     }
 
-    async fn write_end(&self, request: NexusRequest, command: SettleRequest) {
-        match self.write_admitted(request.event_seq, command).await {
+    async fn write_end(&self, request: NexusRequest, command: SettleRequest, ending: &Ending) {
+        let written = self.write_admitted(request.event_seq, command).await;
+        if written.is_ok() {
+            ending.written();
+        }
+        match written {
             Ok(Claim::Done) => self.announce_end(&request, None),
             Ok(Claim::Lost) => tracing::error!(request_id = request.request_id, "the request was ended by somebody else"),
             Err(error) => {

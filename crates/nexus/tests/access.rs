@@ -258,6 +258,30 @@ fn a_request_that_runs_again_after_a_kill_has_one_row() {
 }
 
 #[test]
+fn what_a_kill_interrupted_counts_for_no_rate_again() {
+    let mut daemon = Daemon::new();
+    // One sender in two places, and so in two sessions.
+    let lines: String = (1..=2).map(|n| line(n, "u1").replace(r#""peer_id":"u1""#, &format!(r#""peer_id":"p{n}""#))).collect();
+    fs::write(daemon.file("lines"), lines).unwrap();
+    let config = |daemon: &Daemon, per_minute: u32| {
+        let mut few = allow("few", json!({}));
+        (few["rate"], few["session"]) = (json!({ "per_minute": per_minute }), json!({ "key": "{peer_id}" }));
+        let mut config = wanted(daemon, json!({ "policies": [few] }));
+        config["agents"] = json!({ "default": "stuck", "stuck": { "runner": "command", "command": "sleep 1000" } });
+        config["pipeline"] = json!({ "on_interrupted": "rerun" });
+        config
+    };
+    daemon.configure(&config(&daemon, 2));
+    daemon.launch();
+    let running = "SELECT count(*) FROM runs WHERE status = 'running' AND attempt = ";
+    eventually("both run", || daemon.count("nexus", &format!("{running} 1")) == 2);
+    daemon.kill9();
+    daemon.configure(&config(&daemon, 1));
+    daemon.launch();
+    eventually("both run again", || daemon.count("nexus", &format!("{running} 2")) == 2);
+}
+
+#[test]
 fn every_way_in_has_its_row() {
     let daemon = start(json!({}));
     daemon.nexus_ok(&["send", "hello"]);

@@ -155,6 +155,7 @@ fn what_is_collected_is_one_turn_with_one_reply() {
     assert_eq!(first["request"]["reason"], format!("collected: answered with {lead}"));
     assert_eq!(first["runs"][0]["run_id"], last["runs"][0]["run_id"]);
     assert_eq!(first["request"]["trace"]["agent"]["run_id"], last["runs"][0]["run_id"]);
+    assert_eq!(first["request"]["trace"]["response"]["chars"], last["request"]["trace"]["response"]["chars"]);
     assert_eq!(last["request"]["trace"]["agent"]["fellows"].as_array().map(Vec::len), Some(2));
     let shown = gated.daemon.nexus_ok(&["trace", "2"]);
     assert!(shown.contains("Together: ") && shown.contains(lead), "{shown}");
@@ -226,6 +227,24 @@ fn a_cap_drops_the_oldest_that_waits_or_the_new_one() {
         assert_eq!(gated.told().len(), 2);
         assert!(!gated.told().contains(&json!(dropped)), "a message that was dropped was answered");
     }
+}
+
+#[test]
+fn a_cap_drops_nothing_that_a_kill_interrupted() {
+    let mut gated = Gated::start(json!({ "queue_mode": "collect", "queue": { "cap": 2 } }), json!({ "on_interrupted": "rerun" }));
+    let zero = gated.send("zero");
+    gated.called(1);
+    let others = ["one", "two"].map(|text| gated.send(text));
+    gated.waiting(2);
+    gated.daemon.kill9();
+    drop((zero, others));
+    // All three wait for quiet now, and two may.
+    gated.daemon.launch();
+    eventually("all have an end", || {
+        gated.pass();
+        gated.daemon.terminal() == 3
+    });
+    assert_eq!(gated.daemon.ended("completed"), 3);
 }
 
 #[test]

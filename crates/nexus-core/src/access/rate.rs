@@ -51,6 +51,11 @@ impl Rates {
         true
     }
 
+    /// The request `seq` was let in before: it is counted no more.
+    pub fn let_in(&mut self, seq: i64) {
+        self.count(seq);
+    }
+
     fn make_room(&mut self, now: u64) {
         self.full_at.retain(|_, full_at| *full_at > now);
         if self.full_at.len() < BUCKETS_MAX {
@@ -112,6 +117,15 @@ mod tests {
         assert!(rates.take("a", 1, 7, 1), "it was let in once, and stays in");
         assert!(!rates.take("a", 1, 8, 59_999), "what was refused was not counted, nor let in");
         assert!(rates.take("a", 1, 8, 60_000));
+    }
+
+    #[test]
+    fn what_was_let_in_before_takes_no_place() {
+        let mut rates = Rates::default();
+        rates.let_in(1);
+        assert!(rates.take("a", 1, 1, 0));
+        assert!(rates.take("a", 1, 2, 0), "the bucket is full");
+        assert!(!rates.take("a", 1, 3, 0));
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub(super) async fn fork(ledgers: &Ledgers, from: String, fork: Fork) -> Answer 
             Err(Refusal::new(StatusCode::NOT_FOUND, why))
         }
         Forked::Taken => {
-            let why = format!("there is a session `{}` already; a fork needs a new label", asked.to);
+            let why = format!("`{}` names a session already; a fork needs a new label", asked.to);
             Err(Refusal::new(StatusCode::CONFLICT, why))
         }
     }

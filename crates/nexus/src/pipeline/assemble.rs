@@ -1,6 +1,6 @@
 //! Stage 5: which agent answers, in which session, knowing what.
 
-use super::{Agent, Exit, Pipeline, Prepared, READ_PATIENCE, Settings};
+use super::{Agent, Exit, Pipeline, Prepared, Settings};
 use crate::agent::{Message, Role};
 use crate::ledger::agents::history;
 use nexus_core::access::{Conversation, Principal, session_label};
@@ -51,7 +51,8 @@ impl Pipeline {
 
     /// What was said in this session so far. Read when the session is this request's own and the
     /// turn before is in the ledger, not when the request was prepared.
-    /// `None` when it can't be read within a minute, or the daemon stops.
+    /// While it can't be read the session is held: a turn that began without the one before would answer as if
+    /// that had never been. `None` when the daemon stops.
     pub(super) async fn remember(&self, prepared: &mut Prepared) -> Option<Vec<Message>> {
         if prepared.agent.harmless {
             return Some(Vec::new()); // the built-in echo has no memory
@@ -67,7 +68,7 @@ impl Pipeline {
             }
         };
         let read = move |connection: &Connection| history(connection, &session, formerly.as_deref(), turns_max, bytes_max);
-        let told = self.ledgers.agents.readers.read_patiently(read, READ_PATIENCE, &self.abandon).await?;
+        let told = self.ledgers.agents.readers.read_until_done(read, &self.abandon).await?;
         if let Some(agent) = &mut prepared.request.agent {
             agent.parent_turn_id.clone_from(&told.head);
             agent.history_messages = u32::try_from(told.messages.len()).unwrap_or(u32::MAX);

@@ -52,12 +52,13 @@ impl Breakers {
         }
     }
 
-    /// Remembers what a session's agent said, to know it when it comes back.
-    pub(super) fn replied(&self, session: &str, text: &str) {
+    /// Remembers what a session's agent said, and the messages that it goes out in, to know it when it comes back.
+    pub(super) fn replied(&self, session: &str, text: &str, messages: &[&str]) {
+        let messages: Vec<u64> = messages.iter().map(|message| hash_of(message)).collect();
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
         // Sessions whose messages aren't looked at have none.
         if let Some(breaker) = sessions.get_mut(session) {
-            breaker.replied(hash_of(text));
+            breaker.replied(hash_of(text), &messages);
         }
     }
 }
@@ -141,7 +142,7 @@ mod tests {
         assert_eq!(passed(&Breakers::default(), "fake", PrincipalType::Owner, 50), 50);
         let breakers = Breakers::default();
         assert_eq!(passed(&breakers, CLI_CHANNEL, PrincipalType::System, 50), 50);
-        breakers.replied("s", "again");
+        breakers.replied("s", "again", &["again"]);
         assert_eq!(passed(&breakers, CLI_CHANNEL, PrincipalType::Owner, 50), 50);
     }
 
@@ -154,9 +155,20 @@ mod tests {
             if stopped.is_some() {
                 break;
             }
-            breakers.replied("s", "hello\n");
+            breakers.replied("s", "hello\n", &["hello\n"]);
         }
         assert!(stopped.unwrap().reason.contains("what the agent said came back"));
+    }
+
+    #[test]
+    fn what_went_out_in_several_messages_is_known_by_each() {
+        let breakers = Breakers::default();
+        let look = |seq: i64, content| breakers.look(&request(seq, "fake", content), PrincipalType::Known, "s", 1);
+        assert!(look(1, "what is new?").is_none());
+        breakers.replied("s", "one\n\ntwo", &["one", "two"]);
+        breakers.replied("s", "and this", &["and this"]);
+        let stopped: Vec<bool> = (2..=7).map(|seq| look(seq, if seq % 2 == 0 { "one" } else { " two" }).is_some()).collect();
+        assert_eq!(stopped, [false, false, false, false, true, true]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Requests that a panic broke off: each ends as failed, with the reason, and the others go on. Which
 //! lane and session that frees is the router's.
 
+use super::unsettled::Ending;
 use super::{Active, Exit, Outcome, Pipeline, recovery, router};
 use crate::clock;
 use crate::error_text::describe;
@@ -20,14 +21,24 @@ impl Pipeline {
     }
 
     /// Writes the end of a request that broke off before it had a run.
-    pub(super) async fn break_off(self: &Arc<Self>, event_seq: i64, panicked: &Panicked) -> Outcome {
+    pub(super) async fn break_off(self: &Arc<Self>, event_seq: i64, ending: Arc<Ending>, panicked: &Panicked) -> Outcome {
         let reason = self.defect(event_seq, panicked);
-        self.end_broken(event_seq, reason).await
+        self.end_broken(event_seq, ending, reason).await
     }
 
-    /// Writes the end of a run that broke off, and of all its requests. It may have begun or not.
-    pub(super) async fn break_off_run(self: &Arc<Self>, event_seq: i64, fellows: Vec<i64>, run_id: String, panicked: &Panicked) {
+    /// Writes the end of a run that broke off, and of all its requests, which are of one conversation. It may have
+    /// begun or not.
+    pub(super) async fn break_off_run(
+        self: &Arc<Self>,
+        event_seq: i64,
+        fellows: Vec<i64>,
+        conversation: &str,
+        run_id: String,
+        panicked: &Panicked,
+    ) {
         let reason = self.defect(event_seq, panicked);
+        let seqs: Vec<i64> = fellows.iter().copied().chain([event_seq]).collect();
+        let endings: Vec<Arc<Ending>> = seqs.iter().map(|seq| self.unsettled.begin(conversation, *seq)).collect();
         let ended = panics::caught(async {
             let (request_id, event) = router::load(self, event_seq, None).await?;
             let adapter = event.adapter.clone();
@@ -37,25 +48,24 @@ impl Pipeline {
                 let (request_id, event) = router::load(self, *seq, None).await?;
                 others.push(event.into_request(request_id, clock::wall_ms()));
             }
-            Some(self.fail_run(&mut request, others, adapter, run_id, &reason).await)
+            self.fail_run(&mut request, others, adapter, run_id, &reason, &endings).await
         });
         match ended.await {
-            Ok(Some(true)) => {}
+            Ok(Some(true) | None) => {}
             Ok(Some(false)) => {
-                for seq in fellows.into_iter().chain([event_seq]) {
-                    drop(self.end_broken(seq, reason.clone()).await);
+                for (seq, ending) in seqs.into_iter().zip(endings) {
+                    drop(self.end_broken(seq, ending, reason.clone()).await);
                 }
             }
-            Ok(None) => {}
             Err(again) => unended(event_seq, &again),
         }
     }
 
-    async fn end_broken(self: &Arc<Self>, event_seq: i64, reason: String) -> Outcome {
+    async fn end_broken(self: &Arc<Self>, event_seq: i64, ending: Arc<Ending>, reason: String) -> Outcome {
         let ended = panics::caught(async {
             let (request_id, event) = router::load(self, event_seq, None).await?;
             let request = event.into_request(request_id, clock::wall_ms());
-            Some(self.settle(request, Exit::Failed(reason), Active::begin(&self.metrics)).await)
+            Some(self.settle(request, Exit::Failed(reason), Active::begin(&self.metrics), ending).await)
         });
         match ended.await {
             Ok(outcome) => outcome.unwrap_or(Outcome::Abandoned),
@@ -66,7 +76,8 @@ impl Pipeline {
         }
     }
 
-    /// Ends the run as failed, and has said what there is to say. False when it is not the request's run.
+    /// Ends the run as failed, and has said what there is to say. False when it is not the request's run, `None` when
+    /// that could not be written.
     async fn fail_run(
         &self,
         request: &mut NexusRequest,
@@ -74,7 +85,8 @@ impl Pipeline {
         adapter: String,
         run_id: String,
         reason: &str,
-    ) -> bool {
+        endings: &[Arc<Ending>],
+    ) -> Option<bool> {
         (request.status, request.reason) = (Status::Failed, Some(reason.to_owned()));
         let event_seq = request.event_seq;
         for other in &mut others {
@@ -98,15 +110,15 @@ impl Pipeline {
             at: clock::wall_ms(),
             epoch: self.epoch,
         };
-        match self.ledgers.nexus.writer.write_until_done(finish).await {
-            Ok(Some(_)) => {}
-            Ok(None) => return false,
+        let finish_seq = match self.ledgers.nexus.writer.write_until_done(finish).await {
+            Ok(Some(finish_seq)) => finish_seq,
+            Ok(None) => return Some(false),
             Err(error) => {
                 tracing::error!(run_id, %error, "the end of a broken run could not be written; the next start decides by on_interrupted");
-                return true;
+                return None;
             }
-        }
-        self.finished.notify_one();
+        };
+        endings.iter().for_each(|ending| ending.written());
         // It may have ended before it broke: then its answer is committed, and not on its way yet.
         let read = move |connection: &Connection| Ok((request_by_event(connection, event_seq)?, deliveries_of(connection, event_seq)?));
         let text = match self.ledgers.nexus.readers.read(read).await {
@@ -129,7 +141,8 @@ impl Pipeline {
             self.announce_end(other, None);
         }
         self.announce_end(request, (!text.is_empty()).then_some(text.as_str()));
-        true
+        self.wait_for_turn(finish_seq).await;
+        Some(true)
     }
 }
 
@@ -139,4 +152,4 @@ fn unended(event_seq: i64, again: &Panicked) {
 
 #[cfg(test)]
 #[path = "broken_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use crate::agent::Runner;
 use crate::bus::Bus;
 use crate::clock::Expiry;
 use crate::ledger::Ledgers;
@@ -9,7 +10,8 @@ use crate::ledger::events::{Append, Lines};
 use crate::ledger::nexus::{Admit, BeginEpoch, Claim, RequestRow, StartRun};
 use crate::metrics::Metrics;
 use crate::pipeline::outbox::Outbox;
-use crate::pipeline::{SETTLING_MAX, Settings};
+use crate::pipeline::unsettled::ENDS;
+use crate::pipeline::{Agent, Prepared, SETTLING_MAX, Settings};
 use crate::plugin::Plugins;
 use crate::replies::Replies;
 use crate::routes::Routes;
@@ -20,7 +22,7 @@ use arc_swap::ArcSwap;
 use nexus_core::config;
 use std::collections::HashMap;
 use std::time::Duration;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -28,8 +30,8 @@ const EPOCH: i64 = 1;
 /// How long anything here may take.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-struct Place {
-    pipeline: Arc<Pipeline>,
+pub(in crate::pipeline) struct Place {
+    pub(in crate::pipeline) pipeline: Arc<Pipeline>,
     /// Keeps the request admitted.
     _admitted: watch::Sender<i64>,
     directory: tempfile::TempDir,
@@ -37,7 +39,7 @@ struct Place {
 
 impl Place {
     /// A pipeline, and in its ledgers one event whose request waits.
-    async fn with_a_request() -> Self {
+    pub(in crate::pipeline) async fn with_a_request() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let (ledgers, _threads) = Ledgers::start(directory.path(), 0).unwrap();
         let lines = Arc::new(Lines { events: vec![samples::new_event("fake:1")], rejects: Vec::new() });
@@ -60,8 +62,11 @@ impl Place {
         let panicked = panics::catch::<()>(|| panic!("of the test")).unwrap_err();
         let outcome = async {
             match run_id {
-                Some(run_id) => self.pipeline.break_off_run(1, Vec::new(), run_id.to_owned(), &panicked).await,
-                None => assert!(matches!(self.pipeline.break_off(1, &panicked).await, Outcome::Settled)),
+                Some(run_id) => self.pipeline.break_off_run(1, Vec::new(), &conversation(), run_id.to_owned(), &panicked).await,
+                None => {
+                    let ending = self.pipeline.unsettled.begin(&conversation(), 1);
+                    assert!(matches!(self.pipeline.break_off(1, ending, &panicked).await, Outcome::Settled));
+                }
             }
         };
         tokio::time::timeout(DEADLINE, outcome).await.unwrap();
@@ -73,6 +78,39 @@ impl Place {
     async fn said(&self) -> Vec<String> {
         let read = self.pipeline.ledgers.nexus.readers.read(|connection| deliveries_of(connection, 1));
         read.await.unwrap().into_iter().map(|delivery| delivery.content).collect()
+    }
+}
+
+/// That of every request here.
+fn conversation() -> String {
+    prepared(1, Duration::ZERO).conversation()
+}
+
+/// A request on its way to the built-in echo.
+fn prepared(seq: i64, timeout: Duration) -> Prepared {
+    let agent = Agent {
+        name: "echo".to_owned(),
+        runner: Runner::Echo,
+        timeout,
+        max_concurrent: 1,
+        harmless: true,
+        acts: false,
+        memory: config::Memory::default(),
+        spending: None,
+        fallback: Vec::new(),
+        prompt_bytes_max: None,
+    };
+    Prepared {
+        adapter: "fake".to_owned(),
+        request: NexusRequest::new(format!("req_{seq}"), seq, 0, samples::event(format!("fake:{seq}"))),
+        agent: Arc::new(agent),
+        session: "s".to_owned(),
+        formerly: None,
+        fellows: Vec::new(),
+        abort: CancellationToken::new(),
+        spent: Duration::ZERO,
+        timeout,
+        is_revived: false,
     }
 }
 
@@ -167,8 +205,35 @@ async fn one_whose_sender_cannot_be_looked_up_is_left_to_the_next_start() {
     let event = place.pipeline.ledgers.events.readers.read(|connection| crate::ledger::events::by_seq(connection, 1));
     let event = event.await.unwrap().unwrap();
     let stopping = async { place.pipeline.abandon.cancel() };
-    let (outcome, ()) = tokio::join!(place.pipeline.prepare(event, "req_1".to_owned()), stopping);
+    let (outcome, ()) = tokio::join!(place.pipeline.prepare(event, "req_1".to_owned(), false), stopping);
     assert!(matches!(outcome, Outcome::Abandoned), "{outcome:?}");
     let row = place.pipeline.ledgers.nexus.readers.read(|connection| request_by_event(connection, 1)).await.unwrap().unwrap();
     assert_eq!(row.status, "waiting");
+}
+
+#[tokio::test]
+async fn one_that_breaks_off_holds_its_session_until_its_end_is_on_disk() {
+    let place = Place::with_a_request().await;
+    let (held, released) = oneshot::channel();
+    // No clock goes so far: to find its deadline is a panic, after its run has begun.
+    let run = place.pipeline.run(prepared(1, Duration::MAX), held);
+    let next_turn = async {
+        drop(released.await);
+        place.pipeline.ledgers.nexus.readers.read_now(|connection| request_by_event(connection, 1)).unwrap().unwrap()
+    };
+    let (row, ()) = tokio::time::timeout(DEADLINE, async { tokio::join!(next_turn, run) }).await.unwrap();
+    assert_eq!((row.status.as_str(), row.attempts), ("failed", 1));
+}
+
+#[tokio::test]
+async fn what_comes_after_an_end_that_is_refused_waits_for_the_next_start_as_well() {
+    let place = Place::with_a_request().await;
+    let refuse = "CREATE TRIGGER refuse BEFORE UPDATE ON nexus_requests BEGIN SELECT RAISE(ABORT, 'of the test'); END";
+    Connection::open(place.directory.path().join("nexus.db")).unwrap().execute_batch(refuse).unwrap();
+    assert_eq!(place.break_off(None).await.status, "waiting");
+    assert!(place.pipeline.watch_over.lost().is_empty(), "nothing waits for it yet");
+    let (held, released) = oneshot::channel();
+    tokio::time::timeout(DEADLINE, place.pipeline.run(prepared(2, DEADLINE), held)).await.unwrap();
+    assert!(released.await.is_err(), "its session goes on");
+    assert_eq!(place.pipeline.watch_over.lost(), [ENDS], "health says nothing");
 }

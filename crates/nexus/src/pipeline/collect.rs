@@ -1,6 +1,6 @@
 //! Several messages of a session that are answered in one turn: which may be, and what they say together.
 
-use super::Prepared;
+use super::{Prepared, router};
 use nexus_core::request::NexusRequest;
 use serde_json::Value;
 
@@ -14,12 +14,12 @@ impl Prepared {
     pub(super) fn may_share(&self, other: &Self) -> bool {
         let permissions = |prepared: &Self| prepared.request.access.as_ref().map(|access| access.permissions.clone());
         let is_equal = self.agent.name == other.agent.name && self.is_system() == other.is_system();
-        is_equal && self.place() == other.place() && permissions(self) == permissions(other)
+        is_equal && self.conversation() == other.conversation() && permissions(self) == permissions(other)
     }
 
-    /// Where its answer goes.
-    fn place(&self) -> (&str, String) {
-        (&self.adapter, self.request.event.conversation())
+    /// Where it was said, and where its answer goes; that of its fellows as well.
+    pub(super) fn conversation(&self) -> String {
+        router::conversation_of(&self.adapter, &self.request.event)
     }
 
     /// All requests of the turn, oldest first.

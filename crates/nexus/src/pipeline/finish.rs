@@ -1,7 +1,7 @@
 //! The end of a run, and stages 7 and 8: commit, let the session go on, deliver, finalize.
 
-use super::run::{Seen, Work};
-use super::{Exit, Pipeline, Prepared, trace_json};
+use super::run::{Held, Seen, Work};
+use super::{Exit, Pipeline, Prepared, trace_json, trace_value};
 use crate::agent::{AgentError, Finished, StopReason, Usage};
 use crate::clock;
 use crate::ledger::agents::{ToolCall, TurnRecord, turn_id};
@@ -64,7 +64,7 @@ impl Verdict {
 }
 
 impl Pipeline {
-    pub(super) async fn finish(&self, ended: Ended, release: impl FnOnce()) {
+    pub(super) async fn finish(&self, ended: Ended, held: &mut Held) {
         let Ended { mut prepared, run_id, work, seen, started_at, spent } = ended;
         let mut verdict = judge(work, &prepared.request.request_id);
         // Of all attempts, the failed ones too.
@@ -102,14 +102,14 @@ impl Pipeline {
             Ok(Some(finish_seq)) => {
                 crate::torture::point("run.finished");
                 self.announce_turn(&prepared, &run_id, &verdict);
-                self.note_reply(&prepared, &text);
+                self.note_reply(&prepared, &text, &deliveries);
                 // The answer leaves whether or not the agents ledger can follow.
                 let waiting = (!here).then(|| self.outbox.enqueue(deliveries));
                 if here {
                     self.outbox.sent().notify_one(); // sent with its run's end
                 }
                 self.wait_for_turn(finish_seq).await;
-                release();
+                drop(held.take());
                 prepared.fellows.iter().for_each(|fellow| self.announce_end(&fellow.request, None));
                 if let Some(waiting) = waiting {
                     self.deliver(&mut prepared, &run_id, waiting).await;
@@ -118,12 +118,11 @@ impl Pipeline {
             }
             Ok(None) => {
                 tracing::error!(run_id, "the run was settled by somebody else; its answer is not delivered");
-                release();
             }
             Err(error) => {
                 tracing::error!(run_id, %error, "the end of a run could not be written; the next start decides by on_interrupted");
                 self.plugins.failed(&prepared.request, Stage::Finalize, &error.to_string());
-                release();
+                self.unsettled.leave(&prepared.conversation(), prepared.request.event_seq);
             }
         }
     }
@@ -178,12 +177,15 @@ impl Pipeline {
         prepared.name_fellows();
     }
 
-    /// Brings the requests that shared the run to its end, in memory: what is written of each.
+    /// Brings the requests that shared the run to its end, in memory: what is written of each. The answer and the
+    /// tool calls are told of the newest alone: up to a hundred may share them.
     fn end_fellows(&self, prepared: &mut Prepared, exit: Option<&Exit>, started_at: i64, spent: Duration) -> Vec<FellowEnd> {
         let Prepared { request: lead, fellows, .. } = prepared;
         let mut ends = Vec::with_capacity(fellows.len());
+        let shared = lead.response.as_ref().map(without_answer);
+        let chars = lead.response.as_ref().map(|response| response.content.chars().count());
         for request in fellows.iter_mut().map(|fellow| &mut fellow.request) {
-            (request.status, request.response) = (lead.status, lead.response.clone());
+            (request.status, request.response) = (lead.status, shared.clone());
             let own = lead.reason.clone();
             request.reason = own.or_else(|| Some(format!("collected: answered with {}", lead.request_id)));
             if let (Some(agent), Some(of_lead)) = (&mut request.agent, &lead.agent) {
@@ -196,15 +198,18 @@ impl Pipeline {
             self.record(request, Stage::RunAgent, started_at, spent, exit, Vec::new());
             self.plugins.after(Stage::RunAgent, request);
             self.finalize(request);
-            ends.push(FellowEnd { event_seq: request.event_seq, reason: request.reason.clone(), trace: trace_json(request) });
+            let mut trace = trace_value(request);
+            trace["response"]["chars"] = json!(chars);
+            ends.push(FellowEnd { event_seq: request.event_seq, reason: request.reason.clone(), trace: trace.to_string() });
         }
         ends
     }
 
-    /// What comes back as a message is known by what was said.
-    fn note_reply(&self, prepared: &Prepared, text: &str) {
+    /// What comes back as a message is known by what was said, and by each message that it goes out in.
+    fn note_reply(&self, prepared: &Prepared, text: &str, deliveries: &[NewDelivery]) {
         if !text.trim().is_empty() {
-            self.breakers.replied(&prepared.session, text);
+            let messages: Vec<&str> = deliveries.iter().map(|delivery| delivery.content.as_str()).collect();
+            self.breakers.replied(&prepared.session, text, &messages);
         }
     }
 
@@ -221,7 +226,7 @@ impl Pipeline {
     }
 
     /// The next turn of this session must see this one.
-    async fn wait_for_turn(&self, finish_seq: i64) {
+    pub(super) async fn wait_for_turn(&self, finish_seq: i64) {
         self.finished.notify_one();
         let mut applied = self.turns_applied.clone();
         tokio::select! {
@@ -257,6 +262,18 @@ impl Pipeline {
         self.record(request, Stage::DeliverResponse, started_at, spent, exit.as_ref(), Vec::new());
         self.plugins.after(Stage::DeliverResponse, request);
         self.finalize(request);
+    }
+}
+
+/// How a run ended, without what was said and done in it.
+fn without_answer(response: &ResponseSection) -> ResponseSection {
+    ResponseSection {
+        content: String::new(),
+        tool_calls: Vec::new(),
+        usage: response.usage.clone(),
+        stop_reason: response.stop_reason.clone(),
+        duration_ms: response.duration_ms,
+        error: response.error.clone(),
     }
 }
 

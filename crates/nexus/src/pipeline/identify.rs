@@ -65,6 +65,11 @@ impl Pipeline {
         exit
     }
 
+    /// A request that was let in before a stop interrupted its run: it counts for no rate again.
+    pub(super) fn let_in(&self, event_seq: i64) {
+        self.rates.lock().unwrap_or_else(PoisonError::into_inner).let_in(event_seq);
+    }
+
     /// Counts the request, if the policy that lets it in has a rate. One that is prepared again counts once.
     fn is_too_often(&self, decision: &Decision, principal: &Principal, request: &NexusRequest) -> bool {
         let (Effect::Allow, Some(per_minute)) = (decision.effect, decision.per_minute) else { return false };

@@ -12,13 +12,14 @@ mod anew;
 #[cfg(test)]
 mod hold_tests;
 mod lanes;
+mod line;
 mod sessions;
 #[cfg(test)]
 mod tests;
 mod turns;
 
 pub use admit::ADMISSION;
-pub(crate) use admit::row_of;
+pub(crate) use admit::{conversation_of, row_of};
 
 use super::pending::Pending;
 use super::{Outcome, Pipeline, READ_PATIENCE};
@@ -175,6 +176,8 @@ struct Known {
     at_hand: Option<Box<(String, StoredEvent)>>,
     /// Its conversation goes on without waiting for it any more.
     let_go: bool,
+    /// A stop or a crash interrupted its run.
+    is_revived: bool,
 }
 
 struct State {
@@ -235,7 +238,8 @@ impl State {
         let account = AccountKey::new(request.adapter, request.account_id);
         let place = self.lanes.push(&request.conversation, &account, request.event_seq);
         let at_hand = event.filter(|_| place.soon).map(|event| Box::new((request.request_id, *event)));
-        let known = Known { conversation: place.conversation, account: place.account, at_hand, let_go: false };
+        let is_revived = request.attempts > 0;
+        let known = Known { conversation: place.conversation, account: place.account, at_hand, let_go: false, is_revived };
         self.requests.insert(request.event_seq, known);
     }
 
@@ -309,18 +313,18 @@ impl State {
 
     fn prepare(&mut self, seq: i64) {
         let Some(known) = self.requests.get_mut(&seq) else { return };
-        let at_hand = known.at_hand.take();
+        let (at_hand, conversation, is_revived) = (known.at_hand.take(), known.conversation.clone(), known.is_revived);
         let (pipeline, told) = (self.pipeline.clone(), self.told.clone());
         self.runs.spawn(self.under_way.track_future(async move {
             let prepared = panics::caught(async {
                 match load(&pipeline, seq, at_hand).await {
-                    Some((request_id, event)) => pipeline.prepare(event, request_id).await,
+                    Some((request_id, event)) => pipeline.prepare(event, request_id, is_revived).await,
                     None => Outcome::Abandoned,
                 }
             });
             let outcome = match prepared.await {
                 Ok(outcome) => outcome,
-                Err(panicked) => pipeline.break_off(seq, &panicked).await,
+                Err(panicked) => pipeline.break_off(seq, pipeline.unsettled.begin(&conversation, seq), &panicked).await,
             };
             tell(&told, Told::Prepared { seq, outcome }).await;
         }));

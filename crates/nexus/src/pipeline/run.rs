@@ -3,6 +3,7 @@
 
 use super::finish::{Ended, turn_record};
 use super::identify::audit;
+use super::unsettled::ENDS;
 use super::{Active, Agent, Pipeline, Prepared};
 use crate::agent::{
     AgentError, Finished, MAX_ANSWER_BYTES, Memory, Message, Output, StopReason, TRIES_MAX, ToolStatus, Turn, Usage, pause_after,
@@ -17,7 +18,7 @@ use nexus_core::notice::NoticeType;
 use serde_json::json;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// Pieces of output that may wait between agent and bus; a full channel holds the agent.
 const OUTPUT_MAX: usize = 256;
@@ -25,6 +26,9 @@ const OUTPUT_MAX: usize = 256;
 const TOOL_CALLS_MAX: usize = 1000;
 /// Bytes of arguments and results of one turn's tool calls that are recorded.
 const TOOL_DETAIL_BYTES_MAX: usize = 1024 * 1024;
+
+/// Keeps the next turn of a run's session waiting, until it is dropped.
+pub(super) type Held = Option<oneshot::Sender<()>>;
 
 /// What the attempts left behind while they ran.
 #[derive(Debug, Default)]
@@ -61,24 +65,29 @@ pub(super) enum Work {
 }
 
 impl Pipeline {
-    /// Stages 6 to 8. `release` is called once the session may take its next turn, or dropped. A run that a
-    /// panic breaks off ends as failed.
-    pub async fn run(self: &Arc<Self>, prepared: Prepared, release: impl FnOnce()) {
+    /// Stages 6 to 8. `session` is dropped once the session may take its next turn. A run that a panic breaks off
+    /// ends as failed, and holds its session until that is on disk.
+    pub async fn run(self: &Arc<Self>, prepared: Prepared, session: oneshot::Sender<()>) {
         let (seq, run_id) = (prepared.request.event_seq, format!("run_{}", ulid::Ulid::generate()));
-        let fellows = prepared.fellow_seqs();
-        if let Err(panicked) = panics::caught(self.run_whole(prepared, run_id.clone(), release)).await {
-            self.break_off_run(seq, fellows, run_id, &panicked).await;
+        let (fellows, conversation) = (prepared.fellow_seqs(), prepared.conversation());
+        let mut held = Some(session);
+        if let Err(panicked) = panics::caught(self.run_whole(prepared, run_id.clone(), &mut held)).await {
+            self.break_off_run(seq, fellows, &conversation, run_id, &panicked).await;
+            self.unsettled.none_before(&conversation, seq.saturating_add(1)).await;
         }
+        drop(held);
     }
 
-    async fn run_whole(&self, mut prepared: Prepared, run_id: String, release: impl FnOnce()) {
+    async fn run_whole(&self, mut prepared: Prepared, run_id: String, held: &mut Held) {
         let Some(history) = self.remember(&mut prepared).await else {
             tracing::warn!(request_id = prepared.request.request_id, "run not started; the request waits for the next start");
-            return release();
+            return;
         };
         let memory = self.recall(&mut prepared, &history).await;
-        for one in std::iter::once(&prepared).chain(&prepared.fellows) {
-            self.unsettled.none_before(&one.request.event.conversation(), one.request.event_seq).await;
+        let conversation = prepared.conversation();
+        // No fellow is newer.
+        if !self.unsettled.none_before(&conversation, prepared.request.event_seq).await {
+            return self.leave_too(&prepared);
         }
         let fellows = prepared.fellows.iter().map(|fellow| &fellow.request);
         let claim = StartRun {
@@ -96,11 +105,11 @@ impl Pipeline {
             Ok(Claim::Done) => {}
             Ok(Claim::Lost) => {
                 tracing::error!(request_id = prepared.request.request_id, "somebody else has this request; left alone");
-                return release();
+                return;
             }
             Err(error) => {
                 tracing::warn!(request_id = prepared.request.request_id, %error, "run not started");
-                return release();
+                return self.unsettled.leave(&conversation, prepared.request.event_seq);
             }
         }
         let _active = Active::begin(&self.metrics);
@@ -114,10 +123,18 @@ impl Pipeline {
         self.settle_use(&turn, &mut seen);
         if matches!(work, Work::Abandoned) {
             self.interrupt(&prepared, &run_id, seen, started_at, started.elapsed()).await;
-            release();
         } else {
             let ended = Ended { prepared, run_id, work, seen, started_at, spent: started.elapsed() };
-            self.finish(ended, release).await;
+            self.finish(ended, held).await;
+        }
+    }
+
+    /// An earlier request of its conversation has no end and waits for the next start, and so does this one.
+    fn leave_too(&self, prepared: &Prepared) {
+        let request_id = &prepared.request.request_id;
+        tracing::warn!(request_id, "run not started; an earlier request waits for the next start, and this one with it");
+        if !self.abandon.is_cancelled() {
+            self.watch_over.part(ENDS).give_up("one could not be written; what came after it in its conversation waits for the next start");
         }
     }
 

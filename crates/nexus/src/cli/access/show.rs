@@ -202,6 +202,7 @@ fn policy_lines(answer: &Value, paint: Paint) -> Vec<String> {
         if effect == "allow" {
             permission_lines(&policy["permissions"], &mut lines);
             field(&mut lines, "Queue mode", text(policy, "queue_mode"));
+            field(&mut lines, "Queue cap", &cap(&policy["queue"]));
         }
         field(&mut lines, "Rate", &rate(&policy["rate"]["per_minute"]));
         let priority = policy["priority"].as_i64().filter(|priority| *priority != 0);
@@ -212,6 +213,13 @@ fn policy_lines(answer: &Value, paint: Paint) -> Vec<String> {
 
 fn rate(per_minute: &Value) -> String {
     per_minute.as_u64().map_or_else(String::new, |n| format!("{n} per minute"))
+}
+
+/// How many messages may wait, and which is dropped of more; nothing without a cap.
+fn cap(queue: &Value) -> String {
+    let Some(cap) = queue["cap"].as_u64() else { return String::new() };
+    let dropped = if queue["drop"] == "new" { "the new one" } else { "the oldest" };
+    format!("{cap}, then {dropped} is dropped")
 }
 
 fn permission_lines(permissions: &Value, lines: &mut Vec<String>) {
@@ -268,6 +276,7 @@ fn check_lines(answer: &Value, paint: Paint) -> Vec<String> {
         field(&mut lines, "Agent", text(answer, "agent"));
         field(&mut lines, "Session", text(answer, "session_label"));
         field(&mut lines, "Queue mode", text(answer, "queue_mode"));
+        field(&mut lines, "Queue cap", &cap(&answer["queue"]));
         field(&mut lines, "Rate", &rate(&answer["per_minute"]));
         permission_lines(&answer["permissions"], &mut lines);
     }
@@ -358,11 +367,36 @@ Why
     }
 
     #[test]
+    fn a_check_tells_what_becomes_of_a_message_that_is_let_in() {
+        let mut answer = json!({
+            "asked": { "channel": "sms", "sender": "1", "account": "me", "peer_kind": "dm", "peer": "1", "at": "2026-01-02T23:30", "day": "fri" },
+            "principal": { "type": "known" }, "decision": "allow", "why": [], "agent": "a", "session_label": "dm:ann",
+            "queue_mode": "collect", "queue": { "cap": 20, "drop": "old" }, "per_minute": 5,
+        });
+        let then = |answer: &Value| {
+            let lines = check_lines(answer, Paint::PLAIN);
+            lines.into_iter().skip_while(|line| line != "Then").collect::<Vec<_>>().join("\n")
+        };
+        let expected = "\
+Then
+  Agent:        a
+  Session:      dm:ann
+  Queue mode:   collect
+  Queue cap:    20, then the oldest is dropped
+  Rate:         5 per minute";
+        assert_eq!(then(&answer), expected);
+        answer["queue"]["drop"] = "new".into();
+        assert!(then(&answer).contains("20, then the new one is dropped"));
+        answer["queue"] = Value::Null;
+        assert!(!then(&answer).contains("Queue cap"));
+    }
+
+    #[test]
     fn policies_show_what_they_match_and_do() {
         let answer = json!({ "owner": ["cli:*"], "default": "deny", "policies": [
             { "name": "night", "effect": "deny", "match": { "principal": { "type": null, "tags": [] }, "conditions": [{ "channel": "sms", "days": ["sat", "sun"] }] } },
             { "name": "all", "effect": "allow", "match": { "principal": {}, "conditions": [] }, "session": { "agent": "a" }, "queue_mode": "collect",
-              "rate": { "per_minute": 5 }, "priority": 2, "permissions": { "tools": { "allow": ["x"], "deny": [] }, "data_access": "minimal" } },
+              "queue": { "cap": 3, "drop": "new" }, "rate": { "per_minute": 5 }, "priority": 2, "permissions": { "tools": { "allow": ["x"], "deny": [] }, "data_access": "minimal" } },
         ] });
         let expected = "\
 owner:   cli:*
@@ -378,6 +412,7 @@ allow all
   Tools:        x
   Data:         minimal
   Queue mode:   collect
+  Queue cap:    3, then the new one is dropped
   Rate:         5 per minute
   Priority:     2";
         assert_eq!(policy_lines(&answer, Paint::PLAIN).join("\n"), expected);

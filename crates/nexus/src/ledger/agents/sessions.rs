@@ -127,7 +127,7 @@ pub enum Forked {
     Done(Listed),
     NoSession,
     NoTurn,
-    /// There is a session of the new label.
+    /// There is a session of the new label, or one that it leads to.
     Taken,
 }
 
@@ -137,6 +137,10 @@ impl ForkSession {
             // Our own, by an attempt whose end nobody heard of.
             let is_ours = taken.created_at == self.at && self.turn.as_ref().is_none_or(|turn| *turn == taken.head);
             return Ok(if is_ours { Forked::Done(taken) } else { Forked::Taken });
+        }
+        // The name would lead nobody to that session any more.
+        if connection.prepare_cached("SELECT 1 FROM session_aliases WHERE alias = ?1")?.exists([&self.to])? {
+            return Ok(Forked::Taken);
         }
         let Some(from) = find(connection, &self.from)? else { return Ok(Forked::NoSession) };
         let head = match &self.turn {
@@ -254,6 +258,8 @@ mod tests {
         assert!(matches!(fork(&connection, "b", Some("t2"), 9), Forked::Done(_)), "the same, once more");
         assert_eq!(fork(&connection, "b", Some("t2"), 10), Forked::Taken);
         assert_eq!(fork(&connection, "dm:a", None, 10), Forked::Taken);
+        connection.execute("INSERT INTO session_aliases VALUES ('dm:sms:1', 'dm:a', 1)", []).unwrap();
+        assert_eq!(fork(&connection, "dm:sms:1", None, 10), Forked::Taken, "it leads to a session");
         apply(&connection, 4, "t4", "other");
         assert_eq!(fork(&connection, "c", Some("t4"), 10), Forked::NoTurn);
         let nobody = ForkSession { from: "nobody".to_owned(), to: "d".to_owned(), turn: None, at: 1 };

@@ -73,11 +73,13 @@ pub struct OpenRequest {
     pub conversation: String,
     pub adapter: String,
     pub account_id: String,
+    /// How often a run of it was begun: none, unless a stop or a crash interrupted it.
+    pub attempts: u32,
 }
 
 /// Every waiting request, in order.
 pub fn open_requests(connection: &Connection) -> rusqlite::Result<Vec<OpenRequest>> {
-    let sql = "SELECT event_seq, request_id, conversation, adapter, account_id FROM nexus_requests
+    let sql = "SELECT event_seq, request_id, conversation, adapter, account_id, attempts FROM nexus_requests
                WHERE status IN ('waiting', 'processing', 'interrupted') AND status = 'waiting' ORDER BY event_seq";
     connection
         .prepare_cached(sql)?
@@ -88,6 +90,7 @@ pub fn open_requests(connection: &Connection) -> rusqlite::Result<Vec<OpenReques
                 conversation: row.get(2)?,
                 adapter: row.get(3)?,
                 account_id: row.get(4)?,
+                attempts: row.get(5)?,
             })
         })?
         .collect()

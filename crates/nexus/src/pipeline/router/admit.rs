@@ -6,6 +6,7 @@ use crate::ledger::events::{Disposition, StoredEvent, page_after};
 use crate::ledger::nexus::{Admit, AdmitRow, Claim, OpenRequest, counter};
 use crate::ledger::writer::WriteError;
 use crate::pipeline::Pipeline;
+use nexus_core::event::Event;
 use nexus_core::request::Status;
 use std::sync::Arc;
 use std::time::Duration;
@@ -80,6 +81,7 @@ impl Admission {
                     conversation: row.conversation.clone(),
                     adapter: row.adapter.clone(),
                     account_id: row.account_id.clone(),
+                    attempts: 0,
                 };
                 admitted.push((request, Box::new(event)));
             }
@@ -141,6 +143,12 @@ async fn until_admitted(pipeline: &Pipeline, admit: &Admit, mut result: Result<C
     }
 }
 
+/// The conversation of an event. Of its adapter: two may serve one channel under one account id, and are counted
+/// and held apart.
+pub(crate) fn conversation_of(adapter: &str, event: &Event) -> String {
+    format!("{adapter}\u{1f}{}", event.conversation())
+}
+
 /// The request that an accepted event becomes.
 pub(crate) fn row_of(event: &StoredEvent, now: i64) -> AdmitRow {
     let filed = event.disposition == Disposition::Filed;
@@ -151,8 +159,7 @@ pub(crate) fn row_of(event: &StoredEvent, now: i64) -> AdmitRow {
         channel: event.event.channel.clone(),
         account_id: event.event.account_id.clone(),
         adapter: event.adapter.clone(),
-        // Of its adapter: two may serve one channel under one account id, and are counted and held apart.
-        conversation: format!("{}\u{1f}{}", event.adapter, event.event.conversation()),
+        conversation: conversation_of(&event.adapter, &event.event),
         late: matches!(event.disposition, Disposition::Late | Disposition::Filed),
         created_at: now,
         status: if filed { Status::Expired } else { Status::Waiting },

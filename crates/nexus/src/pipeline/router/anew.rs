@@ -64,6 +64,7 @@ impl State {
         self.lanes = Lanes::holding_as(std::mem::take(&mut self.lanes));
         self.sessions = Sessions::default();
         self.aborts.clear();
+        self.pipeline.unsettled.forget_left();
         let still_open: HashSet<i64> = open.iter().map(|request| request.event_seq).collect();
         for (seq, known) in std::mem::take(&mut self.requests) {
             // Told of its end, the panic came before that was counted.

@@ -6,8 +6,9 @@
 //! What changes something answers the agents of which a run may be able to start now; the router then
 //! asks [`Sessions::start_next`] of each until there is none.
 
+use super::line::{Line, Waiting};
 use crate::pipeline::Prepared;
-use nexus_core::config::QueueMode;
+use nexus_core::config::Queue;
 use nexus_core::lane::{self, COLLECT_BYTES_MAX, COLLECT_REQUESTS_MAX, Lane, Verdict};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -16,34 +17,12 @@ struct Session {
     busy: bool,
     /// The newest message of the turn under way.
     running: Option<i64>,
-    waiting: BTreeMap<i64, Waiting>,
+    waiting: Line,
     /// The agent that the first of them is shown to, and its place there: never more than one, or two
     /// agents would take two turns of the session.
     shown: Option<(String, i64)>,
     /// When what is collected may run, while that is still to come.
     due_ms: Option<u64>,
-}
-
-impl Session {
-    /// When the first that waits may run: at once, or when there is quiet behind what is collected.
-    fn due_ms(&self) -> u64 {
-        let collected = || self.waiting.values().take_while(|waiting| lane::collects(waiting.mode)).map(|waiting| waiting.came_ms);
-        match (collected().min(), collected().max()) {
-            (Some(first), Some(last)) => lane::due_ms(first, last),
-            (_, _) => 0,
-        }
-    }
-}
-
-#[derive(Debug)]
-struct Waiting {
-    agent: String,
-    system: bool,
-    mode: QueueMode,
-    came_ms: u64,
-    /// `None` when memory had no room for it.
-    prepared: Option<Box<Prepared>>,
-    max_concurrent: usize,
 }
 
 #[derive(Debug, Default)]
@@ -62,6 +41,7 @@ struct Again {
     session: String,
     agent: String,
     system: bool,
+    came_ms: u64,
 }
 
 /// What a request that came to its session brings about.
@@ -109,18 +89,21 @@ impl Sessions {
         let (mode, queue) = prepared.queueing();
         let again = self.again.remove(&seq);
         let mut pushed = Pushed { lets_go: lane::lets_go(mode, &queue), ..Pushed::default() };
+        let is_revived = prepared.is_revived;
+        // What was interrupted is not one too many: it waited once, and had its turn.
+        let queue = if is_revived { Queue::default() } else { queue };
         let entry = self.sessions.entry(session.clone()).or_default();
         // Whose turn had come already is neither dropped nor drops another.
         if again.is_none() {
             let running = entry.running.filter(|running| *running < seq);
-            match lane::decide(mode, &queue, Lane { running: running.is_some(), waiting: entry.waiting.len() }) {
+            match lane::decide(mode, &queue, Lane { running: running.is_some(), waiting: entry.waiting.counted() }) {
                 Verdict::Refuse => {
                     pushed.dropped.push((seq, Some(Box::new(prepared))));
                     return pushed;
                 }
                 Verdict::Wait { drops, aborts } => {
                     pushed.aborts = running.filter(|_| aborts);
-                    let oldest = (0..drops).map_while(|_| entry.waiting.pop_first());
+                    let oldest = (0..drops).map_while(|_| entry.waiting.pop_counted());
                     pushed.dropped.extend(oldest.map(|(seq, waiting)| (seq, waiting.prepared)));
                     self.kept -= pushed.dropped.iter().filter(|(_, kept)| kept.is_some()).count();
                 }
@@ -130,7 +113,9 @@ impl Sessions {
         let keep = has_slot || self.kept < kept_max;
         self.kept += usize::from(keep);
         let prepared = keep.then(|| Box::new(prepared));
-        entry.waiting.insert(seq, Waiting { agent, system, mode, came_ms: now_ms, prepared, max_concurrent });
+        // It waits for quiet once, however often it is prepared.
+        let came_ms = again.as_ref().map_or(now_ms, |had| had.came_ms);
+        entry.waiting.insert(seq, Waiting { agent, system, mode, came_ms, is_revived, prepared, max_concurrent });
         // What it had may be another session's and another agent's by now: settings change.
         pushed.look = again.map(|had| self.released(&had.session, &had.agent, had.system, now_ms)).unwrap_or_default();
         pushed.look.extend(self.offer(&session, now_ms));
@@ -150,8 +135,8 @@ impl Sessions {
         {
             lane.ready.remove(&place);
         }
-        let (&seq, first) = entry.waiting.first_key_value()?;
-        let due_ms = entry.due_ms();
+        let (seq, first) = entry.waiting.first()?;
+        let due_ms = entry.waiting.due_ms();
         if due_ms > now_ms {
             entry.due_ms = Some(due_ms);
             self.delayed.insert((due_ms, session.to_owned()));
@@ -192,20 +177,20 @@ impl Sessions {
         let seq = lane.ready.iter().find(|(_, (_, system))| !(*system && system_full)).map(|(&seq, _)| seq)?;
         let (session, system) = lane.ready.remove(&seq)?;
         let entry = self.sessions.get_mut(&session)?;
-        let first = entry.waiting.remove(&seq)?;
+        let first = entry.waiting.remove(seq)?;
         entry.busy = true; // no later request of the session may pass
         entry.shown = None;
         lane.taken += 1;
         lane.taken_by_system += usize::from(system);
         let Some(prepared) = first.prepared else {
-            self.again.insert(seq, Again { session, agent: agent.to_owned(), system });
+            self.again.insert(seq, Again { session, agent: agent.to_owned(), system, came_ms: first.came_ms });
             return Some(Turn { seq, prepared: None, is_aborted: false });
         };
         let prepared = if lane::collects(first.mode) { gather(prepared, &mut entry.waiting) } else { prepared };
         let seq = prepared.request.event_seq;
         self.kept -= 1 + prepared.fellows.len();
         entry.running = Some(seq);
-        let is_aborted = entry.waiting.range(seq..).any(|(_, waiting)| lane::aborts(waiting.mode));
+        let is_aborted = entry.waiting.after(seq).any(|waiting| lane::aborts(waiting.mode));
         Some(Turn { seq, prepared: Some(prepared), is_aborted })
     }
 
@@ -242,18 +227,18 @@ impl Sessions {
 }
 
 /// Takes those that wait behind `first` and may be answered with it; the newest of them leads.
-fn gather(first: Box<Prepared>, waiting: &mut BTreeMap<i64, Waiting>) -> Box<Prepared> {
+fn gather(first: Box<Prepared>, waiting: &mut Line) -> Box<Prepared> {
     let mut all = vec![first];
     let mut bytes = all[0].request.event.content.len();
     while all.len() < COLLECT_REQUESTS_MAX
-        && let Some(next) = waiting.first_entry()
-        && lane::collects(next.get().mode)
-        && let Some(prepared) = &next.get().prepared
+        && let Some((seq, next)) = waiting.first()
+        && lane::collects(next.mode)
+        && let Some(prepared) = &next.prepared
         && prepared.may_share(&all[0])
         && bytes.saturating_add(prepared.request.event.content.len()) <= COLLECT_BYTES_MAX
     {
         bytes += prepared.request.event.content.len();
-        all.extend(next.remove().prepared);
+        all.extend(waiting.remove(seq).and_then(|next| next.prepared));
     }
     let mut lead = all.pop().expect("the first is among them");
     lead.fellows = all.into_iter().map(|fellow| *fellow).collect();

@@ -79,8 +79,8 @@ enum At {
     Preparing,
     /// It waits for its session, since then.
     Ready(Found, u64),
-    /// Its turn has come, and its context is made again.
-    Again(Found),
+    /// Its turn has come, and its context is made again; it waited since then.
+    Again(Found, u64),
     Running(Found),
     /// It is answered in the turn of that one.
     Joined(i64),
@@ -90,14 +90,14 @@ impl At {
     /// Whether it keeps the next request of its conversation waiting, unless it was let go.
     fn holds_conversation(self) -> bool {
         match self {
-            Self::Preparing | Self::Ready(..) | Self::Again(_) => true,
+            Self::Preparing | Self::Ready(..) | Self::Again(..) => true,
             Self::Waiting | Self::Running(_) | Self::Joined(_) => false,
         }
     }
 
     fn is_in_stages(self) -> bool {
         match self {
-            Self::Preparing | Self::Again(_) => true,
+            Self::Preparing | Self::Again(..) => true,
             Self::Waiting | Self::Ready(..) | Self::Running(_) | Self::Joined(_) => false,
         }
     }
@@ -105,7 +105,7 @@ impl At {
     /// What has a slot of its agent and the turn of its session.
     fn turn(self) -> Option<Found> {
         match self {
-            Self::Again(found) | Self::Running(found) => Some(found),
+            Self::Again(found, _) | Self::Running(found) => Some(found),
             Self::Waiting | Self::Preparing | Self::Ready(..) | Self::Joined(_) => None,
         }
     }
@@ -113,14 +113,14 @@ impl At {
     fn running(self) -> Option<Found> {
         match self {
             Self::Running(found) => Some(found),
-            Self::Waiting | Self::Preparing | Self::Ready(..) | Self::Again(_) | Self::Joined(_) => None,
+            Self::Waiting | Self::Preparing | Self::Ready(..) | Self::Again(..) | Self::Joined(_) => None,
         }
     }
 
     fn ready(self) -> Option<(Found, u64)> {
         match self {
             Self::Ready(found, since_ms) => Some((found, since_ms)),
-            Self::Waiting | Self::Preparing | Self::Again(_) | Self::Running(_) | Self::Joined(_) => None,
+            Self::Waiting | Self::Preparing | Self::Again(..) | Self::Running(_) | Self::Joined(_) => None,
         }
     }
 }
@@ -175,6 +175,7 @@ fn prepared(seq: i64, found: Found) -> Prepared {
         abort: CancellationToken::new(),
         spent: Duration::ZERO,
         timeout: Duration::ZERO,
+        is_revived: false,
     }
 }
 
@@ -256,7 +257,8 @@ impl World {
         let running = self.requests.iter().find(|(_, (_, at))| at.running().is_some_and(|other| other.session == found.session));
         let aborts = running.map(|(&running, _)| running).filter(|running| *running < seq);
         let aborts = aborts.filter(|_| lane::aborts(found.mode) && !had_turn && !drops.contains(&seq));
-        self.requests.get_mut(&seq).unwrap().1 = At::Ready(found, self.now_ms);
+        let since_ms = if let At::Again(_, since_ms) = self.requests[&seq].1 { since_ms } else { self.now_ms };
+        self.requests.get_mut(&seq).unwrap().1 = At::Ready(found, since_ms);
         let pushed = self.sessions.push(seq, prepared(seq, found), self.kept_max, self.now_ms);
         assert_eq!(pushed.aborts, aborts, "{seq} comes to {:?}", self.requests);
         assert_eq!(pushed.dropped.iter().map(|(seq, _)| *seq).collect::<Vec<_>>(), drops);
@@ -314,13 +316,14 @@ impl World {
 
     fn start_turn(&mut self, agent: &str, turn: Turn) {
         let Turn { seq, prepared, is_aborted } = turn;
-        let (found, _) = self.requests[&seq].1.ready().unwrap_or_else(|| panic!("{seq} was started while {:?}", self.requests[&seq]));
+        let (found, since_ms) =
+            self.requests[&seq].1.ready().unwrap_or_else(|| panic!("{seq} was started while {:?}", self.requests[&seq]));
         assert_eq!(agent, self::agent(found.agent));
         let Some(prepared) = prepared else {
             assert_eq!(self.next_turn(found.session), Some(seq), "out of order, too early, or two turns of a session at once");
             assert!(self.has_slot(found), "{seq} has no slot");
             self.lanes.preparing_again();
-            self.requests.get_mut(&seq).unwrap().1 = At::Again(found);
+            self.requests.get_mut(&seq).unwrap().1 = At::Again(found, since_ms);
             return;
         };
         let group: Vec<i64> = prepared.requests().map(|request| request.event_seq).collect();
@@ -364,9 +367,11 @@ impl World {
         let is_busy = self.count(|at| at.turn().is_some_and(|found| found.session == session)) > 0;
         let waiting = self.ready_in(session);
         let came = waiting.iter().filter_map(|seq| self.requests[seq].1.ready());
-        let collected: Vec<u64> = came.take_while(|(found, _)| found.mode == QueueMode::Collect).map(|(_, since_ms)| since_ms).collect();
+        let collected: Vec<u64> = came.filter(|(found, _)| found.mode == QueueMode::Collect).map(|(_, since_ms)| since_ms).collect();
+        let first = waiting.first().and_then(|seq| self.requests[seq].1.ready());
+        let is_collected = first.is_some_and(|(first, _)| first.mode == QueueMode::Collect);
         let due_ms = match (collected.iter().min(), collected.iter().max()) {
-            (Some(first), Some(last)) => lane::due_ms(*first, *last),
+            (Some(first), Some(last)) if is_collected => lane::due_ms(*first, *last),
             (_, _) => 0,
         };
         waiting.first().copied().filter(|_| !is_busy && due_ms <= self.now_ms)

@@ -38,14 +38,16 @@ impl State {
         self.start_runs(&look);
     }
 
-    /// Ends a request that its session dropped.
+    /// Ends a request that its session dropped. From here on the later runs of its conversation wait for that.
     fn expire(&self, seq: i64, prepared: Option<Box<Prepared>>) {
+        let Some(known) = self.requests.get(&seq) else { return };
         let (pipeline, told) = (self.pipeline.clone(), self.told.clone());
+        let ending = pipeline.unsettled.begin(&known.conversation, seq);
         self.runs.spawn(self.under_way.track_future(async move {
-            let expired = panics::caught(pipeline.expire(seq, prepared, DROPPED.to_owned())).await;
+            let expired = panics::caught(pipeline.expire(seq, prepared, DROPPED.to_owned(), ending.clone())).await;
             let outcome = match expired {
                 Ok(outcome) => outcome,
-                Err(panicked) => pipeline.break_off(seq, &panicked).await,
+                Err(panicked) => pipeline.break_off(seq, ending, &panicked).await,
             };
             let is_over = match outcome {
                 Outcome::Settled => true,
@@ -89,17 +91,71 @@ impl State {
         prepared.abort = abort.clone();
         self.aborts.insert(seq, abort);
         self.runs.spawn(self.under_way.track_future(async move {
-            let (release, released) = oneshot::channel();
-            let release = move || {
-                release.send(()).ok();
-            };
-            let work = tokio::spawn(async move { pipeline.run(*prepared, release).await });
-            // Dropped without a word, by a panic, it frees the session too: the others go on.
-            drop(released.await);
+            let (held, released) = oneshot::channel();
+            let work = tokio::spawn(async move { pipeline.run(*prepared, held).await });
+            drop(released.await); // an error, always: nothing is sent, `held` is dropped
             tell(&told, Told::Released { seq, fellows, session, agent, system }).await;
             if let Err(error) = work.await {
                 tracing::error!(seq, %error, "a run failed; the next start decides by on_interrupted");
             }
         }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::lanes::Lanes;
+    use super::super::sessions::Sessions;
+    use super::super::{INBOX_MAX, RouterStats};
+    use super::*;
+    use crate::ledger::nexus::OpenRequest;
+    use crate::pipeline::Pipeline;
+    use crate::pipeline::broken::tests::Place;
+    use crate::pipeline::pending::Pending;
+    use futures_util::FutureExt;
+    use std::collections::HashMap;
+    use std::sync::Arc;
+    use tokio::sync::{mpsc, watch};
+    use tokio_util::task::TaskTracker;
+
+    /// How long anything here may take.
+    const DEADLINE: Duration = Duration::from_secs(60);
+
+    fn state(pipeline: Arc<Pipeline>) -> (State, mpsc::Receiver<Told>) {
+        let (told, inbox) = mpsc::channel(INBOX_MAX);
+        let state = State {
+            pipeline,
+            pending: Pending::default(),
+            admitted: watch::channel(0).0,
+            lanes: Lanes::default(),
+            sessions: Sessions::default(),
+            requests: HashMap::new(),
+            aborts: HashMap::new(),
+            told,
+            runs: TaskTracker::new(),
+            under_way: TaskTracker::new(),
+            stats: watch::channel(RouterStats::default()).0,
+        };
+        (state, inbox)
+    }
+
+    #[tokio::test]
+    async fn a_run_waits_for_the_end_of_what_its_session_dropped() {
+        let place = Place::with_a_request().await;
+        let (mut state, _inbox) = state(place.pipeline.clone());
+        let open = OpenRequest {
+            event_seq: 1,
+            request_id: "req_1".to_owned(),
+            conversation: "c".to_owned(),
+            adapter: "fake".to_owned(),
+            account_id: "me".to_owned(),
+            attempts: 0,
+        };
+        state.know(open, None);
+        state.pushed(1, Pushed { dropped: vec![(1, None)], ..Pushed::default() });
+        let mut later_run = std::pin::pin!(place.pipeline.unsettled.none_before("c", 2));
+        assert!((&mut later_run).now_or_never().is_none(), "a later run would overtake it");
+        assert!(tokio::time::timeout(DEADLINE, later_run).await.unwrap(), "its end was not written");
     }
 }

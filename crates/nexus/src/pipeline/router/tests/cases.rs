@@ -37,6 +37,34 @@ fn a_conversation_that_never_rests_is_answered_all_the_same() {
 }
 
 #[test]
+fn what_is_prepared_again_has_waited_for_quiet_already() {
+    let mut sessions = Sessions::default();
+    let push = |sessions: &mut Sessions, now_ms| {
+        drop(sessions.push(1, prepared(1, moded(0, 2, QueueMode::Collect).unwrap()), 0, now_ms));
+    };
+    push(&mut sessions, 0);
+    assert_eq!(sessions.offer_due(LONG_MS), [agent(2)]);
+    assert!(sessions.start_next(&agent(2)).unwrap().prepared.is_none(), "there was no room for its context");
+    push(&mut sessions, LONG_MS);
+    assert!(sessions.start_next(&agent(2)).is_some_and(|turn| turn.prepared.is_some()), "it waits once more");
+}
+
+#[test]
+fn no_cap_drops_or_counts_what_a_stop_interrupted() {
+    for (which, expected) in [(QueueDrop::Old, 3_i64), (QueueDrop::New, 4)] {
+        let mut sessions = Sessions::default();
+        let mut push = |seq: i64, is_revived: bool| -> Vec<i64> {
+            let capped = Found { cap: Some((1, which)), ..found(0, 0).unwrap() };
+            let pushed = sessions.push(seq, Prepared { is_revived, ..prepared(seq, capped) }, 9, 0);
+            pushed.dropped.into_iter().map(|(seq, _)| seq).collect()
+        };
+        assert!(push(1, true).is_empty() && push(2, true).is_empty() && push(3, false).is_empty(), "{which:?}");
+        assert_eq!(push(4, false), [expected]);
+        assert!(push(5, true).is_empty(), "{which:?}");
+    }
+}
+
+#[test]
 fn only_the_newest_of_messages_that_interrupt_runs_to_its_end() {
     let mut sessions = Sessions::default();
     let push = |sessions: &mut Sessions, seq| sessions.push(seq, prepared(seq, moded(0, 2, QueueMode::Interrupt).unwrap()), 9, 0);
