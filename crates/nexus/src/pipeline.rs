@@ -16,6 +16,7 @@ mod recall;
 pub mod recovery;
 pub mod router;
 mod run;
+mod settle;
 mod spending;
 pub mod unsettled;
 
@@ -24,7 +25,7 @@ use crate::bus::Bus;
 use crate::clock;
 use crate::ledger::Ledgers;
 use crate::ledger::events::StoredEvent;
-use crate::ledger::nexus::{Claim, SettleRequest};
+use crate::ledger::nexus::Claim;
 use crate::ledger::writer::WriteError;
 use crate::metrics::{Metrics, StageLabel, StatusLabel, Totals};
 use crate::panics;
@@ -48,7 +49,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use unsettled::Ending;
 
 /// The parts of the configuration that requests are decided by, swapped whole by a reload.
 #[derive(Debug)]
@@ -218,7 +218,8 @@ impl Pipeline {
             self.let_in(request.event_seq);
         }
         let mut budget = Budget { timeout: Duration::from_millis(settings.pipeline.timeout_ms), spent: Duration::ZERO };
-        match self.stages_before_agent(&mut request, &adapter, &settings, &mut budget).await {
+        let seq = request.event_seq;
+        match self.whole(seq, self.stages_before_agent(&mut request, &adapter, &settings, &mut budget)).await {
             Ok((agent, session)) => {
                 let formerly = assemble::formerly(&request, &session);
                 let Budget { timeout, spent } = budget;
@@ -261,6 +262,13 @@ impl Pipeline {
         }
         self.stage(request, Stage::ResolveAccess, budget, async |request| self.authorize(request, settings, &principal)).await?;
         Ok(principal)
+    }
+
+    /// What stages came to. A panic between them, as in a hook, fails the request, of which the caller still has what
+    /// was found out and decided.
+    async fn whole<T>(&self, event_seq: i64, stages: impl Future<Output = Result<T, Exit>>) -> Result<T, Exit> {
+        let staged = panics::caught(stages).await;
+        staged.unwrap_or_else(|panicked| Err(Exit::Failed(self.defect(event_seq, &panicked))))
     }
 
     /// Runs one stage: span, time, time-out, hook, trace, notice. A panic in it fails the request; so may a
@@ -325,74 +333,6 @@ impl Pipeline {
         };
         self.bus.publish(NoticeType::RequestStage, notice);
         request.pipeline.push(StageTrace { stage, started_at, duration_ms, exit_reason, error, hooks });
-    }
-
-    /// Ends a request that has no run; returns before that is on disk. The conversation goes on meanwhile: its next
-    /// request's end is queued behind this one, and its next run waits for `ending`.
-    async fn settle(self: &Arc<Self>, mut request: NexusRequest, exit: Exit, active: Active, ending: Arc<Ending>) -> Outcome {
-        let Ok(room) = self.settle_room.clone().acquire_owned().await else { return Outcome::Abandoned };
-        let (status, reason) = match exit {
-            Exit::Denied(reason) => (Status::Denied, Some(reason)),
-            Exit::Handled { by } => (Status::HandledByAutomation, Some(by)),
-            Exit::Failed(error) => (Status::Failed, Some(error)),
-            Exit::Stopping => return Outcome::Abandoned,
-            Exit::Expired(reason) => (Status::Expired, Some(reason)),
-        };
-        let stage = request.pipeline.last().map_or(Stage::ReceiveEvent, |trace| trace.stage);
-        (request.status, request.reason) = (status, reason.clone());
-        self.finalize(&mut request);
-        let command = SettleRequest {
-            event_seq: request.event_seq,
-            status,
-            stage: stage.as_str(),
-            reason,
-            trace: trace_json(&request),
-            audit: identify::audit(&request),
-            at: clock::wall_ms(),
-            epoch: self.epoch,
-        };
-        let this = self.clone();
-        self.settling.spawn(async move {
-            let seq = request.event_seq;
-            if let Err(panicked) = panics::caught(this.write_end(request, command, &ending)).await {
-                this.defect(seq, &panicked);
-            }
-            drop((active, ending, room)); // who takes all the room finds no end under way
-        });
-        Outcome::Settled
-    }
-
-    /// Ends a request that its session's queue has no room for. One whose context was not kept is decided about
-    /// again, as it would be to run: its end has a decision as well.
-    async fn expire(self: &Arc<Self>, event_seq: i64, prepared: Option<Box<Prepared>>, reason: String, ending: Arc<Ending>) -> Outcome {
-        let active = Active::begin(&self.metrics);
-        let (request, exit) = match prepared {
-            Some(prepared) => (prepared.request, Exit::Expired(reason)),
-            None => {
-                let Some((request_id, event)) = router::load(self, event_seq, None).await else { return Outcome::Abandoned };
-                let (settings, adapter) = (self.settings.load_full(), event.adapter.clone());
-                let mut request = event.into_request(request_id, clock::wall_ms());
-                let mut budget = Budget { timeout: Duration::from_millis(settings.pipeline.timeout_ms), spent: Duration::ZERO };
-                let decided = self.stages_to_access(&mut request, &adapter, &settings, &mut budget).await;
-                (request, decided.err().unwrap_or(Exit::Expired(reason)))
-            }
-        };
-        self.settle(request, exit, active, ending).await
-    }
-
-    async fn write_end(&self, request: NexusRequest, command: SettleRequest, ending: &Ending) {
-        let written = self.write_admitted(request.event_seq, command).await;
-        if written.is_ok() {
-            ending.written();
-        }
-        match written {
-            Ok(Claim::Done) => self.announce_end(&request, None),
-            Ok(Claim::Lost) => tracing::error!(request_id = request.request_id, "the request was ended by somebody else"),
-            Err(error) => {
-                tracing::warn!(request_id = request.request_id, %error, "the end of a request could not be written; the next start decides again");
-                self.plugins.failed(&request, Stage::Finalize, &error.to_string());
-            }
-        }
     }
 
     /// Repeats a conditional command until the row that it needs is admitted: stages don't wait for

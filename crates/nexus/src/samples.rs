@@ -83,6 +83,20 @@ pub(crate) fn identity_ledger() -> Connection {
     in_memory(include_str!("../migrations/identity/0001_contacts.sql"))
 }
 
+/// How SQLite would answer a question, step by step. Its parameters are 1.
+pub(crate) fn plan(connection: &Connection, sql: &str) -> Vec<String> {
+    let mut asked = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+    for number in 1..=asked.parameter_count() {
+        asked.raw_bind_parameter(number, 1).unwrap();
+    }
+    let mut steps = Vec::new();
+    let mut rows = asked.raw_query();
+    while let Some(step) = rows.next().unwrap() {
+        steps.push(step.get(3).unwrap());
+    }
+    steps
+}
+
 fn in_memory(schema: &str) -> Connection {
     let connection = Connection::open_in_memory().unwrap();
     connection.execute_batch(schema).unwrap();

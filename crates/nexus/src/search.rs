@@ -5,10 +5,10 @@
 
 pub mod fill;
 
-use crate::ledger::Ledgers;
 use crate::ledger::cortex::find::{Ask, Hit, each};
 use crate::ledger::cortex::{self, CortexError, Kind};
-use nexus_core::search::{QUERY_BYTES_MAX, all_of};
+use crate::ledger::{Ledgers, ReadError};
+use nexus_core::search::{QUERY_BYTES_MAX, all_of, cut};
 use rusqlite::ErrorCode;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,7 +24,7 @@ pub const HITS_MAX: usize = 100;
 pub const HITS_DEFAULT: usize = 10;
 /// How long a person's search may take.
 pub const SEARCH_LIMIT: Duration = Duration::from_secs(10);
-/// Searches at a time; more wait, within their limits.
+/// Searches of people and plugins at a time, and as many again for turns; more wait, within their limits.
 const SEARCHES_MAX: usize = 4;
 /// How long who asked for a file to be made anew waits until that has begun.
 const REBUILD_LIMIT: Duration = Duration::from_secs(30);
@@ -45,6 +45,9 @@ pub struct Question {
     pub since: Option<i64>,
     #[serde(default = "default_limit")]
     pub limit: usize,
+    /// Bytes of each text that are answered: none to people, who are shown the snippet.
+    #[serde(skip)]
+    pub text_bytes_max: usize,
 }
 
 fn default_limit() -> usize {
@@ -85,13 +88,38 @@ pub enum SearchError {
     },
     #[error(transparent)]
     Index(#[from] CortexError),
+    #[error(transparent)]
+    Read(#[from] ReadError),
+}
+
+/// For whom is searched. Each has room of its own: no person's search holds up a turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum For {
+    /// Or a plugin.
+    Person,
+    Turn,
 }
 
 /// Why a file is to be made anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Why {
     Asked,
-    Damaged,
+    /// Whoever saw it began to look then: of a file that was made since, that says nothing.
+    Damaged(Instant),
+}
+
+/// A file that is to be made anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Wanted {
+    why: Why,
+    /// It failed, and the next attempt may wait.
+    was_tried: bool,
+}
+
+impl Wanted {
+    fn new(why: Why) -> Self {
+        Self { why, was_tried: false }
+    }
 }
 
 /// The search of one daemon. Cheap to clone.
@@ -104,14 +132,15 @@ pub struct Search {
 struct Inner {
     directory: PathBuf,
     /// Agents whose files are to be made anew.
-    wanted: Mutex<BTreeMap<String, Why>>,
+    wanted: Mutex<BTreeMap<String, Wanted>>,
     /// The `finish_seq` up to which each agent's file has its runs.
     reached: Mutex<BTreeMap<String, i64>>,
     /// Rings the follower.
     bell: Notify,
     /// Counts the follower's rounds.
     rounds: watch::Sender<u64>,
-    room: Arc<Semaphore>,
+    people: Arc<Semaphore>,
+    turns: Arc<Semaphore>,
 }
 
 impl Search {
@@ -125,7 +154,8 @@ impl Search {
                 reached: Mutex::default(),
                 bell: Notify::new(),
                 rounds: watch::Sender::new(0),
-                room: Arc::new(Semaphore::new(SEARCHES_MAX)),
+                people: Arc::new(Semaphore::new(SEARCHES_MAX)),
+                turns: Arc::new(Semaphore::new(SEARCHES_MAX)),
             }),
         }
     }
@@ -135,8 +165,9 @@ impl Search {
     /// # Errors
     /// [`SearchError`]. A damaged file is none: the answer names it.
     pub async fn hits(&self, question: Question, configured: BTreeSet<String>, limit: Duration) -> Result<Answer, SearchError> {
-        let answer = self.within(limit, move |directory, until| look(directory, &question, configured, until)).await?;
-        answer.damaged.iter().for_each(|agent| self.suspect(agent));
+        let began = Instant::now();
+        let answer = self.within(For::Person, limit, move |directory, until| look(directory, &question, configured, until)).await?;
+        answer.damaged.iter().for_each(|agent| self.suspect(agent, began));
         Ok(answer)
     }
 
@@ -146,12 +177,17 @@ impl Search {
     /// Those of `work`; [`SearchError::Late`], [`SearchError::Broken`].
     pub(crate) async fn within<T: Send + 'static>(
         &self,
+        whose: For,
         limit: Duration,
         work: impl FnOnce(&Path, Instant) -> Result<T, SearchError> + Send + 'static,
     ) -> Result<T, SearchError> {
         let until = Instant::now() + limit;
+        let room = match whose {
+            For::Person => self.inner.people.clone(),
+            For::Turn => self.inner.turns.clone(),
+        };
         let searched = async {
-            let Ok(room) = self.inner.room.clone().acquire_owned().await else { return Err(SearchError::Late(limit)) };
+            let Ok(room) = room.acquire_owned().await else { return Err(SearchError::Late(limit)) };
             let directory = self.inner.directory.clone();
             let searching = tokio::task::spawn_blocking(move || {
                 let _room = room; // to the end, whether or not who asked still waits
@@ -166,16 +202,17 @@ impl Search {
         }
     }
 
-    /// The file of `agent` can't be read: it is set aside and made anew.
-    pub(crate) fn suspect(&self, agent: &str) {
-        self.wanted().insert(agent.to_owned(), Why::Damaged);
+    /// The file of `agent` can't be read: it is set aside and made anew, unless that was done since `began`,
+    /// when whoever saw it began to look.
+    pub(crate) fn suspect(&self, agent: &str, began: Instant) {
+        self.wanted().entry(agent.to_owned()).or_insert(Wanted::new(Why::Damaged(began)));
         self.inner.bell.notify_one();
     }
 
     /// Has the files of `agents` made anew. True once that has begun; it goes on in the background.
     pub async fn rebuild(&self, agents: &BTreeSet<String>) -> bool {
         let mut rounds = self.inner.rounds.subscribe();
-        self.wanted().extend(agents.iter().map(|agent| (agent.clone(), Why::Asked)));
+        self.wanted().extend(agents.iter().map(|agent| (agent.clone(), Wanted::new(Why::Asked))));
         self.inner.bell.notify_one();
         let is_begun = |_: &u64| !self.wanted().keys().any(|agent| agents.contains(agent));
         let begun = tokio::time::timeout(REBUILD_LIMIT, rounds.wait_for(is_begun)).await;
@@ -196,7 +233,7 @@ impl Search {
         agents(&self.inner.directory, only, configured)
     }
 
-    fn wanted(&self) -> MutexGuard<'_, BTreeMap<String, Why>> {
+    fn wanted(&self) -> MutexGuard<'_, BTreeMap<String, Wanted>> {
         self.inner.wanted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -238,11 +275,14 @@ pub fn look(directory: &Path, question: &Question, configured: BTreeSet<String>,
     let mut answer = Answer::default();
     let Some(expression) = all_of(&question.query) else { return Ok(answer) };
     let limit = question.limit.clamp(1, HITS_MAX);
-    let ask = Ask { expression, session: question.session.clone(), kind: question.kind, since: question.since.unwrap_or(i64::MIN), limit };
+    let (session, since) = (question.session.clone(), question.since.unwrap_or(i64::MIN));
+    let ask = Ask { expression, session, turns: None, kind: question.kind, since, limit };
     for agent in agents {
         let hits = &mut answer.hits;
-        let take = |hit| {
-            hits.push(Found { agent: agent.clone(), hit });
+        let take = |hit: Hit| {
+            // Nobody is shown the whole text, which may be long.
+            let text = cut(&hit.text, question.text_bytes_max).to_owned();
+            hits.push(Found { agent: agent.clone(), hit: Hit { text, ..hit } });
             true
         };
         match each(&cortex::path(directory, &agent), &ask, until, take) {
@@ -250,9 +290,9 @@ pub fn look(directory: &Path, question: &Question, configured: BTreeSet<String>,
             Err(CortexError::Damaged { .. }) => answer.damaged.push(agent),
             Err(error) => return Err(error.into()),
         }
+        answer.hits.sort_by(|left, right| left.hit.score.total_cmp(&right.hit.score).then(right.hit.at.cmp(&left.hit.at)));
+        answer.hits.truncate(limit);
     }
-    answer.hits.sort_by(|left, right| left.hit.score.total_cmp(&right.hit.score).then(right.hit.at.cmp(&left.hit.at)));
-    answer.hits.truncate(limit);
     Ok(answer)
 }
 
@@ -263,13 +303,14 @@ mod tests {
     use crate::ledger::cortex::{Entry, apply, open, path};
 
     fn question(query: &str) -> Question {
-        Question { query: query.into(), agent: None, session: None, kind: None, since: None, limit: HITS_DEFAULT }
+        Question { query: query.into(), agent: None, session: None, kind: None, since: None, limit: HITS_DEFAULT, text_bytes_max: 0 }
     }
 
     fn put(directory: &Path, agent: &str, text: &str) {
         let entry = Entry {
             kind: Kind::Event,
             source: "fake:1".into(),
+            turn: "turn_1".into(),
             session: "s".into(),
             channel: "fake".into(),
             sender: "ann".into(),
@@ -301,6 +342,36 @@ mod tests {
         }
         assert!(matches!(found(directory.path(), &question(&"x".repeat(QUERY_BYTES_MAX + 1))), Err(SearchError::TooLong)));
         assert_eq!(found(directory.path(), &question("\" *")).unwrap(), Answer::default());
+    }
+
+    #[test]
+    fn of_all_agents_hits_the_best_are_kept_and_of_texts_what_was_asked_for() {
+        let directory = tempfile::tempdir().unwrap();
+        for (agent, text) in [("a", "a needle in a long text about hay"), ("b", "needle"), ("c", "a needle in hay")] {
+            put(directory.path(), agent, text);
+        }
+        let answer = found(directory.path(), &Question { limit: 2, ..question("needle") }).unwrap();
+        let of: Vec<&str> = answer.hits.iter().map(|found| found.agent.as_str()).collect();
+        assert_eq!(of.len(), 2);
+        assert!(answer.hits.iter().all(|found| found.hit.text.is_empty() && !found.hit.snippet.is_empty()), "{answer:?}");
+        let all = found(directory.path(), &question("needle")).unwrap();
+        let best: Vec<&str> = all.hits.iter().take(2).map(|found| found.agent.as_str()).collect();
+        assert_eq!(of, best);
+        let told = found(directory.path(), &Question { agent: Some("a".into()), text_bytes_max: 8, ..question("needle") }).unwrap();
+        assert_eq!(told.hits[0].hit.text, "a needle");
+    }
+
+    #[tokio::test]
+    async fn however_many_people_search_turns_have_room() {
+        let directory = tempfile::tempdir().unwrap();
+        let (ledgers, _threads) = Ledgers::start(directory.path(), 1).unwrap();
+        let search = Search::beside(&ledgers);
+        let everybody = search.inner.people.clone().acquire_many_owned(u32::try_from(SEARCHES_MAX).unwrap()).await.unwrap();
+        let late = search.within(For::Person, Duration::ZERO, |_, _| Ok(())).await;
+        assert!(matches!(late, Err(SearchError::Late(_))), "{late:?}");
+        assert_eq!(search.within(For::Turn, SEARCH_LIMIT, |_, _| Ok(7)).await.unwrap(), 7);
+        drop(everybody);
+        assert_eq!(search.within(For::Person, SEARCH_LIMIT, |_, _| Ok(7)).await.unwrap(), 7);
     }
 
     #[test]

@@ -125,7 +125,14 @@ fn the_merged_have_their_tags_in_common_until_they_are_parted() {
     assert!(told.contains("no longer as ann"), "{told}");
     assert_eq!(say(&daemon, 3, "u2")["status"], "denied");
     assert_eq!(say(&daemon, 4, "u1")["status"], "completed");
-    daemon.nexus_ok(&["access", "merge", "work", "owner"]);
+    for args in [&["merge", "work", "owner"][..], &["link", "fake:u2", "owner"], &["link", "fake:u3", "owner", "--name", "Mallory"]] {
+        let told = daemon.nexus(&[&["access"][..], args].concat());
+        assert!(told.code == Some(1) && told.stderr.contains("add --as-owner"), "{told:?}");
+    }
+    assert_eq!(say(&daemon, 5, "u2")["session"], Value::Null, "denied as before");
+    assert_eq!(access(&daemon, &["check", "fake:u3"])["principal"]["type"], "unknown");
+    let told = daemon.nexus(&["access", "merge", "work", "owner", "--as-owner"]);
+    assert!(told.code == Some(0) && told.stderr.contains("makes nobody the owner"), "{told:?}");
     let told = daemon.nexus(&["access", "merge", "owner", "ann"]);
     assert!(told.code == Some(1) && told.stderr.contains("the owner can't be merged"), "{told:?}");
     assert_eq!(access(&daemon, &["check", "fake:u2"])["principal"]["type"], "known", "only the configuration names owners");

@@ -258,6 +258,29 @@ fn an_agent_is_told_of_the_past_what_the_access_decision_lets_it_see() {
 }
 
 #[test]
+fn a_session_that_was_put_away_is_remembered_no_more() {
+    // More than is told of a session's newest turns: what was said before it has to be found.
+    const HAY_BYTES: usize = 70 * 1024;
+    let (daemon, _) = remembering(policy("contextual"));
+    ask(&daemon, 1, "kitchen", "the saffron stands behind the cinnamon");
+    ask(&daemon, 2, "garden", "the saffron grows beside the cinnamon");
+    found(&daemon, &["saffron", "--kind", "event"], 2);
+    ask(&daemon, 3, "kitchen", &"hay ".repeat(HAY_BYTES / 4));
+    let mut n = 3;
+    let told = find("its own session is told of it", || {
+        n += 1;
+        Some(ask(&daemon, n, "kitchen", &format!("where is the saffron? ({n})"))).filter(|told| told.contains("cinnamon"))
+    });
+    assert!(told.contains("behind") && !told.contains("beside"), "another session's: {told}");
+    daemon.nexus_ok(&["sessions", "archive", "fake:kitchen"]);
+    for _ in 0..2 {
+        n += 1;
+        let told = ask(&daemon, n, "kitchen", &format!("where is the saffron? ({n})"));
+        assert!(!told.contains("cinnamon"), "{told}");
+    }
+}
+
+#[test]
 fn a_restored_backup_is_searched_and_not_what_came_after_it() {
     let mut daemon = Daemon::start(&config(json!({})));
     daemon.nexus_ok(&["send", "before the backup"]);

@@ -8,6 +8,7 @@ pub(crate) mod events;
 #[cfg(test)]
 mod made;
 mod order;
+mod people;
 mod snapshots;
 
 pub(crate) use snapshots::Snapshots;
@@ -34,7 +35,7 @@ pub(crate) struct Copy {
     pub(crate) events: Connection,
     pub(crate) nexus: Connection,
     /// Where the copy is, gone when this is dropped.
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Copy {
@@ -45,10 +46,20 @@ impl Copy {
     pub(crate) fn of(data: &Path) -> Result<Self> {
         let dir = tempfile::tempdir().context("failed to make a directory")?;
         copy(data, dir.path())?;
-        let open =
-            |name: &str| Connection::open(dir.path().join(format!("{name}.db"))).with_context(|| format!("failed to open {name}.db"));
-        Ok(Self { events: open("events")?, nexus: open("nexus")?, _dir: dir })
+        Ok(Self { events: open(dir.path(), "events")?, nexus: open(dir.path(), "nexus")?, dir })
     }
+
+    /// Another ledger of the copy.
+    ///
+    /// # Errors
+    /// When it can't be opened.
+    pub(crate) fn open(&self, name: &str) -> Result<Connection> {
+        open(self.dir.path(), name)
+    }
+}
+
+fn open(dir: &Path, name: &str) -> Result<Connection> {
+    Connection::open(dir.join(format!("{name}.db"))).with_context(|| format!("failed to open {name}.db"))
 }
 
 /// Copies the files of a directory, which are not directories themselves.

@@ -146,23 +146,12 @@ impl Daemon {
         }
     }
 
-    /// One request on the control socket: status and body.
+    /// As [`ask`], of this one.
     ///
     /// # Errors
-    /// When there is no whole answer.
+    /// As there.
     pub(crate) fn ask(&self, method: &str, path: &str, body: &str) -> Result<(u16, String)> {
-        let mut socket = UnixStream::connect(self.world.file("state/nex.sock")).context("nobody listens")?;
-        socket.set_read_timeout(Some(ANSWER_LIMIT)).context("failed to limit waiting")?;
-        let length = body.len();
-        let head = format!(
-            "{method} {path} HTTP/1.1\r\nHost: nexus\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
-        );
-        socket.write_all(head.as_bytes()).context("failed to ask")?;
-        let mut answer = String::new();
-        socket.read_to_string(&mut answer).context("failed to read the answer")?;
-        let (head, body) = answer.split_once("\r\n\r\n").context("no whole answer")?;
-        let status = head.split(' ').nth(1).and_then(|word| word.parse().ok()).context("an answer without a status")?;
-        Ok((status, body.to_owned()))
+        ask(&self.world, method, path, body)
     }
 
     /// `GET /control/status`.
@@ -225,6 +214,25 @@ impl Daemon {
             None => bail!("the daemon did not end within {} s; its last words:\n{}", END_LIMIT.as_secs(), last_words(&self.world)),
         }
     }
+}
+
+/// One request on the control socket of a world, whichever daemon has it now: status and body.
+///
+/// # Errors
+/// When there is no whole answer.
+pub(crate) fn ask(world: &World, method: &str, path: &str, body: &str) -> Result<(u16, String)> {
+    let mut socket = UnixStream::connect(world.file("state/nex.sock")).context("nobody listens")?;
+    socket.set_read_timeout(Some(ANSWER_LIMIT)).context("failed to limit waiting")?;
+    let length = body.len();
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nHost: nexus\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+    );
+    socket.write_all(head.as_bytes()).context("failed to ask")?;
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).context("failed to read the answer")?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("no whole answer")?;
+    let status = head.split(' ').nth(1).and_then(|word| word.parse().ok()).context("an answer without a status")?;
+    Ok((status, body.to_owned()))
 }
 
 impl Drop for Daemon {

@@ -14,7 +14,7 @@ use std::time::Duration;
 const YEAR_9999_MS: i64 = 253_402_300_799_000;
 const HOUR_MS: i64 = 3_600_000;
 /// People who write to one account.
-const PEERS: u64 = 3;
+pub(crate) const PEERS: u64 = 3;
 
 /// Messages that come while this lives.
 pub(crate) struct Feeder {

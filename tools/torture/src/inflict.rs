@@ -139,42 +139,47 @@ pub(crate) fn after(run: &mut Run<'_>, fault: &Fault) -> Result<()> {
     Ok(())
 }
 
-/// Whether the ledger of events can be written meanwhile.
-pub(crate) fn intake_under(fault: &Fault) -> Intake {
+/// When a daemon may end by itself, with an error that says why.
+enum MayFail {
+    Never,
+    Always,
+    /// On its way up or down.
+    OnItsWay,
+}
+
+/// What a fault excuses: that events aren't taken in meanwhile, and that the daemon ends.
+fn excused(fault: &Fault) -> (Intake, MayFail) {
     match fault {
-        Fault::CorruptPage { .. } | Fault::ReadOnly | Fault::DiskFull | Fault::Busy { .. } | Fault::Descriptors => Intake::MayBeHeld,
+        // These keep a start from succeeding.
+        Fault::CorruptPage { .. } | Fault::ReadOnly => (Intake::MayBeHeld, MayFail::Always),
+        Fault::DiskFull | Fault::Busy { .. } | Fault::Descriptors => (Intake::MayBeHeld, MayFail::Never),
+        // An INT during a shutdown ends it with an error code.
+        Fault::StopAtOnce => (Intake::Goes, MayFail::Always),
+        // A panic on the way up is the start's failure, which tells the reason.
+        Fault::Panic { .. } => (Intake::Goes, MayFail::OnItsWay),
         Fault::Point { .. }
-        | Fault::Panic { .. }
         | Fault::Kill { .. }
         | Fault::Stop { .. }
-        | Fault::StopAtOnce
         | Fault::KillPrograms { .. }
         | Fault::FreezePrograms { .. }
         | Fault::Sleep
         | Fault::ClockJump { .. }
-        | Fault::Reload => Intake::Goes,
+        | Fault::Reload => (Intake::Goes, MayFail::Never),
     }
 }
 
-/// Whether the daemon may end by itself, with an error that says why.
+/// Whether the ledger of events can be written meanwhile.
+pub(crate) fn intake_under(fault: &Fault) -> Intake {
+    excused(fault).0
+}
+
+/// Whether the daemon may end by itself.
 pub(crate) fn may_fail(fault: &Fault, was_ready: bool) -> bool {
-    let is_on_the_way = |name: &str| ["start.", "stop.", "migration."].iter().any(|group| name.starts_with(group));
-    match fault {
-        // An INT during a shutdown ends it with an error code; the others keep a start from succeeding.
-        Fault::StopAtOnce | Fault::ReadOnly | Fault::CorruptPage { .. } => true,
-        // A panic on the way up is the start's failure, which tells the reason.
-        Fault::Panic { name, .. } => !was_ready || is_on_the_way(name),
-        Fault::Point { .. }
-        | Fault::Kill { .. }
-        | Fault::Stop { .. }
-        | Fault::KillPrograms { .. }
-        | Fault::FreezePrograms { .. }
-        | Fault::Sleep
-        | Fault::ClockJump { .. }
-        | Fault::Busy { .. }
-        | Fault::Descriptors
-        | Fault::DiskFull
-        | Fault::Reload => false,
+    let is_on_its_way = |name: &str| ["start.", "stop.", "migration."].iter().any(|group| name.starts_with(group));
+    match excused(fault).1 {
+        MayFail::Never => false,
+        MayFail::Always => true,
+        MayFail::OnItsWay => !was_ready || fault.point().is_some_and(is_on_its_way),
     }
 }
 

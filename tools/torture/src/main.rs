@@ -16,6 +16,7 @@ mod fault;
 mod feeder;
 mod inflict;
 mod journal;
+mod people;
 mod power;
 mod procfs;
 mod report;

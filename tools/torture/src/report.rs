@@ -17,6 +17,8 @@ pub(crate) struct Counts {
     /// By fail point: how often it fired.
     pub(crate) points: BTreeMap<String, u64>,
     pub(crate) events: u64,
+    /// What a person asked for and was answered as done.
+    pub(crate) deeds: u64,
     pub(crate) accepted: u64,
     pub(crate) acknowledged: u64,
     pub(crate) replies: u64,
@@ -63,6 +65,7 @@ impl Counts {
             skipped,
             points,
             events,
+            deeds,
             accepted,
             acknowledged,
             replies,
@@ -89,6 +92,7 @@ impl Counts {
         }
         for (mine, theirs) in [
             (&mut self.events, events),
+            (&mut self.deeds, deeds),
             (&mut self.accepted, accepted),
             (&mut self.acknowledged, acknowledged),
             (&mut self.replies, replies),
@@ -126,6 +130,7 @@ impl Counts {
         line("\n| seen | count |\n| --- | --- |");
         for (name, count) in [
             ("messages written on the platforms", self.events),
+            ("verbs about people and sessions that were answered as done", self.deeds),
             ("accepted into the ledger", self.accepted),
             ("acknowledged to their adapter", self.acknowledged),
             ("lines rejected", self.rejected),

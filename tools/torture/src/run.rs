@@ -9,6 +9,7 @@ use crate::disk::Disk;
 use crate::fault::{Fault, Victim};
 use crate::feeder::Feeder;
 use crate::inflict::{self, Done};
+use crate::people::People;
 use crate::report::Counts;
 use crate::world::{OnInterrupted, World};
 use crate::{clock, journal, procfs};
@@ -150,11 +151,13 @@ impl<'a> Run<'a> {
         }
         drop(first);
         let feeder = Feeder::start(&self.world, self.chance.about(&["feeder"]), FEED_PAUSE_MS_MAX);
+        let people = People::start(&self.world, self.chance.about(&["people"]));
         for number in 0..self.setup.crashes {
             let overall = self.seed.wrapping_mul(self.setup.crashes).wrapping_add(number);
             let fault = Fault::choose(&mut self.chance.about(&["cycle", &number.to_string()]), &self.later_points, overall);
             if let Err(error) = self.cycle(number, &fault).with_context(|| format!("in cycle {number}, {fault:?}")) {
                 feeder.end()?;
+                people.end()?;
                 return Err(error);
             }
             if !self.violations.is_empty() {
@@ -162,6 +165,7 @@ impl<'a> Run<'a> {
             }
         }
         self.counts.events += feeder.end()?;
+        self.counts.deeds += people.end()?;
         Ok(())
     }
 

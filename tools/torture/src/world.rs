@@ -156,6 +156,11 @@ impl World {
         self.root.join("platform/agent")
     }
 
+    /// What a person asked the daemon for, and what was answered as done.
+    pub(crate) fn people(&self) -> PathBuf {
+        self.root.join("platform/people")
+    }
+
     /// While this file exists every program behaves.
     pub(crate) fn calm(&self) -> PathBuf {
         self.root.join("calm")

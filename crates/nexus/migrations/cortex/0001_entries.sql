@@ -11,6 +11,9 @@ CREATE TABLE entries (
   kind    TEXT NOT NULL CHECK (kind IN ('event', 'turn')),
   -- The event's id, or the turn's.
   source  TEXT NOT NULL,
+  -- The turn that it is a part of.
+  turn    TEXT NOT NULL,
+  -- The label that the session had then; which turns are a session's now, agents.db knows.
   session TEXT NOT NULL,
   channel TEXT NOT NULL,
   -- Whoever wrote the event, also of a turn: it is to whom the agent spoke.

@@ -13,6 +13,7 @@ CREATE TABLE contacts (
   messages   INTEGER NOT NULL,
   PRIMARY KEY (channel, sender_id)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX contacts_seen ON contacts (last_seen);
 
 CREATE TABLE entities (
   entity_id    TEXT PRIMARY KEY,

@@ -47,6 +47,9 @@ CREATE TABLE access_audit (
   reason     TEXT NOT NULL
 ) STRICT;
 CREATE INDEX audit_age ON access_audit (at);
+CREATE INDEX audit_by_sender ON access_audit (channel, sender_id, event_seq);
+-- Without the timer's, of which there is one a minute.
+CREATE INDEX audit_people ON access_audit (event_seq) WHERE principal <> 'system';
 
 CREATE TABLE runs (
   run_id       TEXT PRIMARY KEY,

@@ -27,6 +27,9 @@ pub enum Edit {
         relationship: Option<String>,
         /// 0 to 1.
         confidence: f64,
+        /// The entity may count as the owner: it is meant.
+        #[serde(default)]
+        as_owner: bool,
     },
     Unlink {
         channel: String,
@@ -48,6 +51,9 @@ pub enum Edit {
     Merge {
         from: String,
         into: String,
+        /// As in `Link`.
+        #[serde(default)]
+        as_owner: bool,
     },
     Unmerge {
         entity: String,
@@ -72,7 +78,7 @@ impl Edit {
     /// What is wrong, and what would be right.
     pub fn check(&self) -> Result<(), String> {
         match self {
-            Self::Link { channel, sender, entity, name, relationship, confidence } => {
+            Self::Link { channel, sender, entity, name, relationship, confidence, .. } => {
                 check_sender(channel, sender)?;
                 check_entity(entity)?;
                 check_words(name, relationship)?;
@@ -88,7 +94,7 @@ impl Edit {
                 check_entity(entity)?;
                 check_tags(tags)
             }
-            Self::Merge { from, into } => {
+            Self::Merge { from, into, .. } => {
                 check_entity(from)?;
                 check_entity(into)
             }
@@ -103,13 +109,13 @@ impl Edit {
     pub async fn write(self, writer: &Writer<IdentityCommand>, at: i64) -> Result<Value, EditError> {
         self.check().map_err(EditError::Wrong)?;
         match self {
-            Self::Link { channel, sender, entity, name, relationship, confidence } => {
+            Self::Link { channel, sender, entity, name, relationship, confidence, as_owner } => {
                 let (sender_id, entity_id) = (sender, entity);
                 let mut answer = json!({
                     "channel": channel, "sender_id": sender_id, "entity_id": entity_id, "confidence": confidence,
                     "counts": confidence >= CONFIDENCE_MIN,
                 });
-                let link = Link { channel, sender_id, entity_id, name, relationship, confidence, source: SOURCE, at };
+                let link = Link { channel, sender_id, entity_id, name, relationship, confidence, source: SOURCE, as_owner, at };
                 let linked = writer.write(link).await??;
                 (answer["created"], answer["before"]) = (json!(linked.created), json!(linked.before));
                 Ok(answer)
@@ -134,9 +140,9 @@ impl Edit {
                 writer.write(Untag { entity_id, tags }).await??;
                 Ok(answer)
             }
-            Self::Merge { from, into } => {
+            Self::Merge { from, into, as_owner } => {
                 let answer = json!({ "entity_id": from, "merged_into": into });
-                writer.write(Merge { from, into }).await??;
+                writer.write(Merge { from, into, as_owner }).await??;
                 Ok(answer)
             }
             Self::Unmerge { entity: entity_id } => {
@@ -205,7 +211,7 @@ mod tests {
 
     fn link(entity: &str, confidence: f64) -> Edit {
         let (channel, sender, entity) = ("sms".to_owned(), "+1".to_owned(), entity.to_owned());
-        Edit::Link { channel, sender, entity, name: None, relationship: None, confidence }
+        Edit::Link { channel, sender, entity, name: None, relationship: None, confidence, as_owner: false }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! by the CLI straight from the ledger files.
 
 use crate::ledger::identity::{Contact, contact, contacts, details, entity, link_of};
-use crate::ledger::nexus::{AuditQuery, audit};
+use crate::ledger::nexus::{AuditQuery, audit, left_out};
 use crate::ledger::{Ledger, ReadError, Readers};
 use crate::query::{self, QueryError, ROWS_MAX};
 use rusqlite::Connection;
@@ -51,11 +51,15 @@ impl People {
         })
     }
 
-    /// Decisions, newest first.
+    /// Decisions, newest first, and how many about the timer are left out.
     pub fn audit(&self, query: &AuditQuery) -> Result<Value, ReadError> {
         let query = AuditQuery { limit: query.limit.min(ROWS_MAX), ..query.clone() };
-        let decisions = self.nexus.read_now(|connection| audit(connection, &query))?;
-        Ok(json!({ "decisions": decisions }))
+        let (decisions, left_out) = self.nexus.read_now(|connection| {
+            let decisions = audit(connection, &query)?;
+            let left_out = left_out(connection, &query, &decisions)?;
+            Ok((decisions, left_out))
+        })?;
+        Ok(json!({ "decisions": decisions, "left_out": left_out }))
     }
 }
 

@@ -63,6 +63,9 @@ pub(crate) enum Verb {
         /// How sure it is, from 0 to 1; below 0.5 the link is shown and makes nobody known
         #[arg(long, value_name = "SHARE", default_value_t = 1.0, value_parser = share)]
         confidence: f64,
+        /// The entity may be the owner's: the sender gets the owner's session, name and tags, and none of the rights
+        #[arg(long)]
+        as_owner: bool,
     },
     /// Take a sender from its entity
     #[command(after_help = "Example:\n  nexus access unlink imessage:+15551234567")]
@@ -97,7 +100,13 @@ pub(crate) enum Verb {
     },
     /// Have an entity count as another, with its senders and tags
     #[command(after_help = "Example:\n  nexus access merge ann-at-work ann")]
-    Merge { from: String, into: String },
+    Merge {
+        from: String,
+        into: String,
+        /// INTO may be the owner's: FROM gets the owner's session, name and tags, and none of the rights
+        #[arg(long)]
+        as_owner: bool,
+    },
     /// Have a merged entity count for itself again
     #[command(after_help = "Example:\n  nexus access unmerge ann-at-work")]
     Unmerge { entity: String },
@@ -138,6 +147,9 @@ pub(crate) enum Verb {
         /// Only decisions of this last time: 90s, 15m, 1h, 7d
         #[arg(long, value_name = "TIME", value_parser = span_ms)]
         since: Option<u64>,
+        /// Also those about the timer, as of heartbeats, which --denied and --sender show anyway
+        #[arg(long)]
+        all: bool,
     },
 }
 
@@ -146,20 +158,24 @@ pub(crate) fn run(verb: Verb, global: &Global) -> anyhow::Result<Exit> {
         match verb {
             Verb::Who { of: None, limit } => contacts(limit, global).await,
             Verb::Who { of: Some(of), .. } => who(&of, global).await,
-            Verb::Link { identity: Identity { channel, sender }, entity, name, relationship, confidence } => {
-                edit(Edit::Link { channel, sender, entity, name, relationship, confidence }, global).await
+            Verb::Link { identity: Identity { channel, sender }, entity, name, relationship, confidence, as_owner } => {
+                edit(Edit::Link { channel, sender, entity, name, relationship, confidence, as_owner }, global).await
             }
             Verb::Unlink { identity: Identity { channel, sender } } => edit(Edit::Unlink { channel, sender }, global).await,
             Verb::Set { entity, name, relationship } => edit(Edit::Set { entity, name, relationship }, global).await,
             Verb::Tag { entity, tags } => edit(Edit::Tag { entity, tags }, global).await,
             Verb::Untag { entity, tags } => edit(Edit::Untag { entity, tags }, global).await,
-            Verb::Merge { from, into } => edit(Edit::Merge { from, into }, global).await,
+            Verb::Merge { from, into, as_owner } => edit(Edit::Merge { from, into, as_owner }, global).await,
             Verb::Unmerge { entity } => edit(Edit::Unmerge { entity }, global).await,
             Verb::Policies => policies(global).await,
             Verb::Check { identity: Identity { channel, sender }, account, peer_kind, peer, at } => {
                 check(&Check { channel, sender, account, peer_kind, peer, at }, global).await
             }
-            Verb::Audit { limit, denied, sender, since } => audit(limit, denied, sender, since, global).await,
+            Verb::Audit { limit, denied, sender, since, all } => {
+                let since = since.map(|ms| clock::wall_ms().saturating_sub(i64::try_from(ms).unwrap_or(i64::MAX)));
+                let sender = sender.map(|Identity { channel, sender }| (channel, sender));
+                audit(AuditQuery { limit: limit as usize, denied_only: denied, sender, since, all }, global).await
+            }
         }
     })?
 }
@@ -221,17 +237,16 @@ async fn check(asked: &Check, global: &Global) -> anyhow::Result<Exit> {
     show::check(&answer, global.out())
 }
 
-async fn audit(limit: u32, denied: bool, sender: Option<Identity>, since: Option<u64>, global: &Global) -> anyhow::Result<Exit> {
-    let since = since.map(|ms| clock::wall_ms().saturating_sub(i64::try_from(ms).unwrap_or(i64::MAX)));
-    let (channel, sender_id) = sender.map(|Identity { channel, sender }| (channel, sender)).unzip();
+async fn audit(query: AuditQuery, global: &Global) -> anyhow::Result<Exit> {
+    let (channel, sender) = query.sender.clone().unzip();
     let parameters = [
-        ("limit", Some(limit.to_string())),
-        ("denied", denied.then(|| denied.to_string())),
-        ("channel", channel.clone()),
-        ("sender", sender_id.clone()),
-        ("since", since.map(|since| since.to_string())),
+        ("limit", Some(query.limit.to_string())),
+        ("denied", query.denied_only.then(|| true.to_string())),
+        ("channel", channel),
+        ("sender", sender),
+        ("since", query.since.map(|since| since.to_string())),
+        ("all", query.all.then(|| true.to_string())),
     ];
-    let query = AuditQuery { limit: limit as usize, denied_only: denied, sender: channel.zip(sender_id), since };
     let offline = |directory: PathBuf| -> Result<Value, QueryError> { Ok(People::offline(&directory)?.audit(&query)?) };
     let answer = ledger::ask(global, &with_query("/control/access/audit", &parameters), offline).await?;
     show::audit(&answer, global.out())

@@ -66,6 +66,7 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<Exit> {
         kind: args.kind.as_deref().and_then(Kind::parse),
         since: args.since.map(|age| clock::wall_ms().saturating_sub(age)),
         limit: args.limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(HITS_DEFAULT),
+        text_bytes_max: 0,
     };
     block_on(search(&question, global))?
 }
@@ -130,7 +131,7 @@ fn told(error: SearchError) -> anyhow::Error {
     let exit = match &error {
         SearchError::UnknownAgent(_) => Some(Exit::NotFound),
         SearchError::TooLong => Some(Exit::Usage),
-        SearchError::Late(_) | SearchError::Broken(_) | SearchError::List { .. } | SearchError::Index(_) => None,
+        SearchError::Late(_) | SearchError::Broken(_) | SearchError::List { .. } | SearchError::Index(_) | SearchError::Read(_) => None,
     };
     match exit {
         Some(exit) => Failure::new(exit, error.to_string()).into(),

@@ -42,7 +42,7 @@ fn refused(error: SearchError) -> Refusal {
     let status = match &error {
         SearchError::TooLong => StatusCode::BAD_REQUEST,
         SearchError::UnknownAgent(_) => StatusCode::NOT_FOUND,
-        SearchError::Late(_) | SearchError::List { .. } | SearchError::Index(_) => StatusCode::SERVICE_UNAVAILABLE,
+        SearchError::Late(_) | SearchError::List { .. } | SearchError::Index(_) | SearchError::Read(_) => StatusCode::SERVICE_UNAVAILABLE,
         SearchError::Broken(_) => StatusCode::INTERNAL_SERVER_ERROR,
     };
     Refusal::new(status, describe(&error))

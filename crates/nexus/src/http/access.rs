@@ -51,15 +51,18 @@ struct Decisions {
     sender: Option<String>,
     /// Unix ms.
     since: Option<i64>,
+    /// Those about the timer too.
+    #[serde(default)]
+    all: bool,
 }
 
 async fn audit(State(api): State<Api>, Query(asked): Query<Decisions>) -> Response {
     let people = api.daemon.people();
-    let Decisions { limit, denied, channel, sender, since } = asked;
+    let Decisions { limit, denied, channel, sender, since, all } = asked;
     if channel.is_some() != sender.is_some() {
         return refusal(StatusCode::BAD_REQUEST, "`channel` and `sender` go together: give both or neither");
     }
-    let query = AuditQuery { limit, denied_only: denied, sender: channel.zip(sender), since };
+    let query = AuditQuery { limit, denied_only: denied, sender: channel.zip(sender), since, all };
     shown(looked(move || people.audit(&query)).await)
 }
 
@@ -84,7 +87,12 @@ impl From<EditError> for Refusal {
             EditError::Wrong(_) => StatusCode::BAD_REQUEST,
             EditError::Refused(Refused::NoEntity(_)) => StatusCode::NOT_FOUND,
             EditError::Refused(
-                Refused::Owner | Refused::Itself(_) | Refused::Merged { .. } | Refused::Circle { .. } | Refused::Full { .. },
+                Refused::Owner
+                | Refused::AsOwner(_)
+                | Refused::Itself(_)
+                | Refused::Merged { .. }
+                | Refused::Circle { .. }
+                | Refused::Full { .. },
             ) => StatusCode::CONFLICT,
             EditError::Write(_) => StatusCode::SERVICE_UNAVAILABLE,
         };

@@ -233,6 +233,17 @@ pub fn history(
     Ok(History { head: Some(head), messages, dropped })
 }
 
+/// The turns that lead to `head`, itself first: what its session is made of now, whatever the session's label was when
+/// each was written. The newest `turns_max` of them.
+pub fn line(connection: &Connection, head: &str, turns_max: u32) -> rusqlite::Result<Vec<String>> {
+    let sql = "WITH RECURSIVE line (turn_id, n) AS (
+                 SELECT ?1, 1 UNION ALL
+                 SELECT t.parent_turn_id, line.n + 1 FROM line JOIN turns t ON t.turn_id = line.turn_id
+                   WHERE t.parent_turn_id IS NOT NULL AND line.n < ?2)
+               SELECT turn_id FROM line ORDER BY n";
+    connection.prepare_cached(sql)?.query_map(params![head, turns_max], |row| row.get(0))?.collect()
+}
+
 /// The newest turn of a session that isn't archived, and how many there are.
 fn head_of(connection: &Connection, label: &str) -> rusqlite::Result<Option<(String, u32)>> {
     let sql = "SELECT head, turns FROM sessions WHERE label = ?1 AND archived_at IS NULL";
@@ -320,6 +331,29 @@ mod tests {
         let turns = vec![TurnRecord { tool_calls: vec![call], ..turn("t1", "a") }];
         ApplyTurns { upto_finish_seq: 1, turns }.apply(&connection).unwrap();
         assert_eq!(texts(&connection, "SELECT arguments || ' ' || result FROM tool_calls"), ["{} text"]);
+    }
+
+    #[test]
+    fn a_line_is_what_a_session_is_made_of_now() {
+        let connection = ledger();
+        let apply = |seq: i64, turns: Vec<TurnRecord>| ApplyTurns { upto_finish_seq: seq, turns }.apply(&connection).unwrap();
+        let of = |label: &str, formerly: Option<&str>| -> Vec<String> {
+            let head = history(&connection, label, formerly, 50, 1 << 20).unwrap().head;
+            head.map(|head| line(&connection, &head, 10).unwrap()).unwrap_or_default()
+        };
+        apply(1, vec![turn("t1", "dm:sms:1"), turn("t2", "dm:sms:1")]);
+        assert_eq!(of("dm:ann", Some("dm:sms:1")), ["t2", "t1"], "its next turn goes on from there");
+        apply(2, vec![TurnRecord { formerly: Some("dm:sms:1".to_owned()), ..turn("t3", "dm:ann") }]);
+        assert_eq!(of("dm:ann", None), ["t3", "t2", "t1"], "the stranger's turns are the contact's");
+        assert!(of("dm:sms:1", None).is_empty(), "and no longer the stranger's, who may be another one by now");
+        let (from, to, turn_2) = ("dm:ann".to_owned(), "what-if".to_owned(), Some("t2".to_owned()));
+        ForkSession { from, to, turn: turn_2, at: 5 }.apply(&connection).unwrap();
+        assert_eq!(of("what-if", None), ["t2", "t1"]);
+        ArchiveSession { name: "dm:ann".to_owned(), undo: false, at: 6 }.apply(&connection).unwrap();
+        assert!(of("dm:ann", None).is_empty(), "what was put away is remembered no more");
+        apply(3, vec![turn("t4", "dm:ann")]);
+        assert_eq!(of("dm:ann", None), ["t4"]);
+        assert_eq!(line(&connection, "t3", 2).unwrap(), ["t3", "t2"]);
     }
 
     #[test]

@@ -63,6 +63,9 @@ pub struct Entry {
     pub kind: Kind,
     /// The event's id, or the turn's.
     pub source: String,
+    /// The turn that it is a part of.
+    pub turn: String,
+    /// The label that the session had then.
     pub session: String,
     pub channel: String,
     pub sender: String,
@@ -236,10 +239,10 @@ pub(crate) fn apply(connection: &mut Connection, upto: i64, entries: &[Entry]) -
 }
 
 fn add(connection: &Connection, entry: &Entry) -> rusqlite::Result<()> {
-    let Entry { kind, source, session, channel, sender, at, text } = entry;
-    let insert = "INSERT INTO entries (kind, source, session, channel, sender, at, text) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+    let Entry { kind, source, turn, session, channel, sender, at, text } = entry;
+    let insert = "INSERT INTO entries (kind, source, turn, session, channel, sender, at, text) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
                   ON CONFLICT (kind, source) DO NOTHING";
-    let added = connection.prepare_cached(insert)?.execute(params![kind.as_str(), source, session, channel, sender, at, text])?;
+    let added = connection.prepare_cached(insert)?.execute(params![kind.as_str(), source, turn, session, channel, sender, at, text])?;
     if added == 1 {
         let id = connection.last_insert_rowid();
         connection.prepare_cached("INSERT INTO words (rowid, text) VALUES (?1, ?2)")?.execute(params![id, text])?;
@@ -308,6 +311,7 @@ pub(crate) mod tests {
         Entry {
             kind: Kind::Event,
             source: source.into(),
+            turn: format!("turn_{source}"),
             session: "dm:ann".into(),
             channel: "fake".into(),
             sender: "ann".into(),

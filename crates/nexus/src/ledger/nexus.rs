@@ -9,7 +9,7 @@ mod recover;
 mod requests;
 mod say;
 
-pub use audit::{Audit, AuditQuery, AuditRow, audit};
+pub use audit::{Audit, AuditQuery, AuditRow, LEFT_OUT_MAX, audit, left_out};
 pub use deliveries::{ClaimDelivery, Delivery, NewDelivery, Resolution, ResolveDelivery, SettleDelivery, Settled};
 pub use instances::{BackfillDone, CountAnalytics, Hour, Instance, RecordConfig, SaveInstance, instance};
 pub use read::{

@@ -5,7 +5,7 @@ use super::unsettled::Ending;
 use super::{Active, Exit, Outcome, Pipeline, recovery, router};
 use crate::clock;
 use crate::error_text::describe;
-use crate::ledger::nexus::{FellowEnd, FinishRun, deliveries_of, request_by_event};
+use crate::ledger::nexus::{Audit, Fellow, FellowEnd, FinishRun, StartRun, deliveries_of, request_by_event};
 use crate::panics::{self, Panicked};
 use nexus_core::request::{NexusRequest, Status};
 use rusqlite::Connection;
@@ -23,29 +23,23 @@ impl Pipeline {
     /// Writes the end of a request that broke off before it had a run.
     pub(super) async fn break_off(self: &Arc<Self>, event_seq: i64, ending: Arc<Ending>, panicked: &Panicked) -> Outcome {
         let reason = self.defect(event_seq, panicked);
-        self.end_broken(event_seq, ending, reason).await
+        self.end_broken(event_seq, ending, None, reason).await
     }
 
     /// Writes the end of a run that broke off, and of all its requests, which are of one conversation. It may have
-    /// begun or not.
-    pub(super) async fn break_off_run(
-        self: &Arc<Self>,
-        event_seq: i64,
-        fellows: Vec<i64>,
-        conversation: &str,
-        run_id: String,
-        panicked: &Panicked,
-    ) {
+    /// begun or not; `start` is what would have begun it.
+    pub(super) async fn break_off_run(self: &Arc<Self>, start: StartRun, conversation: &str, panicked: &Panicked) {
+        let StartRun { event_seq, fellows, run_id, audit, .. } = start;
         let reason = self.defect(event_seq, panicked);
-        let seqs: Vec<i64> = fellows.iter().copied().chain([event_seq]).collect();
-        let endings: Vec<Arc<Ending>> = seqs.iter().map(|seq| self.unsettled.begin(conversation, *seq)).collect();
+        let seqs = fellows.iter().map(|fellow| fellow.event_seq).chain([event_seq]);
+        let endings: Vec<Arc<Ending>> = seqs.map(|seq| self.unsettled.begin(conversation, seq)).collect();
         let ended = panics::caught(async {
             let (request_id, event) = router::load(self, event_seq, None).await?;
             let adapter = event.adapter.clone();
             let mut request = event.into_request(request_id, clock::wall_ms());
             let mut others = Vec::with_capacity(fellows.len());
-            for seq in &fellows {
-                let (request_id, event) = router::load(self, *seq, None).await?;
+            for fellow in &fellows {
+                let (request_id, event) = router::load(self, fellow.event_seq, None).await?;
                 others.push(event.into_request(request_id, clock::wall_ms()));
             }
             self.fail_run(&mut request, others, adapter, run_id, &reason, &endings).await
@@ -53,19 +47,20 @@ impl Pipeline {
         match ended.await {
             Ok(Some(true) | None) => {}
             Ok(Some(false)) => {
-                for (seq, ending) in seqs.into_iter().zip(endings) {
-                    drop(self.end_broken(seq, ending, reason.clone()).await);
+                let all = fellows.into_iter().chain([Fellow { event_seq, audit }]);
+                for (Fellow { event_seq, audit }, ending) in all.zip(endings) {
+                    drop(self.end_broken(event_seq, ending, audit, reason.clone()).await);
                 }
             }
             Err(again) => unended(event_seq, &again),
         }
     }
 
-    async fn end_broken(self: &Arc<Self>, event_seq: i64, ending: Arc<Ending>, reason: String) -> Outcome {
+    async fn end_broken(self: &Arc<Self>, event_seq: i64, ending: Arc<Ending>, audit: Option<Audit>, reason: String) -> Outcome {
         let ended = panics::caught(async {
             let (request_id, event) = router::load(self, event_seq, None).await?;
             let request = event.into_request(request_id, clock::wall_ms());
-            Some(self.settle(request, Exit::Failed(reason), Active::begin(&self.metrics), ending).await)
+            Some(self.settle_with(request, Exit::Failed(reason), audit, Active::begin(&self.metrics), ending).await)
         });
         match ended.await {
             Ok(outcome) => outcome.unwrap_or(Outcome::Abandoned),

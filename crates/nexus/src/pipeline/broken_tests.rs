@@ -7,7 +7,7 @@ use crate::bus::Bus;
 use crate::clock::Expiry;
 use crate::ledger::Ledgers;
 use crate::ledger::events::{Append, Lines};
-use crate::ledger::nexus::{Admit, BeginEpoch, Claim, RequestRow, StartRun};
+use crate::ledger::nexus::{Admit, AuditQuery, BeginEpoch, Claim, RequestRow, audit};
 use crate::metrics::Metrics;
 use crate::pipeline::outbox::Outbox;
 use crate::pipeline::unsettled::ENDS;
@@ -52,17 +52,21 @@ impl Place {
     }
 
     async fn start_run(&self) {
-        let (run_id, agent, session) = ("run_1".to_owned(), "echo".to_owned(), "s".to_owned());
-        let fellows = Vec::new();
-        let start = StartRun { event_seq: 1, fellows, run_id, agent, session, acted: false, audit: None, at: 1, epoch: EPOCH };
-        assert_eq!(self.pipeline.ledgers.nexus.writer.write(start).await.unwrap(), Claim::Done);
+        assert_eq!(self.pipeline.ledgers.nexus.writer.write(start("run_1")).await.unwrap(), Claim::Done);
+    }
+
+    /// Decisions that are kept, as `decision reason`.
+    async fn decisions(&self) -> Vec<String> {
+        let all = AuditQuery { limit: 10, ..AuditQuery::default() };
+        let rows = self.pipeline.ledgers.nexus.readers.read(move |connection| audit(connection, &all)).await.unwrap();
+        rows.into_iter().map(|row| format!("{} {}", row.decision, row.reason)).collect()
     }
 
     async fn break_off(&self, run_id: Option<&str>) -> RequestRow {
         let panicked = panics::catch::<()>(|| panic!("of the test")).unwrap_err();
         let outcome = async {
             match run_id {
-                Some(run_id) => self.pipeline.break_off_run(1, Vec::new(), &conversation(), run_id.to_owned(), &panicked).await,
+                Some(run_id) => self.pipeline.break_off_run(start(run_id), &conversation(), &panicked).await,
                 None => {
                     let ending = self.pipeline.unsettled.begin(&conversation(), 1);
                     assert!(matches!(self.pipeline.break_off(1, ending, &panicked).await, Outcome::Settled));
@@ -114,6 +118,23 @@ fn prepared(seq: i64, timeout: Duration) -> Prepared {
     }
 }
 
+/// The start of the request's run, with the decision that let it in.
+fn start(run_id: &str) -> StartRun {
+    let (run_id, agent, session) = (run_id.to_owned(), "echo".to_owned(), "s".to_owned());
+    let audit = Some(Audit {
+        request_id: "req_1".to_owned(),
+        channel: "fake".to_owned(),
+        account_id: "me".to_owned(),
+        sender_id: "u".to_owned(),
+        principal: "known",
+        entity_id: None,
+        decision: "allow",
+        policy: None,
+        reason: "of the test".to_owned(),
+    });
+    StartRun { event_seq: 1, fellows: Vec::new(), run_id, agent, session, acted: false, audit, at: 1, epoch: EPOCH }
+}
+
 fn pipeline(ledgers: Ledgers, admitted: watch::Receiver<i64>) -> Pipeline {
     let (bus, metrics) = (Bus::new(EPOCH, 64), Metrics::new());
     let (watch_over, routes) = (Watch::new(metrics.clone()), Routes::default());
@@ -163,6 +184,19 @@ async fn one_whose_run_never_began_ends_as_failed_too() {
     let place = Place::with_a_request().await;
     assert_eq!(place.break_off(Some("run_1")).await.status, "failed");
     assert!(place.said().await.is_empty());
+    assert_eq!(place.decisions().await, ["allow of the test"], "it was let in before it broke off");
+}
+
+#[tokio::test]
+async fn a_panic_between_stages_leaves_the_request_to_who_began_them() {
+    let place = Place::with_a_request().await;
+    let broken = async {
+        assert!(place.pipeline.epoch != EPOCH, "of the test");
+        Ok(())
+    };
+    let exit = place.pipeline.whole(1, broken).await;
+    assert!(matches!(&exit, Err(Exit::Failed(reason)) if reason.contains("of the test")), "{exit:?}");
+    assert!(place.pipeline.whole(1, async { Ok(7) }).await.is_ok_and(|seven| seven == 7));
 }
 
 #[tokio::test]

@@ -5,9 +5,10 @@
 use super::{Pipeline, Prepared};
 use crate::agent::{Memory, Message};
 use crate::error_text::describe;
+use crate::ledger::agents::line;
 use crate::ledger::cortex::find::{Ask, Hit, each};
 use crate::ledger::cortex::{self, CortexError, ENTRY_BYTES_MAX};
-use crate::search::SearchError;
+use crate::search::{For, SearchError};
 use nexus_core::config::DataAccess;
 use nexus_core::search::{any_of, cut};
 use std::collections::HashSet;
@@ -20,10 +21,14 @@ const RECALL_LIMIT: Duration = Duration::from_millis(50);
 const CANDIDATES_MAX: usize = 128;
 /// Longest text that is told whole, in bytes; of a longer one what is around the words.
 const WHOLE_BYTES_MAX: usize = 1024;
+/// The newest turns of a session that `contextual` reaches.
+const LINE_TURNS_MAX: u32 = 1024;
 
 /// What is to be found.
 struct Wanted {
     agent: String,
+    /// Only in the line of this turn.
+    head: Option<String>,
     ask: Ask,
     matches: usize,
     bytes_max: usize,
@@ -36,8 +41,17 @@ impl Pipeline {
     /// trace tells.
     pub(super) async fn recall(&self, prepared: &mut Prepared, history: &[Message]) -> Vec<Memory> {
         let Some(wanted) = wanted(prepared, history) else { return Vec::new() };
-        let agent = wanted.agent.clone();
-        let found = self.search.within(RECALL_LIMIT, move |directory, until| choose(directory, wanted, until)).await;
+        let (agent, began) = (wanted.agent.clone(), Instant::now());
+        let turns = self.ledgers.agents.readers.clone();
+        let search = move |directory: &Path, until: Instant| -> Result<Vec<Memory>, SearchError> {
+            let mut wanted = wanted;
+            if let Some(head) = &wanted.head {
+                // By the ledger and not by the label of each entry, which is as old as the entry.
+                wanted.ask.turns = Some(turns.read_now(|connection| line(connection, head, LINE_TURNS_MAX))?);
+            }
+            choose(directory, wanted, until)
+        };
+        let found = self.search.within(For::Turn, RECALL_LIMIT, search).await;
         let Some(section) = &mut prepared.request.agent else { return Vec::new() };
         match found {
             Ok(memory) => {
@@ -46,7 +60,7 @@ impl Pipeline {
             }
             Err(error) => {
                 if let SearchError::Index(CortexError::Damaged { .. }) = &error {
-                    self.search.suspect(&agent);
+                    self.search.suspect(&agent, began);
                 }
                 section.memory_error = Some(describe(&error));
                 Vec::new()
@@ -60,9 +74,10 @@ fn wanted(prepared: &Prepared, history: &[Message]) -> Option<Wanted> {
     if memory.matches == 0 || prepared.agent.harmless {
         return None; // the built-in echo has no memory
     }
-    let session = match prepared.request.access.as_ref()?.permissions.data_access {
+    let head = match prepared.request.access.as_ref()?.permissions.data_access {
         DataAccess::None | DataAccess::Minimal => return None,
-        DataAccess::Contextual => Some(prepared.session.clone()),
+        // The turn that the history ends with. A session that has none has no past.
+        DataAccess::Contextual => Some(prepared.request.agent.as_ref()?.parent_turn_id.clone()?),
         DataAccess::Full => None,
     };
     let message = prepared.said();
@@ -70,7 +85,8 @@ fn wanted(prepared: &Prepared, history: &[Message]) -> Option<Wanted> {
     let told = history.iter().map(|earlier| earlier.content.as_str()).chain([message.as_str()]).chain(own);
     Some(Wanted {
         agent: prepared.agent.name.clone(),
-        ask: Ask { expression: any_of(&message)?, session, kind: None, since: i64::MIN, limit: CANDIDATES_MAX },
+        head,
+        ask: Ask { expression: any_of(&message)?, session: None, turns: None, kind: None, since: i64::MIN, limit: CANDIDATES_MAX },
         matches: usize::try_from(memory.matches).unwrap_or(usize::MAX),
         bytes_max: usize::try_from(memory.max_bytes).unwrap_or(usize::MAX),
         known: told.map(|text| cut(text, ENTRY_BYTES_MAX).to_owned()).collect(),
@@ -111,6 +127,7 @@ mod tests {
         let entry = |(n, text): (usize, &&str)| Entry {
             kind: Kind::Event,
             source: n.to_string(),
+            turn: format!("turn_{n}"),
             session: "s".into(),
             channel: "fake".into(),
             sender: "ann".into(),
@@ -121,7 +138,15 @@ mod tests {
         apply(&mut open(&path(directory.path(), "helper"), 1).unwrap(), 1, &entries).unwrap();
         let wanted = Wanted {
             agent: "helper".into(),
-            ask: Ask { expression: any_of("where is the needle").unwrap(), session: None, kind: None, since: 0, limit: CANDIDATES_MAX },
+            head: None,
+            ask: Ask {
+                expression: any_of("where is the needle").unwrap(),
+                session: None,
+                turns: None,
+                kind: None,
+                since: 0,
+                limit: CANDIDATES_MAX,
+            },
             matches,
             bytes_max,
             known: known.iter().map(|text| (*text).to_owned()).collect(),

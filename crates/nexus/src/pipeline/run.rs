@@ -68,17 +68,33 @@ impl Pipeline {
     /// Stages 6 to 8. `session` is dropped once the session may take its next turn. A run that a panic breaks off
     /// ends as failed, and holds its session until that is on disk.
     pub async fn run(self: &Arc<Self>, prepared: Prepared, session: oneshot::Sender<()>) {
-        let (seq, run_id) = (prepared.request.event_seq, format!("run_{}", ulid::Ulid::generate()));
-        let (fellows, conversation) = (prepared.fellow_seqs(), prepared.conversation());
-        let mut held = Some(session);
-        if let Err(panicked) = panics::caught(self.run_whole(prepared, run_id.clone(), &mut held)).await {
-            self.break_off_run(seq, fellows, &conversation, run_id, &panicked).await;
+        // Beside the work: what was decided about its requests is written though that breaks off before it runs.
+        let (start, conversation) = (self.start_of(&prepared), prepared.conversation());
+        let (seq, mut held) = (start.event_seq, Some(session));
+        if let Err(panicked) = panics::caught(self.run_whole(prepared, start.clone(), &mut held)).await {
+            self.break_off_run(start, &conversation, &panicked).await;
             self.unsettled.none_before(&conversation, seq.saturating_add(1)).await;
         }
         drop(held);
     }
 
-    async fn run_whole(&self, mut prepared: Prepared, run_id: String, held: &mut Held) {
+    fn start_of(&self, prepared: &Prepared) -> StartRun {
+        let fellows = prepared.fellows.iter().map(|fellow| &fellow.request);
+        StartRun {
+            event_seq: prepared.request.event_seq,
+            fellows: fellows.map(|request| Fellow { event_seq: request.event_seq, audit: audit(request) }).collect(),
+            run_id: format!("run_{}", ulid::Ulid::generate()),
+            agent: prepared.agent.name.clone(),
+            session: prepared.session.clone(),
+            acted: prepared.agent.acts,
+            audit: audit(&prepared.request),
+            at: clock::wall_ms(),
+            epoch: self.epoch,
+        }
+    }
+
+    async fn run_whole(&self, mut prepared: Prepared, start: StartRun, held: &mut Held) {
+        let run_id = start.run_id.clone();
         let Some(history) = self.remember(&mut prepared).await else {
             tracing::warn!(request_id = prepared.request.request_id, "run not started; the request waits for the next start");
             return;
@@ -89,18 +105,7 @@ impl Pipeline {
         if !self.unsettled.none_before(&conversation, prepared.request.event_seq).await {
             return self.leave_too(&prepared);
         }
-        let fellows = prepared.fellows.iter().map(|fellow| &fellow.request);
-        let claim = StartRun {
-            event_seq: prepared.request.event_seq,
-            fellows: fellows.map(|request| Fellow { event_seq: request.event_seq, audit: audit(request) }).collect(),
-            run_id: run_id.clone(),
-            agent: prepared.agent.name.clone(),
-            session: prepared.session.clone(),
-            acted: prepared.agent.acts,
-            audit: audit(&prepared.request),
-            at: clock::wall_ms(),
-            epoch: self.epoch,
-        };
+        let claim = StartRun { at: clock::wall_ms(), ..start };
         match self.write_admitted(prepared.request.event_seq, claim).await {
             Ok(Claim::Done) => {}
             Ok(Claim::Lost) => {

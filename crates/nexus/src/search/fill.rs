@@ -1,6 +1,7 @@
 //! The follower that fills every agent's cortex with its finished runs, a page at a time and behind all
 //! others: nothing waits for it. Each file goes on from its own mark, so a new one, one that was removed and
-//! one that was damaged begin at the beginning, whatever the others do.
+//! one that was damaged begin at the beginning, whatever the others do. One that fails is tried again after a
+//! pause of its own.
 
 use super::{Search, Why};
 use crate::clock;
@@ -13,7 +14,7 @@ use rusqlite::Connection;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -23,7 +24,7 @@ const GATHER: Duration = Duration::from_millis(500);
 const BREATHER: Duration = Duration::from_millis(10);
 /// How often it is looked whether the files are still there, and the disk has room again.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// Pause after a failure, doubling.
+/// Pause after a failure, doubling: of one agent, or of all when the ledgers can't be read.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 /// Files that are kept open to be filled.
@@ -53,7 +54,8 @@ pub async fn follow(pipeline: Arc<Pipeline>, disk_low: watch::Receiver<bool>, st
         let is_over = match done {
             Ok(has_more) => {
                 (retry, told) = (RETRY_FIRST, None);
-                if has_more { pause(BREATHER, &stop).await } else { idle(&mut applied, &pipeline.search, &stop).await }
+                let look_in = filler.look_in(Instant::now());
+                if has_more { pause(BREATHER, &stop).await } else { idle(&mut applied, &pipeline.search, look_in, &stop).await }
             }
             Err(error) => {
                 tell(&error, &mut told);
@@ -77,7 +79,7 @@ pub async fn follow(pipeline: Arc<Pipeline>, disk_low: watch::Receiver<bool>, st
 fn tell(error: &FillError, told: &mut Option<String>) {
     let text = describe(error);
     if told.as_ref() != Some(&text) {
-        tracing::warn!(error = text, "the search index can't follow; trying again");
+        tracing::warn!(error = text, "no search index can follow; trying again");
         *told = Some(text);
     }
 }
@@ -85,7 +87,7 @@ fn tell(error: &FillError, told: &mut Option<String>) {
 /// One round on a thread that may block; nothing when the runtime is going down.
 async fn round(mut filler: Filler, configured: BTreeSet<String>, is_low: bool) -> Option<(Filler, Result<bool, FillError>)> {
     let working = tokio::task::spawn_blocking(move || {
-        let done = filler.round(configured, is_low);
+        let done = filler.round(configured, is_low, Instant::now());
         (filler, done)
     });
     match working.await {
@@ -95,8 +97,8 @@ async fn round(mut filler: Filler, configured: BTreeSet<String>, is_low: bool) -
     }
 }
 
-/// Waits until there may be something to do. True when it is time to stop.
-async fn idle(applied: &mut watch::Receiver<i64>, search: &Search, stop: &CancellationToken) -> bool {
+/// Waits until there may be something to do, for `look_in` at most. True when it is time to stop.
+async fn idle(applied: &mut watch::Receiver<i64>, search: &Search, look_in: Duration, stop: &CancellationToken) -> bool {
     let more = async {
         if applied.changed().await.is_err() {
             std::future::pending::<()>().await; // nobody applies turns any more
@@ -106,7 +108,7 @@ async fn idle(applied: &mut watch::Receiver<i64>, search: &Search, stop: &Cancel
     tokio::select! {
         () = more => false,
         () = search.inner.bell.notified() => false,
-        () = tokio::time::sleep(LOOK_EVERY) => false,
+        () = tokio::time::sleep(look_in) => false,
         () = stop.cancelled() => true,
     }
 }
@@ -137,6 +139,15 @@ struct Open {
     file: Option<(u64, u64)>,
 }
 
+/// An agent whose file could not be filled or put away.
+#[derive(Debug)]
+struct Trouble {
+    /// When it is tried again, and after which pause.
+    until: Instant,
+    pause: Duration,
+    told: String,
+}
+
 #[derive(Debug)]
 struct Filler {
     ledgers: Ledgers,
@@ -144,43 +155,98 @@ struct Filler {
     /// The one that was used last is the last.
     open: Vec<Open>,
     states: BTreeMap<String, State>,
+    troubles: BTreeMap<String, Trouble>,
+    /// When each agent's file was put away last.
+    put_away_at: BTreeMap<String, Instant>,
 }
 
 impl Filler {
     fn new(ledgers: Ledgers, search: Search) -> Self {
-        Self { ledgers, search, open: Vec::new(), states: BTreeMap::new() }
+        Self { ledgers, search, open: Vec::new(), states: BTreeMap::new(), troubles: BTreeMap::new(), put_away_at: BTreeMap::new() }
     }
 
-    /// A page for each agent. True when there is more at once.
-    fn round(&mut self, configured: BTreeSet<String>, is_low: bool) -> Result<bool, FillError> {
-        let made = self.make_anew();
+    /// A page for each agent that isn't paused. True when there is more at once. What fails for one agent is told
+    /// and holds up no other; the error is one of all.
+    fn round(&mut self, configured: BTreeSet<String>, is_low: bool, now: Instant) -> Result<bool, FillError> {
+        self.make_anew(now);
         self.search.inner.rounds.send_modify(|rounds| *rounds += 1);
-        made?;
         let upto = source::followable(&self.ledgers)?;
         let (mut agents, _) = cortex::list(&self.search.inner.directory)?;
         agents.extend(configured);
-        let (mut has_more, mut failed) = (false, None);
-        for agent in agents {
-            match self.fill(&agent, upto, is_low) {
-                Ok(more) => has_more |= more,
-                // One that fails holds up no other.
-                Err(error) => failed = Some(self.begin_anew(&agent, error)),
+        let mut has_more = false;
+        for agent in &agents {
+            if self.is_paused(agent, now) {
+                continue;
+            }
+            match self.fill(agent, upto, is_low) {
+                Ok(more) => {
+                    has_more |= more;
+                    self.troubles.remove(agent);
+                }
+                Err(error) => {
+                    let error = self.begin_anew(agent, error);
+                    self.failed(agent, &error, now);
+                }
             }
         }
-        failed.map_or(Ok(has_more), Err)
+        self.troubles.retain(|agent, _| agents.contains(agent));
+        Ok(has_more)
+    }
+
+    fn is_paused(&self, agent: &str, now: Instant) -> bool {
+        self.troubles.get(agent).is_some_and(|trouble| trouble.until > now)
+    }
+
+    /// Says of an agent why its file can't be filled, once and not with each try, and pauses it. Meanwhile no answer
+    /// that needs its file is complete.
+    fn failed(&mut self, agent: &str, error: &FillError, now: Instant) {
+        self.search.reached().remove(agent);
+        let text = describe(error);
+        let before = self.troubles.get(agent);
+        if before.is_none_or(|before| before.told != text) {
+            tracing::warn!(agent, error = text, "the search index can't be filled; trying again");
+        }
+        let pause = before.map_or(RETRY_FIRST, |before| (before.pause * 2).min(RETRY_MAX));
+        self.troubles.insert(agent.to_owned(), Trouble { until: now + pause, pause, told: text });
+    }
+
+    /// How long until an agent that failed is tried again, or until it is looked at the files.
+    fn look_in(&self, now: Instant) -> Duration {
+        let due = self.troubles.values().map(|trouble| trouble.until.saturating_duration_since(now)).min();
+        due.map_or(LOOK_EVERY, |due| due.clamp(BREATHER, LOOK_EVERY))
     }
 
     /// Puts away the files that somebody wants anew.
-    fn make_anew(&mut self) -> Result<(), CortexError> {
+    fn make_anew(&mut self, now: Instant) {
         let wanted = self.search.wanted().clone();
-        for (agent, why) in wanted {
-            self.put_away(&agent, why)?;
-            self.search.wanted().remove(&agent);
+        for (agent, one) in wanted {
+            if one.was_tried && self.is_paused(&agent, now) {
+                continue;
+            }
+            match self.put_away(&agent, one.why) {
+                Ok(()) => {
+                    // What was asked for meanwhile is not done yet.
+                    self.search.wanted().retain(|name, wanted| *name != agent || *wanted != one);
+                    if one.why == Why::Asked {
+                        self.troubles.remove(&agent); // nobody who asks waits for a pause
+                    }
+                }
+                Err(error) => {
+                    if let Some(wanted) = self.search.wanted().get_mut(&agent) {
+                        wanted.was_tried = true;
+                    }
+                    self.failed(&agent, &FillError::from(error), now);
+                }
+            }
         }
-        Ok(())
     }
 
     fn put_away(&mut self, agent: &str, why: Why) -> Result<(), CortexError> {
+        if let Why::Damaged(began) = why
+            && self.put_away_at.get(agent).is_some_and(|at| *at >= began)
+        {
+            return Ok(()); // it was seen in the file before this one
+        }
         let path = cortex::path(&self.search.inner.directory, agent);
         self.close(agent);
         self.states.remove(agent);
@@ -188,13 +254,15 @@ impl Filler {
         match why {
             Why::Asked => {
                 tracing::info!(agent, "the search index is made anew");
-                cortex::discard(&path)
+                cortex::discard(&path)?;
             }
-            Why::Damaged => {
+            Why::Damaged(_) => {
                 tracing::warn!(agent, path = %path.display(), "the search index is damaged; it is set aside and made anew");
-                cortex::set_aside(&path, clock::wall_ms())
+                cortex::set_aside(&path, clock::wall_ms())?;
             }
         }
+        self.put_away_at.insert(agent.to_owned(), Instant::now());
+        Ok(())
     }
 
     /// After a failure nothing is taken for known; a file that can't be followed on goes.
@@ -202,7 +270,7 @@ impl Filler {
         self.close(agent);
         self.states.remove(agent);
         let why = match &error {
-            FillError::Index(CortexError::Damaged { .. }) => Some(Why::Damaged),
+            FillError::Index(CortexError::Damaged { .. }) => Some(Why::Damaged(Instant::now())),
             FillError::Index(CortexError::Foreign { .. }) => Some(Why::Asked),
             FillError::Index(CortexError::Failed { .. } | CortexError::File(_)) | FillError::Read(_) | FillError::List(_) => None,
         };

@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::ledger::{Ledger, Threads};
+use crate::search::Wanted;
 use rusqlite::params;
 use std::path::PathBuf;
 use tempfile::TempDir;
@@ -74,9 +75,19 @@ fn both() -> BTreeSet<String> {
     BTreeSet::from(["a".to_owned(), "b".to_owned()])
 }
 
-/// Rounds until there is nothing left to do; how many.
-fn settle(filler: &mut Filler) -> usize {
-    (1..1000).find(|_| !filler.round(both(), false).unwrap()).expect("it comes to an end")
+/// Rounds until there is nothing left to do; how many. Each is after every pause of the one before.
+fn settle(filler: &mut Filler) -> u32 {
+    let began = Instant::now();
+    (1..1000).find(|n| !filler.round(both(), false, began + RETRY_MAX * *n).unwrap()).expect("it comes to an end")
+}
+
+/// Why the file of an agent can't be filled now.
+fn trouble(filler: &Filler, agent: &str) -> String {
+    filler.troubles.get(agent).map(|trouble| trouble.told.clone()).unwrap_or_default()
+}
+
+fn asides(place: &Place) -> usize {
+    cortex::list(&place.directory.path().join(cortex::DIRECTORY)).unwrap().1.len()
 }
 
 #[test]
@@ -120,7 +131,7 @@ fn a_file_that_was_removed_or_wanted_anew_begins_at_the_beginning() {
     settle(&mut filler);
     assert_eq!(place.entries("a"), 10);
     Connection::open(place.file("a")).unwrap().execute_batch("DELETE FROM entries WHERE id = 1").unwrap();
-    filler.search.wanted().insert("a".to_owned(), Why::Asked);
+    filler.search.wanted().insert("a".to_owned(), Wanted::new(Why::Asked));
     settle(&mut filler);
     assert_eq!(place.entries("a"), 10);
     assert!(filler.search.wanted().is_empty());
@@ -135,12 +146,80 @@ fn a_damaged_file_is_set_aside_and_holds_up_no_other() {
     std::fs::write(place.file("a"), "this is no database at all, but long enough to look like one".repeat(20)).unwrap();
     place.runs(10, 11, "b");
     let mut filler = place.filler();
-    let error = filler.round(both(), false).unwrap_err();
-    assert!(matches!(error, FillError::Index(CortexError::Damaged { .. })), "{error}");
+    assert!(!filler.round(both(), false, Instant::now()).unwrap());
+    assert!(trouble(&filler, "a").contains("is damaged"), "{filler:?}");
+    assert_eq!(place.entries("b"), 12, "it need not wait");
     settle(&mut filler);
     assert_eq!((place.entries("a"), place.entries("b")), (10, 12));
-    let (_, asides) = cortex::list(&place.directory.path().join(cortex::DIRECTORY)).unwrap();
-    assert_eq!(asides.len(), 1);
+    assert_eq!((asides(&place), trouble(&filler, "a").as_str()), (1, ""));
+}
+
+#[test]
+fn one_that_fails_for_ever_is_paused_alone_and_tried_again() {
+    let place = Place::new();
+    place.runs(1, 5, "a");
+    place.runs(6, 9, "b");
+    std::fs::create_dir_all(place.file("a")).unwrap();
+    let mut filler = place.filler();
+    let began = Instant::now();
+    filler.search.wanted().insert("a".to_owned(), Wanted::new(Why::Asked));
+    assert!(!filler.round(both(), false, began).unwrap());
+    assert!(filler.search.wanted().contains_key("a") && trouble(&filler, "a").contains("a.db"), "{filler:?}");
+    assert_eq!(place.entries("b"), 8);
+    assert!(filler.search.is_complete([&"b".to_owned()], 9) && !filler.search.is_complete(&both(), 9));
+    // Its pauses grow, and no round of others' shortens them.
+    let until = |filler: &Filler| filler.troubles["a"].until;
+    let first = until(&filler);
+    place.runs(10, 10, "b");
+    assert!(!filler.round(both(), false, began).unwrap());
+    assert_eq!((place.entries("b"), until(&filler)), (10, first));
+    filler.round(both(), false, first).unwrap();
+    assert_eq!(until(&filler), first + RETRY_FIRST * 2);
+    assert!(filler.look_in(first) < LOOK_EVERY);
+    for _ in 0..20 {
+        let due = until(&filler);
+        filler.round(both(), false, due).unwrap();
+        assert!(until(&filler) <= due + RETRY_MAX);
+    }
+    // Whoever asks for it again need not wait for the pause.
+    std::fs::remove_dir(place.file("a")).unwrap();
+    filler.search.wanted().insert("a".to_owned(), Wanted::new(Why::Asked));
+    filler.round(both(), false, began).unwrap();
+    assert!(filler.search.wanted().is_empty());
+    settle(&mut filler);
+    assert_eq!((place.entries("a"), filler.troubles.len()), (10, 0));
+    assert!(filler.search.is_complete(&both(), 10));
+}
+
+#[test]
+fn damage_that_was_seen_in_the_file_before_says_nothing_of_the_new_one() {
+    let place = Place::new();
+    place.runs(1, 5, "a");
+    let mut filler = place.filler();
+    settle(&mut filler);
+    let began = Instant::now();
+    filler.search.wanted().insert("a".to_owned(), Wanted::new(Why::Asked));
+    settle(&mut filler);
+    let made = cortex::identity(&place.file("a")).unwrap();
+    filler.search.suspect("a", began);
+    settle(&mut filler);
+    assert_eq!((cortex::identity(&place.file("a")).unwrap(), asides(&place)), (made, 0));
+    assert!(filler.search.wanted().is_empty());
+    filler.search.suspect("a", Instant::now());
+    settle(&mut filler);
+    assert_eq!((place.entries("a"), asides(&place)), (10, 1));
+}
+
+#[test]
+fn who_sees_damage_does_not_take_back_that_it_was_asked_for() {
+    let place = Place::new();
+    place.runs(1, 5, "a");
+    let mut filler = place.filler();
+    settle(&mut filler);
+    let began = Instant::now();
+    filler.search.wanted().insert("a".to_owned(), Wanted::new(Why::Asked));
+    filler.search.suspect("a", began);
+    assert_eq!(filler.search.wanted()["a"].why, Why::Asked);
 }
 
 #[test]
@@ -151,7 +230,8 @@ fn a_file_without_its_tables_is_damaged_too() {
     Connection::open(place.file("a")).unwrap().execute_batch("DROP TABLE words").unwrap();
     place.runs(6, 6, "a");
     let mut filler = place.filler();
-    assert!(filler.round(both(), false).is_err());
+    filler.round(both(), false, Instant::now()).unwrap();
+    assert!(trouble(&filler, "a").contains("is damaged"), "{filler:?}");
     settle(&mut filler);
     assert_eq!(place.entries("a"), 12);
 }
@@ -163,8 +243,8 @@ fn a_file_that_is_ahead_of_the_ledgers_is_made_anew() {
     settle(&mut place.filler());
     Connection::open(place.file("a")).unwrap().execute_batch("UPDATE applied SET seq = 9; DELETE FROM entries").unwrap();
     let mut filler = place.filler();
-    let error = filler.round(both(), false).unwrap_err();
-    assert!(matches!(error, FillError::Index(CortexError::Foreign { .. })), "{error}");
+    filler.round(both(), false, Instant::now()).unwrap();
+    assert!(trouble(&filler, "a").contains("is not of these ledgers"), "{filler:?}");
     settle(&mut filler);
     assert_eq!(place.entries("a"), 10);
 }
@@ -176,10 +256,10 @@ fn on_a_disk_that_is_nearly_full_nothing_is_filled_but_put_away_what_is_wanted_a
     settle(&mut place.filler());
     place.runs(6, 9, "a");
     let mut filler = place.filler();
-    assert!(!filler.round(both(), true).unwrap());
+    assert!(!filler.round(both(), true, Instant::now()).unwrap());
     assert_eq!(place.entries("a"), 10);
-    filler.search.wanted().insert("a".to_owned(), Why::Asked);
-    assert!(!filler.round(both(), true).unwrap());
+    filler.search.wanted().insert("a".to_owned(), Wanted::new(Why::Asked));
+    assert!(!filler.round(both(), true, Instant::now()).unwrap());
     assert!(!place.file("a").exists());
     settle(&mut filler);
     assert_eq!(place.entries("a"), 18);

@@ -1,6 +1,6 @@
 //! What must never change, as it was seen after each death: a fact stays, and what has ended stays as it is.
 
-use super::{Copy, OPEN_REQUESTS, count, events, pairs_of_text};
+use super::{Copy, OPEN_REQUESTS, count, events, pairs_of_text, people};
 use crate::world::World;
 use anyhow::Result;
 use rusqlite::Connection;
@@ -36,6 +36,7 @@ impl Snapshots {
         }
         let mut found = events::acknowledged_are_there(world, &copy.events, u64::MAX)?;
         found.extend(events::cursors_are_covered(world, &copy.events)?);
+        found.extend(people::kept(world, copy)?);
         let now = fixed(copy)?;
         let changed = self.fixed.iter().filter(|(name, before)| now.get(*name) != Some(*before)).take(NAMED_MAX);
         found.extend(changed.map(|(name, before)| format!("{name} was `{before}` and is {:?} now", now.get(name))));

@@ -5,7 +5,8 @@ use crate::cli::failure::Exit;
 use crate::cli::out::{Color, Out, Paint, note, one_line, visible};
 use crate::cli::table::{self, Cell};
 use crate::cli::units;
-use crate::ledger::identity::{CONFIDENCE_MIN, OWNER_ENTITY};
+use crate::ledger::identity::CONFIDENCE_MIN;
+use crate::ledger::nexus::LEFT_OUT_MAX;
 use jiff::tz::TimeZone;
 use serde_json::Value;
 
@@ -156,7 +157,7 @@ fn done(edit: &Edit, answer: &Value) -> String {
         Edit::Set { entity, .. } => format!("{entity} is changed"),
         Edit::Tag { entity, tags } => format!("tagged {entity}: {}", tags.join(", ")),
         Edit::Untag { entity, tags } => format!("untagged {entity}: {}", tags.join(", ")),
-        Edit::Merge { from, into } => format!("{from} counts as {into} now; `nexus access unmerge {from}` takes it back"),
+        Edit::Merge { from, into, .. } => format!("{from} counts as {into} now; `nexus access unmerge {from}` takes it back"),
         Edit::Unmerge { entity } => match before {
             Some(before) => format!("{entity} counts for itself again, no longer as {before}"),
             None => format!("{entity} was not merged"),
@@ -167,8 +168,7 @@ fn done(edit: &Edit, answer: &Value) -> String {
 fn remarks(edit: &Edit, answer: &Value) -> Vec<String> {
     let mut remarks = Vec::new();
     let to_owner = match edit {
-        Edit::Link { entity, .. } => entity == OWNER_ENTITY,
-        Edit::Merge { into, .. } => into == OWNER_ENTITY,
+        Edit::Link { as_owner, .. } | Edit::Merge { as_owner, .. } => *as_owner,
         Edit::Unlink { .. } | Edit::Set { .. } | Edit::Tag { .. } | Edit::Untag { .. } | Edit::Unmerge { .. } => false,
     };
     if to_owner {
@@ -286,7 +286,18 @@ fn check_lines(answer: &Value, paint: Paint) -> Vec<String> {
 pub(super) fn audit(answer: &Value, out: Out) -> anyhow::Result<Exit> {
     let zone = TimeZone::system();
     let rows: Vec<_> = list(&answer["decisions"]).iter().map(|decision| audit_row(decision, &zone)).collect();
-    told(answer, out, table::lines(&rows, &[], out.paint), "no decisions")
+    let done = told(answer, out, table::lines(&rows, &[], out.paint), "no decisions")?;
+    if let Some(remark) = left_out(answer).filter(|_| !out.json) {
+        note(&remark);
+    }
+    Ok(done)
+}
+
+/// What is to be known of decisions that aren't listed.
+fn left_out(answer: &Value) -> Option<String> {
+    let count = answer["left_out"].as_u64().filter(|count| *count > 0)?;
+    let least = if count >= LEFT_OUT_MAX { "at least " } else { "" };
+    Some(format!("decisions about the timer that are left out: {least}{}; --all shows them", units::thousands(count)))
 }
 
 fn audit_row(decision: &Value, zone: &TimeZone) -> [Cell; 6] {
@@ -340,6 +351,14 @@ Entity ann
   sms:1   messages: 3  last 1970-01-01 00:00:00  confidence 1
   sms:22  messages: 0  never wrote               confidence 0.2: below 0.5, so it doesn't count";
         assert_eq!(who_lines(&answer, Paint::PLAIN, &TimeZone::UTC).join("\n"), expected);
+    }
+
+    #[test]
+    fn decisions_that_are_left_out_are_told() {
+        let told = |count: u64| left_out(&json!({ "left_out": count })).unwrap_or_default();
+        assert_eq!(told(0), "");
+        assert_eq!(told(1_440), "decisions about the timer that are left out: 1,440; --all shows them");
+        assert!(told(LEFT_OUT_MAX).contains("at least 10,000;"), "{}", told(LEFT_OUT_MAX));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use super::{CortexError, Kind};
 use rusqlite::{Connection, params};
 use serde::Serialize;
+use serde_json::json;
 use std::path::Path;
 use std::time::Instant;
 
@@ -19,7 +20,10 @@ const STEPS_BETWEEN_LOOKS: std::ffi::c_int = 1_000;
 pub struct Ask {
     /// Of FTS5.
     pub expression: String,
+    /// The label that the session had when it was said.
     pub session: Option<String>,
+    /// Only what is a part of these turns.
+    pub turns: Option<Vec<String>>,
     pub kind: Option<Kind>,
     /// Unix ms: nothing older.
     pub since: i64,
@@ -77,11 +81,13 @@ fn is_made(connection: &Connection) -> rusqlite::Result<bool> {
 fn ranked(connection: &Connection, ask: &Ask) -> rusqlite::Result<Vec<(i64, f64)>> {
     let sql = "SELECT e.id, bm25(words) AS score FROM words CROSS JOIN entries e ON e.id = words.rowid
                WHERE words MATCH ?1 AND (?2 IS NULL OR e.session = ?2) AND (?3 IS NULL OR e.kind = ?3) AND e.at >= ?4
+                 AND (?6 IS NULL OR e.turn IN (SELECT value FROM json_each(?6)))
                ORDER BY score, e.at DESC, e.id DESC LIMIT ?5";
     let kind = ask.kind.map(Kind::as_str);
+    let turns = ask.turns.as_ref().map(|turns| json!(turns).to_string());
     connection
         .prepare(sql)?
-        .query_map(params![ask.expression, ask.session, kind, ask.since, ask.limit], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .query_map(params![ask.expression, ask.session, kind, ask.since, ask.limit, turns], |row| Ok((row.get(0)?, row.get(1)?)))?
         .collect()
 }
 
@@ -122,7 +128,7 @@ mod tests {
     }
 
     fn ask(question: &str) -> Ask {
-        Ask { expression: all_of(question).unwrap(), session: None, kind: None, since: 0, limit: 10 }
+        Ask { expression: all_of(question).unwrap(), session: None, turns: None, kind: None, since: 0, limit: 10 }
     }
 
     fn sources(file: &Path, ask: &Ask) -> Vec<String> {
@@ -159,6 +165,9 @@ mod tests {
         assert_eq!(sources(&file, &Ask { kind: Some(Kind::Turn), ..ask("words") }), ["2"]);
         assert_eq!(sources(&file, &Ask { since: 2, ..ask("words") }), ["3", "2"]);
         assert_eq!(sources(&file, &Ask { limit: 1, ..ask("words") }), ["3"]);
+        let of = |turns: &[&str]| Ask { turns: Some(turns.iter().map(|turn| (*turn).to_owned()).collect()), ..ask("words") };
+        assert_eq!(sources(&file, &of(&["turn_0", "turn_2", "turn_9", "\"]"])), ["2", "0"]);
+        assert!(sources(&file, &of(&[])).is_empty());
     }
 
     #[test]
@@ -195,7 +204,7 @@ mod tests {
             connection.execute_batch(super::super::STEPS[0].sql).unwrap();
             super::super::add(&connection, &entry("1", "a b c NEAR \u{301}x")).unwrap();
             for expression in [all_of(&text), any_of(&text)].into_iter().flatten() {
-                let ask = Ask { expression, session: None, kind: None, since: 0, limit: 10 };
+                let ask = Ask { expression, session: None, turns: None, kind: None, since: 0, limit: 10 };
                 for (id, score) in ranked(&connection, &ask).unwrap() {
                     hit(&connection, &ask.expression, id, score).unwrap();
                 }

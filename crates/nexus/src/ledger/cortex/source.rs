@@ -110,10 +110,11 @@ fn texts(connection: &Connection, turn_id: &str) -> rusqlite::Result<Vec<(Kind, 
 }
 
 fn entry(run: &Run, asked: &Asked, kind: Kind, text: String) -> Entry {
+    let turn = turn_id(&run.run_id);
     let (source, at) = match kind {
         Kind::Event => (asked.event_id.clone(), asked.received_at),
-        Kind::Turn => (turn_id(&run.run_id), run.finished_at.unwrap_or(run.started_at)),
+        Kind::Turn => (turn.clone(), run.finished_at.unwrap_or(run.started_at)),
     };
     let (session, channel, sender) = (run.session.clone(), asked.channel.clone(), asked.sender.clone());
-    Entry { kind, source, session, channel, sender, at, text }
+    Entry { kind, source, turn, session, channel, sender, at, text }
 }

@@ -14,6 +14,9 @@ pub enum Refused {
     NoEntity(String),
     #[error("the owner can't be merged into another entity; merge that one into `{OWNER_ENTITY}`")]
     Owner,
+    /// Nobody said that it is meant.
+    #[error("`{0}` has the owner's session, name and tags, and shares them with whoever counts as it; if that is meant, add --as-owner")]
+    AsOwner(String),
     #[error("`{0}` can't be merged into itself")]
     Itself(String),
     #[error("`{entity}` is merged into `{into}` already; `nexus access unmerge {entity}` first")]
@@ -37,6 +40,8 @@ pub struct Link {
     pub confidence: f64,
     /// Who says so.
     pub source: &'static str,
+    /// It may be an entity that counts as the owner.
+    pub as_owner: bool,
     /// Unix ms.
     pub at: i64,
 }
@@ -52,6 +57,9 @@ pub struct Linked {
 
 impl Link {
     pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Result<Linked, Refused>> {
+        if !self.as_owner && root_of(connection, &self.entity_id)?.is_some_and(|root| root == OWNER_ENTITY) {
+            return Ok(Err(Refused::AsOwner(self.entity_id.clone())));
+        }
         let before = link_of(connection, &self.channel, &self.sender_id)?.map(|link| link.entity_id);
         let is_other = before.as_ref() != Some(&self.entity_id);
         let links = "SELECT count(*) FROM identity_mappings WHERE entity_id = ?1";
@@ -168,11 +176,13 @@ impl Untag {
 pub struct Merge {
     pub from: String,
     pub into: String,
+    /// As in [`Link`].
+    pub as_owner: bool,
 }
 
 impl Merge {
     pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Result<(), Refused>> {
-        let Self { from, into } = self;
+        let Self { from, into, .. } = self;
         if let Err(refused) = self.can_be(connection)? {
             return Ok(Err(refused));
         }
@@ -182,7 +192,7 @@ impl Merge {
     }
 
     fn can_be(&self, connection: &Connection) -> rusqlite::Result<Result<(), Refused>> {
-        let Self { from, into } = self;
+        let Self { from, into, as_owner } = self;
         let missing = |id: &String| Ok(Err(Refused::NoEntity(id.clone())));
         let Some(merged) = merged_into(connection, from)? else { return missing(from) };
         let Some(root) = root_of(connection, into)? else { return missing(into) };
@@ -191,6 +201,9 @@ impl Merge {
         }
         if from == into {
             return Ok(Err(Refused::Itself(from.clone())));
+        }
+        if root == OWNER_ENTITY && !as_owner {
+            return Ok(Err(Refused::AsOwner(into.clone())));
         }
         if let Some(merged) = merged {
             let is_repeated = merged == *into;

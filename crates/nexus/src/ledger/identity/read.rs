@@ -135,8 +135,11 @@ fn contact_row(row: &Row<'_>) -> rusqlite::Result<Contact> {
 
 /// The contacts that wrote last, those first.
 pub fn contacts(connection: &Connection, limit: usize) -> rusqlite::Result<Vec<Contact>> {
-    let sql = format!("{CONTACT} ORDER BY c.last_seen DESC, c.channel, c.sender_id LIMIT ?1");
-    connection.prepare_cached(&sql)?.query_map([limit], contact_row)?.collect()
+    connection.prepare_cached(&contacts_sql())?.query_map([limit], contact_row)?.collect()
+}
+
+pub(super) fn contacts_sql() -> String {
+    format!("{CONTACT} ORDER BY c.last_seen DESC, c.channel, c.sender_id LIMIT ?1")
 }
 
 pub fn contact(connection: &Connection, channel: &str, sender_id: &str) -> rusqlite::Result<Option<Contact>> {

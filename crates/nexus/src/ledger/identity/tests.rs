@@ -17,6 +17,7 @@ fn link_as(connection: &Connection, sender: &str, entity: &str, confidence: f64)
         relationship: None,
         confidence,
         source: "owner",
+        as_owner: true,
         at: 5,
     };
     link.apply(connection).unwrap()
@@ -31,7 +32,7 @@ fn tag(connection: &Connection, entity: &str, tags: &[&str]) -> Result<(), Refus
 }
 
 fn merge(connection: &Connection, from: &str, into: &str) -> Result<(), Refused> {
-    Merge { from: from.to_owned(), into: into.to_owned() }.apply(connection).unwrap()
+    Merge { from: from.to_owned(), into: into.to_owned(), as_owner: true }.apply(connection).unwrap()
 }
 
 fn unmerge(connection: &Connection, entity: &str) -> Result<Option<String>, Refused> {
@@ -158,6 +159,32 @@ fn what_can_not_be_merged_is_refused_and_changes_nothing() {
 }
 
 #[test]
+fn nobody_counts_as_the_owner_by_a_slip() {
+    let connection = ledger();
+    link(&connection, "1", "ann").unwrap();
+    link(&connection, "2", "phone").unwrap();
+    merge(&connection, "phone", "owner").unwrap();
+    let before = everything(&connection);
+    for entity in ["owner", "phone"] {
+        let link = Link {
+            channel: "sms".to_owned(),
+            sender_id: "3".to_owned(),
+            entity_id: entity.to_owned(),
+            name: Some("Mallory".to_owned()),
+            relationship: None,
+            confidence: 1.0,
+            source: "owner",
+            as_owner: false,
+            at: 5,
+        };
+        assert_eq!(link.apply(&connection).unwrap(), Err(Refused::AsOwner(entity.to_owned())));
+        let merge = Merge { from: "ann".to_owned(), into: entity.to_owned(), as_owner: false };
+        assert_eq!(merge.apply(&connection).unwrap(), Err(Refused::AsOwner(entity.to_owned())));
+    }
+    assert_eq!(everything(&connection), before);
+}
+
+#[test]
 fn nothing_grows_without_end() {
     let connection = ledger();
     for n in 0..LINKS_MAX {
@@ -207,6 +234,13 @@ fn contacts_tell_to_whom_they_belong() {
     assert_eq!(contact(&connection, "sms", "3").unwrap(), None);
     let known = &details(&connection, "ann").unwrap().unwrap().identities[0];
     assert_eq!((known.messages, known.last_seen), (1, Some(5)));
+}
+
+#[test]
+fn the_newest_contacts_are_found_without_looking_at_all() {
+    let connection = ledger();
+    let plan = crate::samples::plan(&connection, &read::contacts_sql()).join("; ");
+    assert!(plan.contains("contacts_seen") && !plan.contains("TEMP B-TREE FOR ORDER BY"), "{plan}");
 }
 
 proptest! {

@@ -4,6 +4,9 @@
 use rusqlite::{Connection, Row, params};
 use serde::Serialize;
 
+/// Decisions that are counted as left out of a list; of more it is only said that there are so many.
+pub const LEFT_OUT_MAX: u64 = 10_000;
+
 /// One decision, on its way into the ledger with the commit that acts on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Audit {
@@ -59,6 +62,31 @@ pub struct AuditQuery {
     pub sender: Option<(String, String)>,
     /// Only those from then on, in Unix ms.
     pub since: Option<i64>,
+    /// Those about the timer too. It is asked about every minute; without this they are in the list only if it is
+    /// narrowed to denials or to one sender.
+    pub all: bool,
+}
+
+impl AuditQuery {
+    fn leaves_out_the_timer(&self) -> bool {
+        !self.all && !self.denied_only && self.sender.is_none()
+    }
+
+    /// With a sender or a time the rows are found by an index, else read from the end: never the whole table for
+    /// a few.
+    fn list_sql(&self) -> String {
+        let sender = if self.sender.is_some() { "channel = ?1 AND sender_id = ?2" } else { "?1 IS NULL AND ?2 IS NULL" };
+        let (since, order) = match self.since {
+            Some(_) => ("at >= ?3", "at DESC, event_seq DESC"),
+            None => ("?3 IS NULL", "event_seq DESC"),
+        };
+        let denied = if self.denied_only { " AND decision = 'deny'" } else { "" };
+        let people = if self.leaves_out_the_timer() { " AND principal <> 'system'" } else { "" };
+        format!(
+            "SELECT event_seq, at, request_id, channel, account_id, sender_id, principal, entity_id, decision, policy, reason
+             FROM access_audit WHERE {sender} AND {since}{denied}{people} ORDER BY {order} LIMIT ?4"
+        )
+    }
 }
 
 /// A decision as it was made.
@@ -80,18 +108,22 @@ pub struct AuditRow {
 
 /// The newest decisions, newest first.
 pub fn audit(connection: &Connection, query: &AuditQuery) -> rusqlite::Result<Vec<AuditRow>> {
-    // With a time the rows are found by their age, else read from the end: never the whole table for a few.
-    let (since, order) = match query.since {
-        Some(_) => ("at >= ?4", "at DESC, event_seq DESC"),
-        None => ("?4 IS NULL", "event_seq DESC"),
-    };
-    let sql = format!(
-        "SELECT event_seq, at, request_id, channel, account_id, sender_id, principal, entity_id, decision, policy, reason FROM access_audit
-         WHERE {since} AND (NOT ?1 OR decision = 'deny') AND (?2 IS NULL OR (channel = ?2 AND sender_id = ?3)) ORDER BY {order} LIMIT ?5"
-    );
     let (channel, sender_id) = query.sender.as_ref().map(|(channel, sender_id)| (channel, sender_id)).unzip();
-    let asked = params![query.denied_only, channel, sender_id, query.since, query.limit];
-    connection.prepare_cached(&sql)?.query_map(asked, row)?.collect()
+    let asked = params![channel, sender_id, query.since, query.limit];
+    connection.prepare_cached(&query.list_sql())?.query_map(asked, row)?.collect()
+}
+
+/// How many decisions about the timer the list `listed` leaves out: those as new as its oldest row, or all if there was
+/// room for more. No more than [`LEFT_OUT_MAX`] are counted.
+pub fn left_out(connection: &Connection, query: &AuditQuery, listed: &[AuditRow]) -> rusqlite::Result<u64> {
+    if !query.leaves_out_the_timer() {
+        return Ok(0);
+    }
+    let oldest = listed.iter().map(|row| row.event_seq).min().filter(|_| listed.len() >= query.limit);
+    let since = if query.since.is_some() { "at >= ?1" } else { "?1 IS NULL" };
+    let sql =
+        format!("SELECT count(*) FROM (SELECT 1 FROM access_audit WHERE {since} AND principal = 'system' AND event_seq >= ?2 LIMIT ?3)");
+    connection.prepare_cached(&sql)?.query_row(params![query.since, oldest.unwrap_or(0), LEFT_OUT_MAX], |row| row.get(0))
 }
 
 fn row(row: &Row<'_>) -> rusqlite::Result<AuditRow> {
@@ -155,6 +187,54 @@ mod tests {
         let (status, reason, trace) = (Status::Denied, None, String::new());
         let audit = decided("deny", "second");
         SettleRequest { event_seq, status, stage: "resolveAccess", reason, trace, audit, at, epoch }.apply(connection).unwrap()
+    }
+
+    #[test]
+    fn no_list_reads_the_whole_table() {
+        let connection = ledger(0);
+        let of = |denied_only: bool, sender: bool, since: bool, all: bool| {
+            let sender = sender.then(|| ("fake".to_owned(), "u".to_owned()));
+            let query = AuditQuery { limit: 10, denied_only, sender, since: since.then_some(1), all };
+            crate::samples::plan(&connection, &query.list_sql()).join("; ")
+        };
+        for (denied_only, all) in [(false, false), (false, true), (true, false)] {
+            for since in [false, true] {
+                let plan = of(denied_only, true, since, all);
+                assert!(plan.contains("audit_by_sender"), "{plan}");
+            }
+            let plan = of(denied_only, false, true, all);
+            assert!(plan.contains("audit_age"), "{plan}");
+        }
+        let plan = of(false, false, false, false);
+        assert!(plan.contains("audit_people") && !plan.contains("TEMP B-TREE"), "{plan}");
+        let plan = of(false, false, false, true);
+        assert!(!plan.contains("TEMP B-TREE"), "read from the end: {plan}");
+    }
+
+    #[test]
+    fn the_timers_are_left_out_and_counted_unless_they_are_asked_for() {
+        let connection = ledger(6);
+        for seq in [1, 2, 4, 6] {
+            deny(&connection, seq, seq * 10, 1);
+        }
+        for seq in [3, 5] {
+            start(&connection, seq, &format!("run_{seq}"), seq * 10, 1);
+        }
+        connection.execute("UPDATE access_audit SET principal = 'system', decision = 'allow' WHERE event_seq IN (1, 2, 4, 6)", []).unwrap();
+        let asked = |query: &AuditQuery| -> (Vec<i64>, u64) {
+            let rows = audit(&connection, query).unwrap();
+            let left_out = left_out(&connection, query, &rows).unwrap();
+            (rows.into_iter().map(|row| row.event_seq).collect(), left_out)
+        };
+        let some = || AuditQuery { limit: 10, ..AuditQuery::default() };
+        assert_eq!(asked(&some()), (vec![5, 3], 4));
+        assert_eq!(asked(&AuditQuery { limit: 1, ..some() }), (vec![5], 1), "those that would have been among them");
+        assert_eq!(asked(&AuditQuery { since: Some(40), ..some() }), (vec![5], 2));
+        assert_eq!(asked(&AuditQuery { all: true, ..some() }), (vec![6, 5, 4, 3, 2, 1], 0));
+        let sender = Some(("fake".to_owned(), "u".to_owned()));
+        assert_eq!(asked(&AuditQuery { sender, limit: 3, ..some() }), (vec![6, 5, 4], 0));
+        connection.execute("UPDATE access_audit SET decision = 'deny' WHERE event_seq = 2", []).unwrap();
+        assert_eq!(asked(&AuditQuery { denied_only: true, ..some() }), (vec![2], 0));
     }
 
     fn all(connection: &Connection) -> Vec<(i64, i64, String)> {

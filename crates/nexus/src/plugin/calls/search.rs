@@ -5,7 +5,7 @@ use super::CallError;
 use super::params::{Params, wrong};
 use crate::pipeline::Settings;
 use crate::search::{Found, Question, Search, SearchError};
-use nexus_core::search::{QUERY_BYTES_MAX, cut};
+use nexus_core::search::QUERY_BYTES_MAX;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -26,7 +26,7 @@ pub(super) async fn call(search: &Search, settings: &Settings, params: Value) ->
     let agent = params.optional_text("agent", AGENT_BYTES_MAX)?;
     let limit = params.whole("limit", 1..=HITS_MAX)?.unwrap_or(HITS_DEFAULT);
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    let question = Question { query, agent, session: None, kind: None, since: None, limit };
+    let question = Question { query, agent, session: None, kind: None, since: None, limit, text_bytes_max: TEXT_BYTES_MAX };
     let configured: BTreeSet<String> = settings.agents.keys().cloned().collect();
     let answer = search.hits(question, configured, TIME_MAX).await.map_err(refused)?;
     Ok(json!({ "hits": answer.hits.iter().map(shown).collect::<Vec<_>>() }))
@@ -35,7 +35,7 @@ pub(super) async fn call(search: &Search, settings: &Settings, params: Value) ->
 /// A hit with its text, which people are shown only a snippet of.
 fn shown(found: &Found) -> Value {
     let mut hit = json!(found);
-    hit["text"] = cut(&found.hit.text, TEXT_BYTES_MAX).into();
+    hit["text"] = found.hit.text.as_str().into();
     hit
 }
 
@@ -43,6 +43,8 @@ fn refused(error: SearchError) -> CallError {
     match error {
         SearchError::TooLong | SearchError::Late(_) => CallError::Limit(error.to_string()),
         SearchError::UnknownAgent(_) => wrong("agent", format!("is unknown: {error}")),
-        SearchError::Broken(_) | SearchError::List { .. } | SearchError::Index(_) => CallError::failed("search", error),
+        SearchError::Broken(_) | SearchError::List { .. } | SearchError::Index(_) | SearchError::Read(_) => {
+            CallError::failed("search", error)
+        }
     }
 }

@@ -215,6 +215,7 @@ async fn what_was_said_is_found_with_its_text() {
     let entry = |source: &str, text: &str| Entry {
         kind: Kind::Event,
         source: source.to_owned(),
+        turn: "turn_1".to_owned(),
         session: "s".to_owned(),
         channel: "fake".to_owned(),
         sender: "ann".to_owned(),
