@@ -275,7 +275,7 @@ pub enum Runner {
 
 impl Runner {
     /// Runs one turn to its end. Cancel it by dropping the future: a command's whole process tree
-    /// is then killed and a connection closed. There is no time limit here but the caller's.
+    /// is then killed, which [`Self::gone`] waits for, and a connection closed. There is no time limit here but the caller's.
     ///
     /// # Errors
     /// [`AgentError`], with the answer as far as it had come.
@@ -284,6 +284,15 @@ impl Runner {
             Self::Echo => Ok(echo::run(turn, out).await),
             Self::Command(runner) => runner.run(turn, out).await,
             Self::Llm(runner) => runner.run(turn, out).await,
+        }
+    }
+
+    /// Returns once nothing of a turn that was cancelled goes on: the next one of its session must not meet its
+    /// process. Where others than the turn own the process, that is at once.
+    pub async fn gone(&self, turn: &Turn) {
+        match self {
+            Self::Command(runner) => runner.gone(turn).await,
+            Self::Echo | Self::Llm(_) => {}
         }
     }
 

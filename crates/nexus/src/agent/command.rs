@@ -97,7 +97,7 @@ impl CommandRunner {
             return Err(AgentError::Config { agent: self.agent.clone(), problem });
         }
         let spec = SpawnSpec {
-            child: ChildId::new(format!("agent/{}/{}", self.agent, turn.run_id)),
+            child: self.child(turn),
             argv: self.argv.clone(),
             env: self.env.clone(),
             cwd: Some(self.cwd.clone()),
@@ -105,6 +105,15 @@ impl CommandRunner {
         };
         let failed = |source| AgentError::Spawn { agent: self.agent.clone(), source: Box::new(source) };
         self.keeper.spawn(spec).await.map_err(failed)
+    }
+
+    fn child(&self, turn: &Turn) -> ChildId {
+        ChildId::new(format!("agent/{}/{}", self.agent, turn.run_id))
+    }
+
+    /// Returns once nothing lives of what [`Self::run`] started for this turn: dropping it only asks for that.
+    pub async fn gone(&self, turn: &Turn) {
+        self.keeper.gone(&self.child(turn)).await;
     }
 
     fn warn(&self, turn: &Turn, line: &str) {

@@ -5,6 +5,7 @@ use super::wire::{self, Down, Packet, Received, Up, receive};
 use super::{Cgroup, ExitStatus, Link, Process, SpawnError, SpawnSpec, Stdin, launch, leftovers};
 use crate::panics;
 use crate::watch::Part;
+use nexus_core::ids::ChildId;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -30,8 +31,18 @@ const LAUNCH_PAUSE_MAX: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) enum Order {
     Spawn(Box<Pending>),
-    Signal { id: u64, signal: i32 },
-    Kill { id: u64 },
+    Signal {
+        id: u64,
+        signal: i32,
+    },
+    Kill {
+        id: u64,
+    },
+    /// Answered once nothing of this child lives.
+    Gone {
+        mark: String,
+        answer: oneshot::Sender<()>,
+    },
 }
 
 #[derive(Debug)]
@@ -143,6 +154,17 @@ impl Keeper {
         };
         Ok(Process { pid, stdin, stdout: Some(stdout), stderr: Some(stderr), id, orders, exit, ended: None })
     }
+
+    /// Returns once nothing lives of any process that was started as `child`, which may have been dropped or never
+    /// taken. A tree that can't be killed is given up by the keeper, and counts as gone.
+    pub async fn gone(&self, child: &ChildId) {
+        let (answer, answered) = oneshot::channel();
+        let mark = format!("{}:{child}", self.instance);
+        let asked = self.orders.send(Order::Gone { mark, answer });
+        if asked.is_err() || answered.await.is_err() {
+            tracing::debug!(%child, "the keeper is gone, and its children with it");
+        }
+    }
 }
 
 fn watched(socket: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
@@ -190,6 +212,10 @@ struct Actor {
     outgoing: VecDeque<Outgoing>,
     starting: HashMap<u64, (Reply, oneshot::Sender<ExitStatus>)>,
     running: HashMap<u64, oneshot::Sender<ExitStatus>>,
+    /// The marks of all that are starting or running.
+    marks: HashMap<u64, String>,
+    /// Who waits until nothing has a mark any more. Bounded by those who ask: one for each turn that was cut off.
+    awaited: Vec<(String, oneshot::Sender<()>)>,
     relaunches: u32,
     launched: tokio::time::Instant,
 }
@@ -207,6 +233,8 @@ impl Actor {
             outgoing: VecDeque::new(),
             starting: HashMap::new(),
             running: HashMap::new(),
+            marks: HashMap::new(),
+            awaited: Vec::new(),
             relaunches: 0,
             launched: tokio::time::Instant::now(),
         })
@@ -234,6 +262,8 @@ impl Actor {
         self.outgoing.clear();
         self.starting.clear(); // their askers read "keeper gone"
         self.running.clear(); // read as `Lost`
+        self.marks.clear();
+        self.tell_gone();
     }
 
     /// The keeper sees EOF, kills what is left and exits; it holds the lock until then.
@@ -284,11 +314,16 @@ impl Actor {
                 let id = self.next_id;
                 order.id = id;
                 self.next_id += 1;
+                self.marks.insert(id, order.mark.clone());
                 self.starting.insert(id, (reply, exit));
                 (Down::Spawn(order), Vec::from(stdio), Some(id))
             }
             Order::Signal { id, signal } => (Down::Signal { id, signal }, Vec::new(), None),
             Order::Kill { id } => (Down::Kill { id }, Vec::new(), None),
+            Order::Gone { mark, answer } => {
+                self.awaited.push((mark, answer));
+                return self.tell_gone();
+            }
         };
         match (Packet::new(&message), spawn) {
             (Ok(packet), _) => self.outgoing.push_back(Outgoing { packet, fds, spawn }),
@@ -301,6 +336,22 @@ impl Actor {
     fn refuse(&mut self, id: u64, errno: i32) {
         if let Some((reply, _)) = self.starting.remove(&id) {
             answer(reply, Err(Refusal { at: wire::Step::Order, errno }));
+        }
+        self.unmark(id);
+    }
+
+    /// Nothing of this one lives any more.
+    fn unmark(&mut self, id: u64) {
+        self.marks.remove(&id);
+        self.tell_gone();
+    }
+
+    fn tell_gone(&mut self) {
+        let marks = &self.marks;
+        for (_, answer) in self.awaited.extract_if(.., |(mark, _)| !marks.values().any(|live| live == mark)) {
+            if answer.send(()).is_err() {
+                tracing::trace!("nobody waits for this child's end");
+            }
         }
     }
 
@@ -349,6 +400,7 @@ impl Actor {
                 if let Some((reply, _)) = self.starting.remove(&id) {
                     answer(reply, Err(Refusal { at, errno }));
                 }
+                self.unmark(id);
             }
             Up::Exited { id, code, signal, stragglers } => {
                 if code.is_none() && signal.is_none() {
@@ -362,6 +414,7 @@ impl Actor {
                 {
                     tracing::trace!(id, "nobody waits for this child's exit");
                 }
+                self.unmark(id);
             }
         }
     }

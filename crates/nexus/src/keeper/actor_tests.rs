@@ -36,6 +36,14 @@ fn expect_start(actor: &mut Actor, id: u64) -> oneshot::Receiver<Result<Started,
     answer
 }
 
+/// An order to start something, on its way to the keeper.
+fn ordered(actor: &mut Actor, order: wire::Order) -> oneshot::Receiver<Result<Started, Refusal>> {
+    let (reply, answer) = oneshot::channel();
+    let stdio = [null().into(), null().into(), null().into()];
+    actor.take(Order::Spawn(Box::new(Pending { order, stdio, reply, exit: oneshot::channel().0 })));
+    answer
+}
+
 #[tokio::test]
 async fn a_child_that_nobody_takes_is_killed() {
     let mut rig = rig();
@@ -71,10 +79,7 @@ async fn without_any_handle_left_a_new_child_is_killed_at_once() {
 #[tokio::test]
 async fn an_order_that_is_too_large_is_answered() {
     let mut rig = rig();
-    let (reply, answer) = oneshot::channel();
-    let stdio = [null().into(), null().into(), null().into()];
-    let order = order(vec!["x".repeat(9 * 1024 * 1024)]);
-    rig.actor.take(Order::Spawn(Box::new(Pending { order, stdio, reply, exit: oneshot::channel().0 })));
+    let answer = ordered(&mut rig.actor, order(vec!["x".repeat(9 * 1024 * 1024)]));
     let refusal = answer.await.unwrap().unwrap_err();
     assert_eq!((refusal.at, refusal.errno), (Step::Order, libc::E2BIG));
     assert!(rig.actor.outgoing.is_empty() && rig.actor.starting.is_empty());
@@ -106,4 +111,36 @@ async fn orders_wait_for_the_reading_side_when_the_keeper_is_gone() {
     rig.actor.flush();
     assert!(rig.actor.starting.contains_key(&5), "refused, though its asker is to read that the keeper is gone");
     assert!(!rig.actor.drain(&mut Vec::new()), "the reading side sees nothing");
+}
+
+#[tokio::test]
+async fn a_child_is_gone_when_nothing_of_it_lives_or_starts() {
+    let mut rig = rig();
+    let gone = |rig: &mut Rig, mark: &str| {
+        let (answer, answered) = oneshot::channel();
+        rig.actor.take(Order::Gone { mark: mark.to_owned(), answer });
+        answered
+    };
+    assert_eq!(gone(&mut rig, "test:x").try_recv(), Ok(()), "one that never was");
+
+    // Whoever wanted it is gone before the keeper has answered.
+    drop(ordered(&mut rig.actor, order(vec!["a".to_owned()])));
+    let mut first = gone(&mut rig, "test:x");
+    assert_eq!(gone(&mut rig, "test:other").try_recv(), Ok(()));
+    assert!(first.try_recv().is_err(), "while it starts");
+    rig.actor.hear(Up::Spawned { id: 1, pid: 11 });
+    assert!(matches!(rig.inbox.try_recv(), Ok(Order::Kill { id: 1 })));
+    assert!(first.try_recv().is_err(), "while it is killed");
+    rig.actor.hear(Up::Exited { id: 1, code: None, signal: Some(libc::SIGKILL), stragglers: 0 });
+    assert_eq!(first.try_recv(), Ok(()));
+
+    drop(ordered(&mut rig.actor, order(vec!["a".to_owned()])));
+    let mut refused = gone(&mut rig, "test:x");
+    rig.actor.hear(Up::Failed { id: 2, at: Step::Exec, errno: libc::ENOENT });
+    assert_eq!(refused.try_recv(), Ok(()));
+
+    drop(ordered(&mut rig.actor, order(vec!["a".to_owned()])));
+    let mut lost = gone(&mut rig, "test:x");
+    rig.actor.forget_all();
+    assert_eq!(lost.try_recv(), Ok(()), "with its keeper");
 }

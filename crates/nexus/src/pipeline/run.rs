@@ -223,18 +223,27 @@ impl Pipeline {
 
     async fn attempt(&self, prepared: &Prepared, agent: &Agent, turn: &Turn, seen: &mut Seen, deadline: tokio::time::Instant) -> Work {
         let (sink, mut output) = mpsc::channel(OUTPUT_MAX);
-        let running = panics::caught(agent.runner.run(turn, &sink));
-        tokio::pin!(running);
-        let result = loop {
-            tokio::select! {
-                // Output first: what was said before the end belongs to it.
-                biased;
-                Some(piece) = output.recv() => self.hear(prepared, &turn.run_id, piece, seen).await,
-                result = &mut running => break result,
-                // Dropping `running` kills the agent's whole process tree.
-                () = tokio::time::sleep_until(deadline) => return Work::TimedOut,
-                () = self.abandon.cancelled() => return Work::Abandoned,
-                () = prepared.abort.cancelled() => return Work::Finished(aborted(seen)),
+        let result = {
+            let running = panics::caught(agent.runner.run(turn, &sink));
+            tokio::pin!(running);
+            loop {
+                tokio::select! {
+                    // Output first: what was said before the end belongs to it.
+                    biased;
+                    Some(piece) = output.recv() => self.hear(prepared, &turn.run_id, piece, seen).await,
+                    result = &mut running => break Ok(result),
+                    // Dropping `running` kills the agent's whole process tree.
+                    () = tokio::time::sleep_until(deadline) => break Err(Work::TimedOut),
+                    () = self.abandon.cancelled() => break Err(Work::Abandoned),
+                    () = prepared.abort.cancelled() => break Err(Work::Finished(aborted(seen))),
+                }
+            }
+        };
+        let result = match result {
+            Ok(result) => result,
+            Err(cut_off) => {
+                agent.runner.gone(turn).await;
+                return cut_off;
             }
         };
         while let Ok(piece) = output.try_recv() {
