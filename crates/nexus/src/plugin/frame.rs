@@ -178,10 +178,9 @@ mod tests {
     use super::*;
 
     fn answer_of(line: &str) -> Reply {
-        match read(line.as_bytes()).unwrap() {
-            Up::Answer { id: 7, reply } => reply,
-            other => panic!("not an answer to 7: {other:?}"),
-        }
+        let heard = read(line.as_bytes()).unwrap();
+        let Up::Answer { id: 7, reply } = heard else { panic!("not an answer to 7: {heard:?}") };
+        reply
     }
 
     #[test]
