@@ -55,6 +55,9 @@ _nexus() {
             nexus,help)
                 cmd="nexus__subcmd__help"
                 ;;
+            nexus,plugin)
+                cmd="nexus__subcmd__plugin"
+                ;;
             nexus,restore)
                 cmd="nexus__subcmd__restore"
                 ;;
@@ -448,6 +451,9 @@ _nexus() {
             nexus__subcmd__help,help)
                 cmd="nexus__subcmd__help__subcmd__help"
                 ;;
+            nexus__subcmd__help,plugin)
+                cmd="nexus__subcmd__help__subcmd__plugin"
+                ;;
             nexus__subcmd__help,restore)
                 cmd="nexus__subcmd__help__subcmd__restore"
                 ;;
@@ -607,6 +613,21 @@ _nexus() {
             nexus__subcmd__help__subcmd__events,tail)
                 cmd="nexus__subcmd__help__subcmd__events__subcmd__tail"
                 ;;
+            nexus__subcmd__help__subcmd__plugin,disable)
+                cmd="nexus__subcmd__help__subcmd__plugin__subcmd__disable"
+                ;;
+            nexus__subcmd__help__subcmd__plugin,enable)
+                cmd="nexus__subcmd__help__subcmd__plugin__subcmd__enable"
+                ;;
+            nexus__subcmd__help__subcmd__plugin,info)
+                cmd="nexus__subcmd__help__subcmd__plugin__subcmd__info"
+                ;;
+            nexus__subcmd__help__subcmd__plugin,list)
+                cmd="nexus__subcmd__help__subcmd__plugin__subcmd__list"
+                ;;
+            nexus__subcmd__help__subcmd__plugin,test)
+                cmd="nexus__subcmd__help__subcmd__plugin__subcmd__test"
+                ;;
             nexus__subcmd__help__subcmd__sessions,archive)
                 cmd="nexus__subcmd__help__subcmd__sessions__subcmd__archive"
                 ;;
@@ -627,6 +648,42 @@ _nexus() {
                 ;;
             nexus__subcmd__help__subcmd__trace,show)
                 cmd="nexus__subcmd__help__subcmd__trace__subcmd__show"
+                ;;
+            nexus__subcmd__plugin,disable)
+                cmd="nexus__subcmd__plugin__subcmd__disable"
+                ;;
+            nexus__subcmd__plugin,enable)
+                cmd="nexus__subcmd__plugin__subcmd__enable"
+                ;;
+            nexus__subcmd__plugin,help)
+                cmd="nexus__subcmd__plugin__subcmd__help"
+                ;;
+            nexus__subcmd__plugin,info)
+                cmd="nexus__subcmd__plugin__subcmd__info"
+                ;;
+            nexus__subcmd__plugin,list)
+                cmd="nexus__subcmd__plugin__subcmd__list"
+                ;;
+            nexus__subcmd__plugin,test)
+                cmd="nexus__subcmd__plugin__subcmd__test"
+                ;;
+            nexus__subcmd__plugin__subcmd__help,disable)
+                cmd="nexus__subcmd__plugin__subcmd__help__subcmd__disable"
+                ;;
+            nexus__subcmd__plugin__subcmd__help,enable)
+                cmd="nexus__subcmd__plugin__subcmd__help__subcmd__enable"
+                ;;
+            nexus__subcmd__plugin__subcmd__help,help)
+                cmd="nexus__subcmd__plugin__subcmd__help__subcmd__help"
+                ;;
+            nexus__subcmd__plugin__subcmd__help,info)
+                cmd="nexus__subcmd__plugin__subcmd__help__subcmd__info"
+                ;;
+            nexus__subcmd__plugin__subcmd__help,list)
+                cmd="nexus__subcmd__plugin__subcmd__help__subcmd__list"
+                ;;
+            nexus__subcmd__plugin__subcmd__help,test)
+                cmd="nexus__subcmd__plugin__subcmd__help__subcmd__test"
                 ;;
             nexus__subcmd__sessions,archive)
                 cmd="nexus__subcmd__sessions__subcmd__archive"
@@ -689,7 +746,7 @@ _nexus() {
 
     case "${cmd}" in
         nexus)
-            opts="-c -h -V --json --config --help --version daemon adapter send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help"
+            opts="-c -h -V --json --config --help --version daemon adapter plugin send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -755,7 +812,7 @@ _nexus() {
             return 0
             ;;
         nexus__subcmd__access__subcmd__audit)
-            opts="-n -c -h --limit --denied --sender --since --json --config --help"
+            opts="-n -c -h --limit --denied --sender --since --all --json --config --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1013,7 +1070,7 @@ _nexus() {
             return 0
             ;;
         nexus__subcmd__access__subcmd__link)
-            opts="-c -h --name --relationship --confidence --json --config --help"
+            opts="-c -h --name --relationship --confidence --as-owner --json --config --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1047,7 +1104,7 @@ _nexus() {
             return 0
             ;;
         nexus__subcmd__access__subcmd__merge)
-            opts="-c -h --json --config --help"
+            opts="-c -h --as-owner --json --config --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -3055,7 +3112,7 @@ _nexus() {
             return 0
             ;;
         nexus__subcmd__help)
-            opts="daemon adapter send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help"
+            opts="daemon adapter plugin send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -3908,6 +3965,90 @@ _nexus() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        nexus__subcmd__help__subcmd__plugin)
+            opts="list info enable disable test"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        nexus__subcmd__help__subcmd__plugin__subcmd__disable)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        nexus__subcmd__help__subcmd__plugin__subcmd__enable)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        nexus__subcmd__help__subcmd__plugin__subcmd__info)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        nexus__subcmd__help__subcmd__plugin__subcmd__list)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        nexus__subcmd__help__subcmd__plugin__subcmd__test)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         nexus__subcmd__help__subcmd__restore)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
@@ -4083,6 +4224,244 @@ _nexus() {
                 return 0
             fi
             case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        nexus__subcmd__plugin)
+            opts="-c -h --json --config --help list info enable disable test help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -c)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        nexus__subcmd__plugin__subcmd__disable)
+            opts="-c -h --json --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -c)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        nexus__subcmd__plugin__subcmd__enable)
+            opts="-c -h --json --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -c)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        nexus__subcmd__plugin__subcmd__help)
+            opts="list info enable disable test help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        nexus__subcmd__plugin__subcmd__help__subcmd__disable)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        nexus__subcmd__plugin__subcmd__help__subcmd__enable)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        nexus__subcmd__plugin__subcmd__help__subcmd__help)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        nexus__subcmd__plugin__subcmd__help__subcmd__info)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        nexus__subcmd__plugin__subcmd__help__subcmd__list)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        nexus__subcmd__plugin__subcmd__help__subcmd__test)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        nexus__subcmd__plugin__subcmd__info)
+            opts="-c -h --json --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -c)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        nexus__subcmd__plugin__subcmd__list)
+            opts="-c -h --json --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -c)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        nexus__subcmd__plugin__subcmd__test)
+            opts="-c -h --event --hook --json --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --event)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --hook)
+                    COMPREPLY=($(compgen -W "afterReceiveEvent afterResolveIdentity afterResolveAccess afterRunAutomations afterAssembleContext afterRunAgent afterDeliverResponse onFinalize onError" -- "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -c)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;
