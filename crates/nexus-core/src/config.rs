@@ -36,7 +36,7 @@ pub use access::{
     QueueDrop, QueueMode, Rate, SessionRoute, TimeRange, Tools,
 };
 pub use adapter::{Account, Adapter, BUILTIN_WEBHOOK, CatchUp, Late, OnUncertain, Restart, Send};
-pub use agents::{Agent, Agents, ECHO, Memory, Runner};
+pub use agents::{Agent, AgentPermissions, Agents, ECHO, Memory, PermissionAsk, Runner};
 pub use daemon::{Daemon, LogLevel, OnInterrupted, Pipeline};
 pub use default_file::DEFAULT_YAML;
 pub use grant::Grant;

@@ -4,6 +4,8 @@
 //! towards it from wherever the process is. It never spawns or kills by itself, and it asks for a
 //! spawn only when no process of this child is alive: that is promise 4, and the property test below.
 
+use crate::config::Restart;
+
 /// How a child is restarted (requirement: Crash Recovery, On Adapter Crash). Times in milliseconds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RestartPolicy {
@@ -21,6 +23,19 @@ pub struct RestartPolicy {
 }
 
 impl RestartPolicy {
+    /// As `restart` says; `stop_grace_ms` is for the kind of child to know.
+    pub fn new(restart: &Restart, stop_grace_ms: u64) -> Self {
+        Self {
+            max_restarts: restart.max_restarts,
+            backoff_base_ms: restart.backoff_base_ms,
+            backoff_multiplier: restart.backoff_multiplier,
+            backoff_max_ms: restart.backoff_max_ms,
+            reset_after_ms: restart.reset_after_ms,
+            errored_retry_ms: restart.errored_retry_ms,
+            stop_grace_ms,
+        }
+    }
+
     /// Wait before restart number `restart` (from 1).
     pub fn backoff_ms(&self, restart: u32) -> u64 {
         let factor = self.backoff_multiplier.max(1.0).powi(i32::try_from(restart.saturating_sub(1)).unwrap_or(i32::MAX));

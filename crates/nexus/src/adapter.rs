@@ -114,7 +114,7 @@ impl Adapters {
             tracing::warn!(account = %key, error = %describe(&error), "not known from before; a backfill may run again");
             Known::default()
         });
-        let (rules, policy) = (rules(adapter), policy(&adapter.restart));
+        let (rules, policy) = (rules(adapter), RestartPolicy::new(&adapter.restart, STOP_GRACE_MS));
         let account = Account::start(self.shared.clone(), command, key.clone(), account.clone(), rules, policy, known).await;
         self.lock().insert(key, account);
     }
@@ -161,7 +161,7 @@ impl Adapters {
             self.set_route(name, adapter, &command).await;
         }
         for account in self.of(name) {
-            account.set_rules(rules(adapter), policy(&adapter.restart)).await;
+            account.set_rules(rules(adapter), RestartPolicy::new(&adapter.restart, STOP_GRACE_MS)).await;
         }
     }
 
@@ -257,17 +257,5 @@ fn rules(adapter: &config::Adapter) -> Rules {
         line_bytes_max: usize::try_from(adapter.max_line_bytes).unwrap_or(usize::MAX),
         pending_max: adapter.max_pending,
         catch_up: adapter.catch_up.clone(),
-    }
-}
-
-fn policy(restart: &config::Restart) -> RestartPolicy {
-    RestartPolicy {
-        max_restarts: restart.max_restarts,
-        backoff_base_ms: restart.backoff_base_ms,
-        backoff_multiplier: restart.backoff_multiplier,
-        backoff_max_ms: restart.backoff_max_ms,
-        reset_after_ms: restart.reset_after_ms,
-        errored_retry_ms: restart.errored_retry_ms,
-        stop_grace_ms: STOP_GRACE_MS,
     }
 }

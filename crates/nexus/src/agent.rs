@@ -2,15 +2,19 @@
 //! runner does it. Never decides when a turn runs, never retries it, enforces no time limit and
 //! stores nothing; dropping the future of [`Runner::run`] is how a turn is cancelled.
 
+pub mod acp;
 pub mod command;
 pub mod command_output;
 pub mod echo;
 pub mod llm;
 pub mod mcp;
+mod notes;
+pub mod questions;
 
 use std::io::ErrorKind;
 use std::time::Duration;
 
+use nexus_core::config::Tools;
 use nexus_core::spend::Allowance;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -38,6 +42,8 @@ pub struct Turn {
     pub channel: String,
     /// The channel's capabilities as its adapter's `info` tells them, or null.
     pub capabilities: serde_json::Value,
+    /// The turn before this one in its session, as far as the ledger knows.
+    pub parent_turn_id: Option<String>,
     /// Earlier messages of the session, oldest first, without the one to answer.
     pub history: Vec<Message>,
     /// What else of the past may belong to the message, best first. Texts of others, to be trusted no more
@@ -47,6 +53,14 @@ pub struct Turn {
     pub permissions: serde_json::Value,
     /// What this run may use, where the agent has a budget.
     pub allowance: Option<Allowance>,
+}
+
+impl Turn {
+    /// The tools that access control allows and denies. What can't be read allows nothing.
+    fn tools(&self) -> Tools {
+        let tools = self.permissions.get("tools").and_then(|tools| serde_json::from_value(tools.clone()).ok());
+        tools.unwrap_or_default()
+    }
 }
 
 /// Who wrote the message.
@@ -100,6 +114,18 @@ pub enum Output {
     },
     /// What the next part of the run has used.
     Used(Usage),
+    /// Something the owner has to decide; the turn goes on once that is answered.
+    Ask(Question),
+}
+
+/// A question for the owner, open under its code in [`questions::Questions`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Question {
+    pub code: String,
+    /// What the agent wants, as the end of a sentence that begins with its name.
+    pub wants: String,
+    /// How long an answer counts.
+    pub timeout_ms: u64,
 }
 
 /// How far a tool call of the agent has come.
@@ -184,14 +210,22 @@ pub enum AgentError {
     /// `problem` is for the user to read.
     #[error("agent `{agent}` may not go on: {problem}")]
     Exhausted { agent: String, problem: String, partial: String },
+    /// A process that stays could not be had; it wasn't given the message.
+    #[error("agent `{agent}` is not available: {problem}")]
+    Unavailable { agent: String, problem: String, lasting: bool },
+    /// A process that stays ended after it was given the message.
+    #[error("agent `{agent}` died: {problem}")]
+    Died { agent: String, problem: String, partial: String },
 }
 
 impl AgentError {
-    /// Whether running the same turn again could help. Once a command has started it may have acted, so
-    /// whatever happens to it then is final; what a model did, its [`Output::Tool`] told.
+    /// Whether running the same turn again could help. Once a command has started, or a process that stays was
+    /// given the message, it may have acted, so whatever happens to it then is final; what a model did, its
+    /// [`Output::Tool`] told.
     pub fn retryable(&self) -> bool {
         match self {
             Self::Stalled { .. } | Self::Unfinished { .. } => true,
+            Self::Unavailable { lasting, .. } => !lasting,
             Self::Endpoint { retryable, .. } => *retryable,
             Self::Spawn { source, .. } => may_start_later(source),
             Self::Config { .. }
@@ -200,7 +234,8 @@ impl AgentError {
             | Self::Exit { .. }
             | Self::Reported { .. }
             | Self::TooLarge { .. }
-            | Self::Exhausted { .. } => false,
+            | Self::Exhausted { .. }
+            | Self::Died { .. } => false,
         }
     }
 
@@ -217,14 +252,16 @@ impl AgentError {
             | Self::TooLarge { .. }
             | Self::Stalled { .. }
             | Self::Unfinished { .. }
-            | Self::Exhausted { .. } => None,
+            | Self::Exhausted { .. }
+            | Self::Unavailable { .. }
+            | Self::Died { .. } => None,
         }
     }
 
     /// The answer as far as it had come; empty if nothing came.
     pub fn partial(&self) -> &str {
         match self {
-            Self::Config { .. } | Self::File { .. } | Self::Spawn { .. } => "",
+            Self::Config { .. } | Self::File { .. } | Self::Spawn { .. } | Self::Unavailable { .. } => "",
             Self::Io { partial, .. }
             | Self::Exit { partial, .. }
             | Self::Reported { partial, .. }
@@ -232,7 +269,8 @@ impl AgentError {
             | Self::Endpoint { partial, .. }
             | Self::Stalled { partial, .. }
             | Self::Unfinished { partial, .. }
-            | Self::Exhausted { partial, .. } => partial,
+            | Self::Exhausted { partial, .. }
+            | Self::Died { partial, .. } => partial,
         }
     }
 }
@@ -271,11 +309,13 @@ pub enum Runner {
     Echo,
     Command(command::CommandRunner),
     Llm(llm::LlmRunner),
+    Acp(acp::AcpRunner),
 }
 
 impl Runner {
     /// Runs one turn to its end. Cancel it by dropping the future: a command's whole process tree
-    /// is then killed, which [`Self::gone`] waits for, and a connection closed. There is no time limit here but the caller's.
+    /// is then killed, which [`Self::gone`] waits for, a connection closed, and a process that stays told to stop.
+    /// There is no time limit here but the caller's.
     ///
     /// # Errors
     /// [`AgentError`], with the answer as far as it had come.
@@ -284,6 +324,7 @@ impl Runner {
             Self::Echo => Ok(echo::run(turn, out).await),
             Self::Command(runner) => runner.run(turn, out).await,
             Self::Llm(runner) => runner.run(turn, out).await,
+            Self::Acp(runner) => runner.run(turn, out).await,
         }
     }
 
@@ -292,14 +333,14 @@ impl Runner {
     pub async fn gone(&self, turn: &Turn) {
         match self {
             Self::Command(runner) => runner.gone(turn).await,
-            Self::Echo | Self::Llm(_) => {}
+            Self::Echo | Self::Llm(_) | Self::Acp(_) => {}
         }
     }
 
     /// Bytes that each prompt has before its history: the system prompt, where the runner sends one.
     pub async fn prompt_bytes(&self) -> usize {
         match self {
-            Self::Echo | Self::Command(_) => 0,
+            Self::Echo | Self::Command(_) | Self::Acp(_) => 0,
             Self::Llm(runner) => runner.prompt_bytes().await,
         }
     }
@@ -367,6 +408,14 @@ mod tests {
         let guessed = Usage { input_tokens: Some(2), output_tokens: Some(3), estimated: true };
         assert_eq!(counted.plus(guessed), Usage { input_tokens: Some(3), output_tokens: Some(3), estimated: true });
         assert_eq!(Usage::default().plus(Usage::default()), Usage::default());
+    }
+
+    #[test]
+    fn a_process_that_stays_is_given_a_message_once() {
+        let died = AgentError::Died { agent: "a".into(), problem: "signal 9".into(), partial: String::new() };
+        assert!(!died.retryable());
+        let gone = |lasting| AgentError::Unavailable { agent: "a".into(), problem: "p".into(), lasting };
+        assert_eq!((gone(true).retryable(), gone(false).retryable()), (false, true));
     }
 
     #[tokio::test]

@@ -25,6 +25,7 @@ use rustix::fd::OwnedFd;
 use std::fmt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot};
 
@@ -131,6 +132,7 @@ pub struct Process {
     orders: mpsc::UnboundedSender<actor::Order>,
     exit: oneshot::Receiver<ExitStatus>,
     ended: Option<ExitStatus>,
+    given_up: Arc<OnceLock<String>>,
 }
 
 impl Process {
@@ -156,7 +158,12 @@ impl Process {
 
     /// A handle by which others than its owner can kill it.
     pub fn killer(&self) -> Killer {
-        Killer { id: self.id, orders: self.orders.clone() }
+        Killer { id: self.id, orders: self.orders.clone(), given_up: self.given_up.clone() }
+    }
+
+    /// Why somebody had it killed by a [`Killer`], if anybody did.
+    pub fn given_up(&self) -> Option<&str> {
+        self.given_up.get().map(String::as_str)
     }
 
     /// KILL to its whole tree, and waits until it is gone.
@@ -178,11 +185,13 @@ impl Process {
 pub struct Killer {
     id: u64,
     orders: mpsc::UnboundedSender<actor::Order>,
+    given_up: Arc<OnceLock<String>>,
 }
 
 impl Killer {
-    /// Nothing, when the process is gone already.
-    pub fn kill(&self) {
+    /// Nothing, when the process is gone already. `why` ends a sentence that begins with how it ended.
+    pub fn kill(&self, why: &str) {
+        self.given_up.set(why.to_owned()).ok(); // the first reason is the reason
         if self.orders.send(actor::Order::Kill { id: self.id }).is_err() {
             tracing::debug!("keeper is gone, nothing to kill");
         }

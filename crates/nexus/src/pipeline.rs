@@ -12,6 +12,7 @@ pub mod followers;
 mod identify;
 pub mod outbox;
 pub mod pending;
+mod questions;
 mod recall;
 pub mod recovery;
 pub mod router;
@@ -21,6 +22,7 @@ mod spending;
 pub mod unsettled;
 
 use crate::agent::Runner;
+use crate::agent::questions::Questions;
 use crate::bus::Bus;
 use crate::clock;
 use crate::ledger::Ledgers;
@@ -92,6 +94,8 @@ pub struct Pipeline {
     pub plugins: Arc<Plugins>,
     pub routes: Routes,
     pub replies: Replies,
+    /// What agents wait for the owner to decide.
+    pub questions: Questions,
     pub outbox: outbox::Outbox,
     pub search: Search,
     /// The `finish_seq` up to which the agents ledger has the turns.
@@ -242,7 +246,11 @@ impl Pipeline {
         budget: &mut Budget,
     ) -> Result<(Arc<Agent>, String), Exit> {
         let principal = self.stages_to_access(request, adapter, settings, budget).await?;
-        self.stage(request, Stage::RunAutomations, budget, async |request| automate::automate(request)).await?;
+        self.stage(request, Stage::RunAutomations, budget, async |request| {
+            self.take_answer(request, adapter).await?;
+            automate::automate(request)
+        })
+        .await?;
         self.stage(request, Stage::AssembleContext, budget, async |request| self.assemble(request, settings, &principal)).await
     }
 

@@ -15,8 +15,17 @@ const PARTS_MAX: usize = 1024;
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Part {
-    Token { text: String },
-    Tool { name: String, status: String },
+    Token {
+        text: String,
+    },
+    Tool {
+        name: String,
+        status: String,
+    },
+    /// The agent waits for the owner to answer this, in a message of its own.
+    Question {
+        text: String,
+    },
     End(End),
 }
 

@@ -7,6 +7,7 @@ use crate::supervisor::BoxFuture;
 use nexus_core::chunk::chunk;
 use nexus_core::config::{self, OnUncertain};
 use nexus_core::protocol::SendOutcome;
+use nexus_core::request::DeliveryTarget;
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -24,6 +25,13 @@ pub const DEFAULT_ACCOUNT: &str = "default";
 /// Says one delivery on its platform.
 pub trait Sender: Send + Sync + 'static {
     fn send<'a>(&'a self, delivery: &'a Delivery) -> BoxFuture<'a, Result<SendOutcome, SpawnError>>;
+}
+
+/// Where something can be said.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Place {
+    pub adapter: String,
+    pub target: DeliveryTarget,
 }
 
 /// How long the first questions after an adapter was added wait for its `info`.

@@ -18,7 +18,7 @@ const WINDOW: Duration = Duration::from_secs(10);
 const STDERR_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Logs until EOF.
-pub async fn log_lines(child: ChildId, mut stderr: Receiver) {
+async fn log_lines(child: ChildId, mut stderr: Receiver) {
     let mut lines = Lines { child, kept: Vec::new(), window: Instant::now(), logged: 0, dropped: 0 };
     let mut chunk = vec![0; 8192];
     while let Ok(got @ 1..) = stderr.read(&mut chunk).await {

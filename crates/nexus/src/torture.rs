@@ -119,6 +119,7 @@ mod on {
         "task.report",
         "task.plugin",
         "task.plugins",
+        "task.acp",
         "run.started",
         "run.finished",
         "delivery.begun",

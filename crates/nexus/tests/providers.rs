@@ -42,6 +42,7 @@ fn turn() -> Turn {
         sender: Sender { id: "u1".into(), name: None, principal: "owner".into() },
         channel: "webchat".into(),
         capabilities: Value::Null,
+        parent_turn_id: None,
         history: vec![Message { role: Role::User, content: "Hi".into() }, Message { role: Role::Assistant, content: "Hello".into() }],
         memory: Vec::new(),
         permissions: Value::Null,

@@ -37,15 +37,40 @@ words! {
         Command = "command",
         /// A model behind an HTTP interface.
         Llm = "llm",
+        /// A program that stays and speaks the Agent Client Protocol.
+        Acp = "acp",
+    }
+}
+
+words! {
+    /// Who is asked about what an agent wants permission for.
+    PermissionAsk {
+        /// The owner, where access control neither allows nor denies.
+        #[default]
+        Owner = "owner",
+        /// The owner, also where access control allows.
+        Always = "always",
+        /// Nobody: what access control doesn't allow is refused.
+        Never = "never",
+    }
+}
+
+section! {
+    /// What happens to an agent's requests for permission (runner `acp`).
+    AgentPermissions {
+        /// Who is asked: the `owner` about what access control leaves open, the owner `always`, or `never` anybody.
+        ask: PermissionAsk = PermissionAsk::default();
+        /// Milliseconds the owner has to answer; then it is refused.
+        timeout_ms: u64 [1..=RUN_MS_MAX] = 120_000;
     }
 }
 
 section! {
     /// One agent.
     Agent check completeness {
-        /// How it runs: `echo`, a `command`, or an `llm`.
+        /// How it runs: `echo`, a `command`, an `llm`, or `acp`.
         runner: Runner = Runner::default(), required "command";
-        /// Runner `command`: the program and its arguments, split as a shell would and never run by one.
+        /// Runners `command` and `acp`: the program and its arguments, split as a shell would and never run by one.
         command: Option<String> = None => optional_text;
         /// Runner `llm`: whose wire format it speaks; `openai` is any OpenAI-compatible interface.
         provider: Provider = Provider::default();
@@ -85,6 +110,8 @@ section! {
         max_concurrent: u32 [1..=CONCURRENT_RUNS_MAX] = 16;
         /// What it is told of the past beyond its session's newest turns.
         memory: Memory = Memory::default();
+        /// Runner `acp`: what happens to its requests for permission.
+        permissions: AgentPermissions = AgentPermissions::default();
     }
     derived {
         /// `command` split into the program and its arguments; empty without one.
@@ -174,7 +201,7 @@ fn completeness(mut agent: Agent, node: &Node, faults: &mut Faults) -> Agent {
     };
     match agent.runner {
         Runner::Echo => {}
-        Runner::Command => need("command", agent.command.is_some(), "my-agent --stdio"),
+        Runner::Command | Runner::Acp => need("command", agent.command.is_some(), "my-agent --stdio"),
         Runner::Llm => {
             need("url", agent.url.is_some() || agent.provider.default_url().is_some(), "https://api.example.org/v1");
             need("model", agent.model.is_some(), "small-1");

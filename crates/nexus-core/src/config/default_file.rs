@@ -200,6 +200,14 @@ agents:
     #runner: llm
     #url: http://127.0.0.1:8080/v1
     #model: local
+  # A program that stays and speaks the Agent Client Protocol. What it wants permission for is decided by
+  # access control; what that leaves open, the owner is asked (owner, always, never), and has so long.
+  #coder:
+    #runner: acp
+    #command: my-acp-agent
+    #permissions:
+      #ask: owner
+      #timeout_ms: 120000
 
 # Which plugins run.
 plugins:

@@ -3,8 +3,9 @@
 
 use super::decode::Section;
 use super::{
-    Access, Account, Adapter, Agent, Agents, Bus, CatchUp, Condition, Cron, Daemon, Ledgers, Match, McpServer, Memory, Permissions,
-    Pipeline, PluginCircuit, Plugins, Policy, PrincipalMatch, Queue, Rate, Restart, Retention, Send, SessionRoute, Spending, Timer, Tools,
+    Access, Account, Adapter, Agent, AgentPermissions, Agents, Bus, CatchUp, Condition, Cron, Daemon, Ledgers, Match, McpServer, Memory,
+    Permissions, Pipeline, PluginCircuit, Plugins, Policy, PrincipalMatch, Queue, Rate, Restart, Retention, Send, SessionRoute, Spending,
+    Timer, Tools,
 };
 use schemars::{JsonSchema, schema_for};
 use serde_json::Value;
@@ -42,6 +43,7 @@ pub fn reference_markdown() -> String {
     table::<Spending>(&mut page, "agents.NAME.budget");
     table::<McpServer>(&mut page, "agents.NAME.mcp.SERVER");
     table::<Memory>(&mut page, "agents.NAME.memory");
+    table::<AgentPermissions>(&mut page, "agents.NAME.permissions");
     table::<Plugins>(&mut page, "plugins");
     table::<PluginCircuit>(&mut page, "plugins.circuit");
     table::<Timer>(&mut page, "timer");

@@ -61,6 +61,7 @@ agents:
     budget: { tokens_per_session: 1, tokens_per_day: 2, usd_per_day: 0.5, usd_per_million_input: 1, usd_per_million_output: 2.5 }
     mcp: { files: { command: run files, env: { A: b }, pass_env: [ LANG ], tools: [ read ] } }
     memory: { matches: 3, max_bytes: 512 }
+    permissions: { ask: never, timeout_ms: 3 }
   spare: { runner: llm, provider: ollama, model: m2 }
 plugins:
   directory: /p
@@ -440,6 +441,7 @@ fn the_default_file_shows_every_key_with_its_default() {
     let gog = &config.adapters["gog"];
     assert_eq!((&gog.restart, &gog.send, &gog.catch_up), (&Restart::default(), &Send::default(), &CatchUp::default()));
     assert_eq!(config.timer.cron[0].missed, Missed::default());
+    assert_eq!(config.agents.named["coder"].permissions, AgentPermissions::default());
     let keys = [
         Daemon::KEYS,
         Pipeline::KEYS,
@@ -464,6 +466,7 @@ fn the_default_file_shows_every_key_with_its_default() {
         Spending::KEYS,
         McpServer::KEYS,
         Memory::KEYS,
+        AgentPermissions::KEYS,
         Plugins::KEYS,
         PluginCircuit::KEYS,
         Timer::KEYS,

@@ -83,3 +83,14 @@ CREATE TABLE session_history (
   successor  TEXT
 ) STRICT;
 CREATE INDEX history_by_label ON session_history (label);
+
+-- Which session of an ACP agent's own a label has there. The agent may have forgotten it since.
+CREATE TABLE acp_sessions (
+  agent          TEXT NOT NULL,
+  label          TEXT NOT NULL,
+  session_id     TEXT NOT NULL,
+  -- The newest turn that it has heard, whose run may have been interrupted, and the one before it.
+  turn_id        TEXT NOT NULL,
+  parent_turn_id TEXT,
+  PRIMARY KEY (agent, label)
+) STRICT, WITHOUT ROWID;

@@ -15,6 +15,7 @@ fn turn() -> Turn {
         sender: super::super::Sender { id: "u1".into(), name: Some("Ann".into()), principal: "owner".into() },
         channel: "webchat".into(),
         capabilities: json!({"text_limit": 4000}),
+        parent_turn_id: None,
         history: vec![super::super::Message { role: super::super::Role::User, content: "hi".into() }],
         memory: Vec::new(),
         permissions: json!({"tools": {"allow": ["*"]}}),

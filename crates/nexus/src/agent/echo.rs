@@ -46,6 +46,7 @@ mod tests {
             sender: Sender { id: "u1".into(), name: None, principal: "owner".into() },
             channel: "webchat".into(),
             capabilities: Value::Null,
+            parent_turn_id: None,
             history: Vec::new(),
             memory: Vec::new(),
             permissions: Value::Null,

@@ -7,7 +7,6 @@
 
 mod answer;
 mod fault;
-mod notes;
 mod provider;
 mod talk;
 mod text_file;
@@ -28,7 +27,7 @@ use self::talk::Talk;
 use self::text_file::Audience;
 use self::tools::Toolbox;
 use super::mcp::Servers;
-use super::{AgentError, Finished, Role, Sink, Turn};
+use super::{AgentError, Finished, Role, Sink, Turn, notes};
 
 pub use self::talk::TALK_BYTES_MAX;
 pub use self::text_file::TextFileError;

@@ -41,6 +41,10 @@ impl Reply {
                 note(&self.out.paint.apply(Color::Dim, &line));
                 Ok(())
             }
+            Part::Question { text } => {
+                note(&self.out.paint.apply(Color::Bold, &visible(text)));
+                Ok(())
+            }
             Part::Token { .. } | Part::Tool { .. } | Part::Accepted {} | Part::End(_) | Part::Other => Ok(()),
         }
     }

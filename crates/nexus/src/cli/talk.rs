@@ -67,6 +67,9 @@ pub(crate) enum Part {
         name: String,
         status: String,
     },
+    Question {
+        text: String,
+    },
     End(End),
     /// From a newer daemon.
     #[serde(other)]

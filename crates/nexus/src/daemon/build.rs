@@ -1,5 +1,6 @@
 //! Makes the pipeline's settings out of the configuration.
 
+use crate::agent::acp::AcpAgents;
 use crate::agent::command::CommandRunner;
 use crate::agent::llm::LlmRunner;
 use crate::agent::mcp::Servers;
@@ -27,13 +28,19 @@ pub(super) enum BuildError {
 
 /// # Errors
 /// When an agent's endpoint can't be set up or the time zone is unknown.
-pub(super) fn settings(config: &Config, keeper: &Keeper, servers: &Servers, workspace: &Path) -> Result<Settings, BuildError> {
+pub(super) fn settings(
+    config: &Config,
+    keeper: &Keeper,
+    servers: &Servers,
+    acp: &AcpAgents,
+    workspace: &Path,
+) -> Result<Settings, BuildError> {
     let mut agents = HashMap::new();
     let echo = config::Agent::default();
     let named = config.agents.named.iter().map(|(name, agent)| (name.as_str(), agent));
     // `echo` is always there, unless the config gives that name to something else.
     for (name, agent) in std::iter::once((ECHO, &echo)).chain(named) {
-        agents.insert(name.to_owned(), Arc::new(build(name, agent, keeper, servers, workspace)?));
+        agents.insert(name.to_owned(), Arc::new(build(name, agent, keeper, servers, acp, workspace)?));
     }
     Ok(Settings {
         pipeline: config.pipeline.clone(),
@@ -44,7 +51,14 @@ pub(super) fn settings(config: &Config, keeper: &Keeper, servers: &Servers, work
     })
 }
 
-fn build(name: &str, agent: &config::Agent, keeper: &Keeper, servers: &Servers, workspace: &Path) -> Result<Agent, BuildError> {
+fn build(
+    name: &str,
+    agent: &config::Agent,
+    keeper: &Keeper,
+    servers: &Servers,
+    acp: &AcpAgents,
+    workspace: &Path,
+) -> Result<Agent, BuildError> {
     let runner = match agent.runner {
         config::Runner::Echo => Runner::Echo,
         config::Runner::Command => Runner::Command(CommandRunner::new(keeper.clone(), agent, name, workspace)),
@@ -52,6 +66,7 @@ fn build(name: &str, agent: &config::Agent, keeper: &Keeper, servers: &Servers, 
             let runner = LlmRunner::new(agent, name, workspace, servers);
             Runner::Llm(runner.map_err(|source| BuildError::Agent { name: name.to_owned(), source })?)
         }
+        config::Runner::Acp => Runner::Acp(acp.runner(agent, name, workspace)),
     };
     let is_llm = matches!(runner, Runner::Llm(_));
     let prompt_tokens = agent.context_tokens.filter(|_| is_llm).map(|tokens| usize::try_from(tokens).unwrap_or(usize::MAX));
@@ -61,7 +76,7 @@ fn build(name: &str, agent: &config::Agent, keeper: &Keeper, servers: &Servers, 
         fallback: if is_llm { agent.fallback.clone() } else { Vec::new() },
         prompt_bytes_max: prompt_tokens.map(|tokens| tokens.saturating_mul(BYTES_PER_TOKEN)),
         harmless: matches!(runner, Runner::Echo),
-        acts: matches!(runner, Runner::Command(_)),
+        acts: matches!(runner, Runner::Command(_) | Runner::Acp(_)),
         runner,
         timeout: Duration::from_millis(agent.timeout_ms),
         max_concurrent: usize::try_from(agent.max_concurrent).unwrap_or(usize::MAX),

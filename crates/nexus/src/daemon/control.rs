@@ -6,6 +6,7 @@ use super::{backup, housekeeping, reload, replay, search, sessions, status};
 use crate::access::{Edit, People, Rules};
 use crate::adapter::intake::Sinks;
 use crate::adapter::{Adapters, VerbError};
+use crate::agent::acp::AcpAgents;
 use crate::agent::mcp::Servers;
 use crate::bus::Bus;
 use crate::bus::store::{BusCommand, write_through};
@@ -77,6 +78,7 @@ pub(super) struct Control {
     pub(super) pipeline: Arc<Pipeline>,
     pub(super) router_stats: watch::Receiver<RouterStats>,
     pub(super) adapters: Arc<Adapters>,
+    pub(super) acp: AcpAgents,
     pub(super) supervisor: Supervisor,
     /// The MCP servers of the agents.
     pub(super) servers: Servers,

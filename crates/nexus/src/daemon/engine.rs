@@ -2,7 +2,9 @@
 
 use super::build::settings;
 use super::error::StartError;
+use crate::agent::acp::AcpAgents;
 use crate::agent::mcp::Servers;
+use crate::agent::questions::Questions;
 use crate::bus::Bus;
 use crate::clock::Expiry;
 use crate::error_text::describe;
@@ -38,6 +40,8 @@ pub(super) struct Ground<'a> {
     pub(super) workspace: &'a Path,
     pub(super) keeper: &'a Keeper,
     pub(super) servers: &'a Servers,
+    pub(super) acp: &'a AcpAgents,
+    pub(super) questions: &'a Questions,
     pub(super) ledgers: &'a Ledgers,
     pub(super) bus: &'a Bus,
     pub(super) metrics: &'a Metrics,
@@ -70,7 +74,7 @@ pub(super) struct Engine {
 /// When an agent can't be set up, or a ledger can't be read or written.
 pub(super) async fn start(ground: Ground<'_>, interrupted: Vec<Interrupted>, plugins_loaded: impl FnOnce()) -> Result<Engine, StartError> {
     let Ground { config, workspace, keeper, servers, ledgers, bus, metrics, plugins, ref plugins_need, watch_over, epoch, .. } = ground;
-    let settings = settings(config, keeper, servers, workspace).map_err(|error| StartError::Setting(describe(&error)))?;
+    let settings = settings(config, keeper, servers, ground.acp, workspace).map_err(|error| StartError::Setting(describe(&error)))?;
     let recovered = recovery::recover(ledgers, &settings, interrupted, epoch).await?;
     let routes = routes(config);
     let expiry = Expiry::new(ledgers.events.readers.read(newest_received_at).await?);
@@ -99,6 +103,7 @@ pub(super) async fn start(ground: Ground<'_>, interrupted: Vec<Interrupted>, plu
         plugins: plugins.clone(),
         routes: routes.clone(),
         replies: Replies::default(),
+        questions: ground.questions.clone(),
         outbox: outbox.clone(),
         search,
         turns_applied,

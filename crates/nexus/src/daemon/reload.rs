@@ -35,7 +35,7 @@ pub(super) async fn reload(control: &Control, dry_run: bool) -> Answer {
     let changes = diff(&old, &new);
     keep_restart_only(&old, &mut new);
     let new = Arc::new(new);
-    let built = settings(&new, control.supervisor.keeper(), &control.servers, &control.paths.workspace);
+    let built = settings(&new, control.supervisor.keeper(), &control.servers, &control.acp, &control.paths.workspace);
     let built = built.map_err(|error| Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, describe(&error)))?;
     let warnings: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
     let answer = json!({ "changes": changes.iter().map(shown).collect::<Vec<_>>(), "warnings": warnings, "applied": !dry_run });

@@ -11,7 +11,9 @@ use super::signals::Signals;
 use super::{Prologue, StartOptions, housekeeping, listen, status};
 use crate::adapter::intake::Sinks;
 use crate::adapter::{Adapters, Shared};
+use crate::agent::acp::AcpAgents;
 use crate::agent::mcp::Servers;
+use crate::agent::questions::Questions;
 use crate::bus::Bus;
 use crate::clock;
 use crate::error_text::describe;
@@ -90,6 +92,8 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
     let supervisor = Supervisor::new(keeper, metrics.clone(), watch_over.clone());
     let plugins = Arc::new(Plugins::new(&config.plugins.enabled));
     let servers = Servers::new(supervisor.clone(), paths.workspace.clone());
+    let questions = Questions::default();
+    let acp = AcpAgents::new(supervisor.clone(), ledgers.agents.clone(), questions.clone(), watch_over.clone());
     // Before the requests that an earlier daemon left.
     servers.apply(&config.agents).await;
     let ground = Ground {
@@ -97,6 +101,8 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
         workspace: &paths.workspace,
         keeper: supervisor.keeper(),
         servers: &servers,
+        acp: &acp,
+        questions: &questions,
         ledgers: &ledgers,
         bus: &bus,
         metrics: &metrics,
@@ -138,6 +144,7 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
         pipeline: engine.pipeline.clone(),
         router_stats: engine.router_stats.clone(),
         adapters,
+        acp,
         supervisor,
         servers,
         outbox: engine.outbox.clone(),

@@ -152,7 +152,8 @@ impl Keeper {
                 return Err(SpawnError::Refused { at, program, source });
             }
         };
-        Ok(Process { pid, stdin, stdout: Some(stdout), stderr: Some(stderr), id, orders, exit, ended: None })
+        let (stdout, stderr, given_up) = (Some(stdout), Some(stderr), Arc::default());
+        Ok(Process { pid, stdin, stdout, stderr, id, orders, exit, ended: None, given_up })
     }
 
     /// Returns once nothing lives of any process that was started as `child`, which may have been dropped or never

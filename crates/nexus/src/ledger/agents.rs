@@ -1,9 +1,11 @@
 //! agents.db: turns, messages, tool calls, and the session labels that point at them. Follows
-//! finished runs of nexus.db; forks and archives are primary here.
+//! finished runs of nexus.db; forks, archives and the sessions of ACP agents are primary here.
 
+mod acp;
 mod promote;
 mod sessions;
 
+pub use acp::{KeepAcpSession, acp_session};
 pub use sessions::{ArchiveSession, Archived, ForkSession, Forked, Listed, session, sessions};
 
 use super::writer::{Weight, commands};
@@ -76,6 +78,7 @@ commands! { Ledger::Agents, AgentsCommand / AgentsReply {
     ApplyTurns -> NewSessions,
     ForkSession -> Forked,
     ArchiveSession -> Archived,
+    KeepAcpSession -> (),
 } }
 
 impl ApplyTurns {

@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::agent::Runner;
+use crate::agent::questions::Questions;
 use crate::bus::Bus;
 use crate::clock::Expiry;
 use crate::ledger::Ledgers;
@@ -155,6 +156,7 @@ fn pipeline(ledgers: Ledgers, admitted: watch::Receiver<i64>) -> Pipeline {
         plugins: Arc::new(Plugins::new(&[])),
         routes,
         replies: Replies::default(),
+        questions: Questions::default(),
         outbox,
         search,
         turns_applied: watch::channel(0).1,

@@ -1,11 +1,11 @@
 //! Delivery: one task per target with something to say, one send in flight per target, so that a
 //! retry never lets a later message pass. Here are the lanes and what enters them; `deliver` brings one
-//! delivery to its end, `say` takes in what plugins say.
+//! delivery to its end, `say` takes in what plugins and questions of agents say.
 
 mod deliver;
 mod say;
 
-pub use say::{SayError, Told};
+pub use say::{Message, SayError, Told};
 
 use crate::bus::Bus;
 use crate::clock::{self, Expiry};

@@ -294,6 +294,7 @@ impl Pipeline {
                 let call = ToolCall { call_id, name, status: word(status).into(), summary, arguments, result };
                 self.hear_tool(event_id, run_id, call, status, seen);
             }
+            Output::Ask(question) => self.ask_owner(prepared, run_id, question).await,
         }
     }
 
@@ -331,6 +332,7 @@ impl Pipeline {
             },
             channel: event.channel.clone(),
             capabilities: self.route_of(prepared).map_or(serde_json::Value::Null, |route| route.capabilities),
+            parent_turn_id: request.agent.as_ref().and_then(|agent| agent.parent_turn_id.clone()),
             history,
             memory,
             permissions: request.access.as_ref().map_or(serde_json::Value::Null, |access| json!(access.permissions)),

@@ -327,7 +327,7 @@ impl Plugin {
                 Ok(Err(Lost::Late)) => {
                     if declared.timeout <= left {
                         tracing::error!(plugin = %self.name, hook = ask.hook.as_str(), "a plugin does not answer; its process is killed");
-                        session.kill();
+                        session.kill("a hook did not answer in time");
                     }
                     Err(late())
                 }

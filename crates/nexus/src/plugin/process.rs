@@ -22,17 +22,7 @@ const SCRIPT_CALL_MS: &str = "1000";
 
 /// Plugins are restarted as adapters are by default.
 pub(super) fn policy() -> RestartPolicy {
-    let Restart { max_restarts, backoff_base_ms, backoff_multiplier, backoff_max_ms, reset_after_ms, errored_retry_ms } =
-        Restart::default();
-    RestartPolicy {
-        max_restarts,
-        backoff_base_ms,
-        backoff_multiplier,
-        backoff_max_ms,
-        reset_after_ms,
-        errored_retry_ms,
-        stop_grace_ms: STOP_GRACE_MS,
-    }
+    RestartPolicy::new(&Restart::default(), STOP_GRACE_MS)
 }
 
 /// How a plugin's process is started. A script's host gets no environment but the keeper's mark.

@@ -116,9 +116,9 @@ impl Session {
     }
 
     /// Kills the process: it can't be trusted to answer any more.
-    pub(super) fn kill(&self) {
+    pub(super) fn kill(&self, why: &str) {
         self.end();
-        self.killer.kill();
+        self.killer.kill(why);
     }
 
     /// Sends one call and waits for its answer until `deadline`.
@@ -150,7 +150,7 @@ impl Session {
         let reading = async {
             self.read(stdout, &exited).await;
             // Nobody hears it any more, so it can't answer.
-            self.kill();
+            self.kill("nobody read its stdout any more");
         };
         // In this task: were it to break alone, nobody would be asked anything any more.
         let writing = async {

@@ -2,7 +2,6 @@
 //! allow is neither. Never talks to a server itself, and knows no model.
 
 use genai::chat::Tool;
-use nexus_core::config::Tools;
 use nexus_core::tool_filter::permits;
 use serde_json::Value;
 
@@ -25,9 +24,7 @@ pub(super) struct Toolbox {
 impl Toolbox {
     /// What the servers of this agent offer, as far as the turn may use it.
     pub(super) async fn open(servers: &Servers, turn: &Turn, agent: &str) -> Self {
-        // What can't be read allows nothing.
-        let permitted = turn.permissions.get("tools").and_then(|tools| serde_json::from_value::<Tools>(tools.clone()).ok());
-        let permitted = permitted.unwrap_or_default();
+        let permitted = turn.tools();
         if permitted.allow.is_empty() {
             return Self::default();
         }

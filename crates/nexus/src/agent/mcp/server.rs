@@ -21,14 +21,14 @@ use tokio_util::sync::CancellationToken;
 use super::guard::{Guard, LINE_BYTES_MAX, Verdict};
 use crate::environment;
 use crate::keeper::{Killer, Process, SpawnSpec, Stdin};
-use crate::stderr;
+use crate::stderr::log_errors;
 use crate::supervisor::{BoxFuture, Child, ChildSpec, NotReady, Phase, Program, Supervisor};
 
 /// How long a server may take until it has told its tools.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(30);
 /// How long a turn waits for a server that is starting.
 const LINK_PATIENCE: Duration = Duration::from_secs(10);
-/// How long a server that closed its stdout may take to exit, and how long its pipes are read after its exit.
+/// How long a server that closed its stdout may take to exit, and how long its stdout is read after its exit.
 const EXIT_PATIENCE: Duration = Duration::from_secs(2);
 /// Tools of one server that are taken, and pages in which it may tell them.
 const TOOLS_MAX: usize = 128;
@@ -67,7 +67,8 @@ impl Server {
             workspace: workspace.to_owned(),
             link: sender,
         };
-        let child = supervisor.add(ChildSpec { id: id.clone(), policy: policy(), program: Arc::new(program) });
+        let policy = RestartPolicy::new(&Restart::default(), STOP_GRACE_MS);
+        let child = supervisor.add(ChildSpec { id: id.clone(), policy, program: Arc::new(program) });
         child.start().await;
         Self { id, config, child, link }
     }
@@ -109,19 +110,6 @@ impl Server {
     }
 }
 
-fn policy() -> RestartPolicy {
-    let restart = Restart::default();
-    RestartPolicy {
-        max_restarts: restart.max_restarts,
-        backoff_base_ms: restart.backoff_base_ms,
-        backoff_multiplier: restart.backoff_multiplier,
-        backoff_max_ms: restart.backoff_max_ms,
-        reset_after_ms: restart.reset_after_ms,
-        errored_retry_ms: restart.errored_retry_ms,
-        stop_grace_ms: STOP_GRACE_MS,
-    }
-}
-
 /// What is started, and who talks to it.
 struct Stdio {
     id: ChildId,
@@ -153,14 +141,6 @@ impl Program for Stdio {
             let talking = talk(id, stdin, stdout, &link, killer, exited);
             tokio::join!(talking, log_errors(of_errors.0, errors, of_errors.1));
         })
-    }
-}
-
-/// Logs what it says on stderr, to its end or a little longer than it lives.
-async fn log_errors(id: ChildId, errors: pipe::Receiver, exited: CancellationToken) {
-    tokio::select! {
-        () = stderr::log_lines(id, errors) => {}
-        () = after(&exited) => {}
     }
 }
 
@@ -199,19 +179,21 @@ async fn talk(
         Err(fault) => Some(fault),
     };
     link.send_replace(None);
-    if let Some(why) = verdict.get() {
+    let why = if let Some(why) = verdict.get() {
         tracing::error!(child = %id, why, "MCP server floods its stdout; it is killed");
+        format!("it wrote {why}")
     } else {
         let is_gone = tokio::time::timeout(EXIT_PATIENCE, exited.cancelled()).await.is_ok();
-        if let Some(fault) = fault {
+        if let Some(fault) = &fault {
             tracing::error!(child = %id, error = fault, "MCP server can't be used");
         }
         if is_gone {
             return;
         }
-    }
+        fault.unwrap_or_else(|| "it closed its stdout".to_owned())
+    };
     // Nobody hears it any more; the supervisor starts another.
-    killer.kill();
+    killer.kill(&why);
 }
 
 type Service = RunningService<RoleClient, ()>;

@@ -1,10 +1,52 @@
-//! What plugins say on its way into a lane: committed once by its key, then queued. It decides neither
-//! what is said nor where.
+//! What plugins and questions of agents say, on its way into a lane: committed once by its key, then queued. It
+//! decides neither what is said nor where.
 
 use super::Outbox;
+use crate::clock;
 use crate::ledger::nexus::{NO_REQUEST_SEQ, NewDelivery, Said, Say};
 use crate::ledger::writer::WriteError;
+use crate::routes::{Place, Route};
 use tokio::sync::watch;
+
+/// A message that is no answer of a run.
+#[derive(Debug)]
+pub struct Message<'a> {
+    /// Under which it is said once, without a `/`.
+    pub key: &'a str,
+    /// Empty for no request, whose `event_seq` is [`NO_REQUEST_SEQ`].
+    pub request_id: &'a str,
+    pub event_seq: i64,
+    pub place: &'a Place,
+    pub text: &'a str,
+    /// How long it may wait to be sent.
+    pub ttl_ms: u64,
+}
+
+impl Message<'_> {
+    /// The rows that it takes to say it, in order.
+    pub fn pieces(&self, route: &Route) -> Vec<NewDelivery> {
+        let (pieces, now) = (route.pieces(self.text), clock::wall_ms());
+        let (is_split, Place { adapter, target }) = (pieces.len() > 1, self.place);
+        let piece = |(n, content): (usize, String)| NewDelivery {
+            delivery_id: format!("dlv_{}", ulid::Ulid::generate()),
+            request_id: self.request_id.to_owned(),
+            event_seq: self.event_seq,
+            run_id: None,
+            adapter: adapter.clone(),
+            channel: target.channel.clone(),
+            account_id: target.account_id.clone(),
+            target: target.target.clone(),
+            thread_id: target.thread_id.clone(),
+            reply_to_id: target.reply_to_id.clone(),
+            idempotency_key: if is_split { format!("{}/{}", self.key, n + 1) } else { self.key.to_owned() },
+            content,
+            created_at: now,
+            expires_at: now.saturating_add(i64::try_from(self.ttl_ms).unwrap_or(i64::MAX)),
+            here: route.here,
+        };
+        pieces.into_iter().enumerate().map(piece).collect()
+    }
+}
 
 /// A message that is in the ledger.
 #[derive(Debug, Clone, PartialEq, Eq)]

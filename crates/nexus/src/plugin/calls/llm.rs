@@ -48,6 +48,7 @@ fn turn(agent: String, content: String, plugin: &str) -> Turn {
         sender: Sender { id: format!("plugin:{plugin}"), name: None, principal: "system".to_owned() },
         channel: String::new(),
         capabilities: Value::Null,
+        parent_turn_id: None,
         history: Vec::new(),
         memory: Vec::new(),
         permissions: Value::Null,

@@ -3,9 +3,9 @@
 
 use super::params::{Params, shown, wrong};
 use super::{CallError, Caller, CallerRequest, Calls};
-use crate::clock;
-use crate::ledger::nexus::{NO_REQUEST_SEQ, NewDelivery, channel_of};
-use crate::routes::Route;
+use crate::ledger::nexus::{NO_REQUEST_SEQ, channel_of};
+use crate::pipeline::outbox::Message;
+use crate::routes::{Place, Route};
 use nexus_core::request::DeliveryTarget;
 use serde_json::{Value, json};
 use std::sync::atomic::Ordering;
@@ -21,13 +21,6 @@ const ID_BYTES_MAX: usize = 1_024;
 /// Longest name of an adapter or account, and longest `n` or `key`.
 const NAME_BYTES_MAX: usize = 64;
 const NUMBER_MAX: u64 = 9_999;
-
-/// Where a message goes.
-#[derive(Debug)]
-struct Place {
-    adapter: String,
-    target: DeliveryTarget,
-}
 
 /// Answers `{text, to?, adapter?, account?, thread_id?, n?, key?}` with `{delivery_id, messages, repeated}`.
 pub(super) async fn call(calls: &Calls, caller: &Caller, mut params: Value) -> Result<Value, CallError> {
@@ -46,7 +39,12 @@ pub(super) async fn call(calls: &Calls, caller: &Caller, mut params: Value) -> R
     if place.target.channel.is_empty() {
         place.target.channel = channel(calls, &place.adapter).await?;
     }
-    let pieces = pieces(caller.request.as_ref(), &place, &route, &key, &text);
+    let (request_id, event_seq) = match &caller.request {
+        Some(request) => (request.request_id.as_str(), request.event_seq),
+        None => ("", NO_REQUEST_SEQ),
+    };
+    let message = Message { key: &key, request_id, event_seq, place: &place, text: &text, ttl_ms: route.ttl_ms };
+    let pieces = message.pieces(&route);
     if pieces.len() > PIECES_MAX {
         return Err(CallError::Limit(format!("`text` would be {} messages; at most {PIECES_MAX} are sent", pieces.len())));
     }
@@ -148,29 +146,4 @@ async fn channel(calls: &Calls, adapter: &str) -> Result<String, CallError> {
     let read = calls.ledgers.nexus.readers.read(move |connection| channel_of(connection, &name)).await;
     let known = read.map_err(|error| CallError::failed("look up the adapter's channel", error))?;
     known.ok_or_else(|| CallError::failed("look up the adapter's channel", format!("`{adapter}` never ran; start it once")))
-}
-
-/// The rows of a message, in order.
-fn pieces(request: Option<&CallerRequest>, place: &Place, route: &Route, key: &str, text: &str) -> Vec<NewDelivery> {
-    let (pieces, now) = (route.pieces(text), clock::wall_ms());
-    let is_split = pieces.len() > 1;
-    let Place { adapter, target } = place;
-    let piece = |(n, content): (usize, String)| NewDelivery {
-        delivery_id: format!("dlv_{}", ulid::Ulid::generate()),
-        request_id: request.map_or_else(String::new, |request| request.request_id.clone()),
-        event_seq: request.map_or(NO_REQUEST_SEQ, |request| request.event_seq),
-        run_id: None,
-        adapter: adapter.clone(),
-        channel: target.channel.clone(),
-        account_id: target.account_id.clone(),
-        target: target.target.clone(),
-        thread_id: target.thread_id.clone(),
-        reply_to_id: target.reply_to_id.clone(),
-        idempotency_key: if is_split { format!("{key}/{}", n + 1) } else { key.to_owned() },
-        content,
-        created_at: now,
-        expires_at: now.saturating_add(i64::try_from(route.ttl_ms).unwrap_or(i64::MAX)),
-        here: route.here,
-    };
-    pieces.into_iter().enumerate().map(piece).collect()
 }

@@ -1,0 +1,147 @@
+"""The daemon under test, in a state directory and a workspace of its own."""
+
+import http.client
+import json
+import os
+import re
+import socket
+import subprocess
+import time
+
+START_S = 60
+STOP_S = 60
+# Longer than the example agent takes for a whole turn, several times over.
+PART_S = 60
+POLL_S = 0.05
+LOG_LINES_SHOWN = 40
+CODE = re.compile(r"`yes (\d{3}-\d{3})`")
+
+
+class Failure(Exception):
+    """The suite can't go on."""
+
+
+class Daemon:
+    def __init__(self, program, home, configuration):
+        self.program = program
+        self.workspace = os.path.join(home, "workspace")
+        self.ledgers = os.path.join(self.workspace, "data")
+        self.log = os.path.join(home, "daemon.log")
+        self.socket = os.path.join(home, "state", "nex.sock")
+        self._config = os.path.join(self.workspace, "nex.yaml")
+        self._process = None
+        os.mkdir(self.workspace, 0o700)
+        self._write(configuration)
+        state = os.path.join(home, "state")
+        self._environment = {**os.environ, "HOME": home, "NEXUS_STATE_DIR": state, "NEXUS_CONFIG": self._config}
+
+    def _write(self, configuration):
+        with open(self._config, "w", encoding="utf-8") as file:
+            file.write(configuration)
+
+    def _nexus(self, *arguments):
+        command = [self.program, *arguments]
+        done = subprocess.run(command, env=self._environment, capture_output=True, text=True, timeout=STOP_S, check=False)
+        return None if done.returncode == 0 else f"`nexus {' '.join(arguments)}` exited {done.returncode}: {done.stderr.strip()}"
+
+    def reload(self, configuration):
+        self._write(configuration)
+        wrong = self._nexus("daemon", "reload")
+        if wrong is not None:
+            raise Failure(wrong)
+
+    def start(self):
+        with open(self.log, "ab") as log:
+            command = [self.program, "daemon", "start"]
+            self._process = subprocess.Popen(command, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        deadline = time.monotonic() + START_S
+        while not self._is_ready():
+            if self._process.poll() is not None:
+                raise Failure(f"the daemon exited {self._process.returncode} at its start")
+            if time.monotonic() > deadline:
+                raise Failure(f"the daemon was not ready within {START_S} s")
+            time.sleep(POLL_S)
+
+    def _connect(self):
+        connection = http.client.HTTPConnection("localhost", timeout=PART_S)
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.settimeout(PART_S)
+        connection.sock.connect(self.socket)
+        return connection
+
+    def _is_ready(self):
+        try:
+            connection = self._connect()
+            connection.request("GET", "/readyz")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+
+    def say(self, text, conversation):
+        """Sends a message; its answer."""
+        connection = self._connect()
+        body = json.dumps({"text": text, "conversation": conversation})
+        connection.request("POST", "/control/send", body, {"Content-Type": "application/json"})
+        return Answer(connection)
+
+    def stop(self):
+        """Stops it as a user would. Returns None, or what went wrong."""
+        wrong = self._nexus("daemon", "stop")
+        if wrong is not None:
+            return wrong
+        code = self._process.wait(STOP_S)
+        return None if code == 0 else f"the stopped daemon exited {code}"
+
+    def end(self):
+        """Makes sure that it is gone, whatever happened."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait(STOP_S)
+
+    def show_log(self):
+        if not os.path.exists(self.log):
+            return
+        with open(self.log, "rb") as file:
+            lines = file.read().decode(errors="replace").splitlines()
+        print("\n".join(lines[-LOG_LINES_SHOWN:]))
+
+
+class Answer:
+    """The parts of one answer, as they come."""
+
+    def __init__(self, connection):
+        self._connection = connection
+        self._response = connection.getresponse()
+        self.tokens = []
+        self.questions = []
+
+    def until(self, kind):
+        """The next part of this kind; tokens and questions before it are kept."""
+        while True:
+            line = self._response.readline()
+            if not line:
+                raise Failure(f"the answer ended without a part `{kind}`")
+            if not line.strip():
+                continue
+            part = json.loads(line)
+            if part["type"] == "token":
+                self.tokens.append(part["text"])
+            if part["type"] == "question":
+                self.questions.append(part["text"])
+            if part["type"] == kind:
+                return part
+            if part["type"] == "end":
+                raise Failure(f"the answer ended without a part `{kind}`: {part}")
+
+    def code(self):
+        """The code of the next question."""
+        text = self.until("question")["text"]
+        found = CODE.search(text)
+        if found is None:
+            raise Failure(f"a question without a code: {text}")
+        return found.group(1)
+
+    def end(self):
+        end = self.until("end")
+        self._connection.close()
+        return end
