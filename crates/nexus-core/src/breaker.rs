@@ -90,10 +90,19 @@ impl Breaker {
     pub fn replied(&mut self, whole: u64, messages: &[u64]) {
         self.reply = Some(whole);
         if messages.len() > 1 {
-            self.pieces.extend(messages.iter().take(PIECES_MAX));
-            let excess = self.pieces.len().saturating_sub(PIECES_MAX);
-            drop(self.pieces.drain(..excess));
+            self.keep(messages);
         }
+    }
+
+    /// Remembers a message that went out by itself, as a part of what is said.
+    pub fn said(&mut self, message: u64) {
+        self.keep(&[message]);
+    }
+
+    fn keep(&mut self, messages: &[u64]) {
+        self.pieces.extend(messages.iter().take(PIECES_MAX));
+        let excess = self.pieces.len().saturating_sub(PIECES_MAX);
+        drop(self.pieces.drain(..excess));
     }
 
     fn has_passed(&self, seq: i64) -> bool {

@@ -6,11 +6,13 @@
 
 use std::num::NonZeroUsize;
 
+mod cutter;
 mod fence;
 
 #[cfg(test)]
 mod tests;
 
+pub use cutter::{BLOCK_CHARS_MAX, Cutter, PARAGRAPH_CHARS};
 use fence::{Block, Code};
 
 /// Below this limit, in chars, a reopened fence would leave no room for code: fences are then

@@ -35,7 +35,7 @@ pub use access::{
     Access, Condition, DataAccess, Day, Effect, Match, PER_MINUTE_MAX, Permissions, Policy, PrincipalMatch, PrincipalType, Queue,
     QueueDrop, QueueMode, Rate, SessionRoute, TimeRange, Tools,
 };
-pub use adapter::{Account, Adapter, BUILTIN_WEBHOOK, CatchUp, Late, OnUncertain, Restart, Send};
+pub use adapter::{Account, Adapter, BUILTIN_WEBHOOK, CatchUp, Late, OnUncertain, Restart, Send, Streaming};
 pub use agents::{Agent, AgentPermissions, Agents, ECHO, Memory, PermissionAsk, Runner};
 pub use daemon::{Daemon, LogLevel, OnInterrupted, Pipeline};
 pub use default_file::DEFAULT_YAML;

@@ -23,4 +23,5 @@ pub mod request;
 pub mod schedule;
 pub mod search;
 pub mod spend;
+pub mod stream;
 pub mod tool_filter;

@@ -9,6 +9,7 @@ use serde_json::Value;
 pub enum Capability {
     Monitor,
     Send,
+    Stream,
     Backfill,
     Health,
     Accounts,
@@ -20,6 +21,7 @@ impl Capability {
         match self {
             Self::Monitor => "monitor",
             Self::Send => "send",
+            Self::Stream => "stream",
             Self::Backfill => "backfill",
             Self::Health => "health",
             Self::Accounts => "accounts",
@@ -57,6 +59,11 @@ pub const PROTOCOL_VERSION: u32 = 1;
 impl AdapterInfo {
     pub fn can(&self, capability: Capability) -> bool {
         self.supports.iter().any(|word| word == capability.as_str())
+    }
+
+    /// Answers can be said live. What can't be after all is sent.
+    pub fn streams(&self) -> bool {
+        self.can(Capability::Stream) && self.can(Capability::Send)
     }
 
     /// Checks what parsing can't.

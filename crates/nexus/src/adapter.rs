@@ -14,6 +14,7 @@ mod probe;
 mod program;
 mod send;
 pub mod stats;
+mod stream;
 
 use crate::error_text::describe;
 use crate::keeper::Keeper;
@@ -26,7 +27,7 @@ use crate::supervisor::Supervisor;
 use crate::watch::Watch;
 use account::{Account, AccountReport};
 use intake::{Rules, Sinks};
-use nexus_core::config;
+use nexus_core::config::{self, Streaming};
 use nexus_core::health::{AdapterStatus, Health};
 use nexus_core::ids::AccountKey;
 use nexus_core::lifecycle::RestartPolicy;
@@ -80,6 +81,14 @@ struct Known {
     cursor: Option<Cursor>,
 }
 
+/// The settings of an adapter that change without touching a process.
+#[derive(Debug, Clone)]
+struct How {
+    rules: Rules,
+    policy: RestartPolicy,
+    streaming: Streaming,
+}
+
 /// Why a verb can't be carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum VerbError {
@@ -114,8 +123,7 @@ impl Adapters {
             tracing::warn!(account = %key, error = %describe(&error), "not known from before; a backfill may run again");
             Known::default()
         });
-        let (rules, policy) = (rules(adapter), RestartPolicy::new(&adapter.restart, STOP_GRACE_MS));
-        let account = Account::start(self.shared.clone(), command, key.clone(), account.clone(), rules, policy, known).await;
+        let account = Account::start(self.shared.clone(), command, key.clone(), account.clone(), how(adapter), known).await;
         self.lock().insert(key, account);
     }
 
@@ -161,13 +169,14 @@ impl Adapters {
             self.set_route(name, adapter, &command).await;
         }
         for account in self.of(name) {
-            account.set_rules(rules(adapter), RestartPolicy::new(&adapter.restart, STOP_GRACE_MS)).await;
+            account.set(how(adapter)).await;
         }
     }
 
     async fn set_route(&self, name: &str, adapter: &config::Adapter, command: &Arc<Command>) {
         let sender = send::ProcessSender::new(command.clone(), &adapter.send);
-        self.shared.routes.set(name, Route::unknown(&adapter.send, Some(Arc::new(sender))));
+        let streams = stream::Streams::new(command.clone(), &adapter.send);
+        self.shared.routes.set(name, Route::unknown(&adapter.send, Some(Arc::new(sender)), Some(Arc::new(streams))));
         command.publish_route().await;
     }
 
@@ -224,6 +233,7 @@ impl Adapters {
             events,
             restarts: instance.as_ref().map_or(0, |one| one.restart_count),
             last_error: instance.and_then(|one| one.last_error),
+            stream: None,
         }
     }
 
@@ -250,6 +260,11 @@ impl Adapters {
     fn lock_commands(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Command>>> {
         self.commands.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn how(adapter: &config::Adapter) -> How {
+    let policy = RestartPolicy::new(&adapter.restart, STOP_GRACE_MS);
+    How { rules: rules(adapter), policy, streaming: adapter.send.stream }
 }
 
 fn rules(adapter: &config::Adapter) -> Rules {

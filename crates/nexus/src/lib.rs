@@ -20,6 +20,7 @@ mod framing;
 pub mod http;
 pub mod keeper;
 pub mod ledger;
+pub mod live;
 pub mod logging;
 mod memory;
 pub mod metrics;

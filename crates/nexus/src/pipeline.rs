@@ -11,6 +11,7 @@ mod finish;
 pub mod followers;
 mod identify;
 pub mod outbox;
+mod outlet;
 pub mod pending;
 mod questions;
 mod recall;

@@ -3,9 +3,10 @@
 
 use crate::keeper::SpawnError;
 use crate::ledger::nexus::Delivery;
+use crate::live::Held;
 use crate::supervisor::BoxFuture;
 use nexus_core::chunk::chunk;
-use nexus_core::config::{self, OnUncertain};
+use nexus_core::config::{self, OnUncertain, Streaming};
 use nexus_core::protocol::SendOutcome;
 use nexus_core::request::DeliveryTarget;
 use std::collections::HashMap;
@@ -27,11 +28,25 @@ pub trait Sender: Send + Sync + 'static {
     fn send<'a>(&'a self, delivery: &'a Delivery) -> BoxFuture<'a, Result<SendOutcome, SpawnError>>;
 }
 
+/// Has processes that say answers on their platform while they are being made.
+pub trait Streamer: Send + Sync + 'static {
+    /// The line of the account's process, once one runs and no other answer has it.
+    fn take<'a>(&'a self, account: &'a str) -> BoxFuture<'a, Held>;
+}
+
 /// Where something can be said.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Place {
     pub adapter: String,
     pub target: DeliveryTarget,
+}
+
+impl Place {
+    /// Whether what is said in both waits for each other, as a delivery's lane tells.
+    pub fn is_beside(&self, other: &DeliveryTarget) -> bool {
+        let of = |target: &DeliveryTarget| [&target.channel, &target.account_id, &target.target].map(String::clone);
+        of(&self.target) == of(other)
+    }
 }
 
 /// How long the first questions after an adapter was added wait for its `info`.
@@ -52,6 +67,10 @@ pub struct Route {
     pub retries: u32,
     pub on_uncertain: OnUncertain,
     pub ttl_ms: u64,
+    /// What is said in it is said in blocks while its agent speaks.
+    pub blocks: bool,
+    /// What is said in it is said live.
+    pub streamer: Option<Arc<dyn Streamer>>,
 }
 
 impl std::fmt::Debug for Route {
@@ -60,13 +79,15 @@ impl std::fmt::Debug for Route {
             .field("known", &self.known)
             .field("can_send", &self.sender.is_some())
             .field("text_limit", &self.text_limit)
+            .field("blocks", &self.blocks)
+            .field("streams", &self.streamer.is_some())
             .finish_non_exhaustive()
     }
 }
 
 impl Route {
     /// The route of an adapter that wasn't asked yet.
-    pub fn unknown(send: &config::Send, sender: Option<Arc<dyn Sender>>) -> Self {
+    pub fn unknown(send: &config::Send, sender: Option<Arc<dyn Sender>>, streamer: Option<Arc<dyn Streamer>>) -> Self {
         Self {
             known: false,
             here: false,
@@ -76,6 +97,8 @@ impl Route {
             retries: send.retries,
             on_uncertain: send.on_uncertain,
             ttl_ms: send.ttl_ms,
+            blocks: send.stream == Streaming::Blocks,
+            streamer: streamer.filter(|_| send.stream == Streaming::Auto),
         }
     }
 

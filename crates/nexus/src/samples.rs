@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use crate::ledger::events::{Disposition, NewEvent};
-use crate::ledger::nexus::AdmitRow;
+use crate::ledger::nexus::{AdmitRow, NewDelivery};
 use nexus_core::event::{Event, PeerKind};
 use nexus_core::request::Status;
 use rusqlite::Connection;
@@ -65,6 +65,27 @@ pub(crate) fn row() -> AdmitRow {
         created_at: 1,
         status: Status::Waiting,
         reason: None,
+    }
+}
+
+/// Of that request, on its way to `p`.
+pub(crate) fn delivery(delivery_id: &str) -> NewDelivery {
+    NewDelivery {
+        delivery_id: delivery_id.into(),
+        request_id: "req_1".into(),
+        event_seq: 1,
+        run_id: Some("run".into()),
+        adapter: "fake".into(),
+        channel: "fake".into(),
+        account_id: "me".into(),
+        target: "p".into(),
+        thread_id: None,
+        reply_to_id: None,
+        idempotency_key: delivery_id.into(),
+        content: String::new(),
+        created_at: 1,
+        expires_at: i64::MAX,
+        here: false,
     }
 }
 

@@ -7,7 +7,7 @@
 //! - `tools`, `usage`, `refuse`, `blocks` (says the texts it got), `noise` (garbage before the answer);
 //!   anything else is said back in two pieces
 //! - `slow` (a word at a time until it is cancelled), `wedge` (never ends, whatever comes)
-//! - `ask KIND` (permission, once), `askforever KIND`
+//! - `ask KIND` (permission, once), `askforever KIND`, `tellask` (says something, asks once the file `gate` is there)
 //! - `die`, `diemid` (after half an answer), `garbage`, `huge`
 //!
 //! Other keys: `log` (a file that gets a JSON line for each thing that happens), `init: garbage|exit`,
@@ -162,6 +162,7 @@ impl Fake {
             "huge" => write_line(&vec![b'x'; HUGE_BYTES])?,
             "wedge" => self.leave_grandchild()?,
             "slow" => {}
+            "tellask" => say(&session, "Let me see. ")?,
             "ask" | "askforever" => {
                 let asked = Some(self.ask(&session, &kind)?);
                 self.prompts.insert(session, Prompt { id, mode, kind, asked });
@@ -256,8 +257,18 @@ impl Fake {
         }
     }
 
-    /// The next word of each slow answer.
+    /// The next word of each slow answer, and the question of who waits at the gate.
     fn tick(&mut self) -> Ended {
+        let waits = |prompt: &Prompt| prompt.mode == "tellask" && prompt.asked.is_none();
+        let at_gate = self.prompts.iter().find(|(_, prompt)| waits(prompt)).map(|(session, _)| session.clone());
+        if let Some(session) = at_gate
+            && self.text("gate").is_some_and(|path| fs::exists(path).unwrap_or(false))
+        {
+            let asked = self.ask(&session, "edit")?;
+            if let Some(prompt) = self.prompts.get_mut(&session) {
+                prompt.asked = Some(asked);
+            }
+        }
         for (session, _) in self.prompts.iter().filter(|(_, prompt)| prompt.mode == "slow") {
             say(session, "tick ")?;
         }

@@ -14,6 +14,8 @@
 //! - `send`: `send_log`, `send: ok|fail_network_n:N|down_after:N|rate_limited|not_found|no_id|hang|deliver_then_hang`,
 //!   `send_file` (a file whose text, once it exists, wins over `send`), `hang_to` (sends to this peer hang); what
 //!   `down_after` refuses is not logged
+//! - `stream: ok|die|garbage|deaf|no_id|early|refuse` (with `stream` in `supports`; once the file `stream_file` exists,
+//!   its text wins for the next answer), `stream_starts` (PIDs), `stream_log` (each line that came)
 //! - `health: ok|disconnected|slow|garbage`, `health_file` (a file whose text, once it exists, wins over `health`)
 //! - `backfill: ok|hang`, `backfill_events`, `backfill_old` (so many of them are a day old),
 //!   `backfill_log`, `backfill_fails` (so many calls, counted in the log, fail before they write)
@@ -42,6 +44,7 @@ fn main() -> io::Result<ExitCode> {
         Some("monitor") => monitor(&keys, &args),
         Some("backfill") => backfill(&keys, &args),
         Some("send") => send(&keys, &args),
+        Some("stream") => stream(&keys, &args),
         Some(_) | None => {
             writeln!(io::stderr(), "no such verb: {args:?}")?;
             Ok(ExitCode::from(EXIT_USAGE))
@@ -431,6 +434,39 @@ fn send_answer(mode: &str, key: &str, before: u64) -> Value {
         "no_id" => json!({ "success": true, "message_ids": [], "chunks_sent": 1 }),
         _ => json!({ "success": true, "message_ids": [format!("m-{key}")], "chunks_sent": 1 }),
     }
+}
+
+/// Shows answers while they are being made, or does what it shouldn't.
+fn stream(keys: &Keys, args: &[String]) -> io::Result<ExitCode> {
+    let tell = |status: Value| write(format!("{status}\n").as_bytes());
+    let complete = |ids: Value| tell(json!({ "type": "delivery_complete", "messageIds": ids }));
+    keys.log("stream_starts", &format!("{} {}", account_of(args)?, std::process::id()))?;
+    let (mut mode, mut message, mut answers) = (String::new(), String::new(), 0);
+    for line in io::stdin().lock().lines() {
+        let line = line?;
+        keys.log("stream_log", &line)?;
+        let event: Value = serde_json::from_str(&line)?;
+        let kind = event["type"].as_str().unwrap_or_default();
+        if kind == "stream_start" {
+            let told = keys.text("stream_file").and_then(|path| fs::read_to_string(path).ok());
+            mode = told.as_deref().map(str::trim).or(keys.text("stream")).unwrap_or("ok").to_owned();
+            answers += 1;
+            message = format!("s-{}-{answers}", event["runId"].as_str().unwrap_or_default());
+        }
+        match (kind, mode.as_str()) {
+            ("stream_start", "deaf") => for_ever(),
+            ("stream_start", "refuse") => tell(json!({ "type": "delivery_error", "error": "this peer can't see edits" }))?,
+            ("stream_start", _) => tell(json!({ "type": "message_created", "messageId": message }))?,
+            ("token", "die") => return Ok(keys.exit_code()),
+            ("token", "garbage") => write(b"this is {no status\n")?,
+            ("token", "early") => complete(json!([message]))?,
+            ("token", _) => tell(json!({ "type": "message_updated", "messageId": message, "chars": 1 }))?,
+            ("stream_end" | "stream_error", "no_id") => complete(json!([]))?,
+            ("stream_end" | "stream_error", _) => complete(json!([message]))?,
+            _ => {}
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn text_of(args: &[String]) -> io::Result<Option<String>> {

@@ -31,6 +31,19 @@ words! {
 }
 
 words! {
+    /// How an answer leaves while it is still being made.
+    Streaming {
+        /// Live, where the adapter supports `stream`; else as a whole.
+        #[default]
+        Auto = "auto",
+        /// In blocks, each a message of its own.
+        Blocks = "blocks",
+        /// As a whole, once it is complete.
+        Whole = "whole",
+    }
+}
+
+words! {
     /// What happens to an event that arrives late.
     Late {
         /// It runs as any other.
@@ -103,6 +116,9 @@ section! {
         on_uncertain: OnUncertain = OnUncertain::default();
         /// Age, in milliseconds, at which an unsent message expires.
         ttl_ms: u64 [1..=WAIT_MS_MAX] = 3_600_000;
+        /// How an answer leaves while it is still being made: live where the adapter supports `stream` and else as a
+        /// whole (`auto`), in `blocks`, or always as a `whole`.
+        stream: Streaming = Streaming::default();
     }
 }
 

@@ -71,12 +71,14 @@ adapters:
     #max_line_bytes: 1048576
     #max_pending: 100000
     # Sending: time for one send; retries; a send that may have arrived (hold it for you, or retry);
-    # age at which an unsent message expires.
+    # age at which an unsent message expires; answers that are still being made (auto: live if the
+    # program supports `stream`, else as a whole; blocks; whole).
     #send:
       #timeout_ms: 30000
       #retries: 3
       #on_uncertain: hold
       #ttl_ms: 3600000
+      #stream: auto
     # After a time without reading: how far to look back before the last event; from which age an event
     # counts as late; what happens to a late one (run it, or only file it).
     #catch_up:

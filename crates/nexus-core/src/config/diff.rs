@@ -212,6 +212,7 @@ mod tests {
         ("adapters.gog.send.retries", |c| gog(c).send.retries += 1),
         ("adapters.gog.send.on_uncertain", |c| gog(c).send.on_uncertain = OnUncertain::Hold),
         ("adapters.gog.send.ttl_ms", |c| gog(c).send.ttl_ms += 1),
+        ("adapters.gog.send.stream", |c| gog(c).send.stream = Streaming::Whole),
         ("adapters.gog.catch_up.overlap_ms", |c| gog(c).catch_up.overlap_ms += 1),
         ("adapters.gog.catch_up.max_age_ms", |c| gog(c).catch_up.max_age_ms += 1),
         ("adapters.gog.catch_up.late", |c| gog(c).catch_up.late = Late::Run),

@@ -20,7 +20,7 @@ adapters:
     restart: { max_restarts: 1, backoff_base_ms: 2, backoff_multiplier: 1.5, backoff_max_ms: 3, reset_after_ms: 4, errored_retry_ms: 0 }
     max_line_bytes: 2048
     max_pending: 10
-    send: { timeout_ms: 5, retries: 6, on_uncertain: retry, ttl_ms: 7 }
+    send: { timeout_ms: 5, retries: 6, on_uncertain: retry, ttl_ms: 7, stream: blocks }
     catch_up: { overlap_ms: 8, max_age_ms: 9, late: file }
     accounts: { me: { monitor: false, backfill: true, credential_ref: google/me, enabled: true, config: { label: inbox } } }
 access:
@@ -122,7 +122,7 @@ fn every_key_is_read() {
     let gog = &config.adapters["gog"];
     assert_eq!(gog.argv, ["gog", "--name", "two words"]);
     assert!((gog.restart.backoff_multiplier - 1.5).abs() < f64::EPSILON);
-    assert_eq!(gog.send.on_uncertain, OnUncertain::Retry);
+    assert_eq!((gog.send.on_uncertain, gog.send.stream), (OnUncertain::Retry, Streaming::Blocks));
     assert_eq!(gog.accounts["me"].config["label"], "inbox");
     let policy = &config.access.policies[0];
     assert_eq!(policy.match_.principal.type_, Some(PrincipalType::Known));

@@ -61,6 +61,8 @@ CREATE TABLE runs (
   status       TEXT NOT NULL CHECK (status IN ('running', 'finished', 'failed', 'interrupted')),
   -- A tool call started: running it again would repeat it.
   acted        INTEGER NOT NULL DEFAULT 0,
+  -- A part of its answer left, or was to leave, before its end: running it again would say that twice.
+  spoke        INTEGER NOT NULL DEFAULT 0,
   started_at   INTEGER NOT NULL,
   finished_at  INTEGER,
   finish_seq   INTEGER UNIQUE,

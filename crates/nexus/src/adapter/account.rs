@@ -6,15 +6,14 @@ use super::monitor::Monitor;
 use super::probe::Found;
 use super::program::Command;
 use super::stats::AccountStats;
-use super::{Known, Shared, backfill, probe};
+use super::{How, Known, Shared, backfill, probe, stream};
 use crate::clock;
 use crate::ledger::events::Cursor;
 use crate::ledger::nexus::{Instance, SaveInstance};
 use crate::supervisor::{Child, ChildSpec, ChildStatus, NotReady, Phase};
-use nexus_core::config;
+use nexus_core::config::{self, Streaming};
 use nexus_core::health::{AdapterStatus, Health};
 use nexus_core::ids::{AccountKey, ChildId};
-use nexus_core::lifecycle::RestartPolicy;
 use nexus_core::notice::NoticeType;
 use nexus_core::protocol::{AdapterInfo, Capability};
 use serde::Serialize;
@@ -30,6 +29,7 @@ use tokio_util::task::TaskTracker;
 /// Its tasks that are started again.
 const PROBES: &str = "probes";
 const REPORT: &str = "report";
+const STREAM: &str = "stream";
 
 /// How one account stands, for status, health and the ledger.
 #[derive(Debug, Clone, Serialize)]
@@ -42,6 +42,18 @@ pub struct AccountReport {
     pub pid: Option<u32>,
     pub last_event_age_ms: Option<u64>,
     pub events: u64,
+    pub restarts: u64,
+    pub last_error: Option<String>,
+    /// Its `stream` process, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stream: Option<StreamReport>,
+}
+
+/// How an account's `stream` process stands.
+#[derive(Debug, Clone, Serialize)]
+pub struct StreamReport {
+    pub status: AdapterStatus,
+    pub pid: Option<u32>,
     pub restarts: u64,
     pub last_error: Option<String>,
 }
@@ -68,6 +80,8 @@ pub struct Account {
     /// The channel as the ledger knows it, until the adapter says it itself.
     channel_before: Option<String>,
     child: std::sync::OnceLock<Child>,
+    pub(super) streaming: watch::Sender<Streaming>,
+    pub(super) streamer: stream::Wanted,
 }
 
 impl Account {
@@ -77,10 +91,10 @@ impl Account {
         command: Arc<Command>,
         key: AccountKey,
         config: config::Account,
-        rules: Rules,
-        policy: RestartPolicy,
+        how: How,
         known: Known,
     ) -> Arc<Self> {
+        let How { rules, policy, streaming } = how;
         let Known { instance, cursor } = known;
         let instance = instance.as_ref();
         // A daemon that was killed could not save its last count.
@@ -98,6 +112,8 @@ impl Account {
             restarts_before: instance.map_or(0, |one| one.restart_count),
             channel_before: instance.and_then(|one| one.channel.clone()),
             child: std::sync::OnceLock::new(),
+            streaming: watch::Sender::new(streaming),
+            streamer: stream::Wanted::default(),
             key,
             command,
             config,
@@ -106,11 +122,13 @@ impl Account {
         if account.config.monitor {
             let program = Arc::new(Monitor::new(&account));
             let id = ChildId::new(format!("adapter/{}", account.key));
-            let child = account.shared.supervisor.add(ChildSpec { id, policy, program });
+            let child = account.shared.supervisor.add(ChildSpec { id, policy: policy.clone(), program });
             child.start().await;
             // Set once, right here.
             drop(account.child.set(child.clone()));
+            account.streamer.add(&account, policy);
             account.keep(PROBES, child.clone(), probe::watch_health);
+            account.keep(STREAM, child.clone(), stream::keep_up);
             account.keep(REPORT, child, Self::keep_report);
         }
         if account.config.backfill && instance.is_none_or(|one| one.backfill_completed_at.is_none()) {
@@ -143,10 +161,20 @@ impl Account {
         self.child.get()
     }
 
-    pub(super) async fn set_rules(&self, rules: Rules, policy: RestartPolicy) {
+    pub(super) async fn set(&self, how: How) {
+        let How { rules, policy, streaming } = how;
         self.rules.send_replace(rules);
+        self.streaming.send_replace(streaming);
+        for child in self.child().into_iter().chain(self.streamer.child()) {
+            child.set_policy(policy.clone()).await;
+        }
+    }
+
+    /// Stops and starts its processes, with a clean sheet.
+    pub async fn restart(&self) {
         if let Some(child) = self.child() {
-            child.set_policy(policy).await;
+            self.streamer.restart().await;
+            child.restart().await;
         }
     }
 
@@ -154,16 +182,17 @@ impl Account {
     pub async fn stop(&self, remove: bool) {
         if let Some(child) = self.child() {
             if remove {
-                self.shared.supervisor.remove(&ChildId::new(format!("adapter/{}", self.key))).await;
+                let monitor = ChildId::new(format!("adapter/{}", self.key));
+                tokio::join!(self.shared.supervisor.remove(&monitor), self.streamer.remove(self));
             } else {
-                child.stop().await;
+                tokio::join!(child.stop(), self.streamer.want(false));
             }
         }
         if remove {
             self.stop.cancel();
             self.tasks.close();
             self.tasks.wait().await;
-            [PROBES, REPORT].iter().for_each(|what| self.shared.watch_over.forget(&self.task_name(what)));
+            [PROBES, REPORT, STREAM].iter().for_each(|what| self.shared.watch_over.forget(&self.task_name(what)));
             self.save(AdapterStatus::Stopped).await;
         }
     }
@@ -217,13 +246,33 @@ impl Account {
             events: self.stats.events(),
             restarts: self.restarts_before + child.as_ref().map_or(0, |child| child.restarts),
             last_error: child.and_then(|child| child.last_error).or(trouble),
+            stream: self.stream_report(),
         }
+    }
+
+    /// None of an adapter that doesn't stream.
+    fn stream_report(&self) -> Option<StreamReport> {
+        let child = self.streamer.child().map(Child::status)?;
+        let is_used = child.phase != Phase::Stopped || child.generation > 0;
+        is_used.then(|| StreamReport {
+            status: status_of(child.phase),
+            pid: child.pid,
+            restarts: child.restarts,
+            last_error: child.last_error,
+        })
+    }
+
+    /// Why answers aren't streamed that should be.
+    fn stream_trouble(&self) -> Option<String> {
+        let child = self.streamer.child().map(Child::status).filter(|child| child.phase == Phase::Errored)?;
+        let why = child.last_error.unwrap_or_else(|| "it ended too often".to_owned());
+        Some(format!("its stream process is errored ({why}): answers are sent as a whole"))
     }
 
     /// How a running account is, and why it isn't well.
     fn condition(&self, child: Option<&ChildStatus>) -> (Health, Option<String>) {
         let (health, trouble) = self.probed(child);
-        match self.stats.trouble() {
+        match self.stats.trouble().or_else(|| self.stream_trouble()) {
             Some(trouble) if health == Health::Healthy || health == Health::Unknown => (Health::Degraded, Some(trouble)),
             Some(_) | None => (health, trouble),
         }
@@ -244,15 +293,8 @@ impl Account {
 
     fn status(&self, child: Option<&ChildStatus>) -> AdapterStatus {
         let backfilling = self.backfilling.load(Ordering::Acquire);
-        match child.map(|child| child.phase) {
-            Some(Phase::Running) => AdapterStatus::Running,
-            Some(Phase::Starting) => AdapterStatus::Starting,
-            Some(Phase::Stopping) => AdapterStatus::Stopping,
-            Some(Phase::Backoff) => AdapterStatus::Backoff,
-            Some(Phase::Errored) => AdapterStatus::Errored,
-            Some(Phase::Stopped) | None if backfilling => AdapterStatus::Backfilling,
-            Some(Phase::Stopped) | None => AdapterStatus::Stopped,
-        }
+        let status = child.map_or(AdapterStatus::Stopped, |child| status_of(child.phase));
+        if backfilling && status == AdapterStatus::Stopped { AdapterStatus::Backfilling } else { status }
     }
 
     /// Tells the bus and the ledger of every change.
@@ -371,6 +413,17 @@ impl Account {
 
     pub(super) fn can(&self, capability: Capability) -> bool {
         self.channel.borrow().as_ref().is_some_and(|info| info.can(capability))
+    }
+}
+
+fn status_of(phase: Phase) -> AdapterStatus {
+    match phase {
+        Phase::Running => AdapterStatus::Running,
+        Phase::Starting => AdapterStatus::Starting,
+        Phase::Stopping => AdapterStatus::Stopping,
+        Phase::Backoff => AdapterStatus::Backoff,
+        Phase::Errored => AdapterStatus::Errored,
+        Phase::Stopped => AdapterStatus::Stopped,
     }
 }
 

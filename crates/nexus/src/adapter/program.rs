@@ -4,13 +4,15 @@ use super::Shared;
 use crate::environment;
 use crate::error_text::describe;
 use crate::keeper::{SpawnSpec, Stdin};
+use crate::live::Desk;
 use crate::oneshot::{self, OneshotError};
 use crate::routes::Routes;
 use nexus_core::config::{self, BUILTIN_WEBHOOK};
 use nexus_core::ids::ChildId;
 use nexus_core::protocol::{AdapterInfo, Capability};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 
@@ -65,6 +67,8 @@ pub(super) struct Command {
     asked: Mutex<Asked>,
     /// What it said then, for who doesn't wait.
     told: OnceLock<Arc<AdapterInfo>>,
+    /// The lines of its accounts' `stream` processes.
+    desks: std::sync::Mutex<HashMap<String, Desk>>,
 }
 
 /// What asking for `info` came to.
@@ -79,12 +83,19 @@ impl Command {
     pub(super) fn new(name: &str, adapter: &config::Adapter, shared: &Shared) -> Self {
         let Call { argv, env, cwd } = call(name, adapter, &shared.workspace);
         let (channel, shared) = (adapter.channel.clone(), shared.clone());
-        Self { name: name.into(), argv, env, cwd, channel, shared, asked: Mutex::default(), told: OnceLock::new() }
+        let (asked, told, desks) = (Mutex::default(), OnceLock::new(), std::sync::Mutex::default());
+        Self { name: name.into(), argv, env, cwd, channel, shared, asked, told, desks }
     }
 
     /// What `info` said, if it was asked already.
     pub(super) fn told(&self) -> Option<&Arc<AdapterInfo>> {
         self.told.get()
+    }
+
+    /// Where the line of an account's `stream` process is found.
+    pub(super) fn desk(&self, account: &str) -> Desk {
+        let mut desks = self.desks.lock().unwrap_or_else(PoisonError::into_inner);
+        desks.entry(account.to_owned()).or_default().clone()
     }
 
     /// The channel that the configuration names.
@@ -195,6 +206,10 @@ fn refine_route(routes: &Routes, name: &str, info: &AdapterInfo) {
         route.known = true;
         if !info.can(Capability::Send) {
             route.sender = None;
+        }
+        // What can't be streamed after all is sent.
+        if !info.streams() {
+            route.streamer = None;
         }
         route.text_limit = text_limit(info);
         route.capabilities = serde_json::json!(info.channel_capabilities);

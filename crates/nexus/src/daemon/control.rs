@@ -269,7 +269,7 @@ impl Control {
             }
             ("stop", Some(_)) => handle.stop(false).await,
             ("restart", Some(child)) => {
-                child.restart().await;
+                handle.restart().await;
                 child.settled(SETTLE_LIMIT).await;
             }
             ("backfill", _) => {

@@ -158,7 +158,7 @@ fn routes(config: &Config) -> Routes {
     let routes = Routes::default();
     routes.set(CLI_CHANNEL, cli_route());
     for (name, adapter) in &config.adapters {
-        routes.set(name, Route::unknown(&adapter.send, None));
+        routes.set(name, Route::unknown(&adapter.send, None, None));
     }
     routes
 }
@@ -182,5 +182,7 @@ fn cli_route() -> Route {
         retries: 0,
         on_uncertain: OnUncertain::Hold,
         ttl_ms: 3_600_000,
+        blocks: false,
+        streamer: None,
     }
 }

@@ -8,6 +8,7 @@ mod read;
 mod recover;
 mod requests;
 mod say;
+mod speak;
 
 pub use audit::{Audit, AuditQuery, AuditRow, LEFT_OUT_MAX, audit, left_out};
 pub use deliveries::{ClaimDelivery, Delivery, NewDelivery, Resolution, ResolveDelivery, SettleDelivery, Settled};
@@ -20,6 +21,7 @@ pub use read::{
 pub use recover::{BeginEpoch, Interrupted, Prune, ReviveRequest};
 pub use requests::{Admit, AdmitRow, Fellow, FellowEnd, FinishRun, InterruptRun, MarkActed, SaveTrace, SettleRequest, StartRun};
 pub use say::{NO_REQUEST_SEQ, Said, Say, channel_of};
+pub use speak::{EndStream, Speak, StreamText};
 
 use super::Ledger;
 use super::writer::commands;
@@ -46,6 +48,8 @@ commands! { Ledger::Nexus, NexusCommand / NexusReply {
     SettleDelivery -> Claim,
     ResolveDelivery -> Claim,
     Say -> Said,
+    Speak -> Claim,
+    EndStream -> Claim,
     SaveInstance -> (),
     BackfillDone -> (),
     RecordConfig -> (),

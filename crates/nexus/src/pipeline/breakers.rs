@@ -61,6 +61,14 @@ impl Breakers {
             breaker.replied(hash_of(text), &messages);
         }
     }
+
+    /// Remembers a message that left while the session's agent still spoke: it may come back before the rest.
+    pub(super) fn said(&self, session: &str, message: &str) {
+        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(breaker) = sessions.get_mut(session) {
+            breaker.said(hash_of(message));
+        }
+    }
 }
 
 fn hash_of(text: &str) -> u64 {

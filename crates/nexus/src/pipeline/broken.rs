@@ -101,6 +101,7 @@ impl Pipeline {
             reason: request.reason.clone(),
             turn_json: None,
             deliveries: recovery::note(request, adapter, Some(run_id.clone())).into_iter().collect(),
+            stream: None,
             trace: super::trace_json(request),
             at: clock::wall_ms(),
             epoch: self.epoch,

@@ -224,6 +224,7 @@ async fn one_that_had_its_end_keeps_it() {
         reason: None,
         turn_json: None,
         deliveries: Vec::new(),
+        stream: None,
         trace: "{}".to_owned(),
         at: 2,
         epoch: EPOCH,

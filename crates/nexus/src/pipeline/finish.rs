@@ -6,6 +6,7 @@ use crate::agent::{AgentError, Finished, StopReason, Usage};
 use crate::clock;
 use crate::ledger::agents::{ToolCall, TurnRecord, turn_id};
 use crate::ledger::nexus::{FellowEnd, FinishRun, NewDelivery, SaveTrace};
+use crate::live::End;
 use crate::plugin::HookExit;
 use crate::routes::Route;
 use nexus_core::hook::Hook;
@@ -43,14 +44,33 @@ struct Verdict {
 impl Verdict {
     /// What is delivered.
     fn text(&self) -> String {
-        let content = &self.finished.content;
+        self.told(&self.finished.content)
+    }
+
+    /// What is delivered where only this of the agent's words has yet to leave.
+    fn told(&self, content: &str) -> String {
         if self.is_aborted() {
             return String::new(); // nobody waits for half an answer to what was asked before
         }
         match &self.notice {
-            None => content.clone(),
+            None => content.to_owned(),
             Some(notice) if content.is_empty() => notice.clone(),
             Some(notice) => format!("{content}\n\n{notice}"),
+        }
+    }
+
+    /// What a stream has said in the end: the answer, or as much as was heard of it.
+    fn streamed(&self, heard: &str) -> String {
+        let is_whole = self.error.is_none() && !self.finished.content.trim().is_empty();
+        if is_whole || heard.trim().is_empty() { self.finished.content.clone() } else { heard.to_owned() }
+    }
+
+    /// How a stream ends that has said this.
+    fn stream_end(&self, said: String) -> End {
+        match &self.error {
+            Some(error) => End::Failed { error: error.clone(), partial: said },
+            None if self.is_aborted() => End::Cut { error: "aborted".to_owned(), partial: said },
+            None => End::Said(said),
         }
     }
 
@@ -65,7 +85,7 @@ impl Verdict {
 
 impl Pipeline {
     pub(super) async fn finish(&self, ended: Ended, held: &mut Held) {
-        let Ended { mut prepared, run_id, work, seen, started_at, spent } = ended;
+        let Ended { mut prepared, run_id, work, mut seen, started_at, spent } = ended;
         let mut verdict = judge(work, &prepared.request.request_id);
         // Of all attempts, the failed ones too.
         verdict.finished.usage = seen.usage.unwrap_or(verdict.finished.usage);
@@ -75,11 +95,13 @@ impl Pipeline {
         self.record(&mut prepared.request, Stage::RunAgent, started_at, spent, exit.as_ref(), hooks);
         self.plugins.after(Stage::RunAgent, &prepared.request);
         let fellows = self.end_fellows(&mut prepared, exit.as_ref(), started_at, spent);
+        let mut left = std::mem::take(&mut seen.outlet).close(&seen.text, &verdict.finished.content).await;
+        let streamed = left.last_part(verdict.streamed(&seen.text));
         let turn = turn_record(&prepared, &run_id, &verdict.finished, seen, started_at, spent);
         let route = self.routes.settled(&prepared.adapter).await;
         let here = route.as_ref().is_some_and(|route| route.here);
         let text = verdict.text();
-        let deliveries = deliveries(&prepared, route, &run_id, &text);
+        let deliveries = deliveries(&prepared, route, &run_id, left.next, &verdict.told(&left.rest));
         if here {
             // Delivered by the commit that ends the run: the last stages are part of it.
             let result = json!({ "deliveries": deliveries.len(), "pending": 0 });
@@ -94,6 +116,7 @@ impl Pipeline {
             reason: prepared.request.reason.clone(),
             turn_json: serde_json::to_string(&turn).ok(),
             deliveries: deliveries.clone(),
+            stream: left.stream_text(&streamed),
             trace: trace_json(&prepared.request),
             at: clock::wall_ms(),
             epoch: self.epoch,
@@ -102,9 +125,13 @@ impl Pipeline {
             Ok(Some(finish_seq)) => {
                 crate::torture::point("run.finished");
                 self.announce_turn(&prepared, &run_id, &verdict);
-                self.note_reply(&prepared, &text, &deliveries);
+                self.note_reply(&prepared, &text, &deliveries, left.in_parts(&streamed));
                 // The answer leaves whether or not the agents ledger can follow.
-                let waiting = (!here).then(|| self.outbox.enqueue(deliveries));
+                left.end(verdict.stream_end(streamed));
+                let waiting = (!here).then(|| {
+                    left.waiting.add(self.outbox.enqueue(deliveries));
+                    left.waiting
+                });
                 if here {
                     self.outbox.sent().notify_one(); // sent with its run's end
                 }
@@ -206,10 +233,15 @@ impl Pipeline {
     }
 
     /// What comes back as a message is known by what was said, and by each message that it goes out in.
-    fn note_reply(&self, prepared: &Prepared, text: &str, deliveries: &[NewDelivery]) {
+    /// `in_parts` is what else it went out as, where a part of it had left before.
+    fn note_reply(&self, prepared: &Prepared, text: &str, deliveries: &[NewDelivery], in_parts: Option<&str>) {
+        let messages: Vec<&str> = deliveries.iter().map(|delivery| delivery.content.as_str()).collect();
         if !text.trim().is_empty() {
-            let messages: Vec<&str> = deliveries.iter().map(|delivery| delivery.content.as_str()).collect();
             self.breakers.replied(&prepared.session, text, &messages);
+        }
+        if let Some(streamed) = in_parts {
+            let said = messages.into_iter().chain([streamed]).filter(|message| !message.trim().is_empty());
+            said.for_each(|message| self.breakers.said(&prepared.session, message));
         }
     }
 
@@ -277,14 +309,20 @@ fn without_answer(response: &ResponseSection) -> ResponseSection {
     }
 }
 
-/// One row per message to send; long texts are split, never cut off.
-fn deliveries(prepared: &Prepared, route: Option<Route>, run_id: &str, content: &str) -> Vec<NewDelivery> {
+/// One row per message to send, from number `first` of the run's on; long texts are split, never cut off.
+fn deliveries(prepared: &Prepared, route: Option<Route>, run_id: &str, first: usize, content: &str) -> Vec<NewDelivery> {
     let Some(route) = route.filter(|route| route.sender.is_some()) else { return Vec::new() };
     let pieces = route.pieces(content);
-    let (request, now) = (&prepared.request, clock::wall_ms());
     let split = pieces.len() > 1;
-    let key = |n: usize| if split { format!("{run_id}:1:0/{}", n + 1) } else { format!("{run_id}:1:0") };
-    let made = pieces.into_iter().enumerate().map(|(n, content)| NewDelivery {
+    let key = |n: usize| if split { format!("{run_id}:1:{first}/{}", n + 1) } else { format!("{run_id}:1:{first}") };
+    let made = pieces.into_iter().enumerate().map(|(n, content)| new_delivery(prepared, &route, run_id, key(n), content));
+    made.collect()
+}
+
+/// A message of a run to whom the request is answered.
+pub(super) fn new_delivery(prepared: &Prepared, route: &Route, run_id: &str, idempotency_key: String, content: String) -> NewDelivery {
+    let (request, now) = (&prepared.request, clock::wall_ms());
+    NewDelivery {
         delivery_id: format!("dlv_{}", ulid::Ulid::generate()),
         request_id: request.request_id.clone(),
         event_seq: request.event_seq,
@@ -295,13 +333,12 @@ fn deliveries(prepared: &Prepared, route: Option<Route>, run_id: &str, content: 
         target: request.delivery.target.clone(),
         thread_id: request.delivery.thread_id.clone(),
         reply_to_id: request.delivery.reply_to_id.clone(),
-        idempotency_key: key(n),
+        idempotency_key,
         content,
         created_at: now,
         expires_at: now.saturating_add(i64::try_from(route.ttl_ms).unwrap_or(i64::MAX)),
         here: route.here,
-    });
-    made.collect()
+    }
 }
 
 fn judge(work: Work, request_id: &str) -> Verdict {

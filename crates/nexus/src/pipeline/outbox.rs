@@ -1,9 +1,10 @@
 //! Delivery: one task per target with something to say, one send in flight per target, so that a
 //! retry never lets a later message pass. Here are the lanes and what enters them; `deliver` brings one
-//! delivery to its end, `say` takes in what plugins and questions of agents say.
+//! delivery to its end, `stream` one whose agent still speaks, `say` takes in what plugins and questions of agents say.
 
 mod deliver;
 mod say;
+mod stream;
 
 pub use say::{Message, SayError, Told};
 
@@ -12,6 +13,7 @@ use crate::clock::{self, Expiry};
 use crate::ledger::Ledgers;
 use crate::ledger::nexus::{Claim, Delivery, NewDelivery, Resolution, ResolveDelivery, delivery, open_deliveries, uncertain_deliveries};
 use crate::ledger::writer::WriteError;
+use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::panics;
 use crate::routes::Routes;
@@ -74,6 +76,8 @@ struct Queued {
     delivery_id: String,
     row: Option<Box<Delivery>>,
     settled: Option<oneshot::Sender<Outcome>>,
+    /// It has no row yet: its agent still speaks.
+    live: Option<Arc<Live>>,
 }
 
 /// What came of a person's decision.
@@ -109,7 +113,7 @@ pub struct Outcome {
 }
 
 /// Deliveries whose end can be waited for.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Waiting(Vec<oneshot::Receiver<Outcome>>);
 
 impl Waiting {
@@ -121,6 +125,11 @@ impl Waiting {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// Waits for those as well.
+    pub fn add(&mut self, others: Self) {
+        self.0.extend(others.0);
     }
 
     /// The outcomes of those that end within `patience`.
@@ -179,7 +188,7 @@ impl Outbox {
     /// Queues deliveries that are in the ledger. One that is queued already is sent once all the same.
     pub(super) fn take_up(&self, rows: Vec<Delivery>) {
         for row in rows {
-            self.push(row.lane(), Queued { delivery_id: row.delivery_id.clone(), row: None, settled: None });
+            self.push(row.lane(), Queued { delivery_id: row.delivery_id.clone(), row: None, settled: None, live: None });
         }
     }
 
@@ -192,7 +201,9 @@ impl Outbox {
         let ledger = &self.shared.ledgers.nexus;
         let (mut held, now) = (0, clock::wall_ms());
         for row in ledger.readers.read(uncertain_deliveries).await? {
-            if retry(&row) && !self.shared.expiry.is_over(row.expires_at) {
+            // A stream that a crash broke off: nobody knows its text.
+            let has_text = !row.content.is_empty();
+            if has_text && retry(&row) && !self.shared.expiry.is_over(row.expires_at) {
                 let (resolution, epoch) = (Resolution::Retry, self.shared.epoch);
                 let Delivery { delivery_id, status, updated_at, .. } = row;
                 let command = ResolveDelivery { delivery_id, resolution, status, updated_at, at: now, ttl_ms: 0, epoch };
@@ -214,7 +225,7 @@ impl Outbox {
             let lane = delivery.lane();
             let at_hand = delivery.content.len() <= INLINE_BYTES_MAX && self.depth() < AT_HAND_MAX;
             let delivery_id = delivery.delivery_id.clone();
-            self.push(lane, Queued { delivery_id, row: at_hand.then(|| Box::new(delivery)), settled: Some(settled) });
+            self.push(lane, Queued { delivery_id, row: at_hand.then(|| Box::new(delivery)), settled: Some(settled), live: None });
         }
         Waiting(waiting)
     }
@@ -255,7 +266,9 @@ impl Outbox {
         }
         self.forget_rows(&row.lane(), &row.delivery_id);
         match resolution {
-            Resolution::Retry => self.push(row.lane(), Queued { delivery_id: row.delivery_id.clone(), row: None, settled: None }),
+            Resolution::Retry => {
+                self.push(row.lane(), Queued { delivery_id: row.delivery_id.clone(), row: None, settled: None, live: None });
+            }
             Resolution::Discard => self.hurry(&row.lane()),
         }
         Ok(true)
@@ -338,7 +351,7 @@ impl Outbox {
         let Err(panicked) = panics::caught(self.deliver(queued, hurry)).await else { return None };
         self.shared.watch_over.tell("delivery", &panicked.to_string());
         match panics::caught(self.break_off(&delivery_id, &panicked)).await {
-            Ok(is_again) => is_again.then_some(Queued { delivery_id, row: None, settled: None }),
+            Ok(is_again) => is_again.then_some(Queued { delivery_id, row: None, settled: None, live: None }),
             Err(panicked) => {
                 tracing::error!(delivery_id, error = %panicked, "a broken delivery has no end; the next start decides about it");
                 None

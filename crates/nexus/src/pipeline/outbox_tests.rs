@@ -56,6 +56,8 @@ impl Place {
             retries: 3,
             on_uncertain: OnUncertain::Hold,
             ttl_ms: 3_600_000,
+            blocks: false,
+            streamer: None,
         };
         routes.set("fake", fake);
         let (bus, watch_over) = (Bus::new(EPOCH, 16), Watch::new(Metrics::new()));
@@ -82,6 +84,7 @@ impl Place {
             reason: None,
             turn_json: None,
             deliveries,
+            stream: None,
             trace: "{}".to_owned(),
             at: 1,
             epoch: EPOCH,
@@ -103,7 +106,7 @@ impl Place {
     async fn outcome(&self) -> Outcome {
         let (settled, outcome) = oneshot::channel();
         let lane = row("d", "hello", 0, 0).lane();
-        self.outbox.push(lane, Queued { delivery_id: "d".to_owned(), row: None, settled: Some(settled) });
+        self.outbox.push(lane, Queued { delivery_id: "d".to_owned(), row: None, settled: Some(settled), live: None });
         soon(outcome).await.unwrap()
     }
 

@@ -2,6 +2,7 @@
 //! theirs that stage 4 takes out. Decides nothing about permissions, and waits for no answer.
 
 use super::outbox::Message;
+use super::run::Seen;
 use super::{Exit, Pipeline, Prepared};
 use crate::agent::questions::{self, Answer};
 use crate::agent::{Question, Runner};
@@ -43,8 +44,9 @@ impl Pipeline {
     }
 
     /// Puts a running agent's question to the owner: where they asked themselves, else where they were
-    /// heard last. One that can't be put is answered as such.
-    pub(super) async fn ask_owner(&self, prepared: &Prepared, run_id: &str, question: Question) {
+    /// heard last. One that can't be put is answered as such. It comes behind what the agent said before it: an answer
+    /// that is streamed to the same place would keep it waiting for its own answer.
+    pub(super) async fn ask_owner(&self, prepared: &Prepared, run_id: &str, question: Question, seen: &mut Seen) {
         let request = &prepared.request;
         let place = if is_owner(request) {
             Some(Place { adapter: prepared.adapter.clone(), target: request.delivery.clone() })
@@ -52,7 +54,12 @@ impl Pipeline {
             self.questions.owner_place()
         };
         let asked = match &place {
-            Some(place) => self.put(prepared, run_id, place, &question).await,
+            Some(place) => {
+                if place.is_beside(&request.delivery) {
+                    self.part(prepared, run_id, &seen.text, &mut seen.outlet).await;
+                }
+                self.put(prepared, run_id, place, &question).await
+            }
             None => false,
         };
         if !asked {

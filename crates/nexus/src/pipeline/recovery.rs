@@ -111,6 +111,9 @@ fn decide(one: &Interrupted, settings: &Settings) -> Verdict {
     }
     match settings.pipeline.on_interrupted {
         OnInterrupted::Rerun => Verdict::Rerun,
+        OnInterrupted::Auto if one.spoke => {
+            Verdict::Fail("interrupted after a part of its answer had left; running it again would say that twice")
+        }
         OnInterrupted::Auto if harmless || !one.acted => Verdict::Rerun,
         OnInterrupted::Auto => Verdict::Fail("interrupted after it may have acted; running it again might repeat its effect"),
         OnInterrupted::Fail => Verdict::Fail("interrupted (on_interrupted: fail)"),
@@ -220,6 +223,7 @@ mod tests {
             session: Some("s".to_owned()),
             attempts: 2,
             acted: true,
+            spoke: false,
             started_at: Some(10),
             stopped_at,
         }

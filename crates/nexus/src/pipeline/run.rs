@@ -3,6 +3,7 @@
 
 use super::finish::{Ended, turn_record};
 use super::identify::audit;
+use super::outlet::Outlet;
 use super::unsettled::ENDS;
 use super::{Active, Agent, Pipeline, Prepared};
 use crate::agent::{
@@ -11,10 +12,12 @@ use crate::agent::{
 use crate::clock;
 use crate::ledger::agents::ToolCall;
 use crate::ledger::nexus::{Claim, Fellow, InterruptRun, MarkActed, StartRun};
+use crate::live::End;
 use crate::panics;
 use crate::replies::Part;
 use crate::routes::Route;
 use nexus_core::notice::NoticeType;
+use nexus_core::stream::StreamEvent;
 use serde_json::json;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -45,6 +48,8 @@ pub(super) struct Seen {
     /// The agent that was asked last, if its use is counted.
     pub(super) charged: Option<Arc<Agent>>,
     pub(super) cost_usd: Option<f64>,
+    /// How the answer leaves meanwhile.
+    pub(super) outlet: Outlet,
 }
 
 impl Seen {
@@ -122,7 +127,7 @@ impl Pipeline {
         let started_at = clock::wall_ms();
         let started = Instant::now();
         self.announce_start(&prepared, &run_id);
-        let mut seen = Seen::default();
+        let mut seen = Seen { outlet: self.outlet(&prepared, &run_id), ..Seen::default() };
         let mut turn = self.turn(&prepared, &run_id, history, memory);
         let work = self.work(&mut prepared, &mut turn, &mut seen).await;
         self.settle_use(&turn, &mut seen);
@@ -227,6 +232,7 @@ impl Pipeline {
             let running = panics::caught(agent.runner.run(turn, &sink));
             tokio::pin!(running);
             loop {
+                let idle_at = seen.outlet.idle_at();
                 tokio::select! {
                     // Output first: what was said before the end belongs to it.
                     biased;
@@ -236,6 +242,7 @@ impl Pipeline {
                     () = tokio::time::sleep_until(deadline) => break Err(Work::TimedOut),
                     () = self.abandon.cancelled() => break Err(Work::Abandoned),
                     () = prepared.abort.cancelled() => break Err(Work::Finished(aborted(seen))),
+                    () = until(idle_at) => self.idle(prepared, &turn.run_id, &mut seen.outlet).await,
                 }
             }
         };
@@ -270,6 +277,7 @@ impl Pipeline {
                     seen.text.push_str(&text);
                 }
                 self.bus.publish(NoticeType::StreamToken, json!({ "run_id": run_id, "text": text }));
+                self.speak(prepared, run_id, &text, &seen.text, &mut seen.outlet).await;
                 if self.replies.has(event_id) {
                     self.replies.tell(event_id, &Part::Token { text });
                 }
@@ -278,6 +286,7 @@ impl Pipeline {
                 seen.tokens += 1;
                 seen.unpaid_bytes += text.len();
                 self.bus.publish(NoticeType::StreamToken, json!({ "run_id": run_id, "reasoning": text }));
+                seen.outlet.aside(|| StreamEvent::Reasoning { text });
             }
             Output::Used(usage) => self.charge(usage, seen),
             Output::Tool { name, call_id, status, summary, detail } => {
@@ -294,7 +303,7 @@ impl Pipeline {
                 let call = ToolCall { call_id, name, status: word(status).into(), summary, arguments, result };
                 self.hear_tool(event_id, run_id, call, status, seen);
             }
-            Output::Ask(question) => self.ask_owner(prepared, run_id, question).await,
+            Output::Ask(question) => self.ask_owner(prepared, run_id, question, seen).await,
         }
     }
 
@@ -305,6 +314,12 @@ impl Pipeline {
         };
         self.bus.publish(kind, json!({ "run_id": run_id, "tool": call.name, "call_id": call.call_id, "status": call.status }));
         self.replies.tell(event_id, &Part::Tool { name: call.name.clone(), status: call.status.clone() });
+        seen.outlet.aside(|| StreamEvent::ToolStatus {
+            tool_name: call.name.clone(),
+            tool_call_id: call.call_id.clone(),
+            status: call.status.clone(),
+            summary: call.summary.clone(),
+        });
         match seen.tool_calls.iter().position(|known| known.call_id == call.call_id) {
             Some(place) => {
                 call.arguments = call.arguments.or_else(|| seen.tool_calls[place].arguments.take());
@@ -347,22 +362,35 @@ impl Pipeline {
     /// Notes that the daemon's stop cut this run short, and how far it had come; not terminal.
     async fn interrupt(&self, prepared: &Prepared, run_id: &str, mut seen: Seen, started_at: i64, spent: Duration) {
         let event_seq = prepared.request.event_seq;
+        let text = seen.text.clone();
+        let mut left = std::mem::take(&mut seen.outlet).close(&text, &text).await;
+        let said_last = left.last_part(text);
+        let stream = left.stream_text(&said_last);
         let is_silent = seen.text.is_empty() && seen.tool_calls.is_empty() && seen.usage.is_none();
         let said = Finished { usage: seen.usage.unwrap_or_default(), ..partial(std::mem::take(&mut seen.text)) };
         let turn = turn_record(prepared, run_id, &said, seen, started_at, spent);
         let turn_json = if is_silent { None } else { serde_json::to_string(&turn).ok() };
         let (fellows, at) = (prepared.fellow_seqs(), clock::wall_ms());
-        let interrupt = InterruptRun { event_seq, fellows, run_id: run_id.to_owned(), turn_json, at, epoch: self.epoch };
+        let interrupt = InterruptRun { event_seq, fellows, run_id: run_id.to_owned(), turn_json, stream, at, epoch: self.epoch };
         tracing::warn!(request_id = prepared.request.request_id, run_id, "request interrupted; the next start decides by on_interrupted");
         if let Err(error) = self.ledgers.nexus.writer.write(interrupt).await {
             tracing::warn!(run_id, %error, "the interruption could not be written; the next start finds it");
         }
+        left.end(End::Cut { error: "the daemon stops".to_owned(), partial: said_last });
+    }
+}
+
+/// At that moment; never, if there is none.
+async fn until(at: Option<tokio::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 
 /// What was said until a newer message ended the turn.
-fn aborted(seen: &mut Seen) -> Finished {
-    partial(std::mem::take(&mut seen.text))
+fn aborted(seen: &Seen) -> Finished {
+    partial(seen.text.clone())
 }
 
 fn partial(content: String) -> Finished {

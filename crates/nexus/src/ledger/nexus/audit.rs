@@ -271,7 +271,7 @@ mod tests {
         let connection = ledger(1);
         start(&connection, 1, "run_1", 10, 1);
         let (run_id, fellows) = ("run_1".to_owned(), Vec::new());
-        InterruptRun { event_seq: 1, fellows, run_id, turn_json: None, at: 11, epoch: 1 }.apply(&connection).unwrap();
+        InterruptRun { event_seq: 1, fellows, run_id, turn_json: None, stream: None, at: 11, epoch: 1 }.apply(&connection).unwrap();
         BeginEpoch { at: 12 }.apply(&connection).unwrap();
         assert_eq!(deny(&connection, 1, 13, 1), Claim::Lost, "a former daemon");
         assert_eq!(deny(&connection, 1, 14, 2), Claim::Done);

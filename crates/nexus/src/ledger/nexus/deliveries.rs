@@ -259,7 +259,8 @@ pub struct ResolveDelivery {
 }
 
 impl ResolveDelivery {
-    /// Lost when the delivery isn't in a state for it, or not in that state any more.
+    /// Lost when the delivery isn't in a state for it, or not in that state any more. A stream that a crash broke off
+    /// has no text that could be sent.
     pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Claim> {
         let (to, from) = match self.resolution {
             Resolution::Retry => ("pending", "('uncertain', 'failed', 'expired', 'discarded')"),
@@ -268,7 +269,7 @@ impl ResolveDelivery {
         let sql = format!(
             "UPDATE deliveries SET status = ?2, next_attempt_at = NULL, updated_at = ?3, epoch = ?5,
                expires_at = CASE WHEN ?2 = 'pending' THEN max(expires_at, ?3 + ?4) ELSE expires_at END
-             WHERE delivery_id = ?1 AND status IN {from} AND status = ?6 AND updated_at = ?7 AND ?5 = (SELECT value FROM counters WHERE name = 'epoch')"
+             WHERE delivery_id = ?1 AND status IN {from} AND (?2 != 'pending' OR content != '') AND status = ?6 AND updated_at = ?7 AND ?5 = (SELECT value FROM counters WHERE name = 'epoch')"
         );
         let changed = connection.prepare_cached(&sql)?.execute(params![
             self.delivery_id,

@@ -31,6 +31,8 @@ pub struct Interrupted {
     pub attempts: u32,
     /// A tool call had started.
     pub acted: bool,
+    /// A part of its answer had left, or was to leave.
+    pub spoke: bool,
     /// Unix ms.
     pub started_at: Option<i64>,
     /// When a graceful stop cut it short; nobody knows when a daemon that was killed did. Unix ms.
@@ -44,9 +46,13 @@ const MARK_SENDS: &str = "UPDATE deliveries SET status = 'uncertain', error = ?1
 const MARK_RUNS: &str = "UPDATE runs SET status = 'interrupted' WHERE status = 'running'";
 const MARK_REQUESTS: &str = "UPDATE nexus_requests SET status = 'interrupted'
   WHERE status IN ('waiting', 'processing', 'interrupted') AND status = 'processing'";
-const INTERRUPTED: &str = "SELECT q.event_seq, q.attempts, q.agent, r.run_id, coalesce(r.acted, 0), q.session, r.started_at, r.finished_at
+const INTERRUPTED: &str =
+    "SELECT q.event_seq, q.attempts, q.agent, r.run_id, coalesce(r.acted, 0), q.session, r.started_at, r.finished_at, coalesce(r.spoke, 0)
   FROM nexus_requests q LEFT JOIN runs r ON r.run_id = q.run_id
   WHERE q.status IN ('waiting', 'processing', 'interrupted') AND q.status = 'interrupted' ORDER BY q.event_seq";
+/// Blocks of a run that is done again.
+const TAKE_BACK: &str = "UPDATE deliveries SET status = 'discarded', error = 'its run began anew', updated_at = ?2, epoch = ?3
+  WHERE event_seq = ?1 AND status = 'pending' AND run_id IS NOT NULL";
 const DROP_TRACES: &str = "UPDATE nexus_requests SET trace = NULL WHERE event_seq IN (SELECT event_seq FROM nexus_requests
   WHERE trace IS NOT NULL AND completed_at IS NOT NULL AND completed_at < ?1 ORDER BY completed_at LIMIT ?2)";
 const DROP_TURNS: &str = "UPDATE runs SET turn_json = NULL WHERE run_id IN (SELECT run_id FROM runs
@@ -73,6 +79,7 @@ impl BeginEpoch {
                     session: row.get(5)?,
                     started_at: row.get(6)?,
                     stopped_at: row.get(7)?,
+                    spoke: row.get(8)?,
                 })
             })?
             .collect::<rusqlite::Result<_>>()?;
@@ -104,6 +111,9 @@ impl ReviveRequest {
         let changed = connection.prepare_cached(sql)?.execute(row)?;
         if changed == 0 {
             return Ok(Claim::Lost);
+        }
+        if self.to == Status::Waiting {
+            connection.prepare_cached(TAKE_BACK)?.execute(params![self.event_seq, self.at, self.epoch])?;
         }
         if let Some(delivery) = &self.delivery {
             delivery.insert(connection, self.epoch)?;
@@ -178,7 +188,7 @@ mod tests {
     fn interrupt(connection: &Connection) {
         let turn_json = Some(TURN.to_owned());
         let run_id = "run_1".to_owned();
-        let interrupt = InterruptRun { event_seq: 1, fellows: Vec::new(), run_id, turn_json, at: 5, epoch: 1 };
+        let interrupt = InterruptRun { event_seq: 1, fellows: Vec::new(), run_id, turn_json, stream: None, at: 5, epoch: 1 };
         let done = interrupt.apply(connection).unwrap();
         assert_eq!(done, Claim::Done);
     }
@@ -186,7 +196,7 @@ mod tests {
     #[test]
     fn no_start_and_no_pruning_reads_a_whole_table() {
         let connection = ledger();
-        for sql in [MARK_SENDS, MARK_RUNS, MARK_REQUESTS, INTERRUPTED, DROP_TRACES, DROP_TURNS, DROP_AUDIT] {
+        for sql in [MARK_SENDS, MARK_RUNS, MARK_REQUESTS, INTERRUPTED, TAKE_BACK, DROP_TRACES, DROP_TURNS, DROP_AUDIT] {
             for step in crate::samples::plan(&connection, sql) {
                 assert!(!step.starts_with("SCAN") || step.contains("USING INDEX"), "{step} in {sql}");
             }
@@ -231,6 +241,7 @@ mod tests {
             reason: None,
             turn_json: None,
             deliveries: Vec::new(),
+            stream: None,
             trace: "{}".to_owned(),
             at: 3,
             epoch,

@@ -2,6 +2,7 @@
 
 use super::audit::Audit;
 use super::deliveries::NewDelivery;
+use super::speak::StreamText;
 use super::{Claim, counter, next};
 use crate::ledger::writer::Weight;
 use nexus_core::request::Status;
@@ -215,6 +216,8 @@ pub struct FinishRun {
     /// Given to the agents ledger; `None` when nothing was said.
     pub turn_json: Option<String>,
     pub deliveries: Vec<NewDelivery>,
+    /// What its stream has said; that delivery is on its way already.
+    pub stream: Option<StreamText>,
     pub trace: String,
     pub at: i64,
     pub epoch: i64,
@@ -242,6 +245,9 @@ impl FinishRun {
         let finish = "UPDATE runs SET status = ?2, finished_at = ?3, finish_seq = ?4, turn_json = ?5 WHERE run_id = ?1";
         let status = if self.ok { "finished" } else { "failed" };
         connection.prepare_cached(finish)?.execute(params![self.run_id, status, self.at, seq, self.turn_json])?;
+        if let Some(stream) = &self.stream {
+            stream.save(connection)?;
+        }
         for delivery in &self.deliveries {
             delivery.insert(connection, self.epoch)?;
         }
@@ -258,6 +264,8 @@ pub struct InterruptRun {
     pub run_id: String,
     /// What the agent had said and done so far; kept here, and never given to the agents ledger.
     pub turn_json: Option<String>,
+    /// What its stream has said.
+    pub stream: Option<StreamText>,
     pub at: i64,
     pub epoch: i64,
 }
@@ -267,6 +275,9 @@ impl InterruptRun {
         let run = "UPDATE runs SET status = 'interrupted', finished_at = ?2, turn_json = ?4
                    WHERE run_id = ?1 AND status = 'running' AND epoch = ?3";
         connection.prepare_cached(run)?.execute(params![self.run_id, self.at, self.epoch, self.turn_json])?;
+        if let Some(stream) = &self.stream {
+            stream.save(connection)?;
+        }
         let request = "UPDATE nexus_requests SET status = 'interrupted' WHERE event_seq = ?1 AND status = 'processing' AND epoch = ?2";
         let mut request = connection.prepare_cached(request)?;
         for fellow in &self.fellows {
@@ -332,7 +343,7 @@ impl Weight for MarkActed {}
 
 impl Weight for InterruptRun {
     fn bytes(&self) -> usize {
-        self.turn_json.as_ref().map_or(0, String::len) + 128
+        self.turn_json.as_ref().map_or(0, String::len) + self.stream.as_ref().map_or(0, |stream| stream.content.len()) + 128
     }
 }
 
@@ -340,7 +351,8 @@ impl Weight for FinishRun {
     fn bytes(&self) -> usize {
         let deliveries: usize = self.deliveries.iter().map(|delivery| delivery.content.len() + 256).sum();
         let fellows: usize = self.fellows.iter().map(|fellow| fellow.trace.len() + 128).sum();
-        self.turn_json.as_ref().map_or(0, String::len) + self.trace.len() + deliveries + fellows + 256
+        let stream = self.stream.as_ref().map_or(0, |stream| stream.content.len());
+        self.turn_json.as_ref().map_or(0, String::len) + self.trace.len() + deliveries + stream + fellows + 256
     }
     fn rows(&self) -> usize {
         2 + self.deliveries.len() + self.fellows.len()

@@ -36,22 +36,35 @@ enum Turn {
 impl Outbox {
     /// Brings one delivery to its end, however many attempts that takes.
     pub(super) async fn deliver(&self, queued: Queued, hurry: &Notify) {
-        let Queued { delivery_id, mut row, settled } = queued;
+        let Queued { delivery_id, mut row, settled, live } = queued;
         crate::torture::point("delivery.begun");
-        loop {
-            let current = match row.take() {
-                Some(row) => *row,
-                None => match self.load(&delivery_id).await {
-                    Some(row) if row.status == "pending" => row,
-                    Some(_) | None => return, // decided by a person meanwhile
-                },
-            };
-            match self.wait(&current, hurry).await {
-                Turn::Due => {}
-                Turn::Decided => continue,
-                Turn::Stopping => return,
+        let mut streamed = None;
+        if let Some(live) = live {
+            streamed = self.stream_out(&live).await;
+            if streamed.is_none() {
+                return; // nothing left
             }
-            let Some(ended) = self.attempt(&current).await else { return };
+        }
+        loop {
+            let (current, ended) = match streamed.take() {
+                Some(streamed) => streamed,
+                None => {
+                    let current = match row.take() {
+                        Some(row) => *row,
+                        None => match self.load(&delivery_id).await {
+                            Some(row) if row.status == "pending" => row,
+                            Some(_) | None => return, // decided by a person meanwhile
+                        },
+                    };
+                    match self.wait(&current, hurry).await {
+                        Turn::Due => {}
+                        Turn::Decided => continue,
+                        Turn::Stopping => return,
+                    }
+                    let Some(ended) = self.attempt(&current).await else { return };
+                    (current, ended)
+                }
+            };
             if !self.settle(&current, &ended).await {
                 return;
             }
@@ -187,7 +200,7 @@ impl Outbox {
         true
     }
 
-    fn notice(&self, kind: NoticeType, delivery: &Delivery, error: Option<&str>) {
+    pub(super) fn notice(&self, kind: NoticeType, delivery: &Delivery, error: Option<&str>) {
         let notice = json!({
             "delivery_id": delivery.delivery_id, "request_id": delivery.request_id, "run_id": delivery.run_id,
             "adapter": delivery.adapter, "account": delivery.account_id, "target": delivery.target, "error": error,
@@ -231,7 +244,7 @@ fn expired() -> Settled {
 }
 
 /// What the ledger is told about an attempt: number `attempt`, from 1.
-fn judge(sent: Result<SendOutcome, String>, attempt: u32, route: &Route) -> Settled {
+pub(super) fn judge(sent: Result<SendOutcome, String>, attempt: u32, route: &Route) -> Settled {
     let again = |error: String, wish: Option<u64>| {
         let delay = send_retry_delay_ms(attempt, wish);
         Settled::Retry { at: clock::wall_ms().saturating_add(i64::try_from(delay).unwrap_or(i64::MAX)), error }

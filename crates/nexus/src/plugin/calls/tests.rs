@@ -108,6 +108,8 @@ fn routes(platform: &Arc<Platform>) -> Routes {
         retries: 3,
         on_uncertain: OnUncertain::Hold,
         ttl_ms: 3_600_000,
+        blocks: false,
+        streamer: None,
     };
     routes.set("fake", route(Some(platform.clone()), 0, false));
     routes.set("mail", route(Some(platform.clone()), TEXT_LIMIT_CHARS, false));

@@ -1,0 +1,338 @@
+//! How an answer leaves while its agent still speaks: not at all, in blocks, or live through its adapter's `stream`
+//! process. It takes what the run hears, and says in the end what of the answer has yet to leave. It never sends.
+
+use super::finish::new_delivery;
+use super::outbox::Waiting;
+use super::{Pipeline, Prepared};
+use crate::clock;
+use crate::ledger::nexus::{Claim, EndStream, NewDelivery, Speak, StreamText};
+use crate::live::{End, Live, Speaking};
+use crate::routes::Route;
+use nexus_core::chunk::Cutter;
+use nexus_core::hook::Hook;
+use nexus_core::stream::StreamEvent;
+use std::num::NonZeroUsize;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Silence after which what is there becomes a block.
+const IDLE: Duration = Duration::from_secs(1);
+/// Blocks of one answer; what comes beyond leaves with its end.
+const BLOCKS_MAX: usize = 1000;
+
+/// The way of one answer.
+#[derive(Debug, Default)]
+pub(super) enum Outlet {
+    /// Once it is complete.
+    #[default]
+    Whole,
+    Blocks(Box<Blocks>),
+    Live(Box<Stream>),
+}
+
+#[derive(Debug)]
+pub(super) struct Blocks {
+    cutter: Cutter,
+    route: Route,
+    /// How many are written.
+    count: usize,
+    /// When what is there becomes a block, if nothing more comes.
+    idle_at: Option<Instant>,
+    waiting: Waiting,
+}
+
+#[derive(Debug)]
+pub(super) struct Stream {
+    speaking: Speaking,
+    /// Since something was said that can be shown.
+    waiting: Option<Waiting>,
+    before: Parts,
+}
+
+/// Parts of a streamed answer that were ended for something that had to be said between them. An agent's questions
+/// bound their number.
+#[derive(Debug, Default)]
+struct Parts {
+    count: usize,
+    /// Bytes of what was heard that they cover.
+    bytes: usize,
+    waiting: Waiting,
+}
+
+/// What has left of an answer when its run is over.
+#[derive(Debug, Default)]
+pub(super) struct Left {
+    /// What hasn't.
+    pub(super) rest: String,
+    /// The number of the next delivery.
+    pub(super) next: usize,
+    pub(super) waiting: Waiting,
+    stream: Option<Speaking>,
+    /// What streams have said that are over.
+    before: String,
+}
+
+impl Left {
+    /// What of `said`, all that was said, is the last stream's.
+    pub(super) fn last_part(&self, said: String) -> String {
+        after(&self.before, &said).map_or(said.clone(), str::to_owned)
+    }
+
+    /// What the stream has said, if there is one: this.
+    pub(super) fn stream_text(&self, content: &str) -> Option<StreamText> {
+        let speaking = self.stream.as_ref()?;
+        Some(StreamText { delivery_id: speaking.live().row.delivery_id.clone(), content: content.to_owned() })
+    }
+
+    /// What the stream has said, this, or nothing, if something left before the run's end.
+    pub(super) fn in_parts<'a>(&self, streamed: &'a str) -> Option<&'a str> {
+        (self.next > 0).then(|| if self.stream.is_some() { streamed } else { "" })
+    }
+
+    /// Lets the stream end, once the run's end is written.
+    pub(super) fn end(&mut self, end: End) {
+        if let Some(speaking) = self.stream.take() {
+            speaking.end(end);
+        }
+    }
+}
+
+impl Outlet {
+    /// When something is to be done though nothing is heard.
+    pub(super) fn idle_at(&self) -> Option<Instant> {
+        match self {
+            Self::Blocks(blocks) => blocks.idle_at,
+            Self::Whole | Self::Live(_) => None,
+        }
+    }
+
+    /// Something that is no part of the answer.
+    pub(super) fn aside(&self, event: impl FnOnce() -> StreamEvent) {
+        match self {
+            Self::Live(stream) => stream.speaking.push(event()),
+            Self::Whole | Self::Blocks(_) => {}
+        }
+    }
+
+    /// What has yet to leave of `content`, the answer as it was decided, when `source` was heard.
+    pub(super) async fn close(self, source: &str, content: &str) -> Left {
+        let rest = content.to_owned();
+        match self {
+            Self::Whole => Left { rest, ..Left::default() },
+            Self::Blocks(blocks) => {
+                // Blocks that say something else than was decided are followed by all of that.
+                let rest = blocks.cutter.rest(source, content).unwrap_or(rest);
+                Left { rest, next: blocks.count, waiting: blocks.waiting, ..Left::default() }
+            }
+            Self::Live(stream) => stream.close(source, rest).await,
+        }
+    }
+}
+
+impl Stream {
+    async fn close(self, source: &str, content: String) -> Left {
+        let Self { speaking, waiting, before: Parts { count, bytes, waiting: mut of_parts } } = self;
+        let before = source.get(..bytes).unwrap_or_default().to_owned();
+        let has_begun = waiting.is_some() && speaking.has_begun().await;
+        match waiting {
+            Some(waiting) if has_begun => {
+                of_parts.add(waiting);
+                Left { rest: String::new(), next: count + 1, waiting: of_parts, stream: Some(speaking), before }
+            }
+            Some(_) | None => {
+                // Parts that say something else than was decided are followed by all of that.
+                let rest = after(&before, &content).map_or(content.clone(), str::to_owned);
+                Left { rest, next: count, waiting: of_parts, stream: None, before }
+            }
+        }
+    }
+}
+
+/// What of a text comes after this beginning of it, without the gap between the two.
+fn after<'a>(before: &str, text: &'a str) -> Option<&'a str> {
+    let rest = text.strip_prefix(before)?;
+    Some(if before.is_empty() { rest } else { rest.trim_start_matches(['\n', '\r']) })
+}
+
+impl Pipeline {
+    /// How the answer of this run is to leave.
+    pub(super) fn outlet(&self, prepared: &Prepared, run_id: &str) -> Outlet {
+        // What plugins have yet to look at must not have left before.
+        if self.plugins.is_asked(Hook::AfterRunAgent) {
+            return Outlet::Whole;
+        }
+        let route = self.routes.get(&prepared.adapter).filter(|route| route.known && !route.here && route.sender.is_some());
+        match route {
+            Some(route) if route.streamer.is_some() => {
+                let speaking = new_stream(prepared, &route, run_id, 0);
+                Outlet::Live(Box::new(Stream { speaking, waiting: None, before: Parts::default() }))
+            }
+            Some(route) if route.blocks => {
+                let cutter = Cutter::new(NonZeroUsize::new(route.text_limit));
+                Outlet::Blocks(Box::new(Blocks { cutter, route, count: 0, idle_at: None, waiting: Waiting::default() }))
+            }
+            Some(_) | None => Outlet::Whole,
+        }
+    }
+
+    /// The next piece of the answer. `said` is all of it so far.
+    pub(super) async fn speak(&self, prepared: &Prepared, run_id: &str, text: &str, said: &str, outlet: &mut Outlet) {
+        match outlet {
+            Outlet::Whole => {}
+            Outlet::Live(stream) => {
+                stream.speaking.push(StreamEvent::Token { text: text.to_owned() });
+                let part = said.get(stream.before.bytes..).unwrap_or_default();
+                if stream.waiting.is_none() && !part.trim().is_empty() {
+                    stream.waiting = Some(self.outbox.stream(stream.speaking.live().clone()));
+                }
+            }
+            Outlet::Blocks(blocks) => {
+                blocks.cutter.push(text);
+                blocks.idle_at = Some(Instant::now() + IDLE);
+                while self.block(prepared, run_id, blocks, Cutter::next_block).await {}
+            }
+        }
+    }
+
+    /// Nothing was heard for a while.
+    pub(super) async fn idle(&self, prepared: &Prepared, run_id: &str, outlet: &mut Outlet) {
+        if let Outlet::Blocks(blocks) = outlet {
+            blocks.idle_at = None;
+            self.block(prepared, run_id, blocks, Cutter::idle_block).await;
+        }
+    }
+
+    /// Something else is about to be said to the same target: what was said so far comes before it, and the rest behind.
+    pub(super) async fn part(&self, prepared: &Prepared, run_id: &str, said: &str, outlet: &mut Outlet) {
+        match outlet {
+            Outlet::Whole => {}
+            Outlet::Blocks(_) => self.idle(prepared, run_id, outlet).await,
+            Outlet::Live(stream) => self.part_stream(prepared, run_id, said, stream).await,
+        }
+    }
+
+    /// Ends one stream and begins the next. Where that can't be, the one stays.
+    async fn part_stream(&self, prepared: &Prepared, run_id: &str, said: &str, stream: &mut Stream) {
+        let Some(route) = self.routes.get(&prepared.adapter).filter(|_| stream.waiting.is_some()) else { return };
+        let part = said.get(stream.before.bytes..).unwrap_or_default().trim().to_owned();
+        let next = new_stream(prepared, &route, run_id, stream.before.count + 1);
+        self.breakers.said(&prepared.session, &part);
+        let waiting = if stream.speaking.has_begun().await {
+            let text = StreamText { delivery_id: stream.speaking.live().row.delivery_id.clone(), content: part.clone() };
+            let end = EndStream { text, run_id: run_id.to_owned(), epoch: self.epoch };
+            match self.ledgers.nexus.writer.write_until_done(end).await {
+                Ok(Claim::Done) => {}
+                Ok(Claim::Lost) => return,
+                Err(error) => {
+                    tracing::warn!(run_id, %error, "a part of a stream could not be ended; what follows waits for it");
+                    return;
+                }
+            }
+            std::mem::replace(&mut stream.speaking, next).end(End::Said(part));
+            stream.waiting.take().unwrap_or_default()
+        } else {
+            // It wasn't its turn yet, and never will be now: as a message it keeps its place.
+            let row = NewDelivery { content: part, ..stream.speaking.live().row.clone() };
+            let (at, epoch) = (clock::wall_ms(), self.epoch);
+            if !self.outbox.write_part(Speak { row: row.clone(), run_id: run_id.to_owned(), is_stream: false, at, epoch }).await {
+                return;
+            }
+            stream.speaking = next;
+            stream.waiting = None;
+            self.outbox.enqueue(vec![row])
+        };
+        stream.before.waiting.add(waiting);
+        stream.before.count += 1;
+        stream.before.bytes = said.len();
+    }
+
+    /// Writes and queues one block, if there is one. False when there is none, or it leaves with the rest.
+    async fn block(&self, prepared: &Prepared, run_id: &str, blocks: &mut Blocks, cut: fn(&mut Cutter) -> Option<String>) -> bool {
+        if blocks.count >= BLOCKS_MAX {
+            return false;
+        }
+        // The cutter goes on only once the block is written.
+        let mut after = blocks.cutter.clone();
+        let Some(text) = cut(&mut after) else { return false };
+        let row = new_delivery(prepared, &blocks.route, run_id, format!("{run_id}:1:{}", blocks.count), text);
+        let (at, epoch) = (clock::wall_ms(), self.epoch);
+        let speak = Speak { row: row.clone(), run_id: run_id.to_owned(), is_stream: false, at, epoch };
+        if !self.outbox.write_part(speak).await {
+            return false;
+        }
+        self.breakers.said(&prepared.session, &row.content);
+        blocks.cutter = after;
+        blocks.count += 1;
+        blocks.waiting.add(self.outbox.enqueue(vec![row]));
+        true
+    }
+}
+
+/// The stream that is number `n` of what a run says.
+fn new_stream(prepared: &Prepared, route: &Route, run_id: &str, n: usize) -> Speaking {
+    let row = new_delivery(prepared, route, run_id, format!("{run_id}:1:{n}"), String::new());
+    Live::new(row, run_id.to_owned(), prepared.session.clone()).1
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use nexus_core::config;
+
+    fn blocks(said: &[&str]) -> Outlet {
+        let mut cutter = Cutter::new(None);
+        for text in said {
+            cutter.push(text);
+            cutter.idle_block().unwrap();
+        }
+        let route = Route::unknown(&config::Send::default(), None, None);
+        let (count, waiting) = (said.len(), Waiting::default());
+        Outlet::Blocks(Box::new(Blocks { cutter, route, count, idle_at: None, waiting }))
+    }
+
+    async fn left(outlet: Outlet, source: &str, content: &str) -> (String, usize) {
+        let left = outlet.close(source, content).await;
+        (left.rest, left.next)
+    }
+
+    #[tokio::test]
+    async fn what_has_not_left_is_left_over() {
+        assert_eq!(left(Outlet::Whole, "one two", "one two").await, ("one two".to_owned(), 0));
+        assert_eq!(left(blocks(&[]), "one two", "one two").await, ("one two".to_owned(), 0));
+        assert_eq!(left(blocks(&["one "]), "one two", "one two").await, ("two".to_owned(), 1));
+        assert_eq!(left(blocks(&["one ", "two"]), "one two", "one two").await, (String::new(), 2));
+        assert_eq!(left(blocks(&["one "]), "one two", "three").await, ("three".to_owned(), 1));
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_has_not_begun_leaves_everything() {
+        let new = || Live::new(crate::samples::delivery("d"), "run".to_owned(), "s".to_owned());
+        let quiet = Outlet::Live(Box::new(Stream { speaking: new().1, waiting: None, before: Parts::default() }));
+        assert_eq!(left(quiet, "one", "one").await, ("one".to_owned(), 0));
+        let (live, speaking) = new();
+        let outlet = Outlet::Live(Box::new(Stream { speaking, waiting: Some(Waiting::default()), before: Parts::default() }));
+        assert!(live.begin(async { true }).await);
+        let mut left = outlet.close("one", "one").await;
+        assert_eq!((left.rest.as_str(), left.next), ("", 1));
+        assert_eq!(left.stream_text("one").unwrap().delivery_id, "d");
+        left.end(End::Said("one".to_owned()));
+        assert_eq!(live.ended().await, End::Said("one".to_owned()));
+    }
+
+    #[tokio::test]
+    async fn of_an_answer_in_parts_the_last_one_is_what_comes_after_the_others() {
+        let parted = |waiting: Option<Waiting>| {
+            let (live, speaking) = Live::new(crate::samples::delivery("d"), "run".to_owned(), "s".to_owned());
+            let before = Parts { count: 2, bytes: "one".len(), waiting: Waiting::default() };
+            (live, Outlet::Live(Box::new(Stream { speaking, waiting, before })))
+        };
+        assert_eq!(left(parted(None).1, "one\n\ntwo", "one\n\ntwo").await, ("two".to_owned(), 2));
+        assert_eq!(left(parted(None).1, "one", "one").await, (String::new(), 2));
+        assert_eq!(left(parted(None).1, "one two", "three").await, ("three".to_owned(), 2));
+        let (live, outlet) = parted(Some(Waiting::default()));
+        assert!(live.begin(async { true }).await);
+        let left = outlet.close("one\n\ntwo", "one\n\ntwo").await;
+        assert_eq!((left.rest.as_str(), left.next, left.last_part("one\n\ntwo".to_owned())), ("", 3, "two".to_owned()));
+    }
+}
