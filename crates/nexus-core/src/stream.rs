@@ -280,12 +280,14 @@ mod tests {
         fn however_it_is_taken_the_text_is_the_same(steps in prop::collection::vec(("[a-z]{0,5}", any::<bool>(), any::<bool>()), 0..50)) {
             let (mut queue, mut said, mut taken) = (EventQueue::default(), String::new(), Vec::new());
             for (text, is_token, is_taken) in steps {
-                if is_token {
+                let event = if is_token {
                     said.push_str(&text);
-                    prop_assert!(queue.push(StreamEvent::Token { text }));
+                    StreamEvent::Token { text }
                 } else {
-                    prop_assert!(queue.push(StreamEvent::Reasoning { text }));
-                }
+                    StreamEvent::Reasoning { text }
+                };
+                let has_room = queue.push(event);
+                prop_assert!(has_room);
                 if is_taken {
                     taken.extend(queue.take());
                 }

@@ -97,7 +97,7 @@ fn streaming(behaviour: Value) -> Place {
 
 /// Its agent says something, asks the owner, who wrote to it, once `gate` is there, and says the rest.
 fn asking(how: &str) -> Place {
-    let mut place = Place::new("", "", json!({}), json!({ "timeout_ms": 2000, "stream": how }));
+    let place = Place::new("", "", json!({}), json!({ "timeout_ms": 2000, "stream": how }));
     let program = PathBuf::from(NEXUS).with_file_name("examples").join("fake-acp-agent");
     assert!(program.exists(), "{} is missing: cargo build --example fake-acp-agent", program.display());
     let keys = json!({ "mode": "tellask", "gate": place.daemon.file("gate") });
