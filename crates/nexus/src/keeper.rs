@@ -132,7 +132,7 @@ pub struct Process {
     orders: mpsc::UnboundedSender<actor::Order>,
     exit: oneshot::Receiver<ExitStatus>,
     ended: Option<ExitStatus>,
-    given_up: Arc<OnceLock<String>>,
+    given_up: Arc<OnceLock<GivenUp>>,
 }
 
 impl Process {
@@ -161,9 +161,10 @@ impl Process {
         Killer { id: self.id, orders: self.orders.clone(), given_up: self.given_up.clone() }
     }
 
-    /// Why somebody had it killed by a [`Killer`], if anybody did.
-    pub fn given_up(&self) -> Option<&str> {
-        self.given_up.get().map(String::as_str)
+    /// Why a [`Killer`] was used, if that is what made it end so: with `status`.
+    pub fn given_up(&self, status: ExitStatus) -> Option<&str> {
+        let told = self.given_up.get().filter(|told| told.is_cause || status == ExitStatus::Signal(libc::SIGKILL));
+        told.map(|told| told.why.as_str())
     }
 
     /// KILL to its whole tree, and waits until it is gone.
@@ -180,18 +181,36 @@ impl Process {
     }
 }
 
+/// Why a process was killed from outside, and whether that counts though it ended before.
+#[derive(Debug)]
+struct GivenUp {
+    why: String,
+    is_cause: bool,
+}
+
 /// Kills the whole tree of one process, which somebody else owns and waits for.
 #[derive(Debug, Clone)]
 pub struct Killer {
     id: u64,
     orders: mpsc::UnboundedSender<actor::Order>,
-    given_up: Arc<OnceLock<String>>,
+    given_up: Arc<OnceLock<GivenUp>>,
 }
 
 impl Killer {
-    /// Nothing, when the process is gone already. `why` ends a sentence that begins with how it ended.
+    /// Nothing, when the process is gone already. `why` ends a sentence that begins with how it ended, and is told
+    /// only if it was killed: else it ended for a reason of its own.
     pub fn kill(&self, why: &str) {
-        self.given_up.set(why.to_owned()).ok(); // the first reason is the reason
+        self.end(why, false);
+    }
+
+    /// As [`Self::kill`], for what came before its end, however that was: its pipes may be closed by now, which a
+    /// process can notice before it is killed.
+    pub fn give_up(&self, why: &str) {
+        self.end(why, true);
+    }
+
+    fn end(&self, why: &str, is_cause: bool) {
+        self.given_up.set(GivenUp { why: why.to_owned(), is_cause }).ok(); // the first reason is the reason
         if self.orders.send(actor::Order::Kill { id: self.id }).is_err() {
             tracing::debug!("keeper is gone, nothing to kill");
         }

@@ -167,9 +167,7 @@ impl Task {
             if wanted {
                 tracing::info!(child = %self.spec.id, pid = process.pid, %status, "child stopped");
             } else {
-                // What ended by itself did so for a reason of its own.
-                let given_up = process.given_up().filter(|_| status == ExitStatus::Signal(libc::SIGKILL));
-                let why = match given_up {
+                let why = match process.given_up(status) {
                     _ if unread.is_cancelled() => ", after a defect of the daemon ended the reading of its output".to_owned(),
                     Some(reason) => format!(", after {reason}"),
                     None => String::new(),

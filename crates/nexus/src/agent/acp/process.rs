@@ -102,7 +102,10 @@ impl Talker {
         };
         let (reason, patience) = match over {
             Over::Closed(reason) => (reason, LAST_WORDS_LIMIT),
-            Over::Broken(reason) => (reason, Duration::ZERO),
+            Over::Broken(reason) => {
+                self.killer.give_up(&reason);
+                (reason, Duration::ZERO)
+            }
         };
         if let Some(link) = self.links.send_replace(None) {
             link.kill(&reason);
