@@ -9,6 +9,7 @@ mod section;
 mod access;
 mod adapter;
 mod agents;
+mod automations;
 mod change;
 mod daemon;
 mod decode;
@@ -37,6 +38,7 @@ pub use access::{
 };
 pub use adapter::{Account, Adapter, BUILTIN_WEBHOOK, CatchUp, Late, OnUncertain, Restart, Send, Streaming};
 pub use agents::{Agent, AgentPermissions, Agents, ECHO, Memory, PermissionAsk, Runner};
+pub use automations::Automations;
 pub use daemon::{Daemon, LogLevel, OnInterrupted, Pipeline};
 pub use default_file::DEFAULT_YAML;
 pub use grant::Grant;
@@ -73,6 +75,8 @@ section! {
         agents: Agents = Agents::default();
         /// Which plugins run.
         plugins: Plugins = Plugins::default();
+        /// What automations may do, and which of them don't run.
+        automations: Automations = Automations::default();
         /// Events that the daemon makes itself.
         timer: Timer = Timer::default();
         /// How much of what happens is held for those who follow it.

@@ -3,7 +3,7 @@
 
 mod patch;
 
-pub use patch::{PatchError, apply_patch};
+pub use patch::{CONTEXT_BYTES_MAX, PatchError, TEXT_BYTES_MAX, apply_patch};
 
 use crate::config::PluginSection;
 use crate::request::{NexusRequest, Stage};

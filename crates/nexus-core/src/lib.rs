@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod access;
+pub mod automation;
 pub mod breaker;
 pub mod budget;
 pub mod chunk;

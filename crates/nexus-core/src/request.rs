@@ -154,6 +154,22 @@ pub struct PrincipalSection {
     pub identities: Vec<String>,
 }
 
+/// One automation's part in stage 4.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct AutomationTrace {
+    pub automation: String,
+    /// Milliseconds with fraction, by the monotonic clock.
+    pub ms: f64,
+    /// What it did: `fire`, `enrich`, `handled`, `reply`, `disable`, `state`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub did: Vec<String>,
+    /// It said so about this event before, and was not asked again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub repeated: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
 /// What stage 4 did.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TriggersSection {
@@ -162,6 +178,15 @@ pub struct TriggersSection {
     pub handled: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub handled_by: Option<String>,
+    /// The first automation that fired.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fired_by: Option<String>,
+    /// What those that fired ask the agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub context: Option<String>,
+    /// The automations that were asked, in their order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub results: Vec<AutomationTrace>,
     /// What the agent is told before the message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enrichment: Option<String>,

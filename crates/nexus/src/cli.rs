@@ -6,6 +6,7 @@
 
 mod access;
 mod adapter;
+mod automation;
 mod backup;
 mod chat;
 mod client;
@@ -70,6 +71,9 @@ enum Verb {
     /// Use plugins: programs and scripts that see requests on their way, and may change them
     #[command(subcommand, after_help = "Example:\n  nexus plugin enable tags")]
     Plugin(plugin::Verb),
+    /// Use automations: scripts that are asked about events, and answer them, add to them or call an agent
+    #[command(subcommand, after_help = "Example:\n  nexus automation register ./follow-up.ts")]
+    Automation(automation::Verb),
     /// Send one message and print the answer
     Send(send::Args),
     /// Talk to an agent, line by line
@@ -176,6 +180,7 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
         Verb::Daemon(verb) => daemon::run(&verb, &global),
         Verb::Adapter(verb) => adapter::run(verb, &global),
         Verb::Plugin(verb) => plugin::run(verb, &global),
+        Verb::Automation(verb) => automation::run(verb, &global),
         Verb::Send(args) => send::run(args, &global),
         Verb::Chat(args) => chat::run(args, &global),
         Verb::Events(args) => events::run(args, &global),
@@ -261,6 +266,10 @@ mod tests {
             "plugin list --json",
             "plugin enable tags",
             "plugin test tags --event ./event.json --hook afterReceiveEvent",
+            "automation register ./follow-up.ts --replace",
+            "automation list --json",
+            "automation delete follow-up",
+            "automation test follow-up --event ./event.json",
             "send hello world --conversation work",
             "chat",
             "events",
@@ -318,6 +327,8 @@ mod tests {
             "daemon start --port 99999",
             "daemon start --log-level loud",
             "adapter start gog",
+            "automation register",
+            "automation test follow-up",
             "plugin test tags",
             "plugin test tags --event x --hook never",
             "send",

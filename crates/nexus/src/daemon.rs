@@ -1,6 +1,7 @@
 //! The daemon: start in eleven steps, run, shut down in twelve (requirement: Startup Sequence,
 //! Graceful Shutdown). It constructs every part and hands each what it needs; no part knows it.
 
+mod automations;
 mod backup;
 mod build;
 pub mod config;

@@ -2,6 +2,7 @@
 //! this user can open.
 
 mod access;
+pub mod automations;
 pub mod backup;
 pub mod control;
 pub mod health;

@@ -42,7 +42,8 @@ mod torture;
 pub mod watch;
 pub mod webhook;
 
-/// Hands over to the keeper, the bundled webhook adapter, the host of a plugin or the command line, by the first argument.
+/// Hands over to the keeper, the bundled webhook adapter, the host of a plugin, that of the automations or the command
+/// line, by the first argument.
 #[must_use]
 pub fn main() -> std::process::ExitCode {
     // The keeper comes first: it must do as little as possible before it is its own small process.
@@ -51,6 +52,9 @@ pub fn main() -> std::process::ExitCode {
         Some("__keeper") => keeper::main(),
         Some("__webhook") => webhook::main(args.map(|arg| arg.to_string_lossy().into_owned()).collect()),
         Some("__plugin-host") => plugin_host::main(&args.map(|arg| arg.to_string_lossy().into_owned()).collect::<Vec<_>>()),
+        Some("__automation-host") => {
+            plugin_host::main_of_automations(&args.map(|arg| arg.to_string_lossy().into_owned()).collect::<Vec<_>>())
+        }
         Some(_) | None => cli::main(),
     }
 }

@@ -53,6 +53,17 @@ pub struct PluginResult {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct AutomationLabel {
+    pub automation: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct AutomationResult {
+    pub automation: String,
+    pub result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct AgentLabel {
     pub agent: String,
 }
@@ -95,6 +106,8 @@ pub struct Metrics {
     pub child_fds: Family<ChildLabel, Gauge>,
     pub plugin_calls: Family<PluginResult, Counter>,
     pub plugin_seconds: Family<PluginLabel, Histogram>,
+    pub automation_calls: Family<AutomationResult, Counter>,
+    pub automation_seconds: Family<AutomationLabel, Histogram>,
     pub queues: Family<QueueLabel, Gauge>,
     /// Read off the writers when scraped.
     pub commit_seconds: Family<DbLabel, Gauge<f64, AtomicU64>>,
@@ -147,6 +160,8 @@ impl Metrics {
             child_fds: Family::default(),
             plugin_calls: Family::default(),
             plugin_seconds: Family::new_with_constructor(stage_seconds),
+            automation_calls: Family::default(),
+            automation_seconds: Family::new_with_constructor(stage_seconds),
             queues: Family::default(),
             commit_seconds: Family::default(),
             commits: Family::default(),
@@ -174,6 +189,8 @@ impl Metrics {
         registry.register("child_fds", "Open descriptors of the child's main process", self.child_fds.clone());
         registry.register("plugin_calls", "Calls of plugins by result", self.plugin_calls.clone());
         registry.register("plugin_seconds", "Time of calls of plugins", self.plugin_seconds.clone());
+        registry.register("automation_calls", "Calls of automations by result", self.automation_calls.clone());
+        registry.register("automation_seconds", "Time of calls of automations", self.automation_seconds.clone());
         registry.register("queue_depth", "Entries waiting", self.queues.clone());
         registry.register("commit_seconds", "Time spent in commits since the start", self.commit_seconds.clone());
         registry.register("commits", "Commits", self.commits.clone());

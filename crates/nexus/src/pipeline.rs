@@ -16,6 +16,7 @@ pub mod pending;
 mod questions;
 mod recall;
 pub mod recovery;
+mod reply;
 pub mod router;
 mod run;
 mod settle;
@@ -32,7 +33,7 @@ use crate::ledger::nexus::Claim;
 use crate::ledger::writer::WriteError;
 use crate::metrics::{Metrics, StageLabel, StatusLabel, Totals};
 use crate::panics;
-use crate::plugin::{HookExit, Plugins};
+use crate::plugin::{Automations, HookExit, Plugins};
 use crate::replies::{End, Replies};
 use crate::routes::Routes;
 use crate::search::Search;
@@ -93,6 +94,7 @@ pub struct Pipeline {
     pub watch_over: Watch,
     pub metrics: Metrics,
     pub plugins: Arc<Plugins>,
+    pub automations: Arc<Automations>,
     pub routes: Routes,
     pub replies: Replies,
     /// What agents wait for the owner to decide.
@@ -175,6 +177,14 @@ pub(crate) enum Exit {
     Handled {
         by: String,
     },
+    /// An automation answers in place of an agent.
+    Replied {
+        by: String,
+        automation: String,
+        text: String,
+        /// Its session's label, by which the text is known when it comes back.
+        session: String,
+    },
     Failed(String),
     /// It has no end: the daemon stops, and the next start decides.
     Stopping,
@@ -247,9 +257,10 @@ impl Pipeline {
         budget: &mut Budget,
     ) -> Result<(Arc<Agent>, String), Exit> {
         let principal = self.stages_to_access(request, adapter, settings, budget).await?;
+        let left = budget.left();
         self.stage(request, Stage::RunAutomations, budget, async |request| {
             self.take_answer(request, adapter).await?;
-            automate::automate(request)
+            self.automate(request, settings, &principal, left).await
         })
         .await?;
         self.stage(request, Stage::AssembleContext, budget, async |request| self.assemble(request, settings, &principal)).await
@@ -267,7 +278,7 @@ impl Pipeline {
         let mut principal =
             self.stage(request, Stage::ResolveIdentity, budget, async |request| self.identify(request, adapter, settings).await).await?;
         if self.plugins.is_asked(Hook::AfterResolveIdentity) {
-            adopt(&mut principal, request);
+            identify::adopt(&mut principal, request);
         }
         self.stage(request, Stage::ResolveAccess, budget, async |request| self.authorize(request, settings, &principal)).await?;
         Ok(principal)
@@ -326,7 +337,7 @@ impl Pipeline {
         let (exit_reason, error) = match exit {
             None => (None, None),
             Some(Exit::Denied(reason) | Exit::Expired(reason)) => (Some(reason.clone()), None),
-            Some(Exit::Handled { by }) => (Some(format!("handled by {by}")), None),
+            Some(Exit::Handled { by } | Exit::Replied { by, .. }) => (Some(format!("handled by {by}")), None),
             Some(Exit::Failed(error)) => (None, Some(error.clone())),
             Some(Exit::Stopping) => (None, Some("the daemon stops".to_owned())),
         };
@@ -401,15 +412,6 @@ impl Pipeline {
                 session: request.agent.as_ref().map(|agent| agent.session_label.clone()),
             },
         );
-    }
-}
-
-/// Takes over what plugins made of the principal.
-fn adopt(principal: &mut Principal, request: &NexusRequest) {
-    if let Some(section) = &request.principal {
-        principal.name.clone_from(&section.name);
-        principal.relationship.clone_from(&section.relationship);
-        principal.tags.clone_from(&section.tags);
     }
 }
 

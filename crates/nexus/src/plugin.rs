@@ -7,6 +7,7 @@
 //! costs a request its answer only if the plugin says so (`on_error: fail`).
 
 mod analytics;
+mod automations;
 pub mod calls;
 mod found;
 mod frame;
@@ -22,10 +23,12 @@ mod told;
 mod trial;
 
 pub use analytics::Counts;
+pub use automations::{AutomationReport, Automations};
 pub use loaded::Shared;
 pub use report::PluginReport;
 pub use trial::TrialError;
 
+pub(crate) use automations::{Candidate, SOURCE_BYTES_MAX as AUTOMATION_BYTES_MAX, names_on_disk as automations_on_disk};
 pub(crate) use found::names as names_on_disk;
 
 use arc_swap::{ArcSwap, ArcSwapOption};

@@ -1,10 +1,12 @@
 //! The `nexus __plugin-host` process: runs one plugin, a TypeScript or JavaScript file, for the daemon, which
-//! calls its hooks over stdin and stdout. It owns the words it is started with, and the order in which it
-//! gives up what it doesn't need. It opens one file, the plugin's; it grants nothing: what a plugin asks
+//! calls its hooks over stdin and stdout; and `nexus __automation-host`, which does the same for all automations at
+//! once, a runtime each. It owns the words it is started with, and the order in which it
+//! gives up what it doesn't need. It opens one file, the plugin's, or none; it grants nothing: what a plugin asks
 //! for, the daemon does or refuses. It uses nothing of the daemon's.
 
 mod engine;
 mod frame;
+mod guests;
 mod patch;
 mod sandbox;
 mod serve;
@@ -13,6 +15,7 @@ mod strip;
 mod trouble;
 mod watchdog;
 
+use guests::{GUESTS_MAX, serve_guests};
 use serve::{Lost, refuse, serve};
 use std::fmt::Display;
 use std::fs::File;
@@ -39,6 +42,7 @@ pub(crate) const HOOKS: [&str; 9] = [
 ];
 
 const USAGE: &str = "usage: --file PATH --name NAME [--memory-mb 64] [--stack-kb 512] [--call-ms 1000]";
+const GUESTS_USAGE: &str = "usage: [--memory-mb 64] [--stack-kb 512] [--call-ms 1000]";
 const EXIT_USAGE: u8 = 2;
 /// Longest file of a plugin.
 const SOURCE_BYTES_MAX: u64 = 1024 * 1024;
@@ -57,22 +61,47 @@ struct Limits {
 }
 
 impl Limits {
-    fn memory(self) -> String {
-        format!("out of memory: more than {} MB; the plugin begins anew, without its state", self.memory_bytes / (1024 * 1024))
+    fn memory(self, kind: Kind) -> String {
+        format!("out of memory: more than {} MB; {}", self.memory_bytes / (1024 * 1024), kind.begins_anew())
+    }
+}
+
+/// What a file is written as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Plugin,
+    Automation,
+}
+
+impl Kind {
+    fn noun(self) -> &'static str {
+        match self {
+            Self::Plugin => "plugin",
+            Self::Automation => "automation",
+        }
+    }
+
+    /// What follows when its runtime is of no use any more.
+    fn begins_anew(self) -> &'static str {
+        match self {
+            Self::Plugin => "the plugin begins anew, without its state",
+            Self::Automation => "the automation begins anew, without its variables",
+        }
     }
 }
 
 /// The words of the command line.
 #[derive(Debug, PartialEq, Eq)]
 struct Words {
-    file: String,
-    name: String,
+    file: Option<String>,
+    name: Option<String>,
     limits: Limits,
 }
 
-/// A plugin as it is evaluated: JavaScript, and the name under which its places are told.
+/// A plugin or an automation as it is evaluated: JavaScript, and the name under which its places are told.
 #[derive(Debug)]
 struct Plugin {
+    kind: Kind,
     name: String,
     file: Rc<str>,
     source: String,
@@ -82,46 +111,65 @@ struct Plugin {
 ///
 /// Exit codes: 0 done, 1 the plugin can't be loaded (the daemon was told why) or the daemon is gone, 2 usage.
 pub(crate) fn main(args: &[String]) -> ExitCode {
+    begin(args, USAGE, |words| {
+        let given = |word: Option<String>, flag: &str| word.filter(|word| !word.is_empty()).ok_or_else(|| format!("`{flag}` is required"));
+        let (file, name) = (given(words.file, "--file")?, given(words.name, "--name")?);
+        Ok(run(file, name, words.limits))
+    })
+}
+
+/// Runs automations until the daemon closes stdin; `args` are the words after `__automation-host`.
+///
+/// Exit codes: 0 done, 1 the daemon is gone, 2 usage.
+pub(crate) fn main_of_automations(args: &[String]) -> ExitCode {
+    begin(args, GUESTS_USAGE, |words| match words {
+        Words { file: None, name: None, limits } => Ok(run_guests(limits)),
+        Words { .. } => Err("`--file` and `--name` are for `__plugin-host`: the daemon says which automations there are".to_owned()),
+    })
+}
+
+fn begin(args: &[String], usage: &str, run: impl FnOnce(Words) -> Result<Result<(), Lost>, String>) -> ExitCode {
     crate::memory::bound_arenas();
     sandbox::shed();
-    let words = match parse(args) {
-        Ok(words) => words,
-        Err(problem) => {
-            say(format!("{problem}; {USAGE}"));
-            return ExitCode::from(EXIT_USAGE);
-        }
-    };
-    match run(words) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
+    match parse(args).and_then(run) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
             say(crate::error_text::describe(&error));
             ExitCode::FAILURE
+        }
+        Err(problem) => {
+            say(format!("{problem}; {usage}"));
+            ExitCode::from(EXIT_USAGE)
         }
     }
 }
 
-fn run(words: Words) -> Result<(), Lost> {
-    let Words { file, name, limits } = words;
+fn run_guests(limits: Limits) -> Result<(), Lost> {
+    let watchdog = confine(limits, GUESTS_MAX).map_err(Lost::Confine)?;
+    serve_guests(limits, Rc::new(watchdog), io::stdin().lock(), io::stdout().lock())
+}
+
+fn run(file: String, name: String, limits: Limits) -> Result<(), Lost> {
     let (input, output) = (io::stdin().lock(), io::stdout().lock());
     let source = match read(&file) {
         Ok(source) => source,
-        Err(trouble) => return refuse(&trouble, output),
+        Err(trouble) => return refuse(None, &trouble, output),
     };
-    let watchdog = match confine(limits) {
+    let watchdog = match confine(limits, 1) {
         Ok(watchdog) => watchdog,
-        Err(error) => return refuse(&Trouble::new(format!("failed to confine the plugin: {error}")), output),
+        Err(error) => return refuse(None, &Trouble::new(format!("failed to confine the plugin: {error}")), output),
     };
     let source = match stripped(source, &file) {
         Ok(source) => source,
-        Err(trouble) => return refuse(&trouble, output),
+        Err(trouble) => return refuse(None, &trouble, output),
     };
-    serve(Plugin { name, file: Rc::from(file), source }, limits, watchdog, input, output)
+    serve(Plugin { kind: Kind::Plugin, name, file: Rc::from(file), source }, limits, Rc::new(watchdog), input, output)
 }
 
-/// Nothing can be opened or started after this.
-fn confine(limits: Limits) -> io::Result<Watchdog> {
+/// Nothing can be opened or started after this. `runtimes` is how many there may be.
+fn confine(limits: Limits, runtimes: usize) -> io::Result<Watchdog> {
     let watchdog = Watchdog::start()?;
-    sandbox::enter(u64::try_from(limits.memory_bytes).unwrap_or(u64::MAX))?;
+    sandbox::enter(u64::try_from(limits.memory_bytes.saturating_mul(runtimes)).unwrap_or(u64::MAX))?;
     Ok(watchdog)
 }
 
@@ -142,7 +190,7 @@ fn stripped(source: String, file: &str) -> Result<String, Trouble> {
     match Path::new(file).extension().and_then(|extension| extension.to_str()) {
         Some("ts") => strip::types(&source, file),
         Some("js") => Ok(source),
-        Some(_) | None => Err(Trouble::new(format!("`{file}` is no plugin; its name must end in .ts or .js"))),
+        Some(_) | None => Err(Trouble::new(format!("`{file}` is no script; its name must end in .ts or .js"))),
     }
 }
 
@@ -164,8 +212,7 @@ fn parse(args: &[String]) -> Result<Words, String> {
     let bytes = |count: u64, unit: u64| usize::try_from(count * unit).map_err(|_| "this machine can't count so many bytes".to_owned());
     let limits =
         Limits { memory_bytes: bytes(memory_mb, 1024 * 1024)?, stack_bytes: bytes(stack_kb, 1024)?, call: Duration::from_millis(call_ms) };
-    let given = |word: Option<String>, flag: &str| word.filter(|word| !word.is_empty()).ok_or_else(|| format!("`{flag}` is required"));
-    Ok(Words { file: given(file, "--file")?, name: given(name, "--name")?, limits })
+    Ok(Words { file, name, limits })
 }
 
 fn number(flag: &str, value: &str, range: &RangeInclusive<u64>) -> Result<u64, String> {
@@ -191,14 +238,12 @@ mod tests {
     #[test]
     fn words_have_defaults_and_bounds() {
         let limits = Limits { memory_bytes: 64 << 20, stack_bytes: 512 << 10, call: Duration::from_secs(1) };
-        let expected = Words { file: "p/x.ts".to_owned(), name: "x".to_owned(), limits };
+        let expected = Words { file: Some("p/x.ts".to_owned()), name: Some("x".to_owned()), limits };
         assert_eq!(words("--file p/x.ts --name x").unwrap(), expected);
         let others = words("--name x --call-ms 20 --file p/x.ts --memory-mb 8 --stack-kb 64").unwrap();
         assert_eq!(others.limits, Limits { memory_bytes: 8 << 20, stack_bytes: 64 << 10, call: Duration::from_millis(20) });
+        assert_eq!(words("").unwrap(), Words { file: None, name: None, limits });
         for line in [
-            "",
-            "--file x.ts",
-            "--name x",
             "--file x.ts --name",
             "--file x.ts --name x --call-ms 0",
             "--file x.ts --name x --memory-mb 7",

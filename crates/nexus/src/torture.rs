@@ -123,6 +123,7 @@ mod on {
         "task.plugin",
         "task.plugins",
         "task.acp",
+        "task.automations",
         "run.started",
         "run.finished",
         "delivery.begun",

@@ -2,8 +2,10 @@
 //! each word once, in order, and nothing of an interrupted one said again.
 #![allow(clippy::unwrap_used)]
 
+mod automation;
 mod common;
 
+use automation::{doing, put};
 use common::{Ask, Daemon, NEXUS, Signal, eventually, find, json_lines, lines, only, procfs, send_signal};
 use serde_json::{Value, json};
 use std::fs;
@@ -342,6 +344,24 @@ fn a_question_comes_behind_what_was_said_before_it_and_ahead_of_the_rest() {
         let turn = "SELECT content FROM messages WHERE role = 'assistant'";
         eventually("the turn is whole", || place.daemon.texts("agents", turn) == ["Let me see. the answer was yes"]);
     }
+}
+
+#[test]
+fn what_an_automation_answers_waits_for_the_answer_that_is_being_shown() {
+    let mut place = streaming(json!({}));
+    let body = "if (ctx.request.event.event_id.includes('#replay:')) return { reply: 'Noted.' };";
+    put(&place.daemon, "noted.js", &doing("noted", "", body));
+    place.launch_streaming();
+    eventually("its first words are shown", || place.types().iter().any(|kind| kind == "token"));
+    // Another event of the same conversation.
+    place.daemon.nexus_ok(&["events", "replay", "fake:me-1"]);
+    eventually("the automation has answered it", || place.daemon.ended("handled_by_automation") == 1);
+    let waiting: Vec<(String, u32)> = place.deliveries().into_iter().map(|(status, attempts, _)| (status, attempts)).collect();
+    assert_eq!(waiting, [("sending".to_owned(), 1), ("pending".to_owned(), 0)]);
+    place.open_gate();
+    place.delivered(&[("sent", 1, "Hello world."), ("sent", 1, "Noted.")]);
+    let left = place.daemon.texts("nexus", "SELECT content FROM deliveries ORDER BY sent_seq");
+    assert_eq!(left, ["Hello world.", "Noted."], "it left first");
 }
 
 #[test]

@@ -35,6 +35,8 @@ pub enum Change {
     PluginGrants,
     /// Any key of `plugins.circuit`.
     PluginCircuit,
+    /// Any key of `automations`.
+    Automations,
     /// A new adapter.
     AdapterAdded(String),
     /// An adapter that is gone, with all its accounts.
@@ -86,6 +88,7 @@ impl Change {
             | Self::PluginsEnabled { .. }
             | Self::PluginGrants
             | Self::PluginCircuit
+            | Self::Automations
             | Self::AdapterSettings { .. }
             | Self::PipelineConcurrency
             | Self::OnInterrupted
@@ -119,6 +122,7 @@ impl fmt::Display for Change {
             Self::PluginsEnabled { added, removed } => plugins(f, added, removed),
             Self::PluginGrants => f.write_str("plugins.grants changed: applied to calls from now on"),
             Self::PluginCircuit => f.write_str("plugins.circuit changed: applied at once"),
+            Self::Automations => f.write_str("automations changed: applied to events from now on"),
             Self::AdapterAdded(name) => write!(f, "adapter `{name}` added: start its accounts"),
             Self::AdapterRemoved(name) => write!(f, "adapter `{name}` removed: stop its accounts"),
             Self::AdapterChanged { name } => write!(f, "adapter `{name}` changed: restart its accounts"),

@@ -225,6 +225,13 @@ plugins:
     #errors: 5
     #half_open_ms: 300000
 
+# Automations are the files in state/automations; all of them run but these.
+automations:
+  # Names of those that don't run; `nexus automation disable` adds to them.
+  #disabled: []
+  # What each may call, as in: { digest: [send, llm] }
+  #grants: {}
+
 # Events that the daemon makes itself.
 timer:
   # Milliseconds between heartbeats, at least 1000; 0 for none.

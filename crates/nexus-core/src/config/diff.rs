@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// The changes that lead from `old` to `new`; empty exactly when the two are equal.
 pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
-    let Config { daemon, pipeline, ledgers, adapters, access, agents, plugins, timer, bus } = new;
+    let Config { daemon, pipeline, ledgers, adapters, access, agents, plugins, automations, timer, bus } = new;
     let mut changes = Changes::default();
     diff_daemon(&old.daemon, daemon, &mut changes);
     diff_pipeline(&old.pipeline, pipeline, &mut changes);
@@ -16,6 +16,7 @@ pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
     changes.note(old.access != *access, || Change::Access);
     changes.note(old.agents != *agents, || Change::Agents);
     diff_plugins(&old.plugins, plugins, &mut changes);
+    changes.note(old.automations != *automations, || Change::Automations);
     changes.note(old.timer != *timer, || Change::TimerSchedule);
     diff_bus(&old.bus, bus, &mut changes);
     changes.list
@@ -283,6 +284,8 @@ mod tests {
         ("plugins.grants.watch", |c| c.plugins.grants.clear()),
         ("plugins.circuit.errors", |c| c.plugins.circuit.errors += 1),
         ("plugins.circuit.half_open_ms", |c| c.plugins.circuit.half_open_ms += 1),
+        ("automations.disabled", |c| c.automations.disabled.clear()),
+        ("automations.grants.digest", |c| c.automations.grants.clear()),
         ("timer.heartbeat_interval_ms", |c| c.timer.heartbeat_interval_ms += 1),
         ("timer.timezone", |c| c.timer.timezone.push('1')),
         ("timer.cron.expr", |c| c.timer.cron[0].expr.push('1')),

@@ -25,13 +25,13 @@ section! {
         /// `search` (search what agents were asked and said), `send` (send messages), `fetch:HOST` or `fetch:HOST:PORT` (HTTP
         /// requests to that host). Nothing by default.
         grants: BTreeMap<String, Vec<Grant>> = BTreeMap::new() => named;
-        /// When a plugin that keeps failing is not asked any more.
+        /// When a plugin or an automation that keeps failing is not asked any more.
         circuit: PluginCircuit = PluginCircuit::default();
     }
 }
 
 section! {
-    /// When a plugin that keeps failing is not asked any more.
+    /// When a plugin that keeps failing is not asked any more. Holds for automations as well.
     PluginCircuit {
         /// Errors in a row after which it is not asked.
         errors: u32 [1..=ERRORS_MAX] = 5;
@@ -40,7 +40,8 @@ section! {
     }
 }
 
-fn plugin_names(node: &Node, name: &str, faults: &mut Faults) -> Option<Vec<String>> {
+/// A list of names, each of them once.
+pub(super) fn plugin_names(node: &Node, name: &str, faults: &mut Faults) -> Option<Vec<String>> {
     let names = Vec::<String>::decode(node, name, faults)?;
     for item in node.items() {
         if let Some(text) = item.text() {

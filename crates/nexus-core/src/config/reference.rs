@@ -3,9 +3,9 @@
 
 use super::decode::Section;
 use super::{
-    Access, Account, Adapter, Agent, AgentPermissions, Agents, Bus, CatchUp, Condition, Cron, Daemon, Ledgers, Match, McpServer, Memory,
-    Permissions, Pipeline, PluginCircuit, Plugins, Policy, PrincipalMatch, Queue, Rate, Restart, Retention, Send, SessionRoute, Spending,
-    Timer, Tools,
+    Access, Account, Adapter, Agent, AgentPermissions, Agents, Automations, Bus, CatchUp, Condition, Cron, Daemon, Ledgers, Match,
+    McpServer, Memory, Permissions, Pipeline, PluginCircuit, Plugins, Policy, PrincipalMatch, Queue, Rate, Restart, Retention, Send,
+    SessionRoute, Spending, Timer, Tools,
 };
 use schemars::{JsonSchema, schema_for};
 use serde_json::Value;
@@ -46,6 +46,7 @@ pub fn reference_markdown() -> String {
     table::<AgentPermissions>(&mut page, "agents.NAME.permissions");
     table::<Plugins>(&mut page, "plugins");
     table::<PluginCircuit>(&mut page, "plugins.circuit");
+    table::<Automations>(&mut page, "automations");
     table::<Timer>(&mut page, "timer");
     table::<Cron>(&mut page, "timer.cron[]");
     table::<Bus>(&mut page, "bus");

@@ -68,6 +68,7 @@ plugins:
   enabled: [ analytics ]
   grants: { watch: [ ledger.query, search, "fetch:example.org:8443" ] }
   circuit: { errors: 1, half_open_ms: 2 }
+automations: { disabled: [ old-one ], grants: { digest: [ send, llm ] } }
 timer:
   heartbeat_interval_ms: 1000
   timezone: UTC
@@ -437,6 +438,7 @@ fn the_default_file_shows_every_key_with_its_default() {
     assert_eq!(config.pipeline, defaults.pipeline);
     assert_eq!(config.ledgers, defaults.ledgers);
     assert_eq!(config.plugins, defaults.plugins);
+    assert_eq!(config.automations, defaults.automations);
     assert_eq!(config.bus, defaults.bus);
     let gog = &config.adapters["gog"];
     assert_eq!((&gog.restart, &gog.send, &gog.catch_up), (&Restart::default(), &Send::default(), &CatchUp::default()));
@@ -469,6 +471,7 @@ fn the_default_file_shows_every_key_with_its_default() {
         AgentPermissions::KEYS,
         Plugins::KEYS,
         PluginCircuit::KEYS,
+        Automations::KEYS,
         Timer::KEYS,
         Cron::KEYS,
         Bus::KEYS,

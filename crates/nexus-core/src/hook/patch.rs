@@ -8,9 +8,9 @@ use crate::request::NexusRequest;
 use serde_json::{Map, Value};
 
 /// Longest text of a message or an answer, in bytes.
-pub(super) const TEXT_BYTES_MAX: usize = 1024 * 1024;
+pub const TEXT_BYTES_MAX: usize = 1024 * 1024;
 /// Longest text that is put before what an agent is told, in bytes.
-pub(super) const CONTEXT_BYTES_MAX: usize = 256 * 1024;
+pub const CONTEXT_BYTES_MAX: usize = 256 * 1024;
 /// Largest `event.metadata`, in bytes of JSON.
 pub(super) const METADATA_BYTES_MAX: usize = 64 * 1024;
 /// Longest name, relationship or tag, and longest session template, in bytes.

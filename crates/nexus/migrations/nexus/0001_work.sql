@@ -51,6 +51,25 @@ CREATE INDEX audit_by_sender ON access_audit (channel, sender_id, event_seq);
 -- Without the timer's, of which there is one a minute.
 CREATE INDEX audit_people ON access_audit (event_seq) WHERE principal <> 'system';
 
+-- What automations know from one event to the next. One that disabled itself is not asked until a person enables it.
+CREATE TABLE automations (
+  name       TEXT PRIMARY KEY,
+  state      TEXT,
+  disabled   INTEGER NOT NULL DEFAULT 0,
+  updated_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- What an automation said about an event, where that changed what it knows: written with that change. A request that passes
+-- stage 4 again, as after a crash, is told this.
+CREATE TABLE automation_results (
+  event_seq INTEGER NOT NULL,
+  name      TEXT NOT NULL,
+  result    TEXT NOT NULL,
+  at        INTEGER NOT NULL,
+  PRIMARY KEY (event_seq, name)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX results_age ON automation_results (at);
+
 CREATE TABLE runs (
   run_id       TEXT PRIMARY KEY,
   -- Of several requests that share it, the newest: that one is replied to.

@@ -87,6 +87,7 @@ fn failure(end: &End) -> Option<String> {
     let word = match end.status {
         Status::Completed => return None,
         Status::Denied => "denied",
+        Status::HandledByAutomation if end.text.is_some() => return None, // it has answered
         Status::HandledByAutomation => "handled by an automation",
         Status::Failed => "failed",
         Status::Expired => "expired",
@@ -119,6 +120,8 @@ mod tests {
     fn every_bad_end_says_why() {
         assert_eq!(failure(&end(Status::Completed, None)), None);
         assert_eq!(failure(&end(Status::Denied, Some("no policy"))).as_deref(), Some("denied: no policy (see `nexus trace req_1`)"));
+        let answered = End { text: Some("done".into()), ..end(Status::HandledByAutomation, Some("automation:x")) };
+        assert_eq!(failure(&answered), None);
         for status in Status::ALL.into_iter().filter(|status| *status != Status::Completed) {
             assert!(failure(&end(status, None)).is_some(), "{status:?}");
         }

@@ -119,6 +119,7 @@ fn render(trace: &Value, paint: Paint, zone: &TimeZone) -> String {
     page.links(trace);
     page.block("Text", trace["event"]["content"].as_str());
     page.stages(&sections["pipeline"], zone);
+    page.automations(&sections["triggers"]["results"]);
     page.access(&sections["access"]);
     page.response(&sections["response"]);
     page.runs(&trace["runs"], sections["response"].is_object(), zone);
@@ -221,6 +222,14 @@ impl Page {
         }
     }
 
+    fn automations(&mut self, results: &Value) {
+        let Some(results) = results.as_array().filter(|results| !results.is_empty()) else { return };
+        self.title("Automations");
+        for result in results {
+            self.line(&format!("  {}", automation_line(result)));
+        }
+    }
+
     fn access(&mut self, access: &Value) {
         let Some(decision) = access["decision"].as_str() else { return };
         self.title(&format!("Access: {}", visible(decision)));
@@ -301,6 +310,19 @@ fn hook_line(hook: &Value) -> String {
     let took = hook["ms"].as_f64().map_or_else(|| "-".to_owned(), units::milliseconds);
     let error = hook["error"].as_str().map(|error| format!(": {}", one_line(error, REASON_CHARS_MAX))).unwrap_or_default();
     format!("plugin {name} {took}{error}")
+}
+
+/// What one automation said about the event.
+fn automation_line(result: &Value) -> String {
+    let did: Vec<&str> = result["did"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let took = result["ms"].as_f64().map_or_else(|| "-".to_owned(), units::milliseconds);
+    let again = if result["repeated"] == true { ", as before" } else { "" };
+    let said = match result["error"].as_str() {
+        Some(error) => format!("failed: {error}"),
+        None if did.is_empty() => "nothing".to_owned(),
+        None => did.join(", "),
+    };
+    visible(&format!("{} {took}  {said}{again}", result["automation"].as_str().unwrap_or("-")))
 }
 
 fn stage_row(stage: &Value, zone: &TimeZone) -> [Cell; 4] {

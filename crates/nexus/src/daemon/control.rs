@@ -2,7 +2,7 @@
 
 use super::error::StartError;
 use super::paths::Paths;
-use super::{backup, housekeeping, reload, replay, search, sessions, status};
+use super::{automations, backup, housekeeping, reload, replay, search, sessions, status};
 use crate::access::{Edit, People, Rules};
 use crate::adapter::intake::Sinks;
 use crate::adapter::{Adapters, VerbError};
@@ -13,6 +13,7 @@ use crate::bus::store::{BusCommand, write_through};
 use crate::clock;
 use crate::doctor;
 use crate::error_text::describe;
+use crate::http::automations::Decision;
 use crate::http::backup::Lines as BackupLines;
 use crate::http::control::{Answer, PluginTest, Refusal, Verbs};
 use crate::http::replay::{Replay, Replayed};
@@ -445,6 +446,18 @@ impl Verbs for Control {
                 Refusal::new(status, error.to_string())
             })
         })
+    }
+
+    fn automations(&self) -> BoxFuture<'_, Answer> {
+        Box::pin(automations::list(self))
+    }
+
+    fn automation_test(&self, name: String, event: Value) -> BoxFuture<'_, Answer> {
+        Box::pin(async move { automations::test(self, &name, event).await })
+    }
+
+    fn automation_decide(&self, name: String, decision: Decision) -> BoxFuture<'_, Answer> {
+        Box::pin(automations::decide(self, name, decision))
     }
 
     fn stream_opened(&self) {

@@ -19,7 +19,7 @@ use crate::pipeline::recovery::Recovered;
 use crate::pipeline::router::{Router, RouterStats};
 use crate::pipeline::{Pipeline, SETTLING_MAX, followers, recovery};
 use crate::plugin::calls::Calls;
-use crate::plugin::{Plugins, Shared as PluginShared};
+use crate::plugin::{Automations, Plugins, Shared as PluginShared};
 use crate::replies::Replies;
 use crate::routes::{CLI_CHANNEL, Route, Routes};
 use crate::search::Search;
@@ -27,7 +27,7 @@ use crate::watch::Watch;
 use arc_swap::ArcSwap;
 use nexus_core::config::{Config, OnUncertain};
 use serde_json::json;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinHandle;
@@ -47,6 +47,7 @@ pub(super) struct Ground<'a> {
     pub(super) metrics: &'a Metrics,
     pub(super) plugins: &'a Arc<Plugins>,
     pub(super) plugins_need: PluginShared,
+    pub(super) automations_dir: PathBuf,
     pub(super) watch_over: &'a Watch,
     pub(super) stop: &'a CancellationToken,
     pub(super) epoch: i64,
@@ -67,7 +68,7 @@ pub(super) struct Engine {
     pub(super) recovered: Recovered,
 }
 
-/// Decides about interrupted requests, has the plugins loaded, then starts the router: what is open in the
+/// Decides about interrupted requests, has the plugins and automations loaded, then starts the router: what is open in the
 /// ledger is its ordinary input, and passes no plugin by. `plugins_loaded` is called in between.
 ///
 /// # Errors
@@ -91,8 +92,12 @@ pub(super) async fn start(ground: Ground<'_>, interrupted: Vec<Interrupted>, plu
     let (settings, search) = (Arc::new(ArcSwap::from_pointee(settings)), Search::beside(ledgers));
     // Before the first plugin runs, so that none is ever told that the daemon isn't there yet.
     let calls = Calls::new(ledgers.clone(), settings.clone(), routes.clone(), outbox.clone(), admitted_view.clone(), search.clone());
-    plugins.answer_with(Arc::new(calls));
+    let (calls, automations) = (Arc::new(calls), Arc::new(Automations::default()));
+    plugins.answer_with(calls.clone());
+    automations.answer_with(calls);
     plugins.load(plugins_need.clone(), &config.plugins).await;
+    let automations_need = PluginShared { directory: ground.automations_dir.clone(), ..plugins_need.clone() };
+    automations.load(automations_need, &config.automations, &config.plugins.circuit).await;
     plugins_loaded();
     let pipeline = Arc::new(Pipeline {
         ledgers: ledgers.clone(),
@@ -101,6 +106,7 @@ pub(super) async fn start(ground: Ground<'_>, interrupted: Vec<Interrupted>, plu
         watch_over: watch_over.clone(),
         metrics: metrics.clone(),
         plugins: plugins.clone(),
+        automations,
         routes: routes.clone(),
         replies: Replies::default(),
         questions: ground.questions.clone(),

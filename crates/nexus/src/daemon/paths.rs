@@ -78,6 +78,10 @@ impl Paths {
         self.workspace.join("state/overlay.yaml")
     }
 
+    pub fn automations_dir(&self) -> PathBuf {
+        self.workspace.join("state/automations")
+    }
+
     /// `plugins.directory`, which counts from the workspace too.
     pub fn plugins_dir(&self, configured: &str) -> PathBuf {
         self.data_dir(configured)

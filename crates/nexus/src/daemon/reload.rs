@@ -58,6 +58,7 @@ pub(super) async fn reload(control: &Control, dry_run: bool) -> Answer {
         crate::torture::point("reload.change");
     }
     control.plugins.look_at_files().await;
+    control.pipeline.automations.look_at_files(true).await;
     let text = loaded.show();
     if let Err(error) = control.ledgers.nexus.writer.write(RecordConfig { text, at: clock::wall_ms() }).await {
         tracing::warn!(%error, "the new configuration was not recorded");
@@ -105,7 +106,9 @@ async fn apply(control: &Control, change: &Change, new: &Config) {
         Change::BusRing => control.bus.resize(usize::try_from(new.bus.ring).unwrap_or(usize::MAX)),
         Change::PluginsEnabled { .. } | Change::PluginGrants | Change::PluginCircuit => {
             control.plugins.configure(&new.plugins).await;
+            control.pipeline.automations.configure(&new.automations, &new.plugins.circuit).await;
         }
+        Change::Automations => control.pipeline.automations.configure(&new.automations, &new.plugins.circuit).await,
         Change::AdapterAdded(name) => {
             if let Some(adapter) = new.adapters.get(name) {
                 adapters.add(name, adapter).await;

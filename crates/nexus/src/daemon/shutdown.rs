@@ -83,9 +83,9 @@ impl Running {
             drop(control.reloading.lock().await);
             // A backup sees the stop as well, and puts away what it made. What it can't is no backup.
             tokio::time::timeout(BACKUP_END, control.backing_up.lock()).await.ok();
-            step(5, "adapter, plugin, agent and MCP server processes get TERM");
-            let adapters = control.adapters.shutdown();
-            tokio::join!(adapters, control.plugins.shutdown(), control.servers.shutdown(), control.acp.shutdown());
+            step(5, "adapter, plugin, automation, agent and MCP server processes get TERM");
+            let (adapters, automations) = (control.adapters.shutdown(), control.pipeline.automations.shutdown());
+            tokio::join!(adapters, control.plugins.shutdown(), automations, control.servers.shutdown(), control.acp.shutdown());
             step(6, "these processes waited for");
             step(7, "those that stayed were killed");
             server.stop(STREAMS).await;

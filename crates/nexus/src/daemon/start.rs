@@ -116,6 +116,7 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
             run_dir: paths.run_dir(),
             stop: stop.clone(),
         },
+        automations_dir: paths.automations_dir(),
         watch_over: &watch_over,
         stop: &stop,
         epoch: begun.epoch,
@@ -182,6 +183,8 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
         }));
     let (of_plugins, until) = (control.plugins.clone(), stop.clone());
     engine.tasks.push(watch_over.keep("plugins", &stop, move || of_plugins.clone().watch_files(until.clone())));
+    let (of_automations, until) = (engine.pipeline.automations.clone(), stop.clone());
+    engine.tasks.push(watch_over.keep("automations", &stop, move || of_automations.clone().watch_files(until.clone())));
     steps.done("timer");
 
     ledgers.nexus.writer.write(RecordConfig { text: loaded.show(), at: clock::wall_ms() }).await?;

@@ -62,6 +62,7 @@ pub(super) fn status(control: &Control) -> Value {
         "deliveries": **control.deliveries.load(),
         "plugins": control.plugins.names(),
         "plugin_details": control.plugins.report(),
+        "automations": control.pipeline.automations.report(),
         "timer": { "heartbeat_interval_ms": config.timer.heartbeat_interval_ms, "cron_jobs": config.timer.cron.len() },
         "ledgers": ledgers(control),
         "kill_level": kill_level(&control.cgroup.level()),
@@ -171,7 +172,7 @@ fn judge(control: &Control, reports: &[AccountReport]) -> (Overall, Vec<String>)
         tasks_restarted: control.watch_over.restarted(),
         tasks_lost,
         stuck_deliveries: control.deliveries.load().stuck,
-        plugins_unwell: control.plugins.unwell(),
+        plugins_unwell: control.plugins.unwell().into_iter().chain(control.pipeline.automations.unwell()).collect(),
         clock_doubt: control.sinks.expiry.doubt(),
     })
 }

@@ -4,6 +4,7 @@
 
 use super::Api;
 use super::access;
+use super::automations::{self, Decision};
 use super::backup::{Lines, backup};
 use super::replay::{Replay, Replayed, replay};
 use super::search::{rebuild, search};
@@ -71,6 +72,9 @@ pub trait Verbs: Send + Sync + 'static {
     fn adapter_verb(&self, adapter: String, account: String, verb: String) -> BoxFuture<'_, Answer>;
     fn plugins(&self) -> BoxFuture<'_, Value>;
     fn plugin_test(&self, name: String, ask: PluginTest) -> BoxFuture<'_, Answer>;
+    fn automations(&self) -> BoxFuture<'_, Answer>;
+    fn automation_test(&self, name: String, event: Value) -> BoxFuture<'_, Answer>;
+    fn automation_decide(&self, name: String, decision: Decision) -> BoxFuture<'_, Answer>;
     fn stream_opened(&self);
     fn stream_closed(&self);
 }
@@ -103,6 +107,7 @@ pub(super) fn routes(api: Api) -> Router {
         )
         .route("/control/adapters/{name}/{account}/{verb}", post(adapter_verb))
         .merge(access::routes())
+        .merge(automations::routes())
         .route("/control/plugins", get(async |State(api): State<Api>| Json(api.daemon.plugins().await)))
         .route("/control/plugins/{name}/test", post(plugin_test))
         .layer(axum::extract::DefaultBodyLimit::max(BODY_BYTES_MAX))

@@ -2,6 +2,7 @@
 //! transactions: losing a condition is a normal answer, repeating one changes nothing.
 
 mod audit;
+mod automations;
 mod deliveries;
 mod instances;
 mod read;
@@ -11,7 +12,8 @@ mod say;
 mod speak;
 
 pub use audit::{Audit, AuditQuery, AuditRow, LEFT_OUT_MAX, audit, left_out};
-pub use deliveries::{ClaimDelivery, Delivery, NewDelivery, Resolution, ResolveDelivery, SettleDelivery, Settled};
+pub use automations::{ForgetAutomation, Knowledge, Recollection, RememberAdvice, ReviveAutomation, all_knowledge, recollect};
+pub use deliveries::{ClaimDelivery, Delivery, NewDelivery, REPLY_MARK, Resolution, ResolveDelivery, SettleDelivery, Settled};
 pub use instances::{BackfillDone, CountAnalytics, Hour, Instance, RecordConfig, SaveInstance, instance};
 pub use read::{
     DeliveryCounts, OpenRequest, RequestRow, deliveries, deliveries_of, delivery, delivery_counts, finished_after, open_deliveries,
@@ -50,6 +52,9 @@ commands! { Ledger::Nexus, NexusCommand / NexusReply {
     Say -> Said,
     Speak -> Claim,
     EndStream -> Claim,
+    RememberAdvice -> Claim,
+    ReviveAutomation -> (),
+    ForgetAutomation -> (),
     SaveInstance -> (),
     BackfillDone -> (),
     RecordConfig -> (),

@@ -3,6 +3,7 @@
 use super::{Agent, Exit, Pipeline, Prepared, Settings};
 use crate::agent::{Message, Role};
 use crate::ledger::agents::history;
+use crate::routes::TIMER_CHANNEL;
 use nexus_core::access::{Conversation, Principal, session_label};
 use nexus_core::config::PrincipalType;
 use nexus_core::request::{AgentSection, NexusRequest};
@@ -89,15 +90,19 @@ pub(super) fn formerly(request: &NexusRequest, session: &str) -> Option<String> 
     Some(label(request, &stranger)).filter(|label| label != session)
 }
 
-/// The session of a request. A cron job has a lane of its own, named after its label.
-fn label(request: &NexusRequest, principal: &Principal) -> String {
+/// The session of a request. A cron job has a lane of its own, named after its label, and so has what an automation
+/// makes of an event of the timer.
+pub(super) fn label(request: &NexusRequest, principal: &Principal) -> String {
     let event = &request.event;
+    let fired = request.triggers.as_ref().and_then(|triggers| triggers.fired_by.as_deref()).filter(|_| event.channel == TIMER_CHANNEL);
+    // No label of a job has an `@`.
+    let fired = fired.map(|automation| format!("automation@{automation}"));
     let cron = event.metadata.get("cron_label").and_then(serde_json::Value::as_str);
-    let template = request.access.as_ref().and_then(|access| access.session_key.as_deref());
+    let template = request.access.as_ref().and_then(|access| access.session_key.as_deref()).filter(|_| fired.is_none());
     let conversation = Conversation {
         channel: &event.channel,
         account: &event.account_id,
-        sender_id: cron.unwrap_or(&event.sender_id),
+        sender_id: fired.as_deref().or(cron).unwrap_or(&event.sender_id),
         peer_kind: event.peer_kind,
         peer_id: &event.peer_id,
         thread_id: event.thread_id.as_deref(),

@@ -154,6 +154,7 @@ fn pipeline(ledgers: Ledgers, admitted: watch::Receiver<i64>) -> Pipeline {
         watch_over,
         metrics,
         plugins: Arc::new(Plugins::new(&[])),
+        automations: Arc::default(),
         routes,
         replies: Replies::default(),
         questions: Questions::default(),

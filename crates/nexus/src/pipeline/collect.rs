@@ -39,7 +39,9 @@ impl Prepared {
         let text = |request: &NexusRequest| {
             let event = &request.event;
             let name = event.sender_name.as_deref().unwrap_or(&event.sender_id);
-            if is_talk { format!("{name}: {}", event.content) } else { event.content.clone() }
+            // An event without a text says what the automation asks that fired at it.
+            let content: &str = if event.content.is_empty() { asked(request).unwrap_or_default() } else { &event.content };
+            if is_talk { format!("{name}: {content}") } else { content.to_owned() }
         };
         self.requests().map(text).collect::<Vec<_>>().join(BETWEEN)
     }
@@ -48,7 +50,8 @@ impl Prepared {
     pub(super) fn told(&self) -> String {
         let added = self.requests().flat_map(|request| {
             let enrichment = request.triggers.as_ref().and_then(|triggers| triggers.enrichment.clone());
-            [enrichment, request.context.clone()].into_iter().flatten()
+            let asked = asked(request).filter(|_| !request.event.content.is_empty()).map(str::to_owned);
+            [enrichment, asked, request.context.clone()].into_iter().flatten()
         });
         added.chain([self.said()]).collect::<Vec<_>>().join(BETWEEN)
     }
@@ -74,4 +77,9 @@ impl Prepared {
             }
         }
     }
+}
+
+/// What automations that fired ask the agent.
+fn asked(request: &NexusRequest) -> Option<&str> {
+    request.triggers.as_ref().and_then(|triggers| triggers.context.as_deref())
 }

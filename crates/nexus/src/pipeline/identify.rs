@@ -102,3 +102,12 @@ pub(super) fn audit(request: &NexusRequest) -> Option<Audit> {
         reason: decision.reason().to_owned(),
     })
 }
+
+/// Takes over what plugins made of the principal.
+pub(super) fn adopt(principal: &mut Principal, request: &NexusRequest) {
+    if let Some(section) = &request.principal {
+        principal.name.clone_from(&section.name);
+        principal.relationship.clone_from(&section.relationship);
+        principal.tags.clone_from(&section.tags);
+    }
+}

@@ -1,6 +1,7 @@
 //! Ends of requests that have no run: denied, handled, failed, dropped. Each is on its way to the ledger when the
 //! stages let go of it, and never lost by a panic; which end it is, the stages and the router decide.
 
+use super::reply::Answer;
 use super::unsettled::Ending;
 use super::{Active, Budget, Exit, Outcome, Pipeline, Prepared, identify, router, trace_json};
 use crate::clock;
@@ -28,9 +29,14 @@ impl Pipeline {
         ending: Arc<Ending>,
     ) -> Outcome {
         let Ok(room) = self.settle_room.clone().acquire_owned().await else { return Outcome::Abandoned };
+        let mut answer = None;
         let (status, reason) = match exit {
             Exit::Denied(reason) => (Status::Denied, Some(reason)),
             Exit::Handled { by } => (Status::HandledByAutomation, Some(by)),
+            Exit::Replied { by, automation, text, session } => {
+                answer = Some(self.answer_with(&mut request, &automation, text, session).await);
+                (Status::HandledByAutomation, Some(by))
+            }
             Exit::Failed(error) => (Status::Failed, Some(error)),
             Exit::Stopping => return Outcome::Abandoned,
             Exit::Expired(reason) => (Status::Expired, Some(reason)),
@@ -48,13 +54,14 @@ impl Pipeline {
             reason,
             trace: trace_json(&request),
             audit,
+            deliveries: answer.as_ref().map(|answer| answer.deliveries.clone()).unwrap_or_default(),
             at: clock::wall_ms(),
             epoch: self.epoch,
         };
         let this = self.clone();
         self.settling.spawn(async move {
             let seq = request.event_seq;
-            if let Err(panicked) = panics::caught(this.write_end(request, command, &ending)).await {
+            if let Err(panicked) = panics::caught(this.write_end(request, command, answer, &ending)).await {
                 this.defect(seq, &panicked);
             }
             drop((active, ending, room)); // who takes all the room finds no end under way
@@ -86,13 +93,16 @@ impl Pipeline {
         self.settle(request, exit, active, ending).await
     }
 
-    async fn write_end(&self, request: NexusRequest, command: SettleRequest, ending: &Ending) {
+    async fn write_end(&self, request: NexusRequest, command: SettleRequest, answer: Option<Answer>, ending: &Ending) {
         let written = self.write_admitted(request.event_seq, command).await;
         if written.is_ok() {
             ending.written();
         }
         match written {
-            Ok(Claim::Done) => self.announce_end(&request, None),
+            Ok(Claim::Done) => {
+                let text = answer.map(|answer| self.say_answer(answer));
+                self.announce_end(&request, text.as_deref());
+            }
             Ok(Claim::Lost) => tracing::error!(request_id = request.request_id, "the request was ended by somebody else"),
             Err(error) => {
                 tracing::warn!(request_id = request.request_id, %error, "the end of a request could not be written; the next start decides again");

@@ -1,5 +1,5 @@
-//! What a plugin or an automation may ask of the daemon while it works: the methods that `plugins.grants`
-//! names, each within its limits. It runs no plugin and reads no frames; whoever does hands calls over
+//! What a plugin or an automation may ask of the daemon while it works: the methods that `plugins.grants` and
+//! `automations.grants` name, each within its limits. It runs no plugin and reads no frames; whoever does hands calls over
 //! here and the answers back. The grants come with each call, so that a reload counts at once.
 
 mod address;
@@ -41,10 +41,34 @@ const QUERIES_MAX: usize = 4;
 /// The methods.
 const METHODS: &str = "ledger.query, llm, search, send, fetch";
 
+/// What calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CallerKind {
+    Plugin,
+    Automation,
+}
+
+impl CallerKind {
+    pub(super) fn noun(self) -> &'static str {
+        match self {
+            Self::Plugin => "plugin",
+            Self::Automation => "automation",
+        }
+    }
+
+    pub(super) fn with_article(self) -> &'static str {
+        match self {
+            Self::Plugin => "a plugin",
+            Self::Automation => "an automation",
+        }
+    }
+}
+
 /// Who calls, what it may, and about which request.
 #[derive(Debug, Clone)]
 pub struct Caller {
-    /// The plugin's name, as in `plugins.grants`.
+    pub kind: CallerKind,
+    /// Its name, as in `plugins.grants` or `automations.grants`.
     pub plugin: String,
     pub grants: Arc<[Grant]>,
     /// `None` for an automation that no request woke.
@@ -100,7 +124,15 @@ impl Caller {
     }
 
     fn not_granted(&self, grant: &Grant) -> CallError {
-        CallError::NotGranted { plugin: self.plugin.clone(), grant: grant.to_string() }
+        CallError::NotGranted { kind: self.kind, plugin: self.plugin.clone(), grant: grant.to_string() }
+    }
+
+    /// Its name among all that call. No plugin's has a `~`, so that none can speak in an automation's name.
+    fn who(&self) -> String {
+        match self.kind {
+            CallerKind::Plugin => self.plugin.clone(),
+            CallerKind::Automation => format!("automation~{}", self.plugin),
+        }
     }
 }
 
@@ -108,9 +140,10 @@ impl Caller {
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
     #[error(
-        "`{grant}` is not granted to plugin `{plugin}`; to grant it, write in nex.yaml: `plugins: {{ grants: {{ {plugin}: [ \"{grant}\" ] }} }}`"
+        "`{grant}` is not granted to {noun} `{plugin}`; to grant it, write in nex.yaml: `{noun}s: {{ grants: {{ {plugin}: [ \"{grant}\" ] }} }}`",
+        noun = .kind.noun()
     )]
-    NotGranted { plugin: String, grant: String },
+    NotGranted { kind: CallerKind, plugin: String, grant: String },
     #[error("`{field}` {problem}")]
     Params { field: String, problem: String },
     #[error("{0}")]
@@ -169,7 +202,7 @@ impl Calls {
     /// # Errors
     /// [`CallError`].
     pub async fn call(&self, caller: &Caller, method: &str, params: Value) -> Result<Value, CallError> {
-        let _room = self.enter(&caller.plugin)?;
+        let _room = self.enter(&caller.who())?;
         let answer = match panics::caught(self.answer(caller, method, params)).await {
             Ok(answer) => answer?,
             Err(panicked) => return Err(CallError::failed("carry out the call", panicked)),
@@ -189,7 +222,7 @@ impl Calls {
             }
             "llm" => {
                 caller.needs(&Grant::Llm)?;
-                llm::call(&self.settings.load_full(), &caller.plugin, params).await
+                llm::call(&self.settings.load_full(), &caller.who(), params).await
             }
             "search" => {
                 caller.needs(&Grant::Search)?;
@@ -204,7 +237,7 @@ impl Calls {
         }
     }
 
-    /// Takes a place among the plugin's calls. Who calls faster than it waits for answers is told so:
+    /// Takes a place among the caller's calls. Who calls faster than it waits for answers is told so:
     /// calls that queue up here would have no bound.
     fn enter(&self, plugin: &str) -> Result<OwnedSemaphorePermit, CallError> {
         let room = {

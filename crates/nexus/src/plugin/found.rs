@@ -9,9 +9,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// What a script's file can end in; the first that exists is the plugin.
-const SCRIPTS: [&str; 2] = ["ts", "js"];
+pub(super) const SCRIPTS: [&str; 2] = ["ts", "js"];
 /// Entries of the plugins' directory, and files of one plugin's, that are looked at.
-const ENTRIES_MAX: usize = 1000;
+pub(super) const ENTRIES_MAX: usize = 1000;
 /// Largest `plugin.yaml` that is read; the parser's own limit is lower.
 const FILE_BYTES_MAX: u64 = 2 * 1024 * 1024;
 
@@ -89,7 +89,7 @@ pub(super) fn stamp(directory: &Path, name: &str) -> Stamp {
     Stamp(marks)
 }
 
-fn script(directory: &Path, name: &str) -> Option<PathBuf> {
+pub(super) fn script(directory: &Path, name: &str) -> Option<PathBuf> {
     SCRIPTS.iter().map(|end| directory.join(format!("{name}.{end}"))).find(|path| path.is_file())
 }
 

@@ -8,16 +8,26 @@ use std::time::Duration;
 
 /// Longest line that a plugin may write, in bytes.
 pub(super) const LINE_BYTES_MAX: usize = 1024 * 1024;
+/// What an automation is called at.
+const HANDLER: &str = "handler";
 /// Longest text of an error that is kept, in characters.
 const ERROR_CHARS_MAX: usize = 2000;
 
-/// What a script's host says of the script, before anything else.
+/// What a script's host says of the script, before anything else: of a plugin, or of an automation.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub(super) struct Ready {
     pub(super) name: String,
     #[serde(default = "default_priority")]
     pub(super) priority: i64,
+    #[serde(default)]
     pub(super) hooks: Vec<Hook>,
+    pub(super) description: Option<String>,
+    /// As the file has them.
+    #[serde(default)]
+    pub(super) triggers: Value,
+    /// It has a state.
+    #[serde(default)]
+    pub(super) remembers: bool,
 }
 
 fn default_priority() -> i64 {
@@ -32,6 +42,8 @@ pub(super) enum Reply {
         reason: Option<String>,
     },
     Patch(Value),
+    /// What an automation's handler returned.
+    Returned(Value),
     /// It threw.
     Error(String),
     /// An answer that is none.
@@ -61,9 +73,17 @@ pub(super) enum Up {
     },
 }
 
+/// A line, and whose it is where several share the process.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Frame {
+    pub(super) guest: Option<u64>,
+    pub(super) up: Up,
+}
+
 /// All keys that a line can have.
 #[derive(Debug, Deserialize)]
 struct Line {
+    guest: Option<u64>,
     ready: Option<Ready>,
     fatal: Option<Thrown>,
     log: Option<Log>,
@@ -72,6 +92,7 @@ struct Line {
     result: Option<Value>,
     reason: Option<String>,
     patch: Option<Value>,
+    returned: Option<Value>,
     error: Option<String>,
     file: Option<String>,
     line: Option<u64>,
@@ -101,8 +122,12 @@ struct Log {
 ///
 /// # Errors
 /// What is wrong with it.
-pub(super) fn read(line: &[u8]) -> Result<Up, String> {
+pub(super) fn read(line: &[u8]) -> Result<Frame, String> {
     let line: Line = serde_json::from_slice(line).map_err(|error| format!("not a frame: {error}"))?;
+    Ok(Frame { guest: line.guest, up: up(line)? })
+}
+
+fn up(line: Line) -> Result<Up, String> {
     if let Some(ready) = line.ready {
         return Ok(Up::Ready(ready));
     }
@@ -124,6 +149,9 @@ pub(super) fn read(line: &[u8]) -> Result<Up, String> {
 fn reply(line: Line) -> Reply {
     if let Some(message) = line.error {
         return Reply::Error(thrown(&message, line.file.as_deref(), line.line, line.column));
+    }
+    if let Some(returned) = line.returned {
+        return Reply::Returned(returned);
     }
     match (line.patch, line.result) {
         (Some(patch), None) => Reply::Patch(patch),
@@ -161,11 +189,33 @@ pub(super) fn call(id: u64, hook: Hook, request: Value, deadline: Duration, erro
 }
 
 /// The answer to what a plugin asked for.
-pub(super) fn answer(number: u64, result: Result<Value, String>) -> Vec<u8> {
-    match result {
-        Ok(result) => to_line(&json!({ "call": number, "result": result })),
-        Err(error) => to_line(&json!({ "call": number, "error": error })),
+pub(super) fn answer(guest: Option<u64>, number: u64, result: Result<Value, String>) -> Vec<u8> {
+    let mut frame = match result {
+        Ok(result) => json!({ "call": number, "result": result }),
+        Err(error) => json!({ "call": number, "error": error }),
+    };
+    if let Some(guest) = guest {
+        frame["guest"] = guest.into();
     }
+    to_line(&frame)
+}
+
+/// Has a guest loaded from the text of its file.
+pub(super) fn load(guest: u64, name: &str, file: &str, source: &str) -> Vec<u8> {
+    to_line(&json!({ "guest": guest, "load": { "name": name, "file": file, "source": source } }))
+}
+
+/// Has a guest forgotten.
+pub(super) fn unload(guest: u64) -> Vec<u8> {
+    to_line(&json!({ "guest": guest, "unload": true }))
+}
+
+/// The call of a guest's handler.
+pub(super) fn advise(guest: u64, id: u64, context: Value, deadline: Duration) -> Vec<u8> {
+    let deadline_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+    let mut frame = json!({ "guest": guest, "id": id, "hook": HANDLER, "deadline_ms": deadline_ms });
+    frame["request"] = context;
+    to_line(&frame)
 }
 
 fn to_line(frame: &Value) -> Vec<u8> {
@@ -178,7 +228,7 @@ mod tests {
     use super::*;
 
     fn answer_of(line: &str) -> Reply {
-        let heard = read(line.as_bytes()).unwrap();
+        let heard = read(line.as_bytes()).unwrap().up;
         let Up::Answer { id: 7, reply } = heard else { panic!("not an answer to 7: {heard:?}") };
         reply
     }
@@ -197,12 +247,25 @@ mod tests {
 
     #[test]
     fn other_frames_are_read() {
-        let ready = read(br#"{"ready":{"name":"tags","hooks":["onError"]}}"#).unwrap();
-        assert_eq!(ready, Up::Ready(Ready { name: "tags".to_owned(), priority: 100, hooks: vec![Hook::OnError] }));
-        assert_eq!(read(br#"{"fatal":{"message":"no","file":"x.ts","line":1}}"#).unwrap(), Up::Fatal("x.ts:1: no".to_owned()));
-        assert!(matches!(read(br#"{"log":{"level":"info","message":"hi"}}"#).unwrap(), Up::Log { .. }));
-        let call = read(br#"{"call":3,"id":7,"method":"llm","params":{"prompt":"x"}}"#).unwrap();
+        let up = |line: &[u8]| read(line).unwrap().up;
+        let ready = up(br#"{"ready":{"name":"tags","hooks":["onError"]}}"#);
+        let (hooks, triggers) = (vec![Hook::OnError], Value::Null);
+        let expected = Ready { name: "tags".to_owned(), priority: 100, hooks, description: None, triggers, remembers: false };
+        assert_eq!(ready, Up::Ready(expected));
+        assert_eq!(up(br#"{"fatal":{"message":"no","file":"x.ts","line":1}}"#), Up::Fatal("x.ts:1: no".to_owned()));
+        assert!(matches!(up(br#"{"log":{"level":"info","message":"hi"}}"#), Up::Log { .. }));
+        let call = up(br#"{"call":3,"id":7,"method":"llm","params":{"prompt":"x"}}"#);
         assert_eq!(call, Up::Call { number: 3, id: Some(7), method: "llm".to_owned(), params: json!({ "prompt": "x" }) });
+    }
+
+    #[test]
+    fn frames_of_guests_say_whose_they_are() {
+        let frame = read(br#"{"guest":4,"id":7,"returned":{"fire":true}}"#).unwrap();
+        let reply = Reply::Returned(json!({ "fire": true }));
+        assert_eq!(frame, Frame { guest: Some(4), up: Up::Answer { id: 7, reply } });
+        let ready = read(br#"{"guest":4,"ready":{"name":"x","description":null,"triggers":{"event":{}},"remembers":true}}"#).unwrap();
+        assert!(matches!(ready.up, Up::Ready(Ready { remembers: true, description: None, .. })), "{ready:?}");
+        assert_eq!(read(br#"{"id":7,"result":"skip"}"#).unwrap().guest, None);
     }
 
     #[test]

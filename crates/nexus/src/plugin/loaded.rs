@@ -1,7 +1,7 @@
 //! One plugin that was loaded: its child, its circuit, and how it is called. What a call's answer does
 //! to a request, others decide.
 
-use super::calls::{CallerRequest, Calls};
+use super::calls::{CallerKind, CallerRequest, Calls};
 use super::found::{Found, Kind};
 use super::frame::{self, Reply};
 use super::large::{self, Files};
@@ -114,6 +114,8 @@ pub(super) enum Fault {
     Told { hook: Hook },
     #[error("it gave no answer within {limit_ms} ms and was killed")]
     TimedOut { limit_ms: u128 },
+    #[error("it gave no answer within {limit_ms} ms")]
+    Late { limit_ms: u128 },
     #[error("its process ended before it answered")]
     Died,
     #[error("its process does not run: {0}")]
@@ -127,12 +129,17 @@ pub(super) enum Fault {
 }
 
 impl Fault {
+    /// A plugin answers as only automations do.
+    pub(super) fn returned() -> Self {
+        Self::Nonsense("`returned` is for automations".to_owned())
+    }
+
     /// The word for metrics.
-    fn word(&self) -> &'static str {
+    pub(super) fn word(&self) -> &'static str {
         match self {
             Self::Threw(_) => "error",
             Self::Nonsense(_) | Self::Patch(_) | Self::Told { .. } => "invalid",
-            Self::TimedOut { .. } => "timeout",
+            Self::TimedOut { .. } | Self::Late { .. } => "timeout",
             Self::Died | Self::Down(_) => "down",
             Self::Open => "open",
             Self::OutOfTime | Self::Unasked(_) => "unasked",
@@ -140,10 +147,10 @@ impl Fault {
     }
 
     /// Whether it is the plugin's own: one that opens its circuit.
-    fn counts(&self) -> bool {
+    pub(super) fn counts(&self) -> bool {
         match self {
             Self::Threw(_) | Self::Nonsense(_) | Self::Patch(_) | Self::Told { .. } => true,
-            Self::TimedOut { .. } | Self::Died | Self::Down(_) => true,
+            Self::TimedOut { .. } | Self::Late { .. } | Self::Died | Self::Down(_) => true,
             Self::Open | Self::OutOfTime | Self::Unasked(_) => false,
         }
     }
@@ -301,13 +308,8 @@ impl Plugin {
 
     /// What its processes have in common.
     pub(super) fn desk(&self) -> Desk {
-        Desk {
-            plugin: self.name.clone(),
-            grants: self.grants.subscribe(),
-            calls: self.calls.clone(),
-            standing: self.standing.clone(),
-            ignored: self.figures.ignored.clone(),
-        }
+        let (grants, standing) = (self.grants.subscribe(), self.standing.clone());
+        Desk::new(CallerKind::Plugin, self.name.clone(), grants, self.calls.clone(), standing, self.figures.ignored.clone())
     }
 
     /// Calls one hook, within the plugin's own time and `left`. Its outcome is to be given to
@@ -337,6 +339,7 @@ impl Plugin {
         let answer = answer.and_then(|reply| match reply {
             Reply::Error(message) => Err(Fault::Threw(message)),
             Reply::Nonsense(what) => Err(Fault::Nonsense(what)),
+            Reply::Returned(_) => Err(Fault::returned()),
             reply @ (Reply::Continue | Reply::Skip { .. } | Reply::Patch(_)) => Ok(reply),
         });
         (Some(leave), answer)

@@ -2,7 +2,7 @@
 
 use super::found::{Found, Kind};
 use super::loaded::Plugin;
-use super::session::Session;
+use super::session::{Desks, Session};
 use crate::environment;
 use crate::keeper::{Process, SpawnSpec, Stdin};
 use crate::supervisor::{self, BoxFuture, NotReady};
@@ -66,7 +66,7 @@ impl supervisor::Program for Program {
 
     fn attach(&self, process: &mut Process, exited: CancellationToken) -> JoinHandle<()> {
         let plugin = self.plugin.upgrade();
-        let session = plugin.as_ref().and_then(|plugin| Session::new(process, plugin.desk()));
+        let session = plugin.as_ref().and_then(|plugin| Session::new(process, Desks::one(plugin.desk())));
         let (plugin, child) = (self.plugin.clone(), self.child.clone());
         tokio::spawn(async move {
             let Some((session, pipes)) = session else { return };

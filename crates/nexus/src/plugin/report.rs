@@ -75,11 +75,7 @@ pub(super) fn of_slot(name: &str, slot: &Slot, grants: Vec<String>) -> PluginRep
         timeout_ms: declared.map(|declared| u64::try_from(declared.timeout.as_millis()).unwrap_or(u64::MAX)),
         on_error: declared.map(|declared| declared.on_error.as_str()),
         grants,
-        circuit: match circuit {
-            CircuitState::Closed { .. } => "closed",
-            CircuitState::Open { .. } => "open",
-            CircuitState::HalfOpen { .. } => "half_open",
-        },
+        circuit: circuit_word(circuit),
         calls: count(&figures.calls),
         errors: count(&figures.errors),
         dropped: count(&figures.dropped),
@@ -114,7 +110,15 @@ fn problem(
     refused.map(|why| format!("its new version does not load, the one before goes on: {why}"))
 }
 
-fn word(phase: Phase) -> &'static str {
+pub(super) fn circuit_word(circuit: CircuitState) -> &'static str {
+    match circuit {
+        CircuitState::Closed { .. } => "closed",
+        CircuitState::Open { .. } => "open",
+        CircuitState::HalfOpen { .. } => "half_open",
+    }
+}
+
+pub(super) fn word(phase: Phase) -> &'static str {
     match phase {
         Phase::Stopped => "stopped",
         Phase::Starting => "starting",

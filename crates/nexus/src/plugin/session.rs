@@ -2,8 +2,9 @@
 //! what it asks for. It decides nothing about the plugin; when the process can't be talked with any
 //! more it is killed, and who waits is told.
 
-use super::calls::{Caller, CallerRequest, Calls};
-use super::frame::{self, LINE_BYTES_MAX, Ready, Reply, Up};
+use super::calls::{Caller, CallerKind, CallerRequest, Calls};
+use super::frame::{self, Frame, LINE_BYTES_MAX, Ready, Reply, Up};
+use crate::clock;
 use crate::framing::{Framing, Piece};
 use crate::keeper::{Killer, Process};
 use crate::stderr::log_errors;
@@ -11,7 +12,7 @@ use arc_swap::ArcSwapOption;
 use nexus_core::config::Grant;
 use nexus_core::ids::ChildId;
 use serde_json::Value;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -54,15 +55,66 @@ pub(super) enum Standing {
     Fatal(String),
 }
 
-/// What stays the same for all processes of a plugin.
-#[derive(Debug, Clone)]
+/// What one plugin or automation is to its process: who calls, what it may, and what is known of it.
+#[derive(Debug)]
 pub(super) struct Desk {
-    pub(super) plugin: Arc<str>,
-    pub(super) grants: watch::Receiver<Arc<[Grant]>>,
-    pub(super) calls: Arc<ArcSwapOption<Calls>>,
-    pub(super) standing: watch::Sender<Standing>,
+    kind: CallerKind,
+    plugin: Arc<str>,
+    grants: watch::Receiver<Arc<[Grant]>>,
+    calls: Arc<ArcSwapOption<Calls>>,
+    standing: watch::Sender<Standing>,
     /// Answers that nobody waited for any more, and lines that were no frames.
-    pub(super) ignored: Arc<AtomicU64>,
+    ignored: Arc<AtomicU64>,
+    log: Mutex<Log>,
+}
+
+impl Desk {
+    pub(super) fn new(
+        kind: CallerKind,
+        plugin: Arc<str>,
+        grants: watch::Receiver<Arc<[Grant]>>,
+        calls: Arc<ArcSwapOption<Calls>>,
+        standing: watch::Sender<Standing>,
+        ignored: Arc<AtomicU64>,
+    ) -> Self {
+        let log = Mutex::new(Log::new(plugin.clone()));
+        Self { kind, plugin, grants, calls, standing, ignored, log }
+    }
+
+    fn log(&self, level: &str, text: &str) {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).line(level, text);
+    }
+}
+
+/// Those that share a process, by their numbers.
+pub(super) type Guests = Mutex<BTreeMap<u64, Arc<Desk>>>;
+
+/// Whose frames a process writes.
+#[derive(Debug, Clone)]
+pub(super) struct Desks {
+    /// The plugin's, or the host's own.
+    own: Arc<Desk>,
+    guests: Option<Arc<Guests>>,
+}
+
+impl Desks {
+    /// A process with one plugin.
+    pub(super) fn one(desk: Desk) -> Self {
+        Self { own: Arc::new(desk), guests: None }
+    }
+
+    /// A process that several share; `own` is for what is none of theirs.
+    pub(super) fn many(own: Desk, guests: Arc<Guests>) -> Self {
+        Self { own: Arc::new(own), guests: Some(guests) }
+    }
+
+    /// `None` for a guest that is gone, or never was.
+    fn of(&self, guest: Option<u64>) -> Option<Arc<Desk>> {
+        match (guest, &self.guests) {
+            (Some(guest), Some(guests)) => guests.lock().unwrap_or_else(PoisonError::into_inner).get(&guest).cloned(),
+            (None, _) | (Some(_), None) => Some(self.own.clone()),
+        }
+    }
 }
 
 /// A call that waits for its answer.
@@ -72,16 +124,27 @@ struct Waiting {
     request: Option<CallerRequest>,
 }
 
+/// What a plugin asks for.
+struct Asked {
+    guest: Option<u64>,
+    number: u64,
+    id: Option<u64>,
+    method: String,
+    params: Value,
+}
+
 /// One process.
 #[derive(Debug)]
 pub(super) struct Session {
-    desk: Desk,
+    desks: Desks,
     down: mpsc::Sender<Vec<u8>>,
     waiting: Mutex<HashMap<u64, Waiting>>,
     killer: Killer,
     gone: CancellationToken,
     /// Room for what it asks for.
     room: Arc<Semaphore>,
+    /// When it last wrote anything, in monotonic ms.
+    heard_ms: AtomicU64,
 }
 
 /// The ends of a process's pipes, and what is to be written.
@@ -107,11 +170,11 @@ impl Drop for Waits<'_> {
 
 impl Session {
     /// Takes the pipes of a process that was started with a piped stdin; `None` when it has none.
-    pub(super) fn new(process: &mut Process, desk: Desk) -> Option<(Arc<Self>, Pipes)> {
+    pub(super) fn new(process: &mut Process, desks: Desks) -> Option<(Arc<Self>, Pipes)> {
         let (stdin, stdout, stderr) = (process.stdin.take()?, process.stdout.take()?, process.stderr.take()?);
         let (down, lines) = mpsc::channel(LINES_DOWN_MAX);
         let (waiting, gone, room) = (Mutex::default(), CancellationToken::new(), Arc::new(Semaphore::new(CALLS_MAX)));
-        let session = Self { desk, down, waiting, killer: process.killer(), gone, room };
+        let session = Self { desks, down, waiting, killer: process.killer(), gone, room, heard_ms: AtomicU64::new(0) };
         Some((Arc::new(session), Pipes { stdin, stdout, stderr, lines }))
     }
 
@@ -119,6 +182,24 @@ impl Session {
     pub(super) fn kill(&self, why: &str) {
         self.end();
         self.killer.kill(why);
+    }
+
+    /// Sends what has no answer; whether the process still takes anything.
+    pub(super) async fn tell(&self, line: Vec<u8>) -> bool {
+        tokio::select! {
+            sent = self.down.send(line) => sent.is_ok(),
+            () = self.gone.cancelled() => false,
+        }
+    }
+
+    /// Whether the process is gone, or isn't listened to any more.
+    pub(super) fn is_gone(&self) -> bool {
+        self.gone.is_cancelled()
+    }
+
+    /// Whether it wrote anything since `mono_ms`.
+    pub(super) fn was_heard_since(&self, mono_ms: u64) -> bool {
+        self.heard_ms.load(Ordering::Relaxed) >= mono_ms
     }
 
     /// Sends one call and waits for its answer until `deadline`.
@@ -169,7 +250,7 @@ impl Session {
             tokio::time::sleep(STDOUT_DEADLINE).await;
         });
         let (mut framing, mut chunk) = (Framing::new(LINE_BYTES_MAX), vec![0; CHUNK_BYTES]);
-        let (mut log, mut bad) = (Log::new(self.desk.plugin.clone()), 0);
+        let (own, mut bad) = (self.desks.own.clone(), 0);
         while bad < BAD_LINES_MAX {
             crate::torture::point("task.plugin");
             let got = tokio::select! {
@@ -179,52 +260,58 @@ impl Session {
             if got == 0 {
                 return;
             }
+            self.heard_ms.store(clock::mono_ms(), Ordering::Relaxed);
             framing.push(&chunk[..got], |piece| {
                 let heard = match piece {
-                    Piece::Line(line) => frame::read(line).map(|up| self.hear(up, &mut log)),
+                    Piece::Line(line) => frame::read(line).map(|frame| self.hear(frame)),
                     Piece::TooLong { bytes, .. } => Err(format!("a line of {bytes} bytes; {LINE_BYTES_MAX} may be written")),
                 };
                 if let Err(problem) = heard {
                     bad += 1;
-                    self.desk.ignored.fetch_add(1, Ordering::Relaxed);
-                    log.line("warn", &format!("wrote what can't be read: {problem}"));
+                    own.ignored.fetch_add(1, Ordering::Relaxed);
+                    own.log("warn", &format!("wrote what can't be read: {problem}"));
                 }
             });
         }
-        tracing::error!(plugin = %self.desk.plugin, lines = bad, "a plugin writes what can't be read; it is killed");
+        tracing::error!(plugin = %own.plugin, lines = bad, "a plugin writes what can't be read; it is killed");
     }
 
-    fn hear(self: &Arc<Self>, up: Up, log: &mut Log) {
+    fn hear(self: &Arc<Self>, Frame { guest, up }: Frame) {
+        // Of one that was unloaded meanwhile nobody wants to know anything.
+        let Some(desk) = self.desks.of(guest) else { return };
         match up {
-            Up::Ready(ready) => drop(self.desk.standing.send_replace(Standing::Ready(ready))),
+            Up::Ready(ready) => drop(desk.standing.send_replace(Standing::Ready(ready))),
             Up::Fatal(message) => {
-                tracing::error!(plugin = %self.desk.plugin, error = message, "a plugin can't be loaded");
-                self.desk.standing.send_replace(Standing::Fatal(message));
+                tracing::error!(plugin = %desk.plugin, error = message, "{} can't be loaded", desk.kind.with_article());
+                desk.standing.send_replace(Standing::Fatal(message));
             }
-            Up::Log { level, message } => log.line(&level, &message),
-            Up::Call { number, id, method, params } => self.dispatch(number, id, method, params),
+            Up::Log { level, message } => desk.log(&level, &message),
+            Up::Call { number, id, method, params } => self.dispatch(&desk, Asked { guest, number, id, method, params }),
             Up::Answer { id, reply } => {
                 let waiting = self.lock().remove(&id);
                 // Unknown, too late, or a second one.
                 if waiting.is_none_or(|waiting| waiting.answer.send(reply).is_err()) {
-                    self.desk.ignored.fetch_add(1, Ordering::Relaxed);
+                    desk.ignored.fetch_add(1, Ordering::Relaxed);
                 }
             }
         }
     }
 
     /// Has what the plugin asks for done, beside everything else.
-    fn dispatch(self: &Arc<Self>, number: u64, id: Option<u64>, method: String, mut params: Value) {
+    fn dispatch(self: &Arc<Self>, desk: &Desk, asked: Asked) {
+        let Asked { guest, number, id, method, mut params } = asked;
+        let refuse = |why: String| self.refuse(desk, guest, number, why);
         let request = match id.map(|id| (id, self.request_of(id))) {
             None => None,
             Some((_, Some(request))) => request,
-            Some((id, None)) => return self.refuse(number, format!("the call {id} of a hook is not under way")),
+            Some((id, None)) => return refuse(format!("the call {id} of a hook is not under way")),
         };
-        let Some(calls) = self.desk.calls.load_full() else { return self.refuse(number, "the daemon is starting or stopping".to_owned()) };
+        let Some(calls) = desk.calls.load_full() else { return refuse("the daemon is starting or stopping".to_owned()) };
         let Ok(room) = self.room.clone().try_acquire_owned() else {
-            return self.refuse(number, format!("{CALLS_MAX} calls wait for their answers; take some first"));
+            return refuse(format!("{CALLS_MAX} calls wait for their answers; take some first"));
         };
-        let caller = Caller { plugin: self.desk.plugin.as_ref().to_owned(), grants: self.desk.grants.borrow().clone(), request };
+        let (kind, plugin, grants) = (desk.kind, desk.plugin.as_ref().to_owned(), desk.grants.borrow().clone());
+        let caller = Caller { kind, plugin, grants, request };
         // Here, where the calls still are in their order: the tasks may overtake each other.
         caller.number(&method, &mut params);
         let this = self.clone();
@@ -235,7 +322,7 @@ impl Session {
                 () = this.gone.cancelled() => return,
             };
             // An error means that the process is gone, and its question with it.
-            this.down.send(frame::answer(number, result)).await.ok();
+            this.down.send(frame::answer(guest, number, result)).await.ok();
         });
     }
 
@@ -244,10 +331,10 @@ impl Session {
         self.lock().get(&id).map(|waiting| waiting.request.clone())
     }
 
-    fn refuse(&self, number: u64, why: String) {
-        if self.down.try_send(frame::answer(number, Err(why))).is_err() {
+    fn refuse(&self, desk: &Desk, guest: Option<u64>, number: u64, why: String) {
+        if self.down.try_send(frame::answer(guest, number, Err(why))).is_err() {
             // It doesn't read what it asked for.
-            self.desk.ignored.fetch_add(1, Ordering::Relaxed);
+            desk.ignored.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -270,7 +357,8 @@ async fn write(mut stdin: pipe::Sender, mut lines: mpsc::Receiver<Vec<u8>>) {
     }
 }
 
-/// What one process logs, bounded in length and rate.
+/// What a plugin logs, bounded in length and rate.
+#[derive(Debug)]
 struct Log {
     plugin: Arc<str>,
     since: Instant,

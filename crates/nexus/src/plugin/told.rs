@@ -106,6 +106,7 @@ async fn call(plugin: &Plugin, told: Told) {
             tracing::debug!(plugin = %plugin.name, hook = ask.hook.as_str(), "it is told and not asked here: its `skip` is left out");
             Ok(judge::word(&reply))
         }
+        Reply::Returned(_) => Err(Fault::returned()),
         reply @ (Reply::Continue | Reply::Error(_) | Reply::Nonsense(_)) => Ok(judge::word(&reply)),
     });
     plugin.settle(&ask, leave, began.elapsed(), judged.as_ref().copied());

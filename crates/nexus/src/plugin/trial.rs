@@ -1,12 +1,13 @@
 //! `nexus plugin test`: a plugin's process on its own, called with a request that was made for it. What
 //! it answers is told, and changes nothing.
 
+use super::calls::CallerKind;
 use super::found::Kind;
 use super::frame::{self, Reply};
 use super::judge;
-use super::loaded::Sees;
+use super::loaded::{Fault, Sees};
 use super::loader::{LOAD_LIMIT, Loader};
-use super::session::{Desk, Lost, Session, Standing};
+use super::session::{Desk, Desks, Lost, Session, Standing};
 use super::{caller, process};
 use crate::clock;
 use crate::error_text::describe;
@@ -53,15 +54,10 @@ pub(super) async fn run(loader: &Loader, name: &str, event: Value, hook: Option<
     let mut process = spawned.map_err(|error| TrialError::Failed(describe(&error)))?;
     let standing = watch::Sender::new(Standing::Unsaid);
     let nothing: Arc<[Grant]> = Arc::from(Vec::new());
-    let desk = Desk {
-        plugin: name.into(),
-        // Nothing is granted: a test must not send or spend anything.
-        grants: watch::Sender::new(nothing).subscribe(),
-        calls: loader.calls.clone(),
-        standing: standing.clone(),
-        ignored: Arc::new(AtomicU64::new(0)),
-    };
-    let (session, pipes) = Session::new(&mut process, desk).ok_or_else(|| TrialError::Failed("it has no pipes".to_owned()))?;
+    // Nothing is granted: a test must not send or spend anything.
+    let grants = watch::Sender::new(nothing).subscribe();
+    let desk = Desk::new(CallerKind::Plugin, name.into(), grants, loader.calls.clone(), standing.clone(), Arc::new(AtomicU64::new(0)));
+    let (session, pipes) = Session::new(&mut process, Desks::one(desk)).ok_or_else(|| TrialError::Failed("it has no pipes".to_owned()))?;
     let exited = CancellationToken::new();
     let serving = tokio::spawn(session.clone().serve(child, pipes, exited.clone()));
     let outcome = async {
@@ -114,13 +110,14 @@ async fn call(session: &Session, wants: &Wants, hook: Hook, event: &Event, run_d
             }
             shown["patch"] = patch;
         }
+        Ok(Reply::Returned(_)) => shown["error"] = Fault::returned().to_string().into(),
         Ok(reply @ (Reply::Continue | Reply::Skip { .. })) => shown["result"] = judge::word(&reply).into(),
     }
     Ok(shown)
 }
 
 /// A request that has come all the way, with nothing but the event in it that matters.
-fn sample(event: Event) -> NexusRequest {
+pub(super) fn sample(event: Event) -> NexusRequest {
     let principal = PrincipalSection {
         type_: PrincipalType::Unknown,
         entity_id: None,

@@ -135,7 +135,7 @@ fn slow(limits: Limits) -> Trouble {
 
 fn begin(stage: &Stage, watchdog: &Watchdog, budget: Duration) {
     let deadline = Instant::now() + budget;
-    stage.begin(deadline);
+    stage.begin(deadline, budget);
     watchdog.expect_by(deadline);
 }
 
@@ -159,7 +159,7 @@ fn watch(runtime: &Runtime, stage: &Rc<Stage>, file: &Rc<str>) {
 type Loaded = (Persistent<Function<'static>>, Persistent<Function<'static>>, String);
 
 fn load(ctx: &Ctx<'_>, plugin: &Plugin, stage: &Rc<Stage>) -> rquickjs::Result<Loaded> {
-    let prelude = prelude(ctx, stage, &plugin.file)?;
+    let prelude = prelude(ctx, stage, plugin)?;
     let (module, evaluated) = Module::declare(ctx.clone(), &*plugin.file, plugin.source.as_str())?.eval()?;
     match evaluated.finish::<()>() {
         Err(rquickjs::Error::WouldBlock) => {
@@ -175,11 +175,11 @@ fn load(ctx: &Ctx<'_>, plugin: &Plugin, stage: &Rc<Stage>) -> rquickjs::Result<L
 }
 
 /// Evaluates the prelude, with the functions by which it speaks.
-fn prelude<'js>(ctx: &Ctx<'js>, stage: &Rc<Stage>, file: &Rc<str>) -> rquickjs::Result<Object<'js>> {
+fn prelude<'js>(ctx: &Ctx<'js>, stage: &Rc<Stage>, plugin: &Plugin) -> rquickjs::Result<Object<'js>> {
     let mut options = EvalOptions::default();
     options.filename = Some(PRELUDE_NAME.to_owned());
     let prelude: Function<'js> = ctx.eval_with_options(PRELUDE, options)?;
-    let (heard, name) = (Rc::clone(stage), Rc::clone(file));
+    let (heard, name) = (Rc::clone(stage), Rc::clone(&plugin.file));
     let answer = Function::new(ctx.clone(), move |id: String, kind: String, first: String, second: String| {
         heard.answer(&id, &kind, first, second, &name);
     })?;
@@ -187,7 +187,8 @@ fn prelude<'js>(ctx: &Ctx<'js>, stage: &Rc<Stage>, file: &Rc<str>) -> rquickjs::
     let call = Function::new(ctx.clone(), move |id: String, method: String, params: String| heard.call(&id, method, &params))?;
     let heard = Rc::clone(stage);
     let log = Function::new(ctx.clone(), move |level: String, message: String| heard.log(level_of(&level), message))?;
-    let settings = json!({ "hooks": HOOKS, "calls_max": CALLS_OPEN_MAX, "chars_max": TEXT_CHARS_MAX }).to_string();
+    let kind = plugin.kind.noun();
+    let settings = json!({ "kind": kind, "hooks": HOOKS, "calls_max": CALLS_OPEN_MAX, "chars_max": TEXT_CHARS_MAX }).to_string();
     prelude.call((answer, call, log, settings))
 }
 

@@ -13,14 +13,6 @@ pub(super) const LINE_IN_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Longest line that is written.
 pub(super) const LINE_OUT_BYTES_MAX: usize = 1024 * 1024;
 
-/// What a plugin is, for the daemon. Its hooks in the order of the stages.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Manifest {
-    name: String,
-    priority: i64,
-    hooks: Vec<String>,
-}
-
 /// What the daemon wants.
 #[derive(Debug)]
 pub(super) enum Order<'a> {
@@ -74,8 +66,9 @@ fn words(error: &RawValue) -> String {
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub(super) enum Up<'a> {
+    /// What the file says of itself, as the prelude described it.
     Ready {
-        ready: &'a Manifest,
+        ready: &'a Value,
     },
     Fatal {
         fatal: &'a Trouble,
@@ -87,6 +80,10 @@ pub(super) enum Up<'a> {
     Patch {
         id: u64,
         patch: &'a Value,
+    },
+    Returned {
+        id: u64,
+        returned: &'a Value,
     },
     Error {
         id: u64,
@@ -115,18 +112,30 @@ pub(super) struct Log<'a> {
     pub(super) message: &'a str,
 }
 
+/// A frame of one automation among those that share the process.
+#[derive(Debug, Serialize)]
+struct OfGuest<'a> {
+    guest: u64,
+    #[serde(flatten)]
+    up: &'a Up<'a>,
+}
+
 impl<'a> Up<'a> {
     pub(super) fn error(id: u64, trouble: &'a Trouble) -> Self {
         Self::Error { id, error: &trouble.message, file: trouble.file.as_deref(), line: trouble.line, column: trouble.column }
     }
 
-    /// Appends the frame as a line.
+    /// Appends the frame as a line, with the number of whose it is where several share the process.
     ///
     /// # Errors
     /// Its length in bytes, when that is more than a line may have. Nothing is appended then.
-    pub(super) fn append(&self, lines: &mut Vec<u8>) -> Result<(), usize> {
+    pub(super) fn append(&self, guest: Option<u64>, lines: &mut Vec<u8>) -> Result<(), usize> {
         let before = lines.len();
-        serde_json::to_writer(&mut *lines, self).expect("a frame is plain data, and memory takes it");
+        let written = match guest {
+            None => serde_json::to_writer(&mut *lines, self),
+            Some(guest) => serde_json::to_writer(&mut *lines, &OfGuest { guest, up: self }),
+        };
+        written.expect("a frame is plain data, and memory takes it");
         let bytes = lines.len() - before;
         if bytes > LINE_OUT_BYTES_MAX {
             lines.truncate(before);
@@ -217,8 +226,18 @@ mod tests {
     fn a_frame_that_is_too_long_is_not_written() {
         let mut lines = b"before\n".to_vec();
         let patch = json!("x".repeat(LINE_OUT_BYTES_MAX));
-        assert!(Up::Patch { id: 1, patch: &patch }.append(&mut lines).unwrap_err() > LINE_OUT_BYTES_MAX);
-        Up::Result { id: 1, result: "skip" }.append(&mut lines).unwrap();
+        assert!(Up::Patch { id: 1, patch: &patch }.append(None, &mut lines).unwrap_err() > LINE_OUT_BYTES_MAX);
+        Up::Result { id: 1, result: "skip" }.append(None, &mut lines).unwrap();
         assert_eq!(lines, b"before\n{\"id\":1,\"result\":\"skip\"}\n");
+    }
+
+    #[test]
+    fn a_frame_of_a_guest_says_whose_it_is() {
+        let mut lines = Vec::new();
+        let returned = json!({ "fire": true });
+        Up::Returned { id: 1, returned: &returned }.append(Some(4), &mut lines).unwrap();
+        Up::error(2, &Trouble::new("boom")).append(Some(5), &mut lines).unwrap();
+        let expected = b"{\"guest\":4,\"id\":1,\"returned\":{\"fire\":true}}\n{\"guest\":5,\"id\":2,\"error\":\"boom\"}\n";
+        assert_eq!(String::from_utf8(lines).unwrap().as_bytes(), expected);
     }
 }

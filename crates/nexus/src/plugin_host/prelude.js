@@ -1,5 +1,5 @@
-// What stands between the host and a plugin, evaluated once in each runtime, before the plugin. It owns
-// what a plugin sees besides the language (`console`, `nexus`) and how a hook is called. It never decides
+// What stands between the host and a plugin or an automation, evaluated once in each runtime, before the file. It
+// owns what that sees besides the language (`console`, `nexus`) and how a hook or a handler is called. It never decides
 // about time, memory or length of frames: the host does. What it needs of the language it takes at once,
 // and then freezes the builtins, so that no plugin and no request can change them for later calls.
 (function (answer, call, log, settings) {
@@ -8,10 +8,14 @@
   const { defineProperty, freeze, getOwnPropertyDescriptor, getPrototypeOf } = Object;
   const { apply, ownKeys } = Reflect;
   const { then } = Promise.prototype;
-  const { hooks: HOOKS, calls_max: CALLS_MAX, chars_max: CHARS_MAX } = parse(settings);
+  const { kind: KIND, hooks: HOOKS, calls_max: CALLS_MAX, chars_max: CHARS_MAX } = parse(settings);
   const SHOWN_CHARS_MAX = 200;
   const PRIORITY = 100;
+  // The one hook of an automation.
+  const HANDLER = "handler";
+  const AUTOMATION_KEYS = ["name", "description", "triggers", "config", "state", HANDLER];
 
+  // What the file exports.
   let plugin;
   // The hook call whose turn it is. A turn is all that runs until the next line from the daemon.
   let current = "";
@@ -121,14 +125,44 @@
     }
   };
 
-  const load = (namespace, name) => {
-    const exported = namespace.plugin ?? namespace.default;
+  const exportedBy = (namespace, name) => {
+    const exported = namespace[KIND] ?? namespace.default;
     if (typeof exported !== "object" || exported === null) {
-      throw new Error("the file exports no plugin; write `export const plugin = { name, ... }`");
+      throw new Error(`the file exports no ${KIND}; write \`export const ${KIND} = { name, ... }\``);
     }
     if (exported.name !== name) {
-      throw new Error(`\`plugin.name\` is ${quoted(exported.name)}; it must be ${quoted(name)}, as the file is called`);
+      throw new Error(`\`${KIND}.name\` is ${quoted(exported.name)}; it must be ${quoted(name)}, as the file is called`);
     }
+    return exported;
+  };
+
+  // As JSON, which is all that leaves this runtime; undefined is null.
+  const plain = (key, value) => {
+    const text = stringify(value ?? null);
+    if (text === undefined) throw new Error(`\`automation.${key}\` has no JSON`);
+    return text;
+  };
+
+  const loadAutomation = (namespace, name) => {
+    const exported = exportedBy(namespace, name);
+    for (const key in exported) {
+      if (!AUTOMATION_KEYS.includes(key)) throw new Error(`\`automation.${key}\` is unknown; there are ${AUTOMATION_KEYS.join(", ")}`);
+    }
+    const { description, handler } = exported;
+    if (typeof handler !== "function") throw new Error("`automation.handler` must be a function");
+    if (description !== undefined && typeof description !== "string") throw new Error("`automation.description` must be a text");
+    const triggers = parse(plain("triggers", exported.triggers));
+    const remembers = exported.state !== undefined && exported.state !== null;
+    // Copied for each call, so that no call changes what the next one gets.
+    plain("config", exported.config);
+    plain("state", exported.state);
+    hooks.set(HANDLER, handler);
+    plugin = exported;
+    return stringify({ name, description: description ?? null, triggers, remembers });
+  };
+
+  const loadPlugin = (namespace, name) => {
+    const exported = exportedBy(namespace, name);
     const priority = exported.priority ?? PRIORITY;
     if (!Number.isSafeInteger(priority)) throw new Error(`\`plugin.priority\` is ${quoted(priority)}; it must be a whole number`);
     for (const key in exported) {
@@ -152,8 +186,25 @@
     answer(id, "failed", message, stack);
   };
 
+  // What an automation's handler is called with.
+  const contextOf = (text) => {
+    const { request, state } = parse(text);
+    const config = parse(plain("config", plugin.config));
+    return { request, config, state: state ?? parse(plain("state", plugin.state)) };
+  };
+
+  const advised = (id, value) => {
+    if (value === undefined || value === null) {
+      answer(id, "same", "", "");
+      return;
+    }
+    const text = typeof value === "object" ? stringify(value) : undefined;
+    if (text === undefined) throw new Error(`returned ${quoted(value)}; a handler returns nothing or an object`);
+    answer(id, "returned", text, "");
+  };
+
   // The baseline of a change is the request as this language writes it, not as it came: 1.0 becomes 1.
-  const returned = (id, request, text, value) => {
+  const changed = (id, request, text, value) => {
     if (value === "skip") {
       answer(id, "skip", "", "");
       return;
@@ -168,20 +219,29 @@
     else answer(id, "changed", before, after);
   };
 
+  // What a function of the file is called with, and what becomes of its value.
+  const callOfPlugin = (id, text, error) => {
+    const request = parse(text);
+    return { args: error === "" ? [request] : [request, parse(error)], take: (value) => changed(id, request, text, value) };
+  };
+  const callOfAutomation = (id, text) => ({ args: [contextOf(text)], take: (value) => advised(id, value) });
+  const isAutomation = KIND === "automation";
+  const callOf = isAutomation ? callOfAutomation : callOfPlugin;
+
   const run = (id, hook, text, error) => {
     current = id;
     try {
       const method = hooks.get(hook);
-      if (method === undefined) throw new Error(`the plugin has no hook \`${hook}\``);
-      const request = parse(text);
-      const value = apply(method, plugin, error === "" ? [request] : [request, parse(error)]);
+      if (method === undefined) throw new Error(`the ${KIND} has no hook \`${hook}\``);
+      const { args, take } = callOf(id, text, error);
+      const value = apply(method, plugin, args);
       if (!(value instanceof Promise)) {
-        returned(id, request, text, value);
+        take(value);
         return;
       }
       const resolved = (result) => {
         try {
-          returned(id, request, text, result);
+          take(result);
         } catch (thrown) {
           failed(id, thrown);
         }
@@ -213,5 +273,5 @@
     .filter((value) => typeof value === "function" && (value === Error || getPrototypeOf(value) === Error));
   for (const prototype of [Object.prototype, ...errors.map((error) => error.prototype)]) allowOverride(prototype);
   harden();
-  return { load, run, settle };
+  return { load: isAutomation ? loadAutomation : loadPlugin, run, settle };
 });

@@ -2,17 +2,19 @@
 //! open, how much time each has left, and what becomes of all when the runtime is of no use any more.
 
 use super::engine::{Ended, Engine};
-use super::frame::{Came, LINE_OUT_BYTES_MAX, Log, Manifest, Order, Up, parse, read_line};
+use super::frame::{Came, LINE_OUT_BYTES_MAX, Log, Order, Up, parse, read_line};
 use super::stage::{Said, Stage};
 use super::trouble::Trouble;
 use super::watchdog::Watchdog;
-use super::{Limits, Plugin, patch, say};
+use super::{Kind, Limits, Plugin, patch, say};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, Write};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+/// What is told of JavaScript that the watchdog has to end.
+const CAN_NOT_BE_ENDED: &str = "neither ended in its time nor could be interrupted; its process ended";
 /// Hook calls of one plugin that wait for their answers.
 const HOOKS_OPEN_MAX: usize = 1024;
 /// Written bytes for which memory is kept.
@@ -25,6 +27,8 @@ pub(super) enum Lost {
     Input(#[source] io::Error),
     #[error("failed to write to stdout")]
     Output(#[source] io::Error),
+    #[error("failed to confine the process")]
+    Confine(#[source] io::Error),
     /// The plugin can't be loaded; the daemon was told why.
     #[error("the plugin can't be loaded: {0}")]
     Plugin(String),
@@ -40,8 +44,11 @@ struct Open {
     until: Option<Instant>,
 }
 
-struct Host<W> {
+/// One plugin, or one automation among others, with its end of the conversation.
+pub(super) struct Host<W> {
     plugin: Plugin,
+    /// Its number among the automations of this process.
+    guest: Option<u64>,
     limits: Limits,
     watchdog: Rc<Watchdog>,
     stage: Rc<Stage>,
@@ -57,8 +64,14 @@ struct Host<W> {
 ///
 /// # Errors
 /// [`Lost`].
-pub(super) fn serve(plugin: Plugin, limits: Limits, watchdog: Watchdog, mut input: impl BufRead, output: impl Write) -> Result<(), Lost> {
-    let mut host = Host::load(plugin, limits, watchdog, output)?;
+pub(super) fn serve(
+    plugin: Plugin,
+    limits: Limits,
+    watchdog: Rc<Watchdog>,
+    mut input: impl BufRead,
+    output: impl Write,
+) -> Result<(), Lost> {
+    let mut host = Host::load(plugin, None, limits, watchdog, output)?;
     let mut line = Vec::new();
     loop {
         match read_line(&mut input, &mut line).map_err(Lost::Input)? {
@@ -73,39 +86,49 @@ pub(super) fn serve(plugin: Plugin, limits: Limits, watchdog: Watchdog, mut inpu
 ///
 /// # Errors
 /// Always: [`Lost::Plugin`], or that nobody could be told.
-pub(super) fn refuse<T>(trouble: &Trouble, mut output: impl Write) -> Result<T, Lost> {
+pub(super) fn refuse<T>(guest: Option<u64>, trouble: &Trouble, mut output: impl Write) -> Result<T, Lost> {
     let mut line = Vec::new();
-    if (Up::Fatal { fatal: trouble }).append(&mut line).is_ok() {
+    if (Up::Fatal { fatal: trouble }).append(guest, &mut line).is_ok() {
         output.write_all(&line).and_then(|()| output.flush()).map_err(Lost::Output)?;
     }
     Err(Lost::Plugin(trouble.message.clone()))
 }
 
 impl<W: Write> Host<W> {
-    fn load(plugin: Plugin, limits: Limits, watchdog: Watchdog, mut output: W) -> Result<Self, Lost> {
-        let (watchdog, stage) = (Rc::new(watchdog), Rc::new(Stage::new()));
+    /// Loads the file, and says so.
+    ///
+    /// # Errors
+    /// [`Lost`].
+    pub(super) fn load(plugin: Plugin, guest: Option<u64>, limits: Limits, watchdog: Rc<Watchdog>, mut output: W) -> Result<Self, Lost> {
+        let stage = Rc::new(Stage::new());
+        watchdog.blame(last_words(guest, &Up::Fatal { fatal: &Trouble::new(CAN_NOT_BE_ENDED) }));
         let (engine, manifest) = match Engine::start(&plugin, limits, &stage, &watchdog) {
             Ok(started) => started,
-            Err(trouble) => return refuse(&trouble, output),
+            Err(trouble) => return refuse(guest, &trouble, output),
         };
-        let manifest: Manifest = match serde_json::from_str(&manifest) {
+        let noun = plugin.kind.noun();
+        let manifest: Value = match serde_json::from_str(&manifest) {
             Ok(manifest) => manifest,
-            Err(error) => return refuse(&Trouble::new(format!("the plugin can't be described: {error}")), output),
+            Err(error) => return refuse(guest, &Trouble::new(format!("the {noun} can't be described: {error}")), output),
         };
         let mut lines = Vec::new();
-        if let Err(bytes) = (Up::Ready { ready: &manifest }).append(&mut lines) {
-            return refuse(&Trouble::new(format!("the plugin's description has {bytes} bytes")), output);
+        if let Err(bytes) = (Up::Ready { ready: &manifest }).append(guest, &mut lines) {
+            return refuse(guest, &Trouble::new(format!("the {noun}'s description has {bytes} bytes")), output);
         }
         output.write_all(&lines).and_then(|()| output.flush()).map_err(Lost::Output)?;
-        let mut host =
-            Self { plugin, limits, watchdog, stage, engine, open: BTreeMap::new(), calls: BTreeMap::new(), lines: Vec::new(), output };
+        let (open, calls, lines) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+        let mut host = Self { plugin, guest, limits, watchdog, stage, engine, open, calls, lines, output };
         // What it said while it was loaded.
         host.tell();
         host.flush()?;
         Ok(host)
     }
 
-    fn hear(&mut self, line: &[u8]) -> Result<(), Lost> {
+    /// Takes one line, and writes what comes of it.
+    ///
+    /// # Errors
+    /// [`Lost`].
+    pub(super) fn hear(&mut self, line: &[u8]) -> Result<(), Lost> {
         match parse(line) {
             Ok(Order::Hook { id, hook, request, error, deadline }) => self.hook(id, &hook, request, error.unwrap_or_default(), deadline)?,
             Ok(Order::Answer { call, outcome }) => self.answer(call, &outcome)?,
@@ -125,31 +148,40 @@ impl<W: Write> Host<W> {
         let allowed = deadline.unwrap_or(self.limits.call).min(self.limits.call);
         self.open.insert(id, Open { allowed, left: allowed, until: deadline.and_then(|deadline| now.checked_add(deadline)) });
         self.stage.open(id);
+        self.blame(id);
         let ended = self.engine.run(allowed, id, hook, request, error);
-        self.after_turn(id, now, ended)
+        self.after_turn(id, ended)
     }
 
     fn answer(&mut self, call: u64, outcome: &Result<&str, String>) -> Result<(), Lost> {
         // Unknown: it belonged to a runtime that is gone.
         let Some(id) = self.calls.remove(&call) else { return Ok(()) };
-        let now = Instant::now();
         // What a hook left running after its end may finish as well.
         let left = self.open.get(&id).map_or(self.limits.call, |open| open.left);
+        self.blame(id);
         let ended = self.engine.settle(left, id, call, outcome);
-        self.after_turn(id, now, ended)
+        self.after_turn(id, ended)
     }
 
-    fn after_turn(&mut self, id: u64, began: Instant, ended: Ended) -> Result<(), Lost> {
+    /// Whose turn it is, should the process have to end within it.
+    fn blame(&self, id: u64) {
+        if self.guest.is_some() {
+            self.watchdog.blame(last_words(self.guest, &Up::error(id, &Trouble::new(CAN_NOT_BE_ENDED))));
+        }
+    }
+
+    fn after_turn(&mut self, id: u64, ended: Ended) -> Result<(), Lost> {
+        let used = self.stage.used();
         let used_up = self.tell();
         if let Some(open) = self.open.get_mut(&id) {
-            open.left = open.left.saturating_sub(began.elapsed());
+            open.left = open.left.saturating_sub(used);
         }
         match ended {
             Ended::Well if used_up => self.begin_anew(),
             Ended::Well => Ok(()),
             Ended::Late => {
                 let allowed = self.open.get(&id).map_or(self.limits.call, |open| open.allowed);
-                self.fail(id, &late(allowed));
+                self.fail(id, &late(allowed, self.plugin.kind));
                 self.begin_anew()
             }
             Ended::Broken(trouble) => {
@@ -166,6 +198,7 @@ impl<W: Write> Host<W> {
             match said {
                 Said::Same { id } => self.close(id, &Up::Result { id, result: "continue" }),
                 Said::Skip { id } => self.close(id, &Up::Result { id, result: "skip" }),
+                Said::Returned { id, result } => self.give(id, &result),
                 Said::Changed { id, before, after } => self.change(id, &before, &after),
                 Said::Failed { id, trouble } => {
                     used_up |= trouble.is_memory();
@@ -180,12 +213,19 @@ impl<W: Write> Host<W> {
 
     /// The engine's words for memory that is used up say nothing of what follows.
     fn worded(&self, trouble: Trouble) -> Trouble {
-        if trouble.is_memory() { trouble.saying(self.limits.memory()) } else { trouble }
+        if trouble.is_memory() { trouble.saying(self.limits.memory(self.plugin.kind)) } else { trouble }
     }
 
     fn call(&mut self, call: u64, id: u64, method: &str, params: &Value) {
         self.calls.insert(call, id);
         self.push(&Up::Call { call, id, method, params });
+    }
+
+    fn give(&mut self, id: u64, result: &str) {
+        match serde_json::from_str::<Value>(result) {
+            Ok(returned) => self.close(id, &Up::Returned { id, returned: &returned }),
+            Err(error) => self.fail(id, &Trouble::new(format!("the handler returned no valid result: {error}"))),
+        }
     }
 
     fn change(&mut self, id: u64, before: &str, after: &str) {
@@ -212,7 +252,7 @@ impl<W: Write> Host<W> {
     fn close(&mut self, id: u64, answer: &Up<'_>) {
         self.stage.close(id);
         if self.open.remove(&id).is_some()
-            && let Err(bytes) = answer.append(&mut self.lines)
+            && let Err(bytes) = answer.append(self.guest, &mut self.lines)
         {
             self.push_error(id, &too_long(bytes));
         }
@@ -223,7 +263,7 @@ impl<W: Write> Host<W> {
     }
 
     fn push(&mut self, frame: &Up<'_>) {
-        if let Err(bytes) = frame.append(&mut self.lines) {
+        if let Err(bytes) = frame.append(self.guest, &mut self.lines) {
             say(format!("a frame of {bytes} bytes is too long and is left out"));
         }
     }
@@ -242,17 +282,19 @@ impl<W: Write> Host<W> {
 
     /// Throws the runtime away, with the plugin's state, and loads the plugin into a fresh one.
     fn begin_anew(&mut self) -> Result<(), Lost> {
-        let trouble = Trouble::new("the plugin began anew, since another of its hook calls took too long or too much memory");
+        let noun = self.plugin.kind.noun();
+        let trouble = Trouble::new(format!("the {noun} began anew, since another of its hook calls took too long or too much memory"));
         let others: Vec<u64> = self.open.keys().copied().collect();
         for id in others {
             self.fail(id, &trouble);
         }
         self.calls.clear();
+        self.watchdog.blame(last_words(self.guest, &Up::Fatal { fatal: &Trouble::new(CAN_NOT_BE_ENDED) }));
         match Engine::start(&self.plugin, self.limits, &self.stage, &self.watchdog) {
             Ok((engine, _)) => self.engine = engine,
             Err(trouble) => {
                 self.flush()?;
-                return refuse(&trouble, &mut self.output);
+                return refuse(self.guest, &trouble, &mut self.output);
             }
         }
         self.tell();
@@ -267,8 +309,17 @@ impl<W: Write> Host<W> {
     }
 }
 
-fn late(allowed: Duration) -> Trouble {
-    Trouble::new(format!("took longer than {} ms of JavaScript; the plugin begins anew, without its state", allowed.as_millis()))
+fn late(allowed: Duration, kind: Kind) -> Trouble {
+    Trouble::new(format!("took longer than {} ms of JavaScript; {}", allowed.as_millis(), kind.begins_anew()))
+}
+
+/// A line that is written if the process has to end; nothing for a plugin, which has the process to itself.
+fn last_words(guest: Option<u64>, frame: &Up<'_>) -> Vec<u8> {
+    let mut line = Vec::new();
+    if guest.is_some() && frame.append(guest, &mut line).is_err() {
+        line.clear(); // too long, which these never are
+    }
+    line
 }
 
 fn too_long(bytes: usize) -> Trouble {

@@ -25,6 +25,11 @@ pub(super) enum Said {
     Skip {
         id: u64,
     },
+    /// What an automation's handler returned, as JSON.
+    Returned {
+        id: u64,
+        result: String,
+    },
     /// The request before and after the hook, as JSON.
     Changed {
         id: u64,
@@ -65,6 +70,9 @@ pub(super) struct Stage {
     window: RefCell<Window>,
     calls: Cell<u64>,
     deadline: Cell<Option<Instant>>,
+    /// CPU time of this thread when JavaScript began, and what it may use.
+    began: Cell<Duration>,
+    budget: Cell<Duration>,
     late: Cell<bool>,
 }
 
@@ -77,23 +85,32 @@ impl Stage {
             window: RefCell::new(Window { began: Instant::now(), lines: 0, left_out: 0 }),
             calls: Cell::new(0),
             deadline: Cell::new(None),
+            began: Cell::new(Duration::ZERO),
+            budget: Cell::new(Duration::ZERO),
             late: Cell::new(false),
         }
     }
 
-    /// JavaScript begins to run, until `deadline`.
-    pub(super) fn begin(&self, deadline: Instant) {
+    /// JavaScript begins to run, for `budget` of CPU time, until `deadline` at the soonest.
+    pub(super) fn begin(&self, deadline: Instant, budget: Duration) {
         self.late.set(false);
         self.deadline.set(Some(deadline));
+        self.budget.set(budget);
+        self.began.set(cpu_time());
     }
 
     /// Whether its time is over. Once it was, it stays so until the next beginning: who catches the
-    /// interruption doesn't get more.
+    /// interruption doesn't get more. Time in which the machine did something else isn't its.
     pub(super) fn is_late(&self) -> bool {
-        if self.deadline.get().is_some_and(|deadline| Instant::now() >= deadline) {
+        if self.deadline.get().is_some_and(|deadline| Instant::now() >= deadline) && self.used() >= self.budget.get() {
             self.late.set(true);
         }
         self.late.get()
+    }
+
+    /// CPU time since JavaScript began.
+    pub(super) fn used(&self) -> Duration {
+        cpu_time().saturating_sub(self.began.get())
     }
 
     /// JavaScript has run; whether it took too long.
@@ -122,6 +139,7 @@ impl Stage {
         self.said.borrow_mut().push(match kind {
             "same" => Said::Same { id },
             "skip" => Said::Skip { id },
+            "returned" => Said::Returned { id, result: first },
             "changed" => Said::Changed { id, before: first, after: second },
             _ => Said::Failed { id, trouble: Trouble::thrown(first, &second, file) },
         });
@@ -189,6 +207,12 @@ impl Stage {
     }
 }
 
+/// What this thread has used of the CPU (clock_gettime(2)).
+fn cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -228,10 +252,12 @@ mod tests {
     fn late_stays_late_until_the_next_beginning() {
         let stage = Stage::new();
         assert!(!stage.is_late() && !stage.end());
-        stage.begin(Instant::now());
+        stage.begin(Instant::now(), Duration::ZERO);
         assert!(stage.is_late() && stage.is_late() && stage.end());
-        stage.begin(Instant::now() + WINDOW);
+        stage.begin(Instant::now() + WINDOW, Duration::ZERO);
         assert!(!stage.is_late() && !stage.end());
+        stage.begin(Instant::now(), WINDOW);
+        assert!(!stage.is_late() && !stage.end(), "it had no CPU");
     }
 
     #[test]

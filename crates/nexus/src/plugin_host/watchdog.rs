@@ -3,6 +3,7 @@
 //! the daemon starts another. It never interrupts what can be interrupted: the engine does.
 
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,6 +19,8 @@ struct State {
     until: Option<Instant>,
     /// Whether the thread waits to be woken, and not for a time.
     asleep: bool,
+    /// A line for the daemon, should this process have to end: what it ended for.
+    last_words: Vec<u8>,
 }
 
 #[derive(Debug, Default)]
@@ -28,7 +31,7 @@ struct Shared {
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
-        // The state is two plain values: whoever panicked left both whole.
+        // The state is plain values: whoever panicked left each whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -59,6 +62,11 @@ impl Watchdog {
         }
     }
 
+    /// What to tell the daemon if what runs next can't be ended.
+    pub(super) fn blame(&self, line: Vec<u8>) {
+        self.0.state().last_words = line;
+    }
+
     /// It is over.
     pub(super) fn rest(&self) {
         self.0.state().until = None;
@@ -77,12 +85,15 @@ fn watch(shared: &Shared) {
                 woken
             }
             Some(until) if until > now => shared.changed.wait_timeout(state, until - now).unwrap_or_else(PoisonError::into_inner).0,
-            Some(_) => give_up(),
+            Some(_) => give_up(&state.last_words),
         };
     }
 }
 
-fn give_up() -> ! {
+fn give_up(last_words: &[u8]) -> ! {
+    // Past the lock that the other thread holds: while JavaScript runs it writes nothing, so this is a line of its own.
+    // When stdout is gone the daemon is, too.
+    rustix::io::write(io::stdout().as_fd(), last_words).ok();
     // When stderr is gone nobody is left to tell.
     writeln!(io::stderr(), "plugin host: JavaScript neither ended in its time nor could be interrupted; the process ends").ok();
     std::process::abort();

@@ -24,16 +24,21 @@ pub struct Model {
 }
 
 impl Model {
-    /// Answers as many requests as there are replies; after that nobody listens.
+    /// Answers as many requests as there are replies; after that nobody listens. An empty reply leaves who asked waiting.
     pub fn start(replies: Vec<String>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let (address, asked) = (listener.local_addr().unwrap(), Arc::new(Mutex::new(Vec::new())));
         let kept = asked.clone();
         std::thread::spawn(move || {
+            let mut waiting = Vec::new();
             for reply in replies {
                 let Ok((mut socket, _)) = listener.accept() else { return };
                 let request = read(&mut socket);
                 kept.lock().unwrap().push(request);
+                if reply.is_empty() {
+                    waiting.push(socket);
+                    continue;
+                }
                 // The client may hang up while it is being answered: that is what some tests are about.
                 socket.write_all(reply.as_bytes()).unwrap_or_default();
             }

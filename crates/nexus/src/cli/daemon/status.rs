@@ -35,6 +35,7 @@ pub(crate) struct Status {
     pub(crate) deliveries: Deliveries,
     pub(crate) plugins: Vec<String>,
     pub(crate) plugin_details: Vec<Plugin>,
+    pub(crate) automations: Vec<Plugin>,
     pub(crate) timer: Timer,
     pub(crate) ledgers: BTreeMap<String, String>,
     pub(crate) kill_level: KillLevel,
@@ -259,7 +260,9 @@ fn render_more(status: &Status) -> String {
     }
     let plugins: String = status.plugin_details.iter().map(plugin).collect();
     let plugins = if plugins.is_empty() { plugins } else { format!("\n\nPlugins:{plugins}") };
-    format!("\n\nKill level: {level} ({meaning})\n  {}{plugins}", one_line(why, ERROR_CHARS_MAX))
+    let automations: String = status.automations.iter().map(plugin).collect();
+    let automations = if automations.is_empty() { automations } else { format!("\n\nAutomations:{automations}") };
+    format!("\n\nKill level: {level} ({meaning})\n  {}{plugins}{automations}", one_line(why, ERROR_CHARS_MAX))
 }
 
 fn plugin(plugin: &Plugin) -> String {

@@ -1,13 +1,17 @@
-//! `nexus.d.ts`: what a TypeScript plugin is written against, made from the types of the request and the list
-//! of hooks. What a plugin finds besides them (`nexus`, `console`) is text here. It describes only.
+//! `nexus.d.ts`: what a TypeScript plugin or automation is written against, made from the types of the request, of
+//! triggers and advice, and the list of hooks. What it finds besides them (`nexus`, `console`) is text here. It
+//! describes only.
 
 use crate::plugin_host::HOOKS;
+use nexus_core::automation::{Advice, Triggers};
 use nexus_core::request::NexusRequest;
+use schemars::SchemaGenerator;
 use serde_json::Value;
 
-const HEAD: &str = "// What a plugin of Nexus is written against. Written by `nexus __generate`; change the types, not this file.
+const HEAD: &str = "// What a plugin or an automation of Nexus is written against. Written by `nexus __generate`; change the types, not
+// this file.
 //
-// Put it beside your plugins, and use it with `import type { Plugin } from \"./nexus\"`. Useful in a
+// Put it beside yours, and use it with `import type { Plugin, Automation } from \"./nexus\"`. Useful in a
 // tsconfig.json: \"lib\": [\"es2023\"] (there is no DOM), \"erasableSyntaxOnly\": true, \"types\": [].
 
 ";
@@ -34,7 +38,33 @@ export interface Plugin {
 
 const TAIL: &str = "}
 
-/** Each call needs a grant, `plugins.grants` in nex.yaml, and is only possible while a hook runs. */
+/** What an automation's handler is called with. All of it is a copy: what counts is what the handler returns. */
+export interface AutomationContext {
+  /** As stage 3 left it. */
+  request: NexusRequest;
+  /** `config` of the file. */
+  config: any;
+  /** What it returned last as `state`; at first `state` of the file. */
+  state: any;
+}
+
+/** What an automation's file exports as `automation`, or as its default. */
+export interface Automation {
+  /** The file's name without its ending. */
+  name: string;
+  description?: string;
+  /** Which requests it is asked about; without them every one. */
+  triggers?: Triggers;
+  config?: any;
+  /** What it knows at first. One that has a state is asked about one event at a time. */
+  state?: any;
+  handler(ctx: AutomationContext): Advice | void | Promise<Advice | void>;
+}
+
+/**
+ * Each call needs a grant, `plugins.grants` or `automations.grants` in nex.yaml, and is only possible while a hook or a
+ * handler runs.
+ */
 export interface Nexus {
   ledger: {
     /** Reads a ledger, `events` if none is named. Grant: `ledger.query`. */
@@ -82,10 +112,11 @@ declare global {
 
 /// The whole file.
 pub(super) fn declarations() -> String {
-    let schema = schemars::schema_for!(NexusRequest).to_value();
+    let mut generator = SchemaGenerator::default();
+    // Called for what they leave in the generator.
+    drop((generator.subschema_for::<NexusRequest>(), generator.subschema_for::<Advice>(), generator.subschema_for::<Triggers>()));
     let mut page = HEAD.to_owned();
-    declare("NexusRequest", &schema, &mut page);
-    for (name, definition) in schema["$defs"].as_object().into_iter().flatten() {
+    for (name, definition) in generator.definitions() {
         declare(name, definition, &mut page);
     }
     page.push_str(PLUGIN_HEAD);
@@ -176,6 +207,14 @@ mod tests {
             "export type PeerKind = \"dm\" | \"group\" | \"channel\";\n",
             "  onError?(req: NexusRequest, error: StageError): Outcome | Promise<Outcome>;\n",
             "  const nexus: Nexus;\n",
+            "export interface Advice {\n",
+            "  fire?: boolean;\n",
+            "  reply?: string | null;\n",
+            "  state?: any;\n",
+            "export interface Triggers {\n",
+            "  event?: EventTrigger;\n",
+            "  channels?: Array<string>;\n",
+            "  handler(ctx: AutomationContext): Advice | void | Promise<Advice | void>;\n",
         ] {
             assert!(page.contains(part), "{part:?} is not in\n{page}");
         }

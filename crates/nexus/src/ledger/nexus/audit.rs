@@ -185,8 +185,8 @@ mod tests {
 
     fn deny(connection: &Connection, event_seq: i64, at: i64, epoch: i64) -> Claim {
         let (status, reason, trace) = (Status::Denied, None, String::new());
-        let audit = decided("deny", "second");
-        SettleRequest { event_seq, status, stage: "resolveAccess", reason, trace, audit, at, epoch }.apply(connection).unwrap()
+        let (audit, deliveries) = (decided("deny", "second"), Vec::new());
+        SettleRequest { event_seq, status, stage: "resolveAccess", reason, trace, audit, deliveries, at, epoch }.apply(connection).unwrap()
     }
 
     #[test]

@@ -4,6 +4,10 @@ use super::{Claim, next};
 use crate::ledger::writer::Weight;
 use rusqlite::{Connection, Row, params};
 
+/// What stands between the request's id and the automation's name in the key of a reply without a run. No plugin's
+/// name has a `~`.
+pub const REPLY_MARK: &str = ":reply~";
+
 /// A reply, or one chunk of it, committed with the run that made it.
 #[derive(Debug, Clone)]
 pub struct NewDelivery {
@@ -117,9 +121,9 @@ pub(super) fn from_row(row: &Row<'_>) -> rusqlite::Result<Delivery> {
 }
 
 impl Delivery {
-    /// A run made it; what plugins say besides is no part of an answer.
+    /// A run made it, or the automation that answered in place of one; what plugins say besides is no part of an answer.
     pub fn is_answer(&self) -> bool {
-        self.run_id.is_some()
+        self.run_id.is_some() || self.idempotency_key.contains(REPLY_MARK)
     }
 
     /// The lane in which one send at a time is under way: a retry never lets a later one pass.

@@ -60,6 +60,10 @@ const DROP_TURNS: &str = "UPDATE runs SET turn_json = NULL WHERE run_id IN (SELE
 const DROP_AUDIT: &str =
     "DELETE FROM access_audit WHERE event_seq IN (SELECT event_seq FROM access_audit WHERE at < ?1 ORDER BY at LIMIT ?2)";
 
+const DROP_RESULTS: &str = "DELETE FROM automation_results WHERE event_seq IN (SELECT r.event_seq FROM automation_results r
+  WHERE r.at < ?1 AND EXISTS (SELECT 1 FROM nexus_requests q WHERE q.event_seq = r.event_seq AND q.completed_at IS NOT NULL)
+  ORDER BY r.at LIMIT ?2)";
+
 impl BeginEpoch {
     pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Begun> {
         let epoch = next(connection, "epoch")?;
@@ -122,13 +126,14 @@ impl ReviveRequest {
     }
 }
 
-/// Forgets traces and the texts of finished runs that are old, whose rows themselves stay, and old rows of the audit.
+/// Forgets traces and the texts of finished runs that are old, whose rows themselves stay, old rows of the audit, and
+/// what automations said about events whose requests have ended long ago.
 #[derive(Debug, Clone)]
 pub struct Prune {
     /// Unix ms: traces of requests that ended before are dropped.
     pub traces_before: i64,
     /// Unix ms: turn texts of runs that ended before are dropped once the agents ledger has them; those of
-    /// interrupted runs it never gets.
+    /// interrupted runs it never gets. So is what automations said before.
     pub snapshots_before: i64,
     pub applied_finish_seq: i64,
     /// Unix ms: decisions that were made before are dropped.
@@ -142,7 +147,8 @@ impl Prune {
         let traces = connection.execute(DROP_TRACES, params![self.traces_before, self.rows_max])?;
         let turns = connection.execute(DROP_TURNS, params![self.snapshots_before, self.applied_finish_seq, self.rows_max])?;
         let audit = connection.execute(DROP_AUDIT, params![self.audit_before, self.rows_max])?;
-        Ok((traces + turns + audit) as u64)
+        let results = connection.execute(DROP_RESULTS, params![self.snapshots_before, self.rows_max])?;
+        Ok((traces + turns + audit + results) as u64)
     }
 }
 
@@ -196,7 +202,8 @@ mod tests {
     #[test]
     fn no_start_and_no_pruning_reads_a_whole_table() {
         let connection = ledger();
-        for sql in [MARK_SENDS, MARK_RUNS, MARK_REQUESTS, INTERRUPTED, TAKE_BACK, DROP_TRACES, DROP_TURNS, DROP_AUDIT] {
+        let all = [MARK_SENDS, MARK_RUNS, MARK_REQUESTS, INTERRUPTED, TAKE_BACK, DROP_TRACES, DROP_TURNS, DROP_AUDIT, DROP_RESULTS];
+        for sql in all {
             for step in crate::samples::plan(&connection, sql) {
                 assert!(!step.starts_with("SCAN") || step.contains("USING INDEX"), "{step} in {sql}");
             }

@@ -80,6 +80,8 @@ pub struct SettleRequest {
     pub trace: String,
     /// The decision of stage 3, if the request came that far.
     pub audit: Option<Audit>,
+    /// The answer of an automation, where there is one.
+    pub deliveries: Vec<NewDelivery>,
     pub at: i64,
     pub epoch: i64,
 }
@@ -102,6 +104,9 @@ impl SettleRequest {
         }
         if let Some(audit) = &self.audit {
             audit.insert(connection, self.event_seq, self.at)?;
+        }
+        for delivery in &self.deliveries {
+            delivery.insert(connection, self.epoch)?;
         }
         Ok(Claim::Done)
     }
@@ -319,7 +324,11 @@ impl Weight for Admit {
 
 impl Weight for SettleRequest {
     fn bytes(&self) -> usize {
-        self.trace.len() + self.audit.as_ref().map_or(0, Audit::bytes) + 128
+        let deliveries: usize = self.deliveries.iter().map(|delivery| delivery.content.len() + 256).sum();
+        self.trace.len() + self.audit.as_ref().map_or(0, Audit::bytes) + deliveries + 128
+    }
+    fn rows(&self) -> usize {
+        1 + self.deliveries.len()
     }
 }
 

@@ -1,6 +1,7 @@
 //! Requests of plugins against a real HTTP server on the loopback, and against the rules on where they may go.
 #![allow(clippy::unwrap_used)]
 
+use super::super::CallerKind;
 use super::super::address::Lookup;
 use super::*;
 use crate::supervisor::BoxFuture;
@@ -17,7 +18,7 @@ const SHORT: Duration = Duration::from_millis(200);
 
 fn caller(grants: &[&str]) -> Caller {
     let grants: Vec<Grant> = grants.iter().map(|grant| Grant::parse(grant).unwrap()).collect();
-    Caller { plugin: "p".to_owned(), grants: grants.into(), request: None }
+    Caller { kind: CallerKind::Plugin, plugin: "p".to_owned(), grants: grants.into(), request: None }
 }
 
 /// What the server does once it has sent its reply.

@@ -56,7 +56,7 @@ pub(super) async fn call(calls: &Calls, caller: &Caller, mut params: Value) -> R
 /// The key under which this message is said once: of its request and number, or else of the name that the
 /// caller gave it. Neither a plugin's name nor what is behind it has a `:` too many or a `/`.
 fn key(caller: &Caller, params: &mut Params) -> Result<String, CallError> {
-    let plugin = &caller.plugin;
+    let plugin = caller.who();
     let (n, key) = (params.take("n"), params.take("key"));
     match (&caller.request, n, key) {
         (Some(request), Some(n), None) => Ok(format!("{}:{plugin}:{}", request.request_id, number(&n)?)),

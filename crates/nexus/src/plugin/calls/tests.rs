@@ -149,7 +149,8 @@ async fn eventually(mut is_so: impl AsyncFnMut() -> bool) {
 
 /// A plugin that may do all that needs no host.
 pub(super) fn caller(request: Option<CallerRequest>) -> Caller {
-    Caller { plugin: "greeter".to_owned(), grants: vec![Grant::LedgerQuery, Grant::Llm, Grant::Search, Grant::Send].into(), request }
+    let grants = vec![Grant::LedgerQuery, Grant::Llm, Grant::Search, Grant::Send].into();
+    Caller { kind: CallerKind::Plugin, plugin: "greeter".to_owned(), grants, request }
 }
 
 /// A hook call about the request of event 1.

@@ -1,0 +1,90 @@
+//! How the automations are, for status, health and `nexus automation`.
+
+use super::super::report::{circuit_word, word};
+use super::super::session::Standing;
+use super::Slot;
+use super::one::Automation;
+use crate::supervisor::{ChildStatus, Phase};
+use nexus_core::automation::Triggers;
+use nexus_core::circuit::CircuitState;
+use nexus_core::config::Grant;
+use serde::Serialize;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// One automation as it stands.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct AutomationReport {
+    pub name: String,
+    pub status: &'static str,
+    /// Of the process of all.
+    pub pid: Option<u32>,
+    pub description: Option<String>,
+    pub triggers: Option<Triggers>,
+    /// It has a state.
+    pub remembers: bool,
+    pub grants: Vec<String>,
+    /// `closed`, `open` or `half_open`.
+    pub circuit: &'static str,
+    pub calls: u64,
+    pub errors: u64,
+    /// Answers that nobody waited for.
+    pub ignored: u64,
+    pub last_error: Option<String>,
+    /// What is wrong now, if anything is.
+    pub problem: Option<String>,
+}
+
+/// `status` is that of the process of all.
+pub(super) fn of(name: &str, slot: &Slot, status: Option<&ChildStatus>, grants: &[Grant]) -> AutomationReport {
+    let refused = slot.refused.as_ref().map(|(_, why)| why.as_str());
+    let grants = grants.iter().map(ToString::to_string).collect();
+    let Some(one) = &slot.automation else {
+        let problem = Some(format!("it does not load: {}", refused.unwrap_or("it was not looked at yet")));
+        let (name, status, circuit) = (name.to_owned(), "errored", "closed");
+        return AutomationReport { name, status, circuit, grants, problem, ..AutomationReport::default() };
+    };
+    let (declared, circuit, figures) = (one.declared(), one.circuit().state(), &one.figures);
+    let count = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
+    let last_error = figures.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    AutomationReport {
+        name: name.to_owned(),
+        status: status.map_or("stopped", |status| word(status.phase)),
+        pid: status.and_then(|status| status.pid),
+        description: declared.description,
+        triggers: Some(declared.triggers),
+        remembers: declared.remembers,
+        grants,
+        circuit: circuit_word(circuit),
+        calls: count(&figures.calls),
+        errors: count(&figures.errors),
+        ignored: count(&figures.ignored),
+        problem: problem(one, status, circuit, refused, last_error.as_deref()),
+        last_error,
+    }
+}
+
+/// One sentence without the automation's name.
+fn problem(
+    one: &Automation,
+    status: Option<&ChildStatus>,
+    circuit: CircuitState,
+    refused: Option<&str>,
+    last_error: Option<&str>,
+) -> Option<String> {
+    if let Standing::Fatal(message) = &*one.standing.borrow() {
+        return Some(format!("it does not load: {message}"));
+    }
+    let is_open = match circuit {
+        CircuitState::Closed { .. } => false,
+        CircuitState::Open { .. } | CircuitState::HalfOpen { .. } => true,
+    };
+    if is_open {
+        return Some(format!("it is not asked after too many errors in a row, the last: {}", last_error.unwrap_or("unknown")));
+    }
+    if let Some(status) = status.filter(|status| matches!(status.phase, Phase::Errored | Phase::Backoff)) {
+        let why = status.last_error.as_deref().unwrap_or("it ended");
+        return Some(format!("the process of the automations is {}: {why}", word(status.phase)));
+    }
+    refused.map(|why| format!("its new version does not load, the one before goes on: {why}"))
+}
