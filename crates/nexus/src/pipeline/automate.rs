@@ -74,7 +74,8 @@ impl Pipeline {
             return Ok(Part::Failed(format!("it was busy with other events for {} s", began.elapsed().as_secs())));
         };
         // The event before may have changed it.
-        let Recollection { state, disabled, .. } = if turn.is_some() { self.recollect(one.name(), request.event_seq).await? } else { known };
+        let Recollection { state, disabled, .. } =
+            if turn.is_some() { self.recollect(one.name(), request.event_seq).await? } else { known };
         if disabled {
             return Ok(Part::Silent);
         }
