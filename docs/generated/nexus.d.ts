@@ -1,6 +1,7 @@
-// What a plugin of Nexus is written against. Written by `nexus __generate`; change the types, not this file.
+// What a plugin or an automation of Nexus is written against. Written by `nexus __generate`; change the types, not
+// this file.
 //
-// Put it beside your plugins, and use it with `import type { Plugin } from "./nexus"`. Useful in a
+// Put it beside yours, and use it with `import type { Plugin, Automation } from "./nexus"`. Useful in a
 // tsconfig.json: "lib": ["es2023"] (there is no DOM), "erasableSyntaxOnly": true, "types": [].
 
 /** A request with one section per stage, as hooks see it and as its snapshot is kept. */
@@ -133,10 +134,28 @@ export interface TriggersSection {
   fired: number;
   handled: boolean;
   handled_by?: string | null;
+  /** The first automation that fired. */
+  fired_by?: string | null;
+  /** What those that fired ask the agent. */
+  context?: string | null;
+  /** The automations that were asked, in their order. */
+  results?: Array<AutomationTrace>;
   /** What the agent is told before the message. */
   enrichment?: string | null;
   /** The agent that answers, whatever the policy says. */
   routing_override?: string | null;
+}
+
+/** One automation's part in stage 4. */
+export interface AutomationTrace {
+  automation: string;
+  /** Milliseconds with fraction, by the monotonic clock. */
+  ms: number;
+  /** What it did: `fire`, `enrich`, `handled`, `reply`, `disable`, `state`. */
+  did?: Array<string>;
+  /** It said so about this event before, and was not asked again. */
+  repeated?: boolean;
+  error?: string | null;
 }
 
 /** Which agent answers, chosen by stage 5. */
@@ -199,6 +218,52 @@ export interface HookTrace {
 /** Where a request stands. The last five are terminal and never rewritten. */
 export type Status = "waiting" | "processing" | "interrupted" | "completed" | "denied" | "handled_by_automation" | "failed" | "expired";
 
+/** What a handler returns. Nothing of it set means that it has nothing to say about the request. */
+export interface Advice {
+  /** An agent is to answer: for events of the timer, which go to none by themselves. */
+  fire?: boolean;
+  /** That agent, whatever the policy says; only with `fire`. */
+  agent?: string | null;
+  /** What the agent is asked, or, of an event that has a text, told besides; only with `fire`. */
+  context?: string | null;
+  /** What the agent is told before the message, whoever that is. */
+  enrich?: string | null;
+  /** The request has been seen to, and ends here. */
+  handled?: boolean;
+  /** The answer, without any agent; the request ends with it. */
+  reply?: string | null;
+  /** The automation is not asked any more, until a person enables it. */
+  disable?: boolean;
+  /** What it wants to know the next time. Only of an automation that has a `state`. */
+  state?: any;
+}
+
+/** Which requests an automation is asked about. All that is given must fit; nothing given fits every request. */
+export interface Triggers {
+  principal?: PrincipalTrigger;
+  event?: EventTrigger;
+}
+
+/** Who speaks, as stage 2 found. */
+export interface PrincipalTrigger {
+  /** Kind of principal. */
+  type?: PrincipalType | null;
+  relationship?: string | null;
+  /** Tags that the contact must all have. */
+  tags?: Array<string>;
+  /** Entity id of the contact. */
+  entity?: string | null;
+  name?: string | null;
+}
+
+/** What came, and where. */
+export interface EventTrigger {
+  /** Channels, such as `timer` or `webhook`; none means all. */
+  channels?: Array<string>;
+  /** Content types, such as `text` or `system/heartbeat`; none means all. */
+  types?: Array<string>;
+}
+
 /** What went wrong, and in which stage. */
 export interface StageError {
   stage: Stage;
@@ -228,7 +293,33 @@ export interface Plugin {
   onError?(req: NexusRequest, error: StageError): Outcome | Promise<Outcome>;
 }
 
-/** Each call needs a grant, `plugins.grants` in nex.yaml, and is only possible while a hook runs. */
+/** What an automation's handler is called with. All of it is a copy: what counts is what the handler returns. */
+export interface AutomationContext {
+  /** As stage 3 left it. */
+  request: NexusRequest;
+  /** `config` of the file. */
+  config: any;
+  /** What it returned last as `state`; at first `state` of the file. */
+  state: any;
+}
+
+/** What an automation's file exports as `automation`, or as its default. */
+export interface Automation {
+  /** The file's name without its ending. */
+  name: string;
+  description?: string;
+  /** Which requests it is asked about; without them every one. */
+  triggers?: Triggers;
+  config?: any;
+  /** What it knows at first. One that has a state is asked about one event at a time. */
+  state?: any;
+  handler(ctx: AutomationContext): Advice | void | Promise<Advice | void>;
+}
+
+/**
+ * Each call needs a grant, `plugins.grants` or `automations.grants` in nex.yaml, and is only possible while a hook or a
+ * handler runs.
+ */
 export interface Nexus {
   ledger: {
     /** Reads a ledger, `events` if none is named. Grant: `ledger.query`. */

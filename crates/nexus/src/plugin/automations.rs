@@ -217,7 +217,7 @@ impl Automations {
     async fn update(&self, engine: &Engine, name: String, version: Result<Stamp, Refused>, again: bool) {
         let slot = self.lock().get(&name).cloned().unwrap_or_default();
         let known = slot.refused.as_ref().map(|(stamp, _)| stamp).or(slot.automation.as_ref().map(|one| &one.file.stamp));
-        let stamp = version.as_ref().map_or_else(|(stamp, _)| stamp, |stamp| stamp);
+        let stamp = version.as_ref().unwrap_or_else(|(stamp, _)| stamp);
         let is_same = known == Some(stamp) && !(again && slot.refused.is_some());
         if is_same {
             return;
