@@ -1,4 +1,4 @@
-"""The daemon under test, in a state directory and a workspace of its own."""
+"""The daemon under test, in a state directory and a workspace of its own, and what is said to it over its control socket."""
 
 import http.client
 import json
@@ -10,7 +10,7 @@ import time
 
 START_S = 60
 STOP_S = 60
-# Longer than the example agent takes for a whole turn, several times over.
+# Longer than any agent here is silent, several times over.
 PART_S = 60
 POLL_S = 0.05
 LOG_LINES_SHOWN = 40
