@@ -186,6 +186,7 @@ class Suite:
         self.check(stop_reason == "timeout", f"timeout: the ledger says so ({stop_reason})")
         self.check(said["text"].startswith(text), "timeout: the ledger has no words but the model's")
         self.check(bool(output_tokens) == bool(answer.tokens), f"timeout: what came is paid for ({output_tokens})")
+        self.check(bool(text) == bool(answer.tokens), "timeout: what came is kept")
 
     def is_interrupted(self):
         self.use("endless")

@@ -131,7 +131,7 @@ fn small_payments_go_to_no_agent() {
     let ends = "SELECT event_id || ' ' || status FROM nexus_requests ORDER BY event_seq";
     let expected = ["webhook:1 handled_by_automation", "webhook:2 completed", "webhook:3 completed"];
     assert_eq!(daemon.texts("nexus", ends), expected);
-    let told = || daemon.texts("agents", "SELECT content FROM messages WHERE role = 'assistant' ORDER BY rowid");
+    let told = || daemon.texts("agents", "SELECT content FROM messages WHERE role = 'assistant' ORDER BY turn_id, n");
     eventually("the turns are recorded", || told().len() == 2);
     assert!(told().iter().any(|said| said.starts_with("A payment of 5000 EUR, which is large.")), "{:?}", told());
     let found = report(&daemon, "large-payments");

@@ -336,7 +336,7 @@ fn unknown_keys_are_warnings_with_the_nearest_known() {
         [
             "2:3 unknown key `prot` in `daemon` is ignored; did you mean `port`?",
             "3:1 unknown key `nostr` is ignored; known here: daemon, pipeline, ledgers, adapters, access, agents, \
-             plugins, timer, bus",
+             plugins, automations, timer, bus",
             "4:38 unknown key `max_restart` in `restart` is ignored; did you mean `max_restarts`?",
         ]
     );

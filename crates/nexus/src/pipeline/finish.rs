@@ -86,7 +86,7 @@ impl Verdict {
 impl Pipeline {
     pub(super) async fn finish(&self, ended: Ended, held: &mut Held) {
         let Ended { mut prepared, run_id, work, mut seen, started_at, spent } = ended;
-        let mut verdict = judge(work, &prepared.request.request_id);
+        let mut verdict = judge(work, &seen.text, &prepared.request.request_id);
         // Of all attempts, the failed ones too.
         verdict.finished.usage = seen.usage.unwrap_or(verdict.finished.usage);
         self.note_response(&mut prepared, &run_id, &verdict, &seen.tool_calls, spent);
@@ -341,7 +341,8 @@ pub(super) fn new_delivery(prepared: &Prepared, route: &Route, run_id: &str, ide
     }
 }
 
-fn judge(work: Work, request_id: &str) -> Verdict {
+/// `heard` is what the agent had said when its time was up.
+fn judge(work: Work, heard: &str, request_id: &str) -> Verdict {
     let sorry = |what: &str| format!("{what} (see `nexus trace show {request_id}`)");
     let failed = |content: String, notice: Option<String>, stop_reason, error: String| Verdict {
         finished: Finished { content, usage: Usage::default(), stop_reason, model: None, provider: None },
@@ -357,7 +358,7 @@ fn judge(work: Work, request_id: &str) -> Verdict {
         }
         Work::TimedOut => {
             let notice = sorry("The agent took too long and was stopped.");
-            failed(String::new(), Some(notice), StopReason::Timeout, "the agent's time is up".into())
+            failed(heard.to_owned(), Some(notice), StopReason::Timeout, "the agent's time is up".into())
         }
         // Runs that are abandoned are interrupted and never get here; their request isn't over.
         Work::Abandoned => failed(String::new(), None, StopReason::Aborted, "abandoned".into()),
