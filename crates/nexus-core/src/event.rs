@@ -12,6 +12,8 @@ use std::borrow::Cow;
 pub const EVENT_ID_BYTES_MAX: usize = 512;
 /// Longest sender, peer or thread id, in bytes.
 pub const ID_BYTES_MAX: usize = 1024;
+/// Largest `metadata`, in bytes of JSON as it is written.
+pub const METADATA_BYTES_MAX: usize = 64 * 1024;
 /// The last millisecond of the year 9999, beyond which a timestamp is a mistake.
 pub const TIMESTAMP_MS_MAX: i64 = 253_402_300_799_999;
 
@@ -184,6 +186,9 @@ fn validate(event: &EventLine<'_>) -> Result<(), Reject> {
     if event.thread_id.as_ref().is_some_and(|id| id.len() > ID_BYTES_MAX) {
         return wrong(format!("thread_id is longer than {ID_BYTES_MAX} bytes"));
     }
+    if let Some(bytes) = event.metadata.map(|metadata| metadata.get().len()).filter(|bytes| *bytes > METADATA_BYTES_MAX) {
+        return wrong(format!("metadata has {bytes} bytes of JSON, and {METADATA_BYTES_MAX} are allowed; texts belong into content"));
+    }
     if !(0..=TIMESTAMP_MS_MAX).contains(&event.timestamp) {
         return wrong(format!("timestamp {} is not Unix milliseconds up to the year 9999 (0 = unknown)", event.timestamp));
     }
@@ -253,6 +258,15 @@ mod tests {
         }
         assert_eq!(reject(&line(|v| v["content_type"] = "exe".into())).code(), "not_an_event");
         assert_eq!(reject(&line(|v| v["event_id"] = format!("chat:{}", "x".repeat(600)).into())).code(), "not_an_event");
+    }
+
+    #[test]
+    fn metadata_has_a_bound() {
+        // A text of that many bytes, quoted.
+        let of = |bytes: usize| line(|v| v["metadata"] = "x".repeat(bytes - 2).into());
+        assert!(parse_line(&of(METADATA_BYTES_MAX), "chat", "me").is_ok());
+        let Reject::NotAnEvent(why) = reject(&of(METADATA_BYTES_MAX + 1)) else { panic!("another reject") };
+        assert!(why.starts_with("metadata has 65537 bytes"), "{why}");
     }
 
     #[test]

@@ -181,10 +181,11 @@ impl Plugins {
     /// `left` in all.
     pub(crate) async fn ask(&self, hook: Hook, request: &mut NexusRequest, left: Duration) -> Asked {
         let (table, began, mut asked) = (self.roster.table_full(), Instant::now(), Asked::default());
-        for table::Entry { plugin, declared } in table.asked(hook) {
+        for before in table.asked(hook) {
+            let Some(table::Entry { plugin, declared }) = self.roster.asked_now(hook, &before.plugin.name) else { continue };
             let (view, started) = (declared.sees.view(request), Instant::now());
             let mut ask = Ask { hook, view, error: None, request: caller(request, hook), event_id: request.event.event_id.clone() };
-            let (leave, answer) = plugin.call(declared, &mut ask, left.saturating_sub(began.elapsed())).await;
+            let (leave, answer) = plugin.call(&declared, &mut ask, left.saturating_sub(began.elapsed())).await;
             let judged =
                 answer.and_then(|reply| judge::apply(&plugin.name, hook, request, &reply).map(|verdict| (verdict, judge::word(&reply))));
             let (took, error) = (started.elapsed(), judged.as_ref().err().map(ToString::to_string));

@@ -21,9 +21,11 @@ use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::ops::RangeInclusive;
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
+use std::thread;
 use std::time::Duration;
 use trouble::Trouble;
 use watchdog::Watchdog;
@@ -44,6 +46,9 @@ pub(crate) const HOOKS: [&str; 9] = [
 const USAGE: &str = "usage: --file PATH --name NAME [--memory-mb 64] [--stack-kb 512] [--call-ms 1000]";
 const GUESTS_USAGE: &str = "usage: [--memory-mb 64] [--stack-kb 512] [--call-ms 1000]";
 const EXIT_USAGE: u8 = 2;
+/// The parser of TypeScript recurses, in places that nothing bounds but the length of the file. Of the memory only what is
+/// used is taken.
+const STACK_BYTES: usize = 256 * 1024 * 1024;
 /// Longest file of a plugin.
 const SOURCE_BYTES_MAX: u64 = 1024 * 1024;
 const MEMORY_MB: RangeInclusive<u64> = 8..=4096;
@@ -128,10 +133,10 @@ pub(crate) fn main_of_automations(args: &[String]) -> ExitCode {
     })
 }
 
-fn begin(args: &[String], usage: &str, run: impl FnOnce(Words) -> Result<Result<(), Lost>, String>) -> ExitCode {
+fn begin(args: &[String], usage: &str, run: impl FnOnce(Words) -> Result<Result<(), Lost>, String> + Send) -> ExitCode {
     crate::memory::bound_arenas();
     sandbox::shed();
-    match parse(args).and_then(run) {
+    match parse(args).and_then(|words| on_a_large_stack(|| run(words))) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
             say(crate::error_text::describe(&error));
@@ -142,6 +147,18 @@ fn begin(args: &[String], usage: &str, run: impl FnOnce(Words) -> Result<Result<
             ExitCode::from(EXIT_USAGE)
         }
     }
+}
+
+/// A thread is started before there can be none.
+fn on_a_large_stack(work: impl FnOnce() -> Result<Result<(), Lost>, String> + Send) -> Result<Result<(), Lost>, String> {
+    thread::scope(|scope| {
+        let host = thread::Builder::new().name("host".to_owned()).stack_size(STACK_BYTES).spawn_scoped(scope, work);
+        let host = host.map_err(|error| format!("failed to start a thread: {error}"))?;
+        match host.join() {
+            Ok(done) => done,
+            Err(panicked) => resume_unwind(panicked),
+        }
+    })
 }
 
 fn run_guests(limits: Limits) -> Result<(), Lost> {

@@ -2,19 +2,24 @@
 //! misbehaves on request. It never uses the daemon's code, so that both can't be wrong in the same way.
 //!
 //! What it does with a call is in the file `.mode` of its directory, or its first argument:
-//! `continue`, `skip`, `patch JSON`, `throw`, `hang` (never answers), `die` (ends before it answers),
-//! `garbage` (lines that are no frames, then continue), `flood` (nothing but such lines), `wide` (a line of
-//! 2 MB, then continue), `wrong` (answers to calls that nobody made, then continue), `nonsense` (an answer that is
-//! none), `call METHOD` (asks for that, logs the answer, then continues), `exit` (ends before it reads anything).
+//! `continue`, `skip`, `patch JSON`, `throw`, `hang` (never answers), `wait` (answers once there is a file `.go`),
+//! `die` (ends before it answers), `garbage` (lines that are no frames, then continue), `flood` (nothing but such
+//! lines), `wide` (a line of 2 MB, then continue), `wrong` (answers to calls that nobody made, then continue),
+//! `nonsense` (an answer that is none), `call METHOD` (asks for that, logs the answer, then continues), `exit` (ends
+//! before it reads anything).
 //! Each call is a line of `.log` in its directory, as it came.
 
 use serde_json::{Value, json};
 use std::fs::{self, OpenOptions};
 use std::io::{self, BufRead, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Longer than any line that is taken.
 const WIDE_BYTES: usize = 2 * 1024 * 1024;
+/// How often and how many times the file is looked for that `wait` waits for.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+const LOOKS_MAX: u32 = 6000;
 /// More lines than are listened to.
 const FLOOD_LINES: usize = 500;
 
@@ -36,6 +41,10 @@ fn main() -> io::Result<ExitCode> {
             "throw" => say(&json!({ "id": id, "error": "boom", "file": "fake.rs", "line": 7 }).to_string())?,
             "nonsense" => say(&json!({ "id": id, "result": "perhaps" }).to_string())?,
             "hang" => {}
+            "wait" => {
+                wait_for_file()?;
+                go_on(id)?;
+            }
             "die" => return Ok(ExitCode::from(9)),
             "flood" => (0..FLOOD_LINES).try_for_each(|n| say(&format!("flood {n}")))?,
             "garbage" => {
@@ -63,6 +72,17 @@ fn main() -> io::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[expect(clippy::disallowed_methods, reason = "the test writes the file when it likes, and nothing here tells of it")]
+fn wait_for_file() -> io::Result<()> {
+    for _ in 0..LOOKS_MAX {
+        if fs::exists(".go")? {
+            return Ok(());
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+    Err(io::Error::other("the file `.go` never came"))
 }
 
 fn mode() -> String {

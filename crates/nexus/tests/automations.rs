@@ -6,10 +6,12 @@ mod automation;
 mod common;
 
 use automation::{doing, put, report, sent, sent_in, text_of, triggers};
-use common::model::{Model, text};
+use common::model::{Model, read, text};
 use common::{Ask, Daemon, Signal, config, eventually, find, lines, send_signal};
 use serde_json::{Value, json};
 use std::fs;
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
 
 /// A daemon with these automations, by file.
 fn daemon_with(files: &[(&str, String)], wanted: &Value) -> Daemon {
@@ -97,7 +99,7 @@ fn one_that_throws_loops_or_eats_memory_costs_nobody_their_answer() {
         ("return { fired: true };", "unknown field `fired`"),
         ("return { fire: true, agent: 'nobody' };", "agent `nobody` is not configured"),
         ("return { state: 1 };", "give the automation one"),
-        ("return nexus.send({ text: 'x' });", "automations: { grants: { x: [ \"send\" ] } }"),
+        ("return ctx.nexus.send({ text: 'x' });", "automations: { grants: { x: [ \"send\" ] } }"),
         ("Array.prototype.reverse.call({ length: 2 ** 53 - 1 });", "neither ended in its time nor could be interrupted"),
     ];
     for (body, told) in bodies {
@@ -147,7 +149,7 @@ fn its_circuit_opens_after_five_errors_and_a_good_answer_closes_it() {
 #[test]
 fn calls_that_the_process_takes_with_it_are_repeated_once() {
     let ask = "if (ctx.request.event.content !== ctx.config.on) return;
-               return nexus.llm({ agent: 'small', prompt: ctx.config.on }).then(({ text }) => ({ enrich: text }));";
+               return ctx.nexus.llm({ agent: 'small', prompt: ctx.config.on }).then(({ text }) => ({ enrich: text }));";
     let file = |name: &str| doing(name, &format!("config: {{ on: 'to {name}' }},"), ask);
     let replies = [String::new(), String::new(), text("openai", "again"), text("openai", "again")].to_vec();
     let model = Model::start(replies);
@@ -207,6 +209,68 @@ fn events_that_come_at_once_are_all_counted() {
     assert_eq!(report(&daemon, "count")["state"], json!({ "n": 20 }));
     let answers = "SELECT count(DISTINCT content) FROM deliveries";
     assert_eq!(daemon.count("nexus", answers), 20, "each saw another state");
+}
+
+/// A model that answers when it is told to: the address of its listener is that of the agent `small`.
+fn held() -> (TcpListener, Value) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut wanted = config(json!({}));
+    let url = format!("http://{}/v1/", listener.local_addr().unwrap());
+    wanted["agents"] = json!({ "default": "echo", "small": { "runner": "llm", "url": url, "model": "m" } });
+    wanted["automations"] = json!({ "grants": { "x": ["llm"] } });
+    (listener, wanted)
+}
+
+/// Takes what the model is asked; to be answered by [`answer`].
+fn asked(listener: &TcpListener) -> TcpStream {
+    listener.set_nonblocking(true).unwrap();
+    let mut socket = find("the model is asked", || listener.accept().ok()).0;
+    socket.set_nonblocking(false).unwrap();
+    read(&mut socket);
+    socket
+}
+
+fn answer(mut socket: TcpStream) {
+    socket.write_all(text("openai", "again").as_bytes()).unwrap();
+}
+
+const ASKS: &str = "return ctx.nexus.llm({ agent: 'small', prompt: 'p' }).then(() => ({ enrich: 'one', state: { n: ctx.state.n + 1 } }));";
+
+#[test]
+fn an_event_that_waited_is_for_the_version_that_came_meanwhile() {
+    let (listener, wanted) = held();
+    let daemon = daemon_with(&[("x.js", doing("x", "state: { n: 0 },", ASKS))], &wanted);
+    let said = ["a", "b"].map(|text| daemon.open(&Ask::post("/control/send", &json!({ "text": text, "conversation": text }))));
+    let socket = asked(&listener);
+    eventually("both are there", || daemon.accepted() == 2);
+    put(&daemon, "x.js", &doing("x", "state: { n: 0 },", "return { enrich: `two ${ctx.state.n}` };"));
+    daemon.nexus_ok(&["daemon", "reload"]);
+    answer(socket);
+    eventually("both have ended", || daemon.ended("completed") == 2);
+    drop(said);
+    let answers = daemon.texts("nexus", "SELECT substr(content, 1, 5) FROM deliveries ORDER BY content");
+    assert_eq!(answers, ["one\n\n", "two 1"], "the version before ended what it had begun, and no event was left out");
+    assert_eq!(report(&daemon, "x")["errors"], 0);
+}
+
+#[test]
+fn what_is_said_while_it_is_deleted_is_forgotten_as_well() {
+    let (listener, wanted) = held();
+    let daemon = daemon_with(&[("x.js", doing("x", "state: { n: 0 },", ASKS))], &wanted);
+    let said = daemon.open(&Ask::post("/control/send", &json!({ "text": "a" })));
+    let socket = asked(&listener);
+    fs::remove_file(daemon.workspace().join("state/automations/x.js")).unwrap();
+    daemon.nexus_ok(&["daemon", "reload"]);
+    std::thread::scope(|scope| {
+        let forgotten = scope.spawn(|| daemon.post("/control/automations/x/forget", &json!({})).json());
+        answer(socket);
+        assert_eq!(forgotten.join().unwrap()["done"], "forgotten");
+    });
+    drop(said);
+    eventually("the event ends", || daemon.ended("completed") == 1);
+    for table in ["automations", "automation_results"] {
+        assert_eq!(daemon.count("nexus", &format!("SELECT count(*) FROM {table}")), 0, "{table}");
+    }
 }
 
 #[test]
@@ -275,6 +339,9 @@ fn automations_are_registered_tested_disabled_and_deleted() {
     let told = daemon.nexus_ok(&["automation", "test", "count", "--event", &path]);
     assert!(told.contains(r#"{"enrich":"0","state":{"n":1}}"#) && told.contains("its triggers don't fit"), "{told}");
     assert_eq!(report(&daemon, "count")["state"], json!({ "n": 1 }), "a test changes nothing");
+    fs::copy(&file, daemon.workspace().join("state/elsewhere.ts")).unwrap();
+    let elsewhere = daemon.post("/control/automations/..%2Felsewhere/test", &json!({ "event": event }));
+    assert!(elsewhere.body.contains("can't be used"), "a name is no path: {}", elsewhere.body);
     daemon.nexus_ok(&["automation", "disable", "count"]);
     assert_eq!(sent(&daemon, "x")["text"], "x");
     assert!(daemon.nexus_ok(&["automation", "list"]).contains("disabled"));

@@ -91,6 +91,52 @@ fn a_hook_that_awaits_a_call_lets_others_run() {
     host.finish();
 }
 
+/// A hook that begins something waits for what the hook call `go` brings, and so goes on in the turn of that one.
+fn sharing(call: &str) -> Host {
+    let source = format!(
+        "let begin;\nconst begun = new Promise((resolve) => {{ begin = resolve; }});\n\
+         export const plugin = {{ name: 'x', async {HOOK}(req, nexus) {{\n\
+         if (req.event.content === 'go') return begin();\nawait begun;\n{call};\n}} }};\n"
+    );
+    Host::ready("x.js", &source, &[])
+}
+
+#[test]
+fn a_call_belongs_to_the_hook_whose_nexus_it_is() {
+    let mut host = sharing("await nexus.send({ text: req.event.content })");
+    host.call(1, HOOK, &with_content("one"));
+    host.call(2, HOOK, &with_content("two"));
+    host.call(3, HOOK, &with_content("go"));
+    let frames = [host.next(), host.next(), host.next()];
+    for (call, id, text) in [(1, 1, "one"), (2, 2, "two")] {
+        let expected = json!({ "call": call, "id": id, "method": "send", "params": { "text": text } });
+        assert!(frames.contains(&expected), "{expected} is not in {frames:?}");
+    }
+    assert!(frames.contains(&json!({ "id": 3, "result": "continue" })), "{frames:?}");
+}
+
+#[test]
+fn the_global_calls_in_nobodys_name_while_several_are_under_way() {
+    let mut host = sharing("await globalThis.nexus.send({ text: req.event.content })");
+    host.call(1, HOOK, &with_content("go"));
+    assert_eq!(host.next()["id"], 1);
+    // Nothing to wait for any more: it is the only one, and so surely the one that calls.
+    host.call(2, HOOK, &with_content("alone"));
+    assert_eq!(host.next(), json!({ "call": 1, "id": 2, "method": "send", "params": { "text": "alone" } }));
+    // Now there are two, and after it one that is not the one whose turn it is.
+    assert!(host.ask(3, &with_content("second"))["error"].as_str().unwrap().contains("can't be told while other calls are under way"));
+    host.send(&json!({ "call": 1, "result": {} }));
+    assert_eq!(host.next(), json!({ "id": 2, "result": "continue" }));
+
+    let mut host = sharing("await globalThis.nexus.send({ text: req.event.content })");
+    host.call(1, HOOK, &with_content("waits"));
+    host.call(2, HOOK, &with_content("go"));
+    let frames = [host.next(), host.next()];
+    assert!(frames.contains(&json!({ "id": 2, "result": "continue" })), "{frames:?}");
+    let refused = frames.iter().find(|frame| frame["id"] == 1).unwrap_or_else(|| panic!("no answer to 1: {frames:?}"));
+    assert!(refused["error"].as_str().unwrap().contains("use the `nexus` that the hook is given"), "{frames:?}");
+}
+
 #[test]
 fn every_granted_method_has_its_call() {
     let cases = [

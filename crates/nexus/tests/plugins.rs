@@ -372,6 +372,35 @@ fn a_change_of_its_files_starts_it_anew_and_a_broken_one_is_not_taken() {
 }
 
 #[test]
+fn a_change_of_its_files_lets_a_call_that_is_under_way_end() {
+    let more = |timeout_ms: u64| json!({ "timeout_ms": timeout_ms, "on_error": "fail" });
+    let daemon = daemon_with("wait", more(20_000));
+    let asked = daemon.open(&Ask::post("/control/send", &json!({ "text": "hello" })));
+    eventually("it is being asked", || calls(&daemon, "it").len() == 1);
+    plugin(&daemon, "it", "wait", more(19_000));
+    eventually("another version is there", || report(&daemon, "it")["timeout_ms"] == 19_000);
+    fs::write(directory(&daemon, "it").join(".go"), "").unwrap();
+    let end = answer_of(asked.body);
+    assert_eq!(end["status"], "completed", "{end}");
+    assert_eq!(calls(&daemon, "it").len(), 1, "it was asked once");
+}
+
+#[test]
+fn one_late_call_counts_once_whoever_waits_beside_it() {
+    let daemon = daemon_with("hang", json!({ "timeout_ms": 5_000 }));
+    let asks: Vec<_> = (0..6).map(|n| json!({ "text": "x", "conversation": format!("c{n}") })).collect();
+    // The first is late first, and is what the process is killed for.
+    let first = daemon.open(&Ask::post("/control/send", &asks[0]));
+    eventually("it is being asked", || calls(&daemon, "it").len() == 1);
+    let others: Vec<_> = asks[1..].iter().map(|ask| daemon.open(&Ask::post("/control/send", ask))).collect();
+    for one in std::iter::once(first).chain(others) {
+        assert_eq!(answer_of(one.body)["status"], "completed");
+    }
+    let found = report(&daemon, "it");
+    assert_ne!(found["circuit"], "open", "one late call is one error: {found}");
+}
+
+#[test]
 fn plugins_are_listed_enabled_and_disabled() {
     let mut daemon = Daemon::new();
     plugin(&daemon, "tags", "continue", json!({ "timeout_ms": 20_000 }));

@@ -10,7 +10,7 @@ export const automation: Automation = {
   config: { every_hours: 24, adapter: "fake", account: "me", to: "ann", text: "How is it going?" },
   state: { asked_at: 0 },
 
-  async handler({ request, config, state }) {
+  async handler({ request, config, state, nexus }) {
     // The time of the event, and not that of the call: of a request that is repeated it is the same.
     const now = request.event.timestamp;
     if (now - state.asked_at < config.every_hours * HOUR_MS) return;

@@ -11,7 +11,7 @@ export const automation: Automation = {
   triggers: { event: { types: ["text"] } },
   config: { model: "small", urgent: "helper" },
 
-  async handler({ request, config }) {
+  async handler({ request, config, nexus }) {
     const { text } = await nexus.llm({
       agent: config.model,
       system: `Answer with one word, which is one of: ${KINDS.join(", ")}.`,

@@ -2,7 +2,8 @@
 import type { Automation } from "./nexus";
 
 const DAY_MS = 86_400_000;
-const SENDERS_MAX = 500;
+// A state may have 64 KiB, and a character up to three bytes.
+const STATE_CHARS_MAX = 20_000;
 
 export const automation: Automation = {
   name: "follow-up",
@@ -17,7 +18,8 @@ export const automation: Automation = {
     const sender = `${channel}:${sender_id}`;
     const recent = state.answered.filter((one: { at: number }) => timestamp - one.at < DAY_MS);
     if (recent.some((one: { sender: string }) => one.sender === sender)) return;
-    const answered = [...recent, { sender, at: timestamp }].slice(-SENDERS_MAX);
+    const answered = [...recent, { sender, at: timestamp }];
+    while (JSON.stringify(answered).length > STATE_CHARS_MAX) answered.shift();
     return { reply: config.text, state: { answered } };
   },
 };

@@ -8,8 +8,17 @@ export const automation: Automation = {
   config: { least: 1000 },
 
   handler({ request, config }) {
-    const { amount, currency } = JSON.parse(request.event.content);
-    if (typeof amount !== "number") throw new Error("the payment has no amount");
+    let amount: unknown;
+    let currency: unknown;
+    try {
+      ({ amount, currency } = JSON.parse(request.event.content));
+    } catch {
+      // It has no amount. To throw would let it through: an event goes on without an automation that fails.
+    }
+    if (typeof amount !== "number") {
+      console.warn(`${request.event.event_id} is no payment that can be read; it goes to no agent`);
+      return { handled: true };
+    }
     if (amount < config.least) return { handled: true };
     return { enrich: `A payment of ${amount} ${currency}, which is large.` };
   },

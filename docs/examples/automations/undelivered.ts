@@ -8,7 +8,7 @@ export const automation: Automation = {
   triggers: { event: { channels: ["timer"], types: ["system/heartbeat"] } },
   config: { agent: "helper", failed: 1 },
 
-  async handler({ config }) {
+  async handler({ config, nexus }) {
     const { rows } = await nexus.ledger.query("SELECT count(*) FROM deliveries WHERE status = 'failed'", [], "nexus");
     const failed = rows[0][0];
     if (failed < config.failed) return;

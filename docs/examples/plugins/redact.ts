@@ -25,7 +25,7 @@ export const plugin: Plugin = {
     req.event.content = content;
   },
 
-  async afterAssembleContext(req) {
+  async afterAssembleContext(req, nexus) {
     const { hits } = await nexus.search({ query: req.event.content.slice(0, QUERY_CHARS), limit: HITS });
     if (hits.length > 0) req.context = `Said before:\n${hits.map((hit: { text: string }) => `- ${hit.text}`).join("\n")}`;
   },

@@ -4,6 +4,7 @@
 use super::Hook;
 use crate::access::{EVERYTHING, check_template};
 use crate::config::Permissions;
+use crate::event::METADATA_BYTES_MAX;
 use crate::request::NexusRequest;
 use serde_json::{Map, Value};
 
@@ -11,8 +12,6 @@ use serde_json::{Map, Value};
 pub const TEXT_BYTES_MAX: usize = 1024 * 1024;
 /// Longest text that is put before what an agent is told, in bytes.
 pub const CONTEXT_BYTES_MAX: usize = 256 * 1024;
-/// Largest `event.metadata`, in bytes of JSON.
-pub(super) const METADATA_BYTES_MAX: usize = 64 * 1024;
 /// Longest name, relationship or tag, and longest session template, in bytes.
 const NAME_BYTES_MAX: usize = 256;
 /// Most tags of a principal.

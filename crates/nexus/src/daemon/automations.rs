@@ -53,7 +53,12 @@ pub(super) async fn decide(control: &Control, name: String, decision: Decision) 
     let (writer, automation) = (&control.ledgers.nexus.writer, name.clone());
     let written = match decision {
         Decision::Enable => writer.write_until_done(ReviveAutomation { automation, at: clock::wall_ms() }).await,
-        Decision::Forget => writer.write_until_done(ForgetAutomation { automation }).await,
+        Decision::Forget => {
+            // Who asks it still would write what it knows after it was forgotten.
+            let busy = || Refusal::new(StatusCode::SERVICE_UNAVAILABLE, format!("automation `{name}` is still being asked; try again"));
+            let _unasked = control.pipeline.automations.unasked(&name).await.ok_or_else(busy)?;
+            writer.write_until_done(ForgetAutomation { automation }).await
+        }
     };
     written.map_err(|error| not_now(&error))?;
     let word = match decision {

@@ -24,7 +24,7 @@ const BETWEEN: &str = "\n\n";
 enum Part {
     /// What it said; `repeated` if it had said so before.
     Said { advice: Advice, repeated: bool },
-    /// It is not to be asked: it disabled itself.
+    /// It is not to be asked: it disabled itself, or is gone.
     Silent,
     /// Why it said nothing.
     Failed(String),
@@ -70,12 +70,15 @@ impl Pipeline {
             let advice = serde_json::from_str(said);
             return Ok(advice.map_or_else(|error| Part::Failed(error.to_string()), |advice| Part::Said { advice, repeated: true }));
         }
-        let Ok(turn) = tokio::time::timeout(TURN_WAIT.min(left), one.turn()).await else {
+        let Ok(turn) = tokio::time::timeout(TURN_WAIT.min(left), self.automations.turn(one, request)).await else {
             return Ok(Part::Failed(format!("it was busy with other events for {} s", began.elapsed().as_secs())));
         };
+        // Held to the end: what it said is written in it.
+        let Some(turn) = turn else { return Ok(Part::Silent) };
+        let one = &turn.candidate;
         // The event before may have changed it.
         let Recollection { state, disabled, .. } =
-            if turn.is_some() { self.recollect(one.name(), request.event_seq).await? } else { known };
+            if turn.is_alone { self.recollect(one.name(), request.event_seq).await? } else { known };
         if disabled {
             return Ok(Part::Silent);
         }

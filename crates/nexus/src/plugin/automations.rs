@@ -31,8 +31,13 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
-use tokio::sync::OwnedMutexGuard;
+use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard};
 use tokio_util::sync::CancellationToken;
+
+/// How often what did not load is tried again: it may have been for want of time or memory.
+const AGAIN_EVERY: Duration = Duration::from_secs(180);
+/// How long an automation that is to be forgotten is waited for: a call, and the writing of what it said.
+const UNASKED_WAIT: Duration = Duration::from_secs(40);
 
 /// What is known under the name of an automation.
 #[derive(Debug, Clone, Default)]
@@ -42,8 +47,8 @@ struct Slot {
     refused: Option<Refused>,
 }
 
-/// Held by whoever asks an automation that has a state.
-type Turn = tokio::sync::Mutex<()>;
+/// Held by whoever asks an automation: alone where it has a state, beside others where it has none.
+type Turn = tokio::sync::RwLock<()>;
 
 /// An automation that is asked about what fits.
 #[derive(Debug, Clone)]
@@ -52,14 +57,27 @@ pub(crate) struct Candidate {
     turn: Arc<Turn>,
 }
 
+/// An automation whose turn it is with one event, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct InTurn {
+    pub(crate) candidate: Candidate,
+    /// It has a state, which the event before may have changed.
+    pub(crate) is_alone: bool,
+    _held: (Option<OwnedRwLockWriteGuard<()>>, Option<OwnedRwLockReadGuard<()>>),
+}
+
 impl Candidate {
     pub(crate) fn name(&self) -> &str {
         &self.automation.name
     }
 
-    /// The turn of whoever asks it; nothing to wait for where it has no state.
-    pub(crate) async fn turn(&self) -> Option<OwnedMutexGuard<()>> {
-        if self.automation.remembers() { Some(self.turn.clone().lock_owned().await) } else { None }
+    async fn in_turn(self) -> InTurn {
+        let is_alone = self.automation.remembers();
+        let held = match is_alone {
+            true => (Some(self.turn.clone().write_owned().await), None),
+            false => (None, Some(self.turn.clone().read_owned().await)),
+        };
+        InTurn { candidate: self, is_alone, _held: held }
     }
 }
 
@@ -132,13 +150,18 @@ impl Automations {
         self.reconcile(engine, again).await;
     }
 
-    /// Looks at the files from time to time, until `stop`.
+    /// Looks at the files from time to time, and at those that did not load again, until `stop`.
     pub async fn watch_files(self: Arc<Self>, stop: CancellationToken) {
+        let mut tried = Instant::now();
         loop {
             crate::torture::point("task.automations");
+            let is_due = tried.elapsed() >= AGAIN_EVERY;
             tokio::select! {
-                () = tokio::time::sleep(FILES_EVERY) => self.look_at_files(false).await,
+                () = tokio::time::sleep(FILES_EVERY) => self.look_at_files(is_due).await,
                 () = stop.cancelled() => return,
+            }
+            if is_due {
+                tried = Instant::now();
             }
         }
     }
@@ -182,6 +205,28 @@ impl Automations {
         self.table.load().iter().filter(|one| one.automation.fits(request)).cloned().collect()
     }
 
+    /// Waits for the turn with `one`, of which another version may have come meanwhile: that is who is asked then.
+    /// `None` if there is none any more that fits.
+    pub(crate) async fn turn(&self, one: &Candidate, request: &NexusRequest) -> Option<InTurn> {
+        let mut turn = one.clone().in_turn().await;
+        loop {
+            let now = self.table.load().iter().find(|now| now.name() == one.name()).cloned();
+            let now = now.filter(|now| now.automation.fits(request))?;
+            if turn.is_alone || !now.automation.remembers() {
+                return Some(InTurn { candidate: now, ..turn });
+            }
+            // The new version has a state, and the one before had none.
+            drop(turn);
+            turn = now.in_turn().await;
+        }
+    }
+
+    /// Held while nobody asks the automation `name`, of which all that was said is written by then. `None` if that takes
+    /// longer than a call may.
+    pub(crate) async fn unasked(&self, name: &str) -> Option<OwnedRwLockWriteGuard<()>> {
+        tokio::time::timeout(UNASKED_WAIT, self.turn_of(name).write_owned()).await.ok()
+    }
+
     /// Asks one about `request`, within `left`. Advice that doesn't pass `check` counts as its failure.
     ///
     /// # Errors
@@ -218,7 +263,8 @@ impl Automations {
         let slot = self.lock().get(&name).cloned().unwrap_or_default();
         let known = slot.refused.as_ref().map(|(stamp, _)| stamp).or(slot.automation.as_ref().map(|one| &one.file.stamp));
         let stamp = version.as_ref().unwrap_or_else(|(stamp, _)| stamp);
-        let is_same = known == Some(stamp) && !(again && slot.refused.is_some());
+        let is_broken = slot.refused.is_some() || slot.automation.as_ref().is_some_and(|one| one.is_fatal());
+        let is_same = known == Some(stamp) && !(again && is_broken);
         if is_same {
             return;
         }
@@ -279,11 +325,11 @@ impl Automations {
     fn rebuild(&self) {
         // Held to the end, so that no older table can come after a newer one.
         let slots = self.lock();
-        let candidate = |automation: Arc<Automation>| Candidate { turn: self.turn(&automation.name), automation };
+        let candidate = |automation: Arc<Automation>| Candidate { turn: self.turn_of(&automation.name), automation };
         self.table.store(Arc::new(slots.values().filter_map(|slot| slot.automation.clone()).map(candidate).collect()));
     }
 
-    fn turn(&self, name: &str) -> Arc<Turn> {
+    fn turn_of(&self, name: &str) -> Arc<Turn> {
         let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(turn) = turns.get(name).and_then(Weak::upgrade) {
             return turn;

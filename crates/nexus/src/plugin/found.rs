@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 /// What a script's file can end in; the first that exists is the plugin.
 pub(super) const SCRIPTS: [&str; 2] = ["ts", "js"];
+/// Types for editors, such as `nexus.d.ts`; no plugin.
+const TYPES: &str = ".d.ts";
 /// Entries of the plugins' directory, and files of one plugin's, that are looked at.
 pub(super) const ENTRIES_MAX: usize = 1000;
 /// Largest `plugin.yaml` that is read; the parser's own limit is lower.
@@ -51,6 +53,7 @@ pub(crate) fn names(directory: &Path) -> BTreeSet<String> {
     let name = |entry: fs::DirEntry| {
         let path = entry.path();
         let is_script = SCRIPTS.iter().any(|end| path.extension().is_some_and(|found| found == *end)) && path.is_file();
+        let is_script = is_script && !path.to_string_lossy().ends_with(TYPES);
         let is_program = path.join(PLUGIN_FILE).is_file();
         let name = if is_program { path.file_name() } else { path.file_stem().filter(|_| is_script) };
         name.map(|name| name.to_string_lossy().into_owned())
@@ -126,6 +129,7 @@ mod tests {
         fs::write(place.path().join("one.ts"), "").unwrap();
         fs::write(place.path().join("two.js"), "").unwrap();
         fs::write(place.path().join("readme.md"), "").unwrap();
+        fs::write(place.path().join("nexus.d.ts"), "").unwrap();
         for name in ["three", "empty"] {
             fs::create_dir(place.path().join(name)).unwrap();
         }

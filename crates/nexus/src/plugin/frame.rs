@@ -46,6 +46,8 @@ pub(super) enum Reply {
     Returned(Value),
     /// It threw.
     Error(String),
+    /// It ended for what another call did.
+    TakenAlong(String),
     /// An answer that is none.
     Nonsense(String),
 }
@@ -94,6 +96,8 @@ struct Line {
     patch: Option<Value>,
     returned: Option<Value>,
     error: Option<String>,
+    #[serde(default)]
+    taken_along: bool,
     file: Option<String>,
     line: Option<u64>,
     column: Option<u64>,
@@ -148,7 +152,8 @@ fn up(line: Line) -> Result<Up, String> {
 
 fn reply(line: Line) -> Reply {
     if let Some(message) = line.error {
-        return Reply::Error(thrown(&message, line.file.as_deref(), line.line, line.column));
+        let message = thrown(&message, line.file.as_deref(), line.line, line.column);
+        return if line.taken_along { Reply::TakenAlong(message) } else { Reply::Error(message) };
     }
     if let Some(returned) = line.returned {
         return Reply::Returned(returned);
@@ -240,6 +245,7 @@ mod tests {
         assert_eq!(answer_of(r#"{"id":7,"patch":{"context":"x"}}"#), Reply::Patch(json!({ "context": "x" })));
         assert_eq!(answer_of(r#"{"id":7,"error":"boom","file":"a.ts","line":3,"column":9}"#), Reply::Error("a.ts:3:9: boom".to_owned()));
         assert_eq!(answer_of(r#"{"id":7,"error":"boom","line":3}"#), Reply::Error("boom".to_owned()));
+        assert_eq!(answer_of(r#"{"id":7,"error":"anew","taken_along":true}"#), Reply::TakenAlong("anew".to_owned()));
         for nonsense in [r#"{"id":7}"#, r#"{"id":7,"result":"maybe"}"#, r#"{"id":7,"result":1}"#, r#"{"id":7,"patch":1,"result":"skip"}"#] {
             assert!(matches!(answer_of(nonsense), Reply::Nonsense(_)), "{nonsense}");
         }

@@ -19,7 +19,7 @@ pub(super) fn word(reply: &Reply) -> &'static str {
         Reply::Continue => "continue",
         Reply::Skip { .. } => "skip",
         Reply::Patch(_) => "patch",
-        Reply::Error(_) => "error",
+        Reply::Error(_) | Reply::TakenAlong(_) => "error",
         Reply::Returned(_) | Reply::Nonsense(_) => "invalid",
     }
 }
@@ -44,6 +44,7 @@ pub(super) fn apply(name: &str, hook: Hook, request: &mut NexusRequest, reply: &
             Ok(Verdict::GoOn)
         }
         Reply::Error(message) => Err(Fault::Threw(message.clone())),
+        Reply::TakenAlong(message) => Err(Fault::TakenAlong(message.clone())),
         Reply::Returned(_) => Err(Fault::returned()),
         Reply::Nonsense(what) => Err(Fault::Nonsense(what.clone())),
     }

@@ -33,7 +33,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// Calls of one plugin that are under way at once; more wait.
-const OUTSTANDING_MAX: usize = 64;
+const OUTSTANDING_MAX: u32 = 64;
+/// How long a version that another one has followed may take for the calls that are under way.
+const FINISH_LIMIT: Duration = Duration::from_secs(30);
 /// How long one call of a script may take: longer than its host lets its JavaScript run, so that what comes
 /// of a loop that never ends is the host's answer. One that was granted something may wait for that.
 const SCRIPT_LIMIT: Duration = Duration::from_secs(3);
@@ -118,6 +120,8 @@ pub(super) enum Fault {
     Late { limit_ms: u128 },
     #[error("its process ended before it answered")]
     Died,
+    #[error("another of its calls took it along: {0}")]
+    TakenAlong(String),
     #[error("its process does not run: {0}")]
     Down(String),
     #[error("it is not asked after too many errors in a row")]
@@ -140,18 +144,18 @@ impl Fault {
             Self::Threw(_) => "error",
             Self::Nonsense(_) | Self::Patch(_) | Self::Told { .. } => "invalid",
             Self::TimedOut { .. } | Self::Late { .. } => "timeout",
-            Self::Died | Self::Down(_) => "down",
+            Self::Died | Self::Down(_) | Self::TakenAlong(_) => "down",
             Self::Open => "open",
             Self::OutOfTime | Self::Unasked(_) => "unasked",
         }
     }
 
-    /// Whether it is the plugin's own: one that opens its circuit.
+    /// Whether it is the plugin's own: one that opens its circuit. What one call did counts for that one only.
     pub(super) fn counts(&self) -> bool {
         match self {
             Self::Threw(_) | Self::Nonsense(_) | Self::Patch(_) | Self::Told { .. } => true,
             Self::TimedOut { .. } | Self::Late { .. } | Self::Died | Self::Down(_) => true,
-            Self::Open | Self::OutOfTime | Self::Unasked(_) => false,
+            Self::Open | Self::OutOfTime | Self::Unasked(_) | Self::TakenAlong(_) => false,
         }
     }
 }
@@ -232,7 +236,7 @@ impl Plugin {
             grants: watch::Sender::new(grants),
             calls,
             circuit: Mutex::new(Circuit::new(policy)),
-            room: Semaphore::new(OUTSTANDING_MAX),
+            room: Semaphore::new(OUTSTANDING_MAX as usize),
             id: ChildId::new(format!("plugin/{}/{slot}", found.name)),
             child: OnceLock::new(),
             found,
@@ -246,6 +250,13 @@ impl Plugin {
         drop(plugin.child.set(child));
         told::spawn(&plugin, queue);
         plugin
+    }
+
+    /// Returns once nobody asks it any more, or has waited too long for its answer.
+    pub(super) async fn finished(&self) {
+        let limit = self.declared().map_or(SCRIPT_LIMIT, |declared| declared.timeout).min(FINISH_LIMIT);
+        // Late or not: it is let go of then.
+        tokio::time::timeout(limit, self.room.acquire_many(OUTSTANDING_MAX)).await.ok();
     }
 
     /// Ends its tasks, once they have told what they can, and its process.
@@ -325,19 +336,20 @@ impl Plugin {
             Ok(Err(fault)) => Err(fault),
             Ok(Ok((_room, session))) => match self.converse(&session, &declared.sees, ask, deadline).await {
                 Ok(Ok(reply)) => Ok(reply),
-                Ok(Err(Lost::Gone)) => Err(Fault::Died),
-                Ok(Err(Lost::Late)) => {
-                    if declared.timeout <= left {
-                        tracing::error!(plugin = %self.name, hook = ask.hook.as_str(), "a plugin does not answer; its process is killed");
-                        session.kill("a hook did not answer in time");
-                    }
+                Ok(Err(Lost::Late)) if left < declared.timeout => Err(late()),
+                Ok(Err(Lost::Late)) if session.blame() => {
+                    tracing::error!(plugin = %self.name, hook = ask.hook.as_str(), "a plugin does not answer; its process is killed");
+                    session.kill("a hook did not answer in time");
                     Err(late())
                 }
+                Ok(Err(Lost::Gone)) if session.blame() => Err(Fault::Died),
+                Ok(Err(Lost::Late | Lost::Gone)) => Err(Fault::TakenAlong("its process ended".to_owned())),
                 Err(fault) => Err(fault),
             },
         };
         let answer = answer.and_then(|reply| match reply {
             Reply::Error(message) => Err(Fault::Threw(message)),
+            Reply::TakenAlong(message) => Err(Fault::TakenAlong(message)),
             Reply::Nonsense(what) => Err(Fault::Nonsense(what)),
             Reply::Returned(_) => Err(Fault::returned()),
             reply @ (Reply::Continue | Reply::Skip { .. } | Reply::Patch(_)) => Ok(reply),

@@ -130,6 +130,7 @@ impl Loader {
             Ok(()) => {
                 new.adopt();
                 self.roster.set(name, Slot { plugin: Some(new), refused: None });
+                old.finished().await;
                 old.stop().await;
                 tracing::info!(plugin = name, "plugin loaded anew: its files changed");
             }

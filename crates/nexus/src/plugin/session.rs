@@ -13,11 +13,12 @@ use nexus_core::config::Grant;
 use nexus_core::ids::ChildId;
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +31,8 @@ const BAD_LINES_MAX: u32 = 100;
 /// Calls of one process whose answers it has not taken yet. How many are carried out at once, and how long
 /// one may take, is for [`Calls`].
 const CALLS_MAX: usize = 64;
+/// Refusals that wait until a process has taken what is before them; more are left out, and counted.
+const REFUSALS_MAX: usize = 1024;
 /// Lines that a plugin may log per window; more are counted.
 const LOGS_PER_WINDOW: u32 = 200;
 const LOG_WINDOW: Duration = Duration::from_secs(10);
@@ -143,8 +146,12 @@ pub(super) struct Session {
     gone: CancellationToken,
     /// Room for what it asks for.
     room: Arc<Semaphore>,
+    /// Room for refusals that wait for their place among the lines down.
+    refusals: Arc<Semaphore>,
     /// When it last wrote anything, in monotonic ms.
     heard_ms: AtomicU64,
+    /// A call was found to be what ended it, or taken for that.
+    blamed: AtomicBool,
 }
 
 /// The ends of a process's pipes, and what is to be written.
@@ -174,7 +181,9 @@ impl Session {
         let (stdin, stdout, stderr) = (process.stdin.take()?, process.stdout.take()?, process.stderr.take()?);
         let (down, lines) = mpsc::channel(LINES_DOWN_MAX);
         let (waiting, gone, room) = (Mutex::default(), CancellationToken::new(), Arc::new(Semaphore::new(CALLS_MAX)));
-        let session = Self { desks, down, waiting, killer: process.killer(), gone, room, heard_ms: AtomicU64::new(0) };
+        let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
+        let (heard_ms, blamed) = (AtomicU64::new(0), AtomicBool::new(false));
+        let session = Self { desks, down, waiting, killer: process.killer(), gone, room, refusals, heard_ms, blamed };
         Some((Arc::new(session), Pipes { stdin, stdout, stderr, lines }))
     }
 
@@ -182,6 +191,12 @@ impl Session {
     pub(super) fn kill(&self, why: &str) {
         self.end();
         self.killer.kill(why);
+    }
+
+    /// Puts the end of the process down to one call; whether no other was blamed before. Of a process that ends by
+    /// itself nobody knows for which call it did, so that it counts once.
+    pub(super) fn blame(&self) -> bool {
+        !self.blamed.swap(true, Ordering::Relaxed)
     }
 
     /// Sends what has no answer; whether the process still takes anything.
@@ -277,23 +292,29 @@ impl Session {
     }
 
     fn hear(self: &Arc<Self>, Frame { guest, up }: Frame) {
-        // Of one that was unloaded meanwhile nobody wants to know anything.
-        let Some(desk) = self.desks.of(guest) else { return };
-        match up {
-            Up::Ready(ready) => drop(desk.standing.send_replace(Standing::Ready(ready))),
-            Up::Fatal(message) => {
+        match (up, self.desks.of(guest)) {
+            (Up::Answer { id, reply }, desk) => self.deliver(desk.as_deref(), id, reply),
+            // Of one that was unloaded meanwhile nobody wants to know anything else.
+            (Up::Ready(_) | Up::Fatal(_) | Up::Log { .. } | Up::Call { .. }, None) => {}
+            (Up::Ready(ready), Some(desk)) => drop(desk.standing.send_replace(Standing::Ready(ready))),
+            (Up::Fatal(message), Some(desk)) => {
                 tracing::error!(plugin = %desk.plugin, error = message, "{} can't be loaded", desk.kind.with_article());
                 desk.standing.send_replace(Standing::Fatal(message));
             }
-            Up::Log { level, message } => desk.log(&level, &message),
-            Up::Call { number, id, method, params } => self.dispatch(&desk, Asked { guest, number, id, method, params }),
-            Up::Answer { id, reply } => {
-                let waiting = self.lock().remove(&id);
-                // Unknown, too late, or a second one.
-                if waiting.is_none_or(|waiting| waiting.answer.send(reply).is_err()) {
-                    desk.ignored.fetch_add(1, Ordering::Relaxed);
-                }
+            (Up::Log { level, message }, Some(desk)) => desk.log(&level, &message),
+            (Up::Call { number, id, method, params }, Some(desk)) => {
+                self.dispatch(&desk, Asked { guest, number, id, method, params });
             }
+        }
+    }
+
+    /// Gives an answer to who waits for it, also when whose it is was unloaded meanwhile.
+    fn deliver(&self, desk: Option<&Desk>, id: u64, reply: Reply) {
+        let waiting = self.lock().remove(&id);
+        // Unknown, too late, or a second one.
+        let ignored = waiting.is_none_or(|waiting| waiting.answer.send(reply).is_err());
+        if let Some(desk) = desk.filter(|_| ignored) {
+            desk.ignored.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -331,11 +352,23 @@ impl Session {
         self.lock().get(&id).map(|waiting| waiting.request.clone())
     }
 
-    fn refuse(&self, desk: &Desk, guest: Option<u64>, number: u64, why: String) {
-        if self.down.try_send(frame::answer(guest, number, Err(why))).is_err() {
+    /// Answers that nothing is done. While the lines down are full of what is on its way, a task waits for its place.
+    fn refuse(self: &Arc<Self>, desk: &Desk, guest: Option<u64>, number: u64, why: String) {
+        let line = match self.down.try_send(frame::answer(guest, number, Err(why))) {
+            Ok(()) => return,
+            Err(TrySendError::Full(line)) => line,
+            Err(TrySendError::Closed(_)) => return, // it is gone, and its question with it
+        };
+        let Ok(room) = self.refusals.clone().try_acquire_owned() else {
             // It doesn't read what it asked for.
             desk.ignored.fetch_add(1, Ordering::Relaxed);
-        }
+            return;
+        };
+        let this = self.clone();
+        tokio::spawn(async move {
+            let _room = room;
+            this.tell(line).await; // one that is gone needs no answer
+        });
     }
 
     /// Tells everybody who waits that no answer will come.

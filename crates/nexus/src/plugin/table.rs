@@ -67,6 +67,11 @@ impl Roster {
         self.table.load_full()
     }
 
+    /// Whoever is asked at `hook` under that name by now: while others were asked, another version may have come.
+    pub(super) fn asked_now(&self, hook: Hook, name: &str) -> Option<Entry> {
+        self.table.load().asked(hook).iter().find(|now| *now.plugin.name == *name).cloned()
+    }
+
     pub(super) fn next_id(&self) -> u64 {
         self.ids.fetch_add(1, Ordering::Relaxed) + 1
     }

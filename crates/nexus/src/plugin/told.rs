@@ -14,9 +14,9 @@ use tokio::sync::{Mutex, mpsc};
 
 /// Frames that may wait for one plugin.
 const FRAMES_MAX: usize = 256;
-/// Bytes of messages and answers in them.
+/// Bytes of JSON in them.
 const BYTES_MAX: usize = 8 * 1024 * 1024;
-/// What a frame counts beside its texts.
+/// What a frame counts beside its JSON.
 const FRAME_BYTES: usize = 4 * 1024;
 /// How long a plugin that is stopped may take for what it is still to be told.
 const FINISH_LIMIT: Duration = Duration::from_secs(2);
@@ -35,18 +35,22 @@ pub(super) fn queue() -> (mpsc::Sender<Told>, mpsc::Receiver<Told>) {
 
 /// Has `plugin` told of `request`, if there is room.
 pub(super) fn tell(plugin: &Plugin, declared: &Arc<Declared>, hook: Hook, request: &NexusRequest, error: Option<&Value>) {
-    let answer = request.response.as_ref().map_or(0, |response| response.content.len());
-    let bytes = FRAME_BYTES + request.event.content.len() + answer;
+    let Ok(place) = plugin.told.try_reserve() else { return plugin.note_dropped(hook) };
+    let (view, error) = (declared.sees.view(request), error.cloned());
+    let bytes = weight(&view, error.as_ref());
     let before = plugin.told_bytes.fetch_add(bytes, Ordering::Relaxed);
-    // One frame may always wait, however long its texts are.
-    let place = if before == 0 || before + bytes <= BYTES_MAX { plugin.told.try_reserve().ok() } else { None };
-    let Some(place) = place else {
+    // One frame may always wait, however long it is.
+    if before > 0 && before + bytes > BYTES_MAX {
         plugin.told_bytes.fetch_sub(bytes, Ordering::Relaxed);
         return plugin.note_dropped(hook);
-    };
-    let (view, error) = (declared.sees.view(request), error.cloned());
+    }
     let ask = Ask { hook, view, error, request: caller(request, hook), event_id: request.event.event_id.clone() };
     place.send(Told { ask, declared: declared.clone(), bytes });
+}
+
+/// What a frame counts: all of it, since whoever wrote the event chose how long each part is.
+fn weight(view: &Value, error: Option<&Value>) -> usize {
+    FRAME_BYTES + view.to_string().len() + error.map_or(0, |error| error.to_string().len())
 }
 
 /// Starts the task that tells, which goes on after a failure.
@@ -107,7 +111,23 @@ async fn call(plugin: &Plugin, told: Told) {
             Ok(judge::word(&reply))
         }
         Reply::Returned(_) => Err(Fault::returned()),
-        reply @ (Reply::Continue | Reply::Error(_) | Reply::Nonsense(_)) => Ok(judge::word(&reply)),
+        reply @ (Reply::Continue | Reply::Error(_) | Reply::TakenAlong(_) | Reply::Nonsense(_)) => Ok(judge::word(&reply)),
     });
     plugin.settle(&ask, leave, began.elapsed(), judged.as_ref().copied());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn every_part_of_a_frame_counts() {
+        let long = "x".repeat(BYTES_MAX);
+        for view in [json!({ "event": { "content": long } }), json!({ "event": { "attachments": [{ "url": long }] } })] {
+            assert!(weight(&view, None) > BYTES_MAX);
+        }
+        assert!(weight(&json!({}), Some(&json!({ "message": long }))) > BYTES_MAX);
+        assert!(weight(&json!({}), None) * FRAMES_MAX <= BYTES_MAX, "short ones never wait for room by their bytes");
+    }
 }

@@ -102,7 +102,7 @@ async fn call(session: &Session, wants: &Wants, hook: Hook, event: &Event, run_d
     match said {
         Err(Lost::Late) => shown["error"] = format!("no answer within {} s", CALL_LIMIT.as_secs()).into(),
         Err(Lost::Gone) => shown["error"] = "its process ended before it answered".into(),
-        Ok(Reply::Error(message) | Reply::Nonsense(message)) => shown["error"] = message.into(),
+        Ok(Reply::Error(message) | Reply::TakenAlong(message) | Reply::Nonsense(message)) => shown["error"] = message.into(),
         Ok(Reply::Patch(patch)) => {
             shown["result"] = "patch".into();
             if let Err(error) = apply_patch(hook, &mut request, &patch) {

@@ -88,6 +88,9 @@ pub(super) enum Up<'a> {
     Error {
         id: u64,
         error: &'a str,
+        /// Another call is to blame.
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        taken_along: bool,
         #[serde(skip_serializing_if = "Option::is_none")]
         file: Option<&'a str>,
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -122,7 +125,13 @@ struct OfGuest<'a> {
 
 impl<'a> Up<'a> {
     pub(super) fn error(id: u64, trouble: &'a Trouble) -> Self {
-        Self::Error { id, error: &trouble.message, file: trouble.file.as_deref(), line: trouble.line, column: trouble.column }
+        let (file, line, column) = (trouble.file.as_deref(), trouble.line, trouble.column);
+        Self::Error { id, error: &trouble.message, taken_along: false, file, line, column }
+    }
+
+    /// The error of a call that ends for what another one did.
+    pub(super) fn taken_along(id: u64, why: &'a str) -> Self {
+        Self::Error { id, error: why, taken_along: true, file: None, line: None, column: None }
     }
 
     /// Appends the frame as a line, with the number of whose it is where several share the process.

@@ -3,15 +3,16 @@
 //! and the process only where the engine can't be interrupted.
 
 use super::frame::{Came, Order, Up, parse, read_line};
-use super::serve::{Host, Lost, refuse};
+use super::serve::{Host, Lost, never_loaded, refuse};
 use super::trouble::Trouble;
 use super::watchdog::Watchdog;
-use super::{Kind, Limits, Plugin, say, stripped};
+use super::{Kind, Limits, Plugin, say, strip, stripped};
 use serde::Deserialize;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, Write};
 use std::rc::Rc;
+use std::time::Instant;
 
 /// Automations at once; while one version follows another there are two of it.
 pub(super) const GUESTS_MAX: usize = 128;
@@ -97,7 +98,12 @@ impl<W: Write> Guests<W> {
             let trouble = Trouble::new(format!("there are {GUESTS_MAX} automations already"));
             return still_here(refuse(Some(guest), &trouble, self.output.clone()));
         }
-        let source = match stripped(source, &file) {
+        // The parser is as much the file's own doing as its JavaScript is.
+        self.watchdog.blame(never_loaded(Some(guest)));
+        self.watchdog.expect_by(Instant::now() + strip::TIME_MAX);
+        let source = stripped(source, &file);
+        self.watchdog.rest();
+        let source = match source {
             Ok(source) => source,
             Err(trouble) => return still_here(refuse(Some(guest), &trouble, self.output.clone())),
         };
@@ -188,6 +194,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_too_long_is_refused_before_it_is_read() {
+        let body = "return { enrich: 'x'.repeat(2 ** 21) };";
+        let frames = said(&[load(1, "a", body), call(1, 10)]);
+        assert!(frames[1]["error"].as_str().unwrap().starts_with("the handler returned 2097"), "{frames:?}");
+    }
+
+    #[test]
+    fn a_handler_calls_in_its_own_name() {
+        let body = "return ctx.nexus.send({ text: ctx.request.event.content });";
+        let frames = said(&[load(1, "a", body), call(1, 10), call(1, 11)]);
+        for (frame, id) in [(&frames[1], 10), (&frames[2], 11)] {
+            assert_eq!((&frame["id"], &frame["method"], &frame["params"]["text"]), (&json!(id), &json!("send"), &json!("hi")), "{frames:?}");
+        }
+    }
+
+    #[test]
     fn one_that_throws_or_uses_up_its_memory_leaves_the_others() {
         let frames = said(&[
             load(1, "a", "if (calls++ === 0) throw new Error('boom'); const all = []; for (;;) all.push(new Array(1000).fill(calls));"),
@@ -210,6 +232,7 @@ mod tests {
             ("export const automation = { name: 'c', handler() {}, trigger: {} };", "`automation.trigger` is unknown"),
             ("export const plugin = { name: 'c', onFinalize() {} };", "exports no automation"),
             ("const a = ;", ""),
+            ("[".repeat(100_000).as_str(), "brackets are within each other"),
         ] {
             let frames = said(&[source(text), call(3, 9)]);
             let message = frames[0]["fatal"]["message"].as_str().unwrap();

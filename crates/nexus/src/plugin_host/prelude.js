@@ -9,16 +9,21 @@
   const { apply, ownKeys } = Reflect;
   const { then } = Promise.prototype;
   const { kind: KIND, hooks: HOOKS, calls_max: CALLS_MAX, chars_max: CHARS_MAX } = parse(settings);
+  const isAutomation = KIND === "automation";
   const SHOWN_CHARS_MAX = 200;
   const PRIORITY = 100;
   // The one hook of an automation.
   const HANDLER = "handler";
+  // The one hook that is given more than the request.
+  const ON_ERROR = "onError";
   const AUTOMATION_KEYS = ["name", "description", "triggers", "config", "state", HANDLER];
 
   // What the file exports.
   let plugin;
   // The hook call whose turn it is. A turn is all that runs until the next line from the daemon.
   let current = "";
+  // Hook calls whose function has not come to its end, whether or not the daemon still waits for them.
+  const running = new Set();
   const hooks = new Map();
   const waiting = new Map();
 
@@ -49,24 +54,37 @@
     }
   };
 
-  const ask = (method, params) =>
+  // Made in the name of the hook call that `whose` says.
+  const ask = (whose, method, params) =>
     new Promise((resolve, reject) => {
-      if (current === "") throw new Error(`\`nexus.${method}\` is only possible while a hook runs`);
+      const id = whose(method);
       if (waiting.size >= CALLS_MAX) throw new Error(`${CALLS_MAX} calls wait for their answers already; await some`);
       // Made here, so that its stack names the place of the call.
       const failure = new Error();
-      const said = call(current, method, stringify(params) ?? "null");
+      const said = call(id, method, stringify(params) ?? "null");
       if (said[0] === "!") throw new Error(said.slice(1));
       waiting.set(said, { resolve, reject, failure });
     });
 
-  const nexus = freeze({
-    ledger: freeze({ query: (sql, params = [], ledger = undefined) => ask("ledger.query", { sql, params, ledger }) }),
-    llm: (request) => ask("llm", request),
-    search: (request) => ask("search", request),
-    send: (message) => ask("send", message),
-    fetch: (url, init = {}) => ask("fetch", { ...init, url: `${url}` }),
-  });
+  const nexusOf = (whose) =>
+    freeze({
+      ledger: freeze({ query: (sql, params = [], ledger = undefined) => ask(whose, "ledger.query", { sql, params, ledger }) }),
+      llm: (request) => ask(whose, "llm", request),
+      search: (request) => ask(whose, "search", request),
+      send: (message) => ask(whose, "send", message),
+      fetch: (url, init = {}) => ask(whose, "fetch", { ...init, url: `${url}` }),
+    });
+
+  // Whose turn it is says nothing about who calls, once one hook call awaits what another one settles.
+  const onlyOne = (method) => {
+    if (current === "") throw new Error(`\`nexus.${method}\` is only possible while a hook runs`);
+    if (running.size > 1 || (running.size === 1 && !running.has(current))) {
+      const given = isAutomation ? "`ctx.nexus` of the handler's `ctx`" : "the `nexus` that the hook is given, `hook(req, nexus)`";
+      throw new Error(`whose \`nexus.${method}\` it is can't be told while other calls are under way; use ${given}`);
+    }
+    return current;
+  };
+  const nexus = nexusOf(onlyOne);
 
   const printing = (level) =>
     (...values) => log(level, values.map((value) => shown(value)).join(" ").slice(0, CHARS_MAX).toWellFormed());
@@ -187,10 +205,10 @@
   };
 
   // What an automation's handler is called with.
-  const contextOf = (text) => {
+  const contextOf = (text, own) => {
     const { request, state } = parse(text);
     const config = parse(plain("config", plugin.config));
-    return { request, config, state: state ?? parse(plain("state", plugin.state)) };
+    return { request, config, state: state ?? parse(plain("state", plugin.state)), nexus: own };
   };
 
   const advised = (id, value) => {
@@ -219,36 +237,38 @@
     else answer(id, "changed", before, after);
   };
 
-  // What a function of the file is called with, and what becomes of its value.
-  const callOfPlugin = (id, text, error) => {
+  // What a function of the file is called with, and what becomes of its value. The `nexus` is its own: it calls in
+  // the name of this hook call, whenever and wherever it is used.
+  const callOfPlugin = (id, hook, text, error, own) => {
     const request = parse(text);
-    return { args: error === "" ? [request] : [request, parse(error)], take: (value) => changed(id, request, text, value) };
+    const args = hook === ON_ERROR ? [request, error === "" ? undefined : parse(error), own] : [request, own];
+    return { args, take: (value) => changed(id, request, text, value) };
   };
-  const callOfAutomation = (id, text) => ({ args: [contextOf(text)], take: (value) => advised(id, value) });
-  const isAutomation = KIND === "automation";
+  const callOfAutomation = (id, hook, text, error, own) => ({ args: [contextOf(text, own)], take: (value) => advised(id, value) });
   const callOf = isAutomation ? callOfAutomation : callOfPlugin;
 
   const run = (id, hook, text, error) => {
     current = id;
+    running.add(id);
+    // At the end of the function, and before what is made of its value.
+    const ended = (told, value) => {
+      running.delete(id);
+      try {
+        told(value);
+      } catch (thrown) {
+        failed(id, thrown);
+      }
+    };
+    const threw = (thrown) => failed(id, thrown);
     try {
       const method = hooks.get(hook);
       if (method === undefined) throw new Error(`the ${KIND} has no hook \`${hook}\``);
-      const { args, take } = callOf(id, text, error);
+      const { args, take } = callOf(id, hook, text, error, nexusOf(() => id));
       const value = apply(method, plugin, args);
-      if (!(value instanceof Promise)) {
-        take(value);
-        return;
-      }
-      const resolved = (result) => {
-        try {
-          take(result);
-        } catch (thrown) {
-          failed(id, thrown);
-        }
-      };
-      apply(then, value, [resolved, (thrown) => failed(id, thrown)]);
+      if (value instanceof Promise) apply(then, value, [(result) => ended(take, result), (thrown) => ended(threw, thrown)]);
+      else ended(take, value);
     } catch (thrown) {
-      failed(id, thrown);
+      ended(threw, thrown);
     }
   };
 

@@ -6,8 +6,8 @@
 use rustix::process::{Resource, Rlimit, setrlimit};
 use std::io;
 
-/// The descriptors that stay: 0, 1 and 2. No other can be opened.
-const DESCRIPTORS: u64 = 3;
+/// The descriptors that stay: those below this one.
+const DESCRIPTORS: libc::c_uint = 3;
 /// Address space for the host itself beyond the plugin's memory: a line of 16 MiB, the same as values, and
 /// what a parser of TypeScript needs.
 const HOST_BYTES: u64 = 512 * 1024 * 1024;
@@ -17,9 +17,10 @@ const HOST_BYTES: u64 = 512 * 1024 * 1024;
 pub(super) fn shed() {
     // SAFETY: no other thread exists, and nothing holds a pointer into the environment.
     unsafe { libc::clearenv() };
-    let first = libc::c_uint::try_from(DESCRIPTORS).unwrap_or(3);
     // SAFETY: closes only what this process doesn't know of; all of its own are below.
-    unsafe { libc::close_range(first, libc::c_uint::MAX, 0) };
+    unsafe { libc::close_range(DESCRIPTORS, libc::c_uint::MAX, 0) };
+    // Here for all threads that are to come, since it holds for one; whether it could be done, `enter` tells.
+    rustix::thread::set_no_new_privs(true).ok();
 }
 
 /// Gives up everything else. `memory_bytes` is what the plugin may have.
@@ -33,7 +34,8 @@ pub(super) fn enter(memory_bytes: u64) -> io::Result<()> {
     limit(Resource::Fsize, 0)?;
     limit(Resource::Nproc, 0)?;
     limit(Resource::As, used_bytes.saturating_add(memory_bytes).saturating_add(HOST_BYTES))?;
-    limit(Resource::Nofile, DESCRIPTORS)
+    // What is open stays so. Not even in the place of one that was closed can there be another.
+    limit(Resource::Nofile, 0)
 }
 
 /// For good: the hard limit goes down as well. One that is lower already stays.

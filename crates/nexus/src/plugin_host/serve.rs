@@ -101,7 +101,7 @@ impl<W: Write> Host<W> {
     /// [`Lost`].
     pub(super) fn load(plugin: Plugin, guest: Option<u64>, limits: Limits, watchdog: Rc<Watchdog>, mut output: W) -> Result<Self, Lost> {
         let stage = Rc::new(Stage::new());
-        watchdog.blame(last_words(guest, &Up::Fatal { fatal: &Trouble::new(CAN_NOT_BE_ENDED) }));
+        watchdog.blame(never_loaded(guest));
         let (engine, manifest) = match Engine::start(&plugin, limits, &stage, &watchdog) {
             Ok(started) => started,
             Err(trouble) => return refuse(guest, &trouble, output),
@@ -222,6 +222,11 @@ impl<W: Write> Host<W> {
     }
 
     fn give(&mut self, id: u64, result: &str) {
+        // Parsed, a text takes many times its length.
+        if result.len() > LINE_OUT_BYTES_MAX {
+            let trouble = Trouble::new(format!("the handler returned {} bytes, and a line may have {LINE_OUT_BYTES_MAX}", result.len()));
+            return self.fail(id, &trouble);
+        }
         match serde_json::from_str::<Value>(result) {
             Ok(returned) => self.close(id, &Up::Returned { id, returned: &returned }),
             Err(error) => self.fail(id, &Trouble::new(format!("the handler returned no valid result: {error}"))),
@@ -283,13 +288,13 @@ impl<W: Write> Host<W> {
     /// Throws the runtime away, with the plugin's state, and loads the plugin into a fresh one.
     fn begin_anew(&mut self) -> Result<(), Lost> {
         let noun = self.plugin.kind.noun();
-        let trouble = Trouble::new(format!("the {noun} began anew, since another of its hook calls took too long or too much memory"));
+        let why = format!("the {noun} began anew, since another of its hook calls took too long or too much memory");
         let others: Vec<u64> = self.open.keys().copied().collect();
         for id in others {
-            self.fail(id, &trouble);
+            self.close(id, &Up::taken_along(id, &why));
         }
         self.calls.clear();
-        self.watchdog.blame(last_words(self.guest, &Up::Fatal { fatal: &Trouble::new(CAN_NOT_BE_ENDED) }));
+        self.watchdog.blame(never_loaded(self.guest));
         match Engine::start(&self.plugin, self.limits, &self.stage, &self.watchdog) {
             Ok((engine, _)) => self.engine = engine,
             Err(trouble) => {
@@ -320,6 +325,11 @@ fn last_words(guest: Option<u64>, frame: &Up<'_>) -> Vec<u8> {
         line.clear(); // too long, which these never are
     }
     line
+}
+
+/// The last words of one that is being loaded.
+pub(super) fn never_loaded(guest: Option<u64>) -> Vec<u8> {
+    last_words(guest, &Up::Fatal { fatal: &Trouble::new(CAN_NOT_BE_ENDED) })
 }
 
 fn too_long(bytes: usize) -> Trouble {

@@ -55,7 +55,8 @@ impl Model {
     }
 }
 
-fn read(socket: &mut TcpStream) -> Asked {
+/// Reads one request to its end.
+pub fn read(socket: &mut TcpStream) -> Asked {
     let (mut bytes, mut chunk) = (Vec::new(), [0; 16 * 1024]);
     loop {
         let count = socket.read(&mut chunk).unwrap();

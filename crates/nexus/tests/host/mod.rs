@@ -72,13 +72,13 @@ impl Host {
         host
     }
 
-    /// One hook that does `body`, in JavaScript, with `req`.
+    /// One hook that does `body`, in JavaScript, with `req` and `nexus`.
     pub fn doing(body: &str) -> Self {
         Self::doing_with(body, &[])
     }
 
     pub fn doing_with(body: &str, words: &[&str]) -> Self {
-        Self::ready("x.js", &format!("let calls = 0;\nexport const plugin = {{ name: 'x', {HOOK}(req) {{\n{body}\n}} }};\n"), words)
+        Self::ready("x.js", &format!("let calls = 0;\nexport const plugin = {{ name: 'x', {HOOK}(req, nexus) {{\n{body}\n}} }};\n"), words)
     }
 
     pub fn say(&mut self, line: &[u8]) {

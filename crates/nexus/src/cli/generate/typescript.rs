@@ -27,7 +27,8 @@ export type Outcome = void | \"skip\" | NexusRequest;
 
 /**
  * What a plugin's file exports as `plugin`, or as its default. A hook may be async: its request waits for it.
- * What it changes in `req` is taken over where that hook may change it, and refused elsewhere.
+ * What it changes in `req` is taken over where that hook may change it, and refused elsewhere. `nexus` is its own:
+ * what it asks for is asked in the name of this hook call.
  */
 export interface Plugin {
   /** The file's name without its ending. */
@@ -38,7 +39,7 @@ export interface Plugin {
 
 const TAIL: &str = "}
 
-/** What an automation's handler is called with. All of it is a copy: what counts is what the handler returns. */
+/** What an automation's handler is called with. All data in it is a copy: what counts is what the handler returns. */
 export interface AutomationContext {
   /** As stage 3 left it. */
   request: NexusRequest;
@@ -46,6 +47,8 @@ export interface AutomationContext {
   config: any;
   /** What it returned last as `state`; at first `state` of the file. */
   state: any;
+  /** Its own: what it asks for is asked in the name of this call. */
+  nexus: Nexus;
 }
 
 /** What an automation's file exports as `automation`, or as its default. */
@@ -104,6 +107,7 @@ export interface Console {
 }
 
 declare global {
+  /** Refused while other calls are under way: use the `nexus` that a hook or a handler is given. */
   const nexus: Nexus;
   const console: Console;
   // There is no setTimeout, no fetch of its own, no process, no require and no import of values.
@@ -122,7 +126,7 @@ pub(super) fn declarations() -> String {
     page.push_str(PLUGIN_HEAD);
     for hook in HOOKS {
         let more = if hook == "onError" { ", error: StageError" } else { "" };
-        page.push_str(&format!("  {hook}?(req: NexusRequest{more}): Outcome | Promise<Outcome>;\n"));
+        page.push_str(&format!("  {hook}?(req: NexusRequest{more}, nexus: Nexus): Outcome | Promise<Outcome>;\n"));
     }
     page.push_str(TAIL);
     page
@@ -205,7 +209,7 @@ mod tests {
             "export type Status = \"waiting\" | \"processing\" | ",
             "  type: PrincipalType;\n",
             "export type PeerKind = \"dm\" | \"group\" | \"channel\";\n",
-            "  onError?(req: NexusRequest, error: StageError): Outcome | Promise<Outcome>;\n",
+            "  onError?(req: NexusRequest, error: StageError, nexus: Nexus): Outcome | Promise<Outcome>;\n",
             "  const nexus: Nexus;\n",
             "export interface Advice {\n",
             "  fire?: boolean;\n",

@@ -57,7 +57,7 @@ impl ReviveAutomation {
     }
 }
 
-/// A person deletes an automation: nothing is known of it any more.
+/// A person deletes an automation: nothing is known of it any more, nor what it said.
 #[derive(Debug, Clone)]
 pub struct ForgetAutomation {
     pub automation: String,
@@ -65,7 +65,8 @@ pub struct ForgetAutomation {
 
 impl ForgetAutomation {
     pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<()> {
-        connection.prepare_cached("DELETE FROM automations WHERE name = ?1")?.execute([&self.automation]).map(drop)
+        connection.prepare_cached("DELETE FROM automations WHERE name = ?1")?.execute([&self.automation])?;
+        connection.prepare_cached("DELETE FROM automation_results WHERE name = ?1")?.execute([&self.automation]).map(drop)
     }
 }
 
@@ -180,7 +181,9 @@ mod tests {
         assert_eq!(known(&connection, 3), (None, Some("1".to_owned()), false));
         assert_eq!(all_knowledge(&connection).unwrap().len(), 1);
         ForgetAutomation { automation: "x".to_owned() }.apply(&connection).unwrap();
-        assert_eq!(known(&connection, 3), (None, None, false));
+        for event_seq in 1..=3 {
+            assert_eq!(known(&connection, event_seq), (None, None, false));
+        }
     }
 
     #[test]

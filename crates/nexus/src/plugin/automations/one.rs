@@ -177,6 +177,7 @@ impl Automation {
             Reply::Continue => Ok(Advice::default()),
             Reply::Returned(value) => Advice::read(value, self.remembers()).map_err(Fault::Nonsense),
             Reply::Error(message) => Err(Fault::Threw(message)),
+            Reply::TakenAlong(message) => Err(Fault::TakenAlong(message)),
             Reply::Nonsense(what) => Err(Fault::Nonsense(what)),
             Reply::Skip { .. } | Reply::Patch(_) => Err(Fault::Nonsense("`skip` and `patch` are for plugins".to_owned())),
         }

@@ -10,7 +10,7 @@ use super::files::{self, File};
 use super::host::{Host, spec};
 use super::one::WALL;
 use crate::error_text::describe;
-use nexus_core::automation::{Advice, Triggers};
+use nexus_core::automation::{Advice, Triggers, is_name};
 use nexus_core::config::Grant;
 use nexus_core::event::Event;
 use nexus_core::ids::ChildId;
@@ -27,6 +27,9 @@ const CALL: u64 = 1;
 
 /// Starts the automation `name`, asks it, and ends it.
 pub(super) async fn run(host: &Host, name: &str, event: Value) -> Result<Value, TrialError> {
+    if !is_name(name) {
+        return Err(TrialError::Unknown("its name can't be used".to_owned())); // nor is it to lead to another place
+    }
     let event: Event = serde_json::from_value(event).map_err(|error| TrialError::Event(error.to_string()))?;
     let (directory, owned) = (host.shared.directory.clone(), name.to_owned());
     let read = tokio::task::spawn_blocking(move || files::read(&directory, &owned)).await;
@@ -79,7 +82,7 @@ async fn talk(session: &Session, file: &File, standing: &watch::Sender<Standing>
         Err(Lost::Gone) => Err("its process ended before it answered".to_owned()),
         Ok(Reply::Continue) => Ok(Advice::default()),
         Ok(Reply::Returned(value)) => Advice::read(value, ready.remembers),
-        Ok(Reply::Error(message) | Reply::Nonsense(message)) => Err(message),
+        Ok(Reply::Error(message) | Reply::TakenAlong(message) | Reply::Nonsense(message)) => Err(message),
         Ok(Reply::Skip { .. } | Reply::Patch(_)) => Err("`skip` and `patch` are for plugins".to_owned()),
     };
     match advice {

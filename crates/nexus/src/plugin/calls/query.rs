@@ -7,12 +7,12 @@ use crate::ledger::{Ledgers, Readers};
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::limits::Limit;
 use rusqlite::types::{Value as Sql, ValueRef};
-use rusqlite::{Connection, ErrorCode, params_from_iter};
+use rusqlite::{Connection, ErrorCode, InterruptHandle, params_from_iter};
 use serde_json::{Number, Value, json};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 
 /// Longest question. Statements behind the first are looked at by recursion: their number must be small.
 const SQL_BYTES_MAX: usize = 8 * 1024;
@@ -23,10 +23,10 @@ const ROWS_BYTES_MAX: usize = 512 * 1024;
 /// What a cell without a text counts, and what is around each.
 const CELL_BYTES: usize = 8;
 /// Longest value that a question may come across or make.
-const VALUE_BYTES_MAX: i32 = 1024 * 1024;
+const VALUE_BYTES_MAX: i32 = 64 * 1024;
 const TIME_MAX: Duration = Duration::from_secs(2);
 /// Steps of SQLite's machine between two looks at the clock.
-const STEPS_PER_LOOK: i32 = 1_000;
+const STEPS_PER_LOOK: i32 = 20;
 /// A long pattern takes long for each row, which nothing interrupts.
 const PATTERN_BYTES_MAX: i32 = 256;
 const EXPRESSION_LEVELS_MAX: i32 = 100;
@@ -111,12 +111,24 @@ pub(super) async fn call(ledgers: &Ledgers, room: &Arc<Semaphore>, params: Value
     let question = Question::read(&mut params)?;
     let failed = |source: rusqlite::Error| CallError::failed("open the ledger", source);
     let room = room.clone().acquire_owned().await.map_err(|error| CallError::failed("ask the ledger", error))?;
+    let ((tell, handle), (running, ended)) = (oneshot::channel(), oneshot::channel());
     let asked = tokio::task::spawn_blocking(move || {
-        let _room = room; // to the end, whether or not who asked still waits
+        let _to_the_end = (room, running); // whether or not who asked still waits
         // A connection of its own, which is closed behind it: what is forbidden on it is for this question.
-        question.answer(readers.open().map_err(failed)?, TIME_MAX)
+        let connection = readers.open().map_err(failed)?;
+        tell.send(connection.get_interrupt_handle()).ok(); // it is waited for, below
+        question.answer(connection, TIME_MAX)
     });
+    tokio::spawn(interrupt(handle, ended));
     asked.await.map_err(|error| CallError::failed("ask the ledger", error))?
+}
+
+/// Interrupts a question that has not ended in its time: within one long step it doesn't look at the clock itself.
+async fn interrupt(handle: oneshot::Receiver<InterruptHandle>, ended: oneshot::Receiver<()>) {
+    let Ok(handle) = handle.await else { return }; // it never began
+    if tokio::time::timeout(TIME_MAX, ended).await.is_err() {
+        handle.interrupt();
+    }
 }
 
 fn readers<'l>(ledgers: &'l Ledgers, name: &str) -> Option<&'l Readers> {
