@@ -214,6 +214,7 @@ fn references(config: Config, node: &Node, faults: &mut Faults) -> Config {
     }
     if let Some(agents) = node.get("agents") {
         agents::check_fallbacks(&config.agents, agents, faults);
+        agents::check_times(&config.agents, agents, config.pipeline.timeout_ms, faults);
     }
     config
 }

@@ -1,10 +1,11 @@
-//! What an agent's runs cost, and whether it may go on: limits and what was used to a verdict. It counts
-//! nothing and reads no ledger; what was spent comes in, as does the time.
+//! What an agent's runs cost, and whether it may go on: limits and what was used to a verdict. It reads no
+//! ledger; what was spent comes in, as does the time.
 
 use crate::config::Spending;
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, Zoned};
 use serde::Serialize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Bytes of text that count as one token where a provider doesn't count.
 pub const BYTES_PER_TOKEN: usize = 4;
@@ -52,6 +53,78 @@ pub fn day(now_ms: i64, zone: &TimeZone) -> Day {
     }
 }
 
+/// An amount of use.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Amount {
+    pub tokens: u64,
+    pub usd: f64,
+}
+
+impl Amount {
+    fn plus(self, other: Self) -> Self {
+        Self { tokens: self.tokens.saturating_add(other.tokens), usd: self.usd + other.usd }
+    }
+
+    fn minus(self, other: Self) -> Self {
+        Self { tokens: self.tokens.saturating_sub(other.tokens), usd: (self.usd - other.usd).max(0.0) }
+    }
+}
+
+/// Counts what the runs of one agent use while they run. Cheap to clone; all its runs share one.
+#[derive(Debug, Clone, Default)]
+pub struct Meter(Arc<Mutex<Counts>>);
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Counts {
+    /// Ever; it only grows.
+    used: Amount,
+    /// Of that, what the ledger doesn't have yet.
+    unfiled: Amount,
+}
+
+impl Meter {
+    pub fn add(&self, amount: Amount) {
+        let mut counts = self.counts();
+        counts.used = counts.used.plus(amount);
+        counts.unfiled = counts.unfiled.plus(amount);
+    }
+
+    /// The ledger has it now.
+    pub fn file(&self, amount: Amount) {
+        let mut counts = self.counts();
+        counts.unfiled = counts.unfiled.minus(amount);
+    }
+
+    /// What the ledger doesn't have yet, and a watch over what is used from now on.
+    pub fn read(&self) -> (Amount, Watched) {
+        let counts = *self.counts();
+        (counts.unfiled, Watched { meter: self.clone(), since: counts.used })
+    }
+
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What all runs of an agent use from one moment on.
+#[derive(Debug, Clone)]
+pub struct Watched {
+    meter: Meter,
+    since: Amount,
+}
+
+impl Watched {
+    fn used(&self) -> Amount {
+        self.meter.counts().used.minus(self.since)
+    }
+}
+
+impl PartialEq for Watched {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.meter.0, &other.meter.0) && self.since == other.since
+    }
+}
+
 /// What one run may use: the limits, what was used before it, and what it has used itself.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Allowance {
@@ -59,13 +132,19 @@ pub struct Allowance {
     pub spent: Spent,
     /// When the next day begins, as a person reads it.
     pub next_day: String,
+    /// What this run and those beside it use meanwhile, where somebody counts that.
+    #[serde(skip)]
+    pub watched: Option<Watched>,
 }
 
 impl Allowance {
-    /// Adds what the run has used.
+    /// Adds what the run has used. The day is left to who counts it for all runs.
     pub fn add(&mut self, input_tokens: u64, output_tokens: u64) {
         let tokens = input_tokens.saturating_add(output_tokens);
         self.spent.session_tokens = self.spent.session_tokens.saturating_add(tokens);
+        if self.watched.is_some() {
+            return;
+        }
         self.spent.day_tokens = self.spent.day_tokens.saturating_add(tokens);
         self.spent.day_usd += cost_usd(&self.limits, input_tokens, output_tokens).unwrap_or(0.0);
     }
@@ -80,12 +159,14 @@ impl Allowance {
             let (spent, limit) = (grouped(spent.session_tokens), grouped(limit));
             return Err(format!("The agent's budget for this session is used up ({spent} of {limit} tokens)."));
         }
+        let meanwhile = self.watched.as_ref().map(Watched::used).unwrap_or_default();
+        let (day_tokens, day_usd) = (spent.day_tokens.saturating_add(meanwhile.tokens), spent.day_usd + meanwhile.usd);
         let today = |used: String| format!("The agent's budget for today is used up ({used}); it continues at {}.", self.next_day);
-        if let Some(limit) = limits.tokens_per_day.filter(|limit| spent.day_tokens >= *limit) {
-            return Err(today(format!("{} of {} tokens", grouped(spent.day_tokens), grouped(limit))));
+        if let Some(limit) = limits.tokens_per_day.filter(|limit| day_tokens >= *limit) {
+            return Err(today(format!("{} of {} tokens", grouped(day_tokens), grouped(limit))));
         }
-        if let Some(limit) = limits.usd_per_day.filter(|limit| spent.day_usd >= *limit) {
-            return Err(today(format!("${:.4} of ${limit:.4}", spent.day_usd)));
+        if let Some(limit) = limits.usd_per_day.filter(|limit| day_usd >= *limit) {
+            return Err(today(format!("${day_usd:.4} of ${limit:.4}")));
         }
         Ok(())
     }
@@ -114,7 +195,31 @@ mod tests {
     }
 
     fn allowance(limits: Spending) -> Allowance {
-        Allowance { limits, spent: Spent::default(), next_day: "tomorrow".to_owned() }
+        Allowance { limits, spent: Spent::default(), next_day: "tomorrow".to_owned(), watched: None }
+    }
+
+    #[test]
+    fn runs_beside_each_other_share_what_is_left() {
+        let meter = Meter::default();
+        let run = || Amount { tokens: 40, usd: 0.5 };
+        let begin = |filed: u64| {
+            let (unfiled, watched) = meter.read();
+            let spent = Spent { day_tokens: filed + unfiled.tokens, ..Spent::default() };
+            let limits = Spending { tokens_per_day: Some(100), ..Spending::default() };
+            Allowance { limits, spent, next_day: "tomorrow".to_owned(), watched: Some(watched) }
+        };
+        let (one, mut other) = (begin(0), begin(0));
+        meter.add(run());
+        other.add(20, 20);
+        meter.add(run());
+        assert_eq!((one.check(), other.check()), (Ok(()), Ok(())), "80 of 100, and each counted once");
+        // The one is in the ledger now; the other still sees it.
+        meter.file(run());
+        assert_eq!(begin(40).check(), Ok(()));
+        meter.add(run());
+        let told = other.check().unwrap_err();
+        assert!(told.contains("120 of 100 tokens"), "{told}");
+        assert!(begin(40).check().is_err());
     }
 
     #[test]

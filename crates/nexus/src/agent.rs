@@ -18,6 +18,7 @@ use nexus_core::config::Tools;
 use nexus_core::spend::Allowance;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::keeper::{ExitStatus, SpawnError};
 
@@ -53,6 +54,9 @@ pub struct Turn {
     pub permissions: serde_json::Value,
     /// What this run may use, where the agent has a budget.
     pub allowance: Option<Allowance>,
+    /// When the turn is ended, where somebody does that.
+    #[serde(skip)]
+    pub deadline: Option<Instant>,
 }
 
 impl Turn {
@@ -112,6 +116,8 @@ pub enum Output {
         /// The arguments of a call that started, the result of one that ended; bounded by the runner.
         detail: Option<String>,
     },
+    /// A question goes to a model. What it used follows, unless it fails.
+    Asked { bytes: usize },
     /// What the next part of the run has used.
     Used(Usage),
     /// Something the owner has to decide; the turn goes on once that is answered.
@@ -145,6 +151,14 @@ pub struct Finished {
     pub stop_reason: StopReason,
     pub model: Option<String>,
     pub provider: Option<String>,
+}
+
+/// More tokens than one answer can have used: whoever tells more can't count.
+const TOKENS_MAX: u64 = 1_000_000_000;
+
+/// A number of tokens as it was told; none, where it can't be.
+fn plausible(tokens: u64) -> Option<u64> {
+    (tokens <= TOKENS_MAX).then_some(tokens)
 }
 
 /// Tokens that were used, where anybody counts.
@@ -408,6 +422,11 @@ mod tests {
         let guessed = Usage { input_tokens: Some(2), output_tokens: Some(3), estimated: true };
         assert_eq!(counted.plus(guessed), Usage { input_tokens: Some(3), output_tokens: Some(3), estimated: true });
         assert_eq!(Usage::default().plus(Usage::default()), Usage::default());
+    }
+
+    #[test]
+    fn an_absurd_number_of_tokens_is_none() {
+        assert_eq!([0, TOKENS_MAX, TOKENS_MAX + 1, u64::MAX].map(plausible), [Some(0), Some(TOKENS_MAX), None, None]);
     }
 
     #[test]

@@ -92,9 +92,7 @@ struct Lines {
 
 impl<S: Subscriber> Layer<S> for Lines {
     fn enabled(&self, metadata: &tracing::Metadata<'_>, _: Context<'_, S>) -> bool {
-        // Libraries are heard from `warn` on: their info lines are about themselves.
-        let ours = metadata.target().starts_with("nexus") || metadata.target() == "child";
-        ours || *metadata.level() <= Level::WARN
+        is_heard(metadata.target(), *metadata.level())
     }
 
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
@@ -115,6 +113,15 @@ impl<S: Subscriber> Layer<S> for Lines {
             Sink::File { file, .. } => file.write_all(fields.json(&ts, level).as_bytes()),
         });
     }
+}
+
+/// Libraries are heard from `warn` on: their info lines are about themselves. Two of them quote in their warnings
+/// what they read, which is other people's, and as often as somebody makes them.
+fn is_heard(target: &str, level: Level) -> bool {
+    let is_of = |name: &str| target == name || target.strip_prefix(name).is_some_and(|rest| rest.starts_with("::"));
+    let ours = target.starts_with("nexus") || target == "child";
+    let least = if is_of("rmcp") || is_of("genai") { Level::ERROR } else { Level::WARN };
+    ours || level <= least
 }
 
 #[derive(Debug, Default)]
@@ -184,6 +191,14 @@ impl Visit for Fields {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn libraries_are_heard_from_where_they_tell_of_themselves() {
+        assert!(is_heard("nexus::agent", Level::DEBUG) && is_heard("child", Level::INFO));
+        assert!(is_heard("hyper", Level::WARN) && !is_heard("hyper", Level::INFO));
+        assert!(is_heard("rmcp::service", Level::ERROR) && is_heard("rmcpx", Level::WARN));
+        assert!(!is_heard("rmcp::service", Level::WARN) && !is_heard("genai", Level::WARN));
+    }
 
     #[test]
     fn lines_are_flat_json_whatever_is_in_them() {

@@ -20,7 +20,7 @@ mod reply;
 pub mod router;
 mod run;
 mod settle;
-mod spending;
+pub mod spending;
 pub mod unsettled;
 
 use crate::agent::Runner;
@@ -118,6 +118,8 @@ pub struct Pipeline {
     pub unsettled: unsettled::Unsettled,
     /// How often each principal asked of late, for the rates of policies. In memory only: a start begins anew.
     pub rates: std::sync::Mutex<Rates>,
+    /// What runs use before the ledger has it.
+    pub meters: spending::Meters,
 }
 
 /// How long a request is read again before it is left to the next start: it holds a place that others need.

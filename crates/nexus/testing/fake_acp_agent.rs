@@ -4,8 +4,8 @@
 //!
 //! What it does is the first word of a prompt's last text, unless `mode` in `FAKE_ACP_CONFIG` (JSON) says
 //! it for all prompts:
-//! - `tools`, `usage`, `refuse`, `blocks` (says the texts it got), `noise` (garbage before the answer);
-//!   anything else is said back in two pieces
+//! - `tools`, `usage`, `refuse`, `quit` (ends as cancelled by itself), `blocks` (says the texts it got), `noise`
+//!   (garbage before the answer); anything else is said back in two pieces
 //! - `slow` (a word at a time until it is cancelled), `wedge` (never ends, whatever comes)
 //! - `ask KIND` (permission, once), `askforever KIND`, `tellask` (says something, asks once the file `gate` is there)
 //! - `die`, `diemid` (after half an answer), `garbage`, `huge`
@@ -184,6 +184,7 @@ impl Fake {
                 return answer(&id, &json!({ "stopReason": "end_turn", "usage": usage })).map(|()| None);
             }
             "refuse" => return end(&id, "refusal").map(|()| None),
+            "quit" => return say(&session, "half of it").and_then(|()| end(&id, "cancelled")).map(|()| None),
             "blocks" => return say(&session, &json!(texts).to_string()).and_then(|()| end(&id, "end_turn")).map(|()| None),
             "noise" => {
                 write_garbage(NOISE_LINES)?;

@@ -362,6 +362,14 @@ fn a_refusal_is_no_answer() {
 }
 
 #[test]
+fn an_agent_that_stops_by_itself_has_not_answered() {
+    let daemon = started(json!({}), json!({}));
+    let end = say(&daemon, "quit");
+    assert!(failure(&end).contains("it stopped by itself"), "{end}");
+    assert_eq!(said(&daemon, "hello"), "You said: hello", "the next turn is none of that");
+}
+
+#[test]
 fn after_a_restart_a_session_is_resumed_where_the_agent_can() {
     let mut daemon = Daemon::new();
     let sessions = daemon.file("sessions");

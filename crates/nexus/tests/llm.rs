@@ -119,6 +119,7 @@ fn turn() -> Turn {
         memory: Vec::new(),
         permissions: Value::Null,
         allowance: None,
+        deadline: None,
     }
 }
 
@@ -187,7 +188,9 @@ async fn an_answer_is_streamed_and_counted() {
     assert_eq!(finished.model.as_deref(), Some("qwen-max"));
     assert_eq!(finished.provider.as_deref(), Some("127.0.0.1"));
     let used = Output::Used(Usage { input_tokens: Some(11), output_tokens: Some(2), estimated: false });
-    let expected = [Output::Reasoning("hm".into()), Output::Token("Hel".into()), Output::Token("lo".into()), used];
+    // "Be brief.HiHelloAnd now?"
+    let asked = Output::Asked { bytes: 24 };
+    let expected = [asked, Output::Reasoning("hm".into()), Output::Token("Hel".into()), Output::Token("lo".into()), used];
     assert_eq!(pieces, expected);
 
     let (head, body) = server.await.unwrap();

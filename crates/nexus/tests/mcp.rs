@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::model::{Model, PROVIDERS, call, text};
+use common::model::{Model, PROVIDERS, call, reply, text};
 use common::{Daemon, NEXUS, config, eventually, fake, find, lines};
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -150,6 +150,32 @@ fn a_turn_that_is_given_up_cancels_its_call_and_leaves_the_server_alone() {
     assert_eq!(daemon.ended("failed"), 1);
     eventually("the server hears that nobody waits", || calls(&daemon) == ["call echo ping", "cancelled"]);
     assert_eq!(restarts(&daemon), 0);
+}
+
+#[test]
+fn a_turn_that_called_a_tool_does_not_wait_as_long_as_it_is_asked_to() {
+    let body = r#"{"error": {"message": "Rate limit reached"}}"#;
+    let busy = reply("429 Too Many Requests", "retry-after: 50\r\n", body);
+    let model = Model::start(vec![call("openai", "fake__echo", "ping"), busy, text("openai", "much later")]);
+    let daemon = started("openai", &model, "good");
+    assert_eq!(daemon.nexus(&["send", "try it"]).code, Some(1));
+    let reasons = daemon.texts("nexus", "SELECT reason FROM nexus_requests WHERE status = 'failed'");
+    assert!(reasons[0].contains("HTTP 429"), "{reasons:?}");
+    assert_eq!((model.asked().len(), calls(&daemon).len()), (2, 1));
+}
+
+#[test]
+fn no_tool_is_called_before_it_is_on_disk_that_one_may_be() {
+    let model = Model::start(vec![call("openai", "fake__echo", "ping"), text("openai", "never")]);
+    let daemon = started("openai", &model, "good");
+    let refuse = "CREATE TRIGGER refuse BEFORE UPDATE OF acted ON runs BEGIN SELECT RAISE(ABORT, 'of the test'); END";
+    let ledger = rusqlite::Connection::open(daemon.workspace().join("data/nexus.db")).unwrap();
+    ledger.busy_timeout(common::DEADLINE).unwrap();
+    ledger.execute_batch(refuse).unwrap();
+    assert_eq!(daemon.nexus(&["send", "try it"]).code, Some(1));
+    let reasons = daemon.texts("nexus", "SELECT reason FROM nexus_requests WHERE status = 'failed'");
+    assert!(reasons.len() == 1 && reasons[0].contains("can't be noted"), "{reasons:?}");
+    assert_eq!((calls(&daemon), model.asked().len()), (Vec::new(), 1));
 }
 
 #[test]

@@ -4,7 +4,7 @@
 mod common;
 
 use common::model::{INPUT_TOKENS, Model, OUTPUT_TOKENS, reply, text};
-use common::{Daemon, config, find};
+use common::{Daemon, config, eventually, find};
 use serde_json::{Value, json};
 
 const TOKENS: u64 = INPUT_TOKENS + OUTPUT_TOKENS;
@@ -79,6 +79,42 @@ fn a_wrong_key_is_told_and_not_covered_by_another_agent() {
     daemon.nexus(&["send", "hello"]);
     assert_eq!(daemon.ended("failed"), 1);
     assert_eq!((first.asked().len(), second.asked().len()), (1, 0));
+}
+
+#[test]
+fn a_question_that_nobody_answers_is_charged_and_a_refused_one_is_not() {
+    let model = Model::start(vec![String::new(), busy(), busy(), busy()]);
+    let mut one = agent(&model);
+    one["timeout_ms"] = json!(2_000);
+    one["budget"] = json!({ "tokens_per_day": 1_000_000 });
+    let daemon = Daemon::start(&with(json!({ "default": "model", "model": one })));
+    assert_eq!(daemon.nexus(&["send", "twelve bytes"]).code, Some(1));
+    let used = || daemon.texts("agents", "SELECT input_tokens || ' ' || output_tokens || ' ' || charged FROM turns");
+    let first = find("the turn is in the ledger", || used().pop());
+    assert_eq!(first, "3 0 model", "its question, and no answer");
+    daemon.nexus(&["send", "again"]);
+    let sql = "SELECT coalesce(sum(input_tokens), 0) FROM turns";
+    eventually("the second turn is in the ledger", || daemon.count("agents", "SELECT count(*) FROM turns") == 2);
+    assert_eq!(daemon.count("agents", sql), 3);
+}
+
+#[test]
+fn an_end_without_an_answer_is_told() {
+    let ended = |reason: &str| {
+        let choice = json!({ "index": 0, "delta": {}, "finish_reason": reason });
+        let chunk = json!({ "id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice] });
+        reply("200 OK", "content-type: text/event-stream\r\n", &format!("data: {chunk}\n\ndata: [DONE]\n\n"))
+    };
+    let model = Model::start(vec![ended("content_filter"), ended("length"), ended("stop")]);
+    let daemon = Daemon::start(&with(json!({ "default": "model", "model": agent(&model) })));
+    for (n, why) in [(1, "refused to answer"), (2, "before its first word")] {
+        assert_eq!(daemon.nexus(&["send", "hello"]).code, Some(1), "{why}");
+        let reason = trace(&daemon)["reason"].clone();
+        assert!(reason.as_str().is_some_and(|reason| reason.contains(why)), "{reason}");
+        assert_eq!(daemon.ended("failed"), n);
+    }
+    daemon.nexus_ok(&["send", "hello"]);
+    assert_eq!(daemon.ended("completed"), 1, "to say nothing is the model's choice");
 }
 
 #[test]

@@ -5,11 +5,12 @@
 mod common;
 
 use common::model::{INPUT_TOKENS, Model, OUTPUT_TOKENS, PROVIDERS, reply, text};
-use nexus::agent::llm::{KeySource, LlmEndpoint, LlmRunner};
+use nexus::agent::llm::{KeySource, LlmEndpoint, LlmRunner, RESPONSE_BYTES_MAX};
 use nexus::agent::{AgentError, Finished, Message, Role, Sender, StopReason, Turn, Usage};
 use nexus_core::config::Provider;
 use nexus_core::spend::{Allowance, Spent};
 use serde_json::{Value, json};
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -47,6 +48,7 @@ fn turn() -> Turn {
         memory: Vec::new(),
         permissions: Value::Null,
         allowance: None,
+        deadline: None,
     }
 }
 
@@ -216,9 +218,43 @@ async fn tool_calls_without_end_and_a_spent_budget_stop_the_turn() {
     assert_eq!(model.asked().len(), 4);
 
     let limits = nexus_core::config::Spending { tokens_per_day: Some(2 * (INPUT_TOKENS + OUTPUT_TOKENS)), ..Default::default() };
-    let allowance = Allowance { limits, spent: Spent::default(), next_day: "tomorrow".into() };
+    let allowance = Allowance { limits, spent: Spent::default(), next_day: "tomorrow".into(), watched: None };
     let model = Model::start(replies(4));
     let error = run(endpoint("openai", model.url()), Turn { allowance: Some(allowance), ..turn() }).await.unwrap_err();
     assert!(matches!(&error, AgentError::Exhausted { problem, .. } if problem.contains("26 of 26 tokens")), "{error:?}");
     assert_eq!(model.asked().len(), 2, "checked before each round");
+}
+
+/// Answers one request with this head and then the piece again and again, as often as it is taken; how many bytes were.
+fn endless(head: &str, piece: &str, bytes_max: usize) -> (String, std::thread::JoinHandle<usize>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/v1/", listener.local_addr().unwrap());
+    let (head, piece) = (head.to_owned(), piece.to_owned());
+    let server = std::thread::spawn(move || {
+        let (mut socket, _) = listener.accept().unwrap();
+        common::model::read(&mut socket);
+        let (mut sent, mut part) = (0, head.as_bytes());
+        while sent < bytes_max && socket.write_all(part).is_ok() {
+            sent += part.len();
+            part = piece.as_bytes();
+        }
+        sent
+    });
+    (url, server)
+}
+
+#[tokio::test]
+async fn what_an_endpoint_sends_without_end_is_cut_off() {
+    const BYTES_MAX: usize = 100 * 1024 * 1024;
+    /// What the buffers of sockets may hold beyond the bound.
+    const UNDER_WAY_BYTES: usize = 24 * 1024 * 1024;
+    let piece = "x".repeat(1024 * 1024);
+    let error = "HTTP/1.1 500 Internal Server Error\r\nconnection: close\r\n\r\n";
+    let event = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\ndata: ";
+    for head in [error, event] {
+        let (url, server) = endless(head, &piece, BYTES_MAX);
+        run(endpoint("openai", url), turn()).await.unwrap_err();
+        let sent = tokio::task::spawn_blocking(move || server.join().unwrap()).await.unwrap();
+        assert!(sent < usize::try_from(RESPONSE_BYTES_MAX).unwrap() + UNDER_WAY_BYTES, "{sent} bytes were taken after {head}");
+    }
 }

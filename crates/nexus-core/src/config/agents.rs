@@ -254,6 +254,17 @@ pub(crate) fn check_fallbacks(agents: &Agents, node: &Node, faults: &mut Faults)
     }
 }
 
+/// Warns of agents that are given more time than their requests have.
+pub(crate) fn check_times(agents: &Agents, node: &Node, request_ms: u64, faults: &mut Faults) {
+    for (name, agent) in agents.named.iter().filter(|(_, agent)| agent.timeout_ms > request_ms) {
+        // What nobody wrote is nobody's mistake.
+        let Some(written) = node.path(&[name.as_str(), "timeout_ms"]) else { continue };
+        let given = agent.timeout_ms;
+        let told = || format!("`timeout_ms` of {given} is more than the {request_ms} of `pipeline.timeout_ms`, which ends the run");
+        faults.warn(written.at, told);
+    }
+}
+
 /// Notes a reference to an agent that does not exist.
 pub(crate) fn check_agent(agents: &Agents, name: &str, at: Position, faults: &mut Faults) {
     if agents.named.contains_key(name) {

@@ -330,6 +330,11 @@ fn queue_modes_have_other_names_and_a_cap_has_a_range() {
 }
 
 #[test]
+fn more_time_for_an_agent_than_for_its_request_is_a_warning() {
+    assert!(warnings("pipeline: {timeout_ms: 5000}\nagents: {default: a, a: {runner: echo, timeout_ms: 5001}}")[0].starts_with("2:52 "));
+}
+
+#[test]
 fn unknown_keys_are_warnings_with_the_nearest_known() {
     assert_eq!(
         warnings("daemon:\n  prot: 1\nnostr: {}\nadapters: {a: {command: a, restart: {max_restart: 1}}}\n"),

@@ -18,7 +18,7 @@ fn read(bytes: &[u8], size: usize) -> (Vec<Output>, CommandOutput) {
 fn tokens(pieces: &[Output]) -> String {
     let text = |piece: &Output| match piece {
         Output::Token(text) => text.clone(),
-        Output::Reasoning(_) | Output::Tool { .. } | Output::Used(_) | Output::Ask(_) => String::new(),
+        Output::Reasoning(_) | Output::Tool { .. } | Output::Asked { .. } | Output::Used(_) | Output::Ask(_) => String::new(),
     };
     pieces.iter().map(text).collect()
 }

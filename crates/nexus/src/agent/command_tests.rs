@@ -20,6 +20,7 @@ fn turn() -> Turn {
         memory: Vec::new(),
         permissions: json!({"tools": {"allow": ["*"]}}),
         allowance: None,
+        deadline: None,
     }
 }
 

@@ -51,6 +51,7 @@ mod tests {
             memory: Vec::new(),
             permissions: Value::Null,
             allowance: None,
+            deadline: None,
         }
     }
 

@@ -3,11 +3,12 @@
 //! keys and prompts anew for each turn.
 //!
 //! `genai` collects one event of a stream, and the body of an error answer, whole before it hands
-//! them over; a server that sends one without end is stopped by the caller's time limit only.
+//! them over; what a server may send is bounded below it, by `relay`.
 
 mod answer;
 mod fault;
 mod provider;
+mod relay;
 mod talk;
 mod text_file;
 mod tools;
@@ -23,12 +24,14 @@ use reqwest::Url;
 use secrecy::{ExposeSecret, SecretString};
 
 use self::fault::Fault;
+use self::relay::Relay;
 use self::talk::Talk;
 use self::text_file::Audience;
 use self::tools::Toolbox;
 use super::mcp::Servers;
 use super::{AgentError, Finished, Role, Sink, Turn, notes};
 
+pub use self::relay::RESPONSE_BYTES_MAX;
 pub use self::talk::TALK_BYTES_MAX;
 pub use self::text_file::TextFileError;
 pub use self::tools::RECORDED_BYTES_MAX;
@@ -84,12 +87,13 @@ pub struct Wishes {
     pub max_tokens: Option<u32>,
 }
 
-/// Runs turns against one endpoint, keeping its connections.
+/// Runs turns against one endpoint, each question on a connection of its own.
 #[derive(Debug)]
 pub struct LlmRunner {
     agent: String,
     client: genai::Client,
     base: Url,
+    relay: Relay,
     endpoint: LlmEndpoint,
     /// Where its tools come from, if it has any.
     servers: Option<Servers>,
@@ -136,10 +140,11 @@ impl LlmRunner {
     pub fn connect_to(agent: impl Into<String>, endpoint: LlmEndpoint) -> Result<LlmRunner, AgentError> {
         let agent = agent.into();
         let base = provider::api_base(endpoint.provider, &endpoint.url).map_err(|problem| misconfigured(&agent, problem))?;
-        let web =
-            provider::web_client(&base).map_err(|error| misconfigured(&agent, format!("failed to prepare the HTTP client: {error:?}")))?;
+        let relay = Relay::new(&base);
+        let web = provider::web_client(&base, relay.path());
+        let web = web.map_err(|error| misconfigured(&agent, format!("failed to prepare the HTTP client: {error:?}")))?;
         let client = genai::Client::builder().with_reqwest(web).build().map_err(|error| misconfigured(&agent, error.to_string()))?;
-        Ok(LlmRunner { agent, client, base, endpoint, servers: None })
+        Ok(LlmRunner { agent, client, base, relay, endpoint, servers: None })
     }
 
     /// Runs one turn. Dropping the future closes the connection.
@@ -168,7 +173,13 @@ impl LlmRunner {
         };
         let max_tokens = wishes.max_tokens.or(self.endpoint.max_tokens);
         let mut talk = Talk::new(self, key, request, max_tokens, toolbox, turn.allowance.clone());
-        let ended = talk.rounds(out).await;
+        talk.deadline = turn.deadline;
+        let ended = tokio::select! {
+            // First: the first question needs it.
+            biased;
+            error = self.relay.serve() => Err(Fault::endpoint(format!("no connection can be opened: {error}"), true)),
+            ended = talk.rounds(out) => ended,
+        };
         let (content, usage) = (talk.answer.content, talk.usage);
         match ended {
             Ok(stop_reason) => {

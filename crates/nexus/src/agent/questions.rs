@@ -81,6 +81,11 @@ impl Questions {
         open.answers.try_send((code.to_owned(), answer)).is_ok()
     }
 
+    /// Whether any question waits for its answer.
+    pub fn are_open(&self) -> bool {
+        !self.lock().is_empty()
+    }
+
     /// The owner said something here.
     pub fn owner_is_at(&self, place: Place) {
         *self.owner.lock().unwrap_or_else(PoisonError::into_inner) = Some(place);
@@ -132,7 +137,9 @@ mod tests {
     #[test]
     fn a_question_is_answered_once_and_ends_with_its_ticket() {
         let (questions, (sender, mut answers)) = (Questions::default(), mpsc::channel(OPEN_MAX));
+        assert!(!questions.are_open());
         let ticket = questions.open("a", &sender).unwrap();
+        assert!(questions.are_open());
         let code = ticket.code().to_owned();
         assert_eq!(read(&format!("yes {code}")), Some((code.clone(), Answer::Yes)));
         assert!(questions.answer(&code, Answer::Yes));
@@ -140,6 +147,7 @@ mod tests {
         assert_eq!(answers.try_recv().unwrap(), (code, Answer::Yes));
         let late = questions.open("a", &sender).unwrap().code().to_owned();
         assert!(!questions.answer(&late, Answer::Yes), "nobody waits for it any more");
+        assert!(!questions.are_open());
     }
 
     #[test]

@@ -122,6 +122,7 @@ pub(super) async fn start(ground: Ground<'_>, interrupted: Vec<Interrupted>, plu
         settle_room: Arc::new(Semaphore::new(SETTLING_MAX)),
         unsettled: Default::default(),
         rates: std::sync::Mutex::default(),
+        meters: Default::default(),
     });
     let tasks = follow(&ground, &pipeline, turns, &committed);
     let pending = Pending::default();

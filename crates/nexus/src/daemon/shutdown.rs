@@ -61,10 +61,13 @@ impl Running {
             // Children go on writing, and what they write is committed; it waits for the next start.
             let drained = async {
                 let drained = router.drain(crate::torture::drain(DRAIN)).await;
+                // Before writes are given up: what a run is about to do can't be noted then, and it must not go on.
+                if !drained {
+                    control.pipeline.abandon.cancel();
+                }
                 // From here on a write that fails isn't repeated: a stop ends on a full disk too.
                 control.ledgers.stop_repeating();
                 if !drained {
-                    control.pipeline.abandon.cancel();
                     router.wait().await;
                 }
                 control.pipeline.settling.close();

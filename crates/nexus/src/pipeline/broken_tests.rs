@@ -170,6 +170,7 @@ fn pipeline(ledgers: Ledgers, admitted: watch::Receiver<i64>) -> Pipeline {
         settle_room: Arc::new(Semaphore::new(SETTLING_MAX)),
         unsettled: Default::default(),
         rates: std::sync::Mutex::default(),
+        meters: Default::default(),
     }
 }
 

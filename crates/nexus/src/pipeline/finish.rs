@@ -97,6 +97,7 @@ impl Pipeline {
         let fellows = self.end_fellows(&mut prepared, exit.as_ref(), started_at, spent);
         let mut left = std::mem::take(&mut seen.outlet).close(&seen.text, &verdict.finished.content).await;
         let streamed = left.last_part(verdict.streamed(&seen.text));
+        let unfiled = std::mem::take(&mut seen.unfiled);
         let turn = turn_record(&prepared, &run_id, &verdict.finished, seen, started_at, spent);
         let route = self.routes.settled(&prepared.adapter).await;
         let here = route.as_ref().is_some_and(|route| route.here);
@@ -136,7 +137,7 @@ impl Pipeline {
                     self.outbox.sent().notify_one(); // sent with its run's end
                 }
                 self.wait_for_turn(finish_seq).await;
-                drop(held.take());
+                drop((unfiled, held.take()));
                 prepared.fellows.iter().for_each(|fellow| self.announce_end(&fellow.request, None));
                 if let Some(waiting) = waiting {
                     self.deliver(&mut prepared, &run_id, waiting).await;
@@ -350,7 +351,10 @@ fn judge(work: Work, heard: &str, request_id: &str) -> Verdict {
         error: Some(error),
     };
     match work {
-        Work::Finished(finished) => Verdict { finished, notice: None, error: None },
+        Work::Finished(finished) => match unanswered(&finished) {
+            None => Verdict { finished, notice: None, error: None },
+            Some(why) => Verdict { finished, notice: Some(sorry("The agent gave no answer.")), error: Some(why.to_owned()) },
+        },
         Work::Failed(AgentError::Exhausted { problem, partial, .. }) => failed(partial, Some(problem.clone()), StopReason::Error, problem),
         Work::Failed(error) => {
             let notice = sorry("The agent failed; this message was not answered.");
@@ -362,6 +366,18 @@ fn judge(work: Work, heard: &str, request_id: &str) -> Verdict {
         }
         // Runs that are abandoned are interrupted and never get here; their request isn't over.
         Work::Abandoned => failed(String::new(), None, StopReason::Aborted, "abandoned".into()),
+    }
+}
+
+/// Why an end that looks good has no answer. One without words that came by itself is the agent's choice.
+fn unanswered(finished: &Finished) -> Option<&'static str> {
+    if !finished.content.trim().is_empty() {
+        return None;
+    }
+    match finished.stop_reason {
+        StopReason::Error => Some("the model refused to answer, or its answer was held back"),
+        StopReason::MaxTokens => Some("the model used up the length of an answer before its first word"),
+        StopReason::EndTurn | StopReason::Timeout | StopReason::Aborted => None,
     }
 }
 

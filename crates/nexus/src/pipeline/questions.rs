@@ -106,7 +106,11 @@ impl Prepared {
             Runner::Acp(_) => true,
             Runner::Echo | Runner::Command(_) | Runner::Llm(_) => false,
         };
-        asks && is_owner(&self.request)
+        asks && self.is_of_owner()
+    }
+
+    pub(super) fn is_of_owner(&self) -> bool {
+        is_owner(&self.request)
     }
 }
 

@@ -277,7 +277,10 @@ impl State {
                 self.go_on_without(seq);
             }
             Outcome::Run(prepared) => {
-                let pushed = self.sessions.push(seq, *prepared, PREPARED_MAX, clock::mono_ms());
+                // What the owner writes behind it may be an answer, whoever asked.
+                let may_answer = prepared.is_of_owner() && self.pipeline.questions.are_open();
+                let mut pushed = self.sessions.push(seq, *prepared, PREPARED_MAX, clock::mono_ms());
+                pushed.lets_go |= may_answer;
                 self.pushed(seq, pushed);
             }
         }

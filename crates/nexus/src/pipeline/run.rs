@@ -4,6 +4,7 @@
 use super::finish::{Ended, turn_record};
 use super::identify::audit;
 use super::outlet::Outlet;
+use super::spending::Unfiled;
 use super::unsettled::ENDS;
 use super::{Active, Agent, Pipeline, Prepared};
 use crate::agent::{
@@ -12,6 +13,7 @@ use crate::agent::{
 use crate::clock;
 use crate::ledger::agents::ToolCall;
 use crate::ledger::nexus::{Claim, Fellow, InterruptRun, MarkActed, StartRun};
+use crate::ledger::writer::WriteError;
 use crate::live::End;
 use crate::panics;
 use crate::replies::Part;
@@ -42,8 +44,11 @@ pub(super) struct Seen {
     pub(super) tool_calls: Vec<ToolCall>,
     tool_detail_bytes: usize,
     acted: bool,
+    /// Bytes of the last question, until it is told what it used.
+    pub(super) asked_bytes: Option<usize>,
     /// Bytes said since the agent last told what it used.
     pub(super) unpaid_bytes: usize,
+    pub(super) unfiled: Unfiled,
     pub(super) usage: Option<Usage>,
     /// The agent that was asked last, if its use is counted.
     pub(super) charged: Option<Arc<Agent>>,
@@ -130,7 +135,6 @@ impl Pipeline {
         let mut seen = Seen { outlet: self.outlet(&prepared, &run_id), ..Seen::default() };
         let mut turn = self.turn(&prepared, &run_id, history, memory);
         let work = self.work(&mut prepared, &mut turn, &mut seen).await;
-        self.settle_use(&turn, &mut seen);
         if matches!(work, Work::Abandoned) {
             self.interrupt(&prepared, &run_id, seen, started_at, started.elapsed()).await;
         } else {
@@ -161,6 +165,7 @@ impl Pipeline {
     /// place, each once its budget allows it.
     async fn work(&self, prepared: &mut Prepared, turn: &mut Turn, seen: &mut Seen) -> Work {
         let deadline = tokio::time::Instant::now() + prepared.agent.timeout.min(prepared.timeout.saturating_sub(prepared.spent));
+        turn.deadline = Some(deadline);
         let own = prepared.agent.clone();
         let mut work = self.tries(prepared, &own, turn, seen, deadline).await;
         for name in &own.fallback {
@@ -236,7 +241,10 @@ impl Pipeline {
                 tokio::select! {
                     // Output first: what was said before the end belongs to it.
                     biased;
-                    Some(piece) = output.recv() => self.hear(prepared, &turn.run_id, piece, seen).await,
+                    Some(piece) = output.recv() => match self.hear(prepared, &turn.run_id, piece, seen).await {
+                        Ok(()) => {}
+                        Err(error) => break Err(unmarked(agent, &error)),
+                    },
                     result = &mut running => break Ok(result),
                     // Dropping `running` kills the agent's whole process tree.
                     () = tokio::time::sleep_until(deadline) => break Err(Work::TimedOut),
@@ -249,13 +257,20 @@ impl Pipeline {
         let result = match result {
             Ok(result) => result,
             Err(cut_off) => {
+                self.settle_use(seen);
                 agent.runner.gone(turn).await;
                 return cut_off;
             }
         };
         while let Ok(piece) = output.try_recv() {
-            self.hear(prepared, &turn.run_id, piece, seen).await;
+            // What the agent does is over; its run's end is about to be written, or neither can be.
+            self.hear(prepared, &turn.run_id, piece, seen).await.ok();
         }
+        // Nobody charges for a question that was refused.
+        if seen.unpaid_bytes == 0 && matches!(&result, Ok(Err(AgentError::Endpoint { .. }))) {
+            seen.asked_bytes = None;
+        }
+        self.settle_use(seen);
         match result {
             Ok(Ok(finished)) => Work::Finished(finished),
             Ok(Err(error)) => Work::Failed(error),
@@ -267,7 +282,10 @@ impl Pipeline {
     }
 
     /// Passes one piece of output on to the bus and to who waits for the answer.
-    async fn hear(&self, prepared: &Prepared, run_id: &str, piece: Output, seen: &mut Seen) {
+    ///
+    /// # Errors
+    /// When it isn't on disk that the agent acts, which it must not do then.
+    async fn hear(&self, prepared: &Prepared, run_id: &str, piece: Output, seen: &mut Seen) -> Result<(), WriteError> {
         let event_id = &prepared.request.event.event_id;
         match piece {
             Output::Token(text) => {
@@ -288,14 +306,17 @@ impl Pipeline {
                 self.bus.publish(NoticeType::StreamToken, json!({ "run_id": run_id, "reasoning": text }));
                 seen.outlet.aside(|| StreamEvent::Reasoning { text });
             }
+            Output::Asked { bytes } => {
+                self.settle_use(seen); // the one before it failed
+                seen.asked_bytes = Some(bytes);
+            }
             Output::Used(usage) => self.charge(usage, seen),
             Output::Tool { name, call_id, status, summary, detail } => {
                 if !seen.acted {
-                    seen.acted = true;
                     let mark = MarkActed { run_id: run_id.to_owned() };
-                    if let Err(error) = self.ledgers.nexus.writer.write_until_done(mark).await {
-                        tracing::error!(run_id, %error, "could not note that the agent acted");
-                    }
+                    let marked = self.ledgers.nexus.writer.write_until_done(mark).await;
+                    marked.inspect_err(|error| tracing::error!(run_id, %error, "could not note that the agent acts"))?;
+                    seen.acted = true;
                 }
                 let detail = detail.filter(|detail| seen.tool_detail_bytes + detail.len() <= TOOL_DETAIL_BYTES_MAX);
                 seen.tool_detail_bytes += detail.as_ref().map_or(0, String::len);
@@ -305,6 +326,7 @@ impl Pipeline {
             }
             Output::Ask(question) => self.ask_owner(prepared, run_id, question, seen).await,
         }
+        Ok(())
     }
 
     fn hear_tool(&self, event_id: &str, run_id: &str, mut call: ToolCall, status: ToolStatus, seen: &mut Seen) {
@@ -352,6 +374,7 @@ impl Pipeline {
             memory,
             permissions: request.access.as_ref().map_or(serde_json::Value::Null, |access| json!(access.permissions)),
             allowance: None,
+            deadline: None,
         }
     }
 
@@ -385,6 +408,17 @@ async fn until(at: Option<tokio::time::Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
+    }
+}
+
+/// The end of an attempt that was about to act without a word of it on disk.
+fn unmarked(agent: &Agent, error: &WriteError) -> Work {
+    match error {
+        WriteError::Closed { .. } | WriteError::Unknown { .. } => Work::Abandoned,
+        WriteError::Refused { .. } => {
+            let problem = format!("what it wants to do can't be noted: {error}");
+            Work::Failed(AgentError::Config { agent: agent.name.clone(), problem })
+        }
     }
 }
 

@@ -27,10 +27,10 @@ pub(super) enum Verdict {
 
 /// Decides by what access control says about tools. What is denied is denied even if it is allowed too.
 pub(super) fn decide(tools: &Tools, ask: PermissionAsk, wish: &Wish) -> Verdict {
-    if wish.is_among(&tools.deny) {
+    if wish.is_denied(&tools.deny) {
         return Verdict::Refuse("denied by access control");
     }
-    match (wish.is_among(&tools.allow), ask) {
+    match (wish.is_allowed(&tools.allow), ask) {
         (true, PermissionAsk::Owner | PermissionAsk::Never) => Verdict::Allow,
         (true | false, PermissionAsk::Always) | (false, PermissionAsk::Owner) => Verdict::Ask,
         (false, PermissionAsk::Never) => Verdict::Refuse("not allowed by access control, and nobody is to be asked"),
@@ -38,10 +38,14 @@ pub(super) fn decide(tools: &Tools, ask: PermissionAsk, wish: &Wish) -> Verdict 
 }
 
 impl Wish {
-    /// Whether a pattern names the kind, the title or the name.
-    fn is_among(&self, patterns: &[String]) -> bool {
-        let texts = [Some(self.kind.as_str()), Some(self.title.as_str()), self.name.as_deref()];
-        texts.into_iter().flatten().any(|text| matches_any(patterns, text))
+    /// Whether a pattern names the kind or the name. The title doesn't open anything: it may quote anybody.
+    fn is_allowed(&self, patterns: &[String]) -> bool {
+        [Some(self.kind.as_str()), self.name.as_deref()].into_iter().flatten().any(|text| matches_any(patterns, text))
+    }
+
+    /// Whether a pattern names the kind, the name or the title.
+    fn is_denied(&self, patterns: &[String]) -> bool {
+        self.is_allowed(patterns) || matches_any(patterns, &self.title)
     }
 
     /// As the end of a sentence.
@@ -50,19 +54,19 @@ impl Wish {
     }
 }
 
-/// Answers with the option that means yes or no for this once, or else for always; without one, the
-/// request is cancelled.
+/// Answers with the option that means yes or no. A yes is for this once: where the agent offers none but for
+/// always, it is a no. A no may be for always; without such an option, the request is cancelled.
 pub(super) fn answer(responder: Responder<RequestPermissionResponse>, options: &[PermissionOption], is_allowed: bool) {
-    let kinds = if is_allowed {
-        [PermissionOptionKind::AllowOnce, PermissionOptionKind::AllowAlways]
-    } else {
-        [PermissionOptionKind::RejectOnce, PermissionOptionKind::RejectAlways]
-    };
-    let option = kinds.iter().find_map(|kind| options.iter().find(|option| option.kind == *kind));
-    let outcome = option.map_or(RequestPermissionOutcome::Cancelled, |option| {
+    let outcome = choice(options, is_allowed).map_or(RequestPermissionOutcome::Cancelled, |option| {
         RequestPermissionOutcome::Selected(SelectedPermissionOutcome::new(option.option_id.clone()))
     });
     respond(responder, outcome);
+}
+
+fn choice(options: &[PermissionOption], is_allowed: bool) -> Option<&PermissionOption> {
+    let of = |kind: PermissionOptionKind| options.iter().find(|option| option.kind == kind);
+    let yes = if is_allowed { of(PermissionOptionKind::AllowOnce) } else { None };
+    yes.or_else(|| of(PermissionOptionKind::RejectOnce)).or_else(|| of(PermissionOptionKind::RejectAlways))
 }
 
 /// Answers that the turn is over.
@@ -92,13 +96,35 @@ mod tests {
     }
 
     #[test]
-    fn kind_title_and_name_are_matched_whole_or_by_their_beginning() {
-        for pattern in ["edit", "ed*", "Edit /etc/hosts", "Edit*", "write_file", "*"] {
+    fn kind_and_name_are_matched_whole_or_by_their_beginning() {
+        for pattern in ["edit", "ed*", "write_file", "*"] {
             assert_eq!(decided(&[pattern], &[], PermissionAsk::Owner), Verdict::Allow, "{pattern}");
         }
         for pattern in ["", "Edit", "edit ", "e", "read", "*edit", "write"] {
             assert_eq!(decided(&[pattern], &[], PermissionAsk::Owner), Verdict::Ask, "{pattern}");
         }
+    }
+
+    #[test]
+    fn a_title_closes_and_never_opens() {
+        for pattern in ["Edit /etc/hosts", "Edit*"] {
+            assert_eq!(decided(&[pattern], &[], PermissionAsk::Owner), Verdict::Ask, "{pattern}");
+            assert_eq!(decided(&["*"], &[pattern], PermissionAsk::Owner), Verdict::Refuse("denied by access control"), "{pattern}");
+        }
+    }
+
+    #[test]
+    fn a_yes_is_never_for_always() {
+        let options = |kinds: &[&str]| -> Vec<PermissionOption> {
+            let option = |kind: &&str| serde_json::json!({ "optionId": kind, "name": kind, "kind": kind });
+            serde_json::from_value(kinds.iter().map(option).collect()).unwrap()
+        };
+        let chosen = |kinds: &[&str], is_allowed| choice(&options(kinds), is_allowed).map(|option| option.option_id.0.to_string());
+        let all = ["allow_always", "allow_once", "reject_always", "reject_once"];
+        assert_eq!(chosen(&all, true).as_deref(), Some("allow_once"));
+        assert_eq!(chosen(&all, false).as_deref(), Some("reject_once"));
+        assert_eq!(chosen(&["allow_always", "reject_always"], true).as_deref(), Some("reject_always"));
+        assert_eq!(chosen(&["allow_always"], true), None);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! calls. Owns the bounds of all three. Reads no connection: updates go in, pieces come out.
 
 use super::permission::Wish;
-use crate::agent::llm::{RECORDED_BYTES_MAX, head};
+use crate::agent::llm::{REASONING_BYTES_MAX, RECORDED_BYTES_MAX, head};
 use crate::agent::{MAX_ANSWER_BYTES, Output, ToolStatus};
 use agent_client_protocol::v1::schema::{
     ContentBlock, ContentChunk, MessageId, SessionUpdate, ToolCallContent, ToolCallStatus, ToolCallUpdate, ToolCallUpdateFields, ToolKind,
@@ -30,6 +30,7 @@ pub(super) struct Said {
     /// The message that the end of the answer belongs to, if the agent tells messages apart.
     message: Option<MessageId>,
     tools: HashMap<String, Tool>,
+    thought_bytes: usize,
     is_too_long: bool,
 }
 
@@ -38,7 +39,7 @@ impl Said {
     pub(super) fn take(&mut self, update: SessionUpdate) -> Option<Output> {
         match update {
             SessionUpdate::AgentMessageChunk(chunk) => self.say(chunk),
-            SessionUpdate::AgentThoughtChunk(chunk) => text_of(chunk.content).map(Output::Reasoning),
+            SessionUpdate::AgentThoughtChunk(chunk) => self.think(chunk),
             SessionUpdate::ToolCall(call) => self.tool(call.into()),
             SessionUpdate::ToolCallUpdate(update) => self.tool(update),
             SessionUpdate::UserMessageChunk(_)
@@ -67,13 +68,21 @@ impl Said {
 
     /// What a request for permission is about, with what was told of that call before.
     pub(super) fn wish(&self, call: &ToolCallUpdate) -> Wish {
-        let known = self.tools.get(&*call.tool_call_id.0);
+        let id = cut(&call.tool_call_id.0);
+        let known = self.tools.get(&id);
         let title = call.fields.title.as_deref().map(cut).or_else(|| known.map(|tool| tool.title.clone()));
         Wish {
             kind: word(call.fields.kind.or_else(|| known.map(|tool| tool.kind)).unwrap_or_default()),
-            title: title.unwrap_or_else(|| cut(&call.tool_call_id.0)),
-            name: call.fields.name.clone().or_else(|| known.and_then(|tool| tool.name.clone())),
+            title: title.unwrap_or(id),
+            name: call.fields.name.as_deref().map(cut).or_else(|| known.and_then(|tool| tool.name.clone())),
         }
+    }
+
+    /// Of thoughts without end only the beginning is passed on.
+    fn think(&mut self, chunk: ContentChunk) -> Option<Output> {
+        let text = text_of(chunk.content)?;
+        self.thought_bytes = self.thought_bytes.saturating_add(text.len());
+        (self.thought_bytes <= REASONING_BYTES_MAX).then_some(Output::Reasoning(text))
     }
 
     fn say(&mut self, chunk: ContentChunk) -> Option<Output> {
@@ -93,7 +102,7 @@ impl Said {
 
     /// A call, or news of one: told when it begins and when it ends.
     fn tool(&mut self, call: ToolCallUpdate) -> Option<Output> {
-        let id = call.tool_call_id.0.to_string();
+        let id = cut(&call.tool_call_id.0);
         let wish = self.wish(&call);
         let known = self.tools.get(&id);
         let (before, kind) = (known.map(|tool| tool.status), call.fields.kind.or_else(|| known.map(|tool| tool.kind)));
@@ -104,9 +113,9 @@ impl Said {
             self.tools.insert(id.clone(), tool);
         }
         let is_news = before.is_none_or(|before| before != status && status != ToolStatus::Started);
-        let name = wish.name.as_deref().map_or_else(|| wish.title.clone(), cut);
+        let name = wish.name.clone().unwrap_or_else(|| wish.title.clone());
         let detail = detail(call.fields, status);
-        is_news.then(|| Output::Tool { name, call_id: cut(&id), status, summary: Some(wish.told()), detail })
+        is_news.then(|| Output::Tool { name, call_id: id, status, summary: Some(wish.told()), detail })
     }
 }
 
@@ -233,6 +242,26 @@ mod tests {
         assert_eq!(ended(json!({})), None);
         let long = ended(json!({ "rawOutput": "x".repeat(RECORDED_BYTES_MAX) })).unwrap();
         assert!(long.ends_with(" bytes in all]") && long.len() < RECORDED_BYTES_MAX + 100, "{}", long.len());
+    }
+
+    #[test]
+    fn ids_names_and_thoughts_are_bounded() {
+        let mut said = Said::default();
+        let long = "x".repeat(100_000);
+        let begun = json!({ "sessionUpdate": "tool_call", "toolCallId": long, "title": "t", "name": long, "kind": "edit" });
+        match said.take(update(begun)) {
+            Some(Output::Tool { name, call_id, .. }) => assert!(name.len() <= TITLE_CHARS_MAX && call_id.len() <= TITLE_CHARS_MAX),
+            other => panic!("{other:?}"),
+        }
+        assert!(said.tools.keys().all(|id| id.len() <= TITLE_CHARS_MAX));
+        let asked: ToolCallUpdate = serde_json::from_value(json!({ "toolCallId": long })).unwrap();
+        assert_eq!(said.wish(&asked).kind, "edit", "it is still known by its id");
+        let thought = |bytes: usize| {
+            let text = "x".repeat(bytes);
+            update(json!({ "sessionUpdate": "agent_thought_chunk", "content": { "type": "text", "text": text } }))
+        };
+        assert!(said.take(thought(REASONING_BYTES_MAX)).is_some());
+        assert!(said.take(thought(1)).is_none());
     }
 
     #[test]

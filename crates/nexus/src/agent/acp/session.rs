@@ -175,6 +175,7 @@ mod tests {
             memory: Vec::new(),
             permissions: Value::Null,
             allowance: None,
+            deadline: None,
         }
     }
 

@@ -8,7 +8,7 @@ use super::permission::{self, Verdict};
 use super::said::Said;
 use super::session;
 use crate::agent::questions::{Answer, Answered, OPEN_MAX, Ticket};
-use crate::agent::{AgentError, Finished, MAX_ANSWER_BYTES, Output, Question, Sink, StopReason, Turn, Usage, emit};
+use crate::agent::{AgentError, Finished, MAX_ANSWER_BYTES, Output, Question, Sink, StopReason, Turn, Usage, emit, plausible};
 use agent_client_protocol::v1::Responder;
 use agent_client_protocol::v1::schema::{
     CancelNotification, ContentBlock, PermissionOption, PromptRequest, RequestPermissionResponse, SessionId, StopReason as WireStop,
@@ -26,6 +26,9 @@ use tokio_util::sync::CancellationToken;
 const CANCEL_GRACE: Duration = Duration::from_secs(5);
 /// Questions that one turn may put to the owner; beyond, it is refused what it asks for.
 const QUESTIONS_MAX: u32 = 20;
+
+/// What is left of a turn's time after a question at most, for the agent to go on in.
+const ANSWER_GRACE: Duration = Duration::from_secs(10);
 
 /// Runs one turn to its end, or until soon after `cancelled`; then what it returns goes nowhere.
 pub(super) async fn run(
@@ -197,9 +200,12 @@ impl<'a> Talk<'a> {
         };
         let Some(ticket) = ticket else { return refuse(responder, "too many questions are open") };
         self.questions += 1;
-        let timeout_ms = self.rules.timeout_ms;
+        let now = Instant::now();
+        let left = self.turn.deadline.map(|deadline| deadline.saturating_duration_since(now));
+        let patience = patience(Duration::from_millis(self.rules.timeout_ms), left);
+        let timeout_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
         let question = Question { code: ticket.code().to_owned(), wants: wish.told(), timeout_ms };
-        let until = Instant::now() + Duration::from_millis(timeout_ms);
+        let until = now + patience;
         self.asked.push(Asked { ticket, responder, options: request.options, until });
         emit(self.out, Output::Ask(question)).await;
     }
@@ -275,11 +281,12 @@ impl<'a> Talk<'a> {
         let stop_reason = match serde_json::from_value::<WireStop>(answer["stopReason"].clone()) {
             Ok(WireStop::EndTurn) => StopReason::EndTurn,
             Ok(WireStop::MaxTokens | WireStop::MaxTurnRequests) => StopReason::MaxTokens,
-            Ok(WireStop::Cancelled) => StopReason::Aborted,
+            // Whoever told it to stop doesn't hear this.
+            Ok(WireStop::Cancelled) => return Err(self.reported("it stopped by itself".to_owned())),
             Ok(WireStop::Refusal) => return Err(self.reported("it refuses to go on".to_owned())),
             Ok(_) | Err(_) => return Err(self.reported("it gave no reason for its end that is known".to_owned())),
         };
-        let tokens = |key: &str| answer["usage"][key].as_u64();
+        let tokens = |key: &str| answer["usage"][key].as_u64().and_then(plausible);
         let usage = Usage { input_tokens: tokens("inputTokens"), output_tokens: tokens("outputTokens"), estimated: false };
         Ok(Finished { content: self.said.take_answer(), usage, stop_reason, model: None, provider: None })
     }
@@ -294,9 +301,26 @@ impl<'a> Talk<'a> {
     }
 }
 
+/// How long a question may be open: no longer than leaves the agent a tenth of its time to take the refusal.
+fn patience(wanted: Duration, left: Option<Duration>) -> Duration {
+    left.map_or(wanted, |left| wanted.min(left - (left / 10).min(ANSWER_GRACE)))
+}
+
 async fn until(instant: Option<Instant>) {
     match instant {
         Some(instant) => tokio::time::sleep_until(instant).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_question_ends_before_its_turn_does() {
+        let seconds = |wanted, left: Option<u64>| patience(Duration::from_secs(wanted), left.map(Duration::from_secs)).as_secs();
+        assert_eq!([seconds(120, None), seconds(120, Some(120)), seconds(30, Some(120)), seconds(120, Some(20))], [120, 110, 30, 18]);
+        assert_eq!(seconds(120, Some(0)), 0);
     }
 }

@@ -1,6 +1,7 @@
 //! What differs between providers: address, headers, and what their adapters of `genai` need to be told or
 //! kept from. Owns the table; never talks to anybody.
 
+use std::path::Path;
 use std::time::Duration;
 
 use genai::Headers;
@@ -144,14 +145,16 @@ pub(super) fn api_base(provider: Provider, text: &str) -> Result<Url, String> {
 }
 
 /// Only the configured address is talked to: no proxy from the environment, no redirect (which
-/// would take the key along), no compression (a small answer must not become a large one).
-pub(super) fn web_client(base: &Url) -> reqwest::Result<reqwest::Client> {
+/// would take the key along), no compression (a small answer must not become a large one). The relay counts what
+/// comes back on a connection, so that none is used twice.
+pub(super) fn web_client(base: &Url, relay: &Path) -> reqwest::Result<reqwest::Client> {
     let builder = reqwest::Client::builder()
         .no_proxy()
         .no_gzip()
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(Duration::from_millis(CONNECT_TIMEOUT_MS))
-        .tcp_nodelay(true)
+        .unix_socket(relay)
+        .pool_max_idle_per_host(0)
         .user_agent(concat!("nexus/", env!("CARGO_PKG_VERSION")));
     if base.scheme() == "https" {
         return builder.build();

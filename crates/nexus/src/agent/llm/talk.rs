@@ -1,11 +1,14 @@
 //! One turn's conversation with an endpoint: ask, count, call the tools it asks for, ask again. Owns the order
 //! of these and the bound of their number; never decides whether the whole turn is tried again.
 
+use std::time::Duration;
+
 use futures_util::StreamExt;
 use genai::chat::{ChatMessage, ChatRequest, ContentPart, MessageContent, StreamEnd, ToolResponse};
 use nexus_core::spend::{Allowance, estimated_tokens};
 use secrecy::SecretString;
 use serde_json::{Map, Value};
+use tokio::time::Instant;
 use tracing::instrument::WithSubscriber;
 
 use super::LlmRunner;
@@ -13,10 +16,13 @@ use super::answer::{Answer, CALLS_PER_ROUND_MAX, Call, stop_reason, too_many};
 use super::fault::{Explainer, Fault};
 use super::provider::{self, CallStyle};
 use super::tools::Toolbox;
-use crate::agent::{Output, Sink, StopReason, TRIES_MAX, Usage, emit, pause_after};
+use crate::agent::{Output, Sink, StopReason, TRIES_MAX, Usage, emit, pause_after, plausible, taken};
 
 /// The most that one turn may send at once, in bytes of text: history and results of tools.
 pub const TALK_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// How long a turn that has called tools waits for an endpoint that asks to be left alone.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub(super) struct Talk<'a> {
@@ -29,6 +35,8 @@ pub(super) struct Talk<'a> {
     bytes: usize,
     toolbox: Toolbox,
     allowance: Option<Allowance>,
+    /// When the turn is ended.
+    pub(super) deadline: Option<Instant>,
     /// A tool was called: trying the whole turn again is nobody's choice any more.
     has_called: bool,
     /// Under which ids calls were told: some servers begin anew in each round.
@@ -50,8 +58,20 @@ impl<'a> Talk<'a> {
         let tools = request.tools.iter().flatten().map(genai::chat::Tool::size).sum::<usize>();
         let texts = request.messages.iter().map(ChatMessage::size).sum::<usize>();
         let bytes = request.system.as_ref().map_or(0, String::len) + texts + tools;
-        let (answer, usage) = (Answer::default(), Usage::default());
-        Self { runner, key, request, max_tokens, bytes, toolbox, allowance, has_called: false, told: Vec::new(), answer, usage }
+        Self {
+            runner,
+            key,
+            request,
+            max_tokens,
+            bytes,
+            toolbox,
+            allowance,
+            deadline: None,
+            has_called: false,
+            told: Vec::new(),
+            answer: Answer::default(),
+            usage: Usage::default(),
+        }
     }
 
     /// Asks until the model has answered.
@@ -64,6 +84,8 @@ impl<'a> Talk<'a> {
             let end = self.round(out).await?;
             let used = self.count(&end);
             emit(out, Output::Used(used)).await;
+            // It must be charged before the next round is allowed.
+            taken(out).await;
             let stop = stop_reason(end.captured_stop_reason.as_ref());
             let (said, calls) = self.calls(end)?;
             // A call that was cut off is not to be made.
@@ -89,9 +111,13 @@ impl<'a> Talk<'a> {
             };
             let may_repeat = self.has_called && self.answer.round_bytes == 0 && attempt < TRIES_MAX;
             let Some(asked) = fault.passing().filter(|_| may_repeat) else { return Err(fault) };
-            let agent = &self.runner.agent;
+            let (agent, pause) = (&self.runner.agent, pause_after(attempt, asked));
+            let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if pause > PAUSE_MAX || left.is_some_and(|left| pause >= left) {
+                return Err(fault);
+            }
             tracing::warn!(target: "nexus::agent", agent, attempt, ?fault, "the model failed after a tool call; asking again");
-            tokio::time::sleep(pause_after(attempt, asked)).await;
+            tokio::time::sleep(pause).await;
             attempt += 1;
         }
     }
@@ -102,6 +128,7 @@ impl<'a> Talk<'a> {
         let style = provider::call_style(endpoint.provider);
         let options = provider::options(endpoint.provider, &endpoint.model, self.max_tokens, endpoint.stream_idle);
         let target = runner.target(self.key.as_ref());
+        emit(out, Output::Asked { bytes: self.bytes }).await;
         let response = runner.client.exec_chat_stream(target, self.request.clone(), Some(&options)).await;
         let mut stream = response.map_err(|error| explainer.explain(error))?.stream;
         loop {
@@ -122,7 +149,7 @@ impl<'a> Talk<'a> {
 
     /// What this round used; by the length of the texts where the provider doesn't say.
     fn count(&mut self, end: &StreamEnd) -> Usage {
-        let number = |tokens: Option<i32>| tokens.and_then(|tokens| u64::try_from(tokens).ok());
+        let number = |tokens: Option<i32>| tokens.and_then(|tokens| u64::try_from(tokens).ok()).and_then(plausible);
         let told = end.captured_usage.as_ref();
         let input = told.and_then(|usage| number(usage.prompt_tokens));
         let output = told.and_then(|usage| number(usage.completion_tokens));

@@ -1,5 +1,6 @@
-//! The bounds of what an MCP server may write: the length of a line, and how much in a while. Whoever exceeds
-//! them is heard no more. Knows nothing of what is written.
+//! The bounds of what an MCP server may write: the length of a line, how much in a while, and how many requests
+//! of its own, each of which has to be answered. Whoever exceeds them is heard no more. Of what is written it
+//! knows only whether it is a request.
 
 use std::io;
 use std::pin::Pin;
@@ -7,7 +8,9 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use memchr::memchr_iter;
+use memchr::{memchr_iter, memmem};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::Instant;
 
@@ -17,6 +20,10 @@ pub(super) const LINE_BYTES_MAX: usize = 4 * 1024 * 1024;
 const WINDOW: Duration = Duration::from_secs(10);
 const LINES_PER_WINDOW_MAX: u64 = 10_000;
 const BYTES_PER_WINDOW_MAX: u64 = 64 * 1024 * 1024;
+const REQUESTS_PER_WINDOW_MAX: u64 = 64;
+
+/// A buffer for lines that grew beyond this is given back after its line.
+const BUFFER_BYTES_KEPT: usize = 256 * 1024;
 
 /// Why a server is heard no more, once it isn't.
 pub(super) type Verdict = Arc<OnceLock<&'static str>>;
@@ -25,35 +32,37 @@ pub(super) type Verdict = Arc<OnceLock<&'static str>>;
 #[derive(Debug)]
 pub(super) struct Guard<R> {
     inner: R,
-    /// Of the line that is being read.
-    line_bytes: usize,
+    /// What has come of the line that is being read.
+    line: Vec<u8>,
     since: Instant,
     lines: u64,
     bytes: u64,
+    requests: u64,
     verdict: Verdict,
 }
 
 impl<R> Guard<R> {
     pub(super) fn new(inner: R, verdict: Verdict) -> Self {
-        Self { inner, line_bytes: 0, since: Instant::now(), lines: 0, bytes: 0, verdict }
+        Self { inner, line: Vec::new(), since: Instant::now(), lines: 0, bytes: 0, requests: 0, verdict }
     }
 
     fn check(&mut self, read: &[u8]) -> Result<(), &'static str> {
         if self.since.elapsed() >= WINDOW {
-            (self.since, self.lines, self.bytes) = (Instant::now(), 0, 0);
+            (self.since, self.lines, self.bytes, self.requests) = (Instant::now(), 0, 0, 0);
         }
         let mut begin = 0;
         for end in memchr_iter(b'\n', read) {
-            if self.line_bytes + (end - begin) > LINE_BYTES_MAX {
-                return Err("a line of more than 4 MiB");
-            }
-            (self.line_bytes, begin) = (0, end + 1);
+            self.add(&read[begin..end])?;
+            begin = end + 1;
             self.lines += 1;
+            self.requests += u64::from(is_request(&self.line));
+            self.line.clear();
+            self.line.shrink_to(BUFFER_BYTES_KEPT);
         }
-        self.line_bytes += read.len() - begin;
+        self.add(&read[begin..])?;
         self.bytes += read.len() as u64;
-        if self.line_bytes > LINE_BYTES_MAX {
-            return Err("a line of more than 4 MiB");
+        if self.requests > REQUESTS_PER_WINDOW_MAX {
+            return Err("more than 64 requests in 10 s");
         }
         if self.lines > LINES_PER_WINDOW_MAX {
             return Err("more than 10,000 lines in 10 s");
@@ -63,6 +72,27 @@ impl<R> Guard<R> {
         }
         Ok(())
     }
+
+    fn add(&mut self, part: &[u8]) -> Result<(), &'static str> {
+        if self.line.len() + part.len() > LINE_BYTES_MAX {
+            return Err("a line of more than 4 MiB");
+        }
+        self.line.extend_from_slice(part);
+        Ok(())
+    }
+}
+
+/// What makes a message a request.
+#[derive(Deserialize)]
+struct Head {
+    method: Option<IgnoredAny>,
+    id: Option<IgnoredAny>,
+}
+
+/// Whether a line is a message that has to be answered. Read whole: results may have such keys further in.
+fn is_request(line: &[u8]) -> bool {
+    let may_be = memmem::find(line, b"\"method\"").is_some();
+    may_be && serde_json::from_slice::<Head>(line).is_ok_and(|head| head.method.is_some() && head.id.is_some())
 }
 
 impl<R: AsyncRead + Unpin> AsyncRead for Guard<R> {
@@ -121,6 +151,18 @@ mod tests {
         let (count, why) = through(vec![vec![b'x'; LINE_BYTES_MAX + 100_000]]).await;
         assert!(count <= LINE_BYTES_MAX, "{count}");
         assert_eq!(why, Some("a line of more than 4 MiB"));
+    }
+
+    #[tokio::test]
+    async fn many_requests_in_a_short_time_are_a_flood_and_what_looks_like_one_is_none() {
+        let request = b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"ping\"}\n".to_vec();
+        let (_, why) = through(vec![request.clone(); 65]).await;
+        assert_eq!(why, Some("more than 64 requests in 10 s"));
+        let result = b"{\"id\":1,\"result\":{\"structuredContent\":{\"method\":\"x\",\"id\":2}}}\n".to_vec();
+        let news = b"{\"method\":\"notifications/progress\",\"params\":{\"id\":1}}\n".to_vec();
+        let parts = [vec![request; 64], vec![result; 200], vec![news; 200]].concat();
+        let bytes = parts.iter().map(Vec::len).sum::<usize>();
+        assert_eq!(through(parts).await, (bytes, None));
     }
 
     #[tokio::test]

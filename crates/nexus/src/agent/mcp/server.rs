@@ -1,7 +1,7 @@
 //! One MCP server: its child, the handshake with it, and the link that turns call its tools through. It is
 //! restarted by the supervisor; what it offers is asked anew at each start, and not in between.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +33,8 @@ const EXIT_PATIENCE: Duration = Duration::from_secs(2);
 /// Tools of one server that are taken, and pages in which it may tell them.
 const TOOLS_MAX: usize = 128;
 const TOOL_PAGES_MAX: usize = 16;
+/// Definitions of one server's tools, in bytes: each question to a model carries them.
+const DEFINITIONS_BYTES_MAX: usize = 256 * 1024;
 /// From TERM to KILL.
 const STOP_GRACE_MS: u64 = 5_000;
 
@@ -179,21 +181,20 @@ async fn talk(
         Err(fault) => Some(fault),
     };
     link.send_replace(None);
-    let why = if let Some(why) = verdict.get() {
+    if let Some(why) = verdict.get() {
         tracing::error!(child = %id, why, "MCP server floods its stdout; it is killed");
-        format!("it wrote {why}")
-    } else {
-        let is_gone = tokio::time::timeout(EXIT_PATIENCE, exited.cancelled()).await.is_ok();
-        if let Some(fault) = &fault {
-            tracing::error!(child = %id, error = fault, "MCP server can't be used");
-        }
-        if is_gone {
-            return;
-        }
-        fault.unwrap_or_else(|| "it closed its stdout".to_owned())
-    };
+        // It may end of its closed pipe before that; this is why all the same.
+        return killer.give_up(&format!("it wrote {why}"));
+    }
+    let is_gone = tokio::time::timeout(EXIT_PATIENCE, exited.cancelled()).await.is_ok();
+    if let Some(fault) = &fault {
+        tracing::error!(child = %id, error = fault, "MCP server can't be used");
+    }
+    if is_gone {
+        return;
+    }
     // Nobody hears it any more; the supervisor starts another.
-    killer.kill(&why);
+    killer.kill(&fault.unwrap_or_else(|| "it closed its stdout".to_owned()));
 }
 
 type Service = RunningService<RoleClient, ()>;
@@ -221,5 +222,43 @@ async fn tools(peer: &Peer<RoleClient>) -> Result<Vec<Tool>, ServiceError> {
         tracing::warn!(told = tools.len(), most = TOOLS_MAX, "an MCP server has more tools than are taken");
         tools.truncate(TOOLS_MAX);
     }
-    Ok(tools)
+    Ok(usable(tools))
+}
+
+/// Those that can be told of: one of each name, and no more than every question to a model can carry.
+fn usable(mut tools: Vec<Tool>) -> Vec<Tool> {
+    let (mut names, mut bytes) = (HashSet::new(), 0_usize);
+    let told = tools.len();
+    tools.retain(|tool| {
+        let size = serde_json::to_vec(tool).map_or(usize::MAX, |definition| definition.len());
+        let fits = bytes.saturating_add(size) <= DEFINITIONS_BYTES_MAX;
+        let is_taken = fits && names.insert(tool.name.clone());
+        bytes += if is_taken { size } else { 0 };
+        is_taken
+    });
+    if tools.len() < told {
+        let limit_bytes = DEFINITIONS_BYTES_MAX;
+        tracing::warn!(told, taken = tools.len(), limit_bytes, "an MCP server names tools twice or describes them at length; left out");
+    }
+    tools
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn tools_of_one_name_or_without_measure_are_left_out() {
+        let tool = |name: &str, about: &str| {
+            let tool = json!({ "name": name, "description": about, "inputSchema": { "type": "object" } });
+            serde_json::from_value::<Tool>(tool).unwrap()
+        };
+        let huge = "x".repeat(DEFINITIONS_BYTES_MAX);
+        let taken = usable(vec![tool("a", "first"), tool("a", "second"), tool("b", &huge), tool("c", "third")]);
+        let told: Vec<_> = taken.iter().map(|tool| (&*tool.name, tool.description.as_deref().unwrap_or_default())).collect();
+        assert_eq!(told, [("a", "first"), ("c", "third")]);
+    }
 }

@@ -53,6 +53,7 @@ fn turn(agent: String, content: String, plugin: &str) -> Turn {
         memory: Vec::new(),
         permissions: Value::Null,
         allowance: None,
+        deadline: None,
     }
 }
 
