@@ -91,6 +91,9 @@ impl Breaker {
         self.reply = Some(whole);
         if messages.len() > 1 {
             self.keep(messages);
+        } else if self.pieces.back() == Some(&whole) {
+            // It left by itself while more could still come, and was all of it.
+            self.pieces.pop_back();
         }
     }
 
@@ -185,6 +188,18 @@ mod tests {
         assert_eq!(breaker.step(person(6, 7)), Verdict::Stop { is_first: true, is_echo: true });
         breaker.replied(8, &[8]);
         assert_eq!(breaker.step(person(7, 7)), Verdict::Pass);
+    }
+
+    #[test]
+    fn what_left_early_and_was_all_of_an_answer_is_known_until_the_next_one() {
+        let person = |seq: i64, hash| Message { seq, hash, is_automatic: false, at_ms: seq.unsigned_abs() };
+        let mut breaker = Breaker::default();
+        breaker.said(7);
+        breaker.replied(7, &[]);
+        assert!((1..=5).all(|seq| breaker.step(person(seq, 7)) == Verdict::Pass));
+        assert_eq!(breaker.step(person(6, 7)), Verdict::Stop { is_first: true, is_echo: true });
+        breaker.replied(8, &[8]);
+        assert!((7..=50).all(|seq| breaker.step(person(seq, 7)) == Verdict::Pass));
     }
 
     #[test]

@@ -35,6 +35,8 @@ pub enum StreamEvent {
     StreamStart {
         run_id: String,
         session_label: String,
+        /// Unique to this stream, and the key under which it's sent if it can't be shown.
+        idempotency_key: String,
         target: StreamTarget,
     },
     Token {
@@ -142,13 +144,21 @@ pub enum StreamStatus {
 #[derive(Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", rename_all_fields = "camelCase")]
 enum Wire {
-    MessageCreated {},
-    MessageUpdated {},
-    MessageSent {},
+    MessageCreated {
+        run_id: Option<String>,
+    },
+    MessageUpdated {
+        run_id: Option<String>,
+    },
+    MessageSent {
+        run_id: Option<String>,
+    },
     DeliveryComplete {
+        run_id: Option<String>,
         message_ids: Vec<String>,
     },
     DeliveryError {
+        run_id: Option<String>,
         #[serde(default)]
         error: Value,
     },
@@ -157,23 +167,23 @@ enum Wire {
 }
 
 impl StreamStatus {
-    /// Reads one line.
+    /// Reads one line: of which run it says something, where it tells, and what.
     ///
     /// # Errors
     /// A sentence about what is wrong with it: it isn't JSON, no status, or beyond a bound.
-    pub fn read(line: &[u8]) -> Result<Self, String> {
+    pub fn read(line: &[u8]) -> Result<(Option<String>, Self), String> {
         let wire: Wire = serde_json::from_slice(line).map_err(|error| format!("no status of a stream: {error}"))?;
         match wire {
-            Wire::MessageCreated {} | Wire::MessageUpdated {} | Wire::MessageSent {} => Ok(Self::Shown),
-            Wire::DeliveryComplete { message_ids } => {
+            Wire::MessageCreated { run_id } | Wire::MessageUpdated { run_id } | Wire::MessageSent { run_id } => Ok((run_id, Self::Shown)),
+            Wire::DeliveryComplete { run_id, message_ids } => {
                 let is_odd = |id: &String| id.is_empty() || id.len() > MESSAGE_ID_BYTES_MAX;
                 if message_ids.len() > MESSAGE_IDS_MAX || message_ids.iter().any(is_odd) {
                     return Err(format!("`delivery_complete` with more than {MESSAGE_IDS_MAX} ids, or an empty or too long one"));
                 }
-                Ok(Self::Complete { message_ids })
+                Ok((run_id, Self::Complete { message_ids }))
             }
-            Wire::DeliveryError { error } => Ok(Self::Failed { error }),
-            Wire::Unknown => Ok(Self::Unknown),
+            Wire::DeliveryError { run_id, error } => Ok((run_id, Self::Failed { error })),
+            Wire::Unknown => Ok((None, Self::Unknown)),
         }
     }
 }
@@ -223,8 +233,9 @@ mod tests {
             thread_id: None,
             reply_to_id: Some("1".into()),
         };
-        let start = StreamEvent::StreamStart { run_id: "run_1".into(), session_label: "dm:u".into(), target };
-        let wanted = json!({ "type": "stream_start", "runId": "run_1", "sessionLabel": "dm:u",
+        let (run_id, session_label, idempotency_key) = ("run_1".into(), "dm:u".into(), "run_1:1:0".into());
+        let start = StreamEvent::StreamStart { run_id, session_label, idempotency_key, target };
+        let wanted = json!({ "type": "stream_start", "runId": "run_1", "sessionLabel": "dm:u", "idempotencyKey": "run_1:1:0",
             "target": { "channel": "fake", "account_id": "me", "to": "p", "reply_to_id": "1" } });
         assert_eq!(serde_json::to_value(start).unwrap(), wanted);
         let tool = StreamEvent::ToolStatus { tool_name: "ls".into(), tool_call_id: "c".into(), status: "started".into(), summary: None };
@@ -237,11 +248,13 @@ mod tests {
     #[test]
     fn statuses_are_read_and_what_is_none_is_told() {
         let read = |line: &str| StreamStatus::read(line.as_bytes());
-        assert_eq!(read(r#"{"type":"message_created","messageId":"m1"}"#).unwrap(), StreamStatus::Shown);
-        assert_eq!(read(r#"{"type":"message_updated","messageId":"m1","chars":7}"#).unwrap(), StreamStatus::Shown);
+        assert_eq!(read(r#"{"type":"message_created","messageId":"m1"}"#).unwrap(), (None, StreamStatus::Shown));
+        assert_eq!(read(r#"{"type":"message_updated","messageId":"m1","chars":7}"#).unwrap(), (None, StreamStatus::Shown));
         let complete = StreamStatus::Complete { message_ids: vec!["m1".into()] };
-        assert_eq!(read(r#"{"type":"delivery_complete","messageIds":["m1"]}"#).unwrap(), complete);
-        assert_eq!(read(r#"{"type":"typing"}"#).unwrap(), StreamStatus::Unknown);
+        assert_eq!(read(r#"{"type":"delivery_complete","messageIds":["m1"]}"#).unwrap(), (None, complete));
+        let of_a_run = r#"{"type":"delivery_error","runId":"run_1","error":"no"}"#;
+        assert_eq!(read(of_a_run).unwrap(), (Some("run_1".into()), StreamStatus::Failed { error: json!("no") }));
+        assert_eq!(read(r#"{"type":"typing"}"#).unwrap(), (None, StreamStatus::Unknown));
         for bad in ["connecting", "{}", "[]", r#"{"type":"delivery_complete"}"#, r#"{"type":"delivery_complete","messageIds":[""]}"#] {
             assert!(read(bad).is_err(), "{bad}");
         }

@@ -26,6 +26,16 @@ pub enum End {
     Lost,
 }
 
+impl End {
+    /// All that was said.
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Said(text) | Self::Failed { partial: text, .. } | Self::Cut { partial: text, .. } => text,
+            Self::Lost => "",
+        }
+    }
+}
+
 /// What comes next of an answer.
 #[derive(Debug)]
 pub enum Next {
@@ -167,7 +177,11 @@ impl Drop for Speaking {
 /// What was heard from a process.
 #[derive(Debug)]
 pub enum Heard {
-    Status(StreamStatus),
+    Status {
+        /// The run of which it says so, if it tells.
+        run_id: Option<String>,
+        status: StreamStatus,
+    },
     /// A line that is no status, and why.
     Garbage(String),
 }
@@ -176,6 +190,8 @@ pub enum Heard {
 pub struct Line {
     pub stdin: Box<dyn AsyncWrite + Send + Unpin>,
     pub statuses: mpsc::Receiver<Heard>,
+    /// The messages of the last answer that it said was there.
+    pub last_ids: Vec<String>,
     /// Ends it.
     pub killer: Option<Killer>,
 }
@@ -307,8 +323,9 @@ mod tests {
             async move { desk.take(Duration::ZERO).await }
         });
         let (heard, statuses) = mpsc::channel(4);
-        heard.try_send(Heard::Status(StreamStatus::Complete { message_ids: vec!["old".to_owned()] })).unwrap();
-        desk.put(Line { stdin: Box::new(tokio::io::sink()), statuses, killer: None }).await;
+        let status = StreamStatus::Complete { message_ids: vec!["old".to_owned()] };
+        heard.try_send(Heard::Status { run_id: None, status }).unwrap();
+        desk.put(Line { stdin: Box::new(tokio::io::sink()), statuses, last_ids: Vec::new(), killer: None }).await;
         let mut first = waiting.await.unwrap();
         assert!(!is_free());
         assert!(first.guard.as_mut().unwrap().statuses.try_recv().is_err());

@@ -136,6 +136,8 @@ fn an_answer_is_shown_while_it_is_made_and_is_one_delivery() {
     assert_eq!(streamed[0]["target"]["to"], "p0");
     assert!(streamed[0]["sessionLabel"].is_string() && streamed[0]["target"]["account_id"] == "me", "{}", streamed[0]);
     assert_eq!(streamed.last().unwrap()["final"], "Hello world.");
+    let keys = place.daemon.texts("nexus", "SELECT idempotency_key FROM deliveries");
+    assert_eq!(keys, [streamed[0]["idempotencyKey"].as_str().unwrap()]);
     assert!(place.sends().is_empty(), "sent as well");
     let ids = place.daemon.texts("nexus", "SELECT message_ids FROM deliveries");
     assert!(ids[0].starts_with("[\"s-run_"), "{ids:?}");
@@ -215,6 +217,24 @@ fn what_a_process_refuses_or_nobody_streams_is_sent() {
     place.daemon.launch();
     place.delivered(&[("sent", 1, "Hello world.")]);
     assert!(place.streamed().is_empty() && place.starts() == 0);
+}
+
+#[test]
+fn what_is_refused_is_sent_where_a_send_is_tried_once_and_split_as_the_channel_asks() {
+    let send = json!({ "timeout_ms": 2000, "retries": 0 });
+    let mut place = Place::new("Hello there,", " wide world.", json!({ "stream": "refuse", "text_limit": 15 }), send);
+    place.launch_streaming();
+    place.open_gate();
+    let text = |sends: &[(String, String)]| sends.iter().map(|(_, text)| text.trim().to_owned()).collect::<Vec<_>>().join(" ");
+    eventually("all of it is sent", || text(&place.sends()) == "Hello there, wide world.");
+    let (sends, key) = (place.sends(), place.streamed()[0]["idempotencyKey"].as_str().unwrap().to_owned());
+    assert!(sends.len() > 1 && sends.iter().all(|(_, text)| text.chars().count() <= 15), "{sends:?}");
+    for (n, (of_piece, _)) in sends.iter().enumerate() {
+        assert_eq!(*of_piece, format!("{key}/{}", n + 1));
+    }
+    let pieces = i64::try_from(sends.len()).unwrap();
+    eventually("each is on record", || place.daemon.deliveries("sent") == pieces);
+    assert_eq!(place.deliveries().len(), sends.len(), "the whole is left over");
 }
 
 #[test]
@@ -364,14 +384,55 @@ fn what_an_automation_answers_waits_for_the_answer_that_is_being_shown() {
     assert_eq!(left, ["Hello world.", "Noted."], "it left first");
 }
 
-#[test]
-fn a_newer_message_ends_the_stream_of_the_turn_before_it() {
-    let mut place = streaming(json!({}));
+/// Puts all messages into one session, where the newest ends the turn before it.
+fn interrupting(place: &Place) {
     let text = fs::read_to_string(place.daemon.config_file()).unwrap();
     let mut wanted: Value = serde_json::from_str(&text).unwrap();
     let (session, queue_mode) = (json!({ "key": "one" }), "interrupt");
     wanted["access"]["policies"] = json!([{ "name": "one", "match": {}, "effect": "allow", "session": session, "queue_mode": queue_mode }]);
     place.daemon.configure(&wanted);
+}
+
+#[test]
+fn what_was_cut_off_is_not_sent_again_at_the_next_start_either() {
+    let send = json!({ "timeout_ms": 2000, "on_uncertain": "retry" });
+    let mut place = Place::new("Hello", " world.", json!({ "stream": "no_id" }), send);
+    interrupting(&place);
+    place.launch_streaming();
+    eventually("its first words are shown", || place.types().iter().any(|kind| kind == "token"));
+    let newer = place.daemon.open(&Ask::post("/control/send", &json!({ "text": "stop" })));
+    let shown = "SELECT status || ' ' || content FROM deliveries WHERE adapter = 'fake'";
+    eventually("nobody knows whether it is there", || place.daemon.texts("nexus", shown) == ["uncertain Hello"]);
+    place.open_gate();
+    eventually("both have their end", || place.daemon.ended("completed") == 2);
+    drop(newer);
+    place.daemon.stop();
+    place.daemon.launch();
+    assert_eq!(place.daemon.texts("nexus", shown), ["uncertain Hello"], "it was taken up");
+    assert!(place.sends().is_empty(), "{:?}", place.sends());
+    let id = place.daemon.texts("nexus", "SELECT delivery_id FROM deliveries WHERE adapter = 'fake'").remove(0);
+    place.daemon.nexus_ok(&["deliveries", "retry", &id]);
+    eventually("a person may have it sent", || place.daemon.texts("nexus", shown) == ["sent Hello"]);
+}
+
+#[test]
+fn a_block_that_has_not_left_when_its_turn_is_ended_never_does() {
+    let (mut place, first) = in_blocks(json!({ "send": "hang" }));
+    interrupting(&place);
+    place.daemon.launch();
+    // The second one after a second of silence, behind the first.
+    place.delivered(&[("sending", 1, first.as_str()), ("pending", 0, "and")]);
+    let newer = place.daemon.open(&Ask::post("/control/send", &json!({ "text": "stop" })));
+    place.delivered(&[("sending", 1, first.as_str()), ("discarded", 0, "and")]);
+    place.open_gate();
+    eventually("both have their end", || place.daemon.ended("completed") == 2);
+    drop(newer);
+}
+
+#[test]
+fn a_newer_message_ends_the_stream_of_the_turn_before_it() {
+    let mut place = streaming(json!({}));
+    interrupting(&place);
     place.launch_streaming();
     eventually("its first words are shown", || place.types().iter().any(|kind| kind == "token"));
     // Of the same session, though said elsewhere.

@@ -76,16 +76,17 @@ impl Cutter {
     }
 
     /// What of `content`, the answer as it was decided, is in no block. `source` is what was pushed. `None` when
-    /// the blocks are not how `content` begins: they say something else than was decided in the end.
+    /// the blocks are not how `content` begins, but for blanks around them: they say something else than was decided
+    /// in the end.
     #[must_use]
     pub fn rest(&self, source: &str, content: &str) -> Option<String> {
-        let (said, rest) = (source.get(..self.consumed)?, content.get(self.consumed..)?);
-        if !content.starts_with(said) {
-            return None;
+        let said = source.get(..self.consumed)?.trim_start();
+        if said.is_empty() {
+            return Some(content.to_owned());
         }
-        if self.consumed == 0 {
-            return Some(rest.to_owned());
-        }
+        // What was left behind the last block may not be there in the end; in a fence it is code.
+        let said = if self.head.is_empty() { said.trim_end() } else { said };
+        let rest = content.trim_start().strip_prefix(said)?;
         if self.head.is_empty() || rest.trim().is_empty() {
             return Some(skip_gap(rest).to_owned());
         }

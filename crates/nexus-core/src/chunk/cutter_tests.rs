@@ -99,6 +99,23 @@ fn an_answer_that_was_decided_differently_has_no_rest() {
     assert_eq!(said.rest("It is 4.", "It is 4. Or 5.").unwrap(), "Or 5.");
 }
 
+#[test]
+fn blanks_around_an_answer_make_it_no_other() {
+    let mut said = cutter(0);
+    said.push("\n\n It is 4.");
+    assert_eq!(said.idle_block().unwrap(), " It is 4.");
+    assert_eq!(said.rest("\n\n It is 4.", "It is 4. Or 5.").unwrap(), "Or 5.");
+    assert_eq!(said.rest("\n\n It is 4.", "\nIt is 4.").unwrap(), "");
+    let mut ended = cutter(0);
+    ended.push("It is 4.\n");
+    assert_eq!(ended.idle_block().unwrap(), "It is 4.");
+    assert_eq!(ended.rest("It is 4.\n", "It is 4.").unwrap(), "");
+    let mut blank = cutter(0);
+    blank.push("\n\n");
+    assert_eq!(blank.idle_block(), None);
+    assert_eq!(blank.rest("\n\n", "It is 4.").unwrap(), "It is 4.");
+}
+
 /// Paragraphs, and fences with code in them that is no fence.
 fn document() -> impl Strategy<Value = String> {
     let word = "[a-zé。]{1,12}";

@@ -26,6 +26,8 @@ use tokio_util::sync::CancellationToken;
 const STATUS_BYTES_MAX: usize = 64 * 1024;
 /// Statuses that wait for who tells the process an answer; more are left out.
 const STATUSES_MAX: usize = 256;
+/// Places among these for last words alone, of which the first counts.
+const LAST_WORDS: usize = 128;
 /// Bytes read at a time.
 const CHUNK_BYTES: usize = 8 * 1024;
 /// How long is read after the exit: a descriptor that was passed to a stranger must not hold the restart.
@@ -147,7 +149,7 @@ impl Program for StreamProgram {
             let (Some(account), Some(stdin), Some(stdout), Some(errors)) = (account, stdin, stdout, errors) else { return };
             let (child, desk) = (child_id(&account), account.command.desk(&account.key.account));
             let (heard, statuses) = mpsc::channel(STATUSES_MAX);
-            desk.put(Line { stdin: Box::new(stdin), statuses, killer: Some(killer) }).await;
+            desk.put(Line { stdin: Box::new(stdin), statuses, last_ids: Vec::new(), killer: Some(killer) }).await;
             let listening = listen(child.clone(), stdout, heard, exited.clone());
             tokio::join!(listening, log_errors(child, errors, exited));
             desk.clear().await;
@@ -176,14 +178,42 @@ async fn listen(child: ChildId, mut stdout: pipe::Receiver, heard: mpsc::Sender<
 
 fn pass_on(child: &ChildId, piece: Piece<'_>, heard: &mpsc::Sender<Heard>) {
     let status = match piece {
-        Piece::Line(line) => StreamStatus::read(line).map_or_else(Heard::Garbage, Heard::Status),
+        Piece::Line(line) => match StreamStatus::read(line) {
+            Ok((_, StreamStatus::Unknown)) => return,
+            Ok((run_id, status)) => Heard::Status { run_id, status },
+            Err(problem) => Heard::Garbage(problem),
+        },
         Piece::TooLong { bytes, .. } => Heard::Garbage(format!("longer than {STATUS_BYTES_MAX} bytes ({bytes})")),
     };
     if let Heard::Garbage(problem) = &status {
         tracing::debug!(%child, problem, "a line of a stream process");
     }
-    // The last word of an answer is among the first few of what waits; a process that floods loses its own.
-    if heard.try_send(status).is_err() {
+    // That something is shown is known after the first of them; a last word always has a place, unless as many wait.
+    let is_shown = matches!(&status, Heard::Status { status: StreamStatus::Shown, .. });
+    if (is_shown && heard.capacity() <= LAST_WORDS) || heard.try_send(status).is_err() {
         tracing::trace!(%child, "a status of a stream process is left out");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_last_word_has_its_place_behind_any_number_of_others() {
+        let (sender, mut statuses) = mpsc::channel(STATUSES_MAX);
+        let child = ChildId::new("stream/fake/me");
+        let say = |line: &str| pass_on(&child, Piece::Line(line.as_bytes()), &sender);
+        for _ in 0..STATUSES_MAX * 4 {
+            say(r#"{"type":"message_updated","messageId":"m"}"#);
+            say(r#"{"type":"typing"}"#);
+        }
+        say(r#"{"type":"delivery_complete","messageIds":["m"]}"#);
+        let heard: Vec<Heard> = std::iter::from_fn(|| statuses.try_recv().ok()).collect();
+        let (last, others) = heard.split_last().unwrap();
+        assert!(matches!(last, Heard::Status { status: StreamStatus::Complete { .. }, .. }), "{last:?}");
+        let is_shown = |heard: &Heard| matches!(heard, Heard::Status { status: StreamStatus::Shown, .. });
+        assert!(!others.is_empty() && others.iter().all(is_shown));
     }
 }

@@ -10,6 +10,7 @@ mod recover;
 mod requests;
 mod say;
 mod speak;
+mod split;
 
 pub use audit::{Audit, AuditQuery, AuditRow, LEFT_OUT_MAX, audit, left_out};
 pub use automations::{ForgetAutomation, Knowledge, Recollection, RememberAdvice, ReviveAutomation, all_knowledge, recollect};
@@ -24,6 +25,7 @@ pub use recover::{BeginEpoch, Interrupted, Prune, ReviveRequest};
 pub use requests::{Admit, AdmitRow, Fellow, FellowEnd, FinishRun, InterruptRun, MarkActed, SaveTrace, SettleRequest, StartRun};
 pub use say::{NO_REQUEST_SEQ, Said, Say, channel_of};
 pub use speak::{EndStream, Speak, StreamText};
+pub use split::SplitDelivery;
 
 use super::Ledger;
 use super::writer::commands;
@@ -49,6 +51,7 @@ commands! { Ledger::Nexus, NexusCommand / NexusReply {
     ClaimDelivery -> Claim,
     SettleDelivery -> Claim,
     ResolveDelivery -> Claim,
+    SplitDelivery -> Claim,
     Say -> Said,
     Speak -> Claim,
     EndStream -> Claim,

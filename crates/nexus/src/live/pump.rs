@@ -19,6 +19,7 @@ enum Last {
 /// One answer's talk over the line.
 struct Talk<'a> {
     line: &'a mut Line,
+    run_id: &'a str,
     patience: Duration,
     /// A byte of it was written: it may be on the platform.
     has_left: bool,
@@ -41,7 +42,7 @@ async fn tell_all(live: &Live, held: &mut Held) -> SendOutcome {
     let Some(line) = held.guard.as_mut() else {
         return SendOutcome::Retry { error: "the stream process is gone".to_owned(), after_ms: None };
     };
-    let mut talk = Talk { line, patience, has_left: false, was_shown: false };
+    let mut talk = Talk { line, run_id: &live.run_id, patience, has_left: false, was_shown: false };
     let last = match talk.tell(live).await {
         Ok(()) => talk.last_word().await,
         Err(last) => last,
@@ -99,20 +100,34 @@ impl Talk<'_> {
 
     /// Takes one status; an error is the last one.
     fn hear(&mut self, heard: Option<Heard>, is_over: bool) -> Result<(), Last> {
-        match heard {
-            Some(Heard::Status(StreamStatus::Unknown)) => Ok(()),
-            Some(Heard::Status(StreamStatus::Shown)) => {
+        let status = match heard {
+            // It is late: of an answer that is over.
+            Some(Heard::Status { run_id: Some(run_id), .. }) if run_id != self.run_id => return Ok(()),
+            Some(Heard::Status { status, .. }) => status,
+            Some(Heard::Garbage(problem)) => return Err(Last::Broken(format!("the stream process wrote a line that is {problem}"))),
+            None => return Err(Last::Broken("the stream process ended in the middle of an answer".to_owned())),
+        };
+        match status {
+            StreamStatus::Unknown => Ok(()),
+            StreamStatus::Shown => {
                 self.was_shown = true;
                 Ok(())
             }
-            Some(Heard::Status(StreamStatus::Complete { message_ids })) if is_over => Err(Last::Told(completed(message_ids))),
-            Some(Heard::Status(StreamStatus::Complete { .. })) => {
+            StreamStatus::Complete { message_ids } if is_over => Err(self.complete(message_ids)),
+            StreamStatus::Complete { .. } => {
                 Err(Last::Broken("the stream process said `delivery_complete` before the end of the answer".to_owned()))
             }
-            Some(Heard::Status(StreamStatus::Failed { error })) => Err(Last::Told(refused(&error, self.was_shown))),
-            Some(Heard::Garbage(problem)) => Err(Last::Broken(format!("the stream process wrote a line that is {problem}"))),
-            None => Err(Last::Broken("the stream process ended in the middle of an answer".to_owned())),
+            StreamStatus::Failed { error } => Err(Last::Told(refused(&error, self.was_shown))),
         }
+    }
+
+    /// A last word that names messages of the answer before may be that one's, come late.
+    fn complete(&mut self, message_ids: Vec<String>) -> Last {
+        if message_ids.iter().any(|id| self.line.last_ids.contains(id)) {
+            return Last::Broken("the stream process said `delivery_complete` with a message of the answer before".to_owned());
+        }
+        self.line.last_ids.clone_from(&message_ids);
+        Last::Told(completed(message_ids))
     }
 
     async fn say(&mut self, event: &StreamEvent) -> Result<(), Last> {
@@ -148,7 +163,8 @@ fn start(live: &Live) -> StreamEvent {
         thread_id: row.thread_id.clone(),
         reply_to_id: row.reply_to_id.clone(),
     };
-    StreamEvent::StreamStart { run_id: live.run_id.clone(), session_label: live.session.clone(), target }
+    let (run_id, session_label, idempotency_key) = (live.run_id.clone(), live.session.clone(), row.idempotency_key.clone());
+    StreamEvent::StreamStart { run_id, session_label, idempotency_key, target }
 }
 
 fn closing(live: &Live, end: End) -> StreamEvent {

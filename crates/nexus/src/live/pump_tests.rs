@@ -27,7 +27,7 @@ impl Process {
         let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
         let (statuses, receiver) = mpsc::channel(16);
         let desk = Desk::default();
-        desk.put(Line { stdin: Box::new(ours), statuses: receiver, killer: None }).await;
+        desk.put(Line { stdin: Box::new(ours), statuses: receiver, last_ids: Vec::new(), killer: None }).await;
         Self { desk, stdin: BufReader::new(theirs).lines(), statuses }
     }
 
@@ -36,7 +36,11 @@ impl Process {
     }
 
     async fn says(&self, status: StreamStatus) {
-        self.statuses.send(Heard::Status(status)).await.unwrap();
+        self.statuses.send(Heard::Status { run_id: None, status }).await.unwrap();
+    }
+
+    async fn says_of(&self, run_id: &str, status: StreamStatus) {
+        self.statuses.send(Heard::Status { run_id: Some(run_id.to_owned()), status }).await.unwrap();
     }
 
     /// Whether another answer could have it now.
@@ -68,7 +72,8 @@ fn said() -> End {
 async fn an_answer_is_told_from_start_to_end_and_the_line_is_free_again() {
     let mut process = Process::start().await;
     let (speaking, pumping) = answer(&process.desk, PATIENCE).await;
-    assert_eq!(process.line().await["type"], "stream_start");
+    let start = process.line().await;
+    assert_eq!((&start["type"], &start["idempotencyKey"]), (&Value::from("stream_start"), &Value::from("d")));
     speaking.push(token("hel"));
     assert_eq!(process.line().await["text"], "hel");
     speaking.end(said());
@@ -109,7 +114,7 @@ async fn one_that_dies_lies_or_talks_nonsense_leaves_it_uncertain() {
     let wrong = [
         (None, "ended in the middle"),
         (Some(Heard::Garbage("no JSON".to_owned())), "no JSON"),
-        (Some(Heard::Status(complete(&["early"]))), "before the end"),
+        (Some(Heard::Status { run_id: Some("run".to_owned()), status: complete(&["early"]) }), "before the end"),
     ];
     for (heard, told) in wrong {
         let mut process = Process::start().await;
@@ -143,6 +148,27 @@ async fn a_message_without_an_id_is_uncertain_and_silence_has_an_end() {
     assert_eq!((&last["type"], &last["partial"]), (&Value::from("stream_error"), &Value::from("hel")));
     assert!(matches!(pumping.await.unwrap().0, SendOutcome::Uncertain { .. }));
     assert!(!process.is_free());
+}
+
+#[tokio::test]
+async fn what_is_said_of_another_answer_is_not_taken_for_this_one() {
+    let mut process = Process::start().await;
+    for (id, is_believed) in [("m1", true), ("m1", false)] {
+        let (speaking, pumping) = answer(&process.desk, PATIENCE).await;
+        assert_eq!(process.line().await["type"], "stream_start");
+        process.says_of("another", StreamStatus::Failed { error: Value::from("it is over") }).await;
+        speaking.end(said());
+        assert_eq!(process.line().await["type"], "stream_end");
+        process.says_of("another", complete(&["m0"])).await;
+        process.says_of("run", complete(&[id])).await;
+        let (outcome, _) = pumping.await.unwrap();
+        if is_believed {
+            assert_eq!(outcome, SendOutcome::Sent { message_ids: vec![id.to_owned()] });
+        } else {
+            assert!(matches!(&outcome, SendOutcome::Uncertain { error } if error.contains("the answer before")), "{outcome:?}");
+        }
+        assert_eq!(process.is_free(), is_believed);
+    }
 }
 
 #[tokio::test]

@@ -97,6 +97,7 @@ impl Pipeline {
             fellows: fellows.collect(),
             run_id: run_id.clone(),
             ok: false,
+            is_aborted: false,
             status: Status::Failed,
             reason: request.reason.clone(),
             turn_json: None,

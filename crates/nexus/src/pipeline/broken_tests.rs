@@ -222,6 +222,7 @@ async fn one_that_had_its_end_keeps_it() {
         fellows: Vec::new(),
         run_id: "run_1".to_owned(),
         ok: true,
+        is_aborted: false,
         status: Status::Completed,
         reason: None,
         turn_json: None,

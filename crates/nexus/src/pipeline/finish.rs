@@ -1,5 +1,6 @@
 //! The end of a run, and stages 7 and 8: commit, let the session go on, deliver, finalize.
 
+use super::outlet::Left;
 use super::run::{Held, Seen, Work};
 use super::{Exit, Pipeline, Prepared, trace_json, trace_value};
 use crate::agent::{AgentError, Finished, StopReason, Usage};
@@ -96,7 +97,7 @@ impl Pipeline {
         self.plugins.after(Stage::RunAgent, &prepared.request);
         let fellows = self.end_fellows(&mut prepared, exit.as_ref(), started_at, spent);
         let mut left = std::mem::take(&mut seen.outlet).close(&seen.text, &verdict.finished.content).await;
-        let streamed = left.last_part(verdict.streamed(&seen.text));
+        let end = verdict.stream_end(left.last_part(verdict.streamed(&seen.text)));
         let unfiled = std::mem::take(&mut seen.unfiled);
         let turn = turn_record(&prepared, &run_id, &verdict.finished, seen, started_at, spent);
         let route = self.routes.settled(&prepared.adapter).await;
@@ -113,11 +114,12 @@ impl Pipeline {
             fellows,
             run_id: run_id.clone(),
             ok: verdict.error.is_none(),
+            is_aborted: verdict.is_aborted(),
             status: prepared.request.status,
             reason: prepared.request.reason.clone(),
             turn_json: serde_json::to_string(&turn).ok(),
             deliveries: deliveries.clone(),
-            stream: left.stream_text(&streamed),
+            stream: left.stream_text(&end),
             trace: trace_json(&prepared.request),
             at: clock::wall_ms(),
             epoch: self.epoch,
@@ -126,9 +128,9 @@ impl Pipeline {
             Ok(Some(finish_seq)) => {
                 crate::torture::point("run.finished");
                 self.announce_turn(&prepared, &run_id, &verdict);
-                self.note_reply(&prepared, &text, &deliveries, left.in_parts(&streamed));
+                self.note_reply(&prepared, &text, &deliveries, &left, &end);
                 // The answer leaves whether or not the agents ledger can follow.
-                left.end(verdict.stream_end(streamed));
+                left.end(end);
                 let waiting = (!here).then(|| {
                     left.waiting.add(self.outbox.enqueue(deliveries));
                     left.waiting
@@ -234,14 +236,17 @@ impl Pipeline {
     }
 
     /// What comes back as a message is known by what was said, and by each message that it goes out in.
-    /// `in_parts` is what else it went out as, where a part of it had left before.
-    fn note_reply(&self, prepared: &Prepared, text: &str, deliveries: &[NewDelivery], in_parts: Option<&str>) {
+    /// One that left as a single message is known as that: people may say what they read long ago.
+    fn note_reply(&self, prepared: &Prepared, text: &str, deliveries: &[NewDelivery], left: &Left, end: &End) {
         let messages: Vec<&str> = deliveries.iter().map(|delivery| delivery.content.as_str()).collect();
-        if !text.trim().is_empty() {
-            self.breakers.replied(&prepared.session, text, &messages);
+        let shown = left.shown(end);
+        // Of an answer that was cut off, what was shown is all that can come back.
+        let whole = if text.trim().is_empty() { shown } else { text };
+        if !whole.trim().is_empty() {
+            self.breakers.replied(&prepared.session, whole, &messages);
         }
-        if let Some(streamed) = in_parts {
-            let said = messages.into_iter().chain([streamed]).filter(|message| !message.trim().is_empty());
+        if left.is_in_parts(messages.len()) {
+            let said = messages.into_iter().chain([shown]).filter(|message| !message.trim().is_empty());
             said.for_each(|message| self.breakers.said(&prepared.session, message));
         }
     }

@@ -1,9 +1,11 @@
 //! Delivery: one task per target with something to say, one send in flight per target, so that a
 //! retry never lets a later message pass. Here are the lanes and what enters them; `deliver` brings one
-//! delivery to its end, `stream` one whose agent still speaks, `say` takes in what plugins and questions of agents say.
+//! delivery to its end, `split` makes several of one that is too long, `stream` sees to one whose agent still speaks, `say`
+//! takes in what plugins and questions of agents say.
 
 mod deliver;
 mod say;
+mod split;
 mod stream;
 
 pub use say::{Message, SayError, Told};
@@ -69,6 +71,8 @@ struct Lane {
     queue: VecDeque<Queued>,
     /// Rung when a person decides about a delivery that waits for its next attempt.
     hurry: Arc<Notify>,
+    /// Rung when something is queued behind what is being served.
+    more: Arc<Notify>,
 }
 
 #[derive(Debug)]
@@ -295,6 +299,7 @@ impl Outbox {
         let mut lanes = self.lanes();
         if let Some(known) = lanes.get_mut(&lane) {
             known.queue.push_back(queued);
+            known.more.notify_one();
             return;
         }
         let mut new = Lane::default();
@@ -307,6 +312,16 @@ impl Outbox {
             let name = format!("deliveries to {}", lane.replace('\u{1f}', "/"));
             this.shared.watch_over.until_done(name, &this.shared.stop, || this.serve(&lane, &hurry)).await;
         });
+    }
+
+    /// Puts deliveries whose rows are committed before all that waits in a lane that is being served.
+    fn push_next(&self, lane: &str, delivery_ids: Vec<String>) {
+        if let Some(lane) = self.lanes().get_mut(lane) {
+            self.shared.depth.fetch_add(delivery_ids.len(), Ordering::Relaxed);
+            for delivery_id in delivery_ids.into_iter().rev() {
+                lane.queue.push_front(Queued { delivery_id, row: None, settled: None, live: None });
+            }
+        }
     }
 
     /// What a lane has in memory of a delivery that a person decided about isn't true any more.

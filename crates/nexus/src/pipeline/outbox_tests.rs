@@ -6,7 +6,8 @@ use super::deliver::nap_ms;
 use super::*;
 use crate::keeper::SpawnError;
 use crate::ledger::nexus::{Admit, AdmitRow, BeginEpoch, ClaimDelivery, FinishRun, SettleDelivery, Settled, StartRun};
-use crate::routes::{Route, Sender};
+use crate::live::Held;
+use crate::routes::{Route, Sender, Streamer};
 use crate::supervisor::BoxFuture;
 use nexus_core::config::OnUncertain;
 use nexus_core::doubt::Reading;
@@ -33,6 +34,15 @@ impl Sender for Platform {
             assert_ne!(delivery.content, DEFECT);
             Ok(SendOutcome::Sent { message_ids: vec![delivery.delivery_id.clone()] })
         })
+    }
+}
+
+/// Its process is busy with another answer for ever.
+struct Busy;
+
+impl Streamer for Busy {
+    fn take<'a>(&'a self, _account: &'a str) -> BoxFuture<'a, Held> {
+        Box::pin(std::future::pending())
     }
 }
 
@@ -80,6 +90,7 @@ impl Place {
             fellows: Vec::new(),
             run_id,
             ok: true,
+            is_aborted: false,
             status: Status::Completed,
             reason: None,
             turn_json: None,
@@ -91,6 +102,22 @@ impl Place {
         };
         assert!(ledger.write(finish).await.unwrap().is_some());
         place
+    }
+
+    /// Changes something about how the adapter delivers.
+    fn adapt(&self, change: impl FnOnce(&mut Route)) {
+        let routes = &self.outbox.shared.routes;
+        let mut route = routes.get("fake").unwrap();
+        change(&mut route);
+        routes.set("fake", route);
+    }
+
+    /// Keys and texts of all deliveries, in this order.
+    fn texts(&self, order: &str) -> Vec<String> {
+        let sql = format!("SELECT idempotency_key || ': ' || content FROM deliveries ORDER BY {order}");
+        let connection = self.stranger();
+        let mut list = connection.prepare(&sql).unwrap();
+        list.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
     }
 
     /// Writes that an attempt at `d` began and ended at this instant.
@@ -284,4 +311,41 @@ async fn a_decision_outlives_a_ledger_that_cannot_be_written_and_whoever_asked_f
     stranger.execute_batch("COMMIT").unwrap();
     eventually(async || place.status("d").await == "sent").await;
     assert_eq!(place.outbox.resolve("d", Resolution::Discard).await.unwrap(), Resolved::NotNow { status: "sent".to_owned() });
+}
+
+#[tokio::test]
+async fn what_is_too_long_for_one_message_is_several_ahead_of_what_waits() {
+    let rows = vec![lasting("d", "one two three"), lasting("later", "four")];
+    let place = Place::with(Expiry::new(0), rows.clone()).await;
+    place.adapt(|route| route.text_limit = 5);
+    let outcomes = place.outbox.enqueue(rows).settle(DEADLINE, &CancellationToken::new()).await;
+    let ends: Vec<_> = outcomes.iter().map(|outcome| (outcome.delivery_id.as_str(), outcome.status)).collect();
+    assert_eq!(ends, [("d", "sent"), ("later", "sent")]);
+    let wanted = ["d/1: one", "d/2: two", "d/3: three", "later: four"];
+    assert_eq!((place.texts("sent_seq"), place.texts("seq")), (wanted.map(str::to_owned).to_vec(), wanted.map(str::to_owned).to_vec()));
+    eventually(async || place.outbox.depth() == 0).await;
+}
+
+#[tokio::test]
+async fn an_answer_that_cannot_be_streamed_yet_keeps_nobody_waiting() {
+    let place = Place::with(Expiry::new(0), vec![lasting("d", "hello")]).await;
+    place.adapt(|route| route.streamer = Some(Arc::new(Busy)));
+    let (live, speaking) = Live::new(lasting("live", ""), "run".to_owned(), "s".to_owned());
+    let waiting = place.outbox.stream(live);
+    assert_eq!(place.outcome().await.status, "sent");
+    assert!(!speaking.has_begun().await, "it leaves with its run's end");
+    assert!(soon(waiting.settle(DEADLINE, &CancellationToken::new())).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_stream_that_a_defect_broke_off_has_no_text_to_send_again() {
+    for (content, status) in [("", "uncertain"), ("hello", "pending")] {
+        let place = Place::with(Expiry::new(0), vec![lasting("d", content)]).await;
+        place.adapt(|route| route.on_uncertain = OnUncertain::Retry);
+        let claim = ClaimDelivery { delivery_id: "d".to_owned(), at: clock::wall_ms(), epoch: EPOCH };
+        place.outbox.shared.ledgers.nexus.writer.write(claim).await.unwrap();
+        let panicked = panics::caught(async { assert_eq!(content, "something else") }).await.unwrap_err();
+        assert_eq!(place.outbox.break_off("d", &panicked).await, status == "pending");
+        assert_eq!(place.status("d").await, status);
+    }
 }

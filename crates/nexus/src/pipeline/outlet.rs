@@ -78,15 +78,19 @@ impl Left {
         after(&self.before, &said).map_or(said.clone(), str::to_owned)
     }
 
-    /// What the stream has said, if there is one: this.
-    pub(super) fn stream_text(&self, content: &str) -> Option<StreamText> {
-        let speaking = self.stream.as_ref()?;
-        Some(StreamText { delivery_id: speaking.live().row.delivery_id.clone(), content: content.to_owned() })
+    /// What the stream has said, if there is one that ends like this.
+    pub(super) fn stream_text(&self, end: &End) -> Option<StreamText> {
+        Some(text_of(self.stream.as_ref()?, end))
     }
 
-    /// What the stream has said, this, or nothing, if something left before the run's end.
-    pub(super) fn in_parts<'a>(&self, streamed: &'a str) -> Option<&'a str> {
-        (self.next > 0).then(|| if self.stream.is_some() { streamed } else { "" })
+    /// What a stream that ends like this has shown; nothing where there is none.
+    pub(super) fn shown<'a>(&self, end: &'a End) -> &'a str {
+        if self.stream.is_some() { end.text() } else { "" }
+    }
+
+    /// Whether the answer is more than one message, and a part of it left before the run's end; `more` are to come.
+    pub(super) fn is_in_parts(&self, more: usize) -> bool {
+        self.next > 0 && self.next + more > 1
     }
 
     /// Lets the stream end, once the run's end is written.
@@ -148,10 +152,26 @@ impl Stream {
     }
 }
 
-/// What of a text comes after this beginning of it, without the gap between the two.
+/// What of a text comes after this beginning of it, without the gap between the two. Blanks before it don't count.
 fn after<'a>(before: &str, text: &'a str) -> Option<&'a str> {
-    let rest = text.strip_prefix(before)?;
-    Some(if before.is_empty() { rest } else { rest.trim_start_matches(['\n', '\r']) })
+    let before = before.trim_start();
+    if before.is_empty() {
+        return Some(text);
+    }
+    let rest = text.trim_start().strip_prefix(before)?;
+    Some(rest.trim_start_matches(['\n', '\r']))
+}
+
+/// What a stream has said. Should it have to be sent, its time begins now: its agent may have spoken for long. Nobody
+/// waits for one that was cut off.
+fn text_of(speaking: &Speaking, end: &End) -> StreamText {
+    let row = &speaking.live().row;
+    let ttl_ms = match end {
+        End::Said(_) | End::Failed { .. } => row.expires_at.saturating_sub(row.created_at),
+        End::Cut { .. } | End::Lost => 0,
+    };
+    let expires_at = clock::wall_ms().saturating_add(ttl_ms);
+    StreamText { delivery_id: row.delivery_id.clone(), content: end.text().to_owned(), expires_at }
 }
 
 impl Pipeline {
@@ -217,10 +237,11 @@ impl Pipeline {
         let part = said.get(stream.before.bytes..).unwrap_or_default().trim().to_owned();
         let next = new_stream(prepared, &route, run_id, stream.before.count + 1);
         self.breakers.said(&prepared.session, &part);
+        let end = End::Said(part);
+        let text = text_of(&stream.speaking, &end);
         let waiting = if stream.speaking.has_begun().await {
-            let text = StreamText { delivery_id: stream.speaking.live().row.delivery_id.clone(), content: part.clone() };
-            let end = EndStream { text, run_id: run_id.to_owned(), epoch: self.epoch };
-            match self.ledgers.nexus.writer.write_until_done(end).await {
+            let command = EndStream { text, run_id: run_id.to_owned(), epoch: self.epoch };
+            match self.ledgers.nexus.writer.write_until_done(command).await {
                 Ok(Claim::Done) => {}
                 Ok(Claim::Lost) => return,
                 Err(error) => {
@@ -228,11 +249,12 @@ impl Pipeline {
                     return;
                 }
             }
-            std::mem::replace(&mut stream.speaking, next).end(End::Said(part));
+            std::mem::replace(&mut stream.speaking, next).end(end);
             stream.waiting.take().unwrap_or_default()
         } else {
             // It wasn't its turn yet, and never will be now: as a message it keeps its place.
-            let row = NewDelivery { content: part, ..stream.speaking.live().row.clone() };
+            let StreamText { content, expires_at, .. } = text;
+            let row = NewDelivery { content, expires_at, ..stream.speaking.live().row.clone() };
             let (at, epoch) = (clock::wall_ms(), self.epoch);
             if !self.outbox.write_part(Speak { row: row.clone(), run_id: run_id.to_owned(), is_stream: false, at, epoch }).await {
                 return;
@@ -303,6 +325,21 @@ mod tests {
         assert_eq!(left(blocks(&["one "]), "one two", "one two").await, ("two".to_owned(), 1));
         assert_eq!(left(blocks(&["one ", "two"]), "one two", "one two").await, (String::new(), 2));
         assert_eq!(left(blocks(&["one "]), "one two", "three").await, ("three".to_owned(), 1));
+        assert_eq!(left(blocks(&["\none "]), "\none two", "one two").await, ("two".to_owned(), 1));
+        assert!(!blocks(&["one"]).close("one", "one").await.is_in_parts(0), "it was all of it");
+        assert!(blocks(&["one "]).close("one two", "one two").await.is_in_parts(1));
+    }
+
+    #[test]
+    fn nobody_waits_for_what_was_cut_off_and_what_is_whole_has_its_time_from_the_end_on() {
+        let row = NewDelivery { created_at: 1, expires_at: 60_001, ..crate::samples::delivery("d") };
+        let (_, speaking) = Live::new(row, "run".to_owned(), "s".to_owned());
+        let before = clock::wall_ms();
+        let expires_at = |end: End| text_of(&speaking, &end).expires_at;
+        let cut = expires_at(End::Cut { error: "aborted".to_owned(), partial: "on".to_owned() });
+        let said = expires_at(End::Said("one".to_owned()));
+        let after = clock::wall_ms();
+        assert!((before..=after).contains(&cut) && (before + 60_000..=after + 60_000).contains(&said), "{before} {cut} {said} {after}");
     }
 
     #[tokio::test]
@@ -315,9 +352,11 @@ mod tests {
         assert!(live.begin(async { true }).await);
         let mut left = outlet.close("one", "one").await;
         assert_eq!((left.rest.as_str(), left.next), ("", 1));
-        assert_eq!(left.stream_text("one").unwrap().delivery_id, "d");
-        left.end(End::Said("one".to_owned()));
-        assert_eq!(live.ended().await, End::Said("one".to_owned()));
+        let end = End::Said("one".to_owned());
+        assert_eq!((left.stream_text(&end).unwrap().delivery_id.as_str(), left.shown(&end)), ("d", "one"));
+        assert!(!left.is_in_parts(0) && left.is_in_parts(1));
+        left.end(end.clone());
+        assert_eq!(live.ended().await, end);
     }
 
     #[tokio::test]
@@ -330,6 +369,7 @@ mod tests {
         assert_eq!(left(parted(None).1, "one\n\ntwo", "one\n\ntwo").await, ("two".to_owned(), 2));
         assert_eq!(left(parted(None).1, "one", "one").await, (String::new(), 2));
         assert_eq!(left(parted(None).1, "one two", "three").await, ("three".to_owned(), 2));
+        assert_eq!(left(parted(None).1, "one two", "\n one two").await, (" two".to_owned(), 2));
         let (live, outlet) = parted(Some(Waiting::default()));
         assert!(live.begin(async { true }).await);
         let left = outlet.close("one\n\ntwo", "one\n\ntwo").await;

@@ -387,8 +387,8 @@ impl Pipeline {
         let event_seq = prepared.request.event_seq;
         let text = seen.text.clone();
         let mut left = std::mem::take(&mut seen.outlet).close(&text, &text).await;
-        let said_last = left.last_part(text);
-        let stream = left.stream_text(&said_last);
+        let end = End::Cut { error: "the daemon stops".to_owned(), partial: left.last_part(text) };
+        let stream = left.stream_text(&end);
         let is_silent = seen.text.is_empty() && seen.tool_calls.is_empty() && seen.usage.is_none();
         let said = Finished { usage: seen.usage.unwrap_or_default(), ..partial(std::mem::take(&mut seen.text)) };
         let turn = turn_record(prepared, run_id, &said, seen, started_at, spent);
@@ -399,7 +399,7 @@ impl Pipeline {
         if let Err(error) = self.ledgers.nexus.writer.write(interrupt).await {
             tracing::warn!(run_id, %error, "the interruption could not be written; the next start finds it");
         }
-        left.end(End::Cut { error: "the daemon stops".to_owned(), partial: said_last });
+        left.end(end);
     }
 }
 

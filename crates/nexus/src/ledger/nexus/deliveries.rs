@@ -235,7 +235,7 @@ impl SettleDelivery {
 
 /// After a command that found nothing to change: `Done` if this very command is on disk already, written
 /// by an attempt that nobody heard of. Taken for lost, its delivery would be seen to by nobody.
-fn was_done(connection: &Connection, delivery_id: &str, status: &str, at: i64, epoch: i64) -> rusqlite::Result<Claim> {
+pub(super) fn was_done(connection: &Connection, delivery_id: &str, status: &str, at: i64, epoch: i64) -> rusqlite::Result<Claim> {
     let sql = "SELECT count(*) FROM deliveries WHERE delivery_id = ?1 AND status = ?2 AND updated_at = ?3 AND epoch = ?4";
     let same: i64 = connection.prepare_cached(sql)?.query_row(params![delivery_id, status, at, epoch], |row| row.get(0))?;
     Ok(if same == 1 { Claim::Done } else { Claim::Lost })

@@ -244,6 +244,7 @@ mod tests {
             fellows: vec![fellow],
             run_id: run_id.to_owned(),
             ok: true,
+            is_aborted: false,
             status: Status::Completed,
             reason: None,
             turn_json: None,

@@ -208,6 +208,10 @@ pub struct FellowEnd {
     pub trace: String,
 }
 
+/// Blocks of a run that was aborted before they left.
+const DROP_REST: &str = "UPDATE deliveries SET status = 'discarded', error = 'its turn was aborted', updated_at = ?3, epoch = ?4
+  WHERE event_seq = ?1 AND run_id = ?2 AND status = 'pending'";
+
 /// A run is over: its turn, its deliveries and the terminal status of all its requests, together.
 #[derive(Debug, Clone)]
 pub struct FinishRun {
@@ -216,6 +220,8 @@ pub struct FinishRun {
     pub fellows: Vec<FellowEnd>,
     pub run_id: String,
     pub ok: bool,
+    /// A newer message ended it: nobody waits for what of it hasn't left yet.
+    pub is_aborted: bool,
     pub status: Status,
     pub reason: Option<String>,
     /// Given to the agents ledger; `None` when nothing was said.
@@ -252,6 +258,9 @@ impl FinishRun {
         connection.prepare_cached(finish)?.execute(params![self.run_id, status, self.at, seq, self.turn_json])?;
         if let Some(stream) = &self.stream {
             stream.save(connection)?;
+        }
+        if self.is_aborted {
+            connection.prepare_cached(DROP_REST)?.execute(params![self.event_seq, self.run_id, self.at, self.epoch])?;
         }
         for delivery in &self.deliveries {
             delivery.insert(connection, self.epoch)?;

@@ -39,12 +39,14 @@ impl Speak {
 pub struct StreamText {
     pub delivery_id: String,
     pub content: String,
+    /// Until when it may be sent, should it turn out that it wasn't shown. Unix ms.
+    pub expires_at: i64,
 }
 
 impl StreamText {
     pub(super) fn save(&self, connection: &Connection) -> rusqlite::Result<()> {
-        let sql = "UPDATE deliveries SET content = ?2 WHERE delivery_id = ?1";
-        connection.prepare_cached(sql)?.execute(params![self.delivery_id, self.content]).map(drop)
+        let sql = "UPDATE deliveries SET content = ?2, expires_at = ?3 WHERE delivery_id = ?1";
+        connection.prepare_cached(sql)?.execute(params![self.delivery_id, self.content, self.expires_at]).map(drop)
     }
 }
 
@@ -122,8 +124,9 @@ mod tests {
         }
         assert_eq!(found(&connection, "block"), ("pending".to_owned(), 0, "a block".to_owned()));
         assert_eq!(found(&connection, "stream"), ("sending".to_owned(), 1, String::new()));
-        StreamText { delivery_id: "stream".to_owned(), content: "all".to_owned() }.save(&connection).unwrap();
+        StreamText { delivery_id: "stream".to_owned(), content: "all".to_owned(), expires_at: 77 }.save(&connection).unwrap();
         assert_eq!(found(&connection, "stream").2, "all");
+        assert_eq!(delivery(&connection, "stream").unwrap().unwrap().expires_at, 77);
     }
 
     #[test]
@@ -131,7 +134,7 @@ mod tests {
         let connection = ledger();
         speak(&connection, "stream", true, 1);
         let end = |content: &str, epoch: i64| {
-            let text = StreamText { delivery_id: "stream".to_owned(), content: content.to_owned() };
+            let text = StreamText { delivery_id: "stream".to_owned(), content: content.to_owned(), expires_at: 9 };
             EndStream { text, run_id: "run".to_owned(), epoch }.apply(&connection).unwrap()
         };
         assert_eq!((end("none of its own", 2), end("a part", 1), end("a part", 1)), (Claim::Lost, Claim::Done, Claim::Done));

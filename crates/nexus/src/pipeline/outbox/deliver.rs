@@ -1,6 +1,7 @@
 //! One delivery, from its turn in the lane to its end: the wait for the next attempt, what it needs for
 //! that, the send, and what is written of it. Never decides which delivery is next.
 
+use super::split::Fit;
 use super::{Outbox, Outcome, Queued};
 use crate::clock;
 use crate::error_text::describe;
@@ -61,6 +62,11 @@ impl Outbox {
                         Turn::Decided => continue,
                         Turn::Stopping => return,
                     }
+                    match self.fit(&current).await {
+                        Fit::Whole => {}
+                        Fit::Split => continue,
+                        Fit::Gone => return,
+                    }
                     let Some(ended) = self.attempt(&current).await else { return };
                     (current, ended)
                 }
@@ -88,7 +94,8 @@ impl Outbox {
         let ended = match row.status.as_str() {
             "sending" => {
                 let error = format!("a defect of the daemon while this was being sent: {panicked}");
-                match self.shared.routes.get(&row.adapter) {
+                // A stream whose agent still speaks has no text yet that could be sent.
+                match self.shared.routes.get(&row.adapter).filter(|_| !row.content.is_empty()) {
                     Some(route) => judge(Ok(SendOutcome::Uncertain { error }), row.attempts, &route),
                     None => Settled::Uncertain { error },
                 }
@@ -243,22 +250,24 @@ fn expired() -> Settled {
     Settled::Expired { error: "not delivered within its time to live".into() }
 }
 
+/// There is to be another attempt after number `attempt`, and not before the platform's wish.
+pub(super) fn again(attempt: u32, error: String, wish_ms: Option<u64>) -> Settled {
+    let delay_ms = i64::try_from(send_retry_delay_ms(attempt, wish_ms)).unwrap_or(i64::MAX);
+    Settled::Retry { at: clock::wall_ms().saturating_add(delay_ms), error }
+}
+
 /// What the ledger is told about an attempt: number `attempt`, from 1.
 pub(super) fn judge(sent: Result<SendOutcome, String>, attempt: u32, route: &Route) -> Settled {
-    let again = |error: String, wish: Option<u64>| {
-        let delay = send_retry_delay_ms(attempt, wish);
-        Settled::Retry { at: clock::wall_ms().saturating_add(i64::try_from(delay).unwrap_or(i64::MAX)), error }
-    };
     match sent {
         Ok(SendOutcome::Sent { message_ids }) => Settled::Sent { message_ids },
         Ok(SendOutcome::Failed { error }) => Settled::Failed { error },
         // The process never ran: nothing can have been sent.
         Err(error) | Ok(SendOutcome::Retry { error, after_ms: None }) if attempt > route.retries => Settled::Failed { error },
-        Err(error) => again(error, None),
+        Err(error) => again(attempt, error, None),
         Ok(SendOutcome::Retry { error, .. }) if attempt > route.retries => Settled::Failed { error },
-        Ok(SendOutcome::Retry { error, after_ms }) => again(error, after_ms),
+        Ok(SendOutcome::Retry { error, after_ms }) => again(attempt, error, after_ms),
         Ok(SendOutcome::Uncertain { error }) => match route.on_uncertain {
-            OnUncertain::Retry if attempt <= route.retries => again(error, None),
+            OnUncertain::Retry if attempt <= route.retries => again(attempt, error, None),
             OnUncertain::Retry | OnUncertain::Hold => Settled::Uncertain { error },
         },
     }

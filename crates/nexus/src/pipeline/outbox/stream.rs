@@ -1,7 +1,7 @@
 //! An answer whose agent still speaks, in its turn among what is said to its target: its row is written, then its first
 //! byte leaves. What couldn't be streamed is sent, once its run is over. Never makes the run wait.
 
-use super::deliver::judge;
+use super::deliver::{again, judge};
 use super::{Outbox, Queued, Waiting, pending};
 use crate::clock;
 use crate::ledger::nexus::{Claim, Delivery, Settled, Speak};
@@ -36,14 +36,29 @@ impl Outbox {
         }
     }
 
+    /// Returns once something else waits for a target that is being served.
+    async fn is_wanted(&self, lane: &str) {
+        loop {
+            let more = match self.lanes().get(lane) {
+                Some(lane) if lane.queue.is_empty() => lane.more.clone(),
+                Some(_) | None => return,
+            };
+            more.notified().await;
+        }
+    }
+
     /// Streams one answer to its end. `None` when nothing left: the run sends it, or the daemon stops.
     pub(super) async fn stream_out(&self, live: &Live) -> Option<(Delivery, Settled)> {
         let route = self.shared.routes.get(&live.row.adapter)?;
         let streamer = route.streamer.clone()?;
+        let lane = pending(live.row.clone()).lane();
         let held = tokio::select! {
+            biased;
             held = streamer.take(&live.row.account_id) => held,
             // Before it was its turn, or without a process: the run sends it.
             _ = live.ended() => return None,
+            // Its agent may speak for long, and nobody sees it speak.
+            () = self.is_wanted(&lane) => return None,
             () = self.shared.stop.cancelled() => return None,
         };
         let at = clock::wall_ms();
@@ -69,6 +84,8 @@ impl Outbox {
 /// What the ledger is told: of an answer that was cut off nothing is sent again.
 fn judge_streamed(outcome: SendOutcome, end: &End, route: &Route) -> Settled {
     match (end, outcome) {
+        // The stream is no try of `send`, which has its own number of them.
+        (End::Said(_) | End::Failed { .. }, SendOutcome::Retry { error, after_ms }) => again(1, error, after_ms),
         (End::Said(_) | End::Failed { .. }, outcome) => judge(Ok(outcome), 1, route),
         (End::Cut { .. }, SendOutcome::Sent { message_ids }) => Settled::Sent { message_ids },
         (End::Cut { .. }, SendOutcome::Retry { error, .. } | SendOutcome::Failed { error }) => Settled::Failed { error },
@@ -96,5 +113,15 @@ mod tests {
         assert_eq!([judged(sent(), &said), judged(retry(), &said), judged(uncertain(), &said)], ["sent", "pending", "uncertain"]);
         assert_eq!([judged(sent(), &cut), judged(retry(), &cut), judged(uncertain(), &cut)], ["sent", "failed", "uncertain"]);
         assert_eq!(judged(sent(), &End::Lost), "uncertain", "nobody knows its text");
+    }
+
+    #[test]
+    fn what_was_refused_is_sent_also_where_a_send_is_tried_once() {
+        let route = Route { retries: 0, ..Route::unknown(&config::Send::default(), None, None) };
+        let refused = SendOutcome::Retry { error: "e".to_owned(), after_ms: None };
+        let failed = End::Failed { error: "e".to_owned(), partial: "a".to_owned() };
+        for end in [End::Said("a".to_owned()), failed] {
+            assert_eq!(judge_streamed(refused.clone(), &end, &route).status(), "pending", "{end:?}");
+        }
     }
 }
