@@ -275,25 +275,26 @@ export type Outcome = void | "skip" | NexusRequest;
 
 /**
  * What a plugin's file exports as `plugin`, or as its default. A hook may be async: its request waits for it.
- * What it changes in `req` is taken over where that hook may change it, and refused elsewhere.
+ * What it changes in `req` is taken over where that hook may change it, and refused elsewhere. `nexus` is its own:
+ * what it asks for is asked in the name of this hook call.
  */
 export interface Plugin {
   /** The file's name without its ending. */
   name: string;
   /** Lower ones come first; 100 if it isn't given. */
   priority?: number;
-  afterReceiveEvent?(req: NexusRequest): Outcome | Promise<Outcome>;
-  afterResolveIdentity?(req: NexusRequest): Outcome | Promise<Outcome>;
-  afterResolveAccess?(req: NexusRequest): Outcome | Promise<Outcome>;
-  afterRunAutomations?(req: NexusRequest): Outcome | Promise<Outcome>;
-  afterAssembleContext?(req: NexusRequest): Outcome | Promise<Outcome>;
-  afterRunAgent?(req: NexusRequest): Outcome | Promise<Outcome>;
-  afterDeliverResponse?(req: NexusRequest): Outcome | Promise<Outcome>;
-  onFinalize?(req: NexusRequest): Outcome | Promise<Outcome>;
-  onError?(req: NexusRequest, error: StageError): Outcome | Promise<Outcome>;
+  afterReceiveEvent?(req: NexusRequest, nexus: Nexus): Outcome | Promise<Outcome>;
+  afterResolveIdentity?(req: NexusRequest, nexus: Nexus): Outcome | Promise<Outcome>;
+  afterResolveAccess?(req: NexusRequest, nexus: Nexus): Outcome | Promise<Outcome>;
+  afterRunAutomations?(req: NexusRequest, nexus: Nexus): Outcome | Promise<Outcome>;
+  afterAssembleContext?(req: NexusRequest, nexus: Nexus): Outcome | Promise<Outcome>;
+  afterRunAgent?(req: NexusRequest, nexus: Nexus): Outcome | Promise<Outcome>;
+  afterDeliverResponse?(req: NexusRequest, nexus: Nexus): Outcome | Promise<Outcome>;
+  onFinalize?(req: NexusRequest, nexus: Nexus): Outcome | Promise<Outcome>;
+  onError?(req: NexusRequest, error: StageError, nexus: Nexus): Outcome | Promise<Outcome>;
 }
 
-/** What an automation's handler is called with. All of it is a copy: what counts is what the handler returns. */
+/** What an automation's handler is called with. All data in it is a copy: what counts is what the handler returns. */
 export interface AutomationContext {
   /** As stage 3 left it. */
   request: NexusRequest;
@@ -301,6 +302,8 @@ export interface AutomationContext {
   config: any;
   /** What it returned last as `state`; at first `state` of the file. */
   state: any;
+  /** Its own: what it asks for is asked in the name of this call. */
+  nexus: Nexus;
 }
 
 /** What an automation's file exports as `automation`, or as its default. */
@@ -359,6 +362,7 @@ export interface Console {
 }
 
 declare global {
+  /** Refused while other calls are under way: use the `nexus` that a hook or a handler is given. */
   const nexus: Nexus;
   const console: Console;
   // There is no setTimeout, no fetch of its own, no process, no require and no import of values.

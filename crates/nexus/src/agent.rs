@@ -322,7 +322,7 @@ pub fn pause_after(attempt: u32, asked: Option<Duration>) -> Duration {
 pub enum Runner {
     Echo,
     Command(command::CommandRunner),
-    Llm(llm::LlmRunner),
+    Llm(Box<llm::LlmRunner>),
     Acp(acp::AcpRunner),
 }
 

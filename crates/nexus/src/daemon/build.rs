@@ -64,7 +64,7 @@ fn build(
         config::Runner::Command => Runner::Command(CommandRunner::new(keeper.clone(), agent, name, workspace)),
         config::Runner::Llm => {
             let runner = LlmRunner::new(agent, name, workspace, servers);
-            Runner::Llm(runner.map_err(|source| BuildError::Agent { name: name.to_owned(), source })?)
+            Runner::Llm(Box::new(runner.map_err(|source| BuildError::Agent { name: name.to_owned(), source })?))
         }
         config::Runner::Acp => Runner::Acp(acp.runner(agent, name, workspace)),
     };

@@ -77,8 +77,7 @@ impl Pipeline {
         let Some(turn) = turn else { return Ok(Part::Silent) };
         let one = &turn.candidate;
         // The event before may have changed it.
-        let Recollection { state, disabled, .. } =
-            if turn.is_alone { self.recollect(one.name(), request.event_seq).await? } else { known };
+        let Recollection { state, disabled, .. } = if turn.is_alone { self.recollect(one.name(), request.event_seq).await? } else { known };
         if disabled {
             return Ok(Part::Silent);
         }

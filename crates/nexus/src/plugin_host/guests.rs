@@ -205,7 +205,11 @@ mod tests {
         let body = "return ctx.nexus.send({ text: ctx.request.event.content });";
         let frames = said(&[load(1, "a", body), call(1, 10), call(1, 11)]);
         for (frame, id) in [(&frames[1], 10), (&frames[2], 11)] {
-            assert_eq!((&frame["id"], &frame["method"], &frame["params"]["text"]), (&json!(id), &json!("send"), &json!("hi")), "{frames:?}");
+            assert_eq!(
+                (&frame["id"], &frame["method"], &frame["params"]["text"]),
+                (&json!(id), &json!("send"), &json!("hi")),
+                "{frames:?}"
+            );
         }
     }
 

@@ -10,6 +10,11 @@ use std::time::{Duration, Instant};
 
 /// How long after its time JavaScript may still run.
 const GRACE: Duration = Duration::from_secs(1);
+/// Processor time in which JavaScript would have been interrupted. A thread that didn't get it could not look at the
+/// time either.
+const TURN: Duration = Duration::from_millis(500);
+/// The longest wait for that turn, which only a machine without any time to spare needs.
+const STARVED_MAX: Duration = Duration::from_secs(20);
 /// The thread compares times and writes one line.
 const STACK_BYTES: usize = 128 * 1024;
 
@@ -17,6 +22,8 @@ const STACK_BYTES: usize = 128 * 1024;
 struct State {
     /// When whatever runs must be over; `None` while nothing runs.
     until: Option<Instant>,
+    /// Processor time of this process when it began.
+    cpu_before: Duration,
     /// Whether the thread waits to be woken, and not for a time.
     asleep: bool,
     /// A line for the daemon, should this process have to end: what it ended for.
@@ -56,7 +63,7 @@ impl Watchdog {
     /// a while: a thread that still waits for an earlier time looks at this one when it has come.
     pub(super) fn expect_by(&self, deadline: Instant) {
         let mut state = self.0.state();
-        state.until = Some(deadline + GRACE);
+        (state.until, state.cpu_before) = (Some(deadline + GRACE), processor_time());
         if state.asleep {
             self.0.changed.notify_one();
         }
@@ -85,9 +92,16 @@ fn watch(shared: &Shared) {
                 woken
             }
             Some(until) if until > now => shared.changed.wait_timeout(state, until - now).unwrap_or_else(PoisonError::into_inner).0,
+            Some(until) if now < until + STARVED_MAX && processor_time().saturating_sub(state.cpu_before) < TURN => {
+                shared.changed.wait_timeout(state, GRACE / 10).unwrap_or_else(PoisonError::into_inner).0
+            }
             Some(_) => give_up(&state.last_words),
         };
     }
+}
+
+fn processor_time() -> Duration {
+    Duration::try_from(rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime)).unwrap_or_default()
 }
 
 fn give_up(last_words: &[u8]) -> ! {

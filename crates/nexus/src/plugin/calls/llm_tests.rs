@@ -27,7 +27,7 @@ async fn model(agents: &mut HashMap<String, Arc<Agent>>, answer: String, timeout
         max_tokens: None,
         tool_rounds_max: 1,
     };
-    let runner = Runner::Llm(LlmRunner::connect_to("model", endpoint).unwrap());
+    let runner = Runner::Llm(Box::new(LlmRunner::connect_to("model", endpoint).unwrap()));
     let agent = Agent {
         name: "model".to_owned(),
         runner,
