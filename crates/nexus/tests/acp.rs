@@ -344,7 +344,8 @@ fn one_that_never_comes_up_is_told_of_and_given_up() {
         assert!(failure(&end).contains("not available") && failure(&end).contains(why), "{end}");
     }
     let mut daemon = Daemon::new();
-    let mut wanted = with(&daemon, json!({}), json!({}));
+    // No turn may take longer than this test reads.
+    let mut wanted = with(&daemon, json!({}), json!({ "timeout_ms": 10_000 }));
     wanted["agents"]["fake"]["command"] = json!("/nonexistent/agent --acp");
     daemon.configure(&wanted);
     daemon.launch();

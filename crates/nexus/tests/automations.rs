@@ -242,7 +242,8 @@ fn an_event_that_waited_is_for_the_version_that_came_meanwhile() {
     let daemon = daemon_with(&[("x.js", doing("x", "state: { n: 0 },", ASKS))], &wanted);
     let said = ["a", "b"].map(|text| daemon.open(&Ask::post("/control/send", &json!({ "text": text, "conversation": text }))));
     let socket = asked(&listener);
-    eventually("both are there", || daemon.accepted() == 2);
+    let accepted = || daemon.count("events", "SELECT count(*) FROM events WHERE channel = 'cli' AND direction = 'inbound'");
+    eventually("both are there", || accepted() == 2);
     put(&daemon, "x.js", &doing("x", "state: { n: 0 },", "return { enrich: `two ${ctx.state.n}` };"));
     daemon.nexus_ok(&["daemon", "reload"]);
     answer(socket);

@@ -373,6 +373,7 @@ async fn dropping_the_turn_closes_the_connection() {
     let runner = LlmRunner::connect_to("model", endpoint(&url)).unwrap();
     let (out, mut reader) = mpsc::channel(2);
     let task = tokio::spawn(async move { runner.run(&turn(), &out).await });
+    assert!(matches!(reader.recv().await, Some(Output::Asked { .. })));
     assert_eq!(reader.recv().await, Some(Output::Token("Hel".into())));
     task.abort();
     tokio::time::timeout(Duration::from_secs(10), server).await.unwrap().unwrap();

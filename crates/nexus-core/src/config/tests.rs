@@ -8,7 +8,7 @@ use super::*;
 /// Every key once, each with a value that is not its default where it has one that differs.
 pub(super) const FULL_YAML: &str = r#"
 daemon: { host: 0.0.0.0, port: 7401, log_level: debug, allow_external: true, token_file: token }
-pipeline: { timeout_ms: 1000, max_concurrent: 1, on_interrupted: rerun }
+pipeline: { timeout_ms: 200000, max_concurrent: 1, on_interrupted: rerun }
 ledgers: { directory: /var/lib/nexus, retention: { snapshots_days: 1, traces_days: 2, audit_days: 3 }, min_free_mb: 3 }
 adapters:
   gog:
