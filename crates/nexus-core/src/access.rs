@@ -4,8 +4,8 @@
 //! Pure decisions. It never looks anybody up, never reads a clock (local time comes with the ask)
 //! and never enforces: callers do. Requirement: resolveAccess; contract: "The request".
 
-use crate::config::{Access, Condition, DataAccess, Day, Effect, Permissions, Policy, PrincipalMatch};
-use crate::config::{PrincipalType, Queue, QueueMode, TimeRange, Tools};
+use crate::config::{Access, Condition, DataAccess, Day, Effect, Match, Permissions, Policy, PrincipalMatch};
+use crate::config::{PrincipalType, Queue, QueueMode, TimeRange, Tools, public_key_hex};
 use crate::event::PeerKind;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -21,6 +21,11 @@ pub use rate::{BUCKETS_MAX, COUNTED_MAX, Rates};
 
 /// In a list of tools or credentials: all of them.
 pub const EVERYTHING: &str = "*";
+
+/// The channel of Nostr.
+const NOSTR_CHANNEL: &str = "nostr";
+/// The tag of a principal whose key is in `nostr.whitelist`, and the name of the policy that lets it in.
+pub const WHITELIST: &str = "whitelist";
 
 /// Who asks, as identity resolution found.
 #[derive(Debug, Clone, PartialEq)]
@@ -96,7 +101,28 @@ impl Decision {
 /// `channel:identifier`; only a whole identifier may be `*`. Both are compared byte by byte.
 pub fn is_owner(access: &Access, identifiers: &[(String, String)]) -> bool {
     access.owner.iter().filter_map(|pattern| pattern.split_once(':')).any(|(channel, wanted)| {
-        identifiers.iter().any(|(from, sender)| !sender.is_empty() && from == channel && (wanted == EVERYTHING || wanted == sender))
+        identifiers.iter().any(|(from, sender)| !sender.is_empty() && from == channel && is_same(channel, wanted, sender))
+    })
+}
+
+/// Keys may be written as npub too.
+fn is_same(channel: &str, wanted: &str, sender: &str) -> bool {
+    wanted == EVERYTHING || wanted == sender || (channel == NOSTR_CHANNEL && public_key_hex(wanted).is_some_and(|key| key == sender))
+}
+
+/// The policy for keys of `nostr.whitelist`: built in, behind all others. One of that name in `access.policies` takes
+/// its place, and one that denies wins over it.
+fn whitelist_policy(access: &Access) -> Option<Policy> {
+    let is_wanted = !access.whitelist.is_empty() && access.policies.iter().all(|policy| policy.name != WHITELIST);
+    is_wanted.then(|| Policy {
+        name: WHITELIST.to_owned(),
+        match_: Match {
+            principal: PrincipalMatch { type_: Some(PrincipalType::Known), tags: vec![WHITELIST.to_owned()], ..PrincipalMatch::default() },
+            conditions: vec![Condition { channel: Some(NOSTR_CHANNEL.to_owned()), ..Condition::default() }],
+        },
+        effect: Effect::Allow,
+        priority: i64::MIN,
+        ..Policy::default()
     })
 }
 
@@ -107,7 +133,8 @@ pub fn decide(access: &Access, principal: &Principal, ask: &Ask) -> Decision {
     let mut why = Vec::with_capacity(access.policies.len() + 1);
     let mut allows = Vec::new();
     let mut denies = Vec::new();
-    for policy in &access.policies {
+    let built_in = whitelist_policy(access);
+    for policy in access.policies.iter().chain(&built_in) {
         let name = &policy.name;
         match mismatch(policy, principal, ask) {
             Some(reason) => why.push(format!("policy `{name}` does not apply: {reason}")),

@@ -21,10 +21,12 @@ mod grant;
 mod hostile_tests;
 mod models;
 mod node;
+mod nostr;
 mod parse;
 mod plugin_file;
 mod plugins;
 mod problem;
+mod projects;
 mod reference;
 mod show;
 mod storage;
@@ -37,15 +39,17 @@ pub use access::{
     QueueDrop, QueueMode, Rate, SessionRoute, TimeRange, Tools,
 };
 pub use adapter::{Account, Adapter, BUILTIN_WEBHOOK, CatchUp, Late, OnUncertain, Restart, Send, Streaming};
-pub use agents::{Agent, AgentPermissions, Agents, ECHO, Memory, PermissionAsk, Runner};
+pub use agents::{Agent, AgentPermissions, Agents, ECHO, Memory, PROJECT, PermissionAsk, Runner};
 pub use automations::Automations;
 pub use daemon::{Daemon, LogLevel, OnInterrupted, Pipeline};
 pub use default_file::DEFAULT_YAML;
 pub use grant::Grant;
 pub use models::{McpServer, Provider, Spending, TOOL_SEPARATOR};
+pub use nostr::{Nostr, WHITELIST_MAX, canonical_relay, public_key_hex};
 pub use plugin_file::{OnPluginError, PLUGIN_FILE, PluginFile, PluginMode, PluginSection, load_plugin_file};
 pub use plugins::{PLUGINS, PluginCircuit, Plugins};
 pub use problem::Problem;
+pub use projects::{GIT_SCHEMES, Git, ProjectOverride, ProjectProtocol, ProjectRestart, Projects};
 pub use reference::reference_markdown;
 pub use storage::{Bus, BusMode, Ledgers, Retention};
 pub use timer::{Cron, Missed, Timer};
@@ -81,6 +85,10 @@ section! {
         timer: Timer = Timer::default();
         /// How much of what happens is held for those who follow it.
         bus: Bus = Bus::default();
+        /// Nostr: relays that events come from and go to.
+        nostr: Nostr = Nostr::default();
+        /// Projects: directories in which agents work, activated by events of Nostr.
+        projects: Projects = Projects::default();
     }
 }
 
@@ -203,11 +211,14 @@ fn root(file: FileId, text: &str, faults: &mut Faults) -> Option<Node> {
 }
 
 /// Rules that span sections: whoever is named must exist.
-fn references(config: Config, node: &Node, faults: &mut Faults) -> Config {
+fn references(mut config: Config, node: &Node, faults: &mut Faults) -> Config {
+    config.know_whitelist();
     let default = node.path(&["agents", "default"]);
     let policies = node.path(&["access", "policies"]).map(Node::items).unwrap_or_default();
     let routes = policies.iter().filter_map(|policy| policy.path(&["session", "agent"]));
-    for reference in default.into_iter().chain(routes) {
+    let overrides = node.path(&["projects", "overrides"]);
+    let of_projects = overrides.into_iter().flat_map(Node::fields).filter_map(|(_, field)| field.value.get("agent"));
+    for reference in default.into_iter().chain(routes).chain(of_projects) {
         if let Some(name) = reference.text() {
             agents::check_agent(&config.agents, name, reference.at, faults);
         }

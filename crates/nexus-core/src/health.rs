@@ -127,6 +127,10 @@ pub struct Parts {
     pub stuck_deliveries: u64,
     /// What is wrong with each plugin that isn't well; a sentence with its name.
     pub plugins_unwell: Vec<String>,
+    /// What is wrong with each project that somebody has to look at; a sentence with its name.
+    pub projects_unwell: Vec<String>,
+    /// What is wrong with relays of Nostr; a sentence for each thing.
+    pub nostr_unwell: Vec<String>,
     /// Why the wall clock isn't believed, if it isn't.
     pub clock_doubt: Option<Doubt>,
 }
@@ -134,7 +138,7 @@ pub struct Parts {
 /// The overall state and one reason for each thing that is wrong, the worst first; none when healthy.
 ///
 /// Unhealthy: the pipeline, a ledger or the disk fails. Degraded: an adapter is errored, in
-/// backoff, degraded or disconnected, a plugin isn't well, a task was restarted or given up, deliveries are stuck, or
+/// backoff, degraded or disconnected, a plugin, a project or Nostr isn't well, a task was restarted or given up, deliveries are stuck, or
 /// the clock is in doubt. An adapter that is or is being stopped counts for nothing, and health nobody knows yet is no
 /// fault.
 pub fn overall(parts: &Parts) -> (Overall, Vec<String>) {
@@ -181,7 +185,7 @@ fn worn(parts: &Parts) -> Vec<String> {
         let count = parts.stuck_deliveries;
         reasons.push(format!("{count} {} stuck", plural(count, "delivery is", "deliveries are")));
     }
-    reasons.extend(parts.plugins_unwell.iter().cloned());
+    reasons.extend(parts.plugins_unwell.iter().chain(&parts.projects_unwell).chain(&parts.nostr_unwell).cloned());
     reasons.extend(parts.clock_doubt.map(|doubt| format!("nothing but timer slots expires: {doubt}")));
     reasons
 }
@@ -230,6 +234,8 @@ mod tests {
             tasks_lost: Vec::new(),
             stuck_deliveries: 0,
             plugins_unwell: Vec::new(),
+            projects_unwell: Vec::new(),
+            nostr_unwell: Vec::new(),
             clock_doubt: None,
         }
     }
@@ -290,6 +296,8 @@ mod tests {
             tasks_lost: vec!["timer".to_owned()],
             stuck_deliveries: 3,
             plugins_unwell: vec!["plugin `tags` is not asked: 5 errors in a row".to_owned()],
+            projects_unwell: vec!["project demo is quarantined".to_owned()],
+            nostr_unwell: vec!["nostr: no relay can be reached".to_owned()],
             clock_doubt: Some(Doubt::Behind { by_ms: 5_000 }),
             ..well()
         };
@@ -301,6 +309,8 @@ mod tests {
             "1 internal task was restarted",
             "3 deliveries are stuck",
             "plugin `tags` is not asked: 5 errors in a row",
+            "project demo is quarantined",
+            "nostr: no relay can be reached",
             "nothing but timer slots expires: the clock is 5 s before the newest event of earlier runs; set it",
         ];
         assert_eq!(overall(&parts), (Overall::Unhealthy, reasons.map(str::to_owned).to_vec()));
@@ -347,9 +357,11 @@ mod tests {
             tasks_lost in prop::collection::vec("[a-z]{1,4}", 0..2),
             stuck_deliveries in 0_u64..2,
             plugins_unwell in prop::collection::vec("[a-z]{1,4}", 0..2),
+            projects_unwell in prop::collection::vec("[a-z]{1,4}", 0..2),
+            nostr_unwell in prop::collection::vec("[a-z]{1,4}", 0..2),
             clock_doubt in prop::option::of((1_i64..i64::MAX).prop_map(|by_ms| Doubt::Behind { by_ms })),
         ) -> Parts {
-            Parts { ledgers, pipeline_ok, disk_ok, adapters, tasks_restarted, tasks_lost, stuck_deliveries, plugins_unwell, clock_doubt }
+            Parts { ledgers, pipeline_ok, disk_ok, adapters, tasks_restarted, tasks_lost, stuck_deliveries, plugins_unwell, projects_unwell, nostr_unwell, clock_doubt }
         }
     }
 

@@ -3,8 +3,12 @@
 //! Desired state is apart from actual state: a verb changes what is wanted, and the machine works
 //! towards it from wherever the process is. It never spawns or kills by itself, and it asks for a
 //! spawn only when no process of this child is alive: that is promise 4, and the property test below.
+//!
+//! Adapters are always wanted. A project's process is wanted while there is something to do ([`OnDemand`]):
+//! it may end by itself, and what counts is how often it crashes.
 
 use crate::config::Restart;
+use std::collections::VecDeque;
 
 /// How a child is restarted (requirement: Crash Recovery, On Adapter Crash). Times in milliseconds.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,10 +24,21 @@ pub struct RestartPolicy {
     pub errored_retry_ms: u64,
     /// From TERM to KILL.
     pub stop_grace_ms: u64,
+    /// For a child that is started when there is something to do, and rests in between.
+    pub on_demand: Option<OnDemand>,
+}
+
+/// The rules of a child that is started on demand. It rests after an exit with code 0; its delays are drawn
+/// from zero to what `RestartPolicy` says ("full jitter"), so that those that fell together don't rise together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OnDemand {
+    /// So many crashes within `window_ms`, and it is errored, whatever `max_restarts` says.
+    pub crashes_max: u32,
+    pub window_ms: u64,
 }
 
 impl RestartPolicy {
-    /// As `restart` says; `stop_grace_ms` is for the kind of child to know.
+    /// As `restart` says, of a child that is always wanted; `stop_grace_ms` is for the kind of child to know.
     pub fn new(restart: &Restart, stop_grace_ms: u64) -> Self {
         Self {
             max_restarts: restart.max_restarts,
@@ -33,6 +48,7 @@ impl RestartPolicy {
             reset_after_ms: restart.reset_after_ms,
             errored_retry_ms: restart.errored_retry_ms,
             stop_grace_ms,
+            on_demand: None,
         }
     }
 
@@ -80,6 +96,8 @@ pub enum State {
 pub enum Input {
     /// A person or the config wants it up. Clears the count of restarts.
     Start,
+    /// There is something to do: wants it up, and clears nothing. One that backs off or is errored stays so.
+    Wake,
     Stop,
     /// Stop, then start anew; does not count as a restart.
     Restart,
@@ -114,11 +132,23 @@ pub struct Lifecycle {
     /// Restarts since the last reset.
     restarts_in_row: u32,
     restarts_total: u64,
+    /// When it crashed of late; kept on demand only.
+    crashes: VecDeque<u64>,
+    /// Where the next delay is drawn from.
+    seed: u64,
 }
 
 impl Lifecycle {
     pub fn new(policy: RestartPolicy) -> Self {
-        Self { policy, desired: Desired::Down, state: State::Stopped, restarts_in_row: 0, restarts_total: 0 }
+        let (desired, state) = (Desired::Down, State::Stopped);
+        Self { policy, desired, state, restarts_in_row: 0, restarts_total: 0, crashes: VecDeque::new(), seed: 0 }
+    }
+
+    /// The same with delays of its own: two machines of one seed draw the same ones.
+    #[must_use]
+    pub fn seeded(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
     }
 
     pub fn state(&self) -> State {
@@ -157,10 +187,12 @@ impl Lifecycle {
     pub fn step(&mut self, now_ms: u64, input: Input) -> Option<Action> {
         match input {
             Input::Start => self.start(),
+            Input::Wake => self.wake(),
             Input::Stop => self.stop(now_ms),
             Input::Restart => self.restart(now_ms),
             Input::Spawned => self.spawned(now_ms),
             Input::SpawnFailed { lasting } => self.gone(now_ms, lasting),
+            Input::Exited { code: Some(0) } if self.policy.on_demand.is_some() => self.rest(now_ms),
             Input::Exited { code } => self.gone(now_ms, code == Some(EXIT_CONFIG)),
             Input::Tick => self.tick(now_ms),
         }
@@ -169,11 +201,35 @@ impl Lifecycle {
     fn start(&mut self) -> Option<Action> {
         self.desired = Desired::Up;
         self.restarts_in_row = 0;
+        self.crashes.clear();
         match self.state {
             State::Stopped | State::Backoff { .. } | State::Errored { .. } => self.spawn(),
             // A stopping process is started again once it is gone.
             State::Starting | State::Running { .. } | State::Stopping { .. } => None,
         }
+    }
+
+    fn wake(&mut self) -> Option<Action> {
+        match self.state {
+            State::Stopped => {
+                self.desired = Desired::Up;
+                self.spawn()
+            }
+            // A stopping process is started again once it is gone.
+            State::Starting | State::Running { .. } | State::Stopping { .. } => {
+                self.desired = Desired::Up;
+                None
+            }
+            State::Backoff { .. } | State::Errored { .. } => None,
+        }
+    }
+
+    /// It ended well: nobody wants it up until there is something to do.
+    fn rest(&mut self, now_ms: u64) -> Option<Action> {
+        if let State::Running { .. } = self.state {
+            self.desired = Desired::Down;
+        }
+        self.gone(now_ms, false)
     }
 
     fn stop(&mut self, now_ms: u64) -> Option<Action> {
@@ -182,6 +238,7 @@ impl Lifecycle {
             State::Running { .. } => self.term(now_ms),
             State::Backoff { .. } | State::Errored { .. } => {
                 self.state = State::Stopped;
+                self.crashes.clear();
                 None
             }
             // A spawn in flight is answered soon, and stopped then.
@@ -241,13 +298,49 @@ impl Lifecycle {
         {
             self.restarts_in_row = 0;
         }
-        if hopeless || self.restarts_in_row >= self.policy.max_restarts {
+        let is_too_often = match self.policy.on_demand {
+            None => self.restarts_in_row >= self.policy.max_restarts,
+            Some(rules) => self.crashed_too_often(now_ms, rules),
+        };
+        if hopeless || is_too_often {
             let retry = self.policy.errored_retry_ms;
             self.state = State::Errored { retry_at_ms: (retry > 0).then(|| now_ms.saturating_add(retry)) };
         } else {
-            self.restarts_in_row += 1;
-            self.state = State::Backoff { until_ms: now_ms.saturating_add(self.policy.backoff_ms(self.restarts_in_row)) };
+            self.restarts_in_row = self.restarts_in_row.saturating_add(1);
+            let wait_ms = self.wait_ms();
+            self.state = State::Backoff { until_ms: now_ms.saturating_add(wait_ms) };
         }
+    }
+
+    /// Counts a crash; no more of them are kept than decide.
+    fn crashed_too_often(&mut self, now_ms: u64, rules: OnDemand) -> bool {
+        let crashes_max = usize::try_from(rules.crashes_max).unwrap_or(usize::MAX).max(1);
+        self.crashes.retain(|at| now_ms.saturating_sub(*at) < rules.window_ms);
+        self.crashes.push_back(now_ms);
+        while self.crashes.len() > crashes_max {
+            self.crashes.pop_front();
+        }
+        self.crashes.len() >= crashes_max
+    }
+
+    /// How long to wait before the next restart.
+    fn wait_ms(&mut self) -> u64 {
+        let full_ms = self.policy.backoff_ms(self.restarts_in_row);
+        match self.policy.on_demand {
+            None => full_ms,
+            Some(_) => {
+                let drawn = (u128::from(self.draw()) * (u128::from(full_ms) + 1)) >> 64;
+                u64::try_from(drawn).unwrap_or(full_ms)
+            }
+        }
+    }
+
+    /// The next of a row of evenly spread numbers (SplitMix64).
+    fn draw(&mut self) -> u64 {
+        self.seed = self.seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mixed = (self.seed ^ (self.seed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
     }
 
     fn tick(&mut self, now_ms: u64) -> Option<Action> {
@@ -285,159 +378,4 @@ impl Lifecycle {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn policy() -> RestartPolicy {
-        RestartPolicy {
-            max_restarts: 5,
-            backoff_base_ms: 1000,
-            backoff_multiplier: 2.0,
-            backoff_max_ms: 300_000,
-            reset_after_ms: 600_000,
-            errored_retry_ms: 300_000,
-            stop_grace_ms: 5000,
-        }
-    }
-
-    #[test]
-    fn crashes_five_times_then_errored_then_slow_retries() {
-        let mut life = Lifecycle::new(policy());
-        assert_eq!(life.step(0, Input::Start), Some(Action::Spawn));
-        let mut now = 0;
-        let mut waits = Vec::new();
-        for _ in 0..5 {
-            life.step(now, Input::Spawned);
-            life.step(now, Input::Exited { code: Some(1) });
-            let until = life.deadline_ms().expect("a restart is planned");
-            waits.push(until - now);
-            assert_eq!(life.step(until - 1, Input::Tick), None);
-            now = until;
-            assert_eq!(life.step(now, Input::Tick), Some(Action::Spawn));
-        }
-        assert_eq!(waits, [1000, 2000, 4000, 8000, 16000]);
-        life.step(now, Input::Spawned);
-        life.step(now, Input::Exited { code: None });
-        assert_eq!(life.state(), State::Errored { retry_at_ms: Some(now + 300_000) });
-        assert_eq!(life.step(now + 300_000, Input::Tick), Some(Action::Spawn));
-        life.step(now + 300_000, Input::SpawnFailed { lasting: false });
-        assert!(matches!(life.state(), State::Errored { .. }), "a slow retry that fails stays errored");
-        assert_eq!(life.restarts_total(), 6);
-    }
-
-    #[test]
-    fn ten_healthy_minutes_clear_the_count() {
-        let mut life = Lifecycle::new(policy());
-        life.step(0, Input::Start);
-        life.step(0, Input::SpawnFailed { lasting: false });
-        life.step(1000, Input::Tick);
-        life.step(1000, Input::Spawned);
-        assert_eq!(life.restarts_in_row(), 1);
-        assert_eq!(life.deadline_ms(), Some(601_000));
-        life.step(601_000, Input::Tick);
-        assert_eq!(life.restarts_in_row(), 0);
-        life.step(700_000, Input::Exited { code: Some(0) });
-        assert_eq!(life.state(), State::Backoff { until_ms: 701_000 });
-    }
-
-    #[test]
-    fn a_config_error_is_errored_at_once_and_a_manual_start_heals_it() {
-        let mut life = Lifecycle::new(policy());
-        life.step(0, Input::Start);
-        life.step(0, Input::Spawned);
-        life.step(1, Input::Exited { code: Some(EXIT_CONFIG) });
-        assert!(matches!(life.state(), State::Errored { .. }));
-        assert_eq!(life.step(2, Input::Start), Some(Action::Spawn));
-        assert_eq!(life.restarts_total(), 0, "manual starts never count");
-    }
-
-    #[test]
-    fn stop_is_term_then_kill_and_restart_waits_for_the_exit() {
-        let mut life = Lifecycle::new(policy());
-        life.step(0, Input::Start);
-        life.step(0, Input::Spawned);
-        assert_eq!(life.step(10, Input::Stop), Some(Action::Term));
-        assert_eq!(life.step(5009, Input::Tick), None);
-        assert_eq!(life.step(5010, Input::Tick), Some(Action::Kill));
-        assert_eq!(life.step(5011, Input::Start), None, "not before the old one is gone");
-        assert_eq!(life.step(5012, Input::Exited { code: None }), Some(Action::Spawn));
-    }
-
-    #[test]
-    fn a_stop_during_spawn_takes_effect_when_it_is_answered() {
-        let mut life = Lifecycle::new(policy());
-        life.step(0, Input::Start);
-        assert_eq!(life.step(0, Input::Stop), None);
-        assert_eq!(life.step(1, Input::Spawned), Some(Action::Term));
-    }
-
-    #[test]
-    fn backoff_never_overflows() {
-        assert_eq!(policy().backoff_ms(u32::MAX), 300_000);
-        let flat = RestartPolicy { backoff_base_ms: 0, ..policy() };
-        assert_eq!(flat.backoff_ms(3), 0);
-    }
-
-    #[derive(Debug, Clone, Copy)]
-    enum Do {
-        Start,
-        Stop,
-        Restart,
-        Answer(bool),
-        Exit(Option<i32>),
-        Wait(u64),
-    }
-
-    fn any_do() -> impl Strategy<Value = Do> {
-        prop_oneof![
-            Just(Do::Start),
-            Just(Do::Stop),
-            Just(Do::Restart),
-            any::<bool>().prop_map(Do::Answer),
-            prop_oneof![Just(Some(0)), Just(Some(1)), Just(Some(78)), Just(None)].prop_map(Do::Exit),
-            (0_u64..700_000).prop_map(Do::Wait),
-        ]
-    }
-
-    proptest! {
-        /// Whatever happens in whatever order: at most one process, and in the end what is desired.
-        #[test]
-        fn one_process_at_most_and_it_converges(script in proptest::collection::vec(any_do(), 0..200)) {
-            let mut life = Lifecycle::new(policy());
-            let (mut now, mut alive, mut asked) = (0_u64, false, false);
-            let apply = |action: Option<Action>, alive: bool, asked: &mut bool| {
-                if action == Some(Action::Spawn) {
-                    assert!(!alive && !*asked, "spawned a second process");
-                    *asked = true;
-                }
-                if action == Some(Action::Kill) || action == Some(Action::Term) {
-                    assert!(alive, "signalled a process that isn't there");
-                }
-            };
-            for step in script {
-                let input = match step {
-                    Do::Start => Input::Start,
-                    Do::Stop => Input::Stop,
-                    Do::Restart => Input::Restart,
-                    Do::Answer(ok) if asked => { asked = false; alive = ok; if ok { Input::Spawned } else { Input::SpawnFailed { lasting: false } } }
-                    Do::Exit(code) if alive => { alive = false; Input::Exited { code } }
-                    Do::Answer(_) | Do::Exit(_) => continue,
-                    Do::Wait(ms) => { now += ms; Input::Tick }
-                };
-                apply(life.step(now, input), alive, &mut asked);
-                if let Some(at) = life.deadline_ms() { prop_assert!(at <= now + 600_000 + 5000); }
-            }
-            // A world that answers every spawn and dies on every TERM reaches what is desired.
-            for _ in 0..8 {
-                if asked { asked = false; alive = true; apply(life.step(now, Input::Spawned), alive, &mut asked); }
-                match life.state() {
-                    State::Stopping { .. } => { alive = false; apply(life.step(now, Input::Exited { code: None }), alive, &mut asked); }
-                    State::Backoff { .. } | State::Errored { .. } => { now += 300_000; apply(life.step(now, Input::Tick), alive, &mut asked); }
-                    State::Stopped | State::Starting | State::Running { .. } => {}
-                }
-            }
-            prop_assert_eq!(alive, life.desired() == Desired::Up);
-        }
-    }
-}
+mod tests;

@@ -51,6 +51,17 @@ notice_types! {
     ToolCompleted = "agent.tool.completed",
     TimerFired = "timer.fired",
     TimerMissed = "timer.missed",
+    NostrConnected = "nostr.relay.connected",
+    NostrSubscribed = "nostr.relay.subscribed",
+    NostrDeaf = "nostr.relay.deaf",
+    NostrDisconnected = "nostr.relay.disconnected",
+    NostrPublished = "nostr.published",
+    ProjectDiscovered = "project.discovered",
+    ProjectPreparing = "project.preparing",
+    ProjectStarted = "project.started",
+    ProjectReady = "project.ready",
+    ProjectExited = "project.exited",
+    ProjectQuarantined = "project.quarantined",
 }
 
 impl NoticeType {

@@ -11,10 +11,11 @@ pub use edit::{Edit, EditError};
 pub use people::{People, sender};
 
 use crate::ledger::identity::{Entity, OWNER_ENTITY, entity, entity_of};
+use crate::nostr;
 use crate::routes::{CLI_CHANNEL, TIMER_CHANNEL};
 use jiff::civil;
 use jiff::tz::TimeZone;
-use nexus_core::access::{Principal, is_owner};
+use nexus_core::access::{Principal, WHITELIST, is_owner};
 use nexus_core::config::{self, Day, PrincipalType};
 use nexus_core::request::PrincipalSection;
 use rusqlite::Connection;
@@ -27,6 +28,8 @@ const WEBHOOK_CHANNEL: &str = "webhook";
 pub enum Given {
     System,
     Owner,
+    /// Its key is in `nostr.whitelist`.
+    Whitelisted,
     Anybody,
 }
 
@@ -38,6 +41,9 @@ impl Given {
         }
         if adapter == CLI_CHANNEL || is_owner(access, &[(channel.to_owned(), sender_id.to_owned())]) {
             return Self::Owner;
+        }
+        if adapter == nostr::ADAPTER && access.whitelist.contains(sender_id) {
+            return Self::Whitelisted;
         }
         Self::Anybody
     }
@@ -58,7 +64,7 @@ impl Speaker {
     pub fn without_ledger(&self) -> Option<Principal> {
         match self.given {
             Given::System => Some(self.plain(PrincipalType::System, None)),
-            Given::Owner | Given::Anybody => None,
+            Given::Owner | Given::Whitelisted | Given::Anybody => None,
         }
     }
 
@@ -67,6 +73,13 @@ impl Speaker {
         let principal = match self.given {
             Given::System => self.plain(PrincipalType::System, None),
             Given::Owner => self.of_entity(PrincipalType::Owner, entity(connection, OWNER_ENTITY)?),
+            Given::Whitelisted => {
+                let known = entity_of(connection, &self.channel, &self.sender_id)?;
+                let mut principal = self.of_entity(PrincipalType::Known, known);
+                principal.tags.push(WHITELIST.to_owned());
+                principal.name = principal.name.or_else(|| self.name.clone());
+                principal
+            }
             Given::Anybody => match entity_of(connection, &self.channel, &self.sender_id)? {
                 Some(known) => self.of_entity(PrincipalType::Known, Some(known)),
                 None if self.channel == WEBHOOK_CHANNEL => self.plain(PrincipalType::Webhook, self.name.clone()),

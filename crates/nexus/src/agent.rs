@@ -9,6 +9,7 @@ pub mod echo;
 pub mod llm;
 pub mod mcp;
 mod notes;
+pub mod project;
 pub mod questions;
 
 use std::io::ErrorKind;
@@ -57,6 +58,11 @@ pub struct Turn {
     /// When the turn is ended, where somebody does that.
     #[serde(skip)]
     pub deadline: Option<Instant>,
+    /// Instead of the system prompt that is configured: what a project's definition says of its agent.
+    pub instructions: Option<String>,
+    /// What the process of a project is handed, where the event is one's.
+    #[serde(skip)]
+    pub project: Option<project::ProjectTurn>,
 }
 
 impl Turn {
@@ -230,6 +236,8 @@ pub enum AgentError {
     /// A process that stays ended after it was given the message.
     #[error("agent `{agent}` died: {problem}")]
     Died { agent: String, problem: String, partial: String },
+    #[error("project `{project}`: {problem}")]
+    Project { project: String, problem: String, retryable: bool, partial: String },
 }
 
 impl AgentError {
@@ -240,7 +248,7 @@ impl AgentError {
         match self {
             Self::Stalled { .. } | Self::Unfinished { .. } => true,
             Self::Unavailable { lasting, .. } => !lasting,
-            Self::Endpoint { retryable, .. } => *retryable,
+            Self::Endpoint { retryable, .. } | Self::Project { retryable, .. } => *retryable,
             Self::Spawn { source, .. } => may_start_later(source),
             Self::Config { .. }
             | Self::File { .. }
@@ -268,7 +276,8 @@ impl AgentError {
             | Self::Unfinished { .. }
             | Self::Exhausted { .. }
             | Self::Unavailable { .. }
-            | Self::Died { .. } => None,
+            | Self::Died { .. }
+            | Self::Project { .. } => None,
         }
     }
 
@@ -284,7 +293,8 @@ impl AgentError {
             | Self::Stalled { partial, .. }
             | Self::Unfinished { partial, .. }
             | Self::Exhausted { partial, .. }
-            | Self::Died { partial, .. } => partial,
+            | Self::Died { partial, .. }
+            | Self::Project { partial, .. } => partial,
         }
     }
 }
@@ -324,6 +334,8 @@ pub enum Runner {
     Command(command::CommandRunner),
     Llm(Box<llm::LlmRunner>),
     Acp(acp::AcpRunner),
+    /// The process of the project whose event it is.
+    Project(project::ProjectRunner),
 }
 
 impl Runner {
@@ -339,6 +351,7 @@ impl Runner {
             Self::Command(runner) => runner.run(turn, out).await,
             Self::Llm(runner) => runner.run(turn, out).await,
             Self::Acp(runner) => runner.run(turn, out).await,
+            Self::Project(runner) => runner.run(turn, out).await,
         }
     }
 
@@ -347,14 +360,14 @@ impl Runner {
     pub async fn gone(&self, turn: &Turn) {
         match self {
             Self::Command(runner) => runner.gone(turn).await,
-            Self::Echo | Self::Llm(_) | Self::Acp(_) => {}
+            Self::Echo | Self::Llm(_) | Self::Acp(_) | Self::Project(_) => {}
         }
     }
 
     /// Bytes that each prompt has before its history: the system prompt, where the runner sends one.
     pub async fn prompt_bytes(&self) -> usize {
         match self {
-            Self::Echo | Self::Command(_) | Self::Acp(_) => 0,
+            Self::Echo | Self::Command(_) | Self::Acp(_) | Self::Project(_) => 0,
             Self::Llm(runner) => runner.prompt_bytes().await,
         }
     }
@@ -362,7 +375,7 @@ impl Runner {
 
 /// Hands one piece on, waiting while the reader is behind. Without a reader the piece is dropped:
 /// nobody streams this turn, but its answer is still wanted.
-async fn emit(out: &Sink, piece: Output) {
+pub(crate) async fn emit(out: &Sink, piece: Output) {
     if out.send(piece).await.is_err() {
         tracing::trace!(target: "nexus::agent", "nobody reads the stream of this turn");
     }
@@ -370,7 +383,7 @@ async fn emit(out: &Sink, piece: Output) {
 
 /// Waits until all pieces were taken. The pipeline reads in the task that runs the agent and before it goes
 /// on with it, so what was taken then is dealt with too.
-async fn taken(out: &Sink) {
+pub(crate) async fn taken(out: &Sink) {
     while !out.is_closed() && out.capacity() < out.max_capacity() {
         tokio::task::yield_now().await;
     }

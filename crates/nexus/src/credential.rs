@@ -63,6 +63,14 @@ pub async fn resolve(reference: &str, directory: &Path, keeper: &Keeper) -> Resu
     if let Some(command) = reference.strip_prefix("command:") {
         return Ok(Credential { kind: "command", value: ask(command, keeper).await? });
     }
+    Ok(Credential { kind: "file", value: stored(directory, reference)? })
+}
+
+/// The value that is stored under `SERVICE/ACCOUNT`.
+///
+/// # Errors
+/// [`CredentialError`], never with a value in it.
+pub fn stored(directory: &Path, reference: &str) -> Result<SecretString, CredentialError> {
     let path = file(directory, reference)?;
     let text = match fs::read_to_string(&path) {
         Ok(text) => Zeroizing::new(text),
@@ -84,7 +92,7 @@ pub async fn resolve(reference: &str, directory: &Path, keeper: &Keeper) -> Resu
         value: String,
     }
     let stored: Stored = serde_json::from_str(&text).map_err(|_| CredentialError::Malformed { path })?;
-    Ok(Credential { kind: "file", value: stored.value.into() })
+    Ok(stored.value.into())
 }
 
 async fn ask(command: &str, keeper: &Keeper) -> Result<SecretString, CredentialError> {

@@ -13,6 +13,7 @@ pub mod instance;
 mod listen;
 pub mod lock;
 pub mod paths;
+mod projects;
 mod prologue;
 mod ready;
 mod reload;
@@ -45,6 +46,10 @@ pub struct StartOptions {
     /// Overrides of the command line; they survive a reload.
     pub log_level: Option<LogLevel>,
     pub port: Option<u16>,
+    /// Keys beside those of `nostr.whitelist`.
+    pub whitelist: Vec<String>,
+    /// Instead of `projects.path`; absolute.
+    pub projects_path: Option<String>,
     pub detached: bool,
     /// Where the caller of a detached start waits to hear how it went.
     pub ready_fd: Option<OwnedFd>,

@@ -17,7 +17,7 @@ use tracing_subscriber::{Layer, Registry, reload};
 /// Where lines go.
 #[derive(Debug)]
 enum Sink {
-    /// A terminal: readable lines on stderr.
+    /// A terminal, or who reads stderr: readable lines there.
     Terminal,
     /// Not a terminal: JSON lines on stdout.
     Stdout,
@@ -45,6 +45,18 @@ impl Logging {
             None if std::io::stdout().is_terminal() => Sink::Terminal,
             None => Sink::Stdout,
         };
+        Self::install_on(level, sink)
+    }
+
+    /// The same, readable on stderr: for a process whose stdout carries a protocol.
+    ///
+    /// # Errors
+    /// When a logger is installed already.
+    pub(crate) fn install_on_stderr(level: LogLevel) -> anyhow::Result<Self> {
+        Self::install_on(level, Sink::Terminal)
+    }
+
+    fn install_on(level: LogLevel, sink: Sink) -> anyhow::Result<Self> {
         let sink = Arc::new(Mutex::new(sink));
         let (filter, handle) = reload::Layer::new(filter(level));
         let subscriber = Registry::default().with(filter).with(Lines { sink: sink.clone() });

@@ -64,6 +64,18 @@ pub struct AutomationResult {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RelayResult {
+    pub relay: String,
+    pub result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ProjectLabel {
+    /// Its slug.
+    pub project: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct AgentLabel {
     pub agent: String,
 }
@@ -115,6 +127,20 @@ pub struct Metrics {
     pub sse_clients: Gauge,
     pub agent_tokens: Family<AgentTokens, Counter>,
     pub agent_cost: Family<AgentLabel, Counter<f64, AtomicU64>>,
+    /// Events of relays, by what became of them.
+    pub nostr_events: Family<RelayResult, Counter>,
+    /// Projects whose process runs.
+    pub project_active: Gauge,
+    pub project_spawns: Counter,
+    pub project_exits: Counter,
+    pub project_crashes: Counter,
+    pub project_lifetime: Histogram,
+    /// From the spawn to `ready`.
+    pub project_ready: Histogram,
+    /// From an event's turn to a process that takes it.
+    pub project_receive_to_ready: Histogram,
+    pub project_uptime: Family<ProjectLabel, Gauge<f64, AtomicU64>>,
+    pub project_queue: Family<ProjectLabel, Gauge>,
     /// The daemon's own tasks that panicked or ended by themselves.
     pub task_failures: Family<TaskLabel, Counter>,
     /// For the health document.
@@ -168,6 +194,16 @@ impl Metrics {
             sse_clients: Gauge::default(),
             agent_tokens: Family::default(),
             agent_cost: Family::default(),
+            nostr_events: Family::default(),
+            project_active: Gauge::default(),
+            project_spawns: Counter::default(),
+            project_exits: Counter::default(),
+            project_crashes: Counter::default(),
+            project_lifetime: Histogram::new(exponential_buckets(0.1, 8.0, 9)),
+            project_ready: Histogram::new(exponential_buckets(0.005, 2.0, 14)),
+            project_receive_to_ready: Histogram::new(exponential_buckets(0.000_1, 4.0, 12)),
+            project_uptime: Family::default(),
+            project_queue: Family::default(),
             task_failures: Family::default(),
             totals: Arc::default(),
         };
@@ -197,11 +233,26 @@ impl Metrics {
         registry.register("sse_clients", "Open event streams", self.sse_clients.clone());
         registry.register("agent_tokens", "Tokens that agents used", self.agent_tokens.clone());
         registry.register("agent_cost_usd", "What they cost in US dollars, where prices are set", self.agent_cost.clone());
+        registry.register("nostr_events", "Events of relays by result", self.nostr_events.clone());
+        self.register_projects(&mut registry);
         registry.register("task_failures", "Failures of the daemon's own tasks", self.task_failures.clone());
         let build: Family<VersionLabel, Gauge> = Family::default();
         build.get_or_create(&VersionLabel { version: env!("CARGO_PKG_VERSION") }).set(1);
         registry.register("build_info", "1, with the version", build);
         registry
+    }
+
+    fn register_projects(&self, registry: &mut Registry) {
+        registry.register("project_active", "Projects whose process runs", self.project_active.clone());
+        registry.register("project_spawns", "Processes of projects that were started", self.project_spawns.clone());
+        registry.register("project_exits", "Processes of projects that ended", self.project_exits.clone());
+        registry.register("project_crashes", "Those of them that crashed", self.project_crashes.clone());
+        registry.register("project_lifetime_seconds", "How long processes of projects lived", self.project_lifetime.clone());
+        registry.register("project_ready_seconds", "From the spawn of a project to its readiness", self.project_ready.clone());
+        let to_ready = "From an event's turn to a process that takes it";
+        registry.register("project_receive_to_ready_seconds", to_ready, self.project_receive_to_ready.clone());
+        registry.register("project_uptime_seconds", "How long the project's process has run", self.project_uptime.clone());
+        registry.register("project_queue", "Events that wait for the project or are being answered", self.project_queue.clone());
     }
 
     /// The text of `/metrics`.

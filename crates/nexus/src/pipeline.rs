@@ -85,6 +85,13 @@ pub struct Agent {
     pub prompt_bytes_max: Option<usize>,
 }
 
+impl Agent {
+    /// It answers events of projects, whose processes publish what there is to say: nothing is delivered for them.
+    pub fn is_for_projects(&self) -> bool {
+        matches!(self.runner, Runner::Project(_))
+    }
+}
+
 /// Everything the stages need.
 #[derive(Debug)]
 pub struct Pipeline {
@@ -276,7 +283,7 @@ impl Pipeline {
         settings: &Settings,
         budget: &mut Budget,
     ) -> Result<Principal, Exit> {
-        self.stage(request, Stage::ReceiveEvent, budget, async |_| Ok(())).await?;
+        self.stage(request, Stage::ReceiveEvent, budget, async |request| crate::nostr::holds(request).map_err(Exit::Expired)).await?;
         let mut principal =
             self.stage(request, Stage::ResolveIdentity, budget, async |request| self.identify(request, adapter, settings).await).await?;
         if self.plugins.is_asked(Hook::AfterResolveIdentity) {

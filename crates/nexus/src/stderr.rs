@@ -18,8 +18,13 @@ const WINDOW: Duration = Duration::from_secs(10);
 const STDERR_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Logs until EOF.
-async fn log_lines(child: ChildId, mut stderr: Receiver) {
-    let mut lines = Lines { child, kept: Vec::new(), window: Instant::now(), logged: 0, dropped: 0 };
+async fn log_lines(child: ChildId, stderr: Receiver) {
+    log_and_tell(child, stderr, |_| {}).await;
+}
+
+/// Logs until EOF, and tells `tap` each line, also those that are too many for the log.
+pub(crate) async fn log_and_tell(child: ChildId, mut stderr: Receiver, tap: impl FnMut(&str)) {
+    let mut lines = Lines { child, kept: Vec::new(), window: Instant::now(), logged: 0, dropped: 0, tap };
     let mut chunk = vec![0; 8192];
     while let Ok(got @ 1..) = stderr.read(&mut chunk).await {
         let mut rest = &chunk[..got];
@@ -47,15 +52,16 @@ pub async fn log_errors(child: ChildId, errors: Receiver, exited: CancellationTo
     }
 }
 
-struct Lines {
+struct Lines<T> {
     child: ChildId,
     kept: Vec<u8>,
     window: Instant,
     logged: u32,
     dropped: u64,
+    tap: T,
 }
 
-impl Lines {
+impl<T: FnMut(&str)> Lines<T> {
     fn add(&mut self, bytes: &[u8]) {
         let room = LINE_BYTES_MAX.saturating_sub(self.kept.len());
         self.kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
@@ -69,6 +75,7 @@ impl Lines {
         let text = String::from_utf8_lossy(&self.kept);
         let text = text.trim_end();
         if !text.is_empty() {
+            (self.tap)(text);
             if self.logged < LINES_PER_WINDOW {
                 self.logged += 1;
                 tracing::info!(target: "child", child = %self.child, "{text}");

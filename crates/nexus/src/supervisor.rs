@@ -8,7 +8,7 @@
 
 mod child;
 
-use crate::keeper::{Keeper, Process, SpawnSpec};
+use crate::keeper::{ExitStatus, Keeper, Process, SpawnSpec};
 use crate::metrics::Metrics;
 use crate::watch::Watch;
 use nexus_core::ids::ChildId;
@@ -39,6 +39,9 @@ pub trait Program: Send + Sync + 'static {
     /// tells that the whole tree is gone: from then on only a descriptor passed to a stranger can keep
     /// a pipe open, and a reader that finds nothing to read for a while must end.
     fn attach(&self, process: &mut Process, exited: CancellationToken) -> JoinHandle<()>;
+
+    /// Called once a process is gone and read to its end. `was_told`: it was to stop.
+    fn ended(&self, _status: ExitStatus, _was_told: bool) {}
 }
 
 /// Why a child can't be started now.
@@ -108,6 +111,7 @@ impl ChildStatus {
 #[derive(Debug)]
 enum Verb {
     Start,
+    Wake,
     Stop,
     Restart,
     Policy(RestartPolicy),
@@ -139,6 +143,11 @@ impl Child {
     /// it, however long the spawn takes.
     pub async fn start(&self) {
         self.order(Verb::Start).await;
+    }
+
+    /// Wants it up because there is something to do: one that backs off or is errored goes on with that.
+    pub async fn wake(&self) {
+        self.order(Verb::Wake).await;
     }
 
     /// Waits until it is neither starting nor stopping, for `patience` at most.

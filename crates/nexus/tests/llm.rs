@@ -120,6 +120,8 @@ fn turn() -> Turn {
         permissions: Value::Null,
         allowance: None,
         deadline: None,
+        instructions: None,
+        project: None,
     }
 }
 

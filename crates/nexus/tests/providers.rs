@@ -49,6 +49,8 @@ fn turn() -> Turn {
         permissions: Value::Null,
         allowance: None,
         deadline: None,
+        instructions: None,
+        project: None,
     }
 }
 

@@ -43,6 +43,8 @@ complete -c nexus -n "__fish_nexus_needs_command" -f -a "sessions" -d 'Show what
 complete -c nexus -n "__fish_nexus_needs_command" -f -a "doctor" -d 'Look at everything that the daemon needs and keeps, and say what to do about what is wrong'
 complete -c nexus -n "__fish_nexus_needs_command" -f -a "backup" -d 'Copy the ledgers and the configuration, of a running daemon too'
 complete -c nexus -n "__fish_nexus_needs_command" -f -a "restore" -d 'Put a backup in the place of the ledgers'
+complete -c nexus -n "__fish_nexus_needs_command" -f -a "nostr" -d 'Use Nostr: relays that events come from and go to'
+complete -c nexus -n "__fish_nexus_needs_command" -f -a "project" -d 'Use projects: directories in which agents work, activated by events of Nostr'
 complete -c nexus -n "__fish_nexus_needs_command" -f -a "credential" -d 'Store credentials for adapters'
 complete -c nexus -n "__fish_nexus_needs_command" -f -a "config" -d 'Check and show the configuration'
 complete -c nexus -n "__fish_nexus_needs_command" -f -a "completions" -d 'Print a completion script for a shell'
@@ -64,6 +66,9 @@ info\t''
 warn\t''
 error\t''"
 complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from start" -l port -d 'Listen on this TCP port, whatever the configuration says' -r
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from start" -s w -l whitelist -d 'Heed the events of these public keys too (npub1... or hexadecimal), separated by commas' -r
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from start" -s p -l projects-path -d 'Where projects lie, whatever the configuration says' -r
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from start" -l until-parent-ends -d 'Stop when this process, which started it, is gone' -r
 complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from start" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
 complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from start" -s d -l detach -d 'Run in the background, with the log in ~/.nexus/logs/nex.log'
 complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from start" -l detached-child -d 'How --detach starts itself: stdin is the pipe on which it says that it is ready'
@@ -490,6 +495,162 @@ complete -c nexus -n "__fish_nexus_using_subcommand restore" -l resume -d 'Let e
 complete -c nexus -n "__fish_nexus_using_subcommand restore" -s y -l yes -d 'Don\'t ask'
 complete -c nexus -n "__fish_nexus_using_subcommand restore" -l json -d 'Print JSON, in a form that stays stable'
 complete -c nexus -n "__fish_nexus_using_subcommand restore" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and not __fish_seen_subcommand_from status whitelist keys publish relay demo help" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and not __fish_seen_subcommand_from status whitelist keys publish relay demo help" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and not __fish_seen_subcommand_from status whitelist keys publish relay demo help" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and not __fish_seen_subcommand_from status whitelist keys publish relay demo help" -f -a "status" -d 'Show how each relay is, and what waits to be published'
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and not __fish_seen_subcommand_from status whitelist keys publish relay demo help" -f -a "whitelist" -d 'Say whose events are heeded'
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and not __fish_seen_subcommand_from status whitelist keys publish relay demo help" -f -a "keys" -d 'Show the keys by which the daemon and its agents speak, or bring one along'
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and not __fish_seen_subcommand_from status whitelist keys publish relay demo help" -f -a "publish" -d 'Sign an event with one of those keys and publish it'
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and not __fish_seen_subcommand_from status whitelist keys publish relay demo help" -f -a "relay" -d 'Run a small relay on this machine'
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and not __fish_seen_subcommand_from status whitelist keys publish relay demo help" -f -a "demo" -d 'Show the whole story on this machine: a relay, a daemon, a project and its agent\'s signed answer'
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and not __fish_seen_subcommand_from status whitelist keys publish relay demo help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from status" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from status" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from status" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from whitelist" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from whitelist" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from whitelist" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from whitelist" -f -a "list" -d 'List the keys whose events are heeded'
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from whitelist" -f -a "add" -d 'Heed the events of a key from now on, and those of the last day'
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from whitelist" -f -a "remove" -d 'Heed the events of a key no more'
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from whitelist" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from keys" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from keys" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from keys" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from keys" -f -a "list" -d 'List the keys, without their secrets'
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from keys" -f -a "import" -d 'Store a secret key under a name: `daemon`, or PROJECT/AGENT'
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from keys" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from publish" -l kind -d 'Kind of the event' -r
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from publish" -l tag -d 'A tag: its name, then its values, separated by `=` and commas; may be given several times' -r
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from publish" -l as -d 'Whose key signs it: `daemon`, or PROJECT/AGENT' -r
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from publish" -l once -d 'Under the same word it is published once, however often this is called' -r
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from publish" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from publish" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from publish" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from relay" -l listen -d 'Where to listen; port 0 takes any that is free' -r
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from relay" -l directory -d 'Where its events are kept [default: ~/.nexus/relay]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from relay" -l max-mb -d 'How large the database may become' -r
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from relay" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from relay" -l auth -d 'Serve only those who say who they are (NIP-42)'
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from relay" -l allow-external -d 'Let other machines connect'
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from relay" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from relay" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from demo" -l home -d 'Keep everything in this directory and go on there next time [default: a temporary one, removed at the end]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from demo" -l say -d 'What is said to the agent' -r
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from demo" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from demo" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from demo" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from help" -f -a "status" -d 'Show how each relay is, and what waits to be published'
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from help" -f -a "whitelist" -d 'Say whose events are heeded'
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from help" -f -a "keys" -d 'Show the keys by which the daemon and its agents speak, or bring one along'
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from help" -f -a "publish" -d 'Sign an event with one of those keys and publish it'
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from help" -f -a "relay" -d 'Run a small relay on this machine'
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from help" -f -a "demo" -d 'Show the whole story on this machine: a relay, a daemon, a project and its agent\'s signed answer'
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and not __fish_seen_subcommand_from list show init start stop restart release logs run approvals approve secret gc setup help" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand project; and not __fish_seen_subcommand_from list show init start stop restart release logs run approvals approve secret gc setup help" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and not __fish_seen_subcommand_from list show init start stop restart release logs run approvals approve secret gc setup help" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and not __fish_seen_subcommand_from list show init start stop restart release logs run approvals approve secret gc setup help" -f -a "list" -d 'List the projects'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and not __fish_seen_subcommand_from list show init start stop restart release logs run approvals approve secret gc setup help" -f -a "show" -d 'Show what a project is, and what it lacks'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and not __fish_seen_subcommand_from list show init start stop restart release logs run approvals approve secret gc setup help" -f -a "init" -d 'Prepare a project now: clone it, install its agents'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and not __fish_seen_subcommand_from list show init start stop restart release logs run approvals approve secret gc setup help" -f -a "start" -d 'Start a project\'s process, prepared first if need be'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and not __fish_seen_subcommand_from list show init start stop restart release logs run approvals approve secret gc setup help" -f -a "stop" -d 'Stop a project\'s process, until the next event for it'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and not __fish_seen_subcommand_from list show init start stop restart release logs run approvals approve secret gc setup help" -f -a "restart" -d 'Restart a project\'s process'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and not __fish_seen_subcommand_from list show init start stop restart release logs run approvals approve secret gc setup help" -f -a "release" -d 'Let a project that crashed too often run again, with the next event for it'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and not __fish_seen_subcommand_from list show init start stop restart release logs run approvals approve secret gc setup help" -f -a "logs" -d 'Show what a project\'s process said of late'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and not __fish_seen_subcommand_from list show init start stop restart release logs run approvals approve secret gc setup help" -f -a "run" -d 'Run a project\'s agents: the process that the daemon starts'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and not __fish_seen_subcommand_from list show init start stop restart release logs run approvals approve secret gc setup help" -f -a "approvals" -d 'List what waits for your approval'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and not __fish_seen_subcommand_from list show init start stop restart release logs run approvals approve secret gc setup help" -f -a "approve" -d 'Approve or deny what a project wants to run'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and not __fish_seen_subcommand_from list show init start stop restart release logs run approvals approve secret gc setup help" -f -a "secret" -d 'Store secrets for the processes of a project'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and not __fish_seen_subcommand_from list show init start stop restart release logs run approvals approve secret gc setup help" -f -a "gc" -d 'List and put away projects that nobody uses'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and not __fish_seen_subcommand_from list show init start stop restart release logs run approvals approve secret gc setup help" -f -a "setup" -d 'Choose the model that answers in projects'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and not __fish_seen_subcommand_from list show init start stop restart release logs run approvals approve secret gc setup help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from list" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from list" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from list" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from show" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from show" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from show" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from init" -l path -d 'The directory that it is to have; one that is there already must be its repository' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from init" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from init" -l anew -d 'Look through its definition anew, though it was prepared from it'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from init" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from init" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from start" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from start" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from start" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from stop" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from stop" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from stop" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from restart" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from restart" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from restart" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from release" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from release" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from release" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from logs" -s n -l lines -d 'How many lines at most' -r
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from logs" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from logs" -s f -l follow -d 'Go on with what it says from now on'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from logs" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from logs" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from run" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from run" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from run" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from approvals" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from approvals" -l all -d 'Those that were decided about too'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from approvals" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from approvals" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from approve" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from approve" -l deny -d 'Say no, also to what was approved before'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from approve" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from approve" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from secret" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from secret" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from secret" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from secret" -f -a "set" -d 'Store one, under the name of the variable that it becomes; its value comes from stdin or a prompt'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from secret" -f -a "list" -d 'List their names'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from secret" -f -a "remove" -d 'Remove one'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from secret" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from gc" -l days -d 'List those that were not used for so many days' -r
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from gc" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from gc" -l delete -d 'Delete them instead of keeping them in an archive'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from gc" -l force -d 'Also with uncommitted files, unpushed commits or stashes'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from gc" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from gc" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from setup" -l agent -d 'Use this agent, which is configured already, and ask for nothing' -r
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from setup" -l name -d 'The name of the agent that is set up [default: projects]' -r
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from setup" -l provider -d 'Whose interface it is' -r -f -a "openai\t''
+openai_resp\t''
+anthropic\t''
+gemini\t''
+groq\t''
+deepseek\t''
+xai\t''
+ollama\t''"
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from setup" -l model -d 'The model' -r
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from setup" -l url -d 'The interface\'s address [default: the provider\'s own]' -r
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from setup" -l key-env -d 'The environment variable of the daemon that has the key' -r
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from setup" -l key-file -d 'The file that has the key' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from setup" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from setup" -l key-stdin -d 'Read the key from stdin and store it where only you can read it'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from setup" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from setup" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from help" -f -a "list" -d 'List the projects'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from help" -f -a "show" -d 'Show what a project is, and what it lacks'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from help" -f -a "init" -d 'Prepare a project now: clone it, install its agents'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from help" -f -a "start" -d 'Start a project\'s process, prepared first if need be'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from help" -f -a "stop" -d 'Stop a project\'s process, until the next event for it'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from help" -f -a "restart" -d 'Restart a project\'s process'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from help" -f -a "release" -d 'Let a project that crashed too often run again, with the next event for it'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from help" -f -a "logs" -d 'Show what a project\'s process said of late'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from help" -f -a "run" -d 'Run a project\'s agents: the process that the daemon starts'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from help" -f -a "approvals" -d 'List what waits for your approval'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from help" -f -a "approve" -d 'Approve or deny what a project wants to run'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from help" -f -a "secret" -d 'Store secrets for the processes of a project'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from help" -f -a "gc" -d 'List and put away projects that nobody uses'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from help" -f -a "setup" -d 'Choose the model that answers in projects'
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c nexus -n "__fish_nexus_using_subcommand credential; and not __fish_seen_subcommand_from set list remove help" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
 complete -c nexus -n "__fish_nexus_using_subcommand credential; and not __fish_seen_subcommand_from set list remove help" -l json -d 'Print JSON, in a form that stays stable'
 complete -c nexus -n "__fish_nexus_using_subcommand credential; and not __fish_seen_subcommand_from set list remove help" -s h -l help -d 'Print help'
@@ -544,27 +705,29 @@ complete -c nexus -n "__fish_nexus_using_subcommand version" -s h -l help -d 'Pr
 complete -c nexus -n "__fish_nexus_using_subcommand __generate" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
 complete -c nexus -n "__fish_nexus_using_subcommand __generate" -l json -d 'Print JSON, in a form that stays stable'
 complete -c nexus -n "__fish_nexus_using_subcommand __generate" -s h -l help -d 'Print help'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help" -f -a "daemon" -d 'Start, stop and watch the daemon'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help" -f -a "adapter" -d 'Connect channels: the programs that read and write them, and their accounts'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help" -f -a "plugin" -d 'Use plugins: programs and scripts that see requests on their way, and may change them'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help" -f -a "automation" -d 'Use automations: scripts that are asked about events, and answer them, add to them or call an agent'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help" -f -a "send" -d 'Send one message and print the answer'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help" -f -a "chat" -d 'Talk to an agent, line by line'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help" -f -a "events" -d 'Show what came in and went out'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help" -f -a "trace" -d 'Show what became of an event: stages, decisions, deliveries'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help" -f -a "search" -d 'Find what agents were asked and what they answered'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help" -f -a "access" -d 'Say who is who, and see what they may and why'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help" -f -a "deliveries" -d 'Show and decide about messages on their way out'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help" -f -a "sessions" -d 'Show what was said in each session; fork and archive sessions'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help" -f -a "doctor" -d 'Look at everything that the daemon needs and keeps, and say what to do about what is wrong'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help" -f -a "backup" -d 'Copy the ledgers and the configuration, of a running daemon too'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help" -f -a "restore" -d 'Put a backup in the place of the ledgers'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help" -f -a "credential" -d 'Store credentials for adapters'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help" -f -a "config" -d 'Check and show the configuration'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help" -f -a "completions" -d 'Print a completion script for a shell'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help" -f -a "version" -d 'Print the version'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help" -f -a "__generate" -d 'Write the generated documentation into a directory'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore credential config completions version __generate help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore nostr project credential config completions version __generate help" -f -a "daemon" -d 'Start, stop and watch the daemon'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore nostr project credential config completions version __generate help" -f -a "adapter" -d 'Connect channels: the programs that read and write them, and their accounts'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore nostr project credential config completions version __generate help" -f -a "plugin" -d 'Use plugins: programs and scripts that see requests on their way, and may change them'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore nostr project credential config completions version __generate help" -f -a "automation" -d 'Use automations: scripts that are asked about events, and answer them, add to them or call an agent'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore nostr project credential config completions version __generate help" -f -a "send" -d 'Send one message and print the answer'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore nostr project credential config completions version __generate help" -f -a "chat" -d 'Talk to an agent, line by line'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore nostr project credential config completions version __generate help" -f -a "events" -d 'Show what came in and went out'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore nostr project credential config completions version __generate help" -f -a "trace" -d 'Show what became of an event: stages, decisions, deliveries'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore nostr project credential config completions version __generate help" -f -a "search" -d 'Find what agents were asked and what they answered'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore nostr project credential config completions version __generate help" -f -a "access" -d 'Say who is who, and see what they may and why'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore nostr project credential config completions version __generate help" -f -a "deliveries" -d 'Show and decide about messages on their way out'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore nostr project credential config completions version __generate help" -f -a "sessions" -d 'Show what was said in each session; fork and archive sessions'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore nostr project credential config completions version __generate help" -f -a "doctor" -d 'Look at everything that the daemon needs and keeps, and say what to do about what is wrong'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore nostr project credential config completions version __generate help" -f -a "backup" -d 'Copy the ledgers and the configuration, of a running daemon too'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore nostr project credential config completions version __generate help" -f -a "restore" -d 'Put a backup in the place of the ledgers'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore nostr project credential config completions version __generate help" -f -a "nostr" -d 'Use Nostr: relays that events come from and go to'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore nostr project credential config completions version __generate help" -f -a "project" -d 'Use projects: directories in which agents work, activated by events of Nostr'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore nostr project credential config completions version __generate help" -f -a "credential" -d 'Store credentials for adapters'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore nostr project credential config completions version __generate help" -f -a "config" -d 'Check and show the configuration'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore nostr project credential config completions version __generate help" -f -a "completions" -d 'Print a completion script for a shell'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore nostr project credential config completions version __generate help" -f -a "version" -d 'Print the version'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore nostr project credential config completions version __generate help" -f -a "__generate" -d 'Write the generated documentation into a directory'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore nostr project credential config completions version __generate help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from daemon" -f -a "start" -d 'Start the daemon, in the foreground unless --detach is given'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from daemon" -f -a "stop" -d 'Stop the daemon: what runs is finished and recorded first, for at most 45 s'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from daemon" -f -a "restart" -d 'Stop and start, with the flags it was started with'
@@ -622,6 +785,26 @@ complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcom
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from sessions" -f -a "show" -d 'Show a session: what was said, newest last'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from sessions" -f -a "fork" -d 'Begin a session under a new label that knows what was said in another one'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from sessions" -f -a "archive" -d 'Put a session away: its label begins anew with the next message'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from nostr" -f -a "status" -d 'Show how each relay is, and what waits to be published'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from nostr" -f -a "whitelist" -d 'Say whose events are heeded'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from nostr" -f -a "keys" -d 'Show the keys by which the daemon and its agents speak, or bring one along'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from nostr" -f -a "publish" -d 'Sign an event with one of those keys and publish it'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from nostr" -f -a "relay" -d 'Run a small relay on this machine'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from nostr" -f -a "demo" -d 'Show the whole story on this machine: a relay, a daemon, a project and its agent\'s signed answer'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from project" -f -a "list" -d 'List the projects'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from project" -f -a "show" -d 'Show what a project is, and what it lacks'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from project" -f -a "init" -d 'Prepare a project now: clone it, install its agents'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from project" -f -a "start" -d 'Start a project\'s process, prepared first if need be'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from project" -f -a "stop" -d 'Stop a project\'s process, until the next event for it'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from project" -f -a "restart" -d 'Restart a project\'s process'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from project" -f -a "release" -d 'Let a project that crashed too often run again, with the next event for it'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from project" -f -a "logs" -d 'Show what a project\'s process said of late'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from project" -f -a "run" -d 'Run a project\'s agents: the process that the daemon starts'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from project" -f -a "approvals" -d 'List what waits for your approval'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from project" -f -a "approve" -d 'Approve or deny what a project wants to run'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from project" -f -a "secret" -d 'Store secrets for the processes of a project'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from project" -f -a "gc" -d 'List and put away projects that nobody uses'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from project" -f -a "setup" -d 'Choose the model that answers in projects'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from credential" -f -a "set" -d 'Store a credential; its value is asked for, or read from stdin'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from credential" -f -a "list" -d 'List the names of stored credentials'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from credential" -f -a "remove" -d 'Remove a stored credential'

@@ -14,8 +14,10 @@ mod feed;
 mod hook;
 mod host;
 mod ingest;
+mod nostr;
 mod pipe;
 mod procfs;
+mod project;
 mod report;
 mod sse;
 mod start;
@@ -59,6 +61,11 @@ enum Figures {
     Sse(sse::Sse),
     /// Hook calls through the host of JavaScript plugins.
     Host(host::Host),
+    /// Events of a relay: verified and committed, kept while nothing is read, memory of ten relays.
+    #[command(subcommand)]
+    Nostr(nostr::Nostr),
+    /// Projects with a process that does nothing: from an event to its start, start rate, memory, idle CPU.
+    Projects(project::Projects),
 }
 
 /// What all measurements need.
@@ -85,6 +92,7 @@ fn main() -> ExitCode {
     let outcome = match args.split_first() {
         Some((first, rest)) if first == adapter::WORD => adapter::run(rest),
         Some((first, _)) if first == hook::WORD => hook::serve(),
+        Some((first, _)) if first == project::WORD => project::serve(),
         Some(_) | None => measure(Cli::parse()),
     };
     match outcome {
@@ -113,6 +121,8 @@ fn measure(cli: Cli) -> Result<()> {
         Figures::Hook(hook) => hook::run(&bench, hook),
         Figures::Sse(sse) => sse::run(&bench, sse),
         Figures::Host(host) => host::run(&bench, host),
+        Figures::Nostr(nostr) => nostr::run(&bench, nostr),
+        Figures::Projects(projects) => project::run(&bench, projects),
     }
 }
 

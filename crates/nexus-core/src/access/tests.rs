@@ -4,6 +4,7 @@
 use super::*;
 use crate::config::{Match, Rate, SessionRoute};
 use proptest::prelude::*;
+use std::collections::BTreeSet;
 
 fn policy(name: &str, effect: Effect, priority: i64) -> Policy {
     Policy { name: name.to_owned(), effect, priority, permissions: nothing(), ..Policy::default() }
@@ -18,7 +19,7 @@ fn anytime() -> Condition {
 }
 
 fn access(default: Effect, policies: Vec<Policy>) -> Access {
-    Access { owner: Vec::new(), default, policies }
+    Access { owner: Vec::new(), default, policies, whitelist: BTreeSet::new() }
 }
 
 fn principal(type_: PrincipalType) -> Principal {
@@ -375,4 +376,34 @@ proptest! {
         }
         prop_assert_eq!(decision.why.len(), policies.len() + 1);
     }
+}
+
+fn whitelisted(access: Access) -> Access {
+    Access { whitelist: BTreeSet::from(["ab".repeat(32)]), ..access }
+}
+
+#[test]
+fn the_whitelist_is_a_policy_that_any_denial_overrules() {
+    let by_key = Principal { tags: vec![WHITELIST.to_owned()], ..principal(PrincipalType::Known) };
+    let on = |channel: &str| Ask { channel: channel.to_owned(), ..ask() };
+    let stranger = principal(PrincipalType::Unknown);
+    let open = whitelisted(access(Effect::Deny, Vec::new()));
+    let decided = decide(&open, &by_key, &on("nostr"));
+    assert_eq!((decided.effect, decided.matched_policy.as_deref()), (Effect::Allow, Some(WHITELIST)));
+    assert_eq!(decide(&open, &by_key, &on("mail")).effect, Effect::Deny, "a tag is worth nothing elsewhere");
+    assert_eq!(decide(&open, &stranger, &on("nostr")).effect, Effect::Deny);
+    let strict = whitelisted(access(Effect::Deny, vec![policy("none", Effect::Deny, 0)]));
+    assert_eq!(decide(&strict, &by_key, &on("nostr")).effect, Effect::Deny);
+    let own = whitelisted(access(Effect::Deny, vec![policy(WHITELIST, Effect::Allow, 3)]));
+    assert_eq!(decide(&own, &by_key, &on("mail")).effect, Effect::Allow, "one of that name takes its place");
+}
+
+#[test]
+fn an_owner_may_be_named_by_npub() {
+    let npub = "nostr:npub10elfcs4fr0l0r8af98jlmgdh9c8tcxjvz9qkw038js35mp4dma8qzvjptg".to_owned();
+    let access = Access { owner: vec![npub], ..access(Effect::Deny, Vec::new()) };
+    let of = |channel: &str| {
+        is_owner(&access, &[(channel.to_owned(), "7e7e9c42a91bfef19fa929e5fda1b72e0ebc1a4c1141673e2794234d86addf4e".to_owned())])
+    };
+    assert!(of("nostr") && !of("mail"));
 }

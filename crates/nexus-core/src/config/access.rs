@@ -6,6 +6,7 @@ use super::problem::{Faults, quoted};
 use crate::access::{PLACEHOLDERS, TemplateError, check_template};
 use crate::event::PeerKind;
 use serde::Deserialize;
+use std::collections::BTreeSet;
 
 /// Largest distance of a priority from 0.
 const PRIORITY_MAX: i64 = 1_000_000;
@@ -108,6 +109,10 @@ section! {
         default: Effect = Effect::default();
         /// Rules for requests; the highest priority that matches decides.
         policies: Vec<Policy> = Vec::new() => policy_list;
+    }
+    derived {
+        /// The keys of `nostr.whitelist`, as 64 hexadecimal digits.
+        whitelist: BTreeSet<String> = BTreeSet::new();
     }
 }
 

@@ -15,6 +15,8 @@ use std::collections::BTreeMap;
 
 /// The agent that exists always: it answers with what it was told.
 pub const ECHO: &str = "echo";
+/// The agent that answers for projects: the daemon's own, and nobody can configure it.
+pub const PROJECT: &str = "project";
 /// Most runs of one agent that may be allowed at one time.
 const CONCURRENT_RUNS_MAX: u32 = 1024;
 /// Most rounds of tool calls that one turn may be allowed.
@@ -167,6 +169,9 @@ impl Decode for Agents {
                 continue;
             }
             check_name(key, field.key_at, faults);
+            if key == PROJECT {
+                faults.error(field.key_at, "`project` is the agent that answers for projects; give this one another name");
+            }
             // A wrong agent keeps its name, so that those who refer to it are not called wrong too.
             let agent = Agent::decode(&field.value, key, faults).unwrap_or_default();
             agents.named.insert(key.clone(), agent);

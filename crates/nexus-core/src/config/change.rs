@@ -69,6 +69,10 @@ pub enum Change {
     Retention,
     /// `ledgers.min_free_mb`.
     MinFree,
+    /// Any key of `nostr`.
+    Nostr,
+    /// Any key of `projects`.
+    Projects,
     /// A key that is read only when the daemon starts.
     NeedsRestart {
         /// Dotted, such as `daemon.port`.
@@ -93,7 +97,9 @@ impl Change {
             | Self::PipelineConcurrency
             | Self::OnInterrupted
             | Self::Retention
-            | Self::MinFree => Effect::Live,
+            | Self::MinFree
+            | Self::Nostr
+            | Self::Projects => Effect::Live,
             Self::Access | Self::Agents | Self::PipelineTimeout => Effect::NewRequestsOnly,
             Self::AdapterAdded(_)
             | Self::AdapterRemoved(_)
@@ -139,6 +145,8 @@ impl fmt::Display for Change {
             Self::OnInterrupted => f.write_str("pipeline.on_interrupted changed: applied at once"),
             Self::Retention => f.write_str("ledgers.retention changed: applied at the next clean-up"),
             Self::MinFree => f.write_str("ledgers.min_free_mb changed: applied at once"),
+            Self::Nostr => f.write_str("nostr changed: connections, keys and the whitelist follow at once"),
+            Self::Projects => f.write_str("projects changed: applied to what is prepared and started from now on"),
             Self::NeedsRestart { key } => write!(f, "{key} changed: needs a restart of the daemon"),
         }
     }

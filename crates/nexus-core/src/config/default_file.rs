@@ -256,4 +256,73 @@ bus:
   #ring: 10000
   # Days for which written-through notices are kept.
   #retention_days: 7
+
+# Nostr: relays that events come from and go to. See `nexus nostr --help`.
+nostr:
+  # Addresses; without any nothing of Nostr runs. `nexus nostr relay` runs one on this machine.
+  #relays: ["wss://relay.example.org"]
+  # Whose events are heeded, as npub1... or 64 hexadecimal digits. Those of others are dropped unread.
+  #whitelist: [npub10elfcs4fr0l0r8af98jlmgdh9c8tcxjvz9qkw038js35mp4dma8qzvjptg]
+  # A credential with the daemon's own secret key; left out, one is made on first use.
+  #secret_key: nostr/me
+  # Relays that may learn by which key the daemon speaks, if they ask who it is.
+  #auth: ["wss://relay.example.org"]
+  # Longest message of a relay that is looked at, in bytes, and events of one kind published in a minute.
+  #max_frame_bytes: 65536
+  #publish_per_minute: 120
+  # Kinds of event that define a project.
+  #project_kinds: [31933]
+
+# Directories in which agents work, activated by events of Nostr. See `nexus project --help`.
+projects:
+  # Where they lie; ~ is the home directory.
+  #path: ~/projects
+  # What runs one, instead of this binary's own `project run`, and what it speaks: jsonl, or none for a
+  # program that finds its events itself.
+  #command: my-project-runner
+  #protocol: jsonl
+  # How many run at one time (left out: one for each 512 MiB of memory, at most 64), how many of those
+  # used last are kept running, and how many are prepared at one time.
+  #max_running: 16
+  #warm: 0
+  #prepare_concurrent: 2
+  # Milliseconds without work until one is stopped (0: never), until its process must be ready, and
+  # between two questions whether it is alive.
+  #idle_stop_ms: 1800000
+  #ready_timeout_ms: 30000
+  #ping_ms: 30000
+  # Restarts: the first delay, which doubles, and the longest; how long it must run to begin anew; how many
+  # crashes within which time quarantine it.
+  #restart:
+    #backoff_base_ms: 1000
+    #backoff_max_ms: 60000
+    #reset_after_ms: 60000
+    #max_crashes: 5
+    #window_ms: 600000
+  # Cloning: the program; transports (https, ssh, http); hosts (host, host:port, *.domain, *), of which one
+  # that is named needs no approval; addresses of this machine and private networks; commits (left out:
+  # all); size in MiB; time for one command; certificates to trust instead of the system's.
+  #git:
+    #program: git
+    #allow_schemes: [https, ssh]
+    #allow_hosts: ["*"]
+    #allow_private: false
+    #depth: 1
+    #max_mb: 1024
+    #timeout_ms: 600000
+    #ca_file: git-ca.pem
+  # Whether what whitelisted authors' definitions install needs no approval of yours.
+  #auto_approve_authors: false
+  # What differs for single projects, by kind:pubkey:identifier.
+  #overrides:
+    #"31933:0000000000000000000000000000000000000000000000000000000000000001:demo":
+      #command: my-project-runner --demo
+      #protocol: jsonl
+      #env:
+        #LANG: C.UTF-8
+      #pass_env: [HTTPS_PROXY]
+      #restart:
+        #max_crashes: 3
+      #agent: echo
+      #idle_stop_ms: 0
 "##;

@@ -2,23 +2,25 @@
 //! that a new key does not compile until its change has a class. It decides nothing about applying.
 
 pub use super::change::{Change, Effect};
-use super::{Account, Adapter, Bus, Config, Daemon, Ledgers, Pipeline, Plugins};
+use super::{Access, Account, Adapter, Bus, Config, Daemon, Ledgers, Pipeline, Plugins};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The changes that lead from `old` to `new`; empty exactly when the two are equal.
 pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
-    let Config { daemon, pipeline, ledgers, adapters, access, agents, plugins, automations, timer, bus } = new;
+    let Config { daemon, pipeline, ledgers, adapters, access, agents, plugins, automations, timer, bus, nostr, projects } = new;
     let mut changes = Changes::default();
     diff_daemon(&old.daemon, daemon, &mut changes);
     diff_pipeline(&old.pipeline, pipeline, &mut changes);
     diff_ledgers(&old.ledgers, ledgers, &mut changes);
     diff_adapters(&old.adapters, adapters, &mut changes);
-    changes.note(old.access != *access, || Change::Access);
+    changes.note(is_other_access(&old.access, access), || Change::Access);
     changes.note(old.agents != *agents, || Change::Agents);
     diff_plugins(&old.plugins, plugins, &mut changes);
     changes.note(old.automations != *automations, || Change::Automations);
     changes.note(old.timer != *timer, || Change::TimerSchedule);
     diff_bus(&old.bus, bus, &mut changes);
+    changes.note(old.nostr != *nostr, || Change::Nostr);
+    changes.note(old.projects != *projects, || Change::Projects);
     changes.list
 }
 
@@ -37,6 +39,12 @@ impl Changes {
     fn note_restart(&mut self, is_changed: bool, key: &'static str) {
         self.note(is_changed, || Change::NeedsRestart { key });
     }
+}
+
+/// The whitelist that access knows is one of `nostr`, whose change is told as that.
+fn is_other_access(old: &Access, new: &Access) -> bool {
+    let Access { owner, default, policies, whitelist: _ } = new;
+    old.owner != *owner || old.default != *default || old.policies != *policies
 }
 
 fn diff_daemon(old: &Daemon, new: &Daemon, changes: &mut Changes) {
@@ -177,6 +185,21 @@ mod tests {
         config.agents.named.get_mut("smart").unwrap()
     }
 
+    /// The dotted key of the one project of the full text.
+    macro_rules! one_project {
+        ($key:literal) => {
+            concat!("projects.overrides.31933:1111111111111111111111111111111111111111111111111111111111111111:a:b", $key)
+        };
+    }
+
+    fn one(config: &mut Config) -> &mut ProjectOverride {
+        config.projects.overrides.values_mut().next().unwrap()
+    }
+
+    fn restart(config: &mut Config) -> &mut ProjectRestart {
+        one(config).restart.as_mut().unwrap()
+    }
+
     fn files(config: &mut Config) -> &mut McpServer {
         smart(config).mcp.get_mut("files").unwrap()
     }
@@ -295,6 +318,47 @@ mod tests {
         ("bus.mode", |c| c.bus.mode = BusMode::Memory),
         ("bus.ring", |c| c.bus.ring += 1),
         ("bus.retention_days", |c| c.bus.retention_days += 1),
+        ("nostr.relays", |c| c.nostr.relays.clear()),
+        ("nostr.whitelist", |c| c.nostr.whitelist.clear()),
+        ("nostr.secret_key", |c| c.nostr.secret_key = None),
+        ("nostr.auth", |c| c.nostr.auth.clear()),
+        ("nostr.max_frame_bytes", |c| c.nostr.max_frame_bytes += 1),
+        ("nostr.publish_per_minute", |c| c.nostr.publish_per_minute += 1),
+        ("nostr.project_kinds", |c| c.nostr.project_kinds.push(1)),
+        ("projects.path", |c| c.projects.path.push('1')),
+        ("projects.command", |c| c.projects.command = None),
+        ("projects.protocol", |c| c.projects.protocol = ProjectProtocol::Jsonl),
+        ("projects.max_running", |c| c.projects.max_running = None),
+        ("projects.warm", |c| c.projects.warm += 1),
+        ("projects.prepare_concurrent", |c| c.projects.prepare_concurrent += 1),
+        ("projects.idle_stop_ms", |c| c.projects.idle_stop_ms += 1),
+        ("projects.ready_timeout_ms", |c| c.projects.ready_timeout_ms += 1),
+        ("projects.ping_ms", |c| c.projects.ping_ms += 1),
+        ("projects.restart.backoff_base_ms", |c| c.projects.restart.backoff_base_ms += 1),
+        ("projects.restart.backoff_max_ms", |c| c.projects.restart.backoff_max_ms += 1),
+        ("projects.restart.reset_after_ms", |c| c.projects.restart.reset_after_ms += 1),
+        ("projects.restart.max_crashes", |c| c.projects.restart.max_crashes += 1),
+        ("projects.restart.window_ms", |c| c.projects.restart.window_ms += 1),
+        ("projects.git.program", |c| c.projects.git.program.push('1')),
+        ("projects.git.allow_schemes", |c| c.projects.git.allow_schemes.clear()),
+        ("projects.git.allow_hosts", |c| c.projects.git.allow_hosts.clear()),
+        ("projects.git.allow_private", |c| c.projects.git.allow_private ^= true),
+        ("projects.git.depth", |c| c.projects.git.depth = None),
+        ("projects.git.max_mb", |c| c.projects.git.max_mb += 1),
+        ("projects.git.timeout_ms", |c| c.projects.git.timeout_ms += 1),
+        ("projects.git.ca_file", |c| c.projects.git.ca_file = None),
+        ("projects.auto_approve_authors", |c| c.projects.auto_approve_authors ^= true),
+        (one_project!(".command"), |c| one(c).command = None),
+        (one_project!(".protocol"), |c| one(c).protocol = None),
+        (one_project!(".env.A"), |c| one(c).env.clear()),
+        (one_project!(".pass_env"), |c| one(c).pass_env.clear()),
+        (one_project!(".restart.backoff_base_ms"), |c| restart(c).backoff_base_ms += 1),
+        (one_project!(".restart.backoff_max_ms"), |c| restart(c).backoff_max_ms += 1),
+        (one_project!(".restart.reset_after_ms"), |c| restart(c).reset_after_ms += 1),
+        (one_project!(".restart.max_crashes"), |c| restart(c).max_crashes += 1),
+        (one_project!(".restart.window_ms"), |c| restart(c).window_ms += 1),
+        (one_project!(".agent"), |c| one(c).agent = None),
+        (one_project!(".idle_stop_ms"), |c| one(c).idle_stop_ms = None),
     ];
 
     /// The dotted keys of a value; the entries of a list of sections count as their first.

@@ -3,9 +3,9 @@
 
 use super::decode::Section;
 use super::{
-    Access, Account, Adapter, Agent, AgentPermissions, Agents, Automations, Bus, CatchUp, Condition, Cron, Daemon, Ledgers, Match,
-    McpServer, Memory, Permissions, Pipeline, PluginCircuit, Plugins, Policy, PrincipalMatch, Queue, Rate, Restart, Retention, Send,
-    SessionRoute, Spending, Timer, Tools,
+    Access, Account, Adapter, Agent, AgentPermissions, Agents, Automations, Bus, CatchUp, Condition, Cron, Daemon, Git, Ledgers, Match,
+    McpServer, Memory, Nostr, Permissions, Pipeline, PluginCircuit, Plugins, Policy, PrincipalMatch, ProjectOverride, ProjectRestart,
+    Projects, Queue, Rate, Restart, Retention, Send, SessionRoute, Spending, Timer, Tools,
 };
 use schemars::{JsonSchema, schema_for};
 use serde_json::Value;
@@ -50,6 +50,11 @@ pub fn reference_markdown() -> String {
     table::<Timer>(&mut page, "timer");
     table::<Cron>(&mut page, "timer.cron[]");
     table::<Bus>(&mut page, "bus");
+    table::<Nostr>(&mut page, "nostr");
+    table::<Projects>(&mut page, "projects");
+    table::<ProjectRestart>(&mut page, "projects.restart");
+    table::<Git>(&mut page, "projects.git");
+    table::<ProjectOverride>(&mut page, "projects.overrides.COORDINATE");
     page
 }
 

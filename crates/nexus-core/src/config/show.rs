@@ -134,6 +134,7 @@ fn is_secret(path: &[String]) -> bool {
     let path: Vec<&str> = path.iter().map(String::as_str).collect();
     let key = match path.as_slice() {
         ["adapters" | "agents", _, "env", key] | ["agents", _, "mcp", _, "env", key] => key,
+        ["projects", "overrides", _, "env", key] => key,
         ["adapters", _, "accounts", _, "config", .., key] => key,
         _ => return false,
     };

@@ -6,75 +6,7 @@ use super::problem::PROBLEMS_MAX;
 use super::*;
 
 /// Every key once, each with a value that is not its default where it has one that differs.
-pub(super) const FULL_YAML: &str = r#"
-daemon: { host: 0.0.0.0, port: 7401, log_level: debug, allow_external: true, token_file: token }
-pipeline: { timeout_ms: 200000, max_concurrent: 1, on_interrupted: rerun }
-ledgers: { directory: /var/lib/nexus, retention: { snapshots_days: 1, traces_days: 2, audit_days: 3 }, min_free_mb: 3 }
-adapters:
-  gog:
-    command: gog --name "two words"
-    channel: gmail
-    env: { TOKEN: t0 }
-    pass_env: [ HTTPS_PROXY ]
-    cwd: /srv
-    restart: { max_restarts: 1, backoff_base_ms: 2, backoff_multiplier: 1.5, backoff_max_ms: 3, reset_after_ms: 4, errored_retry_ms: 0 }
-    max_line_bytes: 2048
-    max_pending: 10
-    send: { timeout_ms: 5, retries: 6, on_uncertain: retry, ttl_ms: 7, stream: blocks }
-    catch_up: { overlap_ms: 8, max_age_ms: 9, late: file }
-    accounts: { me: { monitor: false, backfill: true, credential_ref: google/me, enabled: true, config: { label: inbox } } }
-access:
-  owner: [ "cli:*", "imessage:+15551234567" ]
-  default: allow
-  policies:
-    - name: family
-      description: The family
-      match:
-        principal: { type: known, relationship: family, tags: [ a ], entity: e1, name: Ada }
-        conditions: [ { channel: imessage, account: me, peer_kind: dm, time: "23:00-08:00", days: [ sat, sun ] } ]
-      effect: allow
-      permissions: { tools: { allow: [ t1 ], deny: [ t2 ] }, credentials: [ google/me ], data_access: full }
-      session: { agent: smart, key: family }
-      queue_mode: collect
-      queue: { cap: 4, drop: new }
-      rate: { per_minute: 9 }
-      priority: 7
-agents:
-  default: smart
-  smart:
-    runner: llm
-    command: run it
-    url: http://127.0.0.1:8080/v1
-    model: m1
-    key_env: MODEL_KEY
-    system_prompt_file: prompt.md
-    env: { A: b }
-    pass_env: [ LANG ]
-    cwd: /tmp
-    timeout_ms: 1
-    max_concurrent: 2
-    provider: groq
-    fallback: [ spare ]
-    max_tokens: 1
-    context_tokens: 256
-    tool_rounds_max: 1
-    budget: { tokens_per_session: 1, tokens_per_day: 2, usd_per_day: 0.5, usd_per_million_input: 1, usd_per_million_output: 2.5 }
-    mcp: { files: { command: run files, env: { A: b }, pass_env: [ LANG ], tools: [ read ] } }
-    memory: { matches: 3, max_bytes: 512 }
-    permissions: { ask: never, timeout_ms: 3 }
-  spare: { runner: llm, provider: ollama, model: m2 }
-plugins:
-  directory: /p
-  enabled: [ analytics ]
-  grants: { watch: [ ledger.query, search, "fetch:example.org:8443" ] }
-  circuit: { errors: 1, half_open_ms: 2 }
-automations: { disabled: [ old-one ], grants: { digest: [ send, llm ] } }
-timer:
-  heartbeat_interval_ms: 1000
-  timezone: UTC
-  cron: [ { expr: "*/30 * * * *", label: mail-check, missed: skip, max_lateness_ms: 1 } ]
-bus: { mode: write-through, ring: 100, retention_days: 1 }
-"#;
+pub(super) const FULL_YAML: &str = include_str!("tests/full.yaml");
 
 pub(super) fn source(text: &str) -> Source<'_> {
     Source { name: "nex.yaml", text }
@@ -337,11 +269,11 @@ fn more_time_for_an_agent_than_for_its_request_is_a_warning() {
 #[test]
 fn unknown_keys_are_warnings_with_the_nearest_known() {
     assert_eq!(
-        warnings("daemon:\n  prot: 1\nnostr: {}\nadapters: {a: {command: a, restart: {max_restart: 1}}}\n"),
+        warnings("daemon:\n  prot: 1\nweather: {}\nadapters: {a: {command: a, restart: {max_restart: 1}}}\n"),
         [
             "2:3 unknown key `prot` in `daemon` is ignored; did you mean `port`?",
-            "3:1 unknown key `nostr` is ignored; known here: daemon, pipeline, ledgers, adapters, access, agents, \
-             plugins, automations, timer, bus",
+            "3:1 unknown key `weather` is ignored; known here: daemon, pipeline, ledgers, adapters, access, agents, \
+             plugins, automations, timer, bus, nostr, projects",
             "4:38 unknown key `max_restart` in `restart` is ignored; did you mean `max_restarts`?",
         ]
     );
@@ -445,6 +377,7 @@ fn the_default_file_shows_every_key_with_its_default() {
     assert_eq!(config.plugins, defaults.plugins);
     assert_eq!(config.automations, defaults.automations);
     assert_eq!(config.bus, defaults.bus);
+    assert_eq!(config.projects.git.timeout_ms, defaults.projects.git.timeout_ms);
     let gog = &config.adapters["gog"];
     assert_eq!((&gog.restart, &gog.send, &gog.catch_up), (&Restart::default(), &Send::default(), &CatchUp::default()));
     assert_eq!(config.timer.cron[0].missed, Missed::default());
@@ -480,6 +413,11 @@ fn the_default_file_shows_every_key_with_its_default() {
         Timer::KEYS,
         Cron::KEYS,
         Bus::KEYS,
+        Nostr::KEYS,
+        Projects::KEYS,
+        Git::KEYS,
+        ProjectOverride::KEYS,
+        ProjectRestart::KEYS,
     ];
     for key in keys.concat() {
         assert!(text.contains(&format!("{key}:")), "{key}");

@@ -59,6 +59,15 @@ CREATE TABLE cursors (
   PRIMARY KEY (adapter, account)
 ) STRICT, WITHOUT ROWID;
 
+-- How far each relay's answers to each filter are proven to be whole, in Unix seconds; never an event's own time.
+CREATE TABLE relay_cursors (
+  relay      TEXT NOT NULL,
+  filter     TEXT NOT NULL,
+  until      INTEGER NOT NULL,
+  updated_at INTEGER NOT NULL,
+  PRIMARY KEY (relay, filter)
+) STRICT, WITHOUT ROWID;
+
 -- How far this file has followed another.
 CREATE TABLE applied (
   source TEXT PRIMARY KEY,

@@ -157,6 +157,92 @@ CREATE TABLE analytics_hourly (
   PRIMARY KEY (hour, channel, agent, status)
 ) STRICT, WITHOUT ROWID;
 
+-- Projects that were asked for. `definition` is the signed event that the directory was prepared from.
+CREATE TABLE projects (
+  coordinate    TEXT PRIMARY KEY,
+  slug          TEXT NOT NULL UNIQUE,
+  path          TEXT NOT NULL,
+  title         TEXT NOT NULL,
+  status        TEXT NOT NULL CHECK (status IN ('discovered', 'preparing', 'needs_configuration', 'ready', 'archived')),
+  -- Why it can't go on as it is, if it can't.
+  reason        TEXT,
+  -- Why it isn't started any more, until somebody releases it or its definition changes.
+  quarantined   TEXT,
+  definition_id TEXT,
+  definition    TEXT,
+  prepared_at   INTEGER,
+  last_used     INTEGER,
+  created_at    INTEGER NOT NULL,
+  updated_at    INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- What an event would install that runs, and what was decided about it: the exact command of the exact event.
+CREATE TABLE approvals (
+  id         INTEGER PRIMARY KEY AUTOINCREMENT, -- never given again: somebody may be looking at it
+  project    TEXT NOT NULL,
+  kind       TEXT NOT NULL CHECK (kind IN ('host', 'mcp', 'tools')),
+  subject    TEXT NOT NULL,
+  command    TEXT NOT NULL,
+  event_id   TEXT NOT NULL,
+  status     TEXT NOT NULL CHECK (status IN ('pending', 'approved', 'denied')),
+  asked_at   INTEGER NOT NULL,
+  decided_at INTEGER,
+  UNIQUE (project, kind, subject, command, event_id)
+) STRICT;
+
+-- Verified definitions that came over Nostr. `slot` is the place of which only one event counts: the coordinate of a
+-- replaceable one, else the event's own id.
+CREATE TABLE nostr_events (
+  slot        TEXT PRIMARY KEY,
+  id          TEXT NOT NULL,
+  kind        INTEGER NOT NULL,
+  pubkey      TEXT NOT NULL,
+  -- NULL for an event that replaces none.
+  identifier  TEXT,
+  created_at  INTEGER NOT NULL,
+  received_at INTEGER NOT NULL,
+  event       TEXT NOT NULL
+) STRICT;
+CREATE INDEX nostr_events_by_id ON nostr_events (id);
+CREATE INDEX nostr_events_by_kind ON nostr_events (kind);
+
+-- What authors deleted of their own: an id, or a coordinate up to a time in Unix seconds.
+CREATE TABLE nostr_deleted (
+  target TEXT NOT NULL,
+  pubkey TEXT NOT NULL,
+  until  INTEGER NOT NULL,
+  PRIMARY KEY (target, pubkey)
+) STRICT;
+
+-- Signed events, once for each key that their maker gave.
+CREATE TABLE nostr_published (
+  seq         INTEGER PRIMARY KEY,
+  event_id    TEXT NOT NULL UNIQUE,
+  once        TEXT NOT NULL UNIQUE,
+  kind        INTEGER NOT NULL,
+  event       TEXT NOT NULL,
+  -- Accepted: by one relay at least.
+  status      TEXT NOT NULL CHECK (status IN ('waiting', 'accepted', 'refused', 'expired')),
+  created_at  INTEGER NOT NULL,
+  expires_at  INTEGER NOT NULL,
+  accepted_at INTEGER
+) STRICT;
+CREATE INDEX nostr_published_waiting ON nostr_published (status) WHERE status = 'waiting';
+CREATE INDEX nostr_published_age ON nostr_published (expires_at);
+
+-- How far each relay is with each of them.
+CREATE TABLE nostr_outbox (
+  event_id        TEXT NOT NULL,
+  relay           TEXT NOT NULL,
+  status          TEXT NOT NULL CHECK (status IN ('pending', 'accepted', 'refused', 'expired')),
+  attempts        INTEGER NOT NULL DEFAULT 0,
+  next_attempt_at INTEGER NOT NULL,
+  error           TEXT,
+  updated_at      INTEGER NOT NULL,
+  PRIMARY KEY (event_id, relay)
+) STRICT;
+CREATE INDEX nostr_outbox_due ON nostr_outbox (relay, next_attempt_at) WHERE status = 'pending';
+
 CREATE VIEW nex_traces AS
   SELECT request_id, event_seq, event_id, channel, account_id, status, stage, session, agent,
          attempts, created_at, completed_at, reason, trace FROM nexus_requests;

@@ -330,6 +330,9 @@ struct Input<'a> {
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     memory: &'a [super::Memory],
     permissions: &'a serde_json::Value,
+    /// What the definition of a project says of its agent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    instructions: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -357,6 +360,7 @@ fn input_line(turn: &Turn) -> io::Result<Vec<u8>> {
         history: &turn.history,
         memory: &turn.memory,
         permissions: &turn.permissions,
+        instructions: turn.instructions.as_deref(),
     };
     let mut line = serde_json::to_vec(&input)?;
     line.push(b'\n');

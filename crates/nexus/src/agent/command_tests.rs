@@ -21,6 +21,8 @@ fn turn() -> Turn {
         permissions: json!({"tools": {"allow": ["*"]}}),
         allowance: None,
         deadline: None,
+        instructions: None,
+        project: None,
     }
 }
 

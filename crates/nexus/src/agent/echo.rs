@@ -52,6 +52,8 @@ mod tests {
             permissions: Value::Null,
             allowance: None,
             deadline: None,
+            instructions: None,
+            project: None,
         }
     }
 

@@ -106,6 +106,15 @@ impl LlmRunner {
     /// [`AgentError::Config`] if `url` or `model` is missing or unusable, or both `key_file` and
     /// `key_env` are set.
     pub fn new(agent: &Agent, name: impl Into<String>, workspace: &Path, servers: &Servers) -> Result<LlmRunner, AgentError> {
+        let runner = LlmRunner::alone(agent, name, workspace)?;
+        Ok(LlmRunner { servers: (!agent.mcp.is_empty()).then(|| servers.clone()), ..runner })
+    }
+
+    /// The same for an agent without tools.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn alone(agent: &Agent, name: impl Into<String>, workspace: &Path) -> Result<LlmRunner, AgentError> {
         let name = name.into();
         let missing = |key: &str, example: &str| misconfigured(&name, format!("`{key}` is missing, for example `{key}: {example}`"));
         let in_workspace = |file: &String| workspace.join(file);
@@ -129,8 +138,7 @@ impl LlmRunner {
             max_tokens: agent.max_tokens,
             tool_rounds_max: agent.tool_rounds_max,
         };
-        let runner = LlmRunner::connect_to(name, endpoint)?;
-        Ok(LlmRunner { servers: (!agent.mcp.is_empty()).then(|| servers.clone()), ..runner })
+        LlmRunner::connect_to(name, endpoint)
     }
 
     /// Prepares to talk to an endpoint, without tools. Connects to nothing yet.
@@ -227,7 +235,7 @@ impl LlmRunner {
         let notes = notes::text(&turn.memory).map(ChatMessage::system);
         let messages = notes.into_iter().chain(earlier).chain([ChatMessage::user(turn.content.as_str())]).collect();
         let request = ChatRequest::from_messages(messages);
-        if let Some(system) = system {
+        if let Some(system) = system.or(turn.instructions.as_deref()) {
             return Ok(request.with_system(system));
         }
         let Some(path) = &self.endpoint.system_prompt_file else { return Ok(request) };

@@ -66,7 +66,7 @@ pub(crate) fn run(verb: &Verb, global: &Global) -> anyhow::Result<Exit> {
 }
 
 /// The value: a line typed at a hidden prompt, or all of stdin without its last line end.
-fn value(name: &str) -> anyhow::Result<Zeroizing<String>> {
+pub(crate) fn value(name: &str) -> anyhow::Result<Zeroizing<String>> {
     let stdin = std::io::stdin();
     let bytes = if stdin.is_terminal() {
         let hidden = HiddenInput::start(&stdin).context("failed to hide what is typed")?;

@@ -4,15 +4,22 @@ use crate::agent::acp::AcpAgents;
 use crate::agent::command::CommandRunner;
 use crate::agent::llm::LlmRunner;
 use crate::agent::mcp::Servers;
+use crate::agent::project::ProjectRunner;
 use crate::agent::{AgentError, Runner};
 use crate::keeper::Keeper;
 use crate::pipeline::{Agent, Settings};
-use nexus_core::config::{self, Config, ECHO};
+use crate::project::Projects;
+use nexus_core::config::{self, Config, ECHO, PROJECT};
 use nexus_core::spend::BYTES_PER_TOKEN;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// Longest run of an event of a project: it may have to be cloned first, behind others that are.
+const PROJECT_RUN_MAX: Duration = Duration::from_secs(6 * 60 * 60);
+/// Projects that may have an event under way at one time.
+const PROJECT_RUNS_MAX: usize = 1024;
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BuildError {
@@ -33,6 +40,7 @@ pub(super) fn settings(
     keeper: &Keeper,
     servers: &Servers,
     acp: &AcpAgents,
+    projects: &Projects,
     workspace: &Path,
 ) -> Result<Settings, BuildError> {
     let mut agents = HashMap::new();
@@ -42,6 +50,7 @@ pub(super) fn settings(
     for (name, agent) in std::iter::once((ECHO, &echo)).chain(named) {
         agents.insert(name.to_owned(), Arc::new(build(name, agent, keeper, servers, acp, workspace)?));
     }
+    agents.insert(PROJECT.to_owned(), Arc::new(for_projects(projects.clone())));
     Ok(Settings {
         pipeline: config.pipeline.clone(),
         access: config.access.clone(),
@@ -49,6 +58,22 @@ pub(super) fn settings(
         agents,
         time_zone: crate::timer::zone(&config.timer.timezone).map_err(BuildError::Zone)?,
     })
+}
+
+/// The agent that hands events to projects. What a turn comes to its parts limit: preparing, starting, answering.
+fn for_projects(projects: Projects) -> Agent {
+    Agent {
+        name: PROJECT.to_owned(),
+        runner: Runner::Project(ProjectRunner::new(projects)),
+        timeout: PROJECT_RUN_MAX,
+        max_concurrent: PROJECT_RUNS_MAX,
+        harmless: false,
+        acts: false,
+        memory: config::Memory::default(),
+        spending: None,
+        fallback: Vec::new(),
+        prompt_bytes_max: None,
+    }
 }
 
 fn build(

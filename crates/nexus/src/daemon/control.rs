@@ -2,7 +2,7 @@
 
 use super::error::StartError;
 use super::paths::Paths;
-use super::{automations, backup, housekeeping, reload, replay, search, sessions, status};
+use super::{StartOptions, automations, backup, housekeeping, projects, reload, replay, search, sessions, status};
 use crate::access::{Edit, People, Rules};
 use crate::adapter::intake::Sinks;
 use crate::adapter::{Adapters, VerbError};
@@ -25,10 +25,14 @@ use crate::ledger::nexus::{DeliveryCounts, Resolution, deliveries_of, request_by
 use crate::ledger::{Database, Ledgers, Threads};
 use crate::logging::Logging;
 use crate::metrics::Metrics;
+use crate::nostr::Nostr;
 use crate::pipeline::Pipeline;
 use crate::pipeline::outbox::{Outbox, Resolved};
 use crate::pipeline::router::RouterStats;
 use crate::plugin::{Plugins, TrialError};
+use crate::project::coordinate::Coordinate;
+use crate::project::prepare::Preparer;
+use crate::project::{ProjectVerb, Projects};
 use crate::query::Record;
 use crate::replies::End;
 use crate::routes::{CLI_CHANNEL, DEFAULT_ACCOUNT};
@@ -37,7 +41,7 @@ use crate::supervisor::{BoxFuture, Supervisor};
 use crate::watch::Watch;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use axum::http::StatusCode;
-use nexus_core::config::{self, BusMode, Config, LogLevel};
+use nexus_core::config::{self, BusMode, Config};
 use nexus_core::event::{EVENT_ID_BYTES_MAX, ID_BYTES_MAX, PeerKind};
 use nexus_core::health::Overall;
 use nexus_core::ids::AccountKey;
@@ -63,9 +67,8 @@ const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 /// The parts that verbs reach for.
 pub(super) struct Control {
     pub(super) paths: Paths,
-    /// Log level and port of the command line: they survive a reload.
-    pub(super) flags: (Option<LogLevel>, Option<u16>),
-    pub(super) detached: bool,
+    /// What the command line says: it survives a reload.
+    pub(super) options: StartOptions,
     pub(super) logging: Logging,
     pub(super) config: ArcSwap<Config>,
     pub(super) ledgers: Ledgers,
@@ -83,6 +86,9 @@ pub(super) struct Control {
     pub(super) supervisor: Supervisor,
     /// The MCP servers of the agents.
     pub(super) servers: Servers,
+    pub(super) preparer: Preparer,
+    pub(super) projects: Projects,
+    pub(super) nostr: Nostr,
     pub(super) outbox: Outbox,
     pub(super) timer_settings: watch::Sender<config::Timer>,
     pub(super) sinks: Sinks,
@@ -458,6 +464,30 @@ impl Verbs for Control {
 
     fn automation_decide(&self, name: String, decision: Decision) -> BoxFuture<'_, Answer> {
         Box::pin(automations::decide(self, name, decision))
+    }
+
+    fn projects(&self) -> BoxFuture<'_, Value> {
+        Box::pin(projects::list(self))
+    }
+
+    fn project_verb(&self, name: String, verb: ProjectVerb) -> BoxFuture<'_, Answer> {
+        Box::pin(projects::verb(self, name, verb))
+    }
+
+    fn project_logs(&self, name: String, after: u64, lines: usize) -> BoxFuture<'_, Answer> {
+        Box::pin(projects::logs(self, name, after, lines))
+    }
+
+    fn nostr(&self) -> Nostr {
+        self.nostr.clone()
+    }
+
+    fn preparer(&self) -> Preparer {
+        self.preparer.clone()
+    }
+
+    fn forget_project(&self, project: Coordinate) -> BoxFuture<'_, bool> {
+        Box::pin(async move { self.projects.forget(&project).await })
     }
 
     fn stream_opened(&self) {

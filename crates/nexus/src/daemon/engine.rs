@@ -13,6 +13,7 @@ use crate::ledger::Ledgers;
 use crate::ledger::events::{last_seq, newest_received_at};
 use crate::ledger::nexus::{Delivery, Interrupted};
 use crate::metrics::Metrics;
+use crate::nostr;
 use crate::pipeline::outbox::Outbox;
 use crate::pipeline::pending::Pending;
 use crate::pipeline::recovery::Recovered;
@@ -20,6 +21,7 @@ use crate::pipeline::router::{Router, RouterStats};
 use crate::pipeline::{Pipeline, SETTLING_MAX, followers, recovery};
 use crate::plugin::calls::Calls;
 use crate::plugin::{Automations, Plugins, Shared as PluginShared};
+use crate::project::Projects;
 use crate::replies::Replies;
 use crate::routes::{CLI_CHANNEL, Route, Routes};
 use crate::search::Search;
@@ -42,6 +44,7 @@ pub(super) struct Ground<'a> {
     pub(super) servers: &'a Servers,
     pub(super) acp: &'a AcpAgents,
     pub(super) questions: &'a Questions,
+    pub(super) projects: &'a Projects,
     pub(super) ledgers: &'a Ledgers,
     pub(super) bus: &'a Bus,
     pub(super) metrics: &'a Metrics,
@@ -75,7 +78,8 @@ pub(super) struct Engine {
 /// When an agent can't be set up, or a ledger can't be read or written.
 pub(super) async fn start(ground: Ground<'_>, interrupted: Vec<Interrupted>, plugins_loaded: impl FnOnce()) -> Result<Engine, StartError> {
     let Ground { config, workspace, keeper, servers, ledgers, bus, metrics, plugins, ref plugins_need, watch_over, epoch, .. } = ground;
-    let settings = settings(config, keeper, servers, ground.acp, workspace).map_err(|error| StartError::Setting(describe(&error)))?;
+    let settings = settings(config, keeper, servers, ground.acp, ground.projects, workspace);
+    let settings = settings.map_err(|error| StartError::Setting(describe(&error)))?;
     let recovered = recovery::recover(ledgers, &settings, interrupted, epoch).await?;
     let routes = routes(config);
     let expiry = Expiry::new(ledgers.events.readers.read(newest_received_at).await?);
@@ -155,6 +159,9 @@ fn follow(
 
 /// Whether the adapter's config wants an uncertain delivery sent again.
 fn may_retry(config: &Config, delivery: &Delivery) -> bool {
+    if delivery.adapter == nostr::ADAPTER {
+        return true; // what is published once can't be published twice
+    }
     let send = config.adapters.get(&delivery.adapter).map(|adapter| &adapter.send);
     send.is_some_and(|send| send.on_uncertain == OnUncertain::Retry && delivery.attempts <= send.retries)
 }
@@ -166,6 +173,9 @@ fn routes(config: &Config) -> Routes {
     routes.set(CLI_CHANNEL, cli_route());
     for (name, adapter) in &config.adapters {
         routes.set(name, Route::unknown(&adapter.send, None, None));
+    }
+    if !config.nostr.relays.is_empty() {
+        routes.set(nostr::ADAPTER, nostr::route_to_be(nostr::PUBLISH_TTL_MS));
     }
     routes
 }

@@ -32,6 +32,7 @@ pub(super) async fn run(control: Arc<Control>, disk: watch::Sender<bool>, data_d
                 control.sinks.expiry.look();
                 control.ledgers.look_at_files();
                 count_deliveries(&control).await;
+                control.nostr.look().await;
                 watch_disk(&data_dir, control.config.load().ledgers.min_free_mb, &disk);
                 crate::keeper::leftovers::reap_all();
             }
@@ -111,6 +112,7 @@ pub(super) fn refresh_gauges(control: &Control) {
         let seconds = stats.commit_ns.load(Ordering::Relaxed) as f64 / 1e9;
         metrics.commit_seconds.get_or_create(&label).set(seconds);
     }
+    control.projects.measure();
     let router = *control.router_stats.borrow();
     let ledgers = &control.ledgers;
     let queues = [

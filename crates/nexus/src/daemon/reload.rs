@@ -1,7 +1,6 @@
 //! Reload: read, compare, apply what can be applied live, say what can't. An invalid file changes
 //! nothing.
 
-use super::StartOptions;
 use super::build::settings;
 use super::config::{LoadError, load_whole};
 use super::control::Control;
@@ -10,6 +9,7 @@ use crate::clock;
 use crate::error_text::describe;
 use crate::http::control::{Answer, Refusal};
 use crate::ledger::nexus::RecordConfig;
+use crate::project::prepare;
 use axum::http::StatusCode;
 use nexus_core::config::Config;
 use nexus_core::config::diff::{Change, Effect, diff};
@@ -28,14 +28,13 @@ pub(super) async fn reload(control: &Control, dry_run: bool) -> Answer {
         return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, why));
     }
     let loaded = load_whole(&control.paths).map_err(|error| invalid(control, &error))?;
-    let (log_level, port) = control.flags;
-    let flags = StartOptions { log_level, port, ..StartOptions::default() };
-    let mut new = effective(&loaded.config, &flags);
+    let mut new = effective(&loaded.config, &control.options);
     let old = control.config.load_full();
     let changes = diff(&old, &new);
     keep_restart_only(&old, &mut new);
     let new = Arc::new(new);
-    let built = settings(&new, control.supervisor.keeper(), &control.servers, &control.acp, &control.paths.workspace);
+    let (servers, acp, projects) = (&control.servers, &control.acp, &control.projects);
+    let built = settings(&new, control.supervisor.keeper(), servers, acp, projects, &control.paths.workspace);
     let built = built.map_err(|error| Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, describe(&error)))?;
     let warnings: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
     let answer = json!({ "changes": changes.iter().map(shown).collect::<Vec<_>>(), "warnings": warnings, "applied": !dry_run });
@@ -50,6 +49,8 @@ pub(super) async fn reload(control: &Control, dry_run: bool) -> Answer {
     }
     control.pipeline.settings.store(Arc::new(built));
     control.config.store(new.clone());
+    control.preparer.configure(prepare::Settings::of(&new, &control.paths));
+    control.projects.apply(&new).await;
     for change in &changes {
         if !control.ready.load(Ordering::Acquire) {
             break; // a stop waits for this, and would only undo it; the next start reads the file
@@ -136,6 +137,7 @@ async fn apply(control: &Control, change: &Change, new: &Config) {
             start_account(control, new, adapter, account).await;
         }
         Change::Agents => control.servers.apply(&new.agents).await,
+        Change::Nostr => control.nostr.apply(&new.nostr).await,
         // Done already, or read from the new settings or configuration by whoever needs them.
         Change::BusMode(_)
         | Change::BusRetention
@@ -144,7 +146,8 @@ async fn apply(control: &Control, change: &Change, new: &Config) {
         | Change::PipelineConcurrency
         | Change::OnInterrupted
         | Change::Retention
-        | Change::MinFree => {}
+        | Change::MinFree
+        | Change::Projects => {}
         Change::NeedsRestart { key } => tracing::warn!(key, "changed, but in force only after `nexus daemon restart`"),
     }
 }

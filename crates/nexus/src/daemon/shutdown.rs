@@ -86,9 +86,10 @@ impl Running {
             drop(control.reloading.lock().await);
             // A backup sees the stop as well, and puts away what it made. What it can't is no backup.
             tokio::time::timeout(BACKUP_END, control.backing_up.lock()).await.ok();
-            step(5, "adapter, plugin, automation, agent and MCP server processes get TERM");
+            step(5, "adapter, plugin, automation, agent, MCP server and project processes get TERM");
             let (adapters, automations) = (control.adapters.shutdown(), control.pipeline.automations.shutdown());
-            tokio::join!(adapters, control.plugins.shutdown(), automations, control.servers.shutdown(), control.acp.shutdown());
+            let agents = async { tokio::join!(control.servers.shutdown(), control.acp.shutdown(), control.projects.shutdown()) };
+            tokio::join!(adapters, control.plugins.shutdown(), automations, agents, control.nostr.shutdown());
             step(6, "these processes waited for");
             step(7, "those that stayed were killed");
             server.stop(STREAMS).await;

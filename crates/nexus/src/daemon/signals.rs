@@ -64,7 +64,7 @@ pub(super) async fn serve(mut running: Running) -> End {
     let reason = loop {
         match running.signals.next().await {
             Asked::Stop(reason) => break reason,
-            Asked::Hangup if !running.control.detached => break "SIGHUP",
+            Asked::Hangup if !running.control.options.detached => break "SIGHUP",
             asked @ (Asked::Hangup | Asked::Reload | Asked::Diagnose | Asked::Reap) => {
                 // This loop is the daemon's own life: a defect in what a signal asks for must not end it.
                 if let Err(panicked) = panics::catch(|| obey(&running, &asked)) {

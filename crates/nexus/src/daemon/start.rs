@@ -8,7 +8,7 @@ use super::prologue::say;
 use super::ready::Ready;
 use super::shutdown::Running;
 use super::signals::Signals;
-use super::{Prologue, StartOptions, housekeeping, listen, status};
+use super::{Prologue, StartOptions, housekeeping, listen, projects, status};
 use crate::adapter::intake::Sinks;
 use crate::adapter::{Adapters, Shared};
 use crate::agent::acp::AcpAgents;
@@ -96,6 +96,17 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
     let acp = AcpAgents::new(supervisor.clone(), ledgers.agents.clone(), questions.clone(), watch_over.clone());
     // Before the requests that an earlier daemon left.
     servers.apply(&config.agents).await;
+    let near = projects::Near {
+        paths: &paths,
+        config: &config,
+        supervisor: &supervisor,
+        ledgers: &ledgers,
+        bus: &bus,
+        metrics: &metrics,
+        watch_over: &watch_over,
+        stop: &stop,
+    };
+    let (nostr, preparer, projects) = projects::make(near).await?;
     let ground = Ground {
         config: &config,
         workspace: &paths.workspace,
@@ -103,6 +114,7 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
         servers: &servers,
         acp: &acp,
         questions: &questions,
+        projects: &projects,
         ledgers: &ledgers,
         bus: &bus,
         metrics: &metrics,
@@ -131,8 +143,7 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
     let adapters = adapters(&paths, &ledgers, &supervisor, &sinks, &engine, &stop);
     let control = Arc::new(Control {
         paths: paths.clone(),
-        flags: (options.log_level, options.port),
-        detached: options.detached,
+        options,
         logging: logging.clone(),
         config: ArcSwap::new(config.clone()),
         ledgers: ledgers.clone(),
@@ -148,6 +159,9 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
         acp,
         supervisor,
         servers,
+        preparer,
+        projects,
+        nostr,
         outbox: engine.outbox.clone(),
         timer_settings,
         sinks: sinks.clone(),
@@ -171,8 +185,11 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
     for (name, adapter) in &config.adapters {
         control.adapters.add(name, adapter).await;
     }
+    control.nostr.begin(control.sinks.clone(), engine.routes.clone());
+    control.nostr.apply(&config.nostr).await;
     steps.done("adapters");
 
+    engine.tasks.extend(control.projects.keep(&watch_over, &stop));
     let schedule = schedule(&config.timer, &ledgers).await?;
     engine.tasks.push(keep_timer(&watch_over, schedule, timer_view, sinks, ledgers.clone(), &stop));
     let (of_housekeeping, until) = (control.clone(), stop.clone());
@@ -270,7 +287,7 @@ async fn tell(control: &Control, engine: &Engine, ready: &Ready) {
         "Daemon started"
     );
     ready.succeeded(&status::summary(control));
-    if !control.detached {
+    if !control.options.detached {
         // Ready is said already; the summary may wait until most adapters are what they will be.
         let settled = async {
             let mut tick = tokio::time::interval(Duration::from_millis(20));
@@ -288,6 +305,12 @@ pub(super) fn effective(config: &Config, options: &StartOptions) -> Config {
     let mut config = config.clone();
     config.daemon.log_level = options.log_level.unwrap_or(config.daemon.log_level);
     config.daemon.port = options.port.unwrap_or(config.daemon.port);
+    let more = options.whitelist.iter().filter(|key| !config.nostr.whitelist.contains(key)).cloned().collect::<Vec<_>>();
+    config.nostr.whitelist.extend(more);
+    config.know_whitelist();
+    if let Some(path) = &options.projects_path {
+        config.projects.path.clone_from(path);
+    }
     config
 }
 

@@ -1,6 +1,7 @@
 //! The documents that tell how the daemon is: `/health`, `status`, the start summary.
 
 use super::control::Control;
+use super::projects;
 use crate::adapter::account::AccountReport;
 use crate::keeper::KillLevel;
 use crate::pipeline::router::{ADMISSION, ROUTER};
@@ -34,6 +35,8 @@ pub(super) fn health(control: &Control) -> (Overall, Value) {
         },
         "pipeline": pipeline(control),
         "ledgers": ledgers(control),
+        "projects": projects::health(control),
+        "nostr": nostr_health(control),
     });
     (word, document)
 }
@@ -52,17 +55,22 @@ pub(super) fn status(control: &Control) -> Value {
         "pid": std::process::id(),
         "uptime_ms": uptime_ms(control),
         "http": control.http_address.get().map(ToString::to_string),
-        "detached": control.detached,
+        "detached": control.options.detached,
         "config_path": control.paths.config_file,
         "state_dir": control.paths.state_dir,
-        "log_file": control.detached.then(|| control.paths.log_file()),
-        "flags": { "log_level": control.flags.0.map(|level| level.as_str()), "port": control.flags.1 },
+        "log_file": control.options.detached.then(|| control.paths.log_file()),
+        "flags": {
+            "log_level": control.options.log_level.map(|level| level.as_str()), "port": control.options.port,
+            "whitelist": control.options.whitelist, "projects_path": control.options.projects_path,
+        },
         "adapters": reports,
         "pipeline": pipeline,
         "deliveries": **control.deliveries.load(),
         "plugins": control.plugins.names(),
         "plugin_details": control.plugins.report(),
         "automations": control.pipeline.automations.report(),
+        "projects": control.projects.in_sight(),
+        "nostr": control.nostr.status(),
         "timer": { "heartbeat_interval_ms": config.timer.heartbeat_interval_ms, "cron_jobs": config.timer.cron.len() },
         "ledgers": ledgers(control),
         "kill_level": kill_level(&control.cgroup.level()),
@@ -173,8 +181,23 @@ fn judge(control: &Control, reports: &[AccountReport]) -> (Overall, Vec<String>)
         tasks_lost,
         stuck_deliveries: control.deliveries.load().stuck,
         plugins_unwell: control.plugins.unwell().into_iter().chain(control.pipeline.automations.unwell()).collect(),
+        projects_unwell: control.projects.unwell(),
+        nostr_unwell: control.nostr.status().unwell(),
         clock_doubt: control.sinks.expiry.doubt(),
     })
+}
+
+/// How many relays there are, and of those that don't hear everything which.
+fn nostr_health(control: &Control) -> Value {
+    let status = control.nostr.status();
+    let of = |state: &str| status.relays.iter().filter(|relay| relay.state == state).count();
+    let deaf: Vec<Value> = status
+        .relays
+        .iter()
+        .filter(|relay| !relay.deaf.is_empty())
+        .map(|relay| json!({ "relay": relay.url, "deaf": relay.deaf }))
+        .collect();
+    json!({ "relays": status.relays.len(), "live": of("live"), "deaf": deaf, "pending": status.outbox.waiting })
 }
 
 fn pipeline(control: &Control) -> Value {

@@ -138,8 +138,29 @@ pub(super) const NEXUS: &[Rule] = &[
     },
     Rule {
         check: Check::Deliveries,
+        what: "published event(s) whose status and the relays' answers don't fit together",
+        sql: "SELECT event_id FROM nostr_published p WHERE (status = 'accepted') <> (accepted_at IS NOT NULL)
+                OR (status = 'accepted' AND NOT EXISTS (SELECT 1 FROM nostr_outbox o WHERE o.event_id = p.event_id AND o.status = 'accepted'))",
+    },
+    Rule {
+        check: Check::Deliveries,
+        what: "event(s) for relays that were never published",
+        sql: "SELECT event_id FROM nostr_outbox o WHERE NOT EXISTS (SELECT 1 FROM nostr_published p WHERE p.event_id = o.event_id)",
+    },
+    Rule {
+        check: Check::Deliveries,
         what: "message(s) whose status and place among those sent don't fit together",
         sql: "SELECT delivery_id FROM deliveries WHERE (sent_seq IS NOT NULL) <> (status = 'sent')",
+    },
+    Rule {
+        check: Check::Records,
+        what: "project(s) that are prepared from nothing",
+        sql: "SELECT coordinate FROM projects WHERE status IN ('ready', 'needs_configuration') AND (definition IS NULL OR prepared_at IS NULL)",
+    },
+    Rule {
+        check: Check::Records,
+        what: "approval(s) whose decision and its time don't fit together",
+        sql: "SELECT project || ' ' || subject FROM approvals WHERE (decided_at IS NOT NULL) <> (status <> 'pending')",
     },
 ];
 
@@ -267,6 +288,22 @@ mod tests {
             ("UPDATE deliveries SET request_id = 'req_2'", "for no request (dlv_1)"),
             ("UPDATE deliveries SET run_id = 'run_2'", "of no run (dlv_1)"),
             ("UPDATE deliveries SET sent_seq = NULL", "among those sent don't fit together (dlv_1)"),
+            (
+                "INSERT INTO nostr_published (event_id, once, kind, event, status, created_at, expires_at) VALUES ('e', 'k', 1, '{}', 'accepted', 1, 2)",
+                "the relays' answers don't fit together (e)",
+            ),
+            (
+                "INSERT INTO nostr_outbox (event_id, relay, status, next_attempt_at, updated_at) VALUES ('f', 'ws://r', 'pending', 1, 1)",
+                "that were never published (f)",
+            ),
+            (
+                "INSERT INTO projects (coordinate, slug, path, title, status, created_at, updated_at) VALUES ('c', 's', '/p', 't', 'ready', 1, 1)",
+                "prepared from nothing (c)",
+            ),
+            (
+                "INSERT INTO approvals (project, kind, subject, command, event_id, status, asked_at) VALUES ('c', 'mcp', 's', 'x', '', 'approved', 1)",
+                "its time don't fit together (c s)",
+            ),
         ];
         for (sql, told) in cases {
             let broken = after(sql);

@@ -10,7 +10,12 @@ use super::replay::{Replay, Replayed, replay};
 use super::search::{rebuild, search};
 use super::send::{Accepted, Message, send};
 use super::sessions::{self, Fork};
+use super::{nostr, prepare, project};
 use crate::access::{Edit, People, Rules};
+use crate::nostr::Nostr;
+use crate::project::ProjectVerb;
+use crate::project::coordinate::Coordinate;
+use crate::project::prepare::Preparer;
 use crate::query::{EventsQuery, Record};
 use crate::search::Question;
 use crate::supervisor::BoxFuture;
@@ -75,6 +80,13 @@ pub trait Verbs: Send + Sync + 'static {
     fn automations(&self) -> BoxFuture<'_, Answer>;
     fn automation_test(&self, name: String, event: Value) -> BoxFuture<'_, Answer>;
     fn automation_decide(&self, name: String, decision: Decision) -> BoxFuture<'_, Answer>;
+    fn projects(&self) -> BoxFuture<'_, Value>;
+    fn project_verb(&self, name: String, verb: ProjectVerb) -> BoxFuture<'_, Answer>;
+    fn project_logs(&self, name: String, after: u64, lines: usize) -> BoxFuture<'_, Answer>;
+    fn nostr(&self) -> Nostr;
+    fn preparer(&self) -> Preparer;
+    /// Has a project's process stopped and forgotten; false while it is at work.
+    fn forget_project(&self, project: Coordinate) -> BoxFuture<'_, bool>;
     fn stream_opened(&self);
     fn stream_closed(&self);
 }
@@ -108,6 +120,9 @@ pub(super) fn routes(api: Api) -> Router {
         .route("/control/adapters/{name}/{account}/{verb}", post(adapter_verb))
         .merge(access::routes())
         .merge(automations::routes())
+        .merge(nostr::routes())
+        .merge(prepare::routes())
+        .merge(project::routes())
         .route("/control/plugins", get(async |State(api): State<Api>| Json(api.daemon.plugins().await)))
         .route("/control/plugins/{name}/test", post(plugin_test))
         .layer(axum::extract::DefaultBodyLimit::max(BODY_BYTES_MAX))

@@ -172,11 +172,10 @@ impl Cgroup {
     }
 }
 
-#[cfg(test)]
 impl Cgroup {
-    /// As where no cgroup2 is mounted.
+    /// As where no cgroup2 is mounted. A keeper below another one's needs none: it is inside of that one's.
     pub(crate) fn none() -> Self {
-        let level = KillLevel::Scan { why: "a test".to_owned() };
+        let level = KillLevel::Scan { why: "none was asked for".to_owned() };
         Self { made: None, record: PathBuf::new(), level: watch::Sender::new(level) }
     }
 }

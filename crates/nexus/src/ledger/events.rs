@@ -1,9 +1,11 @@
 //! events.db: facts. Events in and out, rejected lines, and the cursor of each account.
 
 mod read;
+mod relays;
 mod replay;
 
 pub use read::*;
+pub use relays::{FIRST, RelayCursor, TakeIn, relay_cursors};
 pub use replay::{Replay, Replayed, replay_id};
 
 use super::Ledger;
@@ -131,6 +133,7 @@ commands! { Ledger::Events, EventsCommand / EventsReply {
     OpenGap -> bool,
     CloseGap -> (),
     Replay -> Option<Replayed>,
+    TakeIn -> Appended,
 } }
 
 /// The unique key of an event: 16 bytes, whatever its id looks like.

@@ -1,10 +1,14 @@
 //! nexus.db: all work, and the only file with a status. The commands here are whole, conditional
 //! transactions: losing a condition is a normal answer, repeating one changes nothing.
 
+mod approvals;
 mod audit;
 mod automations;
 mod deliveries;
 mod instances;
+mod nostr;
+mod projects;
+mod publish;
 mod read;
 mod recover;
 mod requests;
@@ -12,14 +16,21 @@ mod say;
 mod speak;
 mod split;
 
+pub use self::nostr::{Definition, Deleted, Put, PutDefinitions, coordinate, nostr_coordinates, nostr_event, nostr_events_by_ids};
+pub use approvals::{Approval, ApprovalKind, AskApprovals, DecideApproval, Wish, approvals};
 pub use audit::{Audit, AuditQuery, AuditRow, LEFT_OUT_MAX, audit, left_out};
 pub use automations::{ForgetAutomation, Knowledge, Recollection, RememberAdvice, ReviveAutomation, all_knowledge, recollect};
 pub use deliveries::{ClaimDelivery, Delivery, NewDelivery, REPLY_MARK, Resolution, ResolveDelivery, SettleDelivery, Settled};
 pub use instances::{BackfillDone, CountAnalytics, Hour, Instance, RecordConfig, SaveInstance, instance};
+pub use projects::{MarkProject, ProjectRow, QuarantineProject, SaveProject, UseProject, project, project_named, projects};
+pub use publish::{
+    Answered, DuePublication, OutboxCounts, PrunePublished, Publish, Published, SettlePublished, SpreadPublished, due_publications,
+    next_publication, outbox_counts, published_status, published_under,
+};
 pub use read::{
-    DeliveryCounts, OpenRequest, RequestRow, deliveries, deliveries_of, delivery, delivery_counts, finished_after, open_deliveries,
-    open_requests, request_by_event, request_by_id, request_id_of, request_state, requests, run_turn, sent_after, status_counts,
-    uncertain_deliveries,
+    DeliveryCounts, OpenRequest, RequestRow, deliveries, deliveries_of, delivery, delivery_counts, finished_after, open_by_conversation,
+    open_deliveries, open_requests, request_by_event, request_by_id, request_id_of, request_state, requests, run_turn, sent_after,
+    status_counts, uncertain_deliveries,
 };
 pub use recover::{BeginEpoch, Interrupted, Prune, ReviveRequest};
 pub use requests::{Admit, AdmitRow, Fellow, FellowEnd, FinishRun, InterruptRun, MarkActed, SaveTrace, SettleRequest, StartRun};
@@ -63,6 +74,17 @@ commands! { Ledger::Nexus, NexusCommand / NexusReply {
     RecordConfig -> (),
     CountAnalytics -> (),
     Prune -> u64,
+    PutDefinitions -> Vec<Put>,
+    Publish -> Published,
+    SpreadPublished -> (),
+    SettlePublished -> Claim,
+    PrunePublished -> u64,
+    SaveProject -> (),
+    MarkProject -> Claim,
+    QuarantineProject -> Claim,
+    UseProject -> Claim,
+    AskApprovals -> Vec<Approval>,
+    DecideApproval -> Option<Approval>,
 } }
 
 /// The next value of a counter kept in this file.

@@ -1,11 +1,13 @@
 //! Stage 5: which agent answers, in which session, knowing what.
 
 use super::{Agent, Exit, Pipeline, Prepared, Settings};
+use crate::agent::project::ProjectTurn;
 use crate::agent::{Message, Role};
 use crate::ledger::agents::history;
+use crate::project::STOP_KIND;
 use crate::routes::TIMER_CHANNEL;
 use nexus_core::access::{Conversation, Principal, session_label};
-use nexus_core::config::PrincipalType;
+use nexus_core::config::{PROJECT, PrincipalType, QueueMode};
 use nexus_core::request::{AgentSection, NexusRequest};
 use rusqlite::Connection;
 use std::sync::Arc;
@@ -24,6 +26,9 @@ impl Pipeline {
         settings: &Settings,
         principal: &Principal,
     ) -> Result<(Arc<Agent>, String), Exit> {
+        if let Some(asked) = ProjectTurn::of(request) {
+            return self.assemble_project(request, settings, principal.type_, &asked);
+        }
         let overridden = request.triggers.as_ref().and_then(|triggers| triggers.routing_override.clone());
         let routed = || request.access.as_ref().and_then(|access| access.agent.clone());
         let name = overridden.or_else(routed).unwrap_or_else(|| settings.default_agent.clone());
@@ -32,21 +37,27 @@ impl Pipeline {
         };
         let session = label(request, principal);
         self.ask_breaker(request, principal.type_, &session)?;
-        request.agent = Some(AgentSection {
-            agent_id: name,
-            session_label: session.clone(),
-            parent_turn_id: None,
-            run_id: None,
-            model: None,
-            provider: None,
-            answered_by: None,
-            fallback_from: None,
-            history_messages: 0,
-            history_dropped: 0,
-            memory_matches: 0,
-            memory_error: None,
-            fellows: Vec::new(),
-        });
+        request.agent = Some(section(name, session.clone()));
+        Ok((agent, session))
+    }
+
+    /// An event of a project goes to that, whatever a policy says of its author: one session per project.
+    fn assemble_project(
+        &self,
+        request: &mut NexusRequest,
+        settings: &Settings,
+        principal: PrincipalType,
+        asked: &ProjectTurn,
+    ) -> Result<(Arc<Agent>, String), Exit> {
+        let Some(agent) = settings.agents.get(PROJECT).cloned() else {
+            return Err(Exit::Failed("there is no agent for projects: a defect of the daemon".into()));
+        };
+        let session = asked.session();
+        self.ask_breaker(request, principal, &session)?;
+        if let (STOP_KIND, Some(access)) = (asked.event.kind, &mut request.access) {
+            access.queue_mode = QueueMode::Interrupt; // it ends what is going on
+        }
+        request.agent = Some(section(PROJECT.to_owned(), session.clone()));
         Ok((agent, session))
     }
 
@@ -81,6 +92,24 @@ impl Pipeline {
     }
 }
 
+fn section(agent_id: String, session_label: String) -> AgentSection {
+    AgentSection {
+        agent_id,
+        session_label,
+        parent_turn_id: None,
+        run_id: None,
+        model: None,
+        provider: None,
+        answered_by: None,
+        fallback_from: None,
+        history_messages: 0,
+        history_dropped: 0,
+        memory_matches: 0,
+        memory_error: None,
+        fellows: Vec::new(),
+    }
+}
+
 /// The label that the session of a known sender's request would have if the sender were not known, where
 /// that is another one.
 pub(super) fn formerly(request: &NexusRequest, session: &str) -> Option<String> {
@@ -91,8 +120,11 @@ pub(super) fn formerly(request: &NexusRequest, session: &str) -> Option<String> 
 }
 
 /// The session of a request. A cron job has a lane of its own, named after its label, and so has what an automation
-/// makes of an event of the timer.
+/// makes of an event of the timer. A project has one, whoever speaks.
 pub(super) fn label(request: &NexusRequest, principal: &Principal) -> String {
+    if let Some(asked) = ProjectTurn::of(request) {
+        return asked.session();
+    }
     let event = &request.event;
     let fired = request.triggers.as_ref().and_then(|triggers| triggers.fired_by.as_deref()).filter(|_| event.channel == TIMER_CHANNEL);
     // No label of a job has an `@`.

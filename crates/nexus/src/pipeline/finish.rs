@@ -102,8 +102,10 @@ impl Pipeline {
         let turn = turn_record(&prepared, &run_id, &verdict.finished, seen, started_at, spent);
         let route = self.routes.settled(&prepared.adapter).await;
         let here = route.as_ref().is_some_and(|route| route.here);
-        let text = verdict.text();
-        let deliveries = deliveries(&prepared, route, &run_id, left.next, &verdict.told(&left.rest));
+        // What its processes had to say, a project has published by itself.
+        let is_published = prepared.agent.is_for_projects();
+        let (text, rest) = if is_published { (verdict.told(""), "") } else { (verdict.text(), left.rest.as_str()) };
+        let deliveries = deliveries(&prepared, route, &run_id, left.next, &verdict.told(rest));
         if here {
             // Delivered by the commit that ends the run: the last stages are part of it.
             let result = json!({ "deliveries": deliveries.len(), "pending": 0 });

@@ -104,7 +104,7 @@ impl Prepared {
     pub(super) fn may_answer(&self) -> bool {
         let asks = match self.agent.runner {
             Runner::Acp(_) => true,
-            Runner::Echo | Runner::Command(_) | Runner::Llm(_) => false,
+            Runner::Echo | Runner::Command(_) | Runner::Llm(_) | Runner::Project(_) => false,
         };
         asks && self.is_of_owner()
     }

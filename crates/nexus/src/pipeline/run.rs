@@ -7,6 +7,7 @@ use super::outlet::Outlet;
 use super::spending::Unfiled;
 use super::unsettled::ENDS;
 use super::{Active, Agent, Pipeline, Prepared};
+use crate::agent::project::ProjectTurn;
 use crate::agent::{
     AgentError, Finished, MAX_ANSWER_BYTES, Memory, Message, Output, StopReason, TRIES_MAX, ToolStatus, Turn, Usage, pause_after,
 };
@@ -164,9 +165,12 @@ impl Pipeline {
     /// Runs the agent; while its endpoint can't answer and nothing was said or done, those that are to take its
     /// place, each once its budget allows it.
     async fn work(&self, prepared: &mut Prepared, turn: &mut Turn, seen: &mut Seen) -> Work {
-        let deadline = tokio::time::Instant::now() + prepared.agent.timeout.min(prepared.timeout.saturating_sub(prepared.spent));
-        turn.deadline = Some(deadline);
         let own = prepared.agent.clone();
+        let left = prepared.timeout.saturating_sub(prepared.spent);
+        // A project may have to be cloned and started first: its parts have limits of their own.
+        let limit = if own.is_for_projects() { own.timeout } else { own.timeout.min(left) };
+        let deadline = tokio::time::Instant::now() + limit;
+        turn.deadline = Some(deadline);
         let mut work = self.tries(prepared, &own, turn, seen, deadline).await;
         for name in &own.fallback {
             let Work::Failed(error) = &work else { break };
@@ -203,10 +207,11 @@ impl Pipeline {
         deadline: tokio::time::Instant,
     ) -> Work {
         // Of a turn that a newer message ended by now nobody is told that its budget is used up.
-        if let Some(refused) = self.refuse(agent, turn).await.filter(|_| !prepared.abort.is_cancelled()) {
+        let payer = self.payer(agent, turn);
+        if let Some(refused) = self.refuse(&payer, turn).await.filter(|_| !prepared.abort.is_cancelled()) {
             return refused;
         }
-        seen.charged = agent.spending.is_some().then(|| agent.clone());
+        seen.charged = payer.spending.is_some().then_some(payer);
         for attempt in 1_u32.. {
             if prepared.abort.is_cancelled() {
                 return Work::Finished(aborted(seen));
@@ -375,6 +380,8 @@ impl Pipeline {
             permissions: request.access.as_ref().map_or(serde_json::Value::Null, |access| json!(access.permissions)),
             allowance: None,
             deadline: None,
+            instructions: None,
+            project: if prepared.agent.is_for_projects() { ProjectTurn::of(request) } else { None },
         }
     }
 

@@ -3,14 +3,14 @@
 
 use super::run::{Seen, Work};
 use super::{Agent, Pipeline, READ_PATIENCE};
-use crate::agent::{AgentError, Turn, Usage};
+use crate::agent::{AgentError, Runner, Turn, Usage};
 use crate::clock;
 use crate::ledger::agents::spent;
 use crate::metrics::{AgentLabel, AgentTokens};
 use nexus_core::spend::{Allowance, Amount, Meter, cost_usd, day, estimated_tokens};
 use rusqlite::Connection;
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What the runs of each agent use, by its name.
 #[derive(Debug, Default)]
@@ -33,6 +33,15 @@ impl Drop for Unfiled {
 }
 
 impl Pipeline {
+    /// Whose budget a run uses: a project's agents are run by an agent of the configuration.
+    pub(super) fn payer(&self, agent: &Arc<Agent>, turn: &Turn) -> Arc<Agent> {
+        let name = match &agent.runner {
+            Runner::Project(runner) => runner.agent_of(turn),
+            Runner::Echo | Runner::Command(_) | Runner::Llm(_) | Runner::Acp(_) => None,
+        };
+        name.and_then(|name| self.settings.load().agents.get(&name).cloned()).unwrap_or_else(|| agent.clone())
+    }
+
     /// Says in the turn what the agent may use; how the run ends, when that is nothing or can't be read.
     pub(super) async fn refuse(&self, agent: &Agent, turn: &mut Turn) -> Option<Work> {
         turn.allowance = None;

@@ -12,6 +12,8 @@ mod send;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use address::is_public;
+
 use crate::error_text::describe;
 use crate::ledger::Ledgers;
 use crate::panics;

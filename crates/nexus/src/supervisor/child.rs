@@ -59,7 +59,7 @@ pub(super) async fn run(
     report: watch::Sender<ChildStatus>,
     mut part: Part,
 ) {
-    let life = Lifecycle::new(spec.policy.clone());
+    let life = Lifecycle::new(spec.policy.clone()).seeded(seed());
     let (running, last_error, started_at, unheard) = (None, None, None, None);
     let mut task = Task { spec, life, keeper, metrics, report, running, generation: 0, last_error, started_at, removing: false, unheard };
     // Only its removal ends a child's task.
@@ -141,6 +141,7 @@ impl Task {
                 self.last_error = None;
                 Some(Input::Start)
             }
+            Verb::Wake => Some(Input::Wake),
             Verb::Stop => Some(Input::Stop),
             Verb::Restart => {
                 self.last_error = None;
@@ -164,7 +165,11 @@ impl Task {
             exited.cancel();
             reader.await.ok(); // it tells by itself how it ended
             let wanted = matches!(self.life.state(), State::Stopping { .. });
-            if wanted {
+            if let Err(panicked) = panics::catch(|| self.spec.program.ended(status, wanted)) {
+                tracing::error!(child = %self.spec.id, error = %panicked, "a defect of the daemon after a child's end");
+            }
+            let rests = status.is_success() && self.spec.policy.on_demand.is_some();
+            if wanted || rests {
                 tracing::info!(child = %self.spec.id, pid = process.pid, %status, "child stopped");
             } else {
                 let why = match process.given_up(status) {
@@ -327,6 +332,11 @@ fn answer(note: Option<oneshot::Sender<()>>) {
     {
         tracing::trace!("who gave the order has gone");
     }
+}
+
+/// Where a child's delays are drawn from: children that fall together must not all rise together.
+fn seed() -> u64 {
+    (ulid::Ulid::generate().random() & u128::from(u64::MAX)) as u64
 }
 
 async fn until(deadline_ms: Option<u64>) {

@@ -57,6 +57,7 @@ fn policy() -> RestartPolicy {
         reset_after_ms: 600_000,
         errored_retry_ms: 0,
         stop_grace_ms: 5_000,
+        on_demand: None,
     }
 }
 

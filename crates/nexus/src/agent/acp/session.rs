@@ -176,6 +176,8 @@ mod tests {
             permissions: Value::Null,
             allowance: None,
             deadline: None,
+            instructions: None,
+            project: None,
         }
     }
 

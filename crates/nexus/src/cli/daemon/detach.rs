@@ -28,10 +28,12 @@ const MESSAGE_BYTES_MAX: usize = 256 * 1024;
 const LAST_LINES: usize = 20;
 
 /// What overrides the configuration.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Flags {
     pub(crate) log_level: Option<LogLevel>,
     pub(crate) port: Option<u16>,
+    pub(crate) whitelist: Vec<String>,
+    pub(crate) projects_path: Option<String>,
 }
 
 /// A daemon that is ready.
@@ -121,6 +123,12 @@ fn spawn(config: Option<&Path>, flags: Flags, log: File) -> io::Result<(OwnedFd,
     }
     if let Some(port) = flags.port {
         command.args(["--port", &port.to_string()]);
+    }
+    for key in &flags.whitelist {
+        command.args(["--whitelist", key]);
+    }
+    if let Some(path) = &flags.projects_path {
+        command.args(["--projects-path", path]);
     }
     command.stdin(writer).stdout(log.try_clone()?).stderr(log);
     let child = command.spawn()?;

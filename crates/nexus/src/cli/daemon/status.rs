@@ -56,11 +56,14 @@ pub(crate) struct KillLevel {
 pub(crate) struct Flags {
     log_level: Option<String>,
     port: Option<u16>,
+    whitelist: Vec<String>,
+    projects_path: Option<String>,
 }
 
 impl From<Flags> for detach::Flags {
     fn from(flags: Flags) -> Self {
-        Self { log_level: flags.log_level.as_deref().and_then(LogLevel::parse), port: flags.port }
+        let Flags { log_level, port, whitelist, projects_path } = flags;
+        Self { log_level: log_level.as_deref().and_then(LogLevel::parse), port, whitelist, projects_path }
     }
 }
 

@@ -96,6 +96,13 @@ pub fn open_requests(connection: &Connection) -> rusqlite::Result<Vec<OpenReques
         .collect()
 }
 
+/// Requests of an adapter that are not over, by conversation.
+pub fn open_by_conversation(connection: &Connection, adapter: &str) -> rusqlite::Result<Vec<(String, u64)>> {
+    let sql = "SELECT conversation, count(*) FROM nexus_requests
+               WHERE status IN ('waiting', 'processing', 'interrupted') AND adapter = ?1 GROUP BY conversation";
+    connection.prepare_cached(sql)?.query_map([adapter], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+}
+
 /// The id of the request of an event.
 pub fn request_id_of(connection: &Connection, event_seq: i64) -> rusqlite::Result<Option<String>> {
     optional(

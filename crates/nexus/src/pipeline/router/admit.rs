@@ -149,6 +149,14 @@ pub(crate) fn conversation_of(adapter: &str, event: &Event) -> String {
     format!("{adapter}\u{1f}{}", event.conversation())
 }
 
+fn why_filed(event: &StoredEvent) -> &'static str {
+    if event.adapter == crate::nostr::ADAPTER {
+        "filed: it names several projects and not an agent of each, or may have been answered before a restore"
+    } else {
+        "late: older than catch_up.max_age_ms, filed by catch_up.late"
+    }
+}
+
 /// The request that an accepted event becomes.
 pub(crate) fn row_of(event: &StoredEvent, now: i64) -> AdmitRow {
     let filed = event.disposition == Disposition::Filed;
@@ -163,6 +171,6 @@ pub(crate) fn row_of(event: &StoredEvent, now: i64) -> AdmitRow {
         late: matches!(event.disposition, Disposition::Late | Disposition::Filed),
         created_at: now,
         status: if filed { Status::Expired } else { Status::Waiting },
-        reason: filed.then_some("late: older than catch_up.max_age_ms, filed by catch_up.late"),
+        reason: filed.then_some(why_filed(event)),
     }
 }

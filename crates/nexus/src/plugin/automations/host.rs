@@ -34,6 +34,7 @@ const POLICY: RestartPolicy = RestartPolicy {
     reset_after_ms: 60_000,
     errored_retry_ms: 60_000,
     stop_grace_ms: 2_000,
+    on_demand: None,
 };
 
 /// The process, and who is in it.

@@ -71,7 +71,7 @@ fn public(name: &str, addresses: Vec<IpAddr>) -> Result<Vec<IpAddr>, NotPublic> 
 }
 
 /// Whether an address is anybody's on the internet (the IANA registries of special-purpose addresses).
-pub(super) fn is_public(address: IpAddr) -> bool {
+pub(crate) fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => is_public_v4(address),
         IpAddr::V6(address) => is_public_v6(address),

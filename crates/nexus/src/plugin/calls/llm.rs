@@ -54,6 +54,8 @@ fn turn(agent: String, content: String, plugin: &str) -> Turn {
         permissions: Value::Null,
         allowance: None,
         deadline: None,
+        instructions: None,
+        project: None,
     }
 }
 

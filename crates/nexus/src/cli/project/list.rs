@@ -1,0 +1,66 @@
+//! `nexus project list`: from the daemon, or without one from the ledger, where nothing runs.
+
+use crate::cli::failure::Exit;
+use crate::cli::out::{Color, one_line};
+use crate::cli::table::{self, Cell};
+use crate::cli::{Global, block_on, ledger, units};
+use crate::ledger::nexus::{ProjectRow, projects};
+use crate::project::ProjectState;
+use crate::query::{QueryError, Record};
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// Longest text that tells why, in characters.
+const REASON_CHARS_MAX: usize = 120;
+
+pub(crate) fn run(global: &Global) -> anyhow::Result<Exit> {
+    let answer = block_on(ledger::ask(global, "/control/projects", |directory| stored(&directory)))??;
+    let (out, projects) = (global.out(), &answer["projects"]);
+    if out.json {
+        out.json(projects)?;
+        return Ok(Exit::Done);
+    }
+    let rows: Vec<_> = projects.as_array().into_iter().flatten().map(row).collect();
+    if rows.is_empty() {
+        out.line("no projects; one comes with the first event for it, or with `nexus project init`")?;
+    }
+    for line in table::lines(&rows, &[], out.paint) {
+        out.line(&line)?;
+    }
+    Ok(Exit::Done)
+}
+
+/// The same shape as the daemon's answer, of what none runs of.
+fn stored(directory: &Path) -> Result<Value, QueryError> {
+    let rows = Record::offline(directory)?.nexus.read_now(projects)?;
+    Ok(json!({ "projects": rows.iter().map(of_row).collect::<Vec<_>>() }))
+}
+
+fn of_row(row: &ProjectRow) -> Value {
+    let state = ProjectState::of_row(&row.status, row.quarantined.is_some()).unwrap_or(ProjectState::Discovered);
+    json!({
+        "id": row.coordinate, "path": row.path, "startedAt": null, "slug": row.slug, "title": row.title, "state": state.as_str(),
+        "reason": row.quarantined.as_ref().or(row.reason.as_ref()), "pid": null, "last_used": row.last_used,
+    })
+}
+
+fn row(project: &Value) -> [Cell; 6] {
+    let text = |key: &str| project[key].as_str().unwrap_or("");
+    let color = match text("state") {
+        "running" => Color::Green,
+        "quarantined" => Color::Red,
+        "ready" | "archived" | "discovered" => Color::Dim,
+        _ => Color::Yellow,
+    };
+    let uptime = project["uptime_ms"].as_u64().map(units::duration).unwrap_or_default();
+    let queue = project["queue"].as_u64().filter(|queue| *queue > 0).map(|queue| format!("{queue} waiting")).unwrap_or_default();
+    let told = if text("reason").is_empty() { text("doing") } else { text("reason") };
+    [
+        Cell::new(text("slug")),
+        Cell::colored(text("state"), color),
+        Cell::new(uptime),
+        Cell::new(queue),
+        Cell::new(text("path")),
+        Cell::new(one_line(told, REASON_CHARS_MAX)),
+    ]
+}

@@ -1,0 +1,68 @@
+//! `nexus project show`: what a project is, where it lies, who works in it, and what it lacks.
+
+use crate::cli::client::{Client, encoded};
+use crate::cli::failure::Exit;
+use crate::cli::out::{Color, Out, visible};
+use crate::cli::{Global, block_on};
+use serde_json::Value;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The project: its slug or the beginning of it, naddr1..., or kind:pubkey:identifier
+    #[arg(value_name = "PROJECT")]
+    project: String,
+}
+
+pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
+    let paths = global.paths()?;
+    let path = format!("/control/prepare/show/{}", encoded(&args.project));
+    let shown = block_on(async { Client::new(&paths).get(&path).await })??;
+    let out = global.out();
+    if out.json {
+        out.json(&shown)?;
+    } else {
+        tell(&shown, out)?;
+    }
+    Ok(Exit::Done)
+}
+
+fn tell(shown: &Value, out: Out) -> anyhow::Result<()> {
+    let project = &shown["project"];
+    let title = project["title"].as_str().map(visible).unwrap_or_default();
+    out.line(&out.paint.apply(Color::Bold, &title))?;
+    let rows = [
+        ("Slug", &project["slug"]),
+        ("Status", &project["status"]),
+        ("Quarantined", &project["quarantined"]),
+        ("Reason", &project["reason"]),
+        ("Error", &shown["error"]),
+        ("Path", &project["path"]),
+        ("Address", &project["coordinate"]),
+        ("naddr", &shown["naddr"]),
+        ("Repository", &shown["repoUrl"]),
+        ("About", &shown["description"]),
+    ];
+    for (name, value) in rows {
+        if let Some(text) = value.as_str() {
+            out.line(&format!("  {:<12} {}", format!("{name}:"), visible(text)))?;
+        }
+    }
+    let text = |value: &Value| visible(value.as_str().unwrap_or("-"));
+    for agent in shown["agents"].as_array().into_iter().flatten() {
+        let manager = if agent["manager"] == true { ", manager" } else { "" };
+        out.line(&format!("  Agent {}: {}{manager}, {}", text(&agent["slug"]), text(&agent["name"]), text(&agent["pubkey"])))?;
+    }
+    for server in shown["mcp"].as_array().into_iter().flatten() {
+        out.line(&format!("  MCP server {}: {}", text(&server["slug"]), text(&server["command"])))?;
+    }
+    for (title, key) in [("Missing", "missing"), ("Not used", "problems")] {
+        for one in shown[key].as_array().into_iter().flatten() {
+            out.line(&out.paint.apply(Color::Yellow, &format!("  {title}: {}", text(one))))?;
+        }
+    }
+    let pending = shown["approvals"].as_array().into_iter().flatten().filter(|one| one["status"] == "pending").count();
+    if pending > 0 {
+        out.line(&out.paint.apply(Color::Yellow, &format!("  {pending} wait(s) for your approval; see `nexus project approvals`")))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,100 @@
+//! Projects and the Nostr client within the daemon: made at its start, asked for by verbs. What they are and how they
+//! run is `crate::project`'s and `crate::nostr`'s.
+
+use super::control::Control;
+use super::paths::Paths;
+use crate::bus::Bus;
+use crate::http::control::{Answer, Refusal};
+use crate::ledger::{Ledgers, ReadError};
+use crate::metrics::Metrics;
+use crate::nostr::{self, Nostr};
+use crate::project::activate::Roster;
+use crate::project::prepare::{self, Preparer};
+use crate::project::{LINES_MAX, Parts, Places, ProjectVerb, Projects, VerbError};
+use crate::supervisor::Supervisor;
+use crate::watch::Watch;
+use axum::http::StatusCode;
+use nexus_core::config::Config;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+/// What is there before them.
+pub(super) struct Near<'a> {
+    pub(super) paths: &'a Paths,
+    pub(super) config: &'a Config,
+    pub(super) supervisor: &'a Supervisor,
+    pub(super) ledgers: &'a Ledgers,
+    pub(super) bus: &'a Bus,
+    pub(super) metrics: &'a Metrics,
+    pub(super) watch_over: &'a Watch,
+    pub(super) stop: &'a CancellationToken,
+}
+
+/// Makes both, and takes in the projects that the ledger knows. Nothing is started.
+///
+/// # Errors
+/// When the ledger can't be read.
+pub(super) async fn make(near: Near<'_>) -> Result<(Nostr, Preparer, Projects), ReadError> {
+    let Near { paths, config, supervisor, ledgers, bus, metrics, watch_over, stop } = near;
+    let roster = Roster::default();
+    let nostr = Nostr::new(nostr::Ground {
+        ledgers: ledgers.clone(),
+        keeper: supervisor.keeper().clone(),
+        credentials: paths.credentials_dir(),
+        bus: bus.clone(),
+        metrics: metrics.clone(),
+        watch_over: watch_over.clone(),
+        roster: roster.clone(),
+        stop: stop.clone(),
+    });
+    let preparer = Preparer::new(prepare::Ground {
+        settings: prepare::Settings::of(config, paths),
+        keeper: supervisor.keeper().clone(),
+        ledgers: ledgers.clone(),
+        nostr: nostr.clone(),
+        bus: bus.clone(),
+    });
+    let places = Places { config_file: paths.config_file.clone(), state_dir: paths.state_dir.clone(), run_dir: paths.run_dir() };
+    let parts = Parts {
+        supervisor: supervisor.clone(),
+        preparer: preparer.clone(),
+        nostr: nostr.clone(),
+        ledgers: ledgers.clone(),
+        bus: bus.clone(),
+        metrics: metrics.clone(),
+        roster,
+        places,
+    };
+    let projects = Projects::new(parts, config);
+    preparer.runs_if(projects.up_by_coordinate());
+    projects.begin().await?;
+    Ok((nostr, preparer, projects))
+}
+
+/// What `nexus project list` shows.
+pub(super) async fn list(control: &Control) -> Value {
+    json!({ "projects": control.projects.list().await })
+}
+
+pub(super) async fn verb(control: &Control, name: String, verb: ProjectVerb) -> Answer {
+    Ok(json!(control.projects.verb(&name, verb).await.map_err(refused)?))
+}
+
+pub(super) async fn logs(control: &Control, name: String, after: u64, lines: usize) -> Answer {
+    let lines = control.projects.logs(&name, after, lines.min(LINES_MAX)).await.map_err(refused)?;
+    Ok(json!({ "lines": lines }))
+}
+
+/// What `/health` has of them: how many are how.
+pub(super) fn health(control: &Control) -> Value {
+    json!({ "states": control.projects.counts(), "unwell": control.projects.unwell() })
+}
+
+fn refused(error: VerbError) -> Refusal {
+    let status = match &error {
+        VerbError::Unknown(_) => StatusCode::NOT_FOUND,
+        VerbError::Refused { .. } => StatusCode::CONFLICT,
+        VerbError::Read(_) => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    Refusal::new(status, crate::error_text::describe(&error))
+}

@@ -1,0 +1,111 @@
+//! What came over Nostr, with how far each relay's answers are proven to be whole, in one transaction. A cursor
+//! is never an event's time: those are whatever their authors wrote.
+
+use super::{Append, Appended};
+use crate::ledger::writer::Weight;
+use rusqlite::{Connection, params};
+use std::sync::Arc;
+
+/// Cursors that nobody moved for so long are forgotten: of relays and whitelists that were.
+const FORGOTTEN_MS: i64 = 90 * 24 * 60 * 60 * 1000;
+/// The name under which it is kept since when this daemon listens at all; it is of no relay.
+pub const FIRST: &str = "first";
+
+/// How far one relay's answers to one filter are whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RelayCursor {
+    /// Its address; empty for what is of no relay.
+    pub relay: String,
+    /// The id of the subscription, which differs when the filter does.
+    pub filter: String,
+    /// Unix seconds: everything up to then was received.
+    pub until: i64,
+}
+
+/// Appends events and moves the cursors that they bring with them.
+#[derive(Debug, Clone)]
+pub struct TakeIn {
+    pub append: Append,
+    pub cursors: Arc<Vec<RelayCursor>>,
+    /// Unix ms.
+    pub at: i64,
+}
+
+impl TakeIn {
+    pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Appended> {
+        let appended = self.append.apply(connection)?;
+        // A cursor beyond our own clock was left by one that was ahead.
+        let sql = "INSERT INTO relay_cursors (relay, filter, until, updated_at) VALUES (?1, ?2, ?3, ?4)
+                   ON CONFLICT (relay, filter) DO UPDATE SET updated_at = excluded.updated_at,
+                     until = CASE WHEN until > excluded.updated_at / 1000 THEN excluded.until ELSE max(until, excluded.until) END";
+        let mut upsert = connection.prepare_cached(sql)?;
+        for cursor in &*self.cursors {
+            upsert.execute(params![cursor.relay, cursor.filter, cursor.until, self.at])?;
+        }
+        if !self.cursors.is_empty() {
+            let sql = "DELETE FROM relay_cursors WHERE updated_at < ?1 AND relay <> ''";
+            connection.prepare_cached(sql)?.execute([self.at.saturating_sub(FORGOTTEN_MS)])?;
+        }
+        Ok(appended)
+    }
+}
+
+impl Weight for TakeIn {
+    fn bytes(&self) -> usize {
+        self.append.bytes() + 128 * self.cursors.len()
+    }
+    fn rows(&self) -> usize {
+        self.append.rows() + self.cursors.len()
+    }
+}
+
+/// All cursors.
+pub fn relay_cursors(connection: &Connection) -> rusqlite::Result<Vec<RelayCursor>> {
+    let sql = "SELECT relay, filter, until FROM relay_cursors ORDER BY relay, filter";
+    let read = |row: &rusqlite::Row<'_>| Ok(RelayCursor { relay: row.get(0)?, filter: row.get(1)?, until: row.get(2)? });
+    connection.prepare_cached(sql)?.query_map([], read)?.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::ledger::events::Lines;
+
+    fn take(connection: &Connection, events: &[&str], until: i64, at: i64) -> Appended {
+        let events = events.iter().map(|id| crate::samples::new_event(*id)).collect();
+        let append = Append { adapter: "nostr".into(), account: "default".into(), lines: Arc::new(Lines { events, rejects: Vec::new() }) };
+        let cursor = RelayCursor { relay: "ws://a".to_owned(), filter: "f".to_owned(), until };
+        TakeIn { append, cursors: Arc::new(vec![cursor]), at }.apply(connection).unwrap()
+    }
+
+    fn until(connection: &Connection) -> i64 {
+        relay_cursors(connection).unwrap()[0].until
+    }
+
+    #[test]
+    fn a_cursor_only_moves_forward_unless_a_clock_was_ahead() {
+        let connection = crate::samples::events_ledger();
+        assert_eq!(take(&connection, &["fake:1", "fake:2"], 100, 200_000), [Some(1), Some(2)]);
+        assert_eq!(take(&connection, &["fake:2"], 90, 210_000), [None], "known, whichever relay brings it");
+        assert_eq!(until(&connection), 100);
+        take(&connection, &[], 5_000, 5_000_000);
+        assert_eq!(until(&connection), 5_000);
+        take(&connection, &[], 300, 300_000);
+        assert_eq!(until(&connection), 300, "the clock was ahead by an hour");
+    }
+
+    #[test]
+    fn what_nobody_asks_any_more_is_forgotten() {
+        let connection = crate::samples::events_ledger();
+        take(&connection, &[], 100, 100_000);
+        let other = RelayCursor { relay: "ws://b".to_owned(), filter: "f".to_owned(), until: 1 };
+        let first = RelayCursor { relay: String::new(), filter: FIRST.to_owned(), until: 1 };
+        let append = Append { adapter: "nostr".into(), account: "default".into(), lines: Arc::default() };
+        let at = 100_000 + FORGOTTEN_MS;
+        TakeIn { append: append.clone(), cursors: Arc::new(vec![first]), at: 1 }.apply(&connection).unwrap();
+        TakeIn { append, cursors: Arc::new(vec![other]), at: at + 1 }.apply(&connection).unwrap();
+        let left: Vec<String> = relay_cursors(&connection).unwrap().into_iter().map(|cursor| cursor.relay).collect();
+        assert_eq!(left, ["", "ws://b"]);
+    }
+}

@@ -1,0 +1,248 @@
+//! Projects: where each lies, what it was prepared from, and how far it has come. What lies in the
+//! directory itself is not known here.
+
+use super::Claim;
+use crate::ledger::optional;
+use crate::ledger::writer::Weight;
+use rusqlite::{Connection, Row, params};
+
+/// One project as last known.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct ProjectRow {
+    /// `kind:pubkey:identifier`.
+    pub coordinate: String,
+    pub slug: String,
+    /// Absolute.
+    pub path: String,
+    pub title: String,
+    /// `discovered`, `preparing`, `needs_configuration`, `ready` or `archived`; whether it runs is not kept.
+    pub status: String,
+    pub reason: Option<String>,
+    /// Why it isn't started any more.
+    pub quarantined: Option<String>,
+    pub definition_id: Option<String>,
+    /// The signed event, as JSON.
+    #[serde(skip)]
+    pub definition: Option<String>,
+    /// Unix ms, as all times.
+    pub prepared_at: Option<i64>,
+    pub last_used: Option<i64>,
+    pub created_at: i64,
+    pub updated_at: i64,
+}
+
+/// Writes what is known of a project. What the row doesn't know stays as it was; a new definition ends its quarantine.
+#[derive(Debug, Clone)]
+pub struct SaveProject {
+    pub row: ProjectRow,
+}
+
+impl SaveProject {
+    pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<()> {
+        let sql = "INSERT INTO projects (coordinate, slug, path, title, status, reason, definition_id, definition, prepared_at, last_used,
+                     created_at, updated_at)
+                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)
+                   ON CONFLICT (coordinate) DO UPDATE SET slug = ?2, path = ?3, title = ?4, status = ?5, reason = ?6,
+                     definition_id = coalesce(?7, definition_id), definition = coalesce(?8, definition),
+                     prepared_at = coalesce(?9, prepared_at), last_used = coalesce(?10, last_used), updated_at = ?12,
+                     quarantined = CASE WHEN coalesce(?7, definition_id) IS definition_id THEN quarantined END";
+        let row = &self.row;
+        let values = params![
+            row.coordinate,
+            row.slug,
+            row.path,
+            row.title,
+            row.status,
+            row.reason,
+            row.definition_id,
+            row.definition,
+            row.prepared_at,
+            row.last_used,
+            row.created_at,
+            row.updated_at
+        ];
+        connection.prepare_cached(sql)?.execute(values).map(drop)
+    }
+}
+
+/// Says how far a project has come.
+#[derive(Debug, Clone)]
+pub struct MarkProject {
+    pub coordinate: String,
+    pub status: String,
+    pub reason: Option<String>,
+    pub at: i64,
+}
+
+impl MarkProject {
+    pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Claim> {
+        let sql = "UPDATE projects SET status = ?2, reason = ?3, updated_at = ?4 WHERE coordinate = ?1";
+        let changed = connection.prepare_cached(sql)?.execute(params![self.coordinate, self.status, self.reason, self.at])?;
+        Ok(if changed == 1 { Claim::Done } else { Claim::Lost })
+    }
+}
+
+/// Quarantines a project, or releases it without a reason.
+#[derive(Debug, Clone)]
+pub struct QuarantineProject {
+    pub coordinate: String,
+    pub reason: Option<String>,
+    pub at: i64,
+}
+
+impl QuarantineProject {
+    pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Claim> {
+        let sql = "UPDATE projects SET quarantined = ?2, updated_at = ?3 WHERE coordinate = ?1";
+        let changed = connection.prepare_cached(sql)?.execute(params![self.coordinate, self.reason, self.at])?;
+        Ok(if changed == 1 { Claim::Done } else { Claim::Lost })
+    }
+}
+
+/// An event was handed to it.
+#[derive(Debug, Clone)]
+pub struct UseProject {
+    pub coordinate: String,
+    pub at: i64,
+}
+
+impl UseProject {
+    pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Claim> {
+        let sql = "UPDATE projects SET last_used = max(coalesce(last_used, 0), ?2) WHERE coordinate = ?1";
+        let changed = connection.prepare_cached(sql)?.execute(params![self.coordinate, self.at])?;
+        Ok(if changed == 1 { Claim::Done } else { Claim::Lost })
+    }
+}
+
+const COLUMNS: &str =
+    "coordinate, slug, path, title, status, reason, quarantined, definition_id, definition, prepared_at, last_used, created_at, updated_at";
+
+/// One project.
+pub fn project(connection: &Connection, coordinate: &str) -> rusqlite::Result<Option<ProjectRow>> {
+    let sql = format!("SELECT {COLUMNS} FROM projects WHERE coordinate = ?1");
+    optional(connection.prepare_cached(&sql)?.query_row([coordinate], read))
+}
+
+/// The project that a person means: by coordinate, by slug, or by the beginning of a slug that only one has.
+pub fn project_named(connection: &Connection, name: &str) -> rusqlite::Result<Option<ProjectRow>> {
+    let exact = format!("SELECT {COLUMNS} FROM projects WHERE coordinate = ?1 OR slug = ?1");
+    if let Some(row) = optional(connection.prepare_cached(&exact)?.query_row([name], read))? {
+        return Ok(Some(row));
+    }
+    let beginning = format!("SELECT {COLUMNS} FROM projects WHERE substr(slug, 1, length(?1)) = ?1 LIMIT 2");
+    let mut query = connection.prepare_cached(&beginning)?;
+    let mut found: Vec<ProjectRow> = query.query_map([name], read)?.collect::<rusqlite::Result<_>>()?;
+    Ok(if found.len() == 1 && !name.is_empty() { found.pop() } else { None })
+}
+
+/// All projects, those used last first.
+pub fn projects(connection: &Connection) -> rusqlite::Result<Vec<ProjectRow>> {
+    let sql = format!("SELECT {COLUMNS} FROM projects ORDER BY coalesce(last_used, 0) DESC, coordinate");
+    connection.prepare_cached(&sql)?.query_map([], read)?.collect()
+}
+
+fn read(row: &Row<'_>) -> rusqlite::Result<ProjectRow> {
+    Ok(ProjectRow {
+        coordinate: row.get(0)?,
+        slug: row.get(1)?,
+        path: row.get(2)?,
+        title: row.get(3)?,
+        status: row.get(4)?,
+        reason: row.get(5)?,
+        quarantined: row.get(6)?,
+        definition_id: row.get(7)?,
+        definition: row.get(8)?,
+        prepared_at: row.get(9)?,
+        last_used: row.get(10)?,
+        created_at: row.get(11)?,
+        updated_at: row.get(12)?,
+    })
+}
+
+impl Weight for SaveProject {
+    fn bytes(&self) -> usize {
+        self.row.definition.as_ref().map_or(0, String::len) + self.row.path.len() + self.row.title.len() + 512
+    }
+}
+
+impl Weight for MarkProject {}
+
+impl Weight for QuarantineProject {}
+
+impl Weight for UseProject {}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn row(identifier: &str) -> ProjectRow {
+        ProjectRow {
+            coordinate: format!("31933:aa:{identifier}"),
+            slug: format!("{identifier}-00"),
+            path: format!("/p/{identifier}"),
+            title: identifier.to_owned(),
+            status: "discovered".into(),
+            reason: None,
+            quarantined: None,
+            definition_id: Some("e1".into()),
+            definition: Some("{}".into()),
+            prepared_at: None,
+            last_used: None,
+            created_at: 1,
+            updated_at: 1,
+        }
+    }
+
+    #[test]
+    fn what_a_later_row_does_not_know_stays() {
+        let connection = crate::samples::nexus_ledger();
+        SaveProject { row: ProjectRow { prepared_at: Some(5), ..row("demo") } }.apply(&connection).unwrap();
+        SaveProject { row: ProjectRow { definition: None, definition_id: None, updated_at: 9, ..row("demo") } }.apply(&connection).unwrap();
+        let kept = project(&connection, "31933:aa:demo").unwrap().unwrap();
+        assert_eq!((kept.definition.as_deref(), kept.prepared_at, kept.updated_at), (Some("{}"), Some(5), 9));
+        assert_eq!(kept.definition_id.as_deref(), Some("e1"));
+    }
+
+    #[test]
+    fn only_a_new_definition_ends_a_quarantine_by_itself() {
+        let connection = crate::samples::nexus_ledger();
+        let save = |id: Option<&str>| {
+            SaveProject { row: ProjectRow { definition_id: id.map(str::to_owned), ..row("demo") } }.apply(&connection).unwrap();
+            project(&connection, "31933:aa:demo").unwrap().unwrap().quarantined
+        };
+        save(Some("e1"));
+        let reason = Some("5 crashes".to_owned());
+        QuarantineProject { coordinate: "31933:aa:demo".into(), reason: reason.clone(), at: 2 }.apply(&connection).unwrap();
+        assert_eq!((save(Some("e1")), save(None)), (reason.clone(), reason));
+        assert_eq!(save(Some("e2")), None);
+    }
+
+    #[test]
+    fn a_project_is_found_by_the_beginning_of_its_slug_if_only_one_has_it() {
+        let connection = crate::samples::nexus_ledger();
+        for identifier in ["demo", "demon", "other"] {
+            SaveProject { row: row(identifier) }.apply(&connection).unwrap();
+        }
+        let found = |name: &str| project_named(&connection, name).unwrap().map(|row| row.title);
+        assert_eq!(found("31933:aa:other").as_deref(), Some("other"));
+        assert_eq!(found("demo-00").as_deref(), Some("demo"));
+        assert_eq!(found("oth").as_deref(), Some("other"));
+        assert_eq!(found("demon").as_deref(), Some("demon"));
+        assert_eq!((found("dem"), found(""), found("x")), (None, None, None));
+        assert_eq!(found("%"), None, "nobody's pattern is obeyed");
+    }
+
+    #[test]
+    fn only_what_is_there_is_marked_and_used() {
+        let connection = crate::samples::nexus_ledger();
+        let mark = |status: &str| MarkProject { coordinate: "31933:aa:demo".into(), status: status.into(), reason: None, at: 7 };
+        assert_eq!(mark("ready").apply(&connection).unwrap(), Claim::Lost);
+        SaveProject { row: row("demo") }.apply(&connection).unwrap();
+        assert_eq!(mark("ready").apply(&connection).unwrap(), Claim::Done);
+        assert!(mark("asleep").apply(&connection).is_err(), "the states are a closed list");
+        let used = |at| UseProject { coordinate: "31933:aa:demo".into(), at }.apply(&connection).unwrap();
+        assert_eq!((used(20), used(10)), (Claim::Done, Claim::Done));
+        let kept = projects(&connection).unwrap().remove(0);
+        assert_eq!((kept.status.as_str(), kept.last_used), ("ready", Some(20)));
+    }
+}

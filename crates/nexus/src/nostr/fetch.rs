@@ -1,0 +1,159 @@
+//! Events that are asked for once: what is stored first, then all relays together. An answer is verified like
+//! everything else, and kept if it is a definition.
+
+use super::filter::Filter;
+use super::relay::Command;
+use super::sort::definition;
+use super::subscriptions::DEFINING_KINDS;
+use super::{Inner, Link};
+use crate::ledger::ReadError;
+use crate::ledger::nexus::{nostr_event, nostr_events_by_ids};
+use crate::ledger::writer::WriteError;
+use crate::project::coordinate::Coordinate;
+use ::nostr::event::Event;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
+
+/// Events that one relay may answer a fetch with.
+pub(crate) const EVENTS_OF_FETCH_MAX: usize = 500;
+/// Ids that may be asked for together.
+const IDS_MAX: usize = 256;
+/// How long relays have, connecting included.
+const FETCH_LIMIT: Duration = Duration::from_secs(10);
+
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// Who answered that there is none, and who didn't answer, with why.
+    #[error("no relay has it; asked: {}; no answer: {}", or_nobody(.answered), or_nobody(.silent))]
+    NotFound { answered: Vec<String>, silent: Vec<String> },
+    #[error("`nostr.relays` is empty: there is nobody to ask")]
+    NoRelays,
+    #[error("{0} ids are too many; {IDS_MAX} are possible")]
+    TooMany(usize),
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Write(#[from] WriteError),
+}
+
+impl FetchError {
+    /// Whether the same question may find an answer later.
+    pub fn may_change(&self) -> bool {
+        match self {
+            Self::NotFound { silent, .. } => !silent.is_empty(),
+            Self::NoRelays | Self::Read(_) | Self::Write(_) => true,
+            Self::TooMany(_) => false,
+        }
+    }
+}
+
+fn or_nobody(names: &[String]) -> String {
+    if names.is_empty() { "nobody".to_owned() } else { names.join(", ") }
+}
+
+/// What the relays had.
+#[derive(Debug, Default)]
+struct Answers {
+    events: BTreeMap<String, Event>,
+    answered: Vec<String>,
+    silent: Vec<String>,
+}
+
+impl Inner {
+    pub(crate) async fn definition(&self, of: &Coordinate) -> Result<Event, FetchError> {
+        if let Some(known) = self.stored(of).await? {
+            return Ok(known);
+        }
+        let filter = Filter {
+            kinds: Some(BTreeSet::from([of.kind])),
+            authors: Some(Arc::new(BTreeSet::from([of.pubkey.clone()]))),
+            tag: Some(('d', BTreeSet::from([of.identifier.clone()]))),
+            ..Filter::default()
+        };
+        let Answers { events, answered, silent } = self.ask(&filter).await?;
+        self.keep(events.values()).await?;
+        // By way of the ledger, which knows which one counts, and what was deleted.
+        self.stored(of).await?.ok_or(FetchError::NotFound { answered, silent })
+    }
+
+    pub(crate) async fn by_ids(&self, ids: &[String]) -> Result<Vec<Event>, FetchError> {
+        if ids.len() > IDS_MAX {
+            return Err(FetchError::TooMany(ids.len()));
+        }
+        let asked = ids.to_vec();
+        let stored = self.ground.ledgers.nexus.readers.read(move |connection| nostr_events_by_ids(connection, &asked)).await?;
+        let mut found: Vec<Event> = stored.iter().filter_map(|json| Event::from_json(json).ok()).collect();
+        let known: BTreeSet<String> = found.iter().map(|event| event.id.to_hex()).collect();
+        let missing: BTreeSet<String> = ids.iter().filter(|id| !known.contains(*id)).cloned().collect();
+        if missing.is_empty() {
+            return Ok(found);
+        }
+        let Answers { events, answered, silent } = self.ask(&Filter { ids: Some(missing), ..Filter::default() }).await?;
+        if events.is_empty() && answered.is_empty() && !silent.is_empty() {
+            return Err(FetchError::NotFound { answered, silent });
+        }
+        self.keep(events.values()).await?;
+        found.extend(events.into_values());
+        Ok(found)
+    }
+
+    async fn stored(&self, of: &Coordinate) -> Result<Option<Event>, ReadError> {
+        let of = of.clone();
+        let read = move |connection: &rusqlite::Connection| nostr_event(connection, of.kind, &of.pubkey, &of.identifier);
+        let found = self.ground.ledgers.nexus.readers.read(read).await?;
+        Ok(found.and_then(|json| Event::from_json(json).ok()))
+    }
+
+    async fn keep<'e>(&self, events: impl Iterator<Item = &'e Event>) -> Result<(), WriteError> {
+        let kinds = self.plan.load().project_kinds.clone();
+        let is_kept = |event: &&Event| DEFINING_KINDS.contains(&event.kind.as_u16()) || kinds.contains(&event.kind.as_u16());
+        let definitions: Vec<_> = events.filter(is_kept).map(definition).collect();
+        if !definitions.is_empty() {
+            self.put(definitions).await?;
+        }
+        Ok(())
+    }
+
+    /// Asks all relays at once, and waits for each within the limit.
+    async fn ask(&self, filter: &Filter) -> Result<Answers, FetchError> {
+        let links = self.links.load_full();
+        if links.is_empty() {
+            return Err(FetchError::NoRelays);
+        }
+        let deadline = Instant::now() + FETCH_LIMIT;
+        let asking = links.iter().map(|link| async move { (link.url.to_string(), ask_one(link, filter, deadline).await) });
+        let mut all = Answers::default();
+        for (url, answer) in futures_util::future::join_all(asking).await {
+            match answer {
+                Ok(events) => {
+                    all.answered.push(url);
+                    all.events.extend(events.into_iter().map(|event| (event.id.to_hex(), event)));
+                }
+                Err(why) => all.silent.push(format!("{url} ({why})")),
+            }
+        }
+        Ok(all)
+    }
+}
+
+async fn ask_one(link: &Link, filter: &Filter, deadline: Instant) -> Result<Vec<Event>, String> {
+    let mut view = link.view.clone();
+    match timeout_at(deadline, view.wait_for(|view| view.may_publish)).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(_)) => return Err("it is not wanted any more".to_owned()),
+        Err(_) => return Err(link.view.borrow().error.clone().unwrap_or_else(|| "not connected".to_owned())),
+    }
+    let (answer, answered) = oneshot::channel();
+    let command = Command::Fetch { filter: filter.clone(), answer };
+    let asked = async {
+        link.commands.send(command).await.map_err(|_| "it is not wanted any more".to_owned())?;
+        answered.await.map_err(|_| "its task failed".to_owned())?
+    };
+    match timeout_at(deadline, asked).await {
+        Ok(answer) => answer,
+        Err(_) => Err("it did not answer in time".to_owned()),
+    }
+}

@@ -1,0 +1,370 @@
+//! Verified events of all relays into the ledgers: definitions first, then everything else in one commit with the
+//! cursors that cover it. It takes in no more than there is room for; then no relay is read on, and each keeps
+//! what it has. A cursor moves only behind the events that came before it.
+
+use super::gate::Seen;
+use super::sort::{self, DELETION, Purpose, Rules, sort};
+use super::subscriptions::Cursors;
+use super::{ADAPTER, Inner, Plan};
+use crate::adapter::intake::Sinks;
+use crate::clock;
+use crate::error_text::describe;
+use crate::ledger::events::{Append, Appended, Disposition, FIRST, Lines, NewEvent, RelayCursor, TakeIn, appended_since};
+use crate::ledger::nexus::{Definition, Deleted, Put, PutDefinitions, RESTORED_AT, counter};
+use crate::ledger::writer::WriteError;
+use crate::ledger::{Ledgers, optional};
+use crate::metrics::RelayResult;
+use crate::project::coordinate::Coordinate;
+use crate::routes::DEFAULT_ACCOUNT;
+use ::nostr::event::Event;
+use nexus_core::ids::AccountKey;
+use nexus_core::notice::NoticeType;
+use serde_json::json;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+/// Events that wait to be taken in, and the bytes that they may have together.
+const QUEUE_MAX: usize = 1_024;
+const QUEUE_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Events of one commit.
+const BATCH_MAX: usize = 256;
+/// Accepted events without an end at which nothing more is taken in.
+const PENDING_MAX: i64 = 100_000;
+
+/// What a relay hands over, in the order in which it came.
+#[derive(Debug)]
+pub(crate) enum Arrived {
+    Event {
+        relay: Arc<str>,
+        event: Box<Event>,
+        _bytes: OwnedSemaphorePermit,
+    },
+    /// All that came of a subscription up to `until` (Unix seconds) stands before this.
+    Proven {
+        relay: Arc<str>,
+        filter: String,
+        until: u64,
+        /// Of the taking in under which the subscription was asked for.
+        generation: u64,
+    },
+}
+
+/// The relays' end.
+#[derive(Debug, Clone)]
+pub(crate) struct Door {
+    queue: mpsc::Sender<Arrived>,
+    bytes: Arc<Semaphore>,
+}
+
+impl Door {
+    /// Waits until there is room. False when nothing is taken in any more.
+    pub(crate) async fn event(&self, relay: &Arc<str>, event: Box<Event>) -> bool {
+        let bytes = event.content.len() + event.tags.iter().flat_map(|tag| tag.as_slice()).map(String::len).sum::<usize>() + 512;
+        let bytes = u32::try_from(bytes.min(QUEUE_BYTES_MAX)).unwrap_or(u32::MAX);
+        let Ok(permit) = self.bytes.clone().acquire_many_owned(bytes).await else { return false };
+        self.queue.send(Arrived::Event { relay: relay.clone(), event, _bytes: permit }).await.is_ok()
+    }
+
+    pub(crate) async fn proven(&self, relay: &Arc<str>, filter: String, until: u64, generation: u64) -> bool {
+        self.queue.send(Arrived::Proven { relay: relay.clone(), filter, until, generation }).await.is_ok()
+    }
+}
+
+/// What survives a failure of the taking in.
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    queue: Mutex<mpsc::Receiver<Arrived>>,
+    door: Door,
+    /// Rises whenever what was in hand may have been lost: relays ask again then.
+    pub(crate) generation: watch::Sender<u64>,
+    pub(crate) seen: Seen,
+    pub(crate) cursors: Cursors,
+    taken: AtomicU64,
+}
+
+impl Inbox {
+    pub(crate) fn new() -> Self {
+        let (queue, receiver) = mpsc::channel(QUEUE_MAX);
+        Self {
+            queue: Mutex::new(receiver),
+            door: Door { queue, bytes: Arc::new(Semaphore::new(QUEUE_BYTES_MAX)) },
+            generation: watch::Sender::new(0),
+            seen: Seen::default(),
+            cursors: Cursors::default(),
+            taken: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn door(&self) -> Door {
+        self.door.clone()
+    }
+
+    /// Events that were accepted since the start.
+    pub(crate) fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
+    }
+}
+
+/// Takes in until `stop`. After a failure the events that were in hand are asked for again.
+pub(crate) async fn run(inner: Arc<Inner>, sinks: Sinks, stop: CancellationToken) {
+    let inbox = &inner.inbox;
+    inbox.seen.clear();
+    inbox.generation.send_modify(|generation| *generation += 1);
+    let mut queue = inbox.queue.lock().await;
+    let restored_at = restored_at(&inner.ground.ledgers).await;
+    let taking = Taking { inner: &inner, sinks: &sinks, account: AccountKey::new(ADAPTER, DEFAULT_ACCOUNT), restored_at };
+    loop {
+        crate::torture::point("task.nostr inbox");
+        let first = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            first = taking.next(&mut queue) => first,
+        };
+        let Some(first) = first else { return };
+        let mut batch = vec![first];
+        while batch.len() < BATCH_MAX
+            && let Ok(more) = queue.try_recv()
+        {
+            batch.push(more);
+        }
+        match taking.take(batch).await {
+            Ok(()) => {}
+            // No repetition mends that, and what comes after it must not wait for it.
+            Err(error @ WriteError::Refused { .. }) => {
+                tracing::error!(error = %describe(&error), "events of Nostr were refused by the ledger")
+            }
+            Err(error @ (WriteError::Closed { .. } | WriteError::Unknown { .. })) => {
+                tracing::warn!(error = %describe(&error), "events of Nostr are not taken in any more; the next start asks for them again");
+                stop.cancelled().await;
+                return;
+            }
+        }
+    }
+}
+
+/// Reads the cursors, and notes since when this daemon listens, once.
+pub(crate) async fn begin(inner: &Inner, sinks: &Sinks) -> Result<(), String> {
+    let stored = sinks.readers.read(crate::ledger::events::relay_cursors).await.map_err(|error| describe(&error))?;
+    inner.inbox.cursors.moved(&stored);
+    if inner.inbox.cursors.has_first() {
+        return Ok(());
+    }
+    let now = clock::wall_ms();
+    let first = RelayCursor { relay: String::new(), filter: FIRST.to_owned(), until: now / 1000 };
+    let take = TakeIn { append: append(Vec::new()), cursors: Arc::new(vec![first.clone()]), at: now };
+    sinks.writer.write_until_done(take).await.map_err(|error| describe(&error))?;
+    inner.inbox.cursors.moved(&[first]);
+    Ok(())
+}
+
+async fn restored_at(ledgers: &Ledgers) -> Option<i64> {
+    match ledgers.nexus.readers.read(|connection| optional(counter(connection, RESTORED_AT))).await {
+        // The clock may have been ahead then.
+        Ok(at) => at.map(|at| at.min(clock::wall_ms())),
+        Err(error) => {
+            tracing::warn!(error = %describe(&error), "it is not known whether the ledgers were restored");
+            None
+        }
+    }
+}
+
+fn append(events: Vec<NewEvent>) -> Append {
+    Append { adapter: ADAPTER.into(), account: DEFAULT_ACCOUNT.into(), lines: Arc::new(Lines { events, rejects: Vec::new() }) }
+}
+
+struct Taking<'a> {
+    inner: &'a Inner,
+    sinks: &'a Sinks,
+    account: AccountKey,
+    restored_at: Option<i64>,
+}
+
+/// A batch, sorted.
+#[derive(Default)]
+struct Sorted {
+    definitions: Vec<(Arc<str>, Definition)>,
+    events: Vec<NewEvent>,
+    /// The relay of each of them.
+    brought_by: Vec<Arc<str>>,
+    cursors: Vec<RelayCursor>,
+}
+
+impl Taking<'_> {
+    /// The next thing, once there is room for what it leads to.
+    async fn next(&self, queue: &mut mpsc::Receiver<Arrived>) -> Option<Arrived> {
+        let mut disk_low = self.sinks.disk_low.clone();
+        // An error means that the daemon is stopping.
+        drop(disk_low.wait_for(|low| !low).await);
+        let mut pending = self.sinks.pending.watch(&self.account);
+        drop(pending.wait_for(|count| *count < PENDING_MAX).await);
+        queue.recv().await
+    }
+
+    async fn take(&self, batch: Vec<Arrived>) -> Result<(), WriteError> {
+        let sorted = self.sort(batch);
+        let Sorted { definitions, events, brought_by, cursors } = sorted;
+        self.put(definitions).await?;
+        if events.is_empty() && cursors.is_empty() {
+            return Ok(());
+        }
+        let (append, cursors) = (append(events), Arc::new(cursors));
+        crate::torture::point("nostr.taking");
+        let appended = self.write(TakeIn { append: append.clone(), cursors: cursors.clone(), at: clock::wall_ms() }).await?;
+        self.inner.inbox.cursors.moved(&cursors);
+        self.accepted(&append.lines.events, &brought_by, &appended);
+        Ok(())
+    }
+
+    fn sort(&self, batch: Vec<Arrived>) -> Sorted {
+        let plan = self.inner.plan.load();
+        let own = self.inner.own();
+        let mut sorted = Sorted::default();
+        for arrived in batch {
+            match arrived {
+                Arrived::Event { relay, event, .. } => self.sort_one(&relay, &event, &plan, own.as_deref(), &mut sorted),
+                Arrived::Proven { relay, filter, until, generation } => {
+                    // What stood before an older one may have been lost.
+                    if generation == *self.inner.inbox.generation.borrow() {
+                        let until = i64::try_from(until).unwrap_or(0);
+                        sorted.cursors.push(RelayCursor { relay: relay.to_string(), filter, until });
+                    }
+                }
+            }
+        }
+        sorted
+    }
+
+    fn sort_one(&self, relay: &Arc<str>, event: &Event, plan: &Plan, own: Option<&str>, sorted: &mut Sorted) {
+        let rules = Rules {
+            whitelist: &plan.whitelist,
+            project_kinds: &plan.project_kinds,
+            roster: &self.inner.ground.roster,
+            own,
+            restored_at: self.restored_at,
+            now_ms: clock::wall_ms(),
+        };
+        let mut keep = |event: NewEvent| {
+            sorted.events.push(event);
+            sorted.brought_by.push(relay.clone());
+        };
+        match sort(event, relay, &rules) {
+            Purpose::Definition(definition) => sorted.definitions.push((relay.clone(), *definition)),
+            Purpose::Messages(messages) => messages.into_iter().for_each(keep),
+            Purpose::Ambiguous(event, projects) => {
+                let named = sort::named(&projects);
+                tracing::warn!(
+                    event = event.event_id,
+                    projects = named,
+                    "an event names several projects, and an agent of each it does not: filed"
+                );
+                keep(*event);
+            }
+            Purpose::Own => self.count(relay, "own"),
+            Purpose::Stranger => self.count(relay, "stranger"),
+            Purpose::Unaddressed => self.count(relay, "unaddressed"),
+            Purpose::Expired => self.count(relay, "expired"),
+        }
+    }
+
+    async fn put(&self, definitions: Vec<(Arc<str>, Definition)>) -> Result<(), WriteError> {
+        if definitions.is_empty() {
+            return Ok(());
+        }
+        let (relays, definitions): (Vec<Arc<str>>, Vec<Definition>) = definitions.into_iter().unzip();
+        let put = self.inner.put(definitions).await?;
+        for (relay, put) in relays.iter().zip(put) {
+            self.count(relay, if put == Put::Counts { "definition" } else { "outdated" });
+        }
+        Ok(())
+    }
+
+    /// Writes, however often that takes; the answer is that of all attempts together.
+    async fn write(&self, take: TakeIn) -> Result<Appended, WriteError> {
+        let before = *self.sinks.committed.borrow();
+        match self.sinks.writer.write(take.clone()).await {
+            Err(WriteError::Unknown { .. }) => {}
+            done => return done,
+        }
+        let lines = take.append.lines.clone();
+        let appended = self.sinks.writer.write_until_done(take).await?;
+        match self.sinks.readers.read(move |connection| appended_since(connection, &lines, before)).await {
+            Ok(of_all_attempts) => Ok(of_all_attempts),
+            Err(error) => {
+                tracing::warn!(error = %describe(&error), "what an earlier attempt committed is seen with the next event");
+                Ok(appended)
+            }
+        }
+    }
+
+    fn accepted(&self, events: &[NewEvent], brought_by: &[Arc<str>], appended: &Appended) {
+        let fresh = || events.iter().zip(appended).filter_map(|(event, seq)| seq.map(|seq| (event, seq)));
+        let runs = fresh().filter(|(event, _)| matches!(event.disposition, Disposition::Run | Disposition::Late)).count();
+        self.sinks.pending.raise(&self.account, runs as u64);
+        if let Some(newest) = appended.iter().flatten().max() {
+            crate::ledger::raise(&self.sinks.committed, *newest);
+        }
+        self.inner.inbox.taken.fetch_add(fresh().count() as u64, Ordering::Relaxed);
+        for ((event, seq), relay) in events.iter().zip(appended).zip(brought_by) {
+            let result = match (seq, event.disposition) {
+                (None, _) => "duplicate",
+                (Some(_), Disposition::Filed) => "filed",
+                (Some(_), Disposition::Run | Disposition::Late | Disposition::History) => "accepted",
+            };
+            self.count(relay, result);
+        }
+        for (event, seq) in fresh() {
+            let notice = json!({
+                "event_id": event.event_id, "seq": seq, "adapter": ADAPTER, "account": DEFAULT_ACCOUNT, "channel": ADAPTER,
+                "sender_id": event.sender_id, "disposition": event.disposition.as_str(),
+            });
+            self.sinks.bus.publish(NoticeType::EventReceived, notice);
+        }
+    }
+
+    fn count(&self, relay: &Arc<str>, result: &'static str) {
+        count(self.inner, relay, result);
+    }
+}
+
+/// Counts what became of an event of a relay.
+pub(crate) fn count(inner: &Inner, relay: &Arc<str>, result: &'static str) {
+    let label = RelayResult { relay: relay.to_string(), result };
+    inner.ground.metrics.nostr_events.get_or_create(&label).inc();
+}
+
+impl Inner {
+    /// Stores definitions and tells of the projects that changed.
+    pub(crate) async fn put(&self, definitions: Vec<Definition>) -> Result<Vec<Put>, WriteError> {
+        let definitions = Arc::new(definitions);
+        let command = PutDefinitions { definitions: definitions.clone(), at: clock::wall_ms() };
+        let put = self.ground.ledgers.nexus.writer.write_until_done(command).await?;
+        let kinds = self.plan.load().project_kinds.clone();
+        for (definition, put) in definitions.iter().zip(&put) {
+            if *put == Put::Counts {
+                self.tell(definition, &kinds);
+            }
+        }
+        Ok(put)
+    }
+
+    fn tell(&self, definition: &Definition, project_kinds: &[u16]) {
+        let coordinate = |text: &str| Coordinate::parse(text).ok().filter(|coordinate| project_kinds.contains(&coordinate.kind));
+        let changed: Vec<Coordinate> = if definition.kind == DELETION {
+            let of = |deleted: &Deleted| match deleted {
+                Deleted::Coordinate(text) => coordinate(text),
+                Deleted::Event(_) => None,
+            };
+            definition.deletes.iter().filter_map(of).collect()
+        } else {
+            let identifier = definition.identifier.as_deref().unwrap_or_default();
+            let text = crate::ledger::nexus::coordinate(definition.kind, &definition.pubkey, identifier);
+            coordinate(&text).into_iter().collect()
+        };
+        for one in changed {
+            // An error means that nobody listens.
+            self.redefined.send(one).ok();
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! The subscriptions of one connection: asked, complete without a gap, refused. A relay gives back as many stored
+//! events as it likes, the newest first; so what it has is asked for again, up to the oldest that came, until an
+//! answer is empty. Only then is known that nothing is missing.
+
+use super::{Action, Now};
+use std::collections::BTreeMap;
+
+/// How long a relay may take to send what it has.
+const STORED_WAIT_MS: u64 = 15_000;
+/// Pauses before a refused subscription is asked for again.
+const REFUSED_BASE_MS: u64 = 2_000;
+const REFUSED_MAX_MS: u64 = 300_000;
+/// One that is heard for so long was never refused.
+const HELD_MS: u64 = 60_000;
+/// Pages of one subscription after a reconnection. Beyond, what is older is given up, and told.
+const PAGES_MAX: u32 = 1_000;
+/// Refusals for want of a proof after which no other proof is made.
+const PROOFS_MAX: u32 = 2;
+
+/// The id under which a subscription's older events are asked for.
+pub(crate) fn page_id(sub: &str) -> String {
+    format!("{sub}-p")
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Phase {
+    /// Not asked for yet.
+    Idle,
+    /// Asked for at `at_s`; its stored events come.
+    Asked {
+        at_s: u64,
+        deadline: u64,
+        oldest: Option<u64>,
+    },
+    /// What is older than the oldest that came is asked for.
+    Paging {
+        at_s: u64,
+        deadline: u64,
+        until: u64,
+        oldest: Option<u64>,
+        pages: u32,
+    },
+    /// All that there was came; from now on what is new comes.
+    Live {
+        since: u64,
+    },
+    Refused {
+        retry_at: u64,
+        why: String,
+        for_proof: bool,
+    },
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Sub {
+    phase: Phase,
+    /// Refusals in a row.
+    failures: u32,
+}
+
+impl Sub {
+    fn new() -> Self {
+        Self { phase: Phase::Idle, failures: 0 }
+    }
+
+    /// Its ids that are open on the wire.
+    pub(super) fn open_ids(&self, id: &str) -> Vec<String> {
+        match self.phase {
+            Phase::Idle | Phase::Refused { .. } => Vec::new(),
+            Phase::Asked { .. } | Phase::Live { .. } => vec![id.to_owned()],
+            Phase::Paging { .. } => vec![id.to_owned(), page_id(id)],
+        }
+    }
+
+    fn refuse(&mut self, now: Now, why: &str, for_proof: bool) {
+        if let Phase::Live { since } = self.phase
+            && now.mono_ms.saturating_sub(since) >= HELD_MS
+        {
+            self.failures = 0;
+        }
+        let pause = REFUSED_BASE_MS.saturating_mul(1 << self.failures.min(16)).min(REFUSED_MAX_MS);
+        self.failures = self.failures.saturating_add(1);
+        self.phase = Phase::Refused { retry_at: now.mono_ms + pause, why: why.to_owned(), for_proof };
+    }
+
+    fn deadline(&self) -> Option<u64> {
+        match self.phase {
+            Phase::Idle => Some(0),
+            Phase::Live { .. } => None,
+            Phase::Asked { deadline, .. } | Phase::Paging { deadline, .. } => Some(deadline),
+            Phase::Refused { retry_at, .. } => Some(retry_at),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Subs {
+    all: BTreeMap<String, Sub>,
+}
+
+impl Subs {
+    /// Takes in what is wanted; what isn't any more is returned.
+    pub(super) fn want(&mut self, ids: Vec<String>) -> BTreeMap<String, Sub> {
+        let mut before = std::mem::take(&mut self.all);
+        for id in ids {
+            let sub = before.remove(&id).unwrap_or_else(Sub::new);
+            self.all.insert(id, sub);
+        }
+        before
+    }
+
+    /// Has all be asked for again; returns them as they were.
+    pub(super) fn forget_all(&mut self) -> BTreeMap<String, Sub> {
+        let before = self.all.clone();
+        self.disconnected();
+        before
+    }
+
+    pub(super) fn disconnected(&mut self) {
+        for sub in self.all.values_mut() {
+            sub.phase = Phase::Idle;
+        }
+    }
+
+    /// What was refused for want of a proof is asked for at once, unless proofs don't help.
+    pub(super) fn authenticated(&mut self, now: Now) {
+        for sub in self.all.values_mut() {
+            let may_help = sub.failures <= PROOFS_MAX;
+            if let Phase::Refused { retry_at, for_proof: true, .. } = &mut sub.phase
+                && may_help
+            {
+                *retry_at = now.mono_ms;
+            }
+        }
+    }
+
+    pub(super) fn any_refused(&self) -> bool {
+        self.all.values().any(|sub| matches!(sub.phase, Phase::Refused { .. }))
+    }
+
+    pub(super) fn all_live(&self) -> bool {
+        self.all.values().all(|sub| matches!(sub.phase, Phase::Live { .. }))
+    }
+
+    pub(super) fn is_live(&self, id: &str) -> bool {
+        self.all.get(id).is_some_and(|sub| matches!(sub.phase, Phase::Live { .. }))
+    }
+
+    pub(super) fn live(&self) -> Vec<String> {
+        self.all.keys().filter(|id| self.is_live(id)).cloned().collect()
+    }
+
+    pub(super) fn refused(&self) -> Vec<(String, String)> {
+        let refused = |(id, sub): (&String, &Sub)| match &sub.phase {
+            Phase::Refused { why, .. } => Some((id.clone(), why.clone())),
+            Phase::Idle | Phase::Asked { .. } | Phase::Paging { .. } | Phase::Live { .. } => None,
+        };
+        self.all.iter().filter_map(refused).collect()
+    }
+
+    /// Whether another proof may help a subscription that was refused.
+    pub(super) fn may_prove(&self, id: &str) -> bool {
+        self.all.get(id).is_some_and(|sub| sub.failures <= PROOFS_MAX)
+    }
+
+    pub(super) fn deadline(&self) -> Option<u64> {
+        self.all.values().filter_map(Sub::deadline).min()
+    }
+
+    /// The subscription of an id on the wire, and whether the id is that of its pages.
+    fn of(&self, wire: &str) -> Option<(String, bool)> {
+        if self.all.contains_key(wire) {
+            return Some((wire.to_owned(), false));
+        }
+        let id = wire.strip_suffix("-p")?;
+        self.all.contains_key(id).then(|| (id.to_owned(), true))
+    }
+
+    pub(super) fn event(&mut self, wire: &str, created_at: u64) {
+        let Some((id, is_page)) = self.of(wire) else { return };
+        let Some(sub) = self.all.get_mut(&id) else { return };
+        match (&mut sub.phase, is_page) {
+            (Phase::Asked { oldest, .. }, false) | (Phase::Paging { oldest, .. }, true) => {
+                *oldest = Some(oldest.map_or(created_at, |known| known.min(created_at)));
+            }
+            (Phase::Idle | Phase::Asked { .. } | Phase::Paging { .. } | Phase::Live { .. } | Phase::Refused { .. }, _) => {}
+        }
+    }
+
+    pub(super) fn eose(&mut self, now: Now, wire: &str, actions: &mut Vec<Action>) {
+        let Some((id, is_page)) = self.of(wire) else { return };
+        let Some(sub) = self.all.get_mut(&id) else { return };
+        match (sub.phase.clone(), is_page) {
+            (Phase::Asked { at_s, oldest: None, .. }, false) => complete(sub, &id, at_s, now, actions),
+            (Phase::Asked { at_s, oldest: Some(until), .. }, false) => page(sub, &id, at_s, until, 1, now, actions),
+            (Phase::Paging { at_s, oldest: None, .. }, true) => {
+                actions.push(Action::Close(page_id(&id)));
+                complete(sub, &id, at_s, now, actions);
+            }
+            (Phase::Paging { at_s, until, oldest: Some(oldest), pages, .. }, true) => {
+                actions.push(Action::Close(page_id(&id)));
+                // A page of one second only: what else that second has, nobody can ask for.
+                let next = if oldest < until { Some(oldest) } else { until.checked_sub(1) };
+                match next {
+                    Some(next) if pages < PAGES_MAX => page(sub, &id, at_s, next, pages + 1, now, actions),
+                    Some(_) => {
+                        actions.push(Action::Note(format!("`{id}` has more than {PAGES_MAX} pages of events; what is older is left out")));
+                        complete(sub, &id, at_s, now, actions);
+                    }
+                    None => complete(sub, &id, at_s, now, actions),
+                }
+            }
+            (Phase::Idle | Phase::Asked { .. } | Phase::Paging { .. } | Phase::Live { .. } | Phase::Refused { .. }, _) => {}
+        }
+    }
+
+    /// The relay ended one. False when there is none of that id.
+    pub(super) fn closed(&mut self, now: Now, wire: &str, message: &str, actions: &mut Vec<Action>) -> bool {
+        let Some((id, is_page)) = self.of(wire) else { return false };
+        let Some(sub) = self.all.get_mut(&id) else { return false };
+        match (&sub.phase, is_page) {
+            (Phase::Idle | Phase::Refused { .. }, _) | (Phase::Asked { .. } | Phase::Live { .. }, true) => return false,
+            (Phase::Asked { .. } | Phase::Live { .. }, false) => {}
+            // The other of the two is still open.
+            (Phase::Paging { .. }, true) => actions.push(Action::Close(id.clone())),
+            (Phase::Paging { .. }, false) => actions.push(Action::Close(page_id(&id))),
+        }
+        let why = if message.is_empty() { "closed without a reason" } else { message };
+        sub.refuse(now, why, message.starts_with("auth-required"));
+        true
+    }
+
+    /// Asks for what is to be asked for now, and gives up what takes too long.
+    pub(super) fn go_on(&mut self, now: Now, actions: &mut Vec<Action>) {
+        for (id, sub) in &mut self.all {
+            let open = sub.open_ids(id);
+            match &sub.phase {
+                Phase::Asked { deadline, .. } | Phase::Paging { deadline, .. } if now.mono_ms >= *deadline => {
+                    actions.extend(open.into_iter().map(Action::Close));
+                    sub.refuse(now, "no end of what it has stored", false);
+                }
+                Phase::Refused { retry_at, .. } if now.mono_ms >= *retry_at => ask(sub, id, now, actions),
+                Phase::Idle => ask(sub, id, now, actions),
+                Phase::Asked { .. } | Phase::Paging { .. } | Phase::Live { .. } | Phase::Refused { .. } => {}
+            }
+        }
+    }
+}
+
+fn ask(sub: &mut Sub, id: &str, now: Now, actions: &mut Vec<Action>) {
+    sub.phase = Phase::Asked { at_s: now.wall_s, deadline: now.mono_ms + STORED_WAIT_MS, oldest: None };
+    actions.push(Action::Ask(id.to_owned()));
+}
+
+fn page(sub: &mut Sub, id: &str, at_s: u64, until: u64, pages: u32, now: Now, actions: &mut Vec<Action>) {
+    sub.phase = Phase::Paging { at_s, deadline: now.mono_ms + STORED_WAIT_MS, until, oldest: None, pages };
+    actions.push(Action::AskPage { sub: id.to_owned(), until });
+}
+
+fn complete(sub: &mut Sub, id: &str, at_s: u64, now: Now, actions: &mut Vec<Action>) {
+    sub.phase = Phase::Live { since: now.mono_ms };
+    actions.push(Action::Proven { sub: id.to_owned(), until: at_s });
+}

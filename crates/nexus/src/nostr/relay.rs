@@ -1,0 +1,477 @@
+//! One relay: a task that owns its connection, does what the machine says, and hands on what passes the gate. While
+//! there is no room for an event it reads nothing, and no time passes for the machine: a relay isn't late
+//! because we are.
+
+mod asked;
+mod commands;
+mod socket;
+
+use super::codec::{self, FromRelay};
+use super::filter::Filter;
+use super::gate::{self, Budget, Passed, Refused};
+use super::inbox::{Door, count};
+use super::machine::{Action, Address, Input, Machine, Now, PROBE_ID, State, page_id};
+use super::status::View;
+use super::subscriptions::Subscription;
+use super::template::Template;
+use super::{Inner, keys};
+use crate::clock;
+use asked::{Asked, Fetched};
+use nexus_core::notice::NoticeType;
+use serde_json::json;
+use socket::{Heard, Socket};
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{OwnedMutexGuard, mpsc, oneshot, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// The kind of a proof who we are (NIP-42).
+const PROOF_KIND: u16 = 22_242;
+/// Events of one page of a subscription's past.
+const PAGE_EVENTS: u32 = 500;
+/// How long a relay may take to answer a fetch, and to say whether it took an event, in ms.
+const FETCH_MS: u64 = 10_000;
+const OK_MS: u64 = 15_000;
+/// Longest sleep: clocks are looked at again after it.
+const NAP_MS_MAX: u64 = 60_000;
+
+/// What a relay is told to do.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Publish an event; how that went is told by [`Told`].
+    Publish { event_id: String, frame: String },
+    /// Publish without an answer, if it is connected.
+    Announce(String),
+    /// Ask once.
+    Fetch { filter: Filter, answer: oneshot::Sender<Fetched> },
+}
+
+/// What became of an event that was to be published.
+#[derive(Debug)]
+pub(crate) struct Told {
+    pub(crate) relay: Arc<str>,
+    pub(crate) event_id: String,
+    /// The relay's word: whether it took it, and what it says; `None` when it said nothing.
+    pub(crate) answer: Option<(bool, String)>,
+}
+
+/// What every relay is to listen to.
+#[derive(Debug, Default)]
+pub(crate) struct Wanted {
+    pub(crate) subscriptions: Vec<Subscription>,
+    pub(crate) frame_bytes_max: usize,
+}
+
+/// What a relay's task is made of; it is made anew after a failure.
+#[derive(Debug, Clone)]
+pub(crate) struct Parts {
+    pub(crate) url: Arc<str>,
+    /// The relay may learn who we are.
+    pub(crate) consent: bool,
+    pub(crate) inner: Arc<Inner>,
+    pub(crate) wanted: watch::Receiver<Arc<Wanted>>,
+    pub(crate) commands: Arc<tokio::sync::Mutex<mpsc::Receiver<Command>>>,
+    pub(crate) told: mpsc::Sender<Told>,
+    pub(crate) view: Arc<watch::Sender<View>>,
+}
+
+struct Relay {
+    parts: Parts,
+    wanted: Arc<Wanted>,
+    door: Door,
+    machine: Machine,
+    socket: Option<Socket>,
+    budget: Budget,
+    /// Time in which nothing could be read.
+    blocked: Duration,
+    asked: Asked,
+    /// Events that the relay was sent, with the time (monotonic ms) until which it may answer.
+    awaiting: HashMap<String, u64>,
+    before: State,
+    stop: CancellationToken,
+}
+
+/// Serves one relay until `stop`.
+pub(crate) async fn run(parts: Parts, stop: CancellationToken) {
+    let mut commands = parts.commands.clone().lock_owned().await;
+    let seed = u64::from_le_bytes(ulid::Ulid::generate().to_bytes()[8..].try_into().unwrap_or_default());
+    let mut wanted = parts.wanted.clone();
+    let mut generation = parts.inner.inbox.generation.subscribe();
+    let first = wanted.borrow_and_update().clone();
+    let mut relay = Relay {
+        wanted: first,
+        door: parts.inner.inbox.door(),
+        machine: Machine::new(parts.consent, seed, now(Duration::ZERO)),
+        socket: None,
+        budget: Budget::default(),
+        blocked: Duration::ZERO,
+        asked: Asked::default(),
+        awaiting: HashMap::new(),
+        before: State::Backoff,
+        stop,
+        parts,
+    };
+    relay.step(Input::Wanted(relay.ids())).await;
+    loop {
+        crate::torture::point("task.nostr relay");
+        let Some(input) = relay.next(&mut commands, &mut wanted, &mut generation).await else { break };
+        relay.step(input).await;
+    }
+    relay.hang_up("the daemon is stopping or the relay is not wanted any more", true).await;
+    relay.tell_unanswered().await;
+}
+
+fn now(blocked: Duration) -> Now {
+    let blocked_ms = u64::try_from(blocked.as_millis()).unwrap_or(u64::MAX);
+    Now { mono_ms: clock::mono_ms().saturating_sub(blocked_ms), wall_s: u64::try_from(clock::wall_ms() / 1000).unwrap_or(0) }
+}
+
+impl Relay {
+    fn now(&self) -> Now {
+        now(self.blocked)
+    }
+
+    fn ids(&self) -> Vec<String> {
+        self.wanted.subscriptions.iter().map(|one| one.id.clone()).collect()
+    }
+
+    /// What happens next; `None` when it is over.
+    async fn next(
+        &mut self,
+        commands: &mut OwnedMutexGuard<mpsc::Receiver<Command>>,
+        wanted: &mut watch::Receiver<Arc<Wanted>>,
+        generation: &mut watch::Receiver<u64>,
+    ) -> Option<Input> {
+        let nap = self.nap();
+        tokio::select! {
+            () = self.stop.cancelled() => None,
+            changed = wanted.changed() => {
+                changed.ok()?;
+                self.wanted = wanted.borrow_and_update().clone();
+                Some(Input::Wanted(self.ids()))
+            }
+            changed = generation.changed() => changed.ok().map(|()| Input::Refresh),
+            heard = socket::hear(&mut self.socket) => Some(self.heard(heard).await),
+            command = commands.recv() => {
+                self.told(command?).await;
+                Some(Input::Tick)
+            }
+            () = tokio::time::sleep(nap) => {
+                self.give_up_late().await;
+                Some(Input::Tick)
+            }
+        }
+    }
+
+    fn nap(&self) -> Duration {
+        let now = self.now().mono_ms;
+        let fetches = self.asked.deadline();
+        let all = self.machine.deadline().into_iter().chain(fetches).chain(self.awaiting.values().copied().min());
+        let wait_ms = all.min().map_or(NAP_MS_MAX, |at| at.saturating_sub(now));
+        // The machine's clock has milliseconds: one earlier would only be called for nothing.
+        Duration::from_millis(wait_ms.min(NAP_MS_MAX) + 1)
+    }
+
+    /// Tells the machine, and does what it says until it has nothing more to say.
+    async fn step(&mut self, input: Input) {
+        let mut inputs = VecDeque::from([input]);
+        while let Some(input) = inputs.pop_front() {
+            let now = self.now();
+            for action in self.machine.step(now, input) {
+                inputs.extend(self.act(action).await);
+            }
+        }
+        self.show();
+    }
+
+    /// Carries one action out; what comes of it is the machine's next input.
+    async fn act(&mut self, action: Action) -> Option<Input> {
+        match action {
+            Action::Connect => Some(self.connect().await),
+            Action::Disconnect(why) => {
+                self.hang_up(&why, true).await;
+                self.tell_unanswered().await;
+                None
+            }
+            Action::Authenticate { challenge, address } => self.prove(challenge, address).await,
+            Action::Settled => None, // the outbox sees it by the view
+            Action::Ask(sub) => self.ask(&sub).await,
+            Action::AskPage { sub, until } => self.ask_page(&sub, until).await,
+            Action::Close(id) => {
+                self.asked.close(&id);
+                self.send(codec::close(&id)).await
+            }
+            Action::Probe => self.probe().await,
+            Action::Proven { sub, until } => {
+                self.prove_whole(sub, until).await;
+                None
+            }
+            Action::Note(text) => {
+                tracing::warn!(relay = %self.parts.url, "{text}");
+                None
+            }
+        }
+    }
+
+    async fn connect(&mut self) -> Input {
+        let connecting = socket::connect(&self.parts.url, self.wanted.frame_bytes_max);
+        let connected = tokio::select! {
+            connected = connecting => connected,
+            () = self.stop.cancelled() => Err("stopping".to_owned()),
+        };
+        match connected {
+            Ok(socket) => {
+                self.socket = Some(socket);
+                self.budget.refill();
+                self.parts.view.send_modify(|view| view.connected(clock::wall_ms()));
+                self.notice(NoticeType::NostrConnected, None);
+                tracing::info!(relay = %self.parts.url, "relay connected");
+                Input::Opened
+            }
+            Err(error) => {
+                self.note_error(&error);
+                Input::Lost(error)
+            }
+        }
+    }
+
+    /// Ends the connection, with a good-bye unless it is broken anyway.
+    async fn hang_up(&mut self, why: &str, politely: bool) {
+        let Some(socket) = self.socket.take() else { return };
+        if politely {
+            socket::close(socket).await;
+        }
+        self.asked.hang_up();
+        self.note_error(why);
+        self.notice(NoticeType::NostrDisconnected, Some(why));
+        tracing::info!(relay = %self.parts.url, why, "relay disconnected");
+    }
+
+    /// An error is told once, not at each attempt.
+    fn note_error(&self, error: &str) {
+        let is_new = self.parts.view.borrow().error.as_deref() != Some(error);
+        if is_new {
+            tracing::debug!(relay = %self.parts.url, error, "relay");
+        }
+        self.parts.view.send_modify(|view| view.failed(error));
+    }
+
+    async fn ask(&mut self, sub: &str) -> Option<Input> {
+        let subscription = self.wanted.subscriptions.iter().find(|one| one.id == sub)?.clone();
+        let inbox = &self.parts.inner.inbox;
+        let since = inbox.cursors.since(&self.parts.url, &subscription, self.now().wall_s);
+        let filter = Filter { since, ..subscription.filter };
+        let generation = *inbox.generation.borrow();
+        let frame = codec::request(sub, &filter);
+        self.asked.open(sub, filter, generation);
+        self.send(frame).await
+    }
+
+    async fn ask_page(&mut self, sub: &str, until: u64) -> Option<Input> {
+        let filter = Filter { until: Some(until), limit: Some(PAGE_EVENTS), ..self.asked.filter(sub)?.clone() };
+        let (id, generation) = (page_id(sub), self.asked.generation(sub)?);
+        let frame = codec::request(&id, &filter);
+        self.asked.open(&id, filter, generation);
+        self.send(frame).await
+    }
+
+    /// Any question that the relay has an answer to; the answer itself doesn't matter.
+    async fn probe(&mut self) -> Option<Input> {
+        let first = self.wanted.subscriptions.first().map(|one| one.filter.clone()).unwrap_or_default();
+        let filter = Filter { limit: Some(1), ..first };
+        let frame = codec::request(PROBE_ID, &filter);
+        self.asked.open(PROBE_ID, filter, 0);
+        self.send(frame).await
+    }
+
+    /// Proves who we are. Without a key there is nothing to prove, and the relay waits in vain.
+    async fn prove(&mut self, challenge: String, address: Address) -> Option<Input> {
+        let url = match address {
+            Address::AsConfigured => self.parts.url.to_string(),
+            Address::OtherSlash => other_slash(&self.parts.url),
+        };
+        let tags = vec![vec!["relay".to_owned(), url], vec!["challenge".to_owned(), challenge]];
+        let template = Template { kind: PROOF_KIND, content: String::new(), tags, created_at: None };
+        let keys = match self.parts.inner.keys.get(keys::DAEMON).await {
+            Ok(keys) => keys,
+            Err(error) => {
+                self.note_error(&crate::error_text::describe(&error));
+                return None;
+            }
+        };
+        let event = match template.sign(&keys, self.now().wall_s) {
+            Ok(event) => event,
+            Err(error) => {
+                self.note_error(&error.to_string());
+                return None;
+            }
+        };
+        match self.send(codec::auth(&event)).await {
+            None => Some(Input::AuthSent(event.id.to_hex())),
+            lost => lost,
+        }
+    }
+
+    /// Sends a frame; what is returned is that the connection is gone.
+    async fn send(&mut self, frame: String) -> Option<Input> {
+        let socket = self.socket.as_mut()?;
+        let sent = tokio::select! {
+            sent = socket::send(socket, frame) => sent,
+            () = self.stop.cancelled() => Err("stopping".to_owned()),
+        };
+        let why = sent.err()?;
+        // What else was to be sent must not wait for it again.
+        self.hang_up(&why, false).await;
+        Some(Input::Lost(why))
+    }
+
+    /// Looks at what the relay says.
+    async fn heard(&mut self, heard: Heard) -> Input {
+        match heard {
+            Heard::Text(text) => self.frame(&text).await.unwrap_or(Input::Tick),
+            Heard::Nothing => Input::Tick,
+            Heard::End(why) => Input::Lost(why),
+        }
+    }
+
+    async fn frame(&mut self, text: &str) -> Option<Input> {
+        if text.len() > self.wanted.frame_bytes_max {
+            return self.refused(Refused::TooLong);
+        }
+        let Some(frame) = codec::parse(text) else { return self.refused(Refused::Malformed) };
+        match frame {
+            FromRelay::Event { sub, event } => self.event(&sub, event).await,
+            FromRelay::Ok { id, accepted, message } => {
+                if self.awaiting.remove(&*id).is_some() {
+                    self.tell(id.into_owned(), Some((accepted, codec::short(&message)))).await;
+                    return None;
+                }
+                Some(Input::Ok { id: id.into_owned(), accepted })
+            }
+            FromRelay::Eose { sub } => {
+                self.parts.view.send_modify(|view| view.last_eose_at = Some(clock::wall_ms()));
+                if self.asked.fetched(&sub, None) {
+                    return self.send(codec::close(&sub)).await;
+                }
+                Some(Input::Eose(sub.into_owned()))
+            }
+            FromRelay::Closed { sub, message } => {
+                let message = codec::short(&message);
+                if self.asked.fetched(&sub, Some(&message)) {
+                    return None;
+                }
+                self.asked.close(&sub);
+                Some(Input::Closed { sub: sub.into_owned(), message })
+            }
+            FromRelay::Notice { message } => {
+                let message = codec::short(&message);
+                tracing::debug!(relay = %self.parts.url, message, "relay notice");
+                self.parts.view.send_modify(|view| view.notice = Some(message));
+                None
+            }
+            FromRelay::Auth { challenge } => Some(Input::Challenge(challenge.into_owned())),
+            FromRelay::Other => None,
+        }
+    }
+
+    async fn event(&mut self, sub: &str, raw: &serde_json::value::RawValue) -> Option<Input> {
+        if sub == PROBE_ID {
+            return None; // that it answers is all that is wanted
+        }
+        let Some((filter, is_fetch)) = self.asked.of(sub) else { return self.refused(Refused::Unasked) };
+        let inner = self.parts.inner.clone();
+        // A fetch wants the event whoever else brought it.
+        let seen = (!is_fetch).then_some(&inner.inbox.seen);
+        let passed = gate::pass(raw, filter, seen, &mut self.budget, clock::mono_ms());
+        let event = match passed {
+            Err(refused) => return self.refused(refused),
+            Ok(Passed::Known { created_at }) => {
+                self.count("known");
+                return Some(Input::Event { sub: sub.to_owned(), created_at });
+            }
+            Ok(Passed::New(event)) => event,
+        };
+        if is_fetch {
+            self.asked.answer(sub, *event);
+            return None;
+        }
+        let created_at = event.created_at.as_secs();
+        if gate::remember(&event, &inner.inbox.seen) {
+            self.hand_over(event).await;
+        } else {
+            self.count("known");
+        }
+        Some(Input::Event { sub: sub.to_owned(), created_at })
+    }
+
+    /// Waits until there is room. Meanwhile nothing is read, and no time passes.
+    async fn hand_over(&mut self, event: Box<super::Event>) {
+        let began = Instant::now();
+        let id = event.id.to_bytes();
+        let handed = tokio::select! {
+            handed = self.door.event(&self.parts.url, event) => handed,
+            () = self.stop.cancelled() => false,
+        };
+        self.blocked += began.elapsed();
+        if handed {
+            self.parts.view.send_modify(|view| view.events += 1);
+        } else {
+            self.parts.inner.inbox.seen.forget(&id);
+        }
+    }
+
+    /// Says, behind the events that came before, that nothing is missing.
+    async fn prove_whole(&mut self, sub: String, until: u64) {
+        let Some(generation) = self.asked.generation(&sub) else { return };
+        let began = Instant::now();
+        tokio::select! {
+            // False when nothing is taken in any more, and so nothing is proven.
+            _ = self.door.proven(&self.parts.url, sub, until, generation) => {}
+            () = self.stop.cancelled() => {}
+        }
+        self.blocked += began.elapsed();
+    }
+
+    /// Counts an event that goes no further; a relay that forges too many isn't listened to for a while.
+    fn refused(&mut self, refused: Refused) -> Option<Input> {
+        self.count(refused.as_str());
+        self.parts.view.send_modify(|view| view.refused += 1);
+        self.budget.is_spent().then(|| Input::Abused("it sends too many events that are forged".to_owned()))
+    }
+
+    fn count(&self, result: &'static str) {
+        count(&self.parts.inner, &self.parts.url, result);
+    }
+
+    /// Shows how it is, and says so when that changed.
+    fn show(&mut self) {
+        let (state, deaf, may_publish) = (self.machine.state(), self.machine.deaf(), self.machine.may_publish());
+        if self.parts.view.send_if_modified(|view| view.show(state, deaf, may_publish)) && may_publish {
+            self.parts.inner.to_publish.notify_one(); // what waits may go
+        }
+        if state == self.before {
+            return;
+        }
+        self.before = state;
+        match state {
+            State::Live => self.notice(NoticeType::NostrSubscribed, None),
+            State::Deaf => {
+                let why = self.machine.deaf().into_iter().map(|(sub, why)| format!("{sub}: {why}")).collect::<Vec<_>>().join("; ");
+                tracing::warn!(relay = %self.parts.url, why, "relay does not let us hear");
+                self.notice(NoticeType::NostrDeaf, Some(&why));
+            }
+            State::Connecting | State::Authenticating | State::Subscribing | State::Backoff => {}
+        }
+    }
+
+    fn notice(&self, kind: NoticeType, why: Option<&str>) {
+        self.parts.inner.ground.bus.publish(kind, json!({ "relay": &*self.parts.url, "why": why }));
+    }
+}
+
+/// The same address with the slash at its end, or without it.
+fn other_slash(url: &str) -> String {
+    url.strip_suffix('/').map_or_else(|| format!("{url}/"), str::to_owned)
+}

@@ -1,0 +1,139 @@
+//! What is asked of every relay, and from when on: three independent subscriptions, so that one that a relay
+//! refuses takes no other with it. Each is named after what it asks for; a whitelist that grows makes new ones,
+//! which begin without a cursor and so bring what they missed.
+
+use super::filter::Filter;
+use crate::ledger::events::{FIRST, RelayCursor};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Kinds that define something, besides projects: profiles, deletions, announcements of repositories, agents, servers.
+pub(crate) const DEFINING_KINDS: [u16; 5] = [0, 5, 30_617, 4_199, 4_200];
+/// How far before a cursor is asked again: events come late, and clocks differ.
+pub(crate) const OVERLAP_S: u64 = 900;
+/// How far back a subscription without a cursor looks, if it isn't to have everything; never further than
+/// from when on this daemon listens at all.
+const BACKFILL_S: u64 = 24 * 60 * 60;
+
+/// What a subscription brings of the past when it is new.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Past {
+    /// All of it: only the newest counts anyway.
+    Whole,
+    Recent,
+}
+
+/// A lasting question to each relay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Subscription {
+    /// Of at most 64 characters, the same as long as it asks for the same.
+    pub(crate) id: String,
+    pub(crate) filter: Filter,
+    past: Past,
+}
+
+impl Subscription {
+    fn new(group: &str, filter: Filter, past: Past) -> Self {
+        Self { id: format!("nexus-{group}-{}", filter.digest()), filter, past }
+    }
+}
+
+/// The subscriptions of a whitelist, none of an empty one. `own` is the daemon's public key.
+pub(crate) fn of(whitelist: &Arc<BTreeSet<String>>, project_kinds: &[u16], own: Option<&str>) -> Vec<Subscription> {
+    if whitelist.is_empty() {
+        return Vec::new();
+    }
+    let by = || Filter { authors: Some(whitelist.clone()), ..Filter::default() };
+    let kinds = DEFINING_KINDS.iter().chain(project_kinds).copied().collect();
+    let mut all = vec![
+        Subscription::new("definitions", Filter { kinds: Some(kinds), ..by() }, Past::Whole),
+        Subscription::new("activations", by(), Past::Recent),
+    ];
+    if let Some(own) = own {
+        let tag = Some(('p', BTreeSet::from([own.to_owned()])));
+        all.push(Subscription::new("direct", Filter { tag, ..by() }, Past::Recent));
+    }
+    all
+}
+
+/// How far each relay's answers are whole. In Unix seconds.
+#[derive(Debug, Default)]
+pub(crate) struct Cursors {
+    all: Mutex<HashMap<(String, String), u64>>,
+}
+
+impl Cursors {
+    /// Takes in what is on disk.
+    pub(crate) fn moved(&self, cursors: &[RelayCursor]) {
+        let mut all = self.lock();
+        for cursor in cursors {
+            let until = u64::try_from(cursor.until).unwrap_or(0);
+            all.insert((cursor.relay.clone(), cursor.filter.clone()), until);
+        }
+    }
+
+    /// Whether it is known since when this daemon listens.
+    pub(crate) fn has_first(&self) -> bool {
+        self.lock().contains_key(&(String::new(), FIRST.to_owned()))
+    }
+
+    /// From when on a relay is asked; `None` for everything.
+    pub(crate) fn since(&self, relay: &str, subscription: &Subscription, now_s: u64) -> Option<u64> {
+        let all = self.lock();
+        // What a clock that was ahead has left says nothing about the time after now.
+        let known = all.get(&(relay.to_owned(), subscription.id.clone())).map(|until| (*until).min(now_s));
+        let from = match (known, subscription.past) {
+            (Some(known), _) => known,
+            (None, Past::Whole) => return None,
+            (None, Past::Recent) => {
+                let first = all.get(&(String::new(), FIRST.to_owned())).map_or(now_s, |first| (*first).min(now_s));
+                first.max(now_s.saturating_sub(BACKFILL_S))
+            }
+        };
+        Some(from.saturating_sub(OVERLAP_S))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(String, String), u64>> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn whitelist(keys: &[&str]) -> Arc<BTreeSet<String>> {
+        Arc::new(keys.iter().map(|key| (*key).to_owned()).collect())
+    }
+
+    fn cursor(relay: &str, filter: &str, until: i64) -> RelayCursor {
+        RelayCursor { relay: relay.to_owned(), filter: filter.to_owned(), until }
+    }
+
+    #[test]
+    fn ids_are_stable_short_and_differ_when_the_whitelist_does() {
+        let ids = |keys: &[&str]| of(&whitelist(keys), &[31_933], Some("me")).into_iter().map(|one| one.id).collect::<Vec<_>>();
+        let (one, two) = (ids(&["a"]), ids(&["b", "a"]));
+        assert_eq!((one.len(), one.clone()), (3, ids(&["a"])));
+        assert!(one.iter().chain(&two).all(|id| id.len() + 2 <= 64));
+        assert!(one.iter().all(|id| !two.contains(id)));
+        assert!(of(&whitelist(&[]), &[31_933], Some("me")).is_empty());
+    }
+
+    #[test]
+    fn a_cursor_leads_back_a_little_and_none_as_far_as_the_daemon_listens() {
+        let all = of(&whitelist(&["a"]), &[31_933], None);
+        let [definitions, activations] = all.as_slice() else { panic!("{all:?}") };
+        let cursors = Cursors::default();
+        let now = 10_000_000;
+        assert_eq!((cursors.since("r", definitions, now), cursors.has_first()), (None, false));
+        assert_eq!(cursors.since("r", activations, now), Some(now - OVERLAP_S), "a first start has missed nothing");
+        cursors.moved(&[cursor("", FIRST, 9_990_000)]);
+        assert_eq!(cursors.since("r", activations, now), Some(9_990_000 - OVERLAP_S), "a whitelist that grew");
+        assert_eq!(cursors.since("r", activations, now + 3 * BACKFILL_S), Some(now + 2 * BACKFILL_S - OVERLAP_S));
+        cursors.moved(&[cursor("r", &activations.id, 9_999_000)]);
+        assert_eq!(cursors.since("r", activations, now), Some(9_999_000 - OVERLAP_S));
+        assert_eq!(cursors.since("r", activations, 9_000_000), Some(9_000_000 - OVERLAP_S), "our clock was ahead");
+        assert_eq!(cursors.since("s", activations, now), Some(9_990_000 - OVERLAP_S), "another relay has its own");
+    }
+}

@@ -1,0 +1,245 @@
+//! The projects that something was to be done with since the start: how each is, who works in it, and when it was
+//! used last. Bookkeeping only; what is done about it, [`super::Projects`] says.
+
+use super::coordinate::Coordinate;
+use super::prepare::Prepared;
+use super::process::{Ground, Post, Program, is_ready};
+use crate::clock;
+use crate::supervisor::{Child, ChildSpec, Phase, Supervisor};
+use nexus_core::config::ProjectProtocol;
+use nexus_core::lifecycle::RestartPolicy;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::Notify;
+
+/// Projects that may be known to one daemon.
+pub(super) const LANES_MAX: usize = 10_000;
+
+/// Where a project is, in the requirement's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProjectState {
+    Discovered,
+    Preparing,
+    NeedsConfiguration,
+    /// Prepared, and stopped until there is something to do.
+    Ready,
+    Starting,
+    Running,
+    Stopping,
+    Backoff,
+    Quarantined,
+    Archived,
+}
+
+impl ProjectState {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Discovered => "discovered",
+            Self::Preparing => "preparing",
+            Self::NeedsConfiguration => "needs_configuration",
+            Self::Ready => "ready",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Stopping => "stopping",
+            Self::Backoff => "backoff",
+            Self::Quarantined => "quarantined",
+            Self::Archived => "archived",
+        }
+    }
+
+    /// Of a project whose process isn't looked at; `None` for a word that isn't known.
+    pub fn of_row(status: &str, is_quarantined: bool) -> Option<Self> {
+        if is_quarantined {
+            return Some(Self::Quarantined);
+        }
+        let durable = [Self::Discovered, Self::Preparing, Self::NeedsConfiguration, Self::Ready, Self::Archived];
+        durable.into_iter().find(|state| state.as_str() == status)
+    }
+}
+
+/// What changes about a project from moment to moment.
+#[derive(Debug, Default)]
+struct View {
+    prepared: Option<Arc<Prepared>>,
+    is_preparing: bool,
+    quarantined: Option<String>,
+    /// Turns that are going on or wait for it.
+    in_use: usize,
+    /// By the monotonic clock.
+    last_used_ms: u64,
+}
+
+/// One project.
+#[derive(Debug)]
+pub(super) struct Lane {
+    pub(super) post: Arc<Post>,
+    pub(super) child: Child,
+    /// Held while it is prepared or updated: one at a time, the others wait.
+    pub(super) preparing: tokio::sync::Mutex<()>,
+    /// Held while its process is brought up, stopped or restarted: who was to be handed an event before that is seen
+    /// by its use, and who comes later waits.
+    pub(super) turning: tokio::sync::Mutex<()>,
+    view: Mutex<View>,
+    changed: Arc<Notify>,
+}
+
+/// As long as it lives its project isn't stopped as idle.
+#[derive(Debug)]
+pub(super) struct Use {
+    lane: Arc<Lane>,
+}
+
+impl Drop for Use {
+    fn drop(&mut self) {
+        let mut view = self.lane.view();
+        view.in_use = view.in_use.saturating_sub(1);
+        view.last_used_ms = clock::mono_ms();
+        drop(view);
+        self.lane.changed.notify_one();
+    }
+}
+
+impl Lane {
+    fn view(&self) -> std::sync::MutexGuard<'_, View> {
+        self.view.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes it into use.
+    pub(super) fn take(self: &Arc<Self>) -> Use {
+        let mut view = self.view();
+        view.in_use += 1;
+        view.last_used_ms = clock::mono_ms();
+        drop(view);
+        Use { lane: self.clone() }
+    }
+
+    pub(super) fn in_use(&self) -> usize {
+        self.view().in_use
+    }
+
+    pub(super) fn last_used_ms(&self) -> u64 {
+        self.view().last_used_ms
+    }
+
+    pub(super) fn ring(&self) {
+        self.changed.notify_one();
+    }
+
+    pub(super) fn prepared(&self) -> Option<Arc<Prepared>> {
+        self.view().prepared.clone()
+    }
+
+    pub(super) fn set_prepared(&self, prepared: Option<Arc<Prepared>>) {
+        self.view().prepared = prepared;
+    }
+
+    pub(super) fn set_preparing(&self, is_preparing: bool) {
+        self.view().is_preparing = is_preparing;
+    }
+
+    pub(super) fn quarantined(&self) -> Option<String> {
+        self.view().quarantined.clone()
+    }
+
+    /// True if that is news.
+    pub(super) fn set_quarantined(&self, reason: Option<String>) -> bool {
+        let mut view = self.view();
+        let is_news = view.quarantined.is_some() != reason.is_some();
+        view.quarantined = reason;
+        is_news
+    }
+
+    /// Whether it has a process, or is about to have one.
+    pub(super) fn is_up(&self) -> bool {
+        match self.child.status().phase {
+            Phase::Starting | Phase::Running | Phase::Stopping | Phase::Backoff => true,
+            Phase::Stopped | Phase::Errored => false,
+        }
+    }
+
+    pub(super) fn state(&self) -> ProjectState {
+        let view = self.view();
+        let is_incomplete = view.prepared.as_ref().is_some_and(|prepared| !prepared.missing.is_empty());
+        if view.quarantined.is_some() {
+            return ProjectState::Quarantined;
+        }
+        if view.is_preparing {
+            return ProjectState::Preparing;
+        }
+        match self.child.status().phase {
+            Phase::Stopped if view.prepared.is_none() => ProjectState::Discovered,
+            Phase::Stopped if is_incomplete => ProjectState::NeedsConfiguration,
+            Phase::Stopped => ProjectState::Ready,
+            Phase::Starting => ProjectState::Starting,
+            Phase::Running if self.is_ready() => ProjectState::Running,
+            Phase::Running => ProjectState::Starting,
+            Phase::Stopping => ProjectState::Stopping,
+            Phase::Backoff => ProjectState::Backoff,
+            Phase::Errored => ProjectState::Quarantined,
+        }
+    }
+
+    /// Whether its process takes events; one that speaks no protocol is believed to.
+    fn is_ready(&self) -> bool {
+        let speaks = self.post.plan.load().as_ref().is_none_or(|plan| plan.protocol == ProjectProtocol::Jsonl);
+        !speaks || is_ready(&self.post.session.borrow())
+    }
+}
+
+/// All of them. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct Lanes {
+    lanes: Arc<Mutex<HashMap<Coordinate, Arc<Lane>>>>,
+    /// Rings when one was used, or stopped.
+    pub(super) changed: Arc<Notify>,
+}
+
+impl Default for Lanes {
+    fn default() -> Self {
+        Self { lanes: Arc::default(), changed: Arc::new(Notify::new()) }
+    }
+}
+
+impl Lanes {
+    pub(super) fn get(&self, project: &Coordinate) -> Option<Arc<Lane>> {
+        self.lock().get(project).cloned()
+    }
+
+    /// The project's lane, a new one if there is none. `None` when there are too many.
+    pub(super) fn open(
+        &self,
+        project: &Coordinate,
+        supervisor: &Supervisor,
+        ground: &Ground,
+        policy: RestartPolicy,
+        quarantined: Option<String>,
+    ) -> Option<Arc<Lane>> {
+        let mut lanes = self.lock();
+        if let Some(lane) = lanes.get(project) {
+            return Some(lane.clone());
+        }
+        if lanes.len() >= LANES_MAX {
+            return None;
+        }
+        let post = Arc::new(Post::new(project.clone(), ground.clone()));
+        let spec = ChildSpec { id: post.child_id(), policy, program: Arc::new(Program(post.clone())) };
+        let child = supervisor.add(spec);
+        let view = Mutex::new(View { quarantined, last_used_ms: clock::mono_ms(), ..View::default() });
+        let (preparing, turning) = (tokio::sync::Mutex::new(()), tokio::sync::Mutex::new(()));
+        let lane = Arc::new(Lane { post, child, preparing, turning, view, changed: self.changed.clone() });
+        lanes.insert(project.clone(), lane.clone());
+        Some(lane)
+    }
+
+    pub(super) fn remove(&self, project: &Coordinate) -> Option<Arc<Lane>> {
+        self.lock().remove(project)
+    }
+
+    pub(super) fn all(&self) -> Vec<Arc<Lane>> {
+        self.lock().values().cloned().collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Coordinate, Arc<Lane>>> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

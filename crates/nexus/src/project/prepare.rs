@@ -1,0 +1,461 @@
+//! Prepares projects: definition, directory, agents, servers, profiles (requirement: Project Initialization Flow). One
+//! preparation per project at a time, each whole or not at all; it goes on if nobody waits for it any more. It runs
+//! nothing but git.
+
+mod error;
+mod install;
+mod load;
+mod members;
+mod progress;
+mod source;
+mod stage;
+
+pub use error::PrepareError;
+pub use load::{Prepared, ProjectAgent, ProjectMcp};
+pub use progress::Progress;
+pub(super) use source::blocking;
+
+use super::approvals;
+use super::coordinate::Coordinate;
+use super::definition::Definition;
+use super::git::Git;
+use super::secrets::Secrets;
+use crate::bus::Bus;
+use crate::clock;
+use crate::daemon::Paths;
+use crate::error_text::describe;
+use crate::keeper::Keeper;
+use crate::ledger::Ledgers;
+use crate::ledger::nexus::{Approval, MarkProject, ProjectRow, SaveProject, project, project_named};
+use crate::nostr::Nostr;
+use ::nostr::event::Event;
+use arc_swap::ArcSwap;
+use nexus_core::config::{Agents, Config, Projects};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use tokio::sync::{OwnedMutexGuard, Semaphore, broadcast};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Changed projects that who listens may be behind.
+const DECIDED_MAX: usize = 64;
+
+/// What the configuration says that preparing needs.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where projects lie.
+    pub directory: PathBuf,
+    pub workspace: PathBuf,
+    pub projects: Projects,
+    pub agents: Agents,
+    /// Hints in addresses that are given out.
+    pub relays: Vec<String>,
+    pub min_free_mb: u64,
+    credentials: PathBuf,
+    /// Room for preparations.
+    room: Arc<Semaphore>,
+}
+
+impl Settings {
+    pub fn of(config: &Config, paths: &Paths) -> Self {
+        let room = usize::try_from(config.projects.prepare_concurrent).unwrap_or(1);
+        Self {
+            directory: directory(&config.projects.path, paths),
+            workspace: paths.workspace.clone(),
+            projects: config.projects.clone(),
+            agents: config.agents.clone(),
+            relays: config.nostr.relays.clone(),
+            min_free_mb: config.ledgers.min_free_mb,
+            credentials: paths.credentials_dir(),
+            room: Arc::new(Semaphore::new(room)),
+        }
+    }
+}
+
+/// `projects.path`: from the home directory behind a `~`, else from the workspace.
+pub fn directory(configured: &str, paths: &Paths) -> PathBuf {
+    let home = std::env::var_os("HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
+    match (configured.strip_prefix('~'), home) {
+        (Some(rest), Some(home)) if rest.is_empty() || rest.starts_with('/') => home.join(rest.trim_start_matches('/')),
+        (Some(_) | None, _) => paths.data_dir(configured),
+    }
+}
+
+/// What it works with.
+#[derive(Debug)]
+pub struct Ground {
+    pub settings: Settings,
+    pub keeper: Keeper,
+    pub ledgers: Ledgers,
+    pub nostr: Nostr,
+    pub bus: Bus,
+}
+
+type Runs = Arc<dyn Fn(&Coordinate) -> bool + Send + Sync>;
+
+/// Handle to all preparations. Cheap to clone.
+#[derive(Clone)]
+pub struct Preparer {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    settings: ArcSwap<Settings>,
+    keeper: Keeper,
+    ledgers: Ledgers,
+    nostr: Nostr,
+    bus: Bus,
+    flights: Mutex<BTreeMap<Coordinate, Arc<tokio::sync::Mutex<()>>>>,
+    /// Whether a project's process is there.
+    runs: OnceLock<Runs>,
+    /// Projects that a decision changed.
+    decided: broadcast::Sender<Coordinate>,
+    /// Preparations under way, which the daemon's stop breaks off.
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl std::fmt::Debug for Preparer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Preparer").finish_non_exhaustive()
+    }
+}
+
+/// How a project is asked for.
+#[derive(Debug, Clone, Default)]
+pub struct Ask {
+    /// Its definition is looked through anew, though it is the one that was prepared.
+    pub anew: bool,
+    /// The directory that it is to have, which may be there already.
+    pub path: Option<PathBuf>,
+}
+
+impl Preparer {
+    pub fn new(ground: Ground) -> Self {
+        let Ground { settings, keeper, ledgers, nostr, bus } = ground;
+        let inner = Inner {
+            settings: ArcSwap::from_pointee(settings),
+            keeper,
+            ledgers,
+            nostr,
+            bus,
+            flights: Mutex::default(),
+            runs: OnceLock::new(),
+            decided: broadcast::Sender::new(DECIDED_MAX),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Another configuration, for what is prepared from now on.
+    pub fn configure(&self, settings: Settings) {
+        self.inner.settings.store(Arc::new(settings));
+    }
+
+    /// By whom it is known whether a project runs.
+    pub fn runs_if(&self, runs: impl Fn(&Coordinate) -> bool + Send + Sync + 'static) {
+        self.inner.runs.set(Arc::new(runs)).ok(); // said once, by the start
+    }
+
+    /// Tells of each project that a decision about an approval has changed. Who is too slow finds it changed later.
+    pub fn decided(&self) -> broadcast::Receiver<Coordinate> {
+        self.inner.decided.subscribe()
+    }
+
+    pub(super) fn runs(&self, project: &Coordinate) -> bool {
+        self.inner.runs.get().is_some_and(|runs| runs(project))
+    }
+
+    pub fn settings(&self) -> Arc<Settings> {
+        self.inner.settings.load_full()
+    }
+
+    pub(crate) fn bus(&self) -> Bus {
+        self.inner.bus.clone()
+    }
+
+    pub(crate) fn ledgers(&self) -> &Ledgers {
+        &self.inner.ledgers
+    }
+
+    pub(super) fn git(&self, settings: &Settings) -> Git {
+        let rules = settings.projects.git.clone();
+        let ca_file = rules.ca_file.as_ref().map(|file| settings.workspace.join(file));
+        Git::new(self.inner.keeper.clone(), rules, ca_file, settings.min_free_mb)
+    }
+
+    /// Has the project prepared. Comes back at once if it is, by its newest definition.
+    ///
+    /// # Errors
+    /// [`PrepareError`]; there is then no directory, or the one that was there before.
+    pub async fn ensure(&self, project: &Coordinate, progress: &Progress) -> Result<Prepared, PrepareError> {
+        self.prepare(project, progress, Ask::default()).await
+    }
+
+    /// Takes up a newer definition, and what was approved since: agents and servers come and go, others are not touched.
+    ///
+    /// # Errors
+    /// [`PrepareError`]; the project is then as it was.
+    pub async fn update(&self, project: &Coordinate) -> Result<Prepared, PrepareError> {
+        let progress = Progress::new(self.inner.bus.clone(), project);
+        self.prepare(project, &progress, Ask { anew: true, path: None }).await
+    }
+
+    /// # Errors
+    /// [`PrepareError`].
+    pub async fn prepare(&self, project: &Coordinate, progress: &Progress, ask: Ask) -> Result<Prepared, PrepareError> {
+        let (this, project, progress) = (self.clone(), project.clone(), progress.clone());
+        // In a task of its own: whoever asked may be gone before a clone is done, and the next one wants it too.
+        let task = self.inner.tasks.spawn(async move {
+            tokio::select! {
+                done = this.alone(&project, &progress, ask) => done,
+                // As if it were killed here: what has no place yet is removed, and the next start prepares anew.
+                () = this.inner.stop.cancelled() => Err(PrepareError::Broken("the daemon stops".to_owned())),
+            }
+        });
+        task.await.unwrap_or_else(|error| Err(PrepareError::Broken(error.to_string())))
+    }
+
+    /// Breaks off what is being prepared; returns once that is over. Nothing is prepared after that.
+    pub(super) async fn shutdown(&self) {
+        self.inner.stop.cancel();
+        self.inner.tasks.close();
+        self.inner.tasks.wait().await;
+    }
+
+    /// The environment of a project's process: its secrets.
+    ///
+    /// # Errors
+    /// [`PrepareError`].
+    pub async fn secrets(&self, project: &Coordinate) -> Result<BTreeMap<String, String>, PrepareError> {
+        let secrets = Secrets::new(&self.settings().credentials);
+        Ok(secrets.resolve(&project.slug(), &self.inner.keeper).await?)
+    }
+
+    /// The project that a person means: by coordinate, naddr, slug or the beginning of one.
+    ///
+    /// # Errors
+    /// [`PrepareError::Unknown`] when there is none, or several.
+    pub async fn find(&self, name: &str) -> Result<ProjectRow, PrepareError> {
+        let wanted = Coordinate::read(name).map_or_else(|_| name.to_owned(), |coordinate| coordinate.to_string());
+        let found = self.inner.ledgers.nexus.readers.read(move |connection| project_named(connection, &wanted)).await?;
+        found.ok_or_else(|| PrepareError::Unknown { name: name.to_owned() })
+    }
+
+    /// What was installed and asked for, as it is now.
+    ///
+    /// # Errors
+    /// [`PrepareError`].
+    pub async fn look(&self, row: &ProjectRow) -> Result<(Definition, Prepared), PrepareError> {
+        let settings = self.settings();
+        let event = row.definition.as_deref().and_then(|json| Event::from_json(json).ok());
+        let event = event.ok_or_else(|| PrepareError::Unknown { name: row.coordinate.clone() })?;
+        let definition = Definition::of(&event).map_err(|source| PrepareError::Definition { project: row.coordinate.clone(), source })?;
+        let prepared = self.load(&definition, &settings, Path::new(&row.path)).await?;
+        Ok((definition, prepared))
+    }
+
+    /// Decides about an approval, and has what it allows installed in the background: that may take a clone. `None` when
+    /// there is none of this id.
+    ///
+    /// # Errors
+    /// [`PrepareError`].
+    pub async fn decide(&self, id: i64, approve: bool) -> Result<Option<Approval>, PrepareError> {
+        let decided = approvals::decide(&self.inner.ledgers.nexus, id, approve).await?;
+        let Some(approval) = decided else { return Ok(None) };
+        let Approval { project, subject, command, .. } = &approval;
+        tracing::info!(%project, %subject, %command, approve, "an approval was decided");
+        if let Ok(coordinate) = Coordinate::parse(&approval.project) {
+            let this = self.clone();
+            tokio::spawn(async move {
+                match this.update(&coordinate).await {
+                    // Nobody may listen.
+                    Ok(_) => drop(this.inner.decided.send(coordinate)),
+                    Err(error) => {
+                        tracing::warn!(error = %describe(&error), project = %coordinate, "a decision counts at the next preparation only");
+                    }
+                }
+            });
+        }
+        Ok(Some(approval))
+    }
+
+    /// Waits for its turn: a second event of a project starts no second preparation.
+    pub(super) async fn turn(&self, project: &Coordinate) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut flights = self.inner.flights.lock().unwrap_or_else(PoisonError::into_inner);
+            // Those that nobody holds or waits for.
+            flights.retain(|_, lock| Arc::strong_count(lock) > 1);
+            flights.entry(project.clone()).or_default().clone()
+        };
+        lock.lock_owned().await
+    }
+
+    async fn alone(&self, project: &Coordinate, progress: &Progress, ask: Ask) -> Result<Prepared, PrepareError> {
+        let _turn = self.turn(project).await;
+        let settings = self.settings();
+        let row = self.row(project).await?;
+        let present = row.clone().filter(is_there);
+        let (event, definition) = self.definition(project, row.as_ref()).await?;
+        if let Some(present) = &present
+            && !ask.anew
+            && present.definition_id.as_ref() == Some(&definition.id)
+        {
+            let prepared = self.load(&definition, &settings, Path::new(&present.path)).await?;
+            self.note_readiness(present, &prepared).await?;
+            return Ok(prepared);
+        }
+        let _room = settings.room.clone().acquire_owned().await.map_err(|error| PrepareError::Broken(error.to_string()))?;
+        let default = || settings.directory.join(project.slug());
+        let path = match (&present, ask.path.clone()) {
+            (Some(present), _) => PathBuf::from(&present.path),
+            (None, path) => path.unwrap_or_else(default),
+        };
+        if present.is_none() {
+            self.save(&definition, &path, "preparing", None, None).await?;
+        }
+        let made = self.make(&definition, &settings, &path, present.is_some(), progress).await;
+        match made {
+            Ok(prepared) => {
+                let (status, reason) = readiness_of(&prepared);
+                self.save(&definition, &path, status, reason, Some(&event)).await?;
+                self.publish_profiles(&prepared).await;
+                progress.step(status);
+                Ok(prepared)
+            }
+            Err(error) => {
+                self.note_failure(project, present.as_ref(), &error).await;
+                match present {
+                    // What is there works on; the relays may have the rest later.
+                    Some(present) if !ask.anew && error.retryable() => self.look(&present).await.map(|(_, prepared)| prepared),
+                    Some(_) | None => Err(error),
+                }
+            }
+        }
+    }
+
+    async fn make(
+        &self,
+        definition: &Definition,
+        settings: &Settings,
+        path: &Path,
+        is_there: bool,
+        progress: &Progress,
+    ) -> Result<Prepared, PrepareError> {
+        progress.step("fetching agents");
+        let members = self.members(definition).await?;
+        let mut problems = members.problems.clone();
+        if is_there {
+            self.fill(definition, settings, path, &members, &mut problems).await?;
+        } else {
+            let notes = &mut problems;
+            let members = &members;
+            let fill = move |work: PathBuf| async move {
+                progress.step("installing agents");
+                self.fill(definition, settings, &work, members, notes).await
+            };
+            self.make_directory(definition, settings, path, progress, fill).await?;
+        }
+        let mut prepared = self.load(definition, settings, path).await?;
+        problems.iter().for_each(|problem| tracing::warn!(project = %definition.coordinate, "{problem}"));
+        prepared.problems.extend(problems);
+        Ok(prepared)
+    }
+
+    /// The newest definition: of what was prepared from and what the relays have. Ties go to the lowest id (NIP-01).
+    async fn definition(&self, project: &Coordinate, row: Option<&ProjectRow>) -> Result<(Event, Definition), PrepareError> {
+        let kept = row.and_then(|row| row.definition.as_deref()).and_then(|json| Event::from_json(json).ok());
+        let event = match (self.inner.nostr.definition(project).await, kept) {
+            (Ok(found), Some(kept)) => {
+                if is_newer(&found, &kept) {
+                    found
+                } else {
+                    kept
+                }
+            }
+            (Ok(found), None) => found,
+            (Err(error), Some(kept)) => {
+                tracing::debug!(error = %describe(&error), %project, "going on with the definition that was prepared from");
+                kept
+            }
+            (Err(source), None) => return Err(PrepareError::Fetch { project: project.to_string(), source }),
+        };
+        let definition = Definition::of(&event).map_err(|source| PrepareError::Definition { project: project.to_string(), source })?;
+        if definition.coordinate != *project {
+            return Err(PrepareError::OtherProject { project: project.to_string(), id: definition.id });
+        }
+        Ok((event, definition))
+    }
+
+    async fn row(&self, of: &Coordinate) -> Result<Option<ProjectRow>, PrepareError> {
+        let coordinate = of.to_string();
+        Ok(self.inner.ledgers.nexus.readers.read(move |connection| project(connection, &coordinate)).await?)
+    }
+
+    /// Only what was prepared from `event` is put down as the project's definition.
+    async fn save(
+        &self,
+        definition: &Definition,
+        path: &Path,
+        status: &str,
+        reason: Option<String>,
+        event: Option<&Event>,
+    ) -> Result<(), PrepareError> {
+        let now = clock::wall_ms();
+        let row = ProjectRow {
+            coordinate: definition.coordinate.to_string(),
+            slug: definition.coordinate.slug(),
+            path: path.to_string_lossy().into_owned(),
+            title: definition.title.clone(),
+            status: status.to_owned(),
+            reason,
+            quarantined: None,
+            definition_id: event.map(|event| event.id.to_hex()),
+            definition: event.map(Event::as_json),
+            prepared_at: event.map(|_| now),
+            last_used: None,
+            created_at: now,
+            updated_at: now,
+        };
+        Ok(self.inner.ledgers.nexus.writer.write_until_done(SaveProject { row }).await?)
+    }
+
+    /// The configuration may have changed since it was prepared.
+    async fn note_readiness(&self, row: &ProjectRow, prepared: &Prepared) -> Result<(), PrepareError> {
+        let (status, reason) = readiness_of(prepared);
+        if row.status == status && row.reason == reason {
+            return Ok(());
+        }
+        let mark = MarkProject { coordinate: row.coordinate.clone(), status: status.to_owned(), reason, at: clock::wall_ms() };
+        self.inner.ledgers.nexus.writer.write_until_done(mark).await?;
+        Ok(())
+    }
+
+    async fn note_failure(&self, of: &Coordinate, present: Option<&ProjectRow>, error: &PrepareError) {
+        let reason = describe(error);
+        tracing::error!(project = %of, error = %reason, "a project could not be prepared");
+        let status = present.map_or("discovered", |row| row.status.as_str()).to_owned();
+        let mark = MarkProject { coordinate: of.to_string(), status, reason: Some(reason), at: clock::wall_ms() };
+        if let Err(error) = self.inner.ledgers.nexus.writer.write_until_done(mark).await {
+            tracing::warn!(%error, project = %of, "why a project could not be prepared was not put down");
+        }
+    }
+}
+
+/// How it stands, and why.
+fn readiness_of(prepared: &Prepared) -> (&'static str, Option<String>) {
+    if prepared.missing.is_empty() { ("ready", None) } else { ("needs_configuration", Some(prepared.missing.join("; "))) }
+}
+
+/// Whether it was prepared to the end, and its directory is still there.
+fn is_there(row: &ProjectRow) -> bool {
+    let is_done = matches!(row.status.as_str(), "ready" | "needs_configuration") && row.definition.is_some();
+    is_done && Path::new(&row.path).symlink_metadata().is_ok_and(|metadata| metadata.is_dir())
+}
+
+fn is_newer(found: &Event, kept: &Event) -> bool {
+    let age = |event: &Event| event.created_at.as_secs();
+    age(found) > age(kept) || (age(found) == age(kept) && found.id.to_hex() < kept.id.to_hex())
+}

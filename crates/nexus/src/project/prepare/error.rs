@@ -1,0 +1,92 @@
+//! Why a project could not be prepared, and whether trying again can help.
+
+use crate::ledger::ReadError;
+use crate::ledger::writer::WriteError;
+use crate::nostr::{FetchError, KeyError};
+use crate::project::definition::DefinitionError;
+use crate::project::files::FilesError;
+use crate::project::git::GitError;
+use crate::project::remote::RemoteError;
+use crate::project::secrets::SecretError;
+use std::path::PathBuf;
+
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    #[error("failed to fetch the definition of project `{project}`")]
+    Fetch {
+        project: String,
+        #[source]
+        source: FetchError,
+    },
+    #[error("failed to fetch the agents and servers of project `{project}`")]
+    Members {
+        project: String,
+        #[source]
+        source: FetchError,
+    },
+    #[error("the definition of project `{project}` can't be used")]
+    Definition {
+        project: String,
+        #[source]
+        source: DefinitionError,
+    },
+    #[error("event {id} is not the definition of project `{project}`")]
+    OtherProject { project: String, id: String },
+    #[error("there is no project `{name}`; `nexus project list` shows them")]
+    Unknown { name: String },
+    #[error("the host `{host}` awaits approval; see `nexus project approvals`")]
+    HostAwaits { host: String },
+    #[error("the host `{host}` was denied; `nexus project approve` changes that")]
+    HostDenied { host: String },
+    #[error("`{}` can't become the project's directory: {reason}", .path.display())]
+    Occupied { path: PathBuf, reason: String },
+    #[error(transparent)]
+    Git(#[from] GitError),
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
+    #[error(transparent)]
+    Files(#[from] FilesError),
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    #[error("failed to use a key of the project's agents")]
+    Key(#[from] KeyError),
+    #[error("failed to {operation} `{}`", .path.display())]
+    Io {
+        operation: &'static str,
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error("preparing the project broke off: {0}")]
+    Broken(String),
+}
+
+impl PrepareError {
+    /// Whether the same attempt may succeed later without anybody deciding or correcting anything.
+    pub fn retryable(&self) -> bool {
+        match self {
+            Self::Fetch { .. } | Self::Members { .. } | Self::Io { .. } | Self::Write(_) | Self::Read(_) | Self::Broken(_) => true,
+            Self::Git(error) => error.is_passing(),
+            Self::Remote(error) => matches!(error, RemoteError::Lookup { .. }),
+            Self::Definition { .. }
+            | Self::OtherProject { .. }
+            | Self::Unknown { .. }
+            | Self::HostAwaits { .. }
+            | Self::HostDenied { .. }
+            | Self::Occupied { .. }
+            | Self::Files(_)
+            | Self::Secret(_)
+            | Self::Key(_) => false,
+        }
+    }
+
+    /// For `map_err` of the file system.
+    pub(super) fn io(operation: &'static str, path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { operation, path, source }
+    }
+}

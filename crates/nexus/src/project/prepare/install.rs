@@ -1,0 +1,261 @@
+//! Puts the agents and MCP servers of a definition into `.tenex/`: what came is added, what went is removed, the rest is
+//! not touched. One that is wrong is told and left out. Nothing that runs is installed before it is approved.
+
+use crate::error_text::describe;
+use crate::nostr::Nostr;
+use crate::project::approvals::{self, Answers};
+use crate::project::coordinate::Coordinate;
+use crate::project::definition::{AgentDefinition, Definition, McpDefinition};
+use crate::project::files::{AgentFile, FilesError, Registered, Registry, SLUG_CHARS_MAX, ServerFile, Tenex};
+use crate::project::slug;
+use ::nostr::event::Event;
+use serde_json::Map;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// How the reference to a key of the daemon begins in a registry.
+const SIGNER_PREFIX: &str = "daemon:";
+
+/// The definitions that a project names, those that could be had.
+#[derive(Debug, Default)]
+pub(super) struct Members {
+    pub(super) agents: Vec<AgentDefinition>,
+    pub(super) servers: Vec<McpDefinition>,
+    /// What is wrong with others.
+    pub(super) problems: Vec<String>,
+}
+
+impl Members {
+    /// Reads those of `events` that `definition` names, in its order.
+    pub(super) fn of(definition: &Definition, events: &[Event]) -> Self {
+        let by_id: BTreeMap<String, &Event> = events.iter().map(|event| (event.id.to_hex(), event)).collect();
+        let mut members = Self::default();
+        for id in &definition.agents {
+            match by_id.get(id).map(|event| AgentDefinition::of(event)) {
+                Some(Ok(agent)) => members.agents.push(agent),
+                Some(Err(error)) => members.problems.push(format!("agent skipped: {error}")),
+                None => members.problems.push(format!("agent skipped: no relay has its definition {id}")),
+            }
+        }
+        // An agent may bring servers of its own.
+        let own = members.agents.iter().flat_map(|agent| &agent.mcp);
+        let mut seen = BTreeSet::new();
+        let ids: Vec<String> = definition.mcp.iter().chain(own).filter(|id| seen.insert((*id).clone())).cloned().collect();
+        for id in ids {
+            match by_id.get(&id).map(|event| McpDefinition::of(event)) {
+                Some(Ok(server)) => members.servers.push(server),
+                Some(Err(error)) => members.problems.push(format!("MCP server skipped: {error}")),
+                None => members.problems.push(format!("MCP server skipped: no relay has its definition {id}")),
+            }
+        }
+        members
+    }
+}
+
+/// A key of the daemon's, by the names of project and agent.
+pub(super) fn key_name(project: &Coordinate, agent: &str) -> String {
+    format!("{}/{agent}", project.slug())
+}
+
+/// Adds and removes agents in the registry and their files. Whoever has no `eventId` was put there by hand and stays.
+pub(super) fn agents(tenex: &Tenex, definition: &Definition, members: &Members) -> Result<Registry, FilesError> {
+    let mut registry = tenex.registry()?;
+    let wanted: BTreeSet<&String> = definition.agents.iter().collect();
+    let gone: Vec<String> = registry
+        .iter()
+        .filter(|(_, one)| one.event_id.as_ref().is_some_and(|id| !wanted.contains(id)))
+        .map(|(slug, _)| slug.clone())
+        .collect();
+    let mut leftover = Vec::new();
+    for slug in gone {
+        leftover.extend(registry.remove(&slug).map(|one| one.file));
+    }
+    for agent in &members.agents {
+        if registry.values().any(|one| one.event_id.as_ref() == Some(&agent.id)) {
+            continue;
+        }
+        let taken: BTreeSet<String> = registry.keys().cloned().collect();
+        // Room for the number of a clash.
+        let slug = slug::free(&slug::of(&agent.name, "agent", SLUG_CHARS_MAX - 6), &taken);
+        let file = format!("{}.json", agent.id);
+        tenex.set_agent(&file, &file_of(agent))?;
+        let signer = Some(format!("{SIGNER_PREFIX}{}", key_name(&definition.coordinate, &slug)));
+        registry.insert(slug, Registered { file, event_id: Some(agent.id.clone()), signer, nsec: None, other: Map::new() });
+    }
+    // The registry first: it must not name a file that is gone.
+    tenex.set_registry(&registry)?;
+    let used: BTreeSet<&String> = registry.values().map(|one| &one.file).collect();
+    for file in leftover.iter().filter(|file| !used.contains(file)) {
+        tenex.remove_agent(file)?;
+    }
+    Ok(registry)
+}
+
+fn file_of(agent: &AgentDefinition) -> AgentFile {
+    AgentFile {
+        name: agent.name.clone(),
+        role: agent.role.clone(),
+        description: agent.description.clone(),
+        instructions: agent.instructions.clone(),
+        use_criteria: agent.use_criteria.clone(),
+        tools: agent.tools.clone(),
+        mcp: agent.mcp.clone(),
+        other: Map::new(),
+    }
+}
+
+/// Takes over the keys that a registry has in the open: each goes to the daemon once, and leaves a reference.
+pub(super) async fn take_keys(nostr: &Nostr, project: &Coordinate, registry: &mut Registry, problems: &mut Vec<String>) -> bool {
+    let mut changed = false;
+    for (slug, one) in registry.iter_mut() {
+        let Some(nsec) = one.nsec.as_deref() else { continue };
+        let key = key_name(project, slug);
+        let taken = nostr.import_key(&key, nsec).await;
+        match taken {
+            Ok(_) => {
+                (one.nsec, one.signer) = (None, Some(format!("{SIGNER_PREFIX}{key}")));
+                changed = true;
+            }
+            Err(error) => problems.push(format!("the key of agent `{slug}` was not taken over: {}", describe(&error))),
+        }
+    }
+    changed
+}
+
+/// The name under which each server's definition is installed: what it has already, else one of its own.
+pub(super) fn server_slugs(present: &BTreeMap<String, ServerFile>, members: &Members) -> BTreeMap<String, String> {
+    let mut slugs: BTreeMap<String, String> =
+        present.iter().filter(|(_, file)| !file.event_id.is_empty()).map(|(slug, file)| (file.event_id.clone(), slug.clone())).collect();
+    let mut taken: BTreeSet<String> = present.keys().cloned().collect();
+    for server in &members.servers {
+        if !slugs.contains_key(&server.id) {
+            let slug = slug::free(&slug::of(&server.name, "server", SLUG_CHARS_MAX - 6), &taken);
+            taken.insert(slug.clone());
+            slugs.insert(server.id.clone(), slug);
+        }
+    }
+    slugs
+}
+
+/// Writes the files of the servers that are approved, and removes those of definitions that are named no more.
+pub(super) fn servers(
+    tenex: &Tenex,
+    present: &BTreeMap<String, ServerFile>,
+    members: &Members,
+    named: &BTreeSet<String>,
+    slugs: &BTreeMap<String, String>,
+    answers: &Answers,
+) -> Result<(), FilesError> {
+    for (slug, file) in present {
+        if !file.event_id.is_empty() && !named.contains(&file.event_id) {
+            tenex.remove_server(slug)?;
+        }
+    }
+    for server in &members.servers {
+        let Some(slug) = slugs.get(&server.id).filter(|slug| !present.contains_key(*slug)) else { continue };
+        if !answers.allows(&approvals::of_definition(slug, server, false)) {
+            continue;
+        }
+        let (command, args) = server.argv.split_first().map(|(first, rest)| (first.clone(), rest.to_vec())).unwrap_or_default();
+        let file = ServerFile {
+            name: server.name.clone(),
+            command,
+            args,
+            env: BTreeMap::new(),
+            description: server.description.clone(),
+            event_id: server.id.clone(),
+            other: Map::new(),
+        };
+        tenex.set_server(slug, &file)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::project::coordinate::PROJECT_KIND;
+    use crate::project::definition::{AGENT_KIND, MCP_KIND};
+    use ::nostr::event::{EventBuilder, FinalizeEvent, Kind, Tag};
+    use ::nostr::key::Keys;
+
+    fn event(kind: u16, tags: &[(&str, &str)]) -> Event {
+        let tags = tags.iter().map(|(name, value)| Tag::parse([*name, *value]).unwrap());
+        EventBuilder::new(Kind::from(kind), "").tags(tags).finalize(&Keys::generate()).unwrap()
+    }
+
+    fn agent(name: &str) -> Event {
+        event(AGENT_KIND, &[("title", name), ("tool", "search")])
+    }
+
+    fn definition(members: &[&Event]) -> Definition {
+        let ids: Vec<(&str, String)> =
+            members.iter().map(|event| (if event.kind.as_u16() == AGENT_KIND { "agent" } else { "mcp" }, event.id.to_hex())).collect();
+        let mut tags = vec![("d", "demo")];
+        tags.extend(ids.iter().map(|(name, id)| (*name, id.as_str())));
+        Definition::of(&event(PROJECT_KIND, &tags)).unwrap()
+    }
+
+    fn slugs(registry: &Registry) -> Vec<&str> {
+        registry.keys().map(String::as_str).collect()
+    }
+
+    #[test]
+    fn agents_come_and_go_and_the_others_are_not_touched() {
+        let directory = tempfile::tempdir().unwrap();
+        let tenex = Tenex::open(directory.path()).unwrap();
+        let (one, two, three) = (agent("Project Manager"), agent("Project Manager"), agent("coder"));
+        let all = [one.clone(), two.clone(), three.clone()];
+        let put = |named: &[&Event]| {
+            let definition = definition(named);
+            agents(&tenex, &definition, &Members::of(&definition, &all)).unwrap()
+        };
+        assert_eq!(slugs(&put(&[&one, &two])), ["project-manager", "project-manager-2"]);
+        let file = directory.path().join(".tenex/agents").join(format!("{}.json", one.id.to_hex()));
+        let edited = std::fs::read_to_string(&file).unwrap().replace("search", "edited");
+        std::fs::write(&file, &edited).unwrap();
+
+        let registry = put(&[&one, &three]);
+        assert_eq!(slugs(&registry), ["coder", "project-manager"]);
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), edited);
+        assert_eq!(std::fs::read_dir(directory.path().join(".tenex/agents")).unwrap().count(), 2);
+        assert_eq!(put(&[&one, &three]), registry, "done twice it is as done once");
+    }
+
+    #[test]
+    fn who_was_put_there_by_hand_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let tenex = Tenex::open(directory.path()).unwrap();
+        let own = Registered { file: "own.json".into(), ..Registered::default() };
+        tenex.set_registry(&Registry::from([("coder".to_owned(), own)])).unwrap();
+        let coder = agent("coder");
+        let definition = definition(&[&coder]);
+        let registry = agents(&tenex, &definition, &Members::of(&definition, &[coder])).unwrap();
+        assert_eq!(slugs(&registry), ["coder", "coder-2"]);
+    }
+
+    #[test]
+    fn a_bad_member_is_told_and_left_out() {
+        let (good, bad) = (agent("good"), event(AGENT_KIND, &[]));
+        let server = event(MCP_KIND, &[("name", "x"), ("command", "a \"b")]);
+        let missing = agent("missing");
+        let definition = definition(&[&good, &bad, &server, &missing]);
+        let members = Members::of(&definition, &[good, bad, server]);
+        assert_eq!((members.agents.len(), members.servers.len(), members.problems.len()), (1, 0, 3));
+        assert!(members.problems.iter().any(|problem| problem.contains(&missing.id.to_hex())), "{:?}", members.problems);
+    }
+
+    #[test]
+    fn no_server_is_installed_before_it_is_approved() {
+        let directory = tempfile::tempdir().unwrap();
+        let tenex = Tenex::open(directory.path()).unwrap();
+        let server = event(MCP_KIND, &[("name", "Files"), ("command", "npx files")]);
+        let definition = definition(&[&server]);
+        let members = Members::of(&definition, &[server]);
+        let named: BTreeSet<String> = definition.mcp.iter().cloned().collect();
+        let names = server_slugs(&BTreeMap::new(), &members);
+        assert_eq!(names.values().collect::<Vec<_>>(), ["files"]);
+        servers(&tenex, &BTreeMap::new(), &members, &named, &names, &Answers::default()).unwrap();
+        assert!(tenex.servers().unwrap().0.is_empty());
+    }
+}

@@ -1,0 +1,186 @@
+//! A project as it is prepared: what its directory and the answers to its wishes make of it. It reads, and changes
+//! nothing.
+
+use super::error::PrepareError;
+use super::install::key_name;
+use super::source::blocking;
+use super::{Preparer, Settings};
+use crate::error_text::describe;
+use crate::project::approvals::{self, Answers};
+use crate::project::coordinate::Coordinate;
+use crate::project::definition::Definition;
+use crate::project::files::{AgentFile, FilesError, Registered, ServerFile, Tenex};
+use crate::project::readiness;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// A project that may run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Prepared {
+    pub coordinate: Coordinate,
+    pub slug: String,
+    pub path: PathBuf,
+    pub title: String,
+    /// In the order of the definition; those that were put there by hand come last.
+    pub agents: Vec<ProjectAgent>,
+    /// Those that are approved.
+    pub mcp: Vec<ProjectMcp>,
+    /// What keeps it from answering, each with what to do about it; empty when nothing does.
+    pub missing: Vec<String>,
+    pub definition_id: String,
+    /// What of the definition could not be used.
+    pub problems: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProjectAgent {
+    pub slug: String,
+    pub name: String,
+    pub role: String,
+    pub description: String,
+    pub instructions: String,
+    pub use_criteria: String,
+    /// Those that are approved.
+    pub tools: Vec<String>,
+    pub event_id: Option<String>,
+    /// In hexadecimal digits.
+    pub pubkey: String,
+    /// Who answers when nobody is addressed: of one project exactly one.
+    pub manager: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProjectMcp {
+    pub slug: String,
+    pub name: String,
+    pub command: String,
+    pub args: Vec<String>,
+    pub env: BTreeMap<String, String>,
+    pub event_id: String,
+}
+
+/// What the files say.
+#[derive(Debug)]
+pub(super) struct Installed {
+    pub(super) agents: Vec<(String, Registered, AgentFile)>,
+    pub(super) servers: BTreeMap<String, ServerFile>,
+    pub(super) problems: Vec<String>,
+}
+
+impl Installed {
+    /// Reads `.tenex/`. A registry that can't be read is an error; an agent or server that can't is told and left out.
+    pub(super) fn read(path: &Path, definition: &Definition) -> Result<Self, FilesError> {
+        let tenex = Tenex::open(path)?;
+        let mut problems = Vec::new();
+        let mut agents = Vec::new();
+        for (slug, one) in tenex.registry()? {
+            match tenex.agent(&one.file) {
+                Ok(file) => agents.push((slug, one, file)),
+                Err(error) => problems.push(format!("agent `{slug}` skipped: {}", describe(&error))),
+            }
+        }
+        let place = |one: &Registered| {
+            let id = one.event_id.as_ref();
+            id.and_then(|id| definition.agents.iter().position(|known| known == id)).unwrap_or(usize::MAX)
+        };
+        agents.sort_by_key(|(_, one, _)| place(one));
+        let (servers, broken) = tenex.servers()?;
+        problems.extend(broken.iter().map(|error| format!("MCP server skipped: {}", describe(error))));
+        Ok(Self { agents, servers, problems })
+    }
+}
+
+impl Preparer {
+    /// What is prepared in `path`.
+    pub(super) async fn load(&self, definition: &Definition, settings: &Settings, path: &Path) -> Result<Prepared, PrepareError> {
+        let coordinate = &definition.coordinate;
+        let (at, of) = (path.to_owned(), definition.clone());
+        let installed = blocking(move || Installed::read(&at, &of)).await?;
+        let answers = approvals::known(&self.inner.ledgers.nexus, coordinate).await?;
+        let mut agents = Vec::new();
+        for (slug, registered, file) in installed.agents {
+            let pubkey = self.inner.nostr.pubkey(&key_name(coordinate, &slug)).await?;
+            agents.push(agent(slug, registered, file, pubkey, &answers));
+        }
+        appoint(&mut agents, &definition.roster);
+        let mut missing = self.missing(settings, coordinate);
+        if agents.is_empty() {
+            missing.push("it has no agent; its definition names none that could be had".to_owned());
+        }
+        let allowed = installed.servers.into_iter().filter(|(slug, file)| answers.allows(&approvals::of_file(slug, file)));
+        Ok(Prepared {
+            slug: coordinate.slug(),
+            path: path.to_owned(),
+            title: definition.title.clone(),
+            mcp: allowed.map(|(slug, file)| server(slug, file)).collect(),
+            definition_id: definition.id.clone(),
+            problems: installed.problems,
+            coordinate: coordinate.clone(),
+            agents,
+            missing,
+        })
+    }
+
+    /// What the configuration lacks for the agent that does the turns of a project.
+    pub(super) fn missing(&self, settings: &Settings, project: &Coordinate) -> Vec<String> {
+        let name = readiness::agent_name(&settings.projects, &settings.agents, &project.to_string());
+        readiness::missing(&settings.agents, name, &settings.workspace)
+    }
+}
+
+fn agent(slug: String, registered: Registered, file: AgentFile, pubkey: String, answers: &Answers) -> ProjectAgent {
+    let wish = approvals::of_tools(&slug, &file.tools, registered.event_id.as_deref(), false);
+    let is_allowed = wish.is_some_and(|wish| answers.allows(&wish));
+    ProjectAgent {
+        slug,
+        name: file.name,
+        role: file.role,
+        description: file.description,
+        instructions: file.instructions,
+        use_criteria: file.use_criteria,
+        tools: if is_allowed { file.tools } else { Vec::new() },
+        event_id: registered.event_id,
+        pubkey,
+        manager: false,
+    }
+}
+
+/// The first of the roster that is here manages, else the first of all.
+fn appoint(agents: &mut [ProjectAgent], roster: &[String]) {
+    let named = roster.iter().find_map(|key| agents.iter().position(|agent| agent.pubkey == *key));
+    if let Some(agent) = agents.get_mut(named.unwrap_or(0)) {
+        agent.manager = true;
+    }
+}
+
+fn server(slug: String, file: ServerFile) -> ProjectMcp {
+    ProjectMcp { slug, name: file.name, command: file.command, args: file.args, env: file.env, event_id: file.event_id }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(pubkey: &str) -> ProjectAgent {
+        agent("a".into(), Registered::default(), AgentFile::default(), pubkey.into(), &Answers::default())
+    }
+
+    #[test]
+    fn one_agent_manages() {
+        let managers = |roster: &[&str]| {
+            let mut agents = vec![of("k1"), of("k2"), of("k3")];
+            appoint(&mut agents, &roster.iter().map(|key| (*key).to_owned()).collect::<Vec<_>>());
+            agents.into_iter().filter(|agent| agent.manager).map(|agent| agent.pubkey).collect::<Vec<_>>()
+        };
+        assert_eq!(managers(&[]), ["k1"]);
+        assert_eq!(managers(&["elsewhere", "k3", "k2"]), ["k3"]);
+        appoint(&mut [], &[]);
+    }
+
+    #[test]
+    fn tools_that_nobody_approved_are_not_there() {
+        let file = AgentFile { tools: vec!["shell".into()], ..AgentFile::default() };
+        assert!(agent("a".into(), Registered::default(), file, "k".into(), &Answers::default()).tools.is_empty());
+    }
+}

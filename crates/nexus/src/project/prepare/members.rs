@@ -1,0 +1,90 @@
+//! Agents and servers of a project: their definitions fetched, installed with what is approved, and the agents' profiles
+//! published. How files change, `install` says.
+
+use super::error::PrepareError;
+use super::install::{self, Members, key_name};
+use super::{Prepared, Preparer, Settings};
+use crate::error_text::describe;
+use crate::ledger::nexus::{ApprovalKind, Wish};
+use crate::nostr::Template;
+use crate::project::approvals;
+use crate::project::definition::{Definition, is_hex_id};
+use crate::project::files::Tenex;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// Servers that the agents of one project may bring together; more are left out.
+const OWN_SERVERS_MAX: usize = 128;
+
+impl Preparer {
+    /// The events of the members, and of the servers that its agents bring.
+    pub(super) async fn members(&self, definition: &Definition) -> Result<Members, PrepareError> {
+        let failed = |source| PrepareError::Members { project: definition.coordinate.to_string(), source };
+        let ids: Vec<String> = definition.agents.iter().chain(&definition.mcp).cloned().collect();
+        let mut events = if ids.is_empty() { Vec::new() } else { self.inner.nostr.by_ids(&ids).await.map_err(failed)? };
+        let own: BTreeSet<String> = Members::of(definition, &events).agents.into_iter().flat_map(|agent| agent.mcp).collect();
+        let more: Vec<String> = own.into_iter().filter(|id| is_hex_id(id) && !ids.contains(id)).take(OWN_SERVERS_MAX).collect();
+        if !more.is_empty() {
+            events.extend(self.inner.nostr.by_ids(&more).await.map_err(failed)?);
+        }
+        Ok(Members::of(definition, &events))
+    }
+
+    /// Whether what an author's events install is approved by that alone.
+    pub(super) fn trusts(&self, settings: &Settings, author: &str) -> bool {
+        settings.projects.auto_approve_authors && self.inner.nostr.whitelisted(author)
+    }
+
+    /// Brings `.tenex/` of the directory `work` up to the definition.
+    pub(super) async fn fill(
+        &self,
+        definition: &Definition,
+        settings: &Settings,
+        work: &Path,
+        members: &Members,
+        problems: &mut Vec<String>,
+    ) -> Result<(), PrepareError> {
+        let tenex = Tenex::open(work)?;
+        let mut registry = install::agents(&tenex, definition, members)?;
+        if install::take_keys(&self.inner.nostr, &definition.coordinate, &mut registry, problems).await {
+            tenex.set_registry(&registry)?;
+        }
+        let (present, broken) = tenex.servers()?;
+        problems.extend(broken.iter().map(|error| format!("MCP server skipped: {}", describe(error))));
+        let slugs = install::server_slugs(&present, members);
+        let mut wishes: Vec<Wish> = Vec::new();
+        for server in &members.servers {
+            let slug = slugs.get(&server.id).map_or("server", String::as_str);
+            wishes.push(approvals::of_definition(slug, server, self.trusts(settings, &server.author)));
+        }
+        wishes.extend(present.iter().filter(|(_, file)| file.event_id.is_empty()).map(|(slug, file)| approvals::of_file(slug, file)));
+        for (slug, one) in &registry {
+            let Ok(file) = tenex.agent(&one.file) else { continue };
+            // Trust is in what the author signed, not in what became of the file.
+            let signed = members.agents.iter().find(|agent| one.event_id.as_ref() == Some(&agent.id) && agent.tools == file.tools);
+            let trusted = signed.is_some_and(|agent| self.trusts(settings, &agent.author));
+            wishes.extend(approvals::of_tools(slug, &file.tools, one.event_id.as_deref(), trusted));
+        }
+        let kinds = vec![ApprovalKind::Mcp, ApprovalKind::Tools];
+        let answers = approvals::ask(&self.inner.ledgers.nexus, &definition.coordinate, kinds, wishes).await?;
+        let named = definition.mcp.iter().chain(members.agents.iter().flat_map(|agent| &agent.mcp)).cloned().collect();
+        Ok(install::servers(&tenex, &present, members, &named, &slugs, &answers)?)
+    }
+
+    /// Each agent's kind 0, once per content of it (requirement: Republish Agent Profiles).
+    pub(super) async fn publish_profiles(&self, prepared: &Prepared) {
+        for agent in &prepared.agents {
+            let content = json!({ "name": agent.name, "about": agent.description, "role": agent.role }).to_string();
+            let owner = vec!["p".to_owned(), prepared.coordinate.pubkey.clone()];
+            let project = vec!["a".to_owned(), prepared.coordinate.to_string()];
+            let key = key_name(&prepared.coordinate, &agent.slug);
+            let once = format!("profile:{key}:{}", hex::encode(&Sha256::digest(content.as_bytes())[..8]));
+            let template = Template { kind: 0, content, tags: vec![owner, project], created_at: None };
+            if let Err(error) = self.inner.nostr.publish(&key, template, &once).await {
+                tracing::warn!(error = %describe(&error), agent = %key, "an agent's profile was not published");
+            }
+        }
+    }
+}

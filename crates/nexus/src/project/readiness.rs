@@ -1,0 +1,117 @@
+//! Whether a project could answer if it ran: what the operator still has to configure, each in a sentence that says
+//! what to do. It looks, and asks nobody.
+
+use nexus_core::config::{Agent, Agents, Projects, Provider, Runner};
+use std::path::Path;
+
+/// Which agent of the configuration does a project's turns.
+pub fn agent_name<'a>(projects: &'a Projects, agents: &'a Agents, coordinate: &str) -> &'a str {
+    let own = projects.overrides.get(coordinate).and_then(|one| one.agent.as_deref());
+    own.unwrap_or(&agents.default)
+}
+
+/// What is missing for the agent `name` to answer; nothing for one that can.
+pub fn missing(agents: &Agents, name: &str, workspace: &Path) -> Vec<String> {
+    let variable = |name: &str| std::env::var(name).is_ok_and(|value| !value.is_empty());
+    look(agents, name, workspace, &variable)
+}
+
+fn look(agents: &Agents, name: &str, workspace: &Path, is_set: &dyn Fn(&str) -> bool) -> Vec<String> {
+    let Some(agent) = agents.named.get(name) else {
+        return vec![format!("agent `{name}` is not in `agents`; add it, or name another with `nexus project setup --agent`")];
+    };
+    let found = match agent.runner {
+        Runner::Echo => None,
+        Runner::Command => of_program(agent, name, workspace),
+        Runner::Llm => of_model(agent, name, workspace, is_set),
+        Runner::Acp => Some(format!(
+            "agents.{name} has `runner: acp`, which does no turns of projects; name another with `nexus project setup --agent`"
+        )),
+    };
+    found.into_iter().collect()
+}
+
+/// As the keeper looks for a program: a path, or a name in PATH.
+fn of_program(agent: &Agent, name: &str, workspace: &Path) -> Option<String> {
+    let program = agent.argv.first()?;
+    let directory = agent.cwd.as_ref().map_or_else(|| workspace.to_owned(), |cwd| workspace.join(cwd));
+    let is_there = if program.contains('/') {
+        directory.join(program).is_file()
+    } else {
+        std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|directory| directory.join(program).is_file()))
+    };
+    (!is_there).then(|| format!("the program `{program}` of agents.{name}.command was not found; install it, or correct the key"))
+}
+
+fn of_model(agent: &Agent, name: &str, workspace: &Path, is_set: &dyn Fn(&str) -> bool) -> Option<String> {
+    if agent.model.is_none() {
+        return Some(format!("agents.{name}.model is missing; `nexus project setup` asks for it"));
+    }
+    if let Some(variable) = &agent.key_env {
+        return (!is_set(variable))
+            .then(|| format!("the environment variable {variable} of agents.{name}.key_env is not set for the daemon"));
+    }
+    if let Some(file) = &agent.key_file {
+        let path = workspace.join(file);
+        return (!path.is_file()).then(|| format!("the file `{}` of agents.{name}.key_file is not there", path.display()));
+    }
+    let needs_key = match agent.provider {
+        // A server of one's own may want none.
+        Provider::Openai | Provider::Ollama => false,
+        Provider::OpenaiResp | Provider::Anthropic | Provider::Gemini | Provider::Groq | Provider::Deepseek | Provider::Xai => {
+            agent.url.is_none()
+        }
+    };
+    needs_key.then(|| {
+        format!("agents.{name} has neither key_file nor key_env, and {} needs a key; `nexus project setup` sets one", agent.provider)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use nexus_core::config::{ECHO, Source, load};
+
+    fn agents(text: &str) -> Agents {
+        load(Source { name: "nex.yaml", text }, None).unwrap().config.agents
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let workspace = tempfile::tempdir().unwrap();
+        std::fs::write(workspace.path().join("key"), "k").unwrap();
+        let none = |_: &str| false;
+        for (agent, expected) in [
+            ("{runner: llm, provider: anthropic, model: m}", "needs a key"),
+            ("{runner: llm, provider: anthropic, model: m, key_env: SOME_KEY}", "SOME_KEY"),
+            ("{runner: llm, provider: anthropic, model: m, key_file: nothing}", "key_file is not there"),
+            ("{runner: command, command: surely-no-program-of-this-name}", "was not found"),
+            ("{runner: command, command: ./no/such}", "was not found"),
+            ("{runner: acp, command: sh}", "does no turns of projects"),
+        ] {
+            let found = look(&agents(&format!("agents: {{a: {agent}}}")), "a", workspace.path(), &none);
+            assert!(found.len() == 1 && found[0].contains(expected), "{agent}: {found:?}");
+        }
+        for agent in [
+            "{runner: llm, provider: anthropic, model: m, key_file: key}",
+            "{runner: llm, provider: ollama, model: m}",
+            "{runner: llm, url: 'http://127.0.0.1:1/v1', model: m}",
+            "{runner: command, command: sh -c true}",
+            "{runner: echo}",
+        ] {
+            let found = look(&agents(&format!("agents: {{a: {agent}}}")), "a", workspace.path(), &none);
+            assert!(found.is_empty(), "{agent}: {found:?}");
+        }
+        assert!(look(&agents(""), "nobody", workspace.path(), &none)[0].contains("nobody"));
+    }
+
+    #[test]
+    fn an_override_names_the_agent() {
+        let key = format!("31933:{}:d", "a".repeat(64));
+        let text = format!("agents: {{other: {{runner: echo}}}}\nprojects: {{overrides: {{'{key}': {{agent: other}}}}}}");
+        let config = load(Source { name: "nex.yaml", text: &text }, None).unwrap().config;
+        assert_eq!(agent_name(&config.projects, &config.agents, &key), "other");
+        assert_eq!(agent_name(&config.projects, &config.agents, "31933:x:e"), ECHO);
+    }
+}

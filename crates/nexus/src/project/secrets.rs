@@ -1,0 +1,150 @@
+//! Secrets of projects: files that only this user can read, or commands that tell one. Their values go into the
+//! environment of a project's process and nowhere else: not into arguments, events, logs or the project's directory.
+
+use crate::credential::{self, CredentialError};
+use crate::keeper::Keeper;
+use secrecy::ExposeSecret;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use zeroize::Zeroizing;
+
+/// Secrets of one project; more are refused.
+const SECRETS_MAX: usize = 64;
+/// How what is stored begins: a value that looks like a reference to a command is none.
+const COMMAND_PREFIX: &str = "command:";
+const VALUE_PREFIX: &str = "value:";
+
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    #[error("`{name}` is no name for a secret: as a variable it has A-Z a-z 0-9 _, no digit first, and no NEXUS_ before it")]
+    Name { name: String },
+    #[error("a project has at most {SECRETS_MAX} secrets")]
+    TooMany,
+    #[error("the secret `{name}` can't be had")]
+    Unusable {
+        name: String,
+        #[source]
+        source: CredentialError,
+    },
+    #[error(transparent)]
+    Store(#[from] CredentialError),
+}
+
+/// The secrets of all projects, below `state/credentials`.
+#[derive(Debug, Clone)]
+pub struct Secrets {
+    directory: PathBuf,
+}
+
+impl Secrets {
+    pub fn new(credentials: &Path) -> Self {
+        Self { directory: credentials.join("projects") }
+    }
+
+    /// Stores a value under a name that becomes a variable.
+    ///
+    /// # Errors
+    /// [`SecretError`].
+    pub fn set(&self, project: &str, name: &str, value: &str) -> Result<(), SecretError> {
+        self.store(project, name, &Zeroizing::new(format!("{VALUE_PREFIX}{value}")))
+    }
+
+    fn store(&self, project: &str, name: &str, text: &str) -> Result<(), SecretError> {
+        check_name(name)?;
+        let known = self.list(project)?;
+        if known.len() >= SECRETS_MAX && !known.iter().any(|one| one == name) {
+            return Err(SecretError::TooMany);
+        }
+        Ok(credential::set(&self.directory, &format!("{project}/{name}"), text)?)
+    }
+
+    /// Stores a command that tells the value each time it is needed; only its output is secret.
+    ///
+    /// # Errors
+    /// [`SecretError`].
+    pub fn set_command(&self, project: &str, name: &str, command: &str) -> Result<(), SecretError> {
+        self.store(project, name, &format!("{COMMAND_PREFIX}{command}"))
+    }
+
+    /// The names, sorted.
+    ///
+    /// # Errors
+    /// [`SecretError`].
+    pub fn list(&self, project: &str) -> Result<Vec<String>, SecretError> {
+        let prefix = format!("{project}/");
+        Ok(credential::list(&self.directory)?.into_iter().filter_map(|name| name.strip_prefix(&prefix).map(str::to_owned)).collect())
+    }
+
+    /// False when there was none.
+    ///
+    /// # Errors
+    /// [`SecretError`].
+    pub fn remove(&self, project: &str, name: &str) -> Result<bool, SecretError> {
+        check_name(name)?;
+        Ok(credential::remove(&self.directory, &format!("{project}/{name}"))?)
+    }
+
+    /// All values, for the environment of the project's process.
+    ///
+    /// # Errors
+    /// [`SecretError`], never with a value in it.
+    pub async fn resolve(&self, project: &str, keeper: &Keeper) -> Result<BTreeMap<String, String>, SecretError> {
+        let mut values = BTreeMap::new();
+        for name in self.list(project)? {
+            let unusable = |source| SecretError::Unusable { name: name.clone(), source };
+            let stored = credential::resolve(&format!("{project}/{name}"), &self.directory, keeper).await.map_err(unusable)?;
+            let text = stored.value.expose_secret();
+            let value = if text.starts_with(COMMAND_PREFIX) {
+                let unusable = |source| SecretError::Unusable { name: name.clone(), source };
+                let told = credential::resolve(text, &self.directory, keeper).await.map_err(unusable)?;
+                told.value.expose_secret().to_owned()
+            } else {
+                text.strip_prefix(VALUE_PREFIX).unwrap_or(text).to_owned()
+            };
+            values.insert(name, value);
+        }
+        Ok(values)
+    }
+}
+
+fn check_name(name: &str) -> Result<(), SecretError> {
+    let first = name.bytes().next();
+    let is_name = first.is_some_and(|byte| !byte.is_ascii_digit())
+        && name.len() <= 100
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        && !name.starts_with("NEXUS_");
+    if is_name { Ok(()) } else { Err(SecretError::Name { name: name.to_owned() }) }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn each_project_has_its_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let secrets = Secrets::new(directory.path());
+        secrets.set("demo-1", "API_KEY", "one").unwrap();
+        secrets.set("demo-2", "API_KEY", "two").unwrap();
+        secrets.set_command("demo-1", "OTHER", "pass show other").unwrap();
+        assert_eq!(secrets.list("demo-1").unwrap(), ["API_KEY", "OTHER"]);
+        assert_eq!(secrets.list("demo").unwrap(), Vec::<String>::new());
+        assert!(secrets.remove("demo-1", "API_KEY").unwrap() && !secrets.remove("demo-1", "API_KEY").unwrap());
+        assert_eq!(secrets.list("demo-2").unwrap(), ["API_KEY"]);
+    }
+
+    #[test]
+    fn a_name_is_a_variable() {
+        let directory = tempfile::tempdir().unwrap();
+        let secrets = Secrets::new(directory.path());
+        for bad in ["", "1A", "A B", "A=B", "../A", "NEXUS_CHILD_ID", "ä"] {
+            assert!(matches!(secrets.set("demo-1", bad, "x"), Err(SecretError::Name { .. })), "{bad}");
+        }
+        for number in 0..SECRETS_MAX {
+            secrets.set("demo-1", &format!("A{number}"), "x").unwrap();
+        }
+        assert!(matches!(secrets.set("demo-1", "ONE_MORE", "x"), Err(SecretError::TooMany)));
+        secrets.set("demo-1", "A0", "y").unwrap();
+    }
+}

@@ -1,0 +1,254 @@
+//! What is done about projects without an event: the idle are stopped, the warm kept running, quarantines kept, new
+//! definitions followed, a new configuration applied, and all of them ended with the daemon.
+
+use super::coordinate::Coordinate;
+use super::idle::upkeep;
+use super::lanes::Lane;
+use super::settings::Settings;
+use super::{Fault, Projects};
+use crate::error_text::describe;
+use crate::ledger::nexus::{self, open_by_conversation};
+use crate::supervisor::Phase;
+use crate::watch::Watch;
+use futures_util::future::join_all;
+use nexus_core::config::Config;
+use nexus_core::notice::NoticeType;
+use serde_json::json;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// How often is looked at who is idle and who has crashed too often.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Looks between two counts of what waits.
+const COUNT_EVERY: u32 = 4;
+
+impl Projects {
+    /// Looks after projects until `stop`.
+    pub fn keep(&self, watch_over: &Watch, stop: &CancellationToken) -> Vec<JoinHandle<()>> {
+        let (looking, until) = (self.clone(), stop.clone());
+        let (following, stop_following) = (self.clone(), stop.clone());
+        vec![
+            watch_over.keep("projects", stop, move || looking.clone().look_after(until.clone())),
+            watch_over.keep("project definitions", stop, move || following.clone().follow_definitions(stop_following.clone())),
+        ]
+    }
+
+    async fn look_after(self, stop: CancellationToken) {
+        // A project that takes its time to be prepared doesn't keep others from being stopped.
+        tokio::select! {
+            _ = async { tokio::join!(self.warm_up(), self.look_around()) } => {}
+            () = stop.cancelled() => {}
+        }
+    }
+
+    /// Never returns.
+    async fn look_around(&self) {
+        let mut tick = tokio::time::interval(LOOK_EVERY);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut looks = 0_u32;
+        loop {
+            crate::torture::point("task.projects");
+            tick.tick().await;
+            self.look().await;
+            if looks.is_multiple_of(COUNT_EVERY) {
+                self.count_queues().await;
+            }
+            looks = looks.wrapping_add(1);
+        }
+    }
+
+    /// Brings up those that were used last before the daemon was started.
+    async fn warm_up(&self) {
+        let warm = self.inner.settings.load().warm;
+        if warm == 0 {
+            return;
+        }
+        let rows = self.rows().await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "projects can't be read; none is kept warm until it is used");
+            Vec::new()
+        });
+        let used = rows.into_iter().filter(|row| row.last_used.is_some() && row.quarantined.is_none() && row.status != "archived");
+        for row in used.take(warm) {
+            let Ok(project) = Coordinate::parse(&row.coordinate) else { continue };
+            if let Err(Fault { problem, .. }) = self.warm(&project).await {
+                tracing::warn!(project = %project, error = problem, "a project is not kept warm");
+            }
+        }
+    }
+
+    async fn warm(&self, project: &Coordinate) -> Result<(), Fault> {
+        let lane = self.lane(project).await?;
+        let _use = lane.take();
+        self.prepare(&lane).await?;
+        self.bring_up(&lane).await
+    }
+
+    async fn look(&self) {
+        for lane in self.inner.lanes.all() {
+            if lane.child.status().phase == Phase::Errored && lane.quarantined().is_none() {
+                self.quarantine(&lane).await;
+            }
+            if lane.is_up() && lane.in_use() == 0 && lane.post.is_stale() {
+                self.renew(&lane).await;
+            }
+        }
+        let (warm, running_max) = {
+            let settings = self.inner.settings.load();
+            (settings.warm, settings.running_max)
+        };
+        let due = upkeep(&self.seen(), warm, running_max);
+        for project in due.stop {
+            if let Some(lane) = self.inner.lanes.get(&project) {
+                tracing::info!(project = %project, "idle project stopped");
+                self.rest(&lane).await;
+            }
+        }
+        for project in due.start {
+            if let Err(Fault { problem, .. }) = self.warm(&project).await {
+                tracing::warn!(project = %project, error = problem, "a project is not kept warm");
+            }
+        }
+    }
+
+    /// Another process for one whose definition or configuration changed.
+    async fn renew(&self, lane: &Arc<Lane>) {
+        let _turning = lane.turning.lock().await;
+        if lane.in_use() > 0 || !lane.is_up() {
+            return;
+        }
+        tracing::info!(project = %lane.post.coordinate, "project restarted: its definition or configuration changed");
+        if let Some(session) = lane.post.leave_session() {
+            session.ask_to_end();
+        }
+        lane.child.restart().await;
+    }
+
+    async fn count_queues(&self) {
+        match self.inner.ledgers.nexus.readers.read(|connection| open_by_conversation(connection, crate::nostr::ADAPTER)).await {
+            Ok(counts) => {
+                let mut queues: HashMap<String, u64> = HashMap::new();
+                for (conversation, count) in counts {
+                    if let Some(project) = Self::project_of_conversation(&conversation) {
+                        *queues.entry(project.to_string()).or_insert(0) += count;
+                    }
+                }
+                self.inner.queues.store(Arc::new(queues));
+            }
+            Err(error) => tracing::debug!(%error, "what waits for projects can't be counted"),
+        }
+    }
+
+    async fn follow_definitions(self, stop: CancellationToken) {
+        // One that takes its time to be looked up doesn't hold the daemon's stop.
+        tokio::select! {
+            () = self.follow_all() => {}
+            () = stop.cancelled() => {}
+        }
+    }
+
+    /// Never returns.
+    async fn follow_all(&self) {
+        let mut changes = self.inner.ground.nostr.redefined();
+        let mut decisions = self.inner.ground.preparer.decided();
+        loop {
+            crate::torture::point("task.project definitions");
+            let change = tokio::select! {
+                change = changes.recv() => change,
+                change = decisions.recv() => change,
+            };
+            match change {
+                Ok(project) => self.redefined(&project).await,
+                // Too many at once: whoever is known here is looked at.
+                Err(RecvError::Lagged(_)) => {
+                    for lane in self.inner.lanes.all() {
+                        self.redefined(&lane.post.coordinate).await;
+                    }
+                }
+                Err(RecvError::Closed) => return std::future::pending().await,
+            }
+        }
+    }
+
+    /// A newer definition: of a project that was prepared it is followed, of another one it is only known.
+    async fn redefined(&self, project: &Coordinate) {
+        if !self.inner.roster.knows(project) && self.inner.lanes.get(project).is_none() {
+            self.inner.ground.bus.publish(NoticeType::ProjectDiscovered, json!({ "project": project.to_string(), "slug": project.slug() }));
+            return;
+        }
+        let lane = match self.lane(project).await {
+            Ok(lane) => lane,
+            Err(Fault { problem, .. }) => return tracing::warn!(project = %project, error = problem, "a new definition is not followed"),
+        };
+        let one = lane.preparing.lock().await;
+        match self.inner.ground.preparer.update(project).await {
+            Ok(prepared) => {
+                self.adopt(&lane, prepared).await;
+                self.follow_ledger(&lane).await;
+            }
+            Err(error) => {
+                tracing::warn!(project = %project, error = %describe(&error), "a new definition is not followed; the project goes on as it was");
+            }
+        }
+        drop(one);
+    }
+
+    /// A new definition ends a quarantine in the ledger, with the commit that takes it in.
+    async fn follow_ledger(&self, lane: &Lane) {
+        let name = lane.post.coordinate.to_string();
+        let row = self.inner.ledgers.nexus.readers.read(move |connection| nexus::project(connection, &name)).await;
+        if row.is_ok_and(|row| row.is_some_and(|row| row.quarantined.is_none())) {
+            self.release(lane).await;
+        }
+    }
+
+    /// Takes over a new configuration. What is at work goes on as it is; the next event finds it as it is to be.
+    pub async fn apply(&self, config: &Config) {
+        let places = self.inner.settings.load().places().clone();
+        let settings = Arc::new(Settings::new(config, places));
+        self.inner.settings.store(settings.clone());
+        for lane in self.inner.lanes.all() {
+            lane.child.set_policy(settings.policy_of(&lane.post.coordinate)).await;
+            let Some(prepared) = lane.prepared() else { continue };
+            let plan = Arc::new(settings.plan(&prepared));
+            let is_other = lane.post.plan.load().as_ref().is_none_or(|known| **known != *plan);
+            lane.post.plan.store(Some(plan));
+            if is_other {
+                self.release(&lane).await;
+            }
+        }
+    }
+
+    /// Ends all preparations and processes; returns once they are gone.
+    pub async fn shutdown(&self) {
+        self.inner.ground.preparer.shutdown().await;
+        let ends = self.inner.lanes.all().into_iter().map(|lane| async move {
+            if let Some(session) = lane.post.leave_session() {
+                session.ask_to_end();
+            }
+            self.inner.supervisor.remove(&lane.post.child_id()).await;
+        });
+        join_all(ends).await;
+    }
+
+    /// Ends a project's process and forgets the project, before it is archived. False while it is at work.
+    pub async fn forget(&self, project: &Coordinate) -> bool {
+        let Some(lane) = self.inner.lanes.get(project) else {
+            self.inner.roster.remove(project);
+            return true;
+        };
+        let _preparing = lane.preparing.lock().await;
+        let _turning = lane.turning.lock().await;
+        if lane.in_use() > 0 {
+            return false;
+        }
+        self.stop_process(&lane).await;
+        self.inner.lanes.remove(project);
+        self.inner.roster.remove(project);
+        self.inner.supervisor.remove(&lane.post.child_id()).await;
+        true
+    }
+}

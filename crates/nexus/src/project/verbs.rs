@@ -1,0 +1,120 @@
+//! What people have done with a project: started, stopped, restarted, released; and its last lines. Which project is
+//! meant, by coordinate, naddr, slug or the beginning of one.
+
+use super::coordinate::Coordinate;
+use super::lanes::Lane;
+use super::notes::Line;
+use super::report::ProjectStatus;
+use super::{Fault, Projects};
+use crate::ledger::nexus::{self, ProjectRow};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long one answer waits for a project that is started.
+const START_WAIT: Duration = Duration::from_secs(20);
+
+/// Why a verb was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum VerbError {
+    #[error("no project `{0}`; `nexus project list` shows them")]
+    Unknown(String),
+    #[error("project `{project}`: {problem}")]
+    Refused { project: String, problem: String },
+    #[error("projects can't be read")]
+    Read(#[from] crate::ledger::ReadError),
+}
+
+/// What can be done with a project.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProjectVerb {
+    Start,
+    Stop,
+    Restart,
+    Release,
+}
+
+impl ProjectVerb {
+    pub fn parse(word: &str) -> Option<Self> {
+        match word {
+            "start" => Some(Self::Start),
+            "stop" => Some(Self::Stop),
+            "restart" => Some(Self::Restart),
+            "release" => Some(Self::Release),
+            _ => None,
+        }
+    }
+}
+
+impl Projects {
+    /// Does it, and tells how the project is then.
+    ///
+    /// # Errors
+    /// [`VerbError`].
+    pub async fn verb(&self, name: &str, verb: ProjectVerb) -> Result<ProjectStatus, VerbError> {
+        let (project, row) = self.named(name).await?;
+        let refused = |Fault { problem, .. }: Fault| VerbError::Refused { project: project.slug(), problem };
+        let lane = self.lane(&project).await.map_err(refused)?;
+        match verb {
+            ProjectVerb::Start => self.start(&lane).await.map_err(refused)?,
+            ProjectVerb::Stop => {
+                let _turning = lane.turning.lock().await;
+                self.stop_process(&lane).await;
+            }
+            ProjectVerb::Restart => {
+                if let Some(reason) = lane.quarantined() {
+                    return Err(refused(super::quarantined(&lane, &reason)));
+                }
+                {
+                    let _turning = lane.turning.lock().await;
+                    self.stop_process(&lane).await;
+                }
+                self.start(&lane).await.map_err(refused)?;
+            }
+            ProjectVerb::Release => self.release(&lane).await,
+        }
+        lane.ring();
+        Ok(self.of_lane(&lane, row.as_ref()))
+    }
+
+    /// Who asked is answered in time; a preparation goes on without them.
+    async fn start(&self, lane: &Arc<Lane>) -> Result<(), Fault> {
+        // How far it has come, its state tells.
+        tokio::time::timeout(START_WAIT, self.start_whole(lane)).await.unwrap_or(Ok(()))
+    }
+
+    async fn start_whole(&self, lane: &Arc<Lane>) -> Result<(), Fault> {
+        let _use = lane.take();
+        if let Some(reason) = lane.quarantined() {
+            return Err(super::quarantined(lane, &reason));
+        }
+        self.prepare(lane).await?;
+        self.bring_up(lane).await?;
+        let plan = lane.post.plan.load_full();
+        if plan.is_some_and(|plan| plan.protocol == nexus_core::config::ProjectProtocol::Jsonl) {
+            self.ready(lane).await?;
+        }
+        Ok(())
+    }
+
+    /// The last `count` lines of a project's process after line number `after`.
+    ///
+    /// # Errors
+    /// [`VerbError`].
+    pub async fn logs(&self, name: &str, after: u64, count: usize) -> Result<Vec<Line>, VerbError> {
+        let (project, _) = self.named(name).await?;
+        let lane = self.inner.lanes.get(&project);
+        Ok(lane.map(|lane| lane.post.notes.lines(after, count)).unwrap_or_default())
+    }
+
+    /// The project that is meant. One that isn't known yet can be named in full.
+    async fn named(&self, name: &str) -> Result<(Coordinate, Option<ProjectRow>), VerbError> {
+        let given = Coordinate::read(name).ok();
+        let asked = given.as_ref().map_or_else(|| name.to_owned(), ToString::to_string);
+        let row = self.inner.ledgers.nexus.readers.read(move |connection| nexus::project_named(connection, &asked)).await?;
+        let known = row.as_ref().and_then(|row| Coordinate::parse(&row.coordinate).ok());
+        match known.or(given) {
+            Some(project) => Ok((project, row)),
+            None => Err(VerbError::Unknown(name.to_owned())),
+        }
+    }
+}

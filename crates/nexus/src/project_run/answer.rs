@@ -1,0 +1,247 @@
+//! One event, answered: by the agent that it speaks to, through the runner of the configured agent, with what the
+//! definition says of it as its prompt. The answer is published before the event counts as answered.
+
+use super::link::Link;
+use super::reply::reply_to;
+use crate::agent::{Finished, Output, Runner, Turn};
+use crate::error_text::describe;
+use crate::project::prepare::{Prepared, ProjectAgent};
+use crate::project::process::Context;
+use crate::project::protocol::{Complete, EventFrame, Received, Up};
+use nexus_core::chunk::chunk;
+use nexus_core::config;
+use serde_json::{Value, json};
+use std::num::NonZeroUsize;
+use tokio::sync::mpsc;
+
+/// Pieces of output that may wait to be sent.
+const OUTPUT_MAX: usize = 64;
+/// Longest text of one event, in characters; of four bytes each they fit into what relays take.
+const TEXT_CHARS_MAX: NonZeroUsize = NonZeroUsize::new(12_000).expect("it is not 0");
+/// Characters of an id that tell people which event is meant.
+const SHORT_ID_CHARS: usize = 8;
+
+/// What answers are made with.
+#[derive(Debug)]
+pub(super) struct Desk {
+    pub(super) project: Prepared,
+    /// The configured agent's model, or its runner where it has none.
+    pub(super) model: String,
+    runner: Runner,
+    link: Link,
+}
+
+impl Desk {
+    pub(super) fn new(context: Context, agent: &config::Agent, runner: Runner, link: Link) -> Self {
+        let model = agent.model.clone().unwrap_or_else(|| agent.runner.to_string());
+        Self { project: context.project, model, runner, link }
+    }
+
+    pub(super) fn manager(&self) -> Option<&ProjectAgent> {
+        self.project.agents.iter().find(|agent| agent.manager).or(self.project.agents.first())
+    }
+
+    /// The agent that the event speaks to by a `p` tag, else the manager, else the first.
+    fn addressed(&self, event: &Received) -> Option<&ProjectAgent> {
+        let spoken_to = event.tags.iter().filter(|tag| tag.first().is_some_and(|name| name == "p")).filter_map(|tag| tag.get(1));
+        let mut agents = spoken_to.filter_map(|pubkey| self.project.agents.iter().find(|agent| agent.pubkey == *pubkey));
+        agents.next().or_else(|| self.manager())
+    }
+
+    /// Answers one event, and tells the daemon all of it.
+    pub(super) async fn answer(&self, frame: EventFrame) {
+        let id = frame.id.clone();
+        self.link.send(Up::Accepted { id: id.clone() }).await;
+        let short: String = frame.event.id.chars().take(SHORT_ID_CHARS).collect();
+        self.link.send(Up::Status { text: format!("answering {short}") }).await;
+        let complete = match self.answered(frame).await {
+            Ok(Finished { content, usage, model, provider, .. }) => Complete { id, content, usage, model, provider, error: None },
+            Err(error) => Complete { id, error: Some(error), ..Complete::default() },
+        };
+        self.link.send(Up::Complete(Box::new(complete))).await;
+        self.link.send(Up::Status { text: "idle".to_owned() }).await;
+    }
+
+    async fn answered(&self, frame: EventFrame) -> Result<Finished, String> {
+        let agent = self.addressed(&frame.event).ok_or("the project has no agents")?;
+        let (id, event) = (frame.id.clone(), frame.event.clone());
+        let turn = self.turn(agent, frame);
+        let (sink, mut output) = mpsc::channel(OUTPUT_MAX);
+        let running = self.runner.run(&turn, &sink);
+        tokio::pin!(running);
+        let result = loop {
+            tokio::select! {
+                // Output first: what was said before the end belongs to it.
+                biased;
+                Some(piece) = output.recv() => self.stream(&id, piece).await,
+                result = &mut running => break result,
+            }
+        };
+        while let Ok(piece) = output.try_recv() {
+            self.stream(&id, piece).await;
+        }
+        let finished = result.map_err(|error| describe(&error))?;
+        self.publish(agent, &id, &event, &finished.content).await?;
+        Ok(finished)
+    }
+
+    async fn stream(&self, id: &str, output: Output) {
+        self.link.send(Up::Stream { id: id.to_owned(), output }).await;
+    }
+
+    /// Long texts are split, never cut off.
+    async fn publish(&self, agent: &ProjectAgent, id: &str, event: &Received, content: &str) -> Result<(), String> {
+        if content.trim().is_empty() {
+            return Ok(());
+        }
+        let project = self.project.coordinate.to_string();
+        let pieces = if content.chars().count() > TEXT_CHARS_MAX.get() { chunk(content, TEXT_CHARS_MAX) } else { vec![content.to_owned()] };
+        for piece in pieces {
+            let template = reply_to(event, piece, &agent.pubkey, &project);
+            let published = self.link.publish(&agent.slug, template, Some(id.to_owned())).await;
+            published.map_err(|error| format!("the answer was not published: {error}"))?;
+        }
+        Ok(())
+    }
+
+    fn turn(&self, agent: &ProjectAgent, frame: EventFrame) -> Turn {
+        Turn {
+            run_id: format!("prj_{}", ulid::Ulid::generate()),
+            session_label: format!("project:{}", self.project.slug),
+            parent_turn_id: None,
+            agent: agent.slug.clone(),
+            content: frame.event.content,
+            attachments: Value::Null,
+            sender: frame.sender,
+            channel: crate::nostr::ADAPTER.to_owned(),
+            capabilities: json!({ "supports_markdown": true, "text_limit": TEXT_CHARS_MAX.get() }),
+            history: frame.history,
+            memory: Vec::new(),
+            permissions: frame.permissions,
+            allowance: None,
+            deadline: None,
+            instructions: Some(instructions(agent, &self.project.title)),
+            project: None,
+        }
+    }
+}
+
+/// What the model is told of who it is.
+fn instructions(agent: &ProjectAgent, title: &str) -> String {
+    let role = if agent.role.is_empty() { String::new() } else { format!(", {}", agent.role) };
+    let who = format!("You are {}{role}, in the project \"{title}\".", agent.name);
+    let told = [who.as_str(), &agent.description, &agent.instructions];
+    told.into_iter().map(str::trim).filter(|text| !text.is_empty()).collect::<Vec<_>>().join("\n\n")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::agent::Sender;
+    use crate::project::coordinate::Coordinate;
+    use crate::project::protocol::read_up;
+    use tokio::io::{AsyncBufReadExt, BufReader};
+    use tokio::net::unix::pipe;
+
+    fn agent(slug: &str, manager: bool) -> ProjectAgent {
+        ProjectAgent {
+            slug: slug.into(),
+            name: slug.to_uppercase(),
+            role: String::new(),
+            description: String::new(),
+            instructions: "Be brief.".into(),
+            use_criteria: String::new(),
+            tools: Vec::new(),
+            event_id: None,
+            pubkey: format!("key-{slug}"),
+            manager,
+        }
+    }
+
+    /// A desk, and what it tells the daemon.
+    fn desk(agents: Vec<ProjectAgent>) -> (Desk, BufReader<pipe::Receiver>) {
+        let (up, told) = pipe::pipe().unwrap();
+        let coordinate = Coordinate::parse(&format!("31933:{}:demo", "a".repeat(64))).unwrap();
+        let project = Prepared {
+            slug: coordinate.slug(),
+            coordinate,
+            path: "/".into(),
+            title: "Demo".into(),
+            agents,
+            mcp: Vec::new(),
+            missing: Vec::new(),
+            definition_id: "d".into(),
+            problems: Vec::new(),
+        };
+        let context = Context { version: 1, project, agent: "echo".into() };
+        (Desk::new(context, &config::Agent::default(), Runner::Echo, Link::new(up)), BufReader::new(told))
+    }
+
+    fn frame(content: &str, tags: &[&[&str]]) -> EventFrame {
+        let tags = tags.iter().map(|parts| parts.iter().map(|part| (*part).to_owned()).collect()).collect();
+        let event = Received { id: "e".repeat(64), pubkey: "author".into(), kind: 1, content: content.into(), tags, ..Received::default() };
+        let sender = Sender { id: "author".into(), name: None, principal: "known".into() };
+        EventFrame { id: "nostr:e".into(), event, sender, history: Vec::new(), permissions: Value::Null }
+    }
+
+    async fn next(told: &mut BufReader<pipe::Receiver>) -> Up {
+        let mut line = String::new();
+        told.read_line(&mut line).await.unwrap();
+        read_up(line.trim_end().as_bytes()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_accepted_streamed_published_and_then_complete() {
+        let (desk, mut told) = desk(vec![agent("one", false), agent("pm", true)]);
+        let link = desk.link.clone();
+        let answering = desk.answer(frame("hello", &[]));
+        let listening = async {
+            let mut kinds = Vec::new();
+            loop {
+                match next(&mut told).await {
+                    Up::Accepted { .. } => kinds.push("accepted"),
+                    Up::Status { .. } => kinds.push("status"),
+                    Up::Stream { output, .. } => {
+                        assert_eq!(output, Output::Token("hello".into()));
+                        kinds.push("stream");
+                    }
+                    Up::Publish(publish) => {
+                        assert_eq!((publish.agent.as_str(), publish.about.as_deref()), ("pm", Some("nostr:e")));
+                        assert_eq!((publish.template.kind, publish.template.content.as_str()), (1, "hello"));
+                        link.acknowledged(publish.id, Some("id".into()), None);
+                        kinds.push("publish");
+                    }
+                    Up::Complete(complete) => {
+                        assert_eq!((complete.content.as_str(), complete.error), ("hello", None));
+                        kinds.push("complete");
+                        return kinds;
+                    }
+                    Up::Ready { .. } | Up::Log { .. } | Up::Pong { .. } => kinds.push("other"),
+                }
+            }
+        };
+        let ((), kinds) = tokio::join!(answering, listening);
+        assert_eq!(kinds, ["accepted", "status", "stream", "publish", "complete"]);
+    }
+
+    #[test]
+    fn the_one_spoken_to_answers_else_the_manager_else_the_first() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _inside = runtime.enter();
+        let (both, _told) = desk(vec![agent("one", false), agent("pm", true)]);
+        let of = |tags: &[&[&str]]| both.addressed(&frame("x", tags).event).map(|agent| agent.slug.clone());
+        assert_eq!(of(&[]).as_deref(), Some("pm"));
+        assert_eq!(of(&[&["p", "nobody"], &["p", "key-one"]]).as_deref(), Some("one"));
+        let (alone, _told) = desk(vec![agent("one", false)]);
+        assert_eq!(alone.addressed(&frame("x", &[]).event).map(|agent| agent.slug.as_str()), Some("one"));
+        let (empty, _told) = desk(Vec::new());
+        assert!(empty.addressed(&frame("x", &[]).event).is_none());
+    }
+
+    #[test]
+    fn an_agent_knows_who_and_where_it_is() {
+        let told = instructions(&ProjectAgent { role: "a reviewer".into(), ..agent("pm", true) }, "Demo");
+        assert_eq!(told, "You are PM, a reviewer, in the project \"Demo\".\n\nBe brief.");
+    }
+}

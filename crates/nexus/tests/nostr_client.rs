@@ -1,0 +1,271 @@
+//! The Nostr client with relays that do what the tests say: what is heeded and what isn't, what is missed and
+//! comes all the same, what is published once.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+mod relays;
+mod scripted;
+
+use common::{Daemon, config, eventually, find};
+use relays::{Key, is_verified, now_s};
+use scripted::Scripted;
+use serde_json::{Value, json};
+
+/// A configuration that listens to these relays and heeds these keys.
+fn heeding(relays: &[&Scripted], keys: &[&Key]) -> Value {
+    let mut all = config(json!({}));
+    let urls: Vec<String> = relays.iter().map(|relay| relay.url()).collect();
+    let keys: Vec<String> = keys.iter().map(|key| key.npub()).collect();
+    all["nostr"] = json!({ "relays": urls, "whitelist": keys });
+    all
+}
+
+fn status(daemon: &Daemon) -> Value {
+    daemon.get("/control/nostr").json()
+}
+
+/// The daemon's own public key.
+fn own(daemon: &Daemon) -> String {
+    status(daemon)["pubkey"].as_str().expect("the daemon has a key").to_owned()
+}
+
+fn state_of(daemon: &Daemon, relay: &Scripted) -> Value {
+    let all = status(daemon);
+    let relays = all["relays"].as_array().unwrap();
+    relays.iter().find(|one| one["url"] == relay.url()).map(|one| one["state"].clone()).unwrap_or_default()
+}
+
+fn live(daemon: &Daemon, relay: &Scripted) {
+    eventually("the relay is live", || state_of(daemon, relay) == "live");
+}
+
+fn accepted(daemon: &Daemon) -> i64 {
+    daemon.count("events", "SELECT count(*) FROM events WHERE channel = 'nostr' AND direction = 'inbound'")
+}
+
+fn result(daemon: &Daemon, relay: &Scripted, result: &str) -> u64 {
+    daemon.metric(&format!("nexus_nostr_events_total{{relay=\"{}\",result=\"{result}\"}}", relay.url()))
+}
+
+#[test]
+fn a_whitelisted_person_is_answered_once_whoever_brings_the_event() {
+    let (one, two, ann) = (Scripted::start(), Scripted::start(), Key::new(1));
+    let daemon = Daemon::start(&heeding(&[&one, &two], &[&ann]));
+    live(&daemon, &one);
+    live(&daemon, &two);
+    let note = ann.sign(1, &[&["p", &own(&daemon)]], "hello");
+    one.add(&note);
+    two.add(&note);
+    for relay in [&one, &two] {
+        let answer = find("the answer is published", || relay.state().published.first().cloned());
+        assert!(is_verified(&answer), "{answer}");
+        assert_eq!((&answer["kind"], &answer["pubkey"]), (&json!(1), &json!(own(&daemon))));
+        let tags = answer["tags"].as_array().unwrap();
+        assert!(tags.iter().any(|tag| tag[0] == "e" && tag[1] == note["id"] && tag[3] == "root"), "{answer}");
+        assert!(tags.contains(&json!(["p", ann.public()])), "{answer}");
+        assert!(answer["content"].as_str().unwrap().contains("hello"));
+    }
+    eventually("the delivery is sent", || daemon.deliveries("sent") == 1);
+    assert_eq!((accepted(&daemon), daemon.ended("completed")), (1, 1));
+    let answers = daemon.count("nexus", "SELECT count(*) FROM nostr_published");
+    assert_eq!(answers, 1, "one event for both relays");
+    assert_eq!(one.state().published[0]["id"], two.state().published[0]["id"]);
+}
+
+#[test]
+fn strangers_do_nothing() {
+    let (relay, ann, stranger) = (Scripted::start(), Key::new(1), Key::new(2));
+    let daemon = Daemon::start(&heeding(&[&relay], &[&ann]));
+    live(&daemon, &relay);
+    let own = own(&daemon);
+    let subscriptions: Vec<Value> = relay.state().of("REQ").iter().map(|request| request[1].clone()).collect();
+    assert!(subscriptions.len() >= 3, "{subscriptions:?}");
+    assert!(subscriptions.iter().all(|id| id.as_str().unwrap().len() <= 64));
+    relay.state().careless = true;
+    relay.add(&stranger.sign(1, &[&["p", &own]], "let me in"));
+    relay.add(&ann.sign(1, &[&["p", &own]], "hello"));
+    eventually("the heeded event is answered", || daemon.ended("completed") == 1);
+    assert_eq!((accepted(&daemon), daemon.terminal()), (1, 1));
+    assert!(result(&daemon, &relay, "stranger") >= 1);
+}
+
+#[test]
+fn what_was_missed_comes_when_the_relay_is_back_however_little_it_gives_at_a_time() {
+    let (relay, ann) = (Scripted::start(), Key::new(1));
+    let daemon = Daemon::start(&heeding(&[&relay], &[&ann]));
+    live(&daemon, &relay);
+    let own = own(&daemon);
+    let now = now_s();
+    {
+        let mut state = relay.state();
+        state.most = 2;
+        for n in 0..9 {
+            state.events.push(ann.sign_at(now - 300 + n, 1, &[&["p", &own]], &format!("missed {n}")));
+        }
+        // In the same breath, so that all of it has to be asked for.
+        state.hang_up();
+    }
+    eventually("all of them are accepted", || accepted(&daemon) == 9);
+    live(&daemon, &relay);
+    eventually("all of them are answered", || daemon.ended("completed") == 9);
+    let cursors = daemon.count("events", "SELECT count(*) FROM relay_cursors WHERE relay <> '' AND until > 0");
+    assert!(cursors >= 3, "each subscription has proven what it has: {cursors}");
+}
+
+#[test]
+fn a_daemon_starts_with_every_relay_down_and_publishes_when_one_comes() {
+    let (address, ann) = (Scripted::nowhere(), Key::new(1));
+    let mut all = config(json!({}));
+    all["nostr"] = json!({ "relays": [format!("ws://{address}")], "whitelist": [ann.npub()] });
+    let mut daemon = Daemon::start(&all);
+    let said = daemon.nexus_ok(&["nostr", "publish", "--once", "k", "--json", "hello"]);
+    let said: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(said["status"], "waiting");
+    daemon.kill9();
+    daemon.launch();
+    let again: Value = serde_json::from_str(&daemon.nexus_ok(&["nostr", "publish", "--once", "k", "--json", "hello"])).unwrap();
+    assert_eq!(again["event_id"], said["event_id"], "once, also after a crash");
+    let relay = Scripted::start_at(address);
+    let event = find("it is published", || relay.state().published.first().cloned());
+    assert_eq!(event["id"], said["event_id"]);
+    eventually("the relay's word is written", || daemon.count("nexus", "SELECT count(*) FROM nostr_outbox WHERE status = 'accepted'") == 1);
+    assert_eq!(relay.state().published.len(), 1);
+    assert_eq!(status(&daemon)["outbox"]["waiting"], 0);
+}
+
+#[test]
+fn an_event_without_an_answer_is_sent_again_over_the_next_connection() {
+    let relay = Scripted::start();
+    let daemon = Daemon::start(&heeding(&[&relay], &[]));
+    live(&daemon, &relay);
+    relay.state().silent = true;
+    daemon.post("/control/nostr/publish", &json!({ "kind": 1, "content": "hello", "once": "k" }));
+    eventually("it was sent", || relay.state().published.len() == 1);
+    relay.state().silent = false;
+    relay.hang_up();
+    eventually("it is taken", || daemon.count("nexus", "SELECT count(*) FROM nostr_published WHERE status = 'accepted'") == 1);
+    let published = relay.state().published.clone();
+    assert!(published.len() >= 2 && published.iter().all(|event| event["id"] == published[0]["id"]), "the same event");
+}
+
+#[test]
+fn a_refused_subscription_is_told_and_taken_up_again() {
+    let (relay, ann) = (Scripted::start(), Key::new(1));
+    relay.state().refuse = Some(("nexus-activations".to_owned(), "rate-limited: later".to_owned()));
+    let daemon = Daemon::start(&heeding(&[&relay], &[&ann]));
+    eventually("the relay is deaf", || state_of(&daemon, &relay) == "deaf");
+    let health = daemon.get("/health").json();
+    assert_eq!(health["status"], "degraded");
+    assert!(health["nostr"]["deaf"][0]["deaf"][0]["why"].as_str().unwrap().contains("rate-limited"), "{health}");
+    // The others go on by themselves.
+    relay.add(&ann.sign(1, &[&["p", &own(&daemon)]], "hello"));
+    eventually("the direct subscription hears", || daemon.ended("completed") == 1);
+    relay.state().refuse = None;
+    live(&daemon, &relay);
+}
+
+#[test]
+fn nothing_is_asked_before_it_is_proven_who_we_are_and_only_where_that_is_wanted() {
+    let (open, shy, ann) = (Scripted::start(), Scripted::start(), Key::new(1));
+    open.state().auth = true;
+    shy.state().auth = true;
+    let mut all = heeding(&[&open, &shy], &[&ann]);
+    all["nostr"]["auth"] = json!([open.url()]);
+    let daemon = Daemon::start(&all);
+    live(&daemon, &open);
+    let heard = open.state().heard.clone();
+    assert_eq!(heard[0][0], "AUTH", "{heard:?}");
+    let proof = &heard[0][1];
+    assert!(is_verified(proof));
+    assert_eq!((&proof["kind"], &proof["pubkey"]), (&json!(22_242), &json!(own(&daemon))));
+    assert!(proof["tags"].as_array().unwrap().contains(&json!(["relay", open.url()])));
+    assert!(proof["tags"].as_array().unwrap().contains(&json!(["challenge", "challenge"])));
+    eventually("the other one is deaf", || state_of(&daemon, &shy) == "deaf");
+    assert!(shy.state().of("AUTH").is_empty(), "nobody consented");
+}
+
+#[test]
+fn a_whitelist_that_grows_brings_what_was_said_before() {
+    let (relay, ann, bob) = (Scripted::start(), Key::new(1), Key::new(2));
+    let daemon = Daemon::start(&heeding(&[&relay], &[&ann]));
+    live(&daemon, &relay);
+    let own = own(&daemon);
+    relay.add(&bob.sign(1, &[&["p", &own]], "hello from bob"));
+    relay.add(&ann.sign(1, &[&["p", &own]], "hello from ann"));
+    eventually("ann is answered", || daemon.ended("completed") == 1);
+    let told = daemon.nexus_ok(&["nostr", "whitelist", "add", &bob.npub()]);
+    assert!(told.contains("nostr changed"), "{told}");
+    eventually("bob is answered", || daemon.ended("completed") == 2);
+    assert_eq!(accepted(&daemon), 2, "ann's is not taken in again");
+    daemon.nexus_ok(&["nostr", "whitelist", "remove", &bob.public()]);
+    let listed: Value = serde_json::from_str(&daemon.nexus_ok(&["nostr", "whitelist", "list", "--json"])).unwrap();
+    assert_eq!(listed["whitelist"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn a_reload_swaps_relays_and_key() {
+    let (before, after, ann) = (Scripted::start(), Scripted::start(), Key::new(1));
+    let daemon = Daemon::start(&heeding(&[&before], &[&ann]));
+    live(&daemon, &before);
+    let first = own(&daemon);
+    let imported = daemon.nexus_told(&Key::new(9).nsec(), &["credential", "set", "mine/nostr"]);
+    assert_eq!(imported.code, Some(0), "{imported:?}");
+    let mut new = heeding(&[&after], &[&ann]);
+    new["nostr"]["secret_key"] = json!("mine/nostr");
+    daemon.configure(&new);
+    daemon.nexus_ok(&["daemon", "reload"]);
+    live(&daemon, &after);
+    assert_eq!((own(&daemon), first == own(&daemon)), (Key::new(9).public(), false));
+    let connections = before.state().connections;
+    after.add(&ann.sign(1, &[&["p", &Key::new(9).public()]], "hello"));
+    let answer = find("the new key answers", || after.state().published.first().cloned());
+    assert_eq!(answer["pubkey"], json!(Key::new(9).public()));
+    assert_eq!(before.state().connections, connections, "the old relay is left alone");
+    daemon.configure(&config(json!({})));
+    daemon.nexus_ok(&["daemon", "reload"]);
+    assert_eq!(status(&daemon)["running"], false, "nothing runs without relays");
+}
+
+#[test]
+fn definitions_are_kept_the_newest_counts_and_they_start_nothing() {
+    let (relay, ann) = (Scripted::start(), Key::new(1));
+    let now = now_s();
+    let project = |title: &str, at: u64| ann.sign_at(at, 31_933, &[&["d", "demo"], &["title", title]], "");
+    relay.add(&project("newest", now - 10));
+    relay.add(&project("older", now - 1_000_000));
+    let daemon = Daemon::start(&heeding(&[&relay], &[&ann]));
+    live(&daemon, &relay);
+    let kept = || daemon.texts("nexus", "SELECT event FROM nostr_events WHERE kind = 31933");
+    eventually("the definition is kept", || kept().len() == 1);
+    assert!(kept()[0].contains("newest"));
+    relay.add(&project("newer", now));
+    eventually("the newer one counts", || kept()[0].contains("newer"));
+    relay.add(&ann.sign_at(now + 1, 5, &[&["a", &format!("31933:{}:demo", ann.public())]], ""));
+    eventually("its author has deleted it", || kept().is_empty());
+    assert_eq!(accepted(&daemon), 0);
+}
+
+#[test]
+fn an_event_whose_time_is_over_is_not_answered() {
+    let (relay, ann) = (Scripted::start(), Key::new(1));
+    let daemon = Daemon::start(&heeding(&[&relay], &[&ann]));
+    live(&daemon, &relay);
+    let own = own(&daemon);
+    relay.add(&ann.sign(1, &[&["p", &own], &["expiration", "1"]], "too late"));
+    relay.add(&ann.sign(1, &[&["p", &own]], "in time"));
+    eventually("the other one is answered", || daemon.ended("completed") == 1);
+    assert_eq!(accepted(&daemon), 1);
+    assert!(result(&daemon, &relay, "expired") >= 1);
+}
+
+#[test]
+fn keys_are_listed_without_their_secrets_and_not_replaced() {
+    let daemon = Daemon::new();
+    daemon.configure(&config(json!({})));
+    let imported = daemon.nexus_told(&Key::new(3).nsec(), &["nostr", "keys", "import", "demo-1a2b3c4d/coder"]);
+    assert_eq!(imported.code, Some(0), "{imported:?}");
+    let other = daemon.nexus_told(&Key::new(4).nsec(), &["nostr", "keys", "import", "demo-1a2b3c4d/coder"]);
+    assert_eq!(other.code, Some(1), "{other:?}");
+    let listed = daemon.nexus_ok(&["nostr", "keys", "list"]);
+    assert!(listed.contains(&Key::new(3).npub()) && !listed.contains("nsec"), "{listed}");
+}

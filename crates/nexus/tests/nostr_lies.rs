@@ -1,0 +1,258 @@
+//! A daemon that listens to a relay that lies, beside an honest one. Whatever it is told: it goes on, counts what it
+//! refuses, keeps none of it, and hears what is true.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+mod relays;
+
+use common::{Daemon, config, eventually, find};
+use relays::{Client, Key, Lying, Relay, id};
+use serde_json::{Value, json};
+
+/// The lowest pause between two connections that fail at once, in ms.
+const PAUSE_MS_MIN: u64 = 400;
+/// Events of a flood that must have been refused before the honest one is sent.
+const FLOOD_SEEN: u64 = 5_000;
+
+struct Scene {
+    daemon: Daemon,
+    lying: Lying,
+    honest: Relay,
+    user: Key,
+    own: Key,
+}
+
+impl Scene {
+    /// A daemon that listens to both relays, and to one user.
+    fn new(lies: &[&str]) -> Self {
+        let (user, own) = (Key::new(1), Key::new(9));
+        let mut daemon = Daemon::new();
+        let control = json!({ "secret": user.secret(), "tags": [["p", own.public()]], "events": [], "lies": lies });
+        let lying = Lying::start(&daemon.root().join("lying"), control);
+        let honest = Relay::start(&daemon.root().join("honest"), &[]);
+        let mut settings = config(json!({}));
+        settings["nostr"] = json!({
+            "relays": [lying.url(), honest.url()],
+            "auth": [lying.url()],
+            "whitelist": [user.npub()],
+            "secret_key": "nostr/daemon",
+        });
+        daemon.configure(&settings);
+        let ran = daemon.nexus_told(&own.nsec(), &["credential", "set", "nostr/daemon"]);
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        daemon.launch();
+        Self { daemon, lying, honest, user, own }
+    }
+
+    /// A message of the user to the daemon.
+    fn message(&self, content: &str) -> Value {
+        self.user.sign(1, &[&["p", &self.own.public()]], content)
+    }
+
+    fn status(&self) -> Value {
+        let status = self.daemon.get("/control/nostr").json();
+        let relays = status["relays"].as_array().expect("relays are a list");
+        relays.iter().find(|relay| relay["url"] == self.lying.url()).cloned().expect("the lying relay is among them")
+    }
+
+    fn is(&self, state: &str) {
+        eventually(&format!("the lying relay is {state}"), || self.status()["state"] == state);
+    }
+
+    /// Events of the lying relay that came to this end.
+    fn counted(&self, result: &str) -> u64 {
+        self.daemon.metric(&format!("nexus_nostr_events_total{{relay=\"{}\",result=\"{result}\"}}", self.lying.url()))
+    }
+
+    fn kept(&self) -> Vec<String> {
+        self.daemon.texts("events", "SELECT event_id FROM events WHERE channel = 'nostr' AND direction = 'inbound' ORDER BY seq")
+    }
+
+    fn hears(&self, event: &Value) {
+        let event_id = format!("nostr:{}", id(event));
+        eventually(&format!("{} is kept", event["content"]), || self.kept().contains(&event_id));
+    }
+
+    /// Whatever the lying relay did: the daemon runs, and hears the honest one.
+    fn goes_on(&mut self) {
+        let event = self.message("by the honest relay");
+        Client::connect(self.honest.url()).published(&event);
+        self.hears(&event);
+        assert!(self.daemon.is_running(), "{}", self.daemon.stderr());
+    }
+
+    /// What the lying relay tells truly is heard too, and nothing of what it lied is there.
+    fn believes_only_the_truth(&mut self) {
+        let event = self.message("by the lying relay");
+        self.lying.add(&event);
+        self.hears(&event);
+        self.goes_on();
+        assert_eq!(self.kept().len(), 2, "{:?}", self.kept());
+    }
+
+    /// What it says when it no longer lies is heard, and is all besides what the honest one said.
+    fn believes_it_again(&mut self) {
+        let event = self.message("by the relay that lied");
+        self.lying.add(&event);
+        self.hears(&event);
+        assert_eq!(self.kept().len(), 2, "{:?}", self.kept());
+    }
+
+    /// Connections of the daemon so far, in Unix ms.
+    fn connections(&self) -> Vec<u64> {
+        self.lying.log("connection").iter().map(|line| line["at_ms"].as_u64().unwrap()).collect()
+    }
+}
+
+/// Tells these lies; each of these ends was come to by some, and nothing else of it is left.
+fn refused_as(lies: &[&str], results: &[&str]) {
+    let mut scene = Scene::new(lies);
+    for result in results {
+        eventually(&format!("{lies:?} are counted as {result}"), || scene.counted(result) > 0);
+    }
+    scene.believes_only_the_truth();
+}
+
+#[test]
+fn forged_events_are_refused() {
+    refused_as(&["bad-signature"], &["bad_signature"]);
+    refused_as(&["wrong-id"], &["wrong_id"]);
+}
+
+#[test]
+fn events_that_are_none_are_refused() {
+    refused_as(&["duplicate-keys"], &["malformed"]);
+    refused_as(&["lone-surrogates"], &["malformed"]);
+    refused_as(&["big-kind", "odd-dates", "non-string-tags"], &["malformed"]);
+}
+
+#[test]
+fn what_nobody_asked_for_is_dropped() {
+    refused_as(&["outside-filter", "unknown-subscription"], &["unasked"]);
+    refused_as(&["strangers"], &["stranger"]);
+}
+
+#[test]
+fn one_id_with_two_signatures_is_one_event() {
+    let mut scene = Scene::new(&["two-signatures"]);
+    eventually("the forged one is counted", || scene.counted("bad_signature") > 0);
+    eventually("the true one is kept", || scene.kept().len() == 1);
+    scene.lying.set("lies", json!([]));
+    scene.goes_on();
+    assert_eq!(scene.kept().len(), 2);
+}
+
+#[test]
+fn too_much_at_once_is_not_read() {
+    for lie in ["many-tags", "long-content"] {
+        let mut scene = Scene::new(&[lie]);
+        eventually(&format!("{lie} is not taken"), || scene.counted("too_long") > 0 || scene.connections().len() > 1);
+        scene.goes_on();
+        // On a connection without the lie, if this one was given up.
+        scene.lying.set("lies", json!([]));
+        scene.believes_it_again();
+    }
+}
+
+#[test]
+fn an_event_from_the_future_hides_none_of_the_present() {
+    let mut scene = Scene::new(&["future"]);
+    scene.is("live");
+    scene.lying.set("lies", json!([]));
+    scene.daemon.stop();
+    // It comes while nobody listens, with the date of today.
+    let event = scene.message("meanwhile");
+    scene.lying.add(&event);
+    scene.daemon.launch();
+    scene.hears(&event);
+    scene.goes_on();
+}
+
+#[test]
+fn who_forges_too_much_is_left_alone_for_a_while() {
+    let mut scene = Scene::new(&["forgeries"]);
+    eventually("some are counted", || scene.counted("bad_signature") > 0);
+    scene.is("backoff");
+    let before = scene.connections().len();
+    scene.goes_on();
+    assert_eq!(scene.connections().len(), before, "it is not connected to again at once");
+    assert_eq!(scene.kept().len(), 1);
+}
+
+#[test]
+fn a_subscription_that_is_closed_is_asked_again() {
+    let mut scene = Scene::new(&["closed-at-random"]);
+    let asked = |scene: &Scene| -> Vec<String> { scene.lying.log("req").iter().map(|line| line["what"][1].to_string()).collect() };
+    eventually("a subscription is asked again", || {
+        let all = asked(&scene);
+        all.iter().any(|name| all.iter().filter(|other| other == &name).count() > 1)
+    });
+    scene.believes_only_the_truth();
+    scene.is("live");
+}
+
+#[test]
+fn who_refuses_by_notice_or_never_ends_is_not_taken_for_live() {
+    for lie in ["notice-only", "no-eose"] {
+        let mut scene = Scene::new(&[lie]);
+        eventually("it is asked", || !scene.lying.log("req").is_empty());
+        scene.goes_on();
+        assert_ne!(scene.status()["state"], "live", "{lie}");
+    }
+}
+
+#[test]
+fn silence_is_not_health() {
+    let mut scene = Scene::new(&["silence"]);
+    eventually("it is connected to", || !scene.connections().is_empty());
+    scene.goes_on();
+    assert_ne!(scene.status()["state"], "live");
+}
+
+#[test]
+fn a_flood_of_strangers_drowns_nobody() {
+    let mut scene = Scene::new(&["flood"]);
+    eventually("the flood is counted", || scene.counted("stranger") > FLOOD_SEEN);
+    scene.believes_only_the_truth();
+}
+
+#[test]
+fn a_relay_that_breaks_off_is_come_back_to_after_a_pause() {
+    for lie in ["disconnect-at-connect", "disconnect-at-handshake", "disconnect-at-auth", "disconnect-at-req", "disconnect-at-eose"] {
+        let mut scene = Scene::new(&[lie]);
+        let connections = find(&format!("{lie}: it comes back"), || Some(scene.connections()).filter(|all| all.len() > 2));
+        let pauses: Vec<u64> = connections.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        assert!(pauses.iter().all(|pause| *pause >= PAUSE_MS_MIN), "{lie}: {pauses:?}");
+        scene.goes_on();
+        // Once it behaves, it is listened to.
+        scene.lying.set("lies", json!([]));
+        scene.believes_it_again();
+    }
+}
+
+#[test]
+fn an_event_before_the_end_of_the_connection_is_kept_once() {
+    let mut scene = Scene::new(&["disconnect-at-event", "strangers"]);
+    eventually("strangers are counted", || scene.counted("stranger") > 0);
+    scene.lying.set("lies", json!([]));
+    scene.goes_on();
+    scene.believes_it_again();
+}
+
+#[test]
+fn an_answer_that_was_not_taken_is_published_again() {
+    let mut scene = Scene::new(&["disconnect-at-publish"]);
+    let event = scene.message("say something");
+    scene.lying.add(&event);
+    scene.hears(&event);
+    let offered = |scene: &Scene| -> Vec<String> {
+        let is_answer = |line: &&Value| line["what"]["kind"] == 1;
+        scene.lying.log("event").iter().filter(is_answer).map(|line| id(&line["what"]).to_owned()).collect()
+    };
+    eventually("the answer is offered again", || offered(&scene).len() > 1);
+    scene.lying.set("lies", json!([]));
+    scene.goes_on();
+    let answers = offered(&scene);
+    let first = answers[0].clone();
+    assert!(answers.iter().filter(|one| **one == first).count() > 1, "the same one, not another: {answers:?}");
+}

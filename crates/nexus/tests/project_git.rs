@@ -1,0 +1,190 @@
+//! Repositories that strangers name, against the machine's own git and a real `git http-backend`: what is cloned, what is
+//! refused, and that nothing of it runs.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+mod gitserver;
+mod relays;
+
+use common::{eventually, find};
+use gitserver::world::World;
+use gitserver::{git, with_escaping_link, with_ext_submodule};
+use serde_json::json;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+fn path_of(prepared: &serde_json::Value) -> PathBuf {
+    PathBuf::from(prepared["path"].as_str().unwrap())
+}
+
+#[test]
+fn a_repository_is_cloned_once_and_laid_out() {
+    let world = World::new();
+    world.server.repository("good", |work| fs::write(work.join(".gitignore"), "target\n").unwrap());
+    let project = world.project("demo", Some(&world.server.url("good")));
+    let prepared = world.prepared(&project);
+    let path = path_of(&prepared);
+    assert_eq!(fs::read_to_string(path.join("README")).unwrap(), "good\n");
+    assert_eq!(fs::read_to_string(path.join(".gitignore")).unwrap(), "target\n.tenex/\n");
+    let config: serde_json::Value = serde_json::from_slice(&fs::read(path.join(".tenex/config.json")).unwrap()).unwrap();
+    assert_eq!(config["repoUrl"], world.server.url("good"));
+    assert!(config["projectNaddr"].as_str().unwrap().starts_with("naddr1"), "{config}");
+    assert_eq!(fs::metadata(path.join(".tenex/config.json")).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(!path.join(".git/hooks").exists(), "no template has put hooks there");
+    assert!(git(&path, &["status", "--porcelain"]).contains(".gitignore"));
+
+    let before = fs::metadata(&path).unwrap().ino();
+    assert_eq!(world.prepared(&project), prepared);
+    assert_eq!((fs::metadata(&path).unwrap().ino(), world.server.clones("good")), (before, 1), "done twice it is as done once");
+    assert_eq!(world.left().len(), 1);
+}
+
+#[test]
+fn two_that_want_it_at_once_get_one_clone() {
+    let world = World::new();
+    world.server.repository("good", |_| {});
+    let project = world.project("demo", Some(&world.server.url("good")));
+    let mut asking: Vec<_> = (0..4).map(|_| world.begin(&project)).collect();
+    for child in &mut asking {
+        assert!(find("it is prepared", || child.try_wait().unwrap()).success());
+    }
+    assert_eq!(world.server.clones("good"), 1);
+    assert_eq!(world.left().len(), 1);
+}
+
+#[test]
+fn what_is_too_large_too_slow_or_elsewhere_is_refused() {
+    let world = World::with(|projects| {
+        projects["git"]["max_mb"] = json!(1);
+        projects["git"]["timeout_ms"] = json!(2000);
+    });
+    // What can't be compressed.
+    let noise = |work: &Path| {
+        let mut state = 1_u64;
+        let bytes: Vec<u8> = std::iter::repeat_with(|| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 33) as u8
+        })
+        .take(8 * 1024 * 1024)
+        .collect();
+        fs::write(work.join("noise"), bytes).unwrap();
+    };
+    world.server.repository("huge", noise);
+    world.server.repository("good", |_| {});
+    let told = |name: &str, url: &str| world.refused(&world.project(name, Some(url)));
+    let huge = told("huge", &world.server.url("huge"));
+    assert!(huge.contains("larger than 1 MiB"), "{huge}");
+    let silent = told("silent", &world.server.url("silent/good"));
+    assert!(silent.contains("did not end within 2000 ms"), "{silent}");
+    let redirected = told("redirected", &world.server.url("redirect/good"));
+    assert!(redirected.contains("git failed to clone"), "{redirected}");
+    assert_eq!(world.server.clones("/good"), 2, "the redirection was followed: {:?}", world.server.asked());
+    let missing = told("missing", &world.server.url("missing"));
+    assert!(missing.contains("git failed to clone"), "{missing}");
+}
+
+#[test]
+fn nothing_of_a_repository_or_of_the_machine_runs() {
+    let world = World::new();
+    let marks = world.daemon.root().join("marks");
+    fs::create_dir(&marks).unwrap();
+    // What a user's own configuration would have git run.
+    let hooks = world.daemon.home().join("hooks");
+    fs::create_dir(&hooks).unwrap();
+    let hook = hooks.join("post-checkout");
+    fs::write(&hook, format!("#!/bin/sh\ntouch {}/hook\n", marks.display())).unwrap();
+    fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).unwrap();
+    let smudge = format!("touch {}/smudge; cat", marks.display());
+    let configured = format!("[core]\n\thooksPath = {}\n[filter \"lfs\"]\n\tsmudge = \"{smudge}\"\n\trequired = true\n", hooks.display());
+    fs::write(world.daemon.home().join(".gitconfig"), configured).unwrap();
+    world.server.repository("laden", |work| {
+        fs::write(work.join(".gitattributes"), "*.bin filter=lfs\n").unwrap();
+        fs::write(work.join("big.bin"), "version https://git-lfs.github.com/spec/v1\n").unwrap();
+        with_ext_submodule(work);
+    });
+    let path = path_of(&world.prepared(&world.project("laden", Some(&world.server.url("laden")))));
+    assert!(fs::read_to_string(path.join("big.bin")).unwrap().starts_with("version "));
+    assert_eq!(fs::read_dir(path.join("s")).map_or(0, Iterator::count), 0, "the submodule stays empty");
+    assert_eq!(fs::read_dir(&marks).unwrap().count(), 0);
+}
+
+#[test]
+fn a_link_that_leads_out_is_refused() {
+    let world = World::new();
+    world.server.repository("links", with_escaping_link);
+    let told = world.refused(&world.project("links", Some(&world.server.url("links"))));
+    assert!(told.contains("leads out of it"), "{told}");
+}
+
+#[test]
+fn what_a_repository_has_in_place_of_our_files_is_not_used() {
+    let world = World::new();
+    let stolen = relays::Key::new(9);
+    world.server.repository("hostile", |work| {
+        fs::create_dir_all(work.join(".tenex/mcp-servers")).unwrap();
+        fs::create_dir_all(work.join(".tenex/agents")).unwrap();
+        let server = json!({ "name": "evil", "command": "sh", "args": ["-c", "id"], "env": {}, "description": "", "eventId": "" });
+        fs::write(work.join(".tenex/mcp-servers/evil.json"), server.to_string()).unwrap();
+        fs::write(work.join(".tenex/agents/evil.json"), json!({ "name": "evil" }).to_string()).unwrap();
+        let registry = json!({ "project-manager": { "file": "evil.json", "nsec": stolen.nsec() } });
+        fs::write(work.join(".tenex/agents.json"), registry.to_string()).unwrap();
+    });
+    let project = world.project("hostile", Some(&world.server.url("hostile")));
+    let prepared = world.prepared(&project);
+    let agents = prepared["agents"].as_array().unwrap();
+    assert_eq!((agents.len(), &agents[0]["name"]), (1, &json!("Project Manager")));
+    assert_ne!(agents[0]["pubkey"], stolen.public());
+    assert!(prepared["mcp"].as_array().unwrap().is_empty() && world.approvals().is_empty());
+    let path = path_of(&prepared);
+    assert!(!path.join(".tenex/mcp-servers/evil.json").exists());
+    assert!(!git(&path, &["status", "--porcelain"]).contains(".tenex"), "git would put them back");
+}
+
+#[test]
+fn a_host_that_nobody_named_waits_for_an_approval() {
+    let world = World::with(|projects| projects["git"]["allow_hosts"] = json!(["*"]));
+    world.server.repository("good", |_| {});
+    let project = world.project("demo", Some(&world.server.url("good")));
+    let told = world.refused(&project);
+    assert!(told.contains("awaits approval"), "{told}");
+    assert!(world.server.asked().is_empty(), "it was cloned before anybody approved");
+    let waiting = world.approvals();
+    assert_eq!((waiting.len(), &waiting[0]["kind"], &waiting[0]["subject"]), (1, &json!("host"), &json!("127.0.0.1")));
+    world.approve(&waiting[0]);
+    eventually("it is prepared by itself", || world.show(&project)["project"]["status"] == "ready");
+    assert!(world.approvals().is_empty());
+}
+
+#[test]
+fn addresses_of_this_machine_are_refused_unless_allowed() {
+    let world = World::with(|projects| projects["git"]["allow_private"] = json!(false));
+    world.server.repository("good", |_| {});
+    let told = world.refused(&world.project("demo", Some(&world.server.url("good"))));
+    assert!(told.contains("not a public one"), "{told}");
+    for (number, url) in
+        ["ext::sh -c id", "file:///etc", "https://127.0.0.1/x", "http://u:p@127.0.0.1/x", "--upload-pack=id"].iter().enumerate()
+    {
+        let told = world.refused(&world.project(&format!("p{number}"), Some(url)));
+        assert!(told.contains("repository's address"), "{url}: {told}");
+    }
+    assert!(world.server.asked().is_empty());
+}
+
+#[test]
+fn a_daemon_that_dies_while_it_clones_leaves_nothing_half() {
+    let mut world = World::new();
+    world.server.repository("good", |_| {});
+    let hanging = world.project("demo", Some(&world.server.url("silent/good")));
+    let mut child = world.begin(&hanging);
+    eventually("the clone is under way", || world.server.clones("good") == 1);
+    world.daemon.kill9();
+    find("the command ends", || child.try_wait().unwrap());
+    assert!(!world.left().is_empty(), "something was under way");
+    world.daemon.launch();
+    let good = world.project("other", Some(&world.server.url("good")));
+    let path = path_of(&world.prepared(&good));
+    assert_eq!(world.left(), [path.file_name().unwrap().to_string_lossy()], "what was left is cleared up");
+    let rows = world.show("demo")["project"].clone();
+    assert_eq!(rows["prepared_at"], json!(null));
+}

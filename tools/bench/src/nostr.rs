@@ -1,0 +1,197 @@
+//! `nostr`: what a relay's events cost the daemon. The relay is `nexus nostr relay`, a process of its own; the
+//! events are signed beforehand, and denied once they are recorded, so that no agent is measured.
+
+mod relay;
+
+pub(crate) use relay::{Relay, User, Wire, now_s};
+
+use crate::daemon::{Daemon, Place};
+use crate::{Bench, clock};
+use ::nostr::event::Event;
+use anyhow::{Context, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+
+const RUNS: u32 = 3;
+/// So many events are dated the same second: relays tell a second whole, in pages of some hundred events.
+const PER_SECOND: u64 = 100;
+/// How far ahead the first of them is dated: a daemon asks for nothing from before its first start. The last
+/// one is dated less than the 15 min ahead that relays allow.
+const AHEAD_S: u64 = 60;
+const LIVE_LIMIT: Duration = Duration::from_secs(60);
+const KEPT_LIMIT: Duration = Duration::from_secs(600);
+const STEP: Duration = Duration::from_millis(10);
+/// Until a daemon with relays has nothing left to set up.
+const IDLE_AFTER: Duration = Duration::from_secs(10);
+const CREDENTIAL: &str = "nostr/daemon";
+
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Nostr {
+    /// Events per second from a relay to their commit, beside what one core can verify.
+    Ingest {
+        #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..=50_000))]
+        events: u32,
+    },
+    /// The daemon is stopped (SIGSTOP) while events are published, and goes on later: how many it keeps.
+    Blocked {
+        #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..=50_000))]
+        events: u32,
+        #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=600))]
+        seconds: u64,
+    },
+    /// Memory of a daemon that listens to relays, and of one that doesn't.
+    Relays {
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=64))]
+        relays: u32,
+    },
+}
+
+pub(crate) fn run(bench: &Bench, nostr: &Nostr) -> Result<()> {
+    match nostr {
+        Nostr::Ingest { events } => ingest(bench, *events),
+        Nostr::Blocked { events, seconds } => blocked(bench, *events, Duration::from_secs(*seconds)),
+        Nostr::Relays { relays } => memory(bench, *relays),
+    }
+}
+
+/// The daemon's key and the user's, which are the same in each run.
+fn keys() -> Result<(User, User)> {
+    Ok((User::new(1)?, User::new(9)?))
+}
+
+/// Messages of the user to the daemon.
+fn messages(count: u32) -> Result<Vec<String>> {
+    let (user, own) = keys()?;
+    let first = now_s() + AHEAD_S;
+    let dated = |n: u64| first + n / PER_SECOND;
+    (0..u64::from(count)).map(|n| user.sign(dated(n), 1, &[&["p", &own.public()]], &format!("message {n}"))).collect()
+}
+
+/// Writes the configuration and the daemon's key.
+fn configure(place: &Place, urls: &[&str]) -> Result<()> {
+    let (user, own) = keys()?;
+    place.configure(&json!({
+        "nostr": { "relays": urls, "whitelist": [user.public()], "secret_key": CREDENTIAL },
+        "access": { "policies": [{ "name": "none", "priority": 1000, "match": { "principal": { "type": "known" } }, "effect": "deny" }] },
+    }))?;
+    let secret = place.file("secret");
+    std::fs::write(&secret, own.secret()).context("failed to write the daemon's key")?;
+    let input = std::fs::File::open(&secret).context("failed to read the daemon's key")?;
+    let set = place.command(&["credential", "set", CREDENTIAL]).stdin(input).status().context("failed to store the daemon's key")?;
+    ensure!(set.success(), "`credential set` ended with {set}");
+    Ok(())
+}
+
+/// Waits until the daemon hears all of its relays.
+pub(crate) fn wait_live(daemon: &Daemon<'_>) -> Result<()> {
+    clock::wait_for("every relay is live", LIVE_LIMIT, STEP, || {
+        let status = daemon.connect()?.get("/control/nostr")?;
+        let relays = status["relays"].as_array().context("the status names no relays")?;
+        Ok(relays.iter().all(|relay| relay["state"] == "live").then_some(()))
+    })
+}
+
+fn kept(place: &Place) -> Result<u32> {
+    let sql = "SELECT count(*) FROM events WHERE channel = 'nostr' AND direction = 'inbound'";
+    place.ledger("events")?.query_row(sql, [], |row| row.get(0)).context("failed to count events")
+}
+
+fn wait_kept(place: &Place, events: u32) -> Result<()> {
+    clock::wait_for("every event is kept", KEPT_LIMIT, STEP, || Ok((kept(place)? >= events).then_some(())))?;
+    let kept = kept(place)?;
+    ensure!(kept == events, "{kept} of {events} events are kept");
+    Ok(())
+}
+
+/// What one core of this machine can verify in a second.
+fn verified_per_s(events: &[String]) -> Result<f64> {
+    let events: Vec<Event> = events.iter().map(Event::from_json).collect::<Result<_, _>>().context("an event can't be read")?;
+    let began = Instant::now();
+    for event in &events {
+        event.verify().context("an event can't be verified")?;
+    }
+    Ok(events.len() as f64 / began.elapsed().as_secs_f64())
+}
+
+fn ingest(bench: &Bench, count: u32) -> Result<()> {
+    let (mut per_s, mut cpu_us, mut limit_per_s) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..bench.runs(RUNS) {
+        let events = messages(count)?;
+        limit_per_s.push(verified_per_s(&events)?);
+        let place = Place::new(bench)?;
+        let relay = Relay::start(&place, "relay")?;
+        configure(&place, &[relay.url()])?;
+        let daemon = place.start()?;
+        wait_live(&daemon)?;
+        let before_ms = daemon.settle()?;
+        let began = Instant::now();
+        Wire::connect(relay.url())?.publish(&events)?;
+        wait_kept(&place, count)?;
+        per_s.push(f64::from(count) / began.elapsed().as_secs_f64());
+        cpu_us.push((daemon.settle()? - before_ms) * 1e3 / f64::from(count));
+        daemon.stop()?;
+    }
+    let row = |what: &str, unit: &str, values: &[f64]| bench.report.row(&format!("nostr ingest, {count} events: {what}"), unit, values);
+    row("published to committed", "events/s", &per_s)?;
+    row("daemon until it is idle", "CPU us/event", &cpu_us)?;
+    row("verified by one core of this machine", "events/s", &limit_per_s)?;
+    Ok(())
+}
+
+fn blocked(bench: &Bench, count: u32, time: Duration) -> Result<()> {
+    let (mut kept_of, mut seconds) = (Vec::new(), Vec::new());
+    for _ in 0..bench.runs(1) {
+        let events = messages(count)?;
+        let place = Place::new(bench)?;
+        let relay = Relay::start(&place, "relay")?;
+        configure(&place, &[relay.url()])?;
+        let daemon = place.start()?;
+        wait_live(&daemon)?;
+        let pid = i32::try_from(daemon.pid()).ok().and_then(Pid::from_raw).context("the daemon has no PID")?;
+        kill_process(pid, Signal::STOP).context("failed to stop the daemon")?;
+        let began = Instant::now();
+        let published = Wire::connect(relay.url()).and_then(|mut wire| wire.publish(&events));
+        clock::pause(time.saturating_sub(began.elapsed()));
+        kill_process(pid, Signal::CONT).context("failed to let the daemon go on")?;
+        published?;
+        let began = Instant::now();
+        wait_kept(&place, count)?;
+        seconds.push(began.elapsed().as_secs_f64());
+        kept_of.push(f64::from(kept(&place)?));
+        daemon.stop()?;
+    }
+    let name = format!("nostr, {count} events while the daemon is stopped for {} s", time.as_secs());
+    bench.report.row(&format!("{name}: kept"), "events", &kept_of)?;
+    bench.report.row(&format!("{name}: all kept after it goes on"), "s", &seconds)?;
+    Ok(())
+}
+
+fn memory(bench: &Bench, relays: u32) -> Result<()> {
+    for count in [0, relays] {
+        let (mut rss, mut percent) = (Vec::new(), Vec::new());
+        for _ in 0..bench.runs(RUNS) {
+            let place = Place::new(bench)?;
+            let running: Vec<Relay> = (0..count).map(|n| Relay::start(&place, &format!("relay-{n}"))).collect::<Result<_>>()?;
+            let urls: Vec<&str> = running.iter().map(Relay::url).collect();
+            configure(&place, &urls)?;
+            let daemon = place.start()?;
+            wait_live(&daemon)?;
+            clock::pause(IDLE_AFTER);
+            let (before_ns, began) = (daemon.run_ns()?, Instant::now());
+            clock::pause(IDLE_AFTER);
+            percent.push(daemon.run_ns()?.saturating_sub(before_ns) as f64 / 1e7 / began.elapsed().as_secs_f64());
+            rss.push(daemon.rss_kib()? as f64 / 1024.0);
+            daemon.stop()?;
+        }
+        let name = format!("nostr, idle with {count} relays, daemon and keeper");
+        bench.report.row(&name, "MiB RSS", &rss)?;
+        bench.report.row(&name, "% of a core", &percent)?;
+    }
+    Ok(())
+}
+
+/// The relays and the user that projects are measured with.
+pub(crate) fn settings(url: &str, user: &User) -> Value {
+    json!({ "relays": [url], "whitelist": [user.public()] })
+}
