@@ -87,12 +87,12 @@ fn a_configuration_that_is_not_there_is_named() {
 #[test]
 fn unknown_and_misspelt_keys_are_told_with_the_right_one_and_stop_nothing() {
     let mut daemon = Daemon::new();
-    daemon.configure_text("daemon:\n  prot: 1\n  port: 0\nacess: {}\ntimer: { heartbeat_interval_ms: 0, zzz: 1 }\nnostr: {}\n");
+    daemon.configure_text("daemon:\n  prot: 1\n  port: 0\nacess: {}\ntimer: { heartbeat_interval_ms: 0, zzz: 1 }\nweather: {}\n");
     let told = [
         "nex.yaml:2:3: unknown key `prot` in `daemon` is ignored; did you mean `port`?",
         "nex.yaml:4:1: unknown key `acess` is ignored; did you mean `access`?",
         "unknown key `zzz` in `timer` is ignored; known here: ",
-        "nex.yaml:6:1: unknown key `nostr` is ignored; known here: daemon, ",
+        "nex.yaml:6:1: unknown key `weather` is ignored; known here: daemon, ",
     ];
     let checked = daemon.nexus(&["config", "check"]);
     assert_eq!(checked.code, Some(0), "{checked:?}");

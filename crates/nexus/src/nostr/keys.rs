@@ -192,7 +192,7 @@ fn look(directory: &Path, credential: String) -> StoredKey {
     }
 }
 
-/// Stores a key without a daemon that runs, under the rules of [`Keyring::import`].
+/// Stores a key without a daemon that runs, under the rules of `Keyring::import`.
 ///
 /// # Errors
 /// [`KeyError`].

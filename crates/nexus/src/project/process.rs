@@ -1,5 +1,5 @@
 //! The supervised child of a project: what is started, with which environment and files, and what is told of its
-//! end. When it runs, [`super::lanes`] says; how it is talked with, [`super::session`].
+//! end. When it runs, `lanes` says; how it is talked with, `session`.
 
 use super::coordinate::Coordinate;
 use super::notes::Notes;
