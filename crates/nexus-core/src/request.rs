@@ -228,6 +228,27 @@ pub struct AgentSection {
     pub fellows: Vec<String>,
 }
 
+impl AgentSection {
+    /// Of an agent that has not run yet, and was given nothing.
+    pub fn new(agent_id: String, session_label: String) -> Self {
+        Self {
+            agent_id,
+            session_label,
+            parent_turn_id: None,
+            run_id: None,
+            model: None,
+            provider: None,
+            answered_by: None,
+            fallback_from: None,
+            history_messages: 0,
+            history_dropped: 0,
+            memory_matches: 0,
+            memory_error: None,
+            fellows: Vec::new(),
+        }
+    }
+}
+
 /// What the agent answered.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ResponseSection {

@@ -27,6 +27,7 @@ mod project;
 mod replay;
 mod reply;
 mod restore;
+mod script;
 mod search;
 mod send;
 mod sessions;

@@ -2,6 +2,7 @@
 //! says itself what it changes about it.
 #![allow(clippy::unwrap_used)]
 
+use crate::agent::{Sender, Turn};
 use crate::ledger::events::{Disposition, NewEvent};
 use crate::ledger::nexus::{AdmitRow, NewDelivery};
 use nexus_core::event::{Event, PeerKind};
@@ -86,6 +87,28 @@ pub(crate) fn delivery(delivery_id: &str) -> NewDelivery {
         created_at: 1,
         expires_at: i64::MAX,
         here: false,
+    }
+}
+
+/// What an agent is told of it, and nothing else.
+pub(crate) fn turn() -> Turn {
+    Turn {
+        run_id: "run_1".into(),
+        session_label: "dm:me".into(),
+        agent: "a".into(),
+        content: "hello".into(),
+        attachments: Value::Null,
+        sender: Sender { id: "u1".into(), name: None, principal: "owner".into() },
+        channel: "fake".into(),
+        capabilities: Value::Null,
+        parent_turn_id: None,
+        history: Vec::new(),
+        memory: Vec::new(),
+        permissions: Value::Null,
+        allowance: None,
+        deadline: None,
+        instructions: None,
+        project: None,
     }
 }
 

@@ -1,5 +1,6 @@
 //! A child's stderr, line by line into the log: bounded in length and rate, never in the way.
 
+use crate::supervisor::after_exit;
 use memchr::memchr;
 use nexus_core::ids::ChildId;
 use std::time::{Duration, Instant};
@@ -41,14 +42,10 @@ pub(crate) async fn log_and_tell(child: ChildId, mut stderr: Receiver, tap: impl
 
 /// Logs what a child says on stderr, to its end or a little longer than the child lives.
 pub async fn log_errors(child: ChildId, errors: Receiver, exited: CancellationToken) {
-    let late = async {
-        exited.cancelled().await;
-        tokio::time::sleep(STDERR_DEADLINE).await;
-    };
     let name = child.clone();
     tokio::select! {
         () = log_lines(child, errors) => {}
-        () = late => tracing::warn!(child = %name, "stderr still open after the exit; given up"),
+        () = after_exit(&exited, STDERR_DEADLINE) => tracing::warn!(child = %name, "stderr still open after the exit; given up"),
     }
 }
 

@@ -44,6 +44,13 @@ pub trait Program: Send + Sync + 'static {
     fn ended(&self, _status: ExitStatus, _was_told: bool) {}
 }
 
+/// Ends `patience` after a process is gone with its tree: from then on only a descriptor that was passed to a stranger
+/// can keep a pipe open, and that must not hold the restart.
+pub(crate) async fn after_exit(exited: &CancellationToken, patience: Duration) {
+    exited.cancelled().await;
+    tokio::time::sleep(patience).await;
+}
+
 /// Why a child can't be started now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NotReady {

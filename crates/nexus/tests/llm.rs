@@ -2,19 +2,23 @@
 //! bytes an OpenAI-compatible server sends, or with what such a server never should.
 #![allow(clippy::unwrap_used)]
 
+#[path = "common/turn.rs"]
+mod turn;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use nexus::agent::llm::{KeySource, LlmEndpoint, LlmRunner};
-use nexus::agent::{AgentError, Finished, MAX_ANSWER_BYTES, Message, Output, Role, Sender, StopReason, Turn, Usage};
+use nexus::agent::{AgentError, Finished, MAX_ANSWER_BYTES, Output, StopReason, Usage};
 use nexus_core::config::Provider;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use turn::turn;
 
 const STREAM_HEAD: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\
                            transfer-encoding: chunked\r\nconnection: close\r\n\r\n";
@@ -101,27 +105,6 @@ fn endpoint(url: &str) -> LlmEndpoint {
         stream_idle: Duration::from_secs(20),
         max_tokens: None,
         tool_rounds_max: 8,
-    }
-}
-
-fn turn() -> Turn {
-    Turn {
-        run_id: "run_1".into(),
-        session_label: "dm:me".into(),
-        agent: "model".into(),
-        content: "And now?".into(),
-        attachments: Value::Null,
-        sender: Sender { id: "u1".into(), name: None, principal: "owner".into() },
-        channel: "webchat".into(),
-        capabilities: Value::Null,
-        parent_turn_id: None,
-        history: vec![Message { role: Role::User, content: "Hi".into() }, Message { role: Role::Assistant, content: "Hello".into() }],
-        memory: Vec::new(),
-        permissions: Value::Null,
-        allowance: None,
-        deadline: None,
-        instructions: None,
-        project: None,
     }
 }
 

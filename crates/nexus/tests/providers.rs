@@ -3,18 +3,21 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "common/turn.rs"]
+mod turn;
 
 use common::model::{INPUT_TOKENS, Model, OUTPUT_TOKENS, PROVIDERS, reply, text};
 use nexus::agent::llm::{KeySource, LlmEndpoint, LlmRunner, RESPONSE_BYTES_MAX};
-use nexus::agent::{AgentError, Finished, Message, Role, Sender, StopReason, Turn, Usage};
+use nexus::agent::{AgentError, Finished, StopReason, Turn, Usage};
 use nexus_core::config::Provider;
 use nexus_core::spend::{Allowance, Spent};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::mpsc;
+use turn::turn;
 
 fn provider(name: &str) -> Provider {
     Provider::parse(name).unwrap_or_else(|| panic!("{name} is no provider"))
@@ -30,27 +33,6 @@ fn endpoint(name: &str, url: String) -> LlmEndpoint {
         stream_idle: Duration::from_secs(20),
         max_tokens: Some(77),
         tool_rounds_max: 8,
-    }
-}
-
-fn turn() -> Turn {
-    Turn {
-        run_id: "run_1".into(),
-        session_label: "dm:me".into(),
-        agent: "model".into(),
-        content: "And now?".into(),
-        attachments: Value::Null,
-        sender: Sender { id: "u1".into(), name: None, principal: "owner".into() },
-        channel: "webchat".into(),
-        capabilities: Value::Null,
-        parent_turn_id: None,
-        history: vec![Message { role: Role::User, content: "Hi".into() }, Message { role: Role::Assistant, content: "Hello".into() }],
-        memory: Vec::new(),
-        permissions: Value::Null,
-        allowance: None,
-        deadline: None,
-        instructions: None,
-        project: None,
     }
 }
 

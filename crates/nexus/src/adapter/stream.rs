@@ -9,7 +9,7 @@ use crate::keeper::{Process, SpawnSpec, Stdin};
 use crate::live::{Heard, Held, Line};
 use crate::routes::Streamer;
 use crate::stderr::log_errors;
-use crate::supervisor::{BoxFuture, Child, ChildSpec, NotReady, Phase, Program};
+use crate::supervisor::{BoxFuture, Child, ChildSpec, NotReady, Phase, Program, after_exit};
 use nexus_core::config::{self, Streaming};
 use nexus_core::ids::ChildId;
 use nexus_core::lifecycle::RestartPolicy;
@@ -160,10 +160,6 @@ impl Program for StreamProgram {
 /// Reads what the process says, to its end or a little longer than it lives. It is read whether or not somebody
 /// listens, so that it never waits for us.
 async fn listen(child: ChildId, mut stdout: pipe::Receiver, heard: mpsc::Sender<Heard>, exited: CancellationToken) {
-    let late = async {
-        exited.cancelled().await;
-        tokio::time::sleep(LATE).await;
-    };
     let reading = async {
         let (mut framing, mut chunk) = (Framing::new(STATUS_BYTES_MAX), vec![0; CHUNK_BYTES]);
         while let Ok(got @ 1..) = stdout.read(&mut chunk).await {
@@ -172,7 +168,7 @@ async fn listen(child: ChildId, mut stdout: pipe::Receiver, heard: mpsc::Sender<
     };
     tokio::select! {
         () = reading => {}
-        () = late => tracing::warn!(%child, "stdout still open after the exit; given up"),
+        () = after_exit(&exited, LATE) => tracing::warn!(%child, "stdout still open after the exit; given up"),
     }
 }
 

@@ -7,22 +7,15 @@ use serde_json::{Value, json};
 
 fn turn() -> Turn {
     Turn {
-        run_id: "run_1".into(),
-        session_label: "dm:me".into(),
         agent: "py".into(),
         content: "line one\nline two".into(),
         attachments: json!([]),
         sender: super::super::Sender { id: "u1".into(), name: Some("Ann".into()), principal: "owner".into() },
         channel: "webchat".into(),
         capabilities: json!({"text_limit": 4000}),
-        parent_turn_id: None,
         history: vec![super::super::Message { role: super::super::Role::User, content: "hi".into() }],
-        memory: Vec::new(),
         permissions: json!({"tools": {"allow": ["*"]}}),
-        allowance: None,
-        deadline: None,
-        instructions: None,
-        project: None,
+        ..crate::samples::turn()
     }
 }
 

@@ -33,28 +33,9 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::agent::Sender;
-    use serde_json::Value;
 
     fn turn(content: &str) -> Turn {
-        Turn {
-            run_id: "run_1".into(),
-            session_label: "dm:me".into(),
-            agent: "echo".into(),
-            content: content.into(),
-            attachments: Value::Null,
-            sender: Sender { id: "u1".into(), name: None, principal: "owner".into() },
-            channel: "webchat".into(),
-            capabilities: Value::Null,
-            parent_turn_id: None,
-            history: Vec::new(),
-            memory: Vec::new(),
-            permissions: Value::Null,
-            allowance: None,
-            deadline: None,
-            instructions: None,
-            project: None,
-        }
+        Turn { content: content.into(), ..crate::samples::turn() }
     }
 
     #[test]

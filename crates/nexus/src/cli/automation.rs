@@ -5,8 +5,9 @@ use super::adapter::edit::{Done, edit_and_tell};
 use super::client::{Client, encoded, if_running};
 use super::daemon::reload;
 use super::failure::{Exit, Failure};
-use super::out::{Color, Out, note, one_line, visible};
-use super::table::{self, Cell};
+use super::out::{Color, note, one_line, visible};
+use super::script::{self, PROBLEM_CHARS_MAX};
+use super::table::Cell;
 use super::{Global, block_on, ledger};
 use crate::credential::write_private;
 use crate::daemon::Paths;
@@ -15,13 +16,25 @@ use crate::plugin::{AUTOMATION_BYTES_MAX, automations_on_disk};
 use anyhow::Context;
 use nexus_core::automation::is_name;
 use serde_json::{Map, Value, json};
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
-/// Longest problem of an automation in a table, in characters.
-const PROBLEM_CHARS_MAX: usize = 160;
-/// Largest file with an event.
-const EVENT_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// What `info` tells, in this order.
+const TOLD: [&str; 14] = [
+    "name",
+    "description",
+    "status",
+    "disabled_itself",
+    "pid",
+    "triggers",
+    "grants",
+    "state",
+    "circuit",
+    "calls",
+    "errors",
+    "ignored",
+    "last_error",
+    "problem",
+];
 /// What a file can end in.
 const ENDS: [&str; 2] = ["ts", "js"];
 
@@ -89,7 +102,7 @@ fn register(args: &Register, global: &Global) -> anyhow::Result<Exit> {
         let rule = "a name has 1 to 64 characters of A-Z a-z 0-9 . _ @ + -, not starting with - or .";
         return Err(Failure::new(Exit::Failed, format!("`{shown}` must be called NAME.ts or NAME.js; {rule}")).into());
     };
-    let text = read(file, AUTOMATION_BYTES_MAX)?;
+    let text = script::read(file, AUTOMATION_BYTES_MAX)?;
     let paths = running_paths(global)?;
     let directory = paths.automations_dir();
     if automations_on_disk(&directory).contains(name) && !replace {
@@ -137,20 +150,7 @@ fn configured(paths: &Paths) -> anyhow::Result<Value> {
 }
 
 fn list(global: &Global) -> anyhow::Result<Exit> {
-    let answer = look(global)?;
-    let out = global.out();
-    if out.json {
-        out.json(&answer)?;
-        return Ok(Exit::Done);
-    }
-    let enabled = answer["automations"].as_array().into_iter().flatten().map(row);
-    let disabled = answer["disabled"].as_array().into_iter().flatten().filter_map(Value::as_str);
-    let off = |name: &str| [Cell::new(name), Cell::colored("disabled", Color::Dim), Cell::new(""), Cell::new("")];
-    let rows: Vec<_> = enabled.chain(disabled.map(off)).collect();
-    for line in table::lines(&rows, &[], out.paint) {
-        out.line(&line)?;
-    }
-    Ok(Exit::Done)
+    script::list(&look(global)?, "automations", row, global.out())
 }
 
 fn row(automation: &Value) -> [Cell; 4] {
@@ -171,53 +171,8 @@ fn row(automation: &Value) -> [Cell; 4] {
 }
 
 fn info(name: &str, global: &Global) -> anyhow::Result<Exit> {
-    let answer = look(global)?;
-    let out = global.out();
-    let enabled = answer["automations"].as_array().into_iter().flatten().find(|automation| automation["name"] == name);
-    let is_disabled = answer["disabled"].as_array().is_some_and(|names| names.iter().any(|known| known == name));
-    let shown = match enabled {
-        Some(automation) => automation.clone(),
-        None if is_disabled => json!({ "name": name, "status": "disabled" }),
-        None => return Err(unknown(name).into()),
-    };
-    if out.json {
-        out.json(&shown)?;
-    } else {
-        tell(&shown, out)?;
-    }
-    Ok(Exit::Done)
-}
-
-/// A line for each thing that is known.
-fn tell(automation: &Value, out: Out) -> anyhow::Result<()> {
-    let keys = [
-        "name",
-        "description",
-        "status",
-        "disabled_itself",
-        "pid",
-        "triggers",
-        "grants",
-        "state",
-        "circuit",
-        "calls",
-        "errors",
-        "ignored",
-        "last_error",
-        "problem",
-    ];
-    for key in keys {
-        let text = match &automation[key] {
-            Value::Null | Value::Bool(false) => continue,
-            Value::Bool(true) => "yes".to_owned(),
-            Value::String(text) => visible(text),
-            Value::Array(items) if items.is_empty() => continue,
-            Value::Array(items) => items.iter().filter_map(Value::as_str).map(visible).collect::<Vec<_>>().join(", "),
-            value @ (Value::Number(_) | Value::Object(_)) => visible(&value.to_string()),
-        };
-        out.line(&format!("{:<16} {text}", format!("{key}:")))?;
-    }
-    Ok(())
+    let shown = script::find(&look(global)?, "automations", name).ok_or_else(|| unknown(name))?;
+    script::tell(&shown, &TOLD, global.out())
 }
 
 /// Takes it off the list of those that don't run, and has a running daemon ask it again though it disabled itself.
@@ -291,8 +246,7 @@ fn delete(name: &str, global: &Global) -> anyhow::Result<Exit> {
 
 fn test(args: &Test, global: &Global) -> anyhow::Result<Exit> {
     let Test { name, event } = args;
-    let text = read(event, EVENT_BYTES_MAX)?;
-    let event: Value = serde_json::from_str(&text).with_context(|| format!("`{}` is not one JSON value", event.display()))?;
+    let event = script::event(event)?;
     let paths = global.paths()?;
     let path = format!("/control/automations/{}/test", encoded(name));
     let answer = block_on(async { Client::new(&paths).post(&path, &json!({ "event": event })).await })??;
@@ -338,16 +292,6 @@ fn reported(paths: &Paths, name: &str) -> anyhow::Result<Value> {
 
 fn unknown(name: &str) -> Failure {
     Failure::not_found(format!("automation `{name}` in `state/automations`"))
-}
-
-fn read(path: &Path, bytes_max: u64) -> anyhow::Result<String> {
-    let (shown, mut text) = (path.display(), String::new());
-    let file = std::fs::File::open(path).with_context(|| format!("failed to open `{shown}`"))?;
-    file.take(bytes_max + 1).read_to_string(&mut text).with_context(|| format!("failed to read `{shown}`"))?;
-    if text.len() as u64 > bytes_max {
-        return Err(Failure::new(Exit::Failed, format!("`{shown}` is longer than {bytes_max} bytes")).into());
-    }
-    Ok(text)
 }
 
 fn remove(path: &Path) -> anyhow::Result<()> {

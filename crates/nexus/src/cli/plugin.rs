@@ -4,22 +4,39 @@
 use super::adapter::edit::{Done, edit_and_tell};
 use super::client::{Client, encoded, if_running};
 use super::failure::{Exit, Failure};
-use super::out::{Color, Out, one_line, visible};
-use super::table::{self, Cell};
+use super::out::{Color, one_line, visible};
+use super::script::{self, PROBLEM_CHARS_MAX};
+use super::table::Cell;
 use super::{Global, block_on, ledger};
 use crate::daemon::Paths;
 use crate::plugin::names_on_disk;
-use anyhow::Context;
 use nexus_core::config::PLUGINS;
 use nexus_core::hook::Hook;
 use serde_json::{Map, Value, json};
-use std::io::Read;
 use std::path::PathBuf;
 
-/// Longest problem of a plugin in a table, in characters.
-const PROBLEM_CHARS_MAX: usize = 160;
-/// Largest file with an event.
-const EVENT_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// What `info` tells, in this order.
+const TOLD: [&str; 19] = [
+    "name",
+    "kind",
+    "status",
+    "pid",
+    "restarts",
+    "hooks",
+    "mode",
+    "sections",
+    "priority",
+    "timeout_ms",
+    "on_error",
+    "grants",
+    "circuit",
+    "calls",
+    "errors",
+    "dropped",
+    "ignored",
+    "last_error",
+    "problem",
+];
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Verb {
@@ -88,20 +105,7 @@ fn configured(paths: &Paths) -> anyhow::Result<Value> {
 }
 
 fn list(global: &Global) -> anyhow::Result<Exit> {
-    let answer = look(global)?;
-    let out = global.out();
-    if out.json {
-        out.json(&answer)?;
-        return Ok(Exit::Done);
-    }
-    let enabled = answer["plugins"].as_array().into_iter().flatten().map(row);
-    let disabled = answer["disabled"].as_array().into_iter().flatten().filter_map(Value::as_str);
-    let off = |name: &str| [Cell::new(name), Cell::colored("disabled", Color::Dim), Cell::new(""), Cell::new("")];
-    let rows: Vec<_> = enabled.chain(disabled.map(off)).collect();
-    for line in table::lines(&rows, &[], out.paint) {
-        out.line(&line)?;
-    }
-    Ok(Exit::Done)
+    script::list(&look(global)?, "plugins", row, global.out())
 }
 
 fn row(plugin: &Value) -> [Cell; 4] {
@@ -122,57 +126,8 @@ fn row(plugin: &Value) -> [Cell; 4] {
 }
 
 fn info(name: &str, global: &Global) -> anyhow::Result<Exit> {
-    let answer = look(global)?;
-    let out = global.out();
-    let enabled = answer["plugins"].as_array().into_iter().flatten().find(|plugin| plugin["name"] == name);
-    let is_disabled = answer["disabled"].as_array().is_some_and(|names| names.iter().any(|known| known == name));
-    let shown = match enabled {
-        Some(plugin) => plugin.clone(),
-        None if is_disabled => json!({ "name": name, "status": "disabled" }),
-        None => return Err(Failure::not_found(format!("plugin `{name}`")).into()),
-    };
-    if out.json {
-        out.json(&shown)?;
-    } else {
-        tell(&shown, out)?;
-    }
-    Ok(Exit::Done)
-}
-
-/// A line for each thing that is known.
-fn tell(plugin: &Value, out: Out) -> anyhow::Result<()> {
-    let keys = [
-        "name",
-        "kind",
-        "status",
-        "pid",
-        "restarts",
-        "hooks",
-        "mode",
-        "sections",
-        "priority",
-        "timeout_ms",
-        "on_error",
-        "grants",
-        "circuit",
-        "calls",
-        "errors",
-        "dropped",
-        "ignored",
-        "last_error",
-        "problem",
-    ];
-    for key in keys {
-        let text = match &plugin[key] {
-            Value::Null => continue,
-            Value::String(text) => visible(text),
-            Value::Array(items) if items.is_empty() => continue,
-            Value::Array(items) => items.iter().filter_map(Value::as_str).map(visible).collect::<Vec<_>>().join(", "),
-            value @ (Value::Bool(_) | Value::Number(_) | Value::Object(_)) => value.to_string(),
-        };
-        out.line(&format!("{:<11} {text}", format!("{key}:")))?;
-    }
-    Ok(())
+    let shown = script::find(&look(global)?, "plugins", name).ok_or_else(|| Failure::not_found(format!("plugin `{name}`")))?;
+    script::tell(&shown, &TOLD, global.out())
 }
 
 fn set_enabled(name: &str, enabled: bool, global: &Global) -> anyhow::Result<Exit> {
@@ -207,11 +162,7 @@ fn set_names(fields: &mut Map<String, Value>, names: Vec<String>, in_main: Optio
 
 fn test(args: &Test, global: &Global) -> anyhow::Result<Exit> {
     let Test { name, event, hook } = args;
-    let shown = event.display();
-    let mut text = String::new();
-    let file = std::fs::File::open(event).with_context(|| format!("failed to open `{shown}`"))?;
-    file.take(EVENT_BYTES_MAX).read_to_string(&mut text).with_context(|| format!("failed to read `{shown}`"))?;
-    let event: Value = serde_json::from_str(&text).with_context(|| format!("`{shown}` is not one JSON value"))?;
+    let event = script::event(event)?;
     let paths = global.paths()?;
     let path = format!("/control/plugins/{}/test", encoded(name));
     let body = json!({ "event": event, "hook": hook });

@@ -37,7 +37,7 @@ impl Pipeline {
         };
         let session = label(request, principal);
         self.ask_breaker(request, principal.type_, &session)?;
-        request.agent = Some(section(name, session.clone()));
+        request.agent = Some(AgentSection::new(name, session.clone()));
         Ok((agent, session))
     }
 
@@ -57,7 +57,7 @@ impl Pipeline {
         if let (STOP_KIND, Some(access)) = (asked.event.kind, &mut request.access) {
             access.queue_mode = QueueMode::Interrupt; // it ends what is going on
         }
-        request.agent = Some(section(PROJECT.to_owned(), session.clone()));
+        request.agent = Some(AgentSection::new(PROJECT.to_owned(), session.clone()));
         Ok((agent, session))
     }
 
@@ -89,24 +89,6 @@ impl Pipeline {
         let message =
             |(role, content): (String, String)| Message { role: if role == "assistant" { Role::Assistant } else { Role::User }, content };
         Some(told.messages.into_iter().map(message).collect())
-    }
-}
-
-fn section(agent_id: String, session_label: String) -> AgentSection {
-    AgentSection {
-        agent_id,
-        session_label,
-        parent_turn_id: None,
-        run_id: None,
-        model: None,
-        provider: None,
-        answered_by: None,
-        fallback_from: None,
-        history_messages: 0,
-        history_dropped: 0,
-        memory_matches: 0,
-        memory_error: None,
-        fellows: Vec::new(),
     }
 }
 

@@ -165,23 +165,8 @@ async fn eventually(mut is_so: impl AsyncFnMut() -> bool) {
 }
 
 fn new(delivery_id: &str, content: &str, created_at: i64, expires_at: i64) -> NewDelivery {
-    NewDelivery {
-        delivery_id: delivery_id.to_owned(),
-        request_id: "req".to_owned(),
-        event_seq: 1,
-        run_id: None,
-        adapter: "fake".to_owned(),
-        channel: "fake".to_owned(),
-        account_id: "me".to_owned(),
-        target: "p".to_owned(),
-        thread_id: None,
-        reply_to_id: None,
-        idempotency_key: delivery_id.to_owned(),
-        content: content.to_owned(),
-        created_at,
-        expires_at,
-        here: false,
-    }
+    let (request_id, content) = ("req".to_owned(), content.to_owned());
+    NewDelivery { request_id, run_id: None, content, created_at, expires_at, ..crate::samples::delivery(delivery_id) }
 }
 
 fn row(delivery_id: &str, content: &str, created_at: i64, expires_at: i64) -> Delivery {

@@ -144,20 +144,9 @@ async fn tell(ledgers: &Ledgers, one: &Interrupted, reason: &str) -> Result<Told
 
 /// What is known of the run that was the last. The stages before it were only in memory.
 fn trace(mut request: NexusRequest, one: &Interrupted, turn: Option<TurnRecord>, reason: &str) -> String {
-    request.agent = one.agent.clone().map(|agent_id| AgentSection {
-        agent_id,
-        session_label: one.session.clone().unwrap_or_default(),
-        parent_turn_id: None,
-        run_id: one.run_id.clone(),
-        model: None,
-        provider: None,
-        answered_by: None,
-        fallback_from: None,
-        history_messages: 0,
-        history_dropped: 0,
-        memory_matches: 0,
-        memory_error: None,
-        fellows: Vec::new(),
+    request.agent = one.agent.clone().map(|agent_id| {
+        let section = AgentSection::new(agent_id, one.session.clone().unwrap_or_default());
+        AgentSection { run_id: one.run_id.clone(), ..section }
     });
     request.response = turn.map(|turn| ResponseSection {
         content: turn.assistant,

@@ -2,7 +2,6 @@
 
 use super::Builtin;
 use super::found::Kind;
-use super::loaded::Plugin;
 use super::session::Standing;
 use super::table::Slot;
 use crate::supervisor::{ChildStatus, Phase};
@@ -57,7 +56,8 @@ pub(super) fn of_slot(name: &str, slot: &Slot, grants: Vec<String>) -> PluginRep
     let count = |figure: &std::sync::atomic::AtomicU64| figure.load(Ordering::Relaxed);
     let last_error = figures.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let of_process = status.as_ref().and_then(|status| status.last_error.clone());
-    let problem = problem(plugin, status.as_ref(), circuit, refused, last_error.as_deref());
+    let of_child = down(status.as_ref(), "its process", "its process ended");
+    let problem = problem(&plugin.standing.borrow(), circuit, last_error.as_deref(), of_child, refused);
     let declared = declared.as_deref();
     PluginReport {
         name: name.to_owned(),
@@ -85,15 +85,15 @@ pub(super) fn of_slot(name: &str, slot: &Slot, grants: Vec<String>) -> PluginRep
     }
 }
 
-/// One sentence without the plugin's name.
-fn problem(
-    plugin: &Plugin,
-    status: Option<&ChildStatus>,
+/// What is wrong with a plugin or an automation, in one sentence without its name.
+pub(super) fn problem(
+    standing: &Standing,
     circuit: CircuitState,
-    refused: Option<&str>,
     last_error: Option<&str>,
+    down: Option<String>,
+    refused: Option<&str>,
 ) -> Option<String> {
-    if let Standing::Fatal(message) = &*plugin.standing.borrow() {
+    if let Standing::Fatal(message) = standing {
         return Some(format!("it does not load: {message}"));
     }
     let is_open = match circuit {
@@ -103,11 +103,13 @@ fn problem(
     if is_open {
         return Some(format!("it is not asked after too many errors in a row, the last: {}", last_error.unwrap_or("unknown")));
     }
-    if let Some(status) = status.filter(|status| matches!(status.phase, Phase::Errored | Phase::Backoff)) {
-        let why = status.last_error.as_deref().unwrap_or("its process ended");
-        return Some(format!("its process is {}: {why}", word(status.phase)));
-    }
-    refused.map(|why| format!("its new version does not load, the one before goes on: {why}"))
+    down.or_else(|| refused.map(|why| format!("its new version does not load, the one before goes on: {why}")))
+}
+
+/// That `process` is not up, where it should be, and why: `unknown` if nobody knows.
+pub(super) fn down(status: Option<&ChildStatus>, process: &str, unknown: &str) -> Option<String> {
+    let status = status.filter(|status| matches!(status.phase, Phase::Errored | Phase::Backoff))?;
+    Some(format!("{process} is {}: {}", word(status.phase), status.last_error.as_deref().unwrap_or(unknown)))
 }
 
 pub(super) fn circuit_word(circuit: CircuitState) -> &'static str {

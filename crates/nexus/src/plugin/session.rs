@@ -8,6 +8,7 @@ use crate::clock;
 use crate::framing::{Framing, Piece};
 use crate::keeper::{Killer, Process};
 use crate::stderr::log_errors;
+use crate::supervisor::after_exit;
 use arc_swap::ArcSwapOption;
 use nexus_core::config::Grant;
 use nexus_core::ids::ChildId;
@@ -260,10 +261,7 @@ impl Session {
     }
 
     async fn read(self: &Arc<Self>, mut stdout: pipe::Receiver, exited: &CancellationToken) {
-        let mut late = std::pin::pin!(async {
-            exited.cancelled().await;
-            tokio::time::sleep(STDOUT_DEADLINE).await;
-        });
+        let mut late = std::pin::pin!(after_exit(exited, STDOUT_DEADLINE));
         let (mut framing, mut chunk) = (Framing::new(LINE_BYTES_MAX), vec![0; CHUNK_BYTES]);
         let (own, mut bad) = (self.desks.own.clone(), 0);
         while bad < BAD_LINES_MAX {

@@ -126,21 +126,7 @@ pub(super) fn sample(event: Event) -> NexusRequest {
         tags: Vec::new(),
         identities: vec![format!("{}:{}", event.channel, event.sender_id)],
     };
-    let agent = AgentSection {
-        agent_id: "echo".to_owned(),
-        session_label: "test".to_owned(),
-        parent_turn_id: None,
-        run_id: None,
-        model: None,
-        provider: None,
-        answered_by: None,
-        fallback_from: None,
-        history_messages: 0,
-        history_dropped: 0,
-        memory_matches: 0,
-        memory_error: None,
-        fellows: Vec::new(),
-    };
+    let agent = AgentSection::new("echo".to_owned(), "test".to_owned());
     let response = ResponseSection {
         content: event.content.clone(),
         tool_calls: Vec::new(),

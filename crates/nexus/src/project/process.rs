@@ -15,7 +15,7 @@ use crate::keeper::{ExitStatus, Process, SpawnSpec, Stdin};
 use crate::metrics::Metrics;
 use crate::nostr::Nostr;
 use crate::stderr;
-use crate::supervisor::{self, BoxFuture, NotReady};
+use crate::supervisor::{self, BoxFuture, NotReady, after_exit};
 use arc_swap::ArcSwapOption;
 use nexus_core::config::{self, ProjectProtocol};
 use nexus_core::ids::ChildId;
@@ -266,13 +266,9 @@ async fn log_output(post: Arc<Post>, output: [Option<pipe::Receiver>; 2], exited
 
 async fn log_stream(post: &Post, stream: Option<pipe::Receiver>, exited: &CancellationToken) {
     let Some(stream) = stream else { return };
-    let late = async {
-        exited.cancelled().await;
-        tokio::time::sleep(OUTPUT_PATIENCE).await;
-    };
     tokio::select! {
         () = stderr::log_and_tell(post.child_id(), stream, |line| post.notes.keep("info", line.to_owned())) => {}
-        () = late => {}
+        () = after_exit(exited, OUTPUT_PATIENCE) => {}
     }
 }
 

@@ -11,6 +11,7 @@ use crate::framing::{Framing, Piece};
 use crate::keeper::{Killer, Process};
 use crate::metrics::Metrics;
 use crate::stderr;
+use crate::supervisor::after_exit;
 use nexus_core::ids::ChildId;
 use nexus_core::notice::NoticeType;
 use serde_json::json;
@@ -230,7 +231,7 @@ impl Session {
         let errors = async {
             tokio::select! {
                 () = stderr::log_and_tell(child, stderr, |line| notes.keep("info", line.to_owned())) => {}
-                () = after(&exited) => {}
+                () = after_exit(&exited, EXIT_PATIENCE) => {}
             }
         };
         tokio::select! {
@@ -264,7 +265,7 @@ impl Session {
     }
 
     async fn read(&self, mut stdout: pipe::Receiver, exited: &CancellationToken) {
-        let mut late = std::pin::pin!(after(exited));
+        let mut late = std::pin::pin!(after_exit(exited, EXIT_PATIENCE));
         let (mut framing, mut chunk, mut bad) = (Framing::new(FRAME_BYTES_MAX), vec![0; CHUNK_BYTES], 0);
         loop {
             crate::torture::point("task.project");
@@ -387,11 +388,6 @@ fn frame(piece: Piece<'_>) -> Result<Up, Fault> {
         // What was in it, nobody knows: an answer, perhaps.
         Piece::TooLong { bytes, .. } => Err(Fault::Fatal(format!("it wrote a frame of {bytes} bytes; {FRAME_BYTES_MAX} may be written"))),
     }
-}
-
-async fn after(exited: &CancellationToken) {
-    exited.cancelled().await;
-    tokio::time::sleep(EXIT_PATIENCE).await;
 }
 
 /// Writes what there is to be written. Never returns: a process that doesn't read is found out by its pings.

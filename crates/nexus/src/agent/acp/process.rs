@@ -8,7 +8,7 @@ use super::link::{Link, told};
 use super::wire::{self, Traffic};
 use crate::keeper::{Killer, Process, SpawnSpec};
 use crate::stderr::log_errors;
-use crate::supervisor::{BoxFuture, NotReady, Program};
+use crate::supervisor::{BoxFuture, NotReady, Program, after_exit};
 use agent_client_protocol::schema::ProtocolVersion;
 use agent_client_protocol::v1::ConnectionTo;
 use agent_client_protocol::v1::schema::{ClientCapabilities, Implementation, InitializeRequest, RequestPermissionRequest};
@@ -91,14 +91,10 @@ enum Over {
 impl Talker {
     /// Talks until the connection is over, and ends the process if that didn't end by itself.
     async fn serve(&self, stdin: pipe::Sender, stdout: pipe::Receiver, exited: CancellationToken) {
-        let late = async {
-            exited.cancelled().await;
-            tokio::time::sleep(LAST_WORDS_LIMIT).await;
-        };
         let over = tokio::select! {
             over = self.talk(stdin, stdout) => over,
             // A pipe may still be open in the hands of a stranger.
-            () = late => Over::Closed("its process ended".to_owned()),
+            () = after_exit(&exited, LAST_WORDS_LIMIT) => Over::Closed("its process ended".to_owned()),
         };
         let (reason, patience) = match over {
             Over::Closed(reason) => (reason, LAST_WORDS_LIMIT),

@@ -157,28 +157,11 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::agent::{Memory, Message, Sender};
+    use crate::agent::{Memory, Message};
     use serde_json::json;
 
     fn turn(history: Vec<Message>, attachments: Value) -> Turn {
-        Turn {
-            run_id: "run_1".into(),
-            session_label: "dm:me".into(),
-            agent: "a".into(),
-            content: "and now?".into(),
-            attachments,
-            sender: Sender { id: "u1".into(), name: None, principal: "owner".into() },
-            channel: "fake".into(),
-            capabilities: Value::Null,
-            parent_turn_id: None,
-            history,
-            memory: Vec::new(),
-            permissions: Value::Null,
-            allowance: None,
-            deadline: None,
-            instructions: None,
-            project: None,
-        }
+        Turn { content: "and now?".into(), attachments, history, ..crate::samples::turn() }
     }
 
     fn said(role: Role, content: &str) -> Message {

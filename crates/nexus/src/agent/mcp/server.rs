@@ -22,7 +22,7 @@ use super::guard::{Guard, LINE_BYTES_MAX, Verdict};
 use crate::environment;
 use crate::keeper::{Killer, Process, SpawnSpec, Stdin};
 use crate::stderr::log_errors;
-use crate::supervisor::{BoxFuture, Child, ChildSpec, NotReady, Phase, Program, Supervisor};
+use crate::supervisor::{BoxFuture, Child, ChildSpec, NotReady, Phase, Program, Supervisor, after_exit};
 
 /// How long a server may take until it has told its tools.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(30);
@@ -146,11 +146,6 @@ impl Program for Stdio {
     }
 }
 
-async fn after(exited: &CancellationToken) {
-    exited.cancelled().await;
-    tokio::time::sleep(EXIT_PATIENCE).await;
-}
-
 /// Talks to one process until it ends, or breaks the rules: then it is ended.
 async fn talk(
     id: ChildId,
@@ -166,7 +161,7 @@ async fn talk(
         greeted = tokio::time::timeout(HANDSHAKE_LIMIT, greet(transport)) => {
             greeted.unwrap_or_else(|_| Err("it did not tell its tools in time".to_owned()))
         }
-        () = after(&exited) => Err("it ended before it told its tools".to_owned()),
+        () = after_exit(&exited, EXIT_PATIENCE) => Err("it ended before it told its tools".to_owned()),
     };
     let fault = match greeted {
         Ok((service, tools)) => {
@@ -174,7 +169,7 @@ async fn talk(
             link.send_replace(Some(Arc::new(Link { peer: service.peer().clone(), tools })));
             tokio::select! {
                 _ = service.waiting() => {}
-                () = after(&exited) => {}
+                () = after_exit(&exited, EXIT_PATIENCE) => {}
             }
             None
         }

@@ -304,21 +304,12 @@ mod tests {
         let connection = crate::samples::nexus_ledger();
         BeginEpoch { at: 1 }.apply(&connection).unwrap();
         let delivery = NewDelivery {
-            delivery_id: "d".to_owned(),
             request_id: "req".to_owned(),
-            event_seq: 1,
             run_id: None,
-            adapter: "fake".to_owned(),
-            channel: "fake".to_owned(),
-            account_id: "me".to_owned(),
-            target: "p".to_owned(),
-            thread_id: None,
-            reply_to_id: None,
             idempotency_key: "key".to_owned(),
             content: "hello".to_owned(),
-            created_at: 1,
             expires_at: 1_000,
-            here: false,
+            ..crate::samples::delivery("d")
         };
         delivery.insert(&connection, 1).unwrap();
         connection

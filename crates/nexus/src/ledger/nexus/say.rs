@@ -99,22 +99,9 @@ mod tests {
     }
 
     fn say(key: &str, ids: &[&str]) -> Say {
-        let piece = |(n, id): (usize, &&str)| NewDelivery {
-            delivery_id: (*id).to_owned(),
-            request_id: "req_1".to_owned(),
-            event_seq: 1,
-            run_id: None,
-            adapter: "fake".to_owned(),
-            channel: "fake".to_owned(),
-            account_id: "me".to_owned(),
-            target: "p".to_owned(),
-            thread_id: None,
-            reply_to_id: None,
-            idempotency_key: if ids.len() > 1 { format!("{key}/{}", n + 1) } else { key.to_owned() },
-            content: "hello".to_owned(),
-            created_at: 1,
-            expires_at: 1_000,
-            here: false,
+        let piece = |(n, id): (usize, &&str)| {
+            let idempotency_key = if ids.len() > 1 { format!("{key}/{}", n + 1) } else { key.to_owned() };
+            NewDelivery { run_id: None, idempotency_key, content: "hello".to_owned(), expires_at: 1_000, ..crate::samples::delivery(id) }
         };
         Say { key: key.to_owned(), pieces: ids.iter().enumerate().map(piece).collect(), epoch: 1 }
     }

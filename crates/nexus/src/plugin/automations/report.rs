@@ -1,12 +1,9 @@
 //! How the automations are, for status, health and `nexus automation`.
 
-use super::super::report::{circuit_word, word};
-use super::super::session::Standing;
+use super::super::report::{circuit_word, down, problem, word};
 use super::Slot;
-use super::one::Automation;
-use crate::supervisor::{ChildStatus, Phase};
+use crate::supervisor::ChildStatus;
 use nexus_core::automation::Triggers;
-use nexus_core::circuit::CircuitState;
 use nexus_core::config::Grant;
 use serde::Serialize;
 use std::sync::PoisonError;
@@ -47,6 +44,8 @@ pub(super) fn of(name: &str, slot: &Slot, status: Option<&ChildStatus>, grants: 
     let (declared, circuit, figures) = (one.declared(), one.circuit().state(), &one.figures);
     let count = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
     let last_error = figures.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let down = down(status, "the process of the automations", "it ended");
+    let problem = problem(&one.standing.borrow(), circuit, last_error.as_deref(), down, refused);
     AutomationReport {
         name: name.to_owned(),
         status: status.map_or("stopped", |status| word(status.phase)),
@@ -59,32 +58,7 @@ pub(super) fn of(name: &str, slot: &Slot, status: Option<&ChildStatus>, grants: 
         calls: count(&figures.calls),
         errors: count(&figures.errors),
         ignored: count(&figures.ignored),
-        problem: problem(one, status, circuit, refused, last_error.as_deref()),
+        problem,
         last_error,
     }
-}
-
-/// One sentence without the automation's name.
-fn problem(
-    one: &Automation,
-    status: Option<&ChildStatus>,
-    circuit: CircuitState,
-    refused: Option<&str>,
-    last_error: Option<&str>,
-) -> Option<String> {
-    if let Standing::Fatal(message) = &*one.standing.borrow() {
-        return Some(format!("it does not load: {message}"));
-    }
-    let is_open = match circuit {
-        CircuitState::Closed { .. } => false,
-        CircuitState::Open { .. } | CircuitState::HalfOpen { .. } => true,
-    };
-    if is_open {
-        return Some(format!("it is not asked after too many errors in a row, the last: {}", last_error.unwrap_or("unknown")));
-    }
-    if let Some(status) = status.filter(|status| matches!(status.phase, Phase::Errored | Phase::Backoff)) {
-        let why = status.last_error.as_deref().unwrap_or("it ended");
-        return Some(format!("the process of the automations is {}: {why}", word(status.phase)));
-    }
-    refused.map(|why| format!("its new version does not load, the one before goes on: {why}"))
 }

@@ -316,23 +316,8 @@ async fn numbers_are_given_in_the_order_of_the_calls_and_not_of_their_tasks() {
 #[tokio::test]
 async fn what_was_committed_and_not_sent_is_sent_by_the_next_start_and_then_known() {
     let place = Place::new().await;
-    let piece = NewDelivery {
-        delivery_id: "dlv_before".to_owned(),
-        request_id: "req_1".to_owned(),
-        event_seq: 1,
-        run_id: None,
-        adapter: "fake".to_owned(),
-        channel: "fake".to_owned(),
-        account_id: "me".to_owned(),
-        target: "p".to_owned(),
-        thread_id: None,
-        reply_to_id: None,
-        idempotency_key: "req_1:greeter:afterRunAgent.0".to_owned(),
-        content: "hi".to_owned(),
-        created_at: 1,
-        expires_at: i64::MAX,
-        here: false,
-    };
+    let idempotency_key = "req_1:greeter:afterRunAgent.0".to_owned();
+    let piece = NewDelivery { run_id: None, idempotency_key, content: "hi".to_owned(), ..samples::delivery("dlv_before") };
     // Killed here: on disk, and in no lane.
     let say = Say { key: piece.idempotency_key.clone(), pieces: vec![piece], epoch: EPOCH };
     place.ledgers.nexus.writer.write(say).await.unwrap();
