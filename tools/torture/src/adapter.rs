@@ -211,7 +211,7 @@ impl Adapter {
         };
         let call = json!({ "key": key, "channel": self.kind.name(), "account": account, "to": option(words, "--to"), "text": text,
                            "reply_to": option(words, "--reply-to-id"), "at": clock::monotonic_ns() });
-        let earlier = journal::values(&self.world.send_calls())?.iter().filter(|one| one["key"] == key).count();
+        let earlier = journal::values_with(&self.world.send_calls(), key)?.iter().filter(|one| one["key"] == key).count();
         journal::append(&self.world.send_calls(), &call.to_string())?;
         let chance = self.chance.about(&["send", key_without_run(key), &earlier.to_string()]);
         self.deliver(chance, key, &call)

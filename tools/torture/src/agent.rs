@@ -30,7 +30,8 @@ pub(crate) fn run(args: &[String]) -> Result<ExitCode> {
     std::io::stdin().lock().read_to_string(&mut text).context("failed to read the turn")?;
     let turn: Value = serde_json::from_str(&text).context("the turn is no JSON")?;
     let content = turn["message"]["content"].as_str().context("the turn has no content")?;
-    let calls = journal::values(&world.agent_journal())?.iter().filter(|one| one["content"] == content && one["what"] == "called").count();
+    let calls = journal::values_with(&world.agent_journal(), content)?;
+    let calls = calls.iter().filter(|one| one["content"] == content && one["what"] == "called").count();
     let note = |what: &str| {
         let note = json!({ "what": what, "content": content, "run_id": turn["run_id"], "session": turn["session_label"], "at": clock::monotonic_ns() });
         journal::append(&world.agent_journal(), &note.to_string())

@@ -22,13 +22,7 @@ pub(crate) fn append(path: &Path, line: &str) -> Result<()> {
 /// # Errors
 /// Of the file system, and bytes that are no text.
 pub(crate) fn lines(path: &Path) -> Result<Vec<String>> {
-    let failed = || format!("failed to read `{}`", path.display());
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-        Err(error) => return Err(error).with_context(failed),
-    };
-    Ok(text.split_inclusive('\n').filter(|line| line.ends_with('\n')).map(|line| line.trim_end().to_owned()).collect())
+    Ok(whole(&text(path)?).map(str::to_owned).collect())
 }
 
 /// All whole lines as JSON.
@@ -36,9 +30,29 @@ pub(crate) fn lines(path: &Path) -> Result<Vec<String>> {
 /// # Errors
 /// Of the file system, and a line that is no JSON.
 pub(crate) fn values(path: &Path) -> Result<Vec<Value>> {
-    let parse =
-        |line: &String| serde_json::from_str(line).with_context(|| format!("`{}` has a line that is no JSON: {line}", path.display()));
-    lines(path)?.iter().map(parse).collect()
+    values_with(path, "")
+}
+
+/// The lines in which `needle` occurs, as JSON. A program that runs once for each message asks so: a journal has
+/// thousands of lines.
+///
+/// # Errors
+/// Of the file system, and such a line that is no JSON.
+pub(crate) fn values_with(path: &Path, needle: &str) -> Result<Vec<Value>> {
+    let parse = |line: &str| serde_json::from_str(line).with_context(|| format!("`{}` has a line that is no JSON: {line}", path.display()));
+    whole(&text(path)?).filter(|line| line.contains(needle)).map(parse).collect()
+}
+
+fn text(path: &Path) -> Result<String> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(text),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+        Err(error) => Err(error).with_context(|| format!("failed to read `{}`", path.display())),
+    }
+}
+
+fn whole(text: &str) -> impl Iterator<Item = &str> {
+    text.split_inclusive('\n').filter(|line| line.ends_with('\n')).map(str::trim_end)
 }
 
 /// What an adapter was told to be committed: ids, and when by `CLOCK_MONOTONIC`, in nanoseconds.
