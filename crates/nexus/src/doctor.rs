@@ -7,6 +7,7 @@
 pub mod adapters;
 mod cortex;
 mod cross;
+pub mod git;
 pub mod host;
 pub mod leftovers;
 pub mod permissions;
@@ -45,6 +46,8 @@ pub enum Check {
     Clock,
     Port,
     Adapters,
+    /// The program that clones projects' repositories.
+    Git,
     Repair,
 }
 
@@ -66,6 +69,7 @@ impl Check {
             Self::Clock => "clock",
             Self::Port => "port",
             Self::Adapters => "adapters",
+            Self::Git => "git",
             Self::Repair => "repair",
         }
     }

@@ -38,7 +38,7 @@ use crate::bus::Bus;
 use crate::clock;
 use crate::error_text::describe;
 use crate::ledger::Ledgers;
-use crate::ledger::nexus::{self, ProjectRow, QuarantineProject, UseProject};
+use crate::ledger::nexus::{self, ProjectRow, QuarantineProject, SettleProjects, UseProject};
 use crate::metrics::Metrics;
 use crate::nostr::Nostr;
 use crate::supervisor::{Phase, Supervisor};
@@ -46,7 +46,7 @@ use activate::Roster;
 use arc_swap::ArcSwap;
 use coordinate::Coordinate;
 use idle::least_recently_used;
-use lanes::{Lane, Lanes};
+use lanes::{Lane, Lanes, Use};
 use nexus_core::config::{Config, ProjectProtocol};
 use nexus_core::notice::NoticeType;
 use prepare::{Prepared, Preparer, Progress};
@@ -125,14 +125,19 @@ impl Projects {
         Self { inner: Arc::new(inner) }
     }
 
-    /// Takes in what the ledger knows: those projects are activated whoever their author is.
+    /// Takes in what the ledger knows: those projects are activated whoever their author is, and their agents spoken to.
+    /// What was put away is no project any more until it is prepared again.
     ///
     /// # Errors
     /// When it can't be read.
     pub async fn begin(&self) -> Result<(), crate::ledger::ReadError> {
-        for row in self.rows().await? {
+        let settled = SettleProjects { reason: "the daemon ended while it was being prepared".to_owned(), at: clock::wall_ms() };
+        if let Err(error) = self.inner.ledgers.nexus.writer.write(settled).await {
+            tracing::warn!(%error, "projects that a daemon left half prepared are shown as being prepared");
+        }
+        for row in self.rows().await?.into_iter().filter(|row| row.status != "archived") {
             if let (Ok(project), Some(_)) = (Coordinate::parse(&row.coordinate), row.prepared_at) {
-                self.inner.roster.set(project, Vec::new());
+                self.inner.roster.set(project, row.agents);
             }
         }
         Ok(())
@@ -173,8 +178,7 @@ impl Projects {
     async fn handed(&self, project: &Coordinate, turn: &Turn, sink: &Sink) -> Result<Finished, Fault> {
         let began = Instant::now();
         let Some(asked) = &turn.project else { return Err(Fault::last("the event is not one of a project")) };
-        let lane = self.lane(project).await?;
-        let _use = lane.take();
+        let (lane, _use) = self.enter(project).await?;
         if asked.event.kind == STOP_KIND {
             return Ok(nothing_to_say()); // what it was to end, its arrival has ended
         }
@@ -202,6 +206,17 @@ impl Projects {
         let ended = run::hand_over(&session, frame, limit, sink).await;
         handing.leaves_work = ended.as_ref().is_err_and(|fault| fault.leaves_work);
         ended
+    }
+
+    /// The project's lane, in use. One that is being put away is waited for: the next one is another.
+    async fn enter(&self, project: &Coordinate) -> Result<(Arc<Lane>, Use), Fault> {
+        loop {
+            let lane = self.lane(project).await?;
+            if let Some(in_use) = lane.take() {
+                return Ok((lane, in_use));
+            }
+            drop(lane.turning.lock().await);
+        }
     }
 
     /// The project's lane; a new one takes its quarantine from the ledger.
@@ -243,8 +258,7 @@ impl Projects {
     async fn adopt(&self, lane: &Arc<Lane>, prepared: Prepared) {
         let before = lane.prepared();
         let is_other = before.is_some_and(|before| before.definition_id != prepared.definition_id);
-        let agents = prepared.agents.iter().map(|agent| agent.pubkey.clone()).collect();
-        self.inner.roster.set(lane.post.coordinate.clone(), agents);
+        self.inner.roster.set(lane.post.coordinate.clone(), prepared.pubkeys());
         lane.post.plan.store(Some(Arc::new(self.inner.settings.load().plan(&prepared))));
         lane.set_prepared(Some(Arc::new(prepared)));
         if is_other {
@@ -373,11 +387,11 @@ impl Projects {
 
     /// Ends a quarantine, if there is one: the next event starts the project, with a clean sheet.
     async fn release(&self, lane: &Lane) {
-        let was_quarantined = lane.set_quarantined(None);
+        // First: who finds it errored quarantines it.
         if lane.child.status().phase == Phase::Errored {
             lane.child.stop().await;
         }
-        if was_quarantined {
+        if lane.set_quarantined(None) {
             tracing::info!(project = %lane.post.coordinate, "project released");
             let released = QuarantineProject { coordinate: lane.post.coordinate.to_string(), reason: None, at: clock::wall_ms() };
             if let Err(error) = self.inner.ledgers.nexus.writer.write(released).await {

@@ -6,9 +6,9 @@ mod common;
 mod gitserver;
 mod relays;
 
-use common::{eventually, find};
+use common::{eventually, find, program};
 use gitserver::world::World;
-use gitserver::{git, with_escaping_link, with_ext_submodule};
+use gitserver::{AUTHORITY, git, with_escaping_link, with_ext_submodule};
 use serde_json::json;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -185,6 +185,77 @@ fn a_daemon_that_dies_while_it_clones_leaves_nothing_half() {
     let good = world.project("other", Some(&world.server.url("good")));
     let path = path_of(&world.prepared(&good));
     assert_eq!(world.left(), [path.file_name().unwrap().to_string_lossy()], "what was left is cleared up");
-    let rows = world.show("demo")["project"].clone();
-    assert_eq!(rows["prepared_at"], json!(null));
+    let row = world.show("demo")["project"].clone();
+    assert_eq!((&row["prepared_at"], &row["status"]), (&json!(null), &json!("discovered")));
+    assert!(row["reason"].as_str().unwrap().contains("the daemon ended"), "{row}");
+}
+
+/// The git programs of this machine, each version once.
+fn gits() -> Vec<(PathBuf, String)> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let usual = ["/usr/bin", "/usr/local/bin"].map(PathBuf::from);
+    let mut found: Vec<(PathBuf, String)> = Vec::new();
+    for place in std::env::split_paths(&path).chain(usual).map(|directory| directory.join("git")).filter(|place| place.is_file()) {
+        let output = program(place.to_str().unwrap()).arg("version").output().unwrap();
+        let version = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+        if !found.iter().any(|(_, known)| *known == version) {
+            found.push((place, version));
+        }
+    }
+    found
+}
+
+#[test]
+fn each_git_of_the_machine_clones_and_runs_nothing() {
+    let gits = gits();
+    assert!(!gits.is_empty());
+    for (program, version) in gits {
+        let world = World::with(|projects| projects["git"]["program"] = json!(program.to_str().unwrap()));
+        let looked: serde_json::Value = serde_json::from_str(&world.daemon.nexus(&["doctor", "--json"]).stdout).unwrap();
+        let finding = looked["findings"].as_array().unwrap().iter().find(|finding| finding["check"] == "git").unwrap().clone();
+        assert!(finding["severity"] == "ok" && finding["what"].as_str().unwrap().starts_with(&version), "{finding}");
+
+        world.server.repository("links", with_escaping_link);
+        let told = world.refused(&world.project("links", Some(&world.server.url("links"))));
+        assert!(told.contains("leads out of it"), "{version}: {told}");
+        world.server.repository("hostile", |work| {
+            fs::create_dir_all(work.join(".tenex")).unwrap();
+            fs::write(work.join(".tenex/agents.json"), "{\"evil\": {\"file\": \"evil.json\"}}").unwrap();
+            fs::write(work.join(".gitattributes"), "*.bin filter=lfs\n").unwrap();
+            fs::write(work.join("big.bin"), "version https://git-lfs.github.com/spec/v1\n").unwrap();
+            with_ext_submodule(work);
+        });
+        let redirected = world.refused(&world.project("redirected", Some(&world.server.url("redirect/hostile"))));
+        assert!(redirected.contains("git failed to clone"), "{version}: {redirected}");
+        let prepared = world.prepared(&world.project("hostile", Some(&world.server.url("hostile"))));
+        let path = path_of(&prepared);
+        assert_eq!(prepared["agents"].as_array().unwrap().len(), 1, "{version}: {prepared}");
+        assert_eq!(fs::read_dir(path.join("s")).map_or(0, Iterator::count), 0, "{version}: the submodule stays empty");
+        assert!(path.join("big.bin").is_file() && !git(&path, &["status", "--porcelain"]).contains(".tenex"), "{version}");
+    }
+}
+
+#[test]
+fn a_certificate_counts_if_its_authority_is_the_one_that_is_named() {
+    for (program, version) in gits() {
+        let with = |ca_file: Option<&str>| {
+            World::with_tls(|projects| {
+                projects["git"]["program"] = json!(program.to_str().unwrap());
+                if let Some(file) = ca_file {
+                    projects["git"]["ca_file"] = json!(file);
+                }
+            })
+        };
+        let world = with(Some(AUTHORITY));
+        world.server.repository("good", |_| {});
+        let path = path_of(&world.prepared(&world.project("demo", Some(&world.server.url("good")))));
+        assert_eq!(fs::read_to_string(path.join("README")).unwrap(), "good\n", "{version}");
+        assert_eq!(git(&path, &["config", "remote.origin.url"]), world.server.url("good"));
+
+        let stranger = with(None);
+        stranger.server.repository("good", |_| {});
+        let told = stranger.refused(&stranger.project("demo", Some(&stranger.server.url("good"))));
+        assert!(told.contains("git failed to clone"), "{version}: {told}");
+        assert!(stranger.server.asked().is_empty(), "{version}: it was spoken to all the same");
+    }
 }

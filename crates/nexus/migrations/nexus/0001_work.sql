@@ -170,6 +170,8 @@ CREATE TABLE projects (
   quarantined   TEXT,
   definition_id TEXT,
   definition    TEXT,
+  -- Public keys of its agents: a JSON array of strings in hex.
+  agents        TEXT NOT NULL DEFAULT '[]',
   prepared_at   INTEGER,
   last_used     INTEGER,
   created_at    INTEGER NOT NULL,

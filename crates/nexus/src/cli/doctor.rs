@@ -8,7 +8,7 @@ use super::{Global, block_on};
 use crate::clock;
 use crate::daemon::{Paths, instance};
 use crate::doctor::repair::{self, Repaired};
-use crate::doctor::{Check, Finding, Presence, Severity, adapters, host, leftovers, permissions, record, setting, worst};
+use crate::doctor::{Check, Finding, Presence, Severity, adapters, git, host, leftovers, permissions, record, setting, worst};
 use crate::error_text::describe;
 use futures_util::StreamExt;
 use nexus_core::config::{Config, Ledgers};
@@ -51,6 +51,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     findings.extend(leftovers::findings(&paths, config.as_ref(), data.as_deref(), presence));
     if let (Some(config), Some(data)) = (&config, &data) {
         findings.extend(host::disk(data, config.ledgers.min_free_mb));
+        findings.extend(git::findings(config, &paths.workspace));
     }
     findings.append(&mut repaired.failed);
     tell(&findings, &repaired.done, out)?;

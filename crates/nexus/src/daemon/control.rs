@@ -21,7 +21,7 @@ use crate::http::send::{Accepted, Message};
 use crate::http::sessions::Fork;
 use crate::keeper::Cgroup;
 use crate::ledger::events::{Append, Disposition, Lines, NewEvent, by_id};
-use crate::ledger::nexus::{DeliveryCounts, Resolution, deliveries_of, request_by_event};
+use crate::ledger::nexus::{DeliveryCounts, ProjectRow, Resolution, deliveries_of, request_by_event};
 use crate::ledger::{Database, Ledgers, Threads};
 use crate::logging::Logging;
 use crate::metrics::Metrics;
@@ -30,8 +30,8 @@ use crate::pipeline::Pipeline;
 use crate::pipeline::outbox::{Outbox, Resolved};
 use crate::pipeline::router::RouterStats;
 use crate::plugin::{Plugins, TrialError};
-use crate::project::coordinate::Coordinate;
-use crate::project::prepare::Preparer;
+use crate::project::gc::Archived;
+use crate::project::prepare::{PrepareError, Preparer};
 use crate::project::{ProjectVerb, Projects};
 use crate::query::Record;
 use crate::replies::End;
@@ -486,8 +486,8 @@ impl Verbs for Control {
         self.preparer.clone()
     }
 
-    fn forget_project(&self, project: Coordinate) -> BoxFuture<'_, bool> {
-        Box::pin(async move { self.projects.forget(&project).await })
+    fn put_away(&self, row: ProjectRow, delete: bool, force: bool) -> BoxFuture<'_, Result<Option<Archived>, PrepareError>> {
+        Box::pin(async move { self.projects.put_away(&row, delete, force).await })
     }
 
     fn stream_opened(&self) {

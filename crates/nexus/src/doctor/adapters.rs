@@ -1,5 +1,5 @@
 //! Whether each configured adapter answers `info`, asked by this process itself: for when no daemon
-//! runs, whose keeper would start the program.
+//! runs, whose keeper would start the program. How a program is asked, `git` uses too.
 
 use super::{Check, Finding};
 use crate::adapter::{Call, PROBE_LIMIT, call, read_info};
@@ -75,7 +75,7 @@ fn one(name: &str, adapter: &config::Adapter, workspace: &Path, instance: Option
 }
 
 /// What a program prints. Its process group is gone on return, however it ended.
-fn run(call: &Call, verb: &str, limit: Duration) -> Result<Vec<u8>, String> {
+pub(super) fn run(call: &Call, verb: &str, limit: Duration) -> Result<Vec<u8>, String> {
     let deadline = Instant::now() + limit;
     let program = call.argv.first().map(String::as_str).unwrap_or_default();
     let mut child = start(call, verb).map_err(|error| format!("`{program}` can't be started: {error}"))?;

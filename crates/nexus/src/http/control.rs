@@ -12,10 +12,11 @@ use super::send::{Accepted, Message, send};
 use super::sessions::{self, Fork};
 use super::{nostr, prepare, project};
 use crate::access::{Edit, People, Rules};
+use crate::ledger::nexus::ProjectRow;
 use crate::nostr::Nostr;
 use crate::project::ProjectVerb;
-use crate::project::coordinate::Coordinate;
-use crate::project::prepare::Preparer;
+use crate::project::gc::Archived;
+use crate::project::prepare::{PrepareError, Preparer};
 use crate::query::{EventsQuery, Record};
 use crate::search::Question;
 use crate::supervisor::BoxFuture;
@@ -85,8 +86,8 @@ pub trait Verbs: Send + Sync + 'static {
     fn project_logs(&self, name: String, after: u64, lines: usize) -> BoxFuture<'_, Answer>;
     fn nostr(&self) -> Nostr;
     fn preparer(&self) -> Preparer;
-    /// Has a project's process stopped and forgotten; false while it is at work.
-    fn forget_project(&self, project: Coordinate) -> BoxFuture<'_, bool>;
+    /// Has a project's process stopped and its directory put away; `None` while it is at work.
+    fn put_away(&self, row: ProjectRow, delete: bool, force: bool) -> BoxFuture<'_, Result<Option<Archived>, PrepareError>>;
     fn stream_opened(&self);
     fn stream_closed(&self);
 }

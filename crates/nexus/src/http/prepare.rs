@@ -171,15 +171,16 @@ async fn archive(api: Api, away: Away) -> Answer {
     let (mut done, mut refusals) = (Vec::new(), Vec::new());
     for name in away.projects.iter().take(ARCHIVED_MAX) {
         let row = preparer.find(name).await.map_err(refused)?;
-        let project = wanted(&preparer, &row.coordinate).await?;
-        if !api.daemon.forget_project(project).await {
-            refusals.push(json!({ "project": row.coordinate, "error": "it is at work; try again, or stop it with `nexus project stop`" }));
-            continue;
-        }
-        match preparer.archive(&row, away.delete, away.force).await {
-            Ok(archived) => done.push(archived),
-            Err(error) => refusals.push(json!({ "project": row.coordinate, "error": describe(&error) })),
-        }
+        let coordinate = row.coordinate.clone();
+        let refusal = match api.daemon.put_away(row, away.delete, away.force).await {
+            Ok(Some(archived)) => {
+                done.push(archived);
+                continue;
+            }
+            Ok(None) => "it is at work; try again, or stop it with `nexus project stop`".to_owned(),
+            Err(error) => describe(&error),
+        };
+        refusals.push(json!({ "project": coordinate, "error": refusal }));
     }
     Ok(json!({ "archived": done, "refused": refusals }))
 }

@@ -16,13 +16,18 @@ mod say;
 mod speak;
 mod split;
 
-pub use self::nostr::{Definition, Deleted, Put, PutDefinitions, coordinate, nostr_coordinates, nostr_event, nostr_events_by_ids};
+pub use self::nostr::{
+    Definition, Deleted, Put, PutDefinitions, coordinate, nostr_coordinates, nostr_event, nostr_events_by_ids, nostr_is_deleted,
+};
 pub use approvals::{Approval, ApprovalKind, AskApprovals, DecideApproval, Wish, approvals};
 pub use audit::{Audit, AuditQuery, AuditRow, LEFT_OUT_MAX, audit, left_out};
 pub use automations::{ForgetAutomation, Knowledge, Recollection, RememberAdvice, ReviveAutomation, all_knowledge, recollect};
 pub use deliveries::{ClaimDelivery, Delivery, NewDelivery, REPLY_MARK, Resolution, ResolveDelivery, SettleDelivery, Settled};
 pub use instances::{BackfillDone, CountAnalytics, Hour, Instance, RecordConfig, SaveInstance, instance};
-pub use projects::{MarkProject, ProjectRow, QuarantineProject, SaveProject, UseProject, project, project_named, projects};
+pub use projects::{
+    MarkProject, ProjectRow, QuarantineProject, SaveProject, SettleProjects, UseProject, project, project_named, projects,
+    projects_defined_by,
+};
 pub use publish::{
     Answered, DuePublication, OutboxCounts, PrunePublished, Publish, Published, SettlePublished, SpreadPublished, due_publications,
     next_publication, outbox_counts, published_status, published_under,
@@ -83,6 +88,7 @@ commands! { Ledger::Nexus, NexusCommand / NexusReply {
     MarkProject -> Claim,
     QuarantineProject -> Claim,
     UseProject -> Claim,
+    SettleProjects -> usize,
     AskApprovals -> Vec<Approval>,
     DecideApproval -> Option<Approval>,
 } }

@@ -10,7 +10,7 @@ use crate::adapter::intake::Sinks;
 use crate::clock;
 use crate::error_text::describe;
 use crate::ledger::events::{Append, Appended, Disposition, FIRST, Lines, NewEvent, RelayCursor, TakeIn, appended_since};
-use crate::ledger::nexus::{Definition, Deleted, Put, PutDefinitions, RESTORED_AT, counter};
+use crate::ledger::nexus::{Definition, Deleted, Put, PutDefinitions, RESTORED_AT, counter, projects_defined_by};
 use crate::ledger::writer::WriteError;
 use crate::ledger::{Ledgers, optional};
 use crate::metrics::RelayResult;
@@ -343,20 +343,21 @@ impl Inner {
         let kinds = self.plan.load().project_kinds.clone();
         for (definition, put) in definitions.iter().zip(&put) {
             if *put == Put::Counts {
-                self.tell(definition, &kinds);
+                self.tell(definition, &kinds).await;
             }
         }
         Ok(put)
     }
 
-    fn tell(&self, definition: &Definition, project_kinds: &[u16]) {
+    async fn tell(&self, definition: &Definition, project_kinds: &[u16]) {
         let coordinate = |text: &str| Coordinate::parse(text).ok().filter(|coordinate| project_kinds.contains(&coordinate.kind));
         let changed: Vec<Coordinate> = if definition.kind == DELETION {
-            let of = |deleted: &Deleted| match deleted {
-                Deleted::Coordinate(text) => coordinate(text),
+            let named = definition.deletes.iter().filter_map(|deleted| match deleted {
+                Deleted::Coordinate(text) => Some(text.clone()),
                 Deleted::Event(_) => None,
-            };
-            definition.deletes.iter().filter_map(of).collect()
+            });
+            let named: Vec<String> = named.chain(self.prepared_from(definition).await).collect();
+            named.iter().filter_map(|text| coordinate(text)).collect()
         } else {
             let identifier = definition.identifier.as_deref().unwrap_or_default();
             let text = crate::ledger::nexus::coordinate(definition.kind, &definition.pubkey, identifier);
@@ -366,5 +367,22 @@ impl Inner {
             // An error means that nobody listens.
             self.redefined.send(one).ok();
         }
+    }
+
+    /// The projects that were prepared from an event which a deletion names by its id.
+    async fn prepared_from(&self, deletion: &Definition) -> Vec<String> {
+        let ids = deletion.deletes.iter().filter_map(|deleted| match deleted {
+            Deleted::Event(id) => Some(id.clone()),
+            Deleted::Coordinate(_) => None,
+        });
+        let (ids, pubkey): (Vec<String>, String) = (ids.collect(), deletion.pubkey.clone());
+        if ids.is_empty() {
+            return Vec::new();
+        }
+        let read = move |connection: &rusqlite::Connection| projects_defined_by(connection, &pubkey, &ids);
+        self.ground.ledgers.nexus.readers.read(read).await.unwrap_or_else(|error| {
+            tracing::warn!(error = %describe(&error), "that a definition was deleted is seen with the project's next start only");
+            Vec::new()
+        })
     }
 }

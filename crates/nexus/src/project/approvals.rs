@@ -19,6 +19,11 @@ impl Answers {
         self.0.iter().any(|one| one.is_approved() && one.is_for(wish))
     }
 
+    /// Whether the server of this definition was approved.
+    pub fn approved_server(&self, event_id: &str) -> bool {
+        self.0.iter().any(|one| one.is_approved() && one.kind == ApprovalKind::Mcp && one.event_id == event_id)
+    }
+
     pub fn denies(&self, wish: &Wish) -> bool {
         self.0.iter().any(|one| one.status == "denied" && one.is_for(wish))
     }

@@ -76,6 +76,14 @@ impl Preparer {
         // None is prepared meanwhile.
         let _turn = self.turn(&coordinate).await;
         let path = PathBuf::from(&row.path);
+        if row.status == "archived" {
+            return Err(PrepareError::Occupied { path, reason: "it is archived already".to_owned() });
+        }
+        if path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+            // Somebody did it by hand.
+            self.mark_archived(row).await?;
+            return Ok(Archived { project: row.coordinate.clone(), path: None });
+        }
         let unsaved = unsaved(&self.git(&self.settings()), &path).await;
         if !force && !unsaved.is_empty() {
             let reason = format!("it has {}; push it, or say --force", unsaved.join(", "));
@@ -85,8 +93,7 @@ impl Preparer {
         let moved = path.clone();
         let aside = super::prepare::blocking(move || move_aside(&moved, &name)).await;
         let aside = aside.map_err(|source| PrepareError::Io { operation: "archive", path: path.clone(), source })?;
-        let mark = MarkProject { coordinate: row.coordinate.clone(), status: "archived".to_owned(), reason: None, at: clock::wall_ms() };
-        self.ledgers().nexus.writer.write_until_done(mark).await?;
+        self.mark_archived(row).await?;
         if !delete {
             return Ok(Archived { project: row.coordinate.clone(), path: Some(aside.display().to_string()) });
         }
@@ -94,6 +101,12 @@ impl Preparer {
         let removed = super::prepare::blocking(move || fs::remove_dir_all(gone)).await;
         removed.map_err(|source| PrepareError::Io { operation: "delete", path: aside, source })?;
         Ok(Archived { project: row.coordinate.clone(), path: None })
+    }
+
+    async fn mark_archived(&self, row: &ProjectRow) -> Result<(), PrepareError> {
+        let mark = MarkProject { coordinate: row.coordinate.clone(), status: "archived".to_owned(), reason: None, at: clock::wall_ms() };
+        self.ledgers().nexus.writer.write_until_done(mark).await?;
+        Ok(())
     }
 }
 

@@ -63,6 +63,8 @@ struct View {
     prepared: Option<Arc<Prepared>>,
     is_preparing: bool,
     quarantined: Option<String>,
+    /// It is being put away: nobody takes it into use any more.
+    is_leaving: bool,
     /// Turns that are going on or wait for it.
     in_use: usize,
     /// By the monotonic clock.
@@ -104,13 +106,27 @@ impl Lane {
         self.view.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes it into use.
-    pub(super) fn take(self: &Arc<Self>) -> Use {
+    /// Takes it into use; `None` while it is being put away.
+    pub(super) fn take(self: &Arc<Self>) -> Option<Use> {
         let mut view = self.view();
+        if view.is_leaving {
+            return None;
+        }
         view.in_use += 1;
         view.last_used_ms = clock::mono_ms();
         drop(view);
-        Use { lane: self.clone() }
+        Some(Use { lane: self.clone() })
+    }
+
+    /// Lets nobody in any more, if nobody is in it. Whoever asks holds `turning`, until it is gone or [`Self::stay`]s.
+    pub(super) fn leave(&self) -> bool {
+        let mut view = self.view();
+        view.is_leaving = view.in_use == 0;
+        view.is_leaving
+    }
+
+    pub(super) fn stay(&self) {
+        self.view().is_leaving = false;
     }
 
     pub(super) fn in_use(&self) -> usize {

@@ -26,7 +26,7 @@ use crate::daemon::Paths;
 use crate::error_text::describe;
 use crate::keeper::Keeper;
 use crate::ledger::Ledgers;
-use crate::ledger::nexus::{Approval, MarkProject, ProjectRow, SaveProject, project, project_named};
+use crate::ledger::nexus::{Approval, MarkProject, ProjectRow, SaveProject, nostr_is_deleted, project, project_named};
 use crate::nostr::Nostr;
 use ::nostr::event::Event;
 use arc_swap::ArcSwap;
@@ -265,11 +265,16 @@ impl Preparer {
     pub async fn decide(&self, id: i64, approve: bool) -> Result<Option<Approval>, PrepareError> {
         let decided = approvals::decide(&self.inner.ledgers.nexus, id, approve).await?;
         let Some(approval) = decided else { return Ok(None) };
-        let Approval { project, subject, command, .. } = &approval;
-        tracing::info!(%project, %subject, %command, approve, "an approval was decided");
+        // Not the command: a server that somebody put there by hand may have a key in its variables.
+        let Approval { project, subject, .. } = &approval;
+        tracing::info!(%project, %subject, approve, "an approval was decided");
         if let Ok(coordinate) = Coordinate::parse(&approval.project) {
             let this = self.clone();
             tokio::spawn(async move {
+                let row = this.row(&coordinate).await;
+                if row.is_ok_and(|row| row.is_some_and(|row| row.status == "archived")) {
+                    return; // its next event prepares it, by this decision
+                }
                 match this.update(&coordinate).await {
                     // Nobody may listen.
                     Ok(_) => drop(this.inner.decided.send(coordinate)),
@@ -298,13 +303,20 @@ impl Preparer {
         let settings = self.settings();
         let row = self.row(project).await?;
         let present = row.clone().filter(is_there);
-        let (event, definition) = self.definition(project, row.as_ref()).await?;
+        let (event, definition) = match self.definition(project, row.as_ref()).await {
+            Ok(found) => found,
+            Err(error) => {
+                self.note_failure(project, row.as_ref(), &error).await;
+                return Err(error);
+            }
+        };
         if let Some(present) = &present
             && !ask.anew
             && present.definition_id.as_ref() == Some(&definition.id)
+            && !self.owes(&definition, Path::new(&present.path)).await?
         {
             let prepared = self.load(&definition, &settings, Path::new(&present.path)).await?;
-            self.note_readiness(present, &prepared).await?;
+            self.note_readiness(&definition, present, &prepared).await?;
             return Ok(prepared);
         }
         let _room = settings.room.clone().acquire_owned().await.map_err(|error| PrepareError::Broken(error.to_string()))?;
@@ -314,13 +326,15 @@ impl Preparer {
             (None, path) => path.unwrap_or_else(default),
         };
         if present.is_none() {
-            self.save(&definition, &path, "preparing", None, None).await?;
+            let row = row_of(&definition, &path, ("preparing", None), None, Vec::new());
+            self.save(row).await?;
         }
         let made = self.make(&definition, &settings, &path, present.is_some(), progress).await;
         match made {
             Ok(prepared) => {
-                let (status, reason) = readiness_of(&prepared);
-                self.save(&definition, &path, status, reason, Some(&event)).await?;
+                let readiness = readiness_of(&prepared);
+                let status = readiness.0;
+                self.save(row_of(&definition, &path, readiness, Some(&event), prepared.pubkeys())).await?;
                 self.publish_profiles(&prepared).await;
                 progress.step(status);
                 Ok(prepared)
@@ -364,9 +378,15 @@ impl Preparer {
         Ok(prepared)
     }
 
-    /// The newest definition: of what was prepared from and what the relays have. Ties go to the lowest id (NIP-01).
+    /// The newest definition: of what was prepared from and what the relays have. Ties go to the lowest id (NIP-01). What
+    /// its author deleted doesn't count, also where a project was prepared from it (NIP-09).
     async fn definition(&self, project: &Coordinate, row: Option<&ProjectRow>) -> Result<(Event, Definition), PrepareError> {
         let kept = row.and_then(|row| row.definition.as_deref()).and_then(|json| Event::from_json(json).ok());
+        let was_deleted = match &kept {
+            Some(kept) => self.is_deleted(project, kept).await?,
+            None => false,
+        };
+        let kept = kept.filter(|_| !was_deleted);
         let event = match (self.inner.nostr.definition(project).await, kept) {
             (Ok(found), Some(kept)) => {
                 if is_newer(&found, &kept) {
@@ -380,6 +400,7 @@ impl Preparer {
                 tracing::debug!(error = %describe(&error), %project, "going on with the definition that was prepared from");
                 kept
             }
+            (Err(_), None) if was_deleted => return Err(PrepareError::Deleted { project: project.to_string() }),
             (Err(source), None) => return Err(PrepareError::Fetch { project: project.to_string(), source }),
         };
         let definition = Definition::of(&event).map_err(|source| PrepareError::Definition { project: project.to_string(), source })?;
@@ -389,48 +410,29 @@ impl Preparer {
         Ok((event, definition))
     }
 
+    async fn is_deleted(&self, project: &Coordinate, event: &Event) -> Result<bool, PrepareError> {
+        let (id, name, pubkey) = (event.id.to_hex(), project.to_string(), project.pubkey.clone());
+        let created_at = i64::try_from(event.created_at.as_secs()).unwrap_or(i64::MAX);
+        let read = move |connection: &rusqlite::Connection| nostr_is_deleted(connection, &pubkey, [&id, &name], created_at);
+        Ok(self.inner.ledgers.nexus.readers.read(read).await?)
+    }
+
     async fn row(&self, of: &Coordinate) -> Result<Option<ProjectRow>, PrepareError> {
         let coordinate = of.to_string();
         Ok(self.inner.ledgers.nexus.readers.read(move |connection| project(connection, &coordinate)).await?)
     }
 
-    /// Only what was prepared from `event` is put down as the project's definition.
-    async fn save(
-        &self,
-        definition: &Definition,
-        path: &Path,
-        status: &str,
-        reason: Option<String>,
-        event: Option<&Event>,
-    ) -> Result<(), PrepareError> {
-        let now = clock::wall_ms();
-        let row = ProjectRow {
-            coordinate: definition.coordinate.to_string(),
-            slug: definition.coordinate.slug(),
-            path: path.to_string_lossy().into_owned(),
-            title: definition.title.clone(),
-            status: status.to_owned(),
-            reason,
-            quarantined: None,
-            definition_id: event.map(|event| event.id.to_hex()),
-            definition: event.map(Event::as_json),
-            prepared_at: event.map(|_| now),
-            last_used: None,
-            created_at: now,
-            updated_at: now,
-        };
+    async fn save(&self, row: ProjectRow) -> Result<(), PrepareError> {
         Ok(self.inner.ledgers.nexus.writer.write_until_done(SaveProject { row }).await?)
     }
 
-    /// The configuration may have changed since it was prepared.
-    async fn note_readiness(&self, row: &ProjectRow, prepared: &Prepared) -> Result<(), PrepareError> {
+    /// The configuration may have changed since it was prepared, and who works in it.
+    async fn note_readiness(&self, definition: &Definition, row: &ProjectRow, prepared: &Prepared) -> Result<(), PrepareError> {
         let (status, reason) = readiness_of(prepared);
-        if row.status == status && row.reason == reason {
+        if row.status == status && row.reason == reason && row.agents == prepared.pubkeys() {
             return Ok(());
         }
-        let mark = MarkProject { coordinate: row.coordinate.clone(), status: status.to_owned(), reason, at: clock::wall_ms() };
-        self.inner.ledgers.nexus.writer.write_until_done(mark).await?;
-        Ok(())
+        self.save(row_of(definition, Path::new(&row.path), (status, reason), None, prepared.pubkeys())).await
     }
 
     async fn note_failure(&self, of: &Coordinate, present: Option<&ProjectRow>, error: &PrepareError) {
@@ -441,6 +443,33 @@ impl Preparer {
         if let Err(error) = self.inner.ledgers.nexus.writer.write_until_done(mark).await {
             tracing::warn!(%error, project = %of, "why a project could not be prepared was not put down");
         }
+    }
+}
+
+/// What is put down of a project; only what was prepared from `event` as its definition.
+fn row_of(
+    definition: &Definition,
+    path: &Path,
+    (status, reason): (&str, Option<String>),
+    event: Option<&Event>,
+    agents: Vec<String>,
+) -> ProjectRow {
+    let now = clock::wall_ms();
+    ProjectRow {
+        coordinate: definition.coordinate.to_string(),
+        slug: definition.coordinate.slug(),
+        path: path.to_string_lossy().into_owned(),
+        title: definition.title.clone(),
+        status: status.to_owned(),
+        reason,
+        quarantined: None,
+        definition_id: event.map(|event| event.id.to_hex()),
+        definition: event.map(Event::as_json),
+        agents,
+        prepared_at: event.map(|_| now),
+        last_used: None,
+        created_at: now,
+        updated_at: now,
     }
 }
 

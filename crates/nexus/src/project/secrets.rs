@@ -20,6 +20,8 @@ pub enum SecretError {
     Name { name: String },
     #[error("a project has at most {SECRETS_MAX} secrets")]
     TooMany,
+    #[error("the secret `{name}` has a NUL byte in it, which no variable can have")]
+    Nul { name: String },
     #[error("the secret `{name}` can't be had")]
     Unusable {
         name: String,
@@ -51,6 +53,7 @@ impl Secrets {
 
     fn store(&self, project: &str, name: &str, text: &str) -> Result<(), SecretError> {
         check_name(name)?;
+        check_value(name, text)?;
         let known = self.list(project)?;
         if known.len() >= SECRETS_MAX && !known.iter().any(|one| one == name) {
             return Err(SecretError::TooMany);
@@ -101,6 +104,7 @@ impl Secrets {
             } else {
                 text.strip_prefix(VALUE_PREFIX).unwrap_or(text).to_owned()
             };
+            check_value(&name, &value)?;
             values.insert(name, value);
         }
         Ok(values)
@@ -114,6 +118,11 @@ fn check_name(name: &str) -> Result<(), SecretError> {
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
         && !name.starts_with("NEXUS_");
     if is_name { Ok(()) } else { Err(SecretError::Name { name: name.to_owned() }) }
+}
+
+/// One such value would keep the whole process from being started.
+fn check_value(name: &str, value: &str) -> Result<(), SecretError> {
+    if value.contains('\0') { Err(SecretError::Nul { name: name.to_owned() }) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -141,6 +150,7 @@ mod tests {
         for bad in ["", "1A", "A B", "A=B", "../A", "NEXUS_CHILD_ID", "ä"] {
             assert!(matches!(secrets.set("demo-1", bad, "x"), Err(SecretError::Name { .. })), "{bad}");
         }
+        assert!(matches!(secrets.set("demo-1", "A0", "x\0y"), Err(SecretError::Nul { .. })));
         for number in 0..SECRETS_MAX {
             secrets.set("demo-1", &format!("A{number}"), "x").unwrap();
         }

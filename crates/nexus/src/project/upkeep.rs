@@ -2,12 +2,14 @@
 //! definitions followed, a new configuration applied, and all of them ended with the daemon.
 
 use super::coordinate::Coordinate;
+use super::gc::Archived;
 use super::idle::upkeep;
 use super::lanes::Lane;
+use super::prepare::PrepareError;
 use super::settings::Settings;
 use super::{Fault, Projects};
 use crate::error_text::describe;
-use crate::ledger::nexus::{self, open_by_conversation};
+use crate::ledger::nexus::{self, ProjectRow, open_by_conversation};
 use crate::supervisor::Phase;
 use crate::watch::Watch;
 use futures_util::future::join_all;
@@ -81,8 +83,7 @@ impl Projects {
     }
 
     async fn warm(&self, project: &Coordinate) -> Result<(), Fault> {
-        let lane = self.lane(project).await?;
-        let _use = lane.take();
+        let (lane, _use) = self.enter(project).await?;
         self.prepare(&lane).await?;
         self.bring_up(&lane).await
     }
@@ -92,7 +93,9 @@ impl Projects {
             if lane.child.status().phase == Phase::Errored && lane.quarantined().is_none() {
                 self.quarantine(&lane).await;
             }
-            if lane.is_up() && lane.in_use() == 0 && lane.post.is_stale() {
+            if lane.is_up() && lane.in_use() == 0 && lane.prepared().is_none() {
+                self.rest(&lane).await;
+            } else if lane.is_up() && lane.in_use() == 0 && lane.post.is_stale() {
                 self.renew(&lane).await;
             }
         }
@@ -184,10 +187,18 @@ impl Projects {
             Err(Fault { problem, .. }) => return tracing::warn!(project = %project, error = problem, "a new definition is not followed"),
         };
         let one = lane.preparing.lock().await;
+        if self.inner.lanes.get(project).is_none_or(|known| !Arc::ptr_eq(&known, &lane)) {
+            return; // it was put away meanwhile: a definition alone doesn't bring it back
+        }
         match self.inner.ground.preparer.update(project).await {
             Ok(prepared) => {
                 self.adopt(&lane, prepared).await;
                 self.follow_ledger(&lane).await;
+            }
+            Err(PrepareError::Deleted { .. }) => {
+                tracing::info!(project = %project, "the author deleted the project's definition: nothing starts it until there is another");
+                // What is going on ends first; the next look stops its process.
+                lane.set_prepared(None);
             }
             Err(error) => {
                 tracing::warn!(project = %project, error = %describe(&error), "a new definition is not followed; the project goes on as it was");
@@ -234,21 +245,42 @@ impl Projects {
         join_all(ends).await;
     }
 
-    /// Ends a project's process and forgets the project, before it is archived. False while it is at work.
-    pub async fn forget(&self, project: &Coordinate) -> bool {
-        let Some(lane) = self.inner.lanes.get(project) else {
-            self.inner.roster.remove(project);
-            return true;
-        };
+    /// Ends a project's process and puts its directory away; until that is done no event gets in. `None` while it is at
+    /// work.
+    ///
+    /// # Errors
+    /// [`PrepareError`]; the project is as it was then, but stopped.
+    pub async fn put_away(&self, row: &ProjectRow, delete: bool, force: bool) -> Result<Option<Archived>, PrepareError> {
+        let unknown = || PrepareError::Unknown { name: row.coordinate.clone() };
+        let project = Coordinate::parse(&row.coordinate).map_err(|_| unknown())?;
+        let lane = self.lane(&project).await.map_err(|Fault { problem, .. }| PrepareError::Broken(problem))?;
         let _preparing = lane.preparing.lock().await;
         let _turning = lane.turning.lock().await;
-        if lane.in_use() > 0 {
-            return false;
+        if !lane.leave() {
+            return Ok(None);
         }
+        let mut leaving = Leaving { lane: &lane, is_gone: false };
         self.stop_process(&lane).await;
-        self.inner.lanes.remove(project);
-        self.inner.roster.remove(project);
+        let archived = self.inner.ground.preparer.archive(row, delete, force).await?;
+        // Before another lane of it can be made: that has a child of the same id.
         self.inner.supervisor.remove(&lane.post.child_id()).await;
-        true
+        self.inner.lanes.remove(&project);
+        self.inner.roster.remove(&project);
+        leaving.is_gone = true;
+        Ok(Some(archived))
+    }
+}
+
+/// A project that is being put away stays if that comes to nothing.
+struct Leaving<'a> {
+    lane: &'a Lane,
+    is_gone: bool,
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        if !self.is_gone {
+            self.lane.stay();
+        }
     }
 }

@@ -83,7 +83,7 @@ impl Projects {
     }
 
     async fn start_whole(&self, lane: &Arc<Lane>) -> Result<(), Fault> {
-        let _use = lane.take();
+        let Some(_use) = lane.take() else { return Err(Fault::passing("it is being put away")) };
         if let Some(reason) = lane.quarantined() {
             return Err(super::quarantined(lane, &reason));
         }

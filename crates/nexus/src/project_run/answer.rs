@@ -9,7 +9,8 @@ use crate::project::prepare::{Prepared, ProjectAgent};
 use crate::project::process::Context;
 use crate::project::protocol::{Complete, EventFrame, Received, Up};
 use nexus_core::chunk::chunk;
-use nexus_core::config;
+use nexus_core::config::{self, TOOL_SEPARATOR, Tools};
+use nexus_core::tool_filter::permits;
 use serde_json::{Value, json};
 use std::num::NonZeroUsize;
 use tokio::sync::mpsc;
@@ -27,6 +28,8 @@ pub(super) struct Desk {
     pub(super) project: Prepared,
     /// The configured agent's model, or its runner where it has none.
     pub(super) model: String,
+    /// Names of the MCP servers whose tools there are.
+    servers: Vec<String>,
     runner: Runner,
     link: Link,
 }
@@ -34,7 +37,7 @@ pub(super) struct Desk {
 impl Desk {
     pub(super) fn new(context: Context, agent: &config::Agent, runner: Runner, link: Link) -> Self {
         let model = agent.model.clone().unwrap_or_else(|| agent.runner.to_string());
-        Self { project: context.project, model, runner, link }
+        Self { project: context.project, model, servers: agent.mcp.keys().cloned().collect(), runner, link }
     }
 
     pub(super) fn manager(&self) -> Option<&ProjectAgent> {
@@ -117,13 +120,34 @@ impl Desk {
             capabilities: json!({ "supports_markdown": true, "text_limit": TEXT_CHARS_MAX.get() }),
             history: frame.history,
             memory: Vec::new(),
-            permissions: frame.permissions,
+            permissions: narrowed(frame.permissions, agent, &self.servers),
             allowance: None,
             deadline: None,
             instructions: Some(instructions(agent, &self.project.title)),
             project: None,
         }
     }
+}
+
+/// What an agent may call: of what access control allows those tools that it names and that were approved. A name fits a
+/// tool with or without its server before it. An agent that names none is not limited by that.
+fn narrowed(mut permissions: Value, agent: &ProjectAgent, servers: &[String]) -> Value {
+    if !agent.names_tools {
+        return permissions;
+    }
+    let tools: Tools = permissions.get("tools").and_then(|tools| serde_json::from_value(tools.clone()).ok()).unwrap_or_default();
+    let spellings = |tool: &String| {
+        let of_servers = servers.iter().map(move |server| format!("{server}{TOOL_SEPARATOR}{tool}"));
+        std::iter::once(tool.clone()).chain(of_servers).collect::<Vec<_>>()
+    };
+    let plain = agent.tools.iter().filter(|tool| !tool.contains('*')); // what was approved is a name, no pattern
+    let allow: Vec<String> = plain.flat_map(spellings).filter(|name| permits(&tools, name)).collect();
+    let allowed = json!({ "allow": allow, "deny": tools.deny });
+    match permissions.as_object_mut() {
+        Some(known) => drop(known.insert("tools".to_owned(), allowed)),
+        None => permissions = json!({ "tools": allowed }),
+    }
+    permissions
 }
 
 /// What the model is told of who it is.
@@ -153,6 +177,7 @@ mod tests {
             instructions: "Be brief.".into(),
             use_criteria: String::new(),
             tools: Vec::new(),
+            names_tools: false,
             event_id: None,
             pubkey: format!("key-{slug}"),
             manager,
@@ -237,6 +262,22 @@ mod tests {
         assert_eq!(alone.addressed(&frame("x", &[]).event).map(|agent| agent.slug.as_str()), Some("one"));
         let (empty, _told) = desk(Vec::new());
         assert!(empty.addressed(&frame("x", &[]).event).is_none());
+    }
+
+    #[test]
+    fn an_agent_calls_what_it_names_if_that_was_approved_and_is_allowed() {
+        let servers = ["files".to_owned(), "shell".to_owned()];
+        let named = |tools: &[&str]| {
+            let tools = tools.iter().map(|tool| (*tool).to_owned()).collect();
+            ProjectAgent { tools, names_tools: true, ..agent("pm", true) }
+        };
+        let all = json!({ "tools": { "allow": ["*"], "deny": ["shell__*"] }, "credentials": "none" });
+        let left = narrowed(all.clone(), &named(&["read", "files__write", "*"]), &servers);
+        let allow = ["read", "files__read", "files__write", "files__files__write"];
+        assert_eq!(left, json!({ "tools": { "allow": allow, "deny": ["shell__*"] }, "credentials": "none" }));
+        assert_eq!(narrowed(all.clone(), &named(&[]), &servers)["tools"]["allow"], json!([]), "nothing was approved");
+        assert_eq!(narrowed(all.clone(), &agent("pm", true), &servers), all, "it names none");
+        assert_eq!(narrowed(Value::Null, &named(&["read"]), &servers)["tools"]["allow"], json!([]), "access control allows nothing");
     }
 
     #[test]

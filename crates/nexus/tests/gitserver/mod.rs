@@ -1,7 +1,9 @@
-//! A git server in tests: the machine's own `git http-backend` behind a small CGI server on the loopback, and the
-//! repositories that it serves. Below `/redirect/` it sends elsewhere, below `/silent/` it never answers.
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
+//! A git server in tests: the machine's own `git http-backend` behind a small CGI server on the loopback, in the open or
+//! by TLS, and the repositories that it serves. Below `/redirect/` it sends elsewhere, below `/silent/` it never answers,
+//! below `/slow/` it answers once it is told to.
+#![allow(dead_code, unused_imports, unreachable_pub, clippy::unwrap_used)]
 
+mod tls;
 pub mod world;
 
 use crate::common::program;
@@ -11,39 +13,79 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
+
+pub use tls::AUTHORITY;
 
 /// Longest request that is read, in bytes.
 const REQUEST_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
-/// Serves all repositories below its root.
-#[derive(Debug)]
-pub struct GitServer {
-    address: SocketAddr,
+/// A connection, of either sort.
+pub trait Wire: Read + Write + Send {
+    /// Says that nothing more comes.
+    fn finish(&mut self);
+}
+
+impl Wire for TcpStream {
+    fn finish(&mut self) {}
+}
+
+/// What all connections of one server know.
+#[derive(Default)]
+struct Desk {
     root: PathBuf,
     /// The paths that were asked for.
-    asked: Arc<Mutex<Vec<String>>>,
+    asked: Mutex<Vec<String>>,
     /// Connections that are never answered.
-    held: Arc<Mutex<Vec<TcpStream>>>,
+    held: Mutex<Vec<Box<dyn Wire>>>,
+    /// Whether the slow are answered, and who waits for that.
+    gate: (Mutex<bool>, Condvar),
+}
+
+/// Serves all repositories below its root.
+pub struct GitServer {
+    address: SocketAddr,
+    scheme: &'static str,
+    desk: Arc<Desk>,
 }
 
 impl GitServer {
     pub fn start(root: &Path) -> Self {
+        Self::with(root, "http", |socket| Some(Box::new(socket)))
+    }
+
+    /// With a certificate of [`AUTHORITY`].
+    pub fn start_tls(root: &Path) -> Self {
+        let config = tls::config();
+        Self::with(root, "https", move |socket| tls::accept(&config, socket))
+    }
+
+    fn with(root: &Path, scheme: &'static str, greet: impl Fn(TcpStream) -> Option<Box<dyn Wire>> + Send + 'static) -> Self {
         fs::create_dir_all(root).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let server = Self { address: listener.local_addr().unwrap(), root: root.to_owned(), asked: Arc::default(), held: Arc::default() };
-        let (asked, held, root) = (server.asked.clone(), server.held.clone(), server.root.clone());
+        let desk = Arc::new(Desk { root: root.to_owned(), ..Desk::default() });
+        let server = Self { address: listener.local_addr().unwrap(), scheme, desk: desk.clone() };
         std::thread::spawn(move || {
             while let Ok((socket, _)) = listener.accept() {
-                let (asked, held, root) = (asked.clone(), held.clone(), root.clone());
-                std::thread::spawn(move || answer(socket, &root, &asked, &held));
+                let (desk, wire) = (desk.clone(), greet(socket));
+                std::thread::spawn(move || wire.map(|wire| answer(wire, &desk)));
             }
         });
         server
     }
 
+    pub fn scheme(&self) -> &'static str {
+        self.scheme
+    }
+
     pub fn url(&self, name: &str) -> String {
-        format!("http://{}/{name}.git", self.address)
+        format!("{}://{}/{name}.git", self.scheme, self.address)
+    }
+
+    /// From now on the slow are answered.
+    pub fn release(&self) {
+        *self.desk.gate.0.lock().unwrap() = true;
+        self.desk.gate.1.notify_all();
     }
 
     /// `127.0.0.1:PORT`.
@@ -52,7 +94,7 @@ impl GitServer {
     }
 
     pub fn asked(&self) -> Vec<String> {
-        self.asked.lock().unwrap().clone()
+        self.desk.asked.lock().unwrap().clone()
     }
 
     /// How often a clone of `name` was begun.
@@ -62,15 +104,15 @@ impl GitServer {
 
     /// A repository with what `fill` puts into its working tree.
     pub fn repository(&self, name: &str, fill: impl FnOnce(&Path)) -> PathBuf {
-        let work = self.root.join(format!("{name}.work"));
+        let work = self.desk.root.join(format!("{name}.work"));
         fs::create_dir_all(&work).unwrap();
         git(&work, &["init", "--quiet", "--initial-branch=main"]);
         fs::write(work.join("README"), format!("{name}\n")).unwrap();
         fill(&work);
         git(&work, &["add", "--all", "--force"]);
         git(&work, &["commit", "--quiet", "--message=first"]);
-        let bare = self.root.join(format!("{name}.git"));
-        git(&self.root, &["clone", "--quiet", "--bare", work.to_str().unwrap(), bare.to_str().unwrap()]);
+        let bare = self.desk.root.join(format!("{name}.git"));
+        git(&self.desk.root, &["clone", "--quiet", "--bare", work.to_str().unwrap(), bare.to_str().unwrap()]);
         bare
     }
 }
@@ -105,8 +147,8 @@ struct Request {
 }
 
 impl Request {
-    fn read(socket: &TcpStream) -> Option<Self> {
-        let mut reader = BufReader::new(socket.try_clone().ok()?.take(REQUEST_BYTES_MAX));
+    fn read(socket: &mut dyn Wire) -> Option<Self> {
+        let mut reader = BufReader::new(socket.take(REQUEST_BYTES_MAX));
         let mut line = String::new();
         reader.read_line(&mut line).ok()?;
         let mut words = line.split(' ');
@@ -129,23 +171,28 @@ impl Request {
     }
 }
 
-fn answer(mut socket: TcpStream, root: &Path, asked: &Mutex<Vec<String>>, held: &Mutex<Vec<TcpStream>>) {
-    let Some(request) = Request::read(&socket) else { return };
-    asked.lock().unwrap().push(request.path.clone());
+fn answer(mut socket: Box<dyn Wire>, desk: &Desk) {
+    let Some(mut request) = Request::read(&mut *socket) else { return };
+    desk.asked.lock().unwrap().push(request.path.clone());
     if request.path.starts_with("/silent/") {
-        held.lock().unwrap().push(socket);
+        desk.held.lock().unwrap().push(socket);
         return;
     }
     if let Some(rest) = request.path.strip_prefix("/redirect") {
         let head = format!("HTTP/1.1 302 Found\r\nlocation: {rest}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
         socket.write_all(head.as_bytes()).unwrap_or_default();
-        return;
+        return socket.finish();
     }
-    serve(&request, &mut socket, root);
+    if let Some(rest) = request.path.strip_prefix("/slow").map(str::to_owned) {
+        drop(desk.gate.1.wait_while(desk.gate.0.lock().unwrap(), |is_open| !*is_open).unwrap());
+        request.path = rest;
+    }
+    serve(&request, &mut *socket, &desk.root);
+    socket.finish();
 }
 
 /// As RFC 3875 has it.
-fn serve(request: &Request, socket: &mut TcpStream, root: &Path) {
+fn serve(request: &Request, socket: &mut dyn Wire, root: &Path) {
     let (path, query) = request.path.split_once('?').unwrap_or((&request.path, ""));
     let mut command = program("git");
     command.arg("http-backend").env("GIT_PROJECT_ROOT", root).env("GIT_HTTP_EXPORT_ALL", "1").env("PATH_INFO", path);

@@ -6,7 +6,7 @@ use crate::common::{Daemon, Ran, config};
 use crate::relays::{Client, Key, Relay};
 use serde_json::{Value, json};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
 pub struct World {
@@ -23,15 +23,24 @@ impl World {
     }
 
     pub fn with_all(change: impl FnOnce(&mut Value)) -> Self {
+        Self::made(GitServer::start, change)
+    }
+
+    /// With a server that speaks TLS, and whatever `change` does to the section `projects`.
+    pub fn with_tls(change: impl FnOnce(&mut Value)) -> Self {
+        Self::made(GitServer::start_tls, |config| change(&mut config["projects"]))
+    }
+
+    fn made(serve: fn(&Path) -> GitServer, change: impl FnOnce(&mut Value)) -> Self {
         let daemon = Daemon::new();
         let relay = Relay::start(&daemon.root().join("relay"), &[]);
-        let server = GitServer::start(&daemon.root().join("git"));
+        let server = serve(&daemon.root().join("git"));
         let owner = Key::new(1);
         let mut config = config(json!({}));
         config["nostr"] = json!({ "relays": [relay.url()], "whitelist": [owner.npub()] });
         config["projects"] = json!({
             "path": daemon.file("projects"),
-            "git": { "allow_schemes": ["http"], "allow_hosts": ["127.0.0.1"], "allow_private": true, "timeout_ms": 30_000 },
+            "git": { "allow_schemes": [server.scheme()], "allow_hosts": ["127.0.0.1"], "allow_private": true, "timeout_ms": 30_000 },
         });
         change(&mut config);
         daemon.configure(&config);

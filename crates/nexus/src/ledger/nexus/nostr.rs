@@ -104,8 +104,7 @@ impl Definition {
     }
 
     fn is_deleted(&self, connection: &Connection, slot: &str) -> rusqlite::Result<bool> {
-        let sql = "SELECT 1 FROM nostr_deleted WHERE pubkey = ?1 AND target IN (?2, ?3) AND until >= ?4";
-        connection.prepare_cached(sql)?.exists(params![self.pubkey, self.id, slot, self.created_at])
+        nostr_is_deleted(connection, &self.pubkey, [&self.id, slot], self.created_at)
     }
 }
 
@@ -138,6 +137,12 @@ impl Weight for PutDefinitions {
     fn rows(&self) -> usize {
         self.definitions.iter().map(|definition| 1 + definition.deletes.len()).sum::<usize>().max(1)
     }
+}
+
+/// Whether an author deleted an event of theirs, by its id or, up to `created_at`, by its coordinate (NIP-09).
+pub fn nostr_is_deleted(connection: &Connection, pubkey: &str, names: [&str; 2], created_at: i64) -> rusqlite::Result<bool> {
+    let sql = "SELECT 1 FROM nostr_deleted WHERE pubkey = ?1 AND target IN (?2, ?3) AND until >= ?4";
+    connection.prepare_cached(sql)?.exists(params![pubkey, names[0], names[1], created_at])
 }
 
 /// The event that counts at a coordinate, as JSON.

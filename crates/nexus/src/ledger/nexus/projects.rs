@@ -5,6 +5,7 @@ use super::Claim;
 use crate::ledger::optional;
 use crate::ledger::writer::Weight;
 use rusqlite::{Connection, Row, params};
+use serde_json::Value;
 
 /// One project as last known.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -24,6 +25,9 @@ pub struct ProjectRow {
     /// The signed event, as JSON.
     #[serde(skip)]
     pub definition: Option<String>,
+    /// Public keys of its agents, as it was prepared last: an event may speak to one before it is prepared again.
+    #[serde(skip)]
+    pub agents: Vec<String>,
     /// Unix ms, as all times.
     pub prepared_at: Option<i64>,
     pub last_used: Option<i64>,
@@ -40,13 +44,14 @@ pub struct SaveProject {
 impl SaveProject {
     pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<()> {
         let sql = "INSERT INTO projects (coordinate, slug, path, title, status, reason, definition_id, definition, prepared_at, last_used,
-                     created_at, updated_at)
-                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)
+                     created_at, updated_at, agents)
+                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
                    ON CONFLICT (coordinate) DO UPDATE SET slug = ?2, path = ?3, title = ?4, status = ?5, reason = ?6,
                      definition_id = coalesce(?7, definition_id), definition = coalesce(?8, definition),
                      prepared_at = coalesce(?9, prepared_at), last_used = coalesce(?10, last_used), updated_at = ?12,
+                     agents = CASE ?13 WHEN '[]' THEN agents ELSE ?13 END,
                      quarantined = CASE WHEN coalesce(?7, definition_id) IS definition_id THEN quarantined END";
-        let row = &self.row;
+        let (row, agents) = (&self.row, Value::from(self.row.agents.clone()).to_string());
         let values = params![
             row.coordinate,
             row.slug,
@@ -59,7 +64,8 @@ impl SaveProject {
             row.prepared_at,
             row.last_used,
             row.created_at,
-            row.updated_at
+            row.updated_at,
+            agents
         ];
         connection.prepare_cached(sql)?.execute(values).map(drop)
     }
@@ -113,8 +119,22 @@ impl UseProject {
     }
 }
 
-const COLUMNS: &str =
-    "coordinate, slug, path, title, status, reason, quarantined, definition_id, definition, prepared_at, last_used, created_at, updated_at";
+/// What was being prepared when the daemon ended is not being prepared any more.
+#[derive(Debug, Clone)]
+pub struct SettleProjects {
+    pub reason: String,
+    pub at: i64,
+}
+
+impl SettleProjects {
+    pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<usize> {
+        let sql = "UPDATE projects SET status = 'discovered', reason = ?1, updated_at = ?2 WHERE status = 'preparing'";
+        connection.prepare_cached(sql)?.execute(params![self.reason, self.at])
+    }
+}
+
+const COLUMNS: &str = "coordinate, slug, path, title, status, reason, quarantined, definition_id, definition, prepared_at, last_used,
+    created_at, updated_at, agents";
 
 /// One project.
 pub fn project(connection: &Connection, coordinate: &str) -> rusqlite::Result<Option<ProjectRow>> {
@@ -132,6 +152,19 @@ pub fn project_named(connection: &Connection, name: &str) -> rusqlite::Result<Op
     let mut query = connection.prepare_cached(&beginning)?;
     let mut found: Vec<ProjectRow> = query.query_map([name], read)?.collect::<rusqlite::Result<_>>()?;
     Ok(if found.len() == 1 && !name.is_empty() { found.pop() } else { None })
+}
+
+/// The coordinates of the projects of `pubkey` that were prepared from one of these events.
+pub fn projects_defined_by(connection: &Connection, pubkey: &str, event_ids: &[String]) -> rusqlite::Result<Vec<String>> {
+    let sql =
+        "SELECT coordinate FROM projects WHERE definition_id = ?1 AND substr(coordinate, instr(coordinate, ':') + 1, length(?2)) = ?2";
+    let mut query = connection.prepare_cached(sql)?;
+    let mut found = Vec::new();
+    for id in event_ids {
+        let of_one: Vec<String> = query.query_map([id.as_str(), pubkey], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+        found.extend(of_one);
+    }
+    Ok(found)
 }
 
 /// All projects, those used last first.
@@ -155,12 +188,15 @@ fn read(row: &Row<'_>) -> rusqlite::Result<ProjectRow> {
         last_used: row.get(10)?,
         created_at: row.get(11)?,
         updated_at: row.get(12)?,
+        // Written by us alone; what can't be read is known again after the next preparation.
+        agents: serde_json::from_str(&row.get::<_, String>(13)?).unwrap_or_default(),
     })
 }
 
 impl Weight for SaveProject {
     fn bytes(&self) -> usize {
-        self.row.definition.as_ref().map_or(0, String::len) + self.row.path.len() + self.row.title.len() + 512
+        let agents: usize = self.row.agents.iter().map(|key| key.len() + 3).sum();
+        self.row.definition.as_ref().map_or(0, String::len) + self.row.path.len() + self.row.title.len() + agents + 512
     }
 }
 
@@ -169,6 +205,8 @@ impl Weight for MarkProject {}
 impl Weight for QuarantineProject {}
 
 impl Weight for UseProject {}
+
+impl Weight for SettleProjects {}
 
 #[cfg(test)]
 mod tests {
@@ -186,6 +224,7 @@ mod tests {
             quarantined: None,
             definition_id: Some("e1".into()),
             definition: Some("{}".into()),
+            agents: Vec::new(),
             prepared_at: None,
             last_used: None,
             created_at: 1,
@@ -201,6 +240,38 @@ mod tests {
         let kept = project(&connection, "31933:aa:demo").unwrap().unwrap();
         assert_eq!((kept.definition.as_deref(), kept.prepared_at, kept.updated_at), (Some("{}"), Some(5), 9));
         assert_eq!(kept.definition_id.as_deref(), Some("e1"));
+    }
+
+    #[test]
+    fn agents_are_known_until_others_are() {
+        let connection = crate::samples::nexus_ledger();
+        let save = |agents: &[&str]| {
+            let agents = agents.iter().map(|key| (*key).to_owned()).collect();
+            SaveProject { row: ProjectRow { agents, ..row("demo") } }.apply(&connection).unwrap();
+            project(&connection, "31933:aa:demo").unwrap().unwrap().agents
+        };
+        assert_eq!((save(&["k1", "k2"]), save(&[])), (vec!["k1".to_owned(), "k2".to_owned()], vec!["k1".to_owned(), "k2".to_owned()]));
+        assert_eq!(save(&["k3"]), ["k3"]);
+    }
+
+    #[test]
+    fn who_prepared_from_an_event_is_found_if_it_is_its_author() {
+        let connection = crate::samples::nexus_ledger();
+        SaveProject { row: row("demo") }.apply(&connection).unwrap();
+        let found = |pubkey: &str, id: &str| projects_defined_by(&connection, pubkey, &["other".to_owned(), id.to_owned()]).unwrap();
+        assert_eq!(found("aa", "e1"), ["31933:aa:demo"]);
+        assert!(found("bb", "e1").is_empty() && found("aa", "e2").is_empty());
+    }
+
+    #[test]
+    fn what_a_dead_daemon_was_preparing_is_settled() {
+        let connection = crate::samples::nexus_ledger();
+        for (identifier, status) in [("a", "preparing"), ("b", "ready")] {
+            SaveProject { row: ProjectRow { status: status.into(), ..row(identifier) } }.apply(&connection).unwrap();
+        }
+        assert_eq!(SettleProjects { reason: "r".into(), at: 9 }.apply(&connection).unwrap(), 1);
+        let status = |identifier: &str| project(&connection, &format!("31933:aa:{identifier}")).unwrap().unwrap().status;
+        assert_eq!((status("a").as_str(), status("b").as_str()), ("discovered", "ready"));
     }
 
     #[test]

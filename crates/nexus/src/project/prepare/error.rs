@@ -30,6 +30,8 @@ pub enum PrepareError {
         #[source]
         source: DefinitionError,
     },
+    #[error("the author deleted the definition of project `{project}`; a newer one brings the project back")]
+    Deleted { project: String },
     #[error("event {id} is not the definition of project `{project}`")]
     OtherProject { project: String, id: String },
     #[error("there is no project `{name}`; `nexus project list` shows them")]
@@ -73,6 +75,7 @@ impl PrepareError {
             Self::Git(error) => error.is_passing(),
             Self::Remote(error) => matches!(error, RemoteError::Lookup { .. }),
             Self::Definition { .. }
+            | Self::Deleted { .. }
             | Self::OtherProject { .. }
             | Self::Unknown { .. }
             | Self::HostAwaits { .. }

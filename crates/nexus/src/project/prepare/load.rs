@@ -33,6 +33,13 @@ pub struct Prepared {
     pub problems: Vec<String>,
 }
 
+impl Prepared {
+    /// The public keys of its agents.
+    pub(in crate::project) fn pubkeys(&self) -> Vec<String> {
+        self.agents.iter().map(|agent| agent.pubkey.clone()).collect()
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProjectAgent {
     pub slug: String,
@@ -43,6 +50,8 @@ pub struct ProjectAgent {
     pub use_criteria: String,
     /// Those that are approved.
     pub tools: Vec<String>,
+    /// Whether it names tools at all, approved or not: then it calls none but those in `tools`.
+    pub names_tools: bool,
     pub event_id: Option<String>,
     /// In hexadecimal digits.
     pub pubkey: String,
@@ -89,6 +98,13 @@ impl Installed {
         problems.extend(broken.iter().map(|error| format!("MCP server skipped: {}", describe(error))));
         Ok(Self { agents, servers, problems })
     }
+
+    fn lacks(&self, definition: &Definition, answers: &Answers) -> bool {
+        let has_agent = |id: &String| self.agents.iter().any(|(_, one, _)| one.event_id.as_ref() == Some(id));
+        let mut named = definition.mcp.iter().chain(self.agents.iter().flat_map(|(_, _, file)| &file.mcp));
+        let owed = |id: &String| answers.approved_server(id) && !self.servers.values().any(|file| file.event_id == *id);
+        !definition.agents.iter().all(has_agent) || named.any(owed)
+    }
 }
 
 impl Preparer {
@@ -122,6 +138,15 @@ impl Preparer {
         })
     }
 
+    /// Whether something of the definition is still to be installed: a server that was approved when the daemon ended, or
+    /// an agent whose definition no relay had yet.
+    pub(super) async fn owes(&self, definition: &Definition, path: &Path) -> Result<bool, PrepareError> {
+        let (at, of) = (path.to_owned(), definition.clone());
+        let installed = blocking(move || Installed::read(&at, &of)).await?;
+        let known = approvals::known(&self.inner.ledgers.nexus, &definition.coordinate).await?;
+        Ok(installed.lacks(definition, &known))
+    }
+
     /// What the configuration lacks for the agent that does the turns of a project.
     pub(super) fn missing(&self, settings: &Settings, project: &Coordinate) -> Vec<String> {
         let name = readiness::agent_name(&settings.projects, &settings.agents, &project.to_string());
@@ -131,6 +156,7 @@ impl Preparer {
 
 fn agent(slug: String, registered: Registered, file: AgentFile, pubkey: String, answers: &Answers) -> ProjectAgent {
     let wish = approvals::of_tools(&slug, &file.tools, registered.event_id.as_deref(), false);
+    let names_tools = wish.is_some();
     let is_allowed = wish.is_some_and(|wish| answers.allows(&wish));
     ProjectAgent {
         slug,
@@ -140,6 +166,7 @@ fn agent(slug: String, registered: Registered, file: AgentFile, pubkey: String, 
         instructions: file.instructions,
         use_criteria: file.use_criteria,
         tools: if is_allowed { file.tools } else { Vec::new() },
+        names_tools,
         event_id: registered.event_id,
         pubkey,
         manager: false,
@@ -181,6 +208,7 @@ mod tests {
     #[test]
     fn tools_that_nobody_approved_are_not_there() {
         let file = AgentFile { tools: vec!["shell".into()], ..AgentFile::default() };
-        assert!(agent("a".into(), Registered::default(), file, "k".into(), &Answers::default()).tools.is_empty());
+        let unapproved = agent("a".into(), Registered::default(), file, "k".into(), &Answers::default());
+        assert!(unapproved.tools.is_empty() && unapproved.names_tools && !of("k").names_tools);
     }
 }

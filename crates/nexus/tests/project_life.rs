@@ -1,0 +1,268 @@
+//! Projects over their lives: slow clones, deaths of the daemon in the middle of a preparation, restarts, definitions that
+//! come late or are deleted, projects put away under traffic, and what is told of all that. Relay, git server, daemon and
+//! processes are real; what answers is the daemon's own process with the agent `echo`.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+mod gitserver;
+mod relays;
+
+use common::{Ask, Signal, eventually, find, send_signal};
+use gitserver::world::World;
+use relays::{Client, Key, Relay, now_s};
+use rusqlite::Connection;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+
+fn ask(world: &World, project: &str, text: &str) -> String {
+    world.tell(1, &[&["a", project]], text)
+}
+
+fn answers(world: &World, to: &str) -> Vec<Value> {
+    Client::connect(world.relay.url()).stored(json!({ "kinds": [1], "#e": [to] }))
+}
+
+fn answered(world: &World, to: &str) -> Value {
+    find("the event is answered", || answers(world, to).pop())
+}
+
+/// How a project is, by the daemon's word.
+fn state(world: &World, project: &str) -> Value {
+    let all = world.daemon.get("/control/projects").json();
+    all["projects"].as_array().unwrap().iter().find(|one| one["id"] == project).cloned().unwrap_or(Value::Null)
+}
+
+fn once(world: &World, project: &str, wanted: &str) -> Value {
+    find(&format!("the project is {wanted}"), || Some(state(world, project)).filter(|one| one["state"] == wanted))
+}
+
+fn is_live(world: &World) -> bool {
+    world.daemon.get("/control/nostr").json()["relays"][0]["state"] == "live"
+}
+
+fn path_of(prepared: &Value) -> PathBuf {
+    PathBuf::from(prepared["path"].as_str().unwrap())
+}
+
+#[test]
+fn a_slow_clone_holds_up_nobody_and_loses_nothing() {
+    let world = World::new();
+    world.server.repository("good", |_| {});
+    let slow = world.project("slow", Some(&world.server.url("slow/good")));
+    let quick = world.project("quick", None);
+    eventually("the relay is live", || is_live(&world));
+    let waiting: Vec<String> = (0..4).map(|n| ask(&world, &slow, &n.to_string())).collect();
+    eventually("the clone is under way", || world.server.clones("slow/good") == 1);
+    assert_eq!(once(&world, &slow, "preparing")["pid"], Value::Null);
+    let other = ask(&world, &quick, "hello");
+    answered(&world, &other);
+    assert!(is_live(&world), "the connection lives on");
+    assert!(waiting.iter().all(|event| answers(&world, event).is_empty()));
+    world.server.release();
+    waiting.iter().for_each(|event| drop(answered(&world, event)));
+    eventually("all are over", || world.daemon.ended("completed") == 5);
+    assert!(waiting.iter().all(|event| answers(&world, event).len() == 1), "each is answered once");
+    let ended = "SELECT event_id FROM nexus_requests WHERE status = 'completed' ORDER BY completed_at, event_seq";
+    let ended = world.daemon.texts("nexus", ended);
+    let of_slow: Vec<&str> = ended.iter().filter_map(|id| id.strip_prefix("nostr:")).filter(|id| *id != other).collect();
+    assert_eq!(of_slow, waiting, "in their order");
+    assert_eq!(world.server.clones("slow/good"), 1);
+    assert_eq!(world.daemon.metric("nexus_project_spawns_total"), 2);
+}
+
+#[test]
+fn a_daemon_that_dies_while_an_event_has_its_project_cloned_begins_anew() {
+    let mut world = World::new();
+    world.server.repository("good", |_| {});
+    let project = world.project("demo", Some(&world.server.url("slow/good")));
+    let event = ask(&world, &project, "hello");
+    eventually("the clone is under way", || world.server.clones("slow/good") == 1);
+    world.daemon.kill9();
+    world.daemon.launch();
+    eventually("it is cloned again", || world.server.clones("slow/good") == 2);
+    world.server.release();
+    assert_eq!(answered(&world, &event)["content"], "hello");
+    eventually("it is over", || world.daemon.ended("completed") == 1);
+    assert_eq!((answers(&world, &event).len(), world.daemon.terminal(), world.left().len()), (1, 1, 1));
+}
+
+#[test]
+fn after_a_restart_an_event_may_speak_to_agents_of_two_projects() {
+    let mut world = World::new();
+    let projects = ["one", "two"].map(|name| world.project(name, None));
+    let agents: Vec<String> =
+        projects.iter().map(|project| world.prepared(project)["agents"][0]["pubkey"].as_str().unwrap().to_owned()).collect();
+    world.daemon.stop();
+    world.daemon.launch();
+    let tags: [&[&str]; 4] = [&["a", &projects[0]], &["a", &projects[1]], &["p", &agents[0]], &["p", &agents[1]]];
+    let event = world.tell(1, &tags, "hello");
+    let both = find("both answer", || Some(answers(&world, &event)).filter(|all| all.len() == 2));
+    assert_ne!(both[0]["pubkey"], both[1]["pubkey"]);
+}
+
+#[test]
+fn a_deleted_definition_starts_nothing_until_there_is_another() {
+    let world = World::new();
+    let project = world.project("demo", None);
+    answered(&world, &ask(&world, &project, "hello"));
+    once(&world, &project, "running");
+    let shown = world.show(&project);
+    let (definition, agent) = (shown["project"]["definition_id"].as_str().unwrap(), shown["agentEventIds"][0].as_str().unwrap());
+    world.publish(&Key::new(9).sign(5, &[&["e", definition]], ""));
+    answered(&world, &ask(&world, &project, "nobody else deletes it"));
+    world.tell(5, &[&["e", definition]], "");
+    eventually("its process is stopped", || state(&world, &project)["pid"].is_null());
+    ask(&world, &project, "is anybody there?");
+    eventually("the event has its end", || world.daemon.ended("failed") == 1);
+    assert!(state(&world, &project)["pid"].is_null());
+    let reason = state(&world, &project)["reason"].as_str().unwrap_or_default().to_owned();
+    assert!(reason.contains("deleted the definition"), "{reason}");
+    world.publish(&world.owner.sign_at(now_s() + 1, 31_933, &[&["d", "demo"], &["title", "again"], &["agent", agent]], ""));
+    eventually("the new one counts", || world.show(&project)["project"]["title"] == "again");
+    assert_eq!(answered(&world, &ask(&world, &project, "and now?"))["content"], "and now?");
+    assert_eq!(state(&world, &project)["reason"], Value::Null);
+}
+
+#[test]
+fn the_warm_are_brought_up_by_a_start_with_every_relay_down() {
+    let mut world = World::with(|projects| projects["warm"] = json!(1));
+    let projects = ["old", "new"].map(|name| world.project(name, None));
+    projects.iter().for_each(|project| drop(answered(&world, &ask(&world, project, "hello"))));
+    world.daemon.stop();
+    let relay = std::mem::replace(&mut world.relay, Relay::start(&world.daemon.root().join("relay-2"), &[]));
+    relay.kill9();
+    world.daemon.launch();
+    once(&world, &projects[1], "running");
+    assert_eq!(state(&world, &projects[0])["pid"], Value::Null, "the one used last is warm");
+}
+
+#[test]
+fn one_project_may_be_run_otherwise() {
+    let own = format!("31933:{}:own", Key::new(1).public());
+    let world = World::with(|projects| {
+        let command = "sh -c 'echo $COLOUR > seen; exec sleep 1000'";
+        projects["overrides"] = json!({ own.clone(): { "command": command, "protocol": "none", "env": { "COLOUR": "red" } } });
+    });
+    assert_eq!(world.project("own", None), own);
+    let plain = world.project("plain", None);
+    ask(&world, &own, "hello");
+    let seen = find("its own program runs", || {
+        let path = state(&world, &own)["path"].as_str().map(PathBuf::from)?;
+        std::fs::read_to_string(path.join("seen")).ok().filter(|text| text.ends_with('\n'))
+    });
+    assert_eq!(seen, "red\n");
+    assert_eq!(answered(&world, &ask(&world, &plain, "hello"))["content"], "hello");
+}
+
+#[test]
+fn what_becomes_of_a_project_is_told() {
+    let world = World::new();
+    let mut told = world.daemon.sse(&Ask::get("/api/events/stream?types=project.*"));
+    let project = world.project("demo", None);
+    assert_eq!(told.wait_for("project.discovered").json()["properties"]["project"], project);
+    answered(&world, &ask(&world, &project, "hello"));
+    for notice in ["project.preparing", "project.started", "project.ready"] {
+        assert_eq!(told.wait_for(notice).json()["properties"]["project"], project, "{notice}");
+    }
+    let running = once(&world, &project, "running");
+    for name in ["startedAt", "pid", "uptime_ms", "cpu_seconds", "rss_bytes", "fds", "queue", "restarts", "crashes"] {
+        assert!(!running[name].is_null(), "{name}: {running}");
+    }
+    assert_eq!(world.daemon.get("/health").json()["projects"]["states"]["running"], 1);
+    assert_eq!(world.daemon.status()["projects"][0]["id"], project);
+    let metrics = world.daemon.get("/metrics").body;
+    let slug = running["slug"].as_str().unwrap();
+    let (own, child) = (format!("{{project=\"{slug}\"}}"), format!("{{child=\"project/{slug}\"}}"));
+    for name in [
+        "nexus_project_active ",
+        "nexus_project_spawns_total ",
+        "nexus_project_exits_total ",
+        "nexus_project_crashes_total ",
+        "nexus_project_lifetime_seconds_count ",
+        "nexus_project_ready_seconds_count ",
+        "nexus_project_receive_to_ready_seconds_count ",
+        &format!("nexus_project_uptime_seconds{own}"),
+        &format!("nexus_project_queue{own}"),
+        &format!("nexus_child_cpu_seconds_total{child}"),
+        &format!("nexus_child_rss_bytes{child}"),
+        &format!("nexus_child_fds{child}"),
+    ] {
+        assert!(metrics.lines().any(|line| line.starts_with(name)), "no {name} in {metrics}");
+    }
+    send_signal(i32::try_from(running["pid"].as_i64().unwrap()).unwrap(), Signal::KILL);
+    let exited = told.wait_for("project.exited").json();
+    assert_eq!((&exited["properties"]["signal"], &exited["properties"]["crash"]), (&json!(9), &json!(true)));
+    let logged = find("it is logged", || {
+        let text = world.daemon.stdout();
+        let mut lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines.find(|line| line["msg"] == "Project process exited")
+    });
+    assert_eq!((&logged["projectId"], &logged["signal"]), (&json!(project), &json!(9)));
+}
+
+#[test]
+fn an_event_that_comes_while_its_project_is_put_away_is_answered() {
+    let world = World::new();
+    let project = world.project("demo", None);
+    answered(&world, &ask(&world, &project, "hello"));
+    let mut asked = 1;
+    for round in 0..4 {
+        let event = ask(&world, &project, &format!("before {round}"));
+        // Put away, or at work: whichever comes first.
+        let ran = world.daemon.nexus(&["project", "gc", "demo", "--force", "--json"]);
+        assert!(ran.code == Some(0) || ran.stdout.contains("it is at work"), "{ran:?}");
+        answered(&world, &event);
+        asked += 1;
+    }
+    eventually("each has its end", || world.daemon.ended("completed") == asked);
+    assert_eq!(world.daemon.terminal(), asked, "none failed");
+}
+
+#[test]
+fn a_refused_putting_away_leaves_the_project_as_it_was() {
+    let world = World::new();
+    let project = world.project("demo", None);
+    let path = path_of(&world.prepared(&project));
+    answered(&world, &ask(&world, &project, "hello"));
+    std::fs::write(path.join("work"), "x").unwrap();
+    let ran = find("it is not at work any more", || {
+        let ran = world.daemon.nexus(&["project", "gc", "demo", "--json"]);
+        (!ran.stdout.contains("it is at work")).then_some(ran)
+    });
+    assert!(ran.code == Some(1) && ran.stdout.contains("uncommitted") && path.join("work").exists(), "{ran:?}");
+    answered(&world, &ask(&world, &project, "again"));
+    assert_eq!(state(&world, &project)["path"], path.to_str().unwrap());
+}
+
+#[test]
+fn what_was_approved_when_the_daemon_died_is_installed_by_the_next() {
+    let mut world = World::new();
+    let server = world.tell(4200, &[&["name", "files"], &["command", "file-server"]], "");
+    let agent = world.tell(4199, &[&["title", "coder"]], "");
+    world.tell(31_933, &[&["d", "demo"], &["agent", &agent], &["mcp", &server]], "");
+    let project = world.coordinate("demo");
+    assert!(world.prepared(&project)["mcp"].as_array().unwrap().is_empty());
+    world.daemon.stop();
+    // The moment between the decision's commit and what follows from it.
+    let ledger = Connection::open(world.daemon.workspace().join("data/nexus.db")).unwrap();
+    assert_eq!(ledger.execute("UPDATE approvals SET status = 'approved', decided_at = 1 WHERE kind = 'mcp'", []).unwrap(), 1);
+    drop(ledger);
+    world.daemon.launch();
+    assert_eq!(world.prepared(&project)["mcp"][0]["slug"], "files");
+}
+
+#[test]
+fn an_agent_whose_definition_comes_late_is_installed_then() {
+    let world = World::new();
+    let agent = world.owner.sign(4199, &[&["title", "late"]], "Be brief.");
+    let agent_id = agent["id"].as_str().unwrap();
+    world.tell(31_933, &[&["d", "demo"], &["agent", agent_id]], "");
+    let project = world.coordinate("demo");
+    let first = world.prepared(&project);
+    assert!(first["missing"].to_string().contains("no agent"), "{first}");
+    world.publish(&agent);
+    let prepared = find("the agent is there", || Some(world.prepared(&project)).filter(|one| one["agents"][0]["slug"] == "late"));
+    assert_eq!(prepared["missing"], json!([]));
+    let event = ask(&world, &project, "hello");
+    assert_eq!(answered(&world, &event)["pubkey"], prepared["agents"][0]["pubkey"]);
+}
