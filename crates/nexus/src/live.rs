@@ -68,6 +68,8 @@ pub struct Live {
     coming: Mutex<Coming>,
     /// For the lane, the only one that waits here.
     news: Notify,
+    /// For the run, the only one that waits here.
+    parting: Notify,
     /// Locked while the row is being written.
     begun: tokio::sync::Mutex<Begun>,
 }
@@ -75,8 +77,8 @@ pub struct Live {
 impl Live {
     /// An answer of which nothing was said yet, and the run's hold on it.
     pub fn new(row: NewDelivery, run_id: String, session: String) -> (Arc<Self>, Speaking) {
-        let (coming, news, begun) = (Mutex::default(), Notify::new(), tokio::sync::Mutex::new(Begun::NotYet));
-        let live = Arc::new(Self { row, run_id, session, coming, news, begun });
+        let (coming, begun) = (Mutex::default(), tokio::sync::Mutex::new(Begun::NotYet));
+        let live = Arc::new(Self { row, run_id, session, coming, news: Notify::new(), parting: Notify::new(), begun });
         (live.clone(), Speaking(live))
     }
 
@@ -115,6 +117,16 @@ impl Live {
             *begun = if !is_over && write.await { Begun::Yes } else { Begun::Never };
         }
         *begun == Begun::Yes
+    }
+
+    /// Asks the run to end this part of its answer soon, and to go on in another.
+    pub fn want_part(&self) {
+        self.parting.notify_one();
+    }
+
+    /// Waits until somebody asks for that.
+    pub async fn part_wanted(&self) {
+        self.parting.notified().await;
     }
 
     fn push(&self, event: StreamEvent) {

@@ -283,7 +283,11 @@ impl Pipeline {
         settings: &Settings,
         budget: &mut Budget,
     ) -> Result<Principal, Exit> {
-        self.stage(request, Stage::ReceiveEvent, budget, async |request| crate::nostr::holds(request).map_err(Exit::Expired)).await?;
+        self.stage(request, Stage::ReceiveEvent, budget, async |request| {
+            crate::nostr::holds(request).map_err(Exit::Expired)?;
+            self.ask_breaker_of_returns(request, adapter)
+        })
+        .await?;
         let mut principal =
             self.stage(request, Stage::ResolveIdentity, budget, async |request| self.identify(request, adapter, settings).await).await?;
         if self.plugins.is_asked(Hook::AfterResolveIdentity) {

@@ -370,3 +370,47 @@ fn a_stop_leaves_nothing_of_them_and_what_they_say_is_logged() {
     daemon.nothing_runs();
     assert!(lines(daemon.workspace().join("state/automations/x.js")).len() > 1, "the file is a person's");
 }
+
+/// A platform on which what is sent there comes back as a message, line by line of a file.
+const LOOP: &str = r#"verb=$1; shift
+while [ $# -gt 1 ]; do
+  case $1 in --text) text=$2 ;; --idempotency-key) key=$2 ;; esac
+  shift 2
+done
+case $verb in
+info) echo '{"channel":"loop","name":"loop","version":"1","supports":["monitor","send"]}' ;;
+monitor)
+  n=0
+  tail -n +1 -f said | while IFS= read -r line; do
+    n=$((n + 1))
+    echo '{"event_id":"loop:'$n'","timestamp":0,"content":"'$line'","content_type":"text","channel":"loop","account_id":"me","sender_id":"bot","peer_id":"p","peer_kind":"dm"}'
+  done ;;
+send)
+  echo "$text" >> said
+  echo '{"success":true,"message_ids":["'$key'"],"chunks_sent":1}' ;;
+esac
+"#;
+
+#[test]
+fn one_that_answers_its_own_messages_is_stopped() {
+    let mut daemon = Daemon::new();
+    let (script, said) = (daemon.workspace().join("loop.sh"), daemon.workspace().join("said"));
+    fs::write(&script, LOOP).unwrap();
+    fs::write(&said, "1\n").unwrap();
+    let next = "const text = `${Number(ctx.request.event.content) + 1}`;\nreturn ctx.nexus.send({ text }).then(() => ({ handled: true }));";
+    put(&daemon, "counts.js", &doing("counts", "", next));
+    let mut wanted = config(json!({ "loop": { "command": "sh loop.sh", "accounts": { "me": {} } } }));
+    wanted["access"]["owner"] = json!(["loop:*"]);
+    wanted["automations"] = json!({ "grants": { "counts": ["send"] } });
+    daemon.configure(&wanted);
+    daemon.launch();
+    let stopped = "SELECT count(*) FROM nexus_requests WHERE reason LIKE 'breaker: what plugins or automations sent came back%'";
+    // The first one is a person's; of those that come back five pass.
+    eventually("it is stopped", || daemon.count("nexus", stopped) == 1);
+    assert_eq!(lines(&said), ["1", "2", "3", "4", "5", "6", "7"]);
+    assert_eq!(report(&daemon, "counts")["calls"], 6);
+    // Another message closes the breaker.
+    fs::OpenOptions::new().append(true).open(&said).unwrap().write_all(b"100\n").unwrap();
+    eventually("it is stopped again", || daemon.count("nexus", stopped) == 2);
+    assert_eq!(lines(&said)[7..], ["100", "101", "102", "103", "104", "105", "106"]);
+}

@@ -120,6 +120,32 @@ fn a_server_that_dies_or_floods_costs_the_call_and_is_started_again() {
 }
 
 #[test]
+fn a_turn_waits_for_a_server_that_a_reload_exchanges() {
+    let model = Model::start(vec![text("openai", "One."), text("openai", "Two.")]);
+    let mut daemon = Daemon::new();
+    let mut wanted = with_model(&daemon, "openai", &model, "good");
+    // It stays after the word to stop, until it is killed.
+    let (server, told) = (server(&daemon, "good"), daemon.file("told"));
+    let stays = format!("(trap '' TERM; exec {} <&3) & wait", server["command"].as_str().unwrap());
+    let script = format!("exec 3<&0; trap 'echo stop >> {told}' TERM; {stays}; wait");
+    wanted["agents"]["model"]["mcp"]["fake"] = json!({ "command": shell_words::join(["sh", "-c", script.as_str()]) });
+    daemon.configure(&wanted);
+    daemon.launch();
+    daemon.nexus_ok(&["send", "hello"]);
+    wanted["agents"]["model"]["mcp"]["fake"]["env"] = json!({ "OTHER": "1" });
+    daemon.configure(&wanted);
+    std::thread::scope(|scope| {
+        let reload = scope.spawn(|| daemon.nexus_ok(&["daemon", "reload"]));
+        eventually("the old one is told to stop", || lines(&told) == ["stop"]);
+        daemon.nexus_ok(&["send", "and now?"]);
+        reload.join().unwrap();
+    });
+    for (_, body) in model.asked() {
+        assert!(body.to_string().contains("fake__echo"), "{body}");
+    }
+}
+
+#[test]
 fn a_server_that_lies_or_says_too_much_is_kept_within_bounds() {
     let model = Model::start(vec![call("openai", "fake__echo", "ping"), text("openai", "Fine.")]);
     let daemon = started("openai", &model, "lies");

@@ -7,7 +7,7 @@ mod common;
 mod turn;
 
 use common::model::{INPUT_TOKENS, Model, OUTPUT_TOKENS, PROVIDERS, reply, text};
-use nexus::agent::llm::{KeySource, LlmEndpoint, LlmRunner, RESPONSE_BYTES_MAX};
+use nexus::agent::llm::{EVENT_BYTES_MAX, KeySource, LlmEndpoint, LlmRunner, RESPONSE_BYTES_MAX};
 use nexus::agent::{AgentError, Finished, StopReason, Turn, Usage};
 use nexus_core::config::Provider;
 use nexus_core::spend::{Allowance, Spent};
@@ -232,10 +232,19 @@ async fn what_an_endpoint_sends_without_end_is_cut_off() {
     const BYTES_MAX: usize = 100 * 1024 * 1024;
     /// What the buffers of sockets may hold beyond the bound.
     const UNDER_WAY_BYTES: usize = 24 * 1024 * 1024;
-    let piece = "x".repeat(1024 * 1024);
     let error = "HTTP/1.1 500 Internal Server Error\r\nconnection: close\r\n\r\n";
-    let (url, server) = endless(error, &piece, BYTES_MAX);
-    run(endpoint("openai", url), turn()).await.unwrap_err();
-    let sent = tokio::task::spawn_blocking(move || server.join().unwrap()).await.unwrap();
-    assert!(sent < usize::try_from(RESPONSE_BYTES_MAX).unwrap() + UNDER_WAY_BYTES, "{sent} bytes were taken");
+    let stream = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n";
+    let (line, whole_max) = ("x".repeat(64 * 1024), usize::try_from(RESPONSE_BYTES_MAX).unwrap());
+    for (name, head, piece, bytes_max) in [
+        ("openai", error, line.clone(), EVENT_BYTES_MAX),
+        ("openai", stream, format!("data: {line}\n"), EVENT_BYTES_MAX),
+        ("ollama", stream, line.clone(), EVENT_BYTES_MAX),
+        // Nothing but words that no event is made of.
+        ("openai", stream, format!(": {line}\n\n"), whole_max),
+    ] {
+        let (url, server) = endless(head, &piece, BYTES_MAX);
+        run(endpoint(name, url), turn()).await.unwrap_err();
+        let sent = tokio::task::spawn_blocking(move || server.join().unwrap()).await.unwrap();
+        assert!(sent < bytes_max + UNDER_WAY_BYTES, "{name}: {sent} bytes were taken");
+    }
 }

@@ -2,126 +2,13 @@
 //! each word once, in order, and nothing of an interrupted one said again.
 #![allow(clippy::unwrap_used)]
 
-mod automation;
 mod common;
+mod streamed;
 
-use automation::{doing, put};
-use common::{Ask, Daemon, NEXUS, Signal, eventually, find, json_lines, lines, only, procfs, send_signal};
+use common::{Ask, Signal, eventually, find, send_signal};
 use serde_json::{Value, json};
 use std::fs;
-use std::path::PathBuf;
-
-/// An adapter that is told `events` messages, and an agent that says `first`, waits until `gate` is there, and says `rest`.
-struct Place {
-    daemon: Daemon,
-}
-
-impl Place {
-    fn new(first: &str, rest: &str, behaviour: Value, send: Value) -> Self {
-        let daemon = Daemon::new();
-        for (name, text) in [("first", first), ("rest", rest)] {
-            fs::write(daemon.file(name), format!("{}\n", json!({ "type": "token", "text": text }))).unwrap();
-        }
-        fs::write(daemon.file("end"), format!("{}\n", json!({ "type": "stream_end" }))).unwrap();
-        let mut told = json!({
-            "events": 1, "supports": ["monitor", "send", "stream"], "send_log": daemon.file("sends"),
-            "stream_log": daemon.file("streamed"), "stream_starts": daemon.file("starts"), "stream_file": daemon.file("stream-mode"),
-        });
-        told.as_object_mut().unwrap().extend(behaviour.as_object().cloned().unwrap());
-        let mut wanted = only("fake", told);
-        wanted["adapters"]["fake"]["send"] = send;
-        let script = format!(
-            "cat {}; until [ -e {} ]; do sleep 0.05; done; cat {} {}",
-            daemon.file("first"),
-            daemon.file("gate"),
-            daemon.file("rest"),
-            daemon.file("end")
-        );
-        let agent = json!({ "runner": "command", "command": format!("sh -c '{script}'") });
-        wanted["agents"] = json!({ "default": "slow", "slow": agent });
-        daemon.configure(&wanted);
-        Self { daemon }
-    }
-
-    fn open_gate(&self) {
-        fs::write(self.daemon.file("gate"), "").unwrap();
-    }
-
-    /// Keys and texts of what was sent, in order.
-    fn sends(&self) -> Vec<(String, String)> {
-        let calls = json_lines(self.daemon.file("sends"));
-        let text = |call: &Value, key: &str| call[key].as_str().unwrap_or_default().to_owned();
-        calls.iter().map(|call| (text(call, "idempotency_key"), text(call, "text"))).collect()
-    }
-
-    /// What the stream processes were told, in order.
-    fn streamed(&self) -> Vec<Value> {
-        json_lines(self.daemon.file("streamed"))
-    }
-
-    fn types(&self) -> Vec<String> {
-        self.streamed().iter().map(|event| event["type"].as_str().unwrap_or_default().to_owned()).collect()
-    }
-
-    /// Status, attempts and text of each delivery, in order.
-    fn deliveries(&self) -> Vec<(String, u32, String)> {
-        let sql = "SELECT status, attempts, content FROM deliveries ORDER BY seq";
-        self.daemon.rows("nexus", sql, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
-    }
-
-    fn delivered(&self, wanted: &[(&str, u32, &str)]) {
-        let wanted: Vec<_> = wanted.iter().map(|(status, attempts, text)| ((*status).to_owned(), *attempts, (*text).to_owned())).collect();
-        find("the deliveries are as wanted", || (self.deliveries() == wanted).then_some(()));
-    }
-
-    fn stream_process(&self) -> procfs::Process {
-        find("the stream process runs", || {
-            let all = self.daemon.children().into_iter().filter(|child| child.argv.contains(" stream "));
-            <[procfs::Process; 1]>::try_from(all.collect::<Vec<_>>()).ok().map(|[one]| one)
-        })
-    }
-
-    /// Starts the daemon; its answer has begun to be streamed then, and its agent waits at the gate.
-    fn launch_streaming(&mut self) {
-        self.daemon.launch();
-        eventually("its answer is streamed", || !self.streamed().is_empty());
-    }
-
-    /// How often a stream process was started.
-    fn starts(&self) -> usize {
-        lines(self.daemon.file("starts")).len()
-    }
-}
-
-fn streaming(behaviour: Value) -> Place {
-    Place::new("Hello", " world.", behaviour, json!({ "timeout_ms": 2000 }))
-}
-
-/// Its agent says something, asks the owner, who wrote to it, once `gate` is there, and says the rest.
-fn asking(how: &str) -> Place {
-    let place = Place::new("", "", json!({}), json!({ "timeout_ms": 2000, "stream": how }));
-    let program = PathBuf::from(NEXUS).with_file_name("examples").join("fake-acp-agent");
-    assert!(program.exists(), "{} is missing: cargo build --example fake-acp-agent", program.display());
-    let keys = json!({ "mode": "tellask", "gate": place.daemon.file("gate") });
-    let text = fs::read_to_string(place.daemon.config_file()).unwrap();
-    let mut wanted: Value = serde_json::from_str(&text).unwrap();
-    let command = shell_words::quote(&program.to_string_lossy()).into_owned();
-    let (env, permissions) = (json!({ "FAKE_ACP_CONFIG": keys.to_string() }), json!({ "ask": "always" }));
-    let agent = json!({ "runner": "acp", "command": command, "env": env, "permissions": permissions });
-    wanted["agents"] = json!({ "default": "asks", "asks": agent });
-    place.daemon.configure(&wanted);
-    place
-}
-
-/// Long enough to be a block, and its rest.
-fn paragraphs() -> (String, String) {
-    (format!("{}\n\nand", "word ".repeat(180).trim_end()), " more".to_owned())
-}
-
-fn in_blocks(behaviour: Value) -> (Place, String) {
-    let (first, rest) = paragraphs();
-    (Place::new(&first, &rest, behaviour, json!({ "stream": "blocks" })), "word ".repeat(180).trim_end().to_owned())
-}
+use streamed::{Place, in_blocks, streaming};
 
 #[test]
 fn an_answer_is_shown_while_it_is_made_and_is_one_delivery() {
@@ -332,56 +219,6 @@ fn a_killed_stream_process_and_a_reload_change_nothing_else() {
     eventually("it isn't wanted any more", || !next.is_alive());
     assert_eq!(place.daemon.only_monitor().pid, monitor.pid);
     place.daemon.stop();
-}
-
-#[test]
-fn a_question_comes_behind_what_was_said_before_it_and_ahead_of_the_rest() {
-    for how in ["auto", "blocks", "whole"] {
-        let mut place = asking(how);
-        place.daemon.launch();
-        if how == "auto" {
-            eventually("its first words are shown", || place.types().iter().any(|kind| kind == "token"));
-        }
-        place.open_gate();
-        let is_question = |text: &String| text.contains("`yes ");
-        let question = find("the owner is asked", || place.sends().into_iter().map(|(_, text)| text).find(is_question));
-        let (_, rest) = question.split_once("`yes ").unwrap();
-        let code = rest.split('`').next().unwrap();
-        let answered = place.daemon.nexus(&["send", "yes", code]);
-        assert!(answered.stderr.contains(&format!("permission {code}")), "{how}: {answered:?}");
-        let rest = "the answer was yes".to_owned();
-        let wanted = match how {
-            "whole" => vec![question, format!("Let me see. {rest}")],
-            _ => vec!["Let me see.".to_owned(), question, rest],
-        };
-        find("all is delivered in order", || {
-            let all = place.deliveries();
-            let is_sent = all.iter().all(|(status, attempts, _)| status == "sent" && *attempts == 1);
-            (is_sent && all.into_iter().map(|(_, _, text)| text).eq(wanted.iter().cloned())).then_some(())
-        });
-        // The rest may be over before its stream can begin.
-        assert_eq!(place.types().iter().any(|kind| kind == "stream_end"), how == "auto", "{how}: {:?}", place.types());
-        let turn = "SELECT content FROM messages WHERE role = 'assistant'";
-        eventually("the turn is whole", || place.daemon.texts("agents", turn) == ["Let me see. the answer was yes"]);
-    }
-}
-
-#[test]
-fn what_an_automation_answers_waits_for_the_answer_that_is_being_shown() {
-    let mut place = streaming(json!({}));
-    let body = "if (ctx.request.event.event_id.includes('#replay:')) return { reply: 'Noted.' };";
-    put(&place.daemon, "noted.js", &doing("noted", "", body));
-    place.launch_streaming();
-    eventually("its first words are shown", || place.types().iter().any(|kind| kind == "token"));
-    // Another event of the same conversation.
-    place.daemon.nexus_ok(&["events", "replay", "fake:me-1"]);
-    eventually("the automation has answered it", || place.daemon.ended("handled_by_automation") == 1);
-    let waiting: Vec<(String, u32)> = place.deliveries().into_iter().map(|(status, attempts, _)| (status, attempts)).collect();
-    assert_eq!(waiting, [("sending".to_owned(), 1), ("pending".to_owned(), 0)]);
-    place.open_gate();
-    place.delivered(&[("sent", 1, "Hello world."), ("sent", 1, "Noted.")]);
-    let left = place.daemon.texts("nexus", "SELECT content FROM deliveries ORDER BY sent_seq");
-    assert_eq!(left, ["Hello world.", "Noted."], "it left first");
 }
 
 /// Puts all messages into one session, where the newest ends the turn before it.

@@ -6,6 +6,7 @@
 //! them over; what a server may send is bounded below it, by `relay`.
 
 mod answer;
+mod event_bound;
 mod fault;
 mod provider;
 mod relay;
@@ -31,6 +32,7 @@ use self::tools::Toolbox;
 use super::mcp::Servers;
 use super::{AgentError, Finished, Role, Sink, Turn, notes};
 
+pub use self::event_bound::EVENT_BYTES_MAX;
 pub use self::relay::RESPONSE_BYTES_MAX;
 pub use self::talk::TALK_BYTES_MAX;
 pub use self::text_file::TextFileError;
@@ -148,7 +150,7 @@ impl LlmRunner {
     pub fn connect_to(agent: impl Into<String>, endpoint: LlmEndpoint) -> Result<LlmRunner, AgentError> {
         let agent = agent.into();
         let base = provider::api_base(endpoint.provider, &endpoint.url).map_err(|problem| misconfigured(&agent, problem))?;
-        let relay = Relay::new(&base);
+        let relay = Relay::new(&base, provider::event_end(endpoint.provider));
         let web = provider::web_client(&base, relay.path());
         let web = web.map_err(|error| misconfigured(&agent, format!("failed to prepare the HTTP client: {error:?}")))?;
         let client = genai::Client::builder().with_reqwest(web).build().map_err(|error| misconfigured(&agent, error.to_string()))?;

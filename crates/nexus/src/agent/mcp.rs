@@ -7,7 +7,7 @@ mod server;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -16,6 +16,7 @@ use nexus_core::tool_filter::matches_any;
 use rmcp::ServiceError;
 use rmcp::model::{CallToolRequestParams, CallToolResult};
 use serde_json::{Map, Value};
+use tokio::sync::{Mutex, watch};
 
 use self::server::{Link, Server};
 use super::llm::head;
@@ -23,6 +24,9 @@ use crate::supervisor::Supervisor;
 
 /// How long one call of a tool may take.
 const CALL_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long a turn waits for a server whose former process is still being stopped: longer than it takes to kill one.
+const EXCHANGE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The most of a result that the model is given, in bytes.
 pub const RESULT_BYTES_MAX: usize = 256 * 1024;
@@ -43,52 +47,98 @@ pub struct Servers {
 struct Inner {
     supervisor: Supervisor,
     workspace: PathBuf,
-    running: Mutex<BTreeMap<Name, Server>>,
+    state: watch::Sender<State>,
+    /// Held while servers are exchanged.
+    exchange: Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    wanted: BTreeMap<Name, McpServer>,
+    /// Of those that are wanted, as they are wanted.
+    running: BTreeMap<Name, Server>,
+    /// Still to be stopped. Nobody is offered their tools any more.
+    leaving: Vec<Server>,
+}
+
+impl State {
+    /// Whether all servers of an agent are there, though some may be starting.
+    fn is_complete_for(&self, agent: &str) -> bool {
+        self.wanted.keys().filter(|(of, _)| of == agent).all(|name| self.running.contains_key(name))
+    }
+
+    fn want(&mut self, wanted: BTreeMap<Name, McpServer>) {
+        for (name, mut server) in std::mem::take(&mut self.running) {
+            match wanted.get(&name).filter(|config| server.is_as(config)) {
+                Some(config) => {
+                    server.set_tools(config.tools.clone());
+                    self.running.insert(name, server);
+                }
+                None => self.leaving.push(server),
+            }
+        }
+        self.wanted = wanted;
+    }
 }
 
 impl Servers {
     /// None yet. Commands run in the workspace.
     pub fn new(supervisor: Supervisor, workspace: PathBuf) -> Self {
-        Self { inner: Arc::new(Inner { supervisor, workspace, running: Mutex::default() }) }
+        let (state, exchange) = (watch::Sender::new(State::default()), Mutex::default());
+        Self { inner: Arc::new(Inner { supervisor, workspace, state, exchange }) }
+    }
+
+    /// Says which servers are about to be wanted, before the agents are that name them: from here on their turns wait
+    /// for what [`Self::apply`] has yet to start.
+    pub fn expect(&self, agents: &Agents) {
+        self.inner.state.send_modify(|state| state.want(wanted(agents)));
     }
 
     /// Stops servers that are not wanted any more, or not as they are, and starts those that are. Waits for the
     /// first, not for the others.
     pub async fn apply(&self, agents: &Agents) {
-        let mut wanted = wanted(agents);
-        let gone: Vec<Server> = {
-            let mut running = self.lock();
-            let other = |name: &Name, server: &Server| wanted.get(name).is_none_or(|config| !server.is_as(config));
-            let names: Vec<Name> = running.iter().filter(|(name, server)| other(name, server)).map(|(name, _)| name.clone()).collect();
-            names.iter().filter_map(|name| running.remove(name)).collect()
+        let _alone = self.inner.exchange.lock().await;
+        self.expect(agents);
+        self.remove_leaving().await;
+        let missing: Vec<(Name, McpServer)> = {
+            let state = self.inner.state.borrow();
+            let is_missing = |(name, _): &(&Name, &McpServer)| !state.running.contains_key(*name);
+            state.wanted.iter().filter(is_missing).map(|(name, config)| (name.clone(), config.clone())).collect()
         };
-        join_all(gone.iter().map(|server| server.remove(&self.inner.supervisor))).await;
-        {
-            let mut running = self.lock();
-            for (name, server) in running.iter_mut() {
-                if let Some(config) = wanted.remove(name) {
-                    server.set_tools(config.tools);
-                }
-            }
-        }
-        for (name, config) in wanted {
+        for (name, config) in missing {
             let server = Server::start(&self.inner.supervisor, &name.0, &name.1, config, &self.inner.workspace).await;
-            self.lock().insert(name, server);
+            self.inner.state.send_modify(|state| drop(state.running.insert(name, server)));
         }
     }
 
     /// Stops them all.
     pub async fn shutdown(&self) {
-        let all: Vec<Server> = std::mem::take(&mut *self.lock()).into_values().collect();
-        join_all(all.iter().map(|server| server.remove(&self.inner.supervisor))).await;
+        let _alone = self.inner.exchange.lock().await;
+        self.inner.state.send_modify(|state| state.want(BTreeMap::new()));
+        self.remove_leaving().await;
+    }
+
+    async fn remove_leaving(&self) {
+        let mut leaving = Vec::new();
+        self.inner.state.send_modify(|state| leaving = std::mem::take(&mut state.leaving));
+        join_all(leaving.iter().map(|server| server.remove(&self.inner.supervisor))).await;
     }
 
     /// Every tool of an agent's servers. A server that isn't up is waited for, for a while, and then left out.
     pub(super) async fn offers(&self, agent: &str) -> Vec<Offer> {
-        let servers: Vec<(String, Server)> = {
-            let running = self.lock();
-            running.iter().filter(|((of, _), _)| of == agent).map(|((_, name), server)| (name.clone(), server.clone())).collect()
+        let mut state = self.inner.state.subscribe();
+        let complete = state.wait_for(|state| state.is_complete_for(agent));
+        // What isn't there after that is left out below; the sender lives as long as this.
+        drop(tokio::time::timeout(EXCHANGE_PATIENCE, complete).await);
+        let (servers, is_complete) = {
+            let state = self.inner.state.borrow();
+            let of_agent = state.running.iter().filter(|((of, _), _)| of == agent);
+            let servers: Vec<(String, Server)> = of_agent.map(|((_, name), server)| (name.clone(), server.clone())).collect();
+            (servers, state.is_complete_for(agent))
         };
+        if !is_complete {
+            tracing::warn!(agent, "MCP servers are still being exchanged; the tools of some are not offered");
+        }
         let links = join_all(servers.iter().map(|(_, server)| server.link())).await;
         let mut offers = Vec::new();
         for ((name, server), link) in servers.iter().zip(links) {
@@ -98,10 +148,6 @@ impl Servers {
             }
         }
         offers
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Name, Server>> {
-        self.inner.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -14,6 +14,7 @@ use crate::ledger::events::{last_seq, newest_received_at};
 use crate::ledger::nexus::{Delivery, Interrupted};
 use crate::metrics::Metrics;
 use crate::nostr;
+use crate::pipeline::breakers::Breakers;
 use crate::pipeline::outbox::Outbox;
 use crate::pipeline::pending::Pending;
 use crate::pipeline::recovery::Recovered;
@@ -95,7 +96,9 @@ pub(super) async fn start(ground: Ground<'_>, interrupted: Vec<Interrupted>, plu
     let (admitted, admitted_view) = watch::channel(0);
     let (settings, search) = (Arc::new(ArcSwap::from_pointee(settings)), Search::beside(ledgers));
     // Before the first plugin runs, so that none is ever told that the daemon isn't there yet.
-    let calls = Calls::new(ledgers.clone(), settings.clone(), routes.clone(), outbox.clone(), admitted_view.clone(), search.clone());
+    let (breakers, admitted_to) = (Breakers::default(), admitted_view.clone());
+    let calls =
+        Calls::new(ledgers.clone(), settings.clone(), routes.clone(), outbox.clone(), breakers.clone(), admitted_to, search.clone());
     let (calls, automations) = (Arc::new(calls), Arc::new(Automations::default()));
     plugins.answer_with(calls.clone());
     automations.answer_with(calls);
@@ -121,7 +124,7 @@ pub(super) async fn start(ground: Ground<'_>, interrupted: Vec<Interrupted>, plu
         finished: Arc::new(Notify::new()),
         epoch,
         abandon: CancellationToken::new(),
-        breakers: crate::pipeline::breakers::Breakers::default(),
+        breakers,
         settling: TaskTracker::new(),
         settle_room: Arc::new(Semaphore::new(SETTLING_MAX)),
         unsettled: Default::default(),

@@ -47,6 +47,8 @@ pub(super) async fn reload(control: &Control, dry_run: bool) -> Answer {
         let why = format!("`bus.mode` could not be changed, and nothing else was: {}", describe(&error));
         return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, why));
     }
+    // Before the agents that name them.
+    control.servers.expect(&new.agents);
     control.pipeline.settings.store(Arc::new(built));
     control.config.store(new.clone());
     control.preparer.configure(prepare::Settings::of(&new, &control.paths));

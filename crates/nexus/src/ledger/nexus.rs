@@ -22,7 +22,7 @@ pub use self::nostr::{
 pub use approvals::{Approval, ApprovalKind, AskApprovals, DecideApproval, Wish, approvals};
 pub use audit::{Audit, AuditQuery, AuditRow, LEFT_OUT_MAX, audit, left_out};
 pub use automations::{ForgetAutomation, Knowledge, Recollection, RememberAdvice, ReviveAutomation, all_knowledge, recollect};
-pub use deliveries::{ClaimDelivery, Delivery, NewDelivery, REPLY_MARK, Resolution, ResolveDelivery, SettleDelivery, Settled};
+pub use deliveries::{ClaimDelivery, Delivery, NewDelivery, REPLY_MARK, Resolution, ResolveDelivery, SettleDelivery, Settled, lane_of};
 pub use instances::{BackfillDone, CountAnalytics, Hour, Instance, RecordConfig, SaveInstance, instance};
 pub use projects::{
     MarkProject, ProjectRow, QuarantineProject, SaveProject, SettleProjects, UseProject, project, project_named, projects,

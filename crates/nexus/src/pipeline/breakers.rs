@@ -1,26 +1,39 @@
-//! The breakers of all sessions: each [`nexus_core::breaker`] with a clock, and who is told when one opens.
-//! In memory only: after a start every session begins with a closed one.
+//! The breakers of all sessions, and those of conversations in which what plugins and automations sent comes back:
+//! each [`nexus_core::breaker`] with a clock, and who is told when one opens. In memory only: after a start all begin
+//! closed.
 
-use super::{Exit, Pipeline};
+use super::{Exit, Pipeline, router};
 use crate::clock;
 use crate::routes::CLI_CHANNEL;
 use nexus_core::breaker::{Breaker, Message, QUIET_MS, REPEATS_MAX, Verdict, WINDOW_MS};
 use nexus_core::config::PrincipalType;
+use nexus_core::event::Event;
 use nexus_core::notice::NoticeType;
 use nexus_core::request::NexusRequest;
 use serde_json::json;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Sessions that are watched; those that were quiet for longest make room.
 const SESSIONS_MAX: usize = 4096;
+/// Messages of plugins and automations that are remembered; the newest.
+const SENT_MAX: usize = 1024;
 const MINUTE_MS: u64 = 60_000;
 
-/// A breaker per session. Cheap to clone.
+/// A breaker per session, and per conversation that brings back what was sent. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Breakers {
     sessions: Arc<Mutex<HashMap<String, Breaker>>>,
+    returns: Arc<Mutex<Returns>>,
+}
+
+/// What plugins and automations sent, and where it comes back.
+#[derive(Debug, Default)]
+struct Returns {
+    /// Channel and text as one number, and when; the newest last.
+    sent: VecDeque<(u64, u64)>,
+    conversations: HashMap<String, Breaker>,
 }
 
 /// Why a message has no turn.
@@ -35,8 +48,7 @@ impl Breakers {
     /// Whether the message may have a turn in its session.
     pub(super) fn look(&self, request: &NexusRequest, principal: PrincipalType, session: &str, at_ms: u64) -> Option<Stopped> {
         let event = &request.event;
-        // Who types a message or asks for a replay means it.
-        if event.channel == CLI_CHANNEL || event.event_id.contains("#replay:") {
+        if is_meant(event) {
             return None;
         }
         let is_automatic = match principal {
@@ -48,7 +60,44 @@ impl Breakers {
         make_room(&mut sessions, session, at_ms);
         match sessions.entry(session.to_owned()).or_default().step(message) {
             Verdict::Pass => None,
-            Verdict::Stop { is_first, is_echo } => Some(Stopped { reason: reason(is_echo), is_first }),
+            Verdict::Stop { is_first, is_echo: true } => Some(Stopped { reason: reason("what the agent said came back"), is_first }),
+            Verdict::Stop { is_first, is_echo: false } => {
+                Some(Stopped { reason: reason("the same message without a person behind it"), is_first })
+            }
+        }
+    }
+
+    /// Remembers what a plugin or an automation is about to send, to know it when it comes back.
+    pub(crate) fn sent(&self, channel: &str, message: &str, at_ms: u64) {
+        let mut returns = self.returns.lock().unwrap_or_else(PoisonError::into_inner);
+        if returns.sent.len() >= SENT_MAX {
+            returns.sent.pop_front();
+        }
+        returns.sent.push_back((hash_on(channel, message), at_ms));
+    }
+
+    /// Whether a message may be looked at by plugins and automations: they may send something for each that comes, and so
+    /// answer themselves for ever.
+    fn look_at_return(&self, request: &NexusRequest, conversation: &str, at_ms: u64) -> Option<Stopped> {
+        let event = &request.event;
+        let mut returns = self.returns.lock().unwrap_or_else(PoisonError::into_inner);
+        if returns.sent.is_empty() || is_meant(event) {
+            return None;
+        }
+        let hash = hash_on(&event.channel, &event.content);
+        let is_recent = |then: u64| at_ms.saturating_sub(then) < WINDOW_MS;
+        if !returns.sent.iter().any(|(sent, then)| *sent == hash && is_recent(*then)) {
+            returns.conversations.remove(conversation);
+            return None;
+        }
+        make_room(&mut returns.conversations, conversation, at_ms);
+        // What repeats is that it comes back, whatever it says.
+        let message = Message { seq: request.event_seq, hash: 0, is_automatic: true, at_ms };
+        match returns.conversations.entry(conversation.to_owned()).or_default().step(message) {
+            Verdict::Pass => None,
+            Verdict::Stop { is_first, is_echo: _ } => {
+                Some(Stopped { reason: reason("what plugins or automations sent came back"), is_first })
+            }
         }
     }
 
@@ -71,6 +120,17 @@ impl Breakers {
     }
 }
 
+/// Who types a message or asks for a replay means it.
+fn is_meant(event: &Event) -> bool {
+    event.channel == CLI_CHANNEL || event.event_id.contains("#replay:")
+}
+
+fn hash_on(channel: &str, text: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (channel, text.trim()).hash(&mut hasher);
+    hasher.finish()
+}
+
 fn hash_of(text: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     text.trim().hash(&mut hasher);
@@ -89,20 +149,27 @@ fn make_room(sessions: &mut HashMap<String, Breaker>, session: &str, at_ms: u64)
     }
 }
 
-fn reason(is_echo: bool) -> String {
+fn reason(what: &str) -> String {
     let (window, quiet) = (WINDOW_MS / MINUTE_MS, QUIET_MS / MINUTE_MS);
-    let what = if is_echo {
-        format!("what the agent said came back, more than {REPEATS_MAX} times in a row within {window} minutes")
-    } else {
-        format!("the same message without a person behind it, more than {REPEATS_MAX} times in a row within {window} minutes")
-    };
-    format!("breaker: {what}; closes after {quiet} quiet minutes, or with another message")
+    let often = format!("more than {REPEATS_MAX} times in a row within {window} minutes");
+    format!("breaker: {what}, {often}; closes after {quiet} quiet minutes, or with another message")
 }
 
 impl Pipeline {
     /// Ends a request that only repeats, and says so when that begins.
     pub(super) fn ask_breaker(&self, request: &NexusRequest, principal: PrincipalType, session: &str) -> Result<(), Exit> {
-        let Some(Stopped { reason, is_first }) = self.breakers.look(request, principal, session, clock::mono_ms()) else { return Ok(()) };
+        self.stop(request, session, self.breakers.look(request, principal, session, clock::mono_ms()))
+    }
+
+    /// The same before anybody is asked about the request, where it brings back what plugins and automations sent.
+    pub(super) fn ask_breaker_of_returns(&self, request: &NexusRequest, adapter: &str) -> Result<(), Exit> {
+        let conversation = router::conversation_of(adapter, &request.event);
+        let stopped = self.breakers.look_at_return(request, &conversation, clock::mono_ms());
+        self.stop(request, &conversation.replace('\u{1f}', "/"), stopped)
+    }
+
+    fn stop(&self, request: &NexusRequest, session: &str, stopped: Option<Stopped>) -> Result<(), Exit> {
+        let Some(Stopped { reason, is_first }) = stopped else { return Ok(()) };
         if is_first {
             let event_id = &request.event.event_id;
             tracing::warn!(session, event_id, reason, "a session goes round in circles; its turns are stopped");
@@ -177,6 +244,30 @@ mod tests {
         breakers.replied("s", "and this", &["and this"]);
         let stopped: Vec<bool> = (2..=7).map(|seq| look(seq, if seq % 2 == 0 { "one" } else { " two" }).is_some()).collect();
         assert_eq!(stopped, [false, false, false, false, true, true]);
+    }
+
+    #[test]
+    fn what_was_sent_comes_back_five_times_whatever_it_says_and_another_message_closes_it() {
+        let breakers = Breakers::default();
+        let look = |seq: i64, content: &str| breakers.look_at_return(&request(seq, "fake", content), "c", 1);
+        assert!((1..=50).all(|seq| look(seq, "ping").is_none()), "nobody sent anything");
+        let came_back = |first: i64| -> usize {
+            let send = |seq: &i64| breakers.sent("fake", &format!("n{seq}\n"), 1);
+            (first..first + 10).inspect(send).filter(|seq| look(*seq, &format!("n{seq}")).is_none()).count()
+        };
+        assert_eq!(came_back(100), 5);
+        assert!(look(200, "n109").unwrap().reason.starts_with("breaker: what plugins or automations sent came back"));
+        assert!(breakers.look_at_return(&request(201, "fake", "n109"), "elsewhere", 1).is_none(), "each conversation has its own");
+        assert!(breakers.look_at_return(&request(202, "other", "n109"), "c", 1).is_none(), "nobody sent it there");
+        assert_eq!(came_back(300), 5);
+        assert!(breakers.look_at_return(&request(400, "fake", "n309"), "c", 1 + WINDOW_MS).is_none(), "it was sent long ago");
+    }
+
+    #[test]
+    fn no_more_of_what_was_sent_is_kept_than_may() {
+        let breakers = Breakers::default();
+        (0..2 * SENT_MAX).for_each(|n| breakers.sent("fake", &n.to_string(), 1));
+        assert_eq!(breakers.returns.lock().unwrap().sent.len(), SENT_MAX);
     }
 
     #[test]

@@ -96,7 +96,8 @@ impl Pipeline {
         self.record(&mut prepared.request, Stage::RunAgent, started_at, spent, exit.as_ref(), hooks);
         self.plugins.after(Stage::RunAgent, &prepared.request);
         let fellows = self.end_fellows(&mut prepared, exit.as_ref(), started_at, spent);
-        let mut left = std::mem::take(&mut seen.outlet).close(&seen.text, &verdict.finished.content).await;
+        let outlet = std::mem::take(&mut seen.outlet);
+        let mut left = self.close_outlet(&prepared.session, outlet, &seen.text, &verdict.finished.content).await;
         let end = verdict.stream_end(left.last_part(verdict.streamed(&seen.text)));
         let unfiled = std::mem::take(&mut seen.unfiled);
         let turn = turn_record(&prepared, &run_id, &verdict.finished, seen, started_at, spent);

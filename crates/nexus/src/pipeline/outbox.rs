@@ -73,6 +73,8 @@ struct Lane {
     hurry: Arc<Notify>,
     /// Rung when something is queued behind what is being served.
     more: Arc<Notify>,
+    /// The answer that is being served, if its agent still speaks.
+    live: Option<Arc<Live>>,
 }
 
 #[derive(Debug)]

@@ -13,12 +13,15 @@ use nexus_core::hook::Hook;
 use nexus_core::stream::StreamEvent;
 use std::num::NonZeroUsize;
 use std::time::Duration;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 /// Silence after which what is there becomes a block.
 const IDLE: Duration = Duration::from_secs(1);
 /// Blocks of one answer; what comes beyond leaves with its end.
 const BLOCKS_MAX: usize = 1000;
+/// Parts of one streamed answer; beyond, what waits to be said in between waits for its end.
+const PARTS_MAX: usize = 100;
 
 /// The way of one answer.
 #[derive(Debug, Default)]
@@ -39,6 +42,8 @@ pub(super) struct Blocks {
     /// When what is there becomes a block, if nothing more comes.
     idle_at: Option<Instant>,
     waiting: Waiting,
+    /// The next one, and the cutter behind it.
+    writing: Option<Writing<Cutter>>,
 }
 
 #[derive(Debug)]
@@ -47,10 +52,28 @@ pub(super) struct Stream {
     /// Since something was said that can be shown.
     waiting: Option<Waiting>,
     before: Parts,
+    /// A part that never began to be streamed; the stream behind it, and how much of what was heard is before that.
+    writing: Option<Writing<(Speaking, usize)>>,
 }
 
-/// Parts of a streamed answer that were ended for something that had to be said between them. An agent's questions
-/// bound their number.
+/// A part of an answer that is to leave as a message, on its way to the disk. However long that takes, the turn can be
+/// cut off meanwhile; only the run's end waits for what became of it, since that says the rest.
+#[derive(Debug)]
+struct Writing<T> {
+    row: NewDelivery,
+    written: JoinHandle<bool>,
+    /// What its outlet goes on with.
+    then: T,
+}
+
+impl<T> Writing<T> {
+    /// Whether it is written. Safe to cancel; not to be asked again once it has said so.
+    async fn is_written(&mut self) -> bool {
+        (&mut self.written).await.unwrap_or(false)
+    }
+}
+
+/// Parts of a streamed answer that were ended for something that had to be said between them.
 #[derive(Debug, Default)]
 struct Parts {
     count: usize,
@@ -102,11 +125,16 @@ impl Left {
 }
 
 impl Outlet {
-    /// When something is to be done though nothing is heard.
-    pub(super) fn idle_at(&self) -> Option<Instant> {
+    /// Comes when what was said so far is to leave before anything else is: there was silence, or something that can't
+    /// wait for the end is to be said in the same place.
+    pub(super) async fn due(&self) {
         match self {
-            Self::Blocks(blocks) => blocks.idle_at,
-            Self::Whole | Self::Live(_) => None,
+            Self::Whole => std::future::pending().await,
+            Self::Blocks(blocks) => match blocks.idle_at {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            },
+            Self::Live(stream) => stream.speaking.live().part_wanted().await,
         }
     }
 
@@ -118,8 +146,8 @@ impl Outlet {
         }
     }
 
-    /// What has yet to leave of `content`, the answer as it was decided, when `source` was heard.
-    pub(super) async fn close(self, source: &str, content: &str) -> Left {
+    /// What has yet to leave of `content`, the answer as it was decided, when `source` was heard. Nothing is being written.
+    async fn close(self, source: &str, content: &str) -> Left {
         let rest = content.to_owned();
         match self {
             Self::Whole => Left { rest, ..Left::default() },
@@ -135,7 +163,7 @@ impl Outlet {
 
 impl Stream {
     async fn close(self, source: &str, content: String) -> Left {
-        let Self { speaking, waiting, before: Parts { count, bytes, waiting: mut of_parts } } = self;
+        let Self { speaking, waiting, before: Parts { count, bytes, waiting: mut of_parts }, writing: _ } = self;
         let before = source.get(..bytes).unwrap_or_default().to_owned();
         let has_begun = waiting.is_some() && speaking.has_begun().await;
         match waiting {
@@ -149,6 +177,13 @@ impl Stream {
                 Left { rest, next: count, waiting: of_parts, stream: None, before }
             }
         }
+    }
+
+    /// Its parts now cover so many bytes of what was heard; the last of them can be waited for.
+    fn parted(&mut self, waiting: Waiting, bytes: usize) {
+        self.before.waiting.add(waiting);
+        self.before.count += 1;
+        self.before.bytes = bytes;
     }
 }
 
@@ -185,11 +220,12 @@ impl Pipeline {
         match route {
             Some(route) if route.streamer.is_some() => {
                 let speaking = new_stream(prepared, &route, run_id, 0);
-                Outlet::Live(Box::new(Stream { speaking, waiting: None, before: Parts::default() }))
+                Outlet::Live(Box::new(Stream { speaking, waiting: None, before: Parts::default(), writing: None }))
             }
             Some(route) if route.blocks => {
                 let cutter = Cutter::new(NonZeroUsize::new(route.text_limit));
-                Outlet::Blocks(Box::new(Blocks { cutter, route, count: 0, idle_at: None, waiting: Waiting::default() }))
+                let (waiting, writing) = (Waiting::default(), None);
+                Outlet::Blocks(Box::new(Blocks { cutter, route, count: 0, idle_at: None, waiting, writing }))
             }
             Some(_) | None => Outlet::Whole,
         }
@@ -214,32 +250,41 @@ impl Pipeline {
         }
     }
 
-    /// Nothing was heard for a while.
-    pub(super) async fn idle(&self, prepared: &Prepared, run_id: &str, outlet: &mut Outlet) {
-        if let Outlet::Blocks(blocks) = outlet {
-            blocks.idle_at = None;
-            self.block(prepared, run_id, blocks, Cutter::idle_block).await;
-        }
-    }
-
-    /// Something else is about to be said to the same target: what was said so far comes before it, and the rest behind.
+    /// What was said so far leaves now, and the rest behind what else is to be said to the same target.
     pub(super) async fn part(&self, prepared: &Prepared, run_id: &str, said: &str, outlet: &mut Outlet) {
         match outlet {
             Outlet::Whole => {}
-            Outlet::Blocks(_) => self.idle(prepared, run_id, outlet).await,
+            Outlet::Blocks(blocks) => {
+                blocks.idle_at = None;
+                self.block(prepared, run_id, blocks, Cutter::idle_block).await;
+            }
             Outlet::Live(stream) => self.part_stream(prepared, run_id, said, stream).await,
         }
     }
 
+    /// What has yet to leave of `content`, the answer as it was decided, when `source` was heard: once it is known what has.
+    pub(super) async fn close_outlet(&self, session: &str, mut outlet: Outlet, source: &str, content: &str) -> Left {
+        match &mut outlet {
+            Outlet::Whole => {}
+            Outlet::Blocks(blocks) => {
+                self.settle_block(session, blocks).await;
+            }
+            Outlet::Live(stream) => self.settle_part(stream).await,
+        }
+        outlet.close(source, content).await
+    }
+
     /// Ends one stream and begins the next. Where that can't be, the one stays.
     async fn part_stream(&self, prepared: &Prepared, run_id: &str, said: &str, stream: &mut Stream) {
-        let Some(route) = self.routes.get(&prepared.adapter).filter(|_| stream.waiting.is_some()) else { return };
+        let can_part = stream.waiting.is_some() && stream.before.count < PARTS_MAX;
+        let Some(route) = self.routes.get(&prepared.adapter).filter(|_| can_part) else { return };
         let part = said.get(stream.before.bytes..).unwrap_or_default().trim().to_owned();
         let next = new_stream(prepared, &route, run_id, stream.before.count + 1);
         self.breakers.said(&prepared.session, &part);
         let end = End::Said(part);
         let text = text_of(&stream.speaking, &end);
-        let waiting = if stream.speaking.has_begun().await {
+        if stream.speaking.has_begun().await {
+            // Should the turn be cut off here: the end of its run writes all that the stream has said, over this.
             let command = EndStream { text, run_id: run_id.to_owned(), epoch: self.epoch };
             match self.ledgers.nexus.writer.write_until_done(command).await {
                 Ok(Claim::Done) => {}
@@ -250,22 +295,31 @@ impl Pipeline {
                 }
             }
             std::mem::replace(&mut stream.speaking, next).end(end);
-            stream.waiting.take().unwrap_or_default()
+            let waiting = stream.waiting.take().unwrap_or_default();
+            stream.parted(waiting, said.len());
         } else {
-            // It wasn't its turn yet, and never will be now: as a message it keeps its place.
+            // It wasn't its turn yet, and never will be now: it leaves as a message.
             let StreamText { content, expires_at, .. } = text;
             let row = NewDelivery { content, expires_at, ..stream.speaking.live().row.clone() };
-            let (at, epoch) = (clock::wall_ms(), self.epoch);
-            if !self.outbox.write_part(Speak { row: row.clone(), run_id: run_id.to_owned(), is_stream: false, at, epoch }).await {
-                return;
-            }
-            stream.speaking = next;
-            stream.waiting = None;
-            self.outbox.enqueue(vec![row])
-        };
-        stream.before.waiting.add(waiting);
-        stream.before.count += 1;
-        stream.before.bytes = said.len();
+            let written = self.write_message(run_id, &row);
+            stream.writing = Some(Writing { row, written, then: (next, said.len()) });
+            self.settle_part(stream).await;
+        }
+    }
+
+    /// Queues the part that is being written, if there is one.
+    async fn settle_part(&self, stream: &mut Stream) {
+        let Some(writing) = &mut stream.writing else { return };
+        let is_written = writing.is_written().await;
+        let Some(Writing { row, then: (next, bytes), .. }) = stream.writing.take().filter(|_| is_written) else { return };
+        stream.speaking = next;
+        stream.waiting = None;
+        stream.parted(self.outbox.enqueue(vec![row]), bytes);
+    }
+
+    fn write_message(&self, run_id: &str, row: &NewDelivery) -> JoinHandle<bool> {
+        let (at, epoch) = (clock::wall_ms(), self.epoch);
+        self.outbox.write_part_apart(Speak { row: row.clone(), run_id: run_id.to_owned(), is_stream: false, at, epoch })
     }
 
     /// Writes and queues one block, if there is one. False when there is none, or it leaves with the rest.
@@ -277,13 +331,18 @@ impl Pipeline {
         let mut after = blocks.cutter.clone();
         let Some(text) = cut(&mut after) else { return false };
         let row = new_delivery(prepared, &blocks.route, run_id, format!("{run_id}:1:{}", blocks.count), text);
-        let (at, epoch) = (clock::wall_ms(), self.epoch);
-        let speak = Speak { row: row.clone(), run_id: run_id.to_owned(), is_stream: false, at, epoch };
-        if !self.outbox.write_part(speak).await {
-            return false;
-        }
-        self.breakers.said(&prepared.session, &row.content);
-        blocks.cutter = after;
+        let written = self.write_message(run_id, &row);
+        blocks.writing = Some(Writing { row, written, then: after });
+        self.settle_block(&prepared.session, blocks).await
+    }
+
+    /// Queues the block that is being written. False when there is none, or it leaves with the rest.
+    async fn settle_block(&self, session: &str, blocks: &mut Blocks) -> bool {
+        let Some(writing) = &mut blocks.writing else { return false };
+        let is_written = writing.is_written().await;
+        let Some(Writing { row, then, .. }) = blocks.writing.take().filter(|_| is_written) else { return false };
+        self.breakers.said(session, &row.content);
+        blocks.cutter = then;
         blocks.count += 1;
         blocks.waiting.add(self.outbox.enqueue(vec![row]));
         true
@@ -310,7 +369,7 @@ mod tests {
         }
         let route = Route::unknown(&config::Send::default(), None, None);
         let (count, waiting) = (said.len(), Waiting::default());
-        Outlet::Blocks(Box::new(Blocks { cutter, route, count, idle_at: None, waiting }))
+        Outlet::Blocks(Box::new(Blocks { cutter, route, count, idle_at: None, waiting, writing: None }))
     }
 
     async fn left(outlet: Outlet, source: &str, content: &str) -> (String, usize) {
@@ -345,10 +404,11 @@ mod tests {
     #[tokio::test]
     async fn a_stream_that_has_not_begun_leaves_everything() {
         let new = || Live::new(crate::samples::delivery("d"), "run".to_owned(), "s".to_owned());
-        let quiet = Outlet::Live(Box::new(Stream { speaking: new().1, waiting: None, before: Parts::default() }));
+        let quiet = Outlet::Live(Box::new(Stream { speaking: new().1, waiting: None, before: Parts::default(), writing: None }));
         assert_eq!(left(quiet, "one", "one").await, ("one".to_owned(), 0));
         let (live, speaking) = new();
-        let outlet = Outlet::Live(Box::new(Stream { speaking, waiting: Some(Waiting::default()), before: Parts::default() }));
+        let waiting = Some(Waiting::default());
+        let outlet = Outlet::Live(Box::new(Stream { speaking, waiting, before: Parts::default(), writing: None }));
         assert!(live.begin(async { true }).await);
         let mut left = outlet.close("one", "one").await;
         assert_eq!((left.rest.as_str(), left.next), ("", 1));
@@ -364,7 +424,7 @@ mod tests {
         let parted = |waiting: Option<Waiting>| {
             let (live, speaking) = Live::new(crate::samples::delivery("d"), "run".to_owned(), "s".to_owned());
             let before = Parts { count: 2, bytes: "one".len(), waiting: Waiting::default() };
-            (live, Outlet::Live(Box::new(Stream { speaking, waiting, before })))
+            (live, Outlet::Live(Box::new(Stream { speaking, waiting, before, writing: None })))
         };
         assert_eq!(left(parted(None).1, "one\n\ntwo", "one\n\ntwo").await, ("two".to_owned(), 2));
         assert_eq!(left(parted(None).1, "one", "one").await, (String::new(), 2));

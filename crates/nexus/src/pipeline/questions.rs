@@ -3,7 +3,7 @@
 
 use super::outbox::Message;
 use super::run::Seen;
-use super::{Exit, Pipeline, Prepared};
+use super::{Agent, Exit, Pipeline, Prepared};
 use crate::agent::questions::{self, Answer};
 use crate::agent::{Question, Runner};
 use crate::error_text::describe;
@@ -74,6 +74,10 @@ impl Pipeline {
         let (name, seconds) = (&prepared.agent.name, timeout_ms.div_ceil(1000));
         let text = format!("Agent {name}{whom} wants {wants}. Answer `yes {code}` or `no {code}` within {seconds} s.");
         let said = self.say_aside(request, place, &format!("{run_id}:ask:{code}"), &text, *timeout_ms).await;
+        if said {
+            // Its time runs, and another run may be speaking there for longer than that.
+            self.outbox.part(&place.target);
+        }
         if said && place.adapter == CLI_CHANNEL {
             self.replies.tell(&request.event.event_id, &Part::Question { text });
         }
@@ -97,20 +101,20 @@ impl Pipeline {
     fn speaking_route(&self, adapter: &str) -> Option<Route> {
         self.routes.get(adapter).filter(|route| route.sender.is_some())
     }
+
+    /// Whether what comes behind this request in its conversation must be looked at while it waits, since it may be an
+    /// answer: the owner can be asked at any moment, by an agent that works for somebody else as well.
+    pub(super) fn may_be_asked(&self, prepared: &Prepared) -> bool {
+        let can_ask = || self.questions.are_open() || self.settings.load().agents.values().any(|agent| asks(agent));
+        is_owner(&prepared.request) && can_ask()
+    }
 }
 
-impl Prepared {
-    /// Whether its sender may be asked something while it waits: what they write behind it must be looked at.
-    pub(super) fn may_answer(&self) -> bool {
-        let asks = match self.agent.runner {
-            Runner::Acp(_) => true,
-            Runner::Echo | Runner::Command(_) | Runner::Llm(_) | Runner::Project(_) => false,
-        };
-        asks && self.is_of_owner()
-    }
-
-    pub(super) fn is_of_owner(&self) -> bool {
-        is_owner(&self.request)
+/// Whether it has questions for the owner.
+fn asks(agent: &Agent) -> bool {
+    match agent.runner {
+        Runner::Acp(_) => true,
+        Runner::Echo | Runner::Command(_) | Runner::Llm(_) | Runner::Project(_) => false,
     }
 }
 

@@ -277,10 +277,9 @@ impl State {
                 self.go_on_without(seq);
             }
             Outcome::Run(prepared) => {
-                // What the owner writes behind it may be an answer, whoever asked.
-                let may_answer = prepared.is_of_owner() && self.pipeline.questions.are_open();
+                let may_be_asked = self.pipeline.may_be_asked(&prepared);
                 let mut pushed = self.sessions.push(seq, *prepared, PREPARED_MAX, clock::mono_ms());
-                pushed.lets_go |= may_answer;
+                pushed.lets_go |= may_be_asked;
                 self.pushed(seq, pushed);
             }
         }

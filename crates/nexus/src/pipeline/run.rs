@@ -33,6 +33,24 @@ const TOOL_CALLS_MAX: usize = 1000;
 /// Bytes of arguments and results of one turn's tool calls that are recorded.
 const TOOL_DETAIL_BYTES_MAX: usize = 1024 * 1024;
 
+/// What a run that goes on deals with next.
+enum News {
+    Said(Output),
+    /// What was said so far is to leave.
+    Due,
+}
+
+/// Why an attempt is ended whatever its agent does.
+enum Cut {
+    TimedOut,
+    /// The daemon is stopping.
+    Abandoned,
+    /// A newer message came.
+    Aborted,
+    /// It was about to act without a word of it on disk.
+    Unmarked(WriteError),
+}
+
 /// Keeps the next turn of a run's session waiting, until it is dropped.
 pub(super) type Held = Option<oneshot::Sender<()>>;
 
@@ -239,32 +257,35 @@ impl Pipeline {
     async fn attempt(&self, prepared: &Prepared, agent: &Agent, turn: &Turn, seen: &mut Seen, deadline: tokio::time::Instant) -> Work {
         let (sink, mut output) = mpsc::channel(OUTPUT_MAX);
         let result = {
-            let running = panics::caught(agent.runner.run(turn, &sink));
-            tokio::pin!(running);
+            let (running, cut) = (panics::caught(agent.runner.run(turn, &sink)), self.cut(prepared, deadline));
+            tokio::pin!(running, cut);
             loop {
-                let idle_at = seen.outlet.idle_at();
-                tokio::select! {
+                let news = tokio::select! {
                     // Output first: what was said before the end belongs to it.
                     biased;
-                    Some(piece) = output.recv() => match self.hear(prepared, &turn.run_id, piece, seen).await {
-                        Ok(()) => {}
-                        Err(error) => break Err(unmarked(agent, &error)),
-                    },
+                    Some(piece) = output.recv() => News::Said(piece),
                     result = &mut running => break Ok(result),
                     // Dropping `running` kills the agent's whole process tree.
-                    () = tokio::time::sleep_until(deadline) => break Err(Work::TimedOut),
-                    () = self.abandon.cancelled() => break Err(Work::Abandoned),
-                    () = prepared.abort.cancelled() => break Err(Work::Finished(aborted(seen))),
-                    () = until(idle_at) => self.idle(prepared, &turn.run_id, &mut seen.outlet).await,
+                    why = &mut cut => break Err(why),
+                    () = seen.outlet.due() => News::Due,
+                };
+                // The agent waits for this, since some of it must be on disk first; its end doesn't, however long a disk takes.
+                let dealt = tokio::select! {
+                    biased;
+                    dealt = self.deal_with(prepared, &turn.run_id, news, seen) => dealt,
+                    why = &mut cut => Err(why),
+                };
+                if let Err(why) = dealt {
+                    break Err(why);
                 }
             }
         };
         let result = match result {
             Ok(result) => result,
-            Err(cut_off) => {
+            Err(why) => {
                 self.settle_use(seen);
                 agent.runner.gone(turn).await;
-                return cut_off;
+                return cut_off(why, agent, seen);
             }
         };
         while let Ok(piece) = output.try_recv() {
@@ -286,6 +307,27 @@ impl Pipeline {
         }
     }
 
+    /// Comes when an attempt is to end whatever its agent does.
+    async fn cut(&self, prepared: &Prepared, deadline: tokio::time::Instant) -> Cut {
+        tokio::select! {
+            biased;
+            () = tokio::time::sleep_until(deadline) => Cut::TimedOut,
+            () = self.abandon.cancelled() => Cut::Abandoned,
+            () = prepared.abort.cancelled() => Cut::Aborted,
+        }
+    }
+
+    /// Safe to cancel, if the attempt is over then.
+    async fn deal_with(&self, prepared: &Prepared, run_id: &str, news: News, seen: &mut Seen) -> Result<(), Cut> {
+        match news {
+            News::Said(piece) => self.hear(prepared, run_id, piece, seen).await.map_err(Cut::Unmarked),
+            News::Due => {
+                self.part(prepared, run_id, &seen.text, &mut seen.outlet).await;
+                Ok(())
+            }
+        }
+    }
+
     /// Passes one piece of output on to the bus and to who waits for the answer.
     ///
     /// # Errors
@@ -300,10 +342,10 @@ impl Pipeline {
                     seen.text.push_str(&text);
                 }
                 self.bus.publish(NoticeType::StreamToken, json!({ "run_id": run_id, "text": text }));
-                self.speak(prepared, run_id, &text, &seen.text, &mut seen.outlet).await;
                 if self.replies.has(event_id) {
-                    self.replies.tell(event_id, &Part::Token { text });
+                    self.replies.tell(event_id, &Part::Token { text: text.clone() });
                 }
+                self.speak(prepared, run_id, &text, &seen.text, &mut seen.outlet).await;
             }
             Output::Reasoning(text) => {
                 seen.tokens += 1;
@@ -393,7 +435,7 @@ impl Pipeline {
     async fn interrupt(&self, prepared: &Prepared, run_id: &str, mut seen: Seen, started_at: i64, spent: Duration) {
         let event_seq = prepared.request.event_seq;
         let text = seen.text.clone();
-        let mut left = std::mem::take(&mut seen.outlet).close(&text, &text).await;
+        let mut left = self.close_outlet(&prepared.session, std::mem::take(&mut seen.outlet), &text, &text).await;
         let end = End::Cut { error: "the daemon stops".to_owned(), partial: left.last_part(text) };
         let stream = left.stream_text(&end);
         let is_silent = seen.text.is_empty() && seen.tool_calls.is_empty() && seen.usage.is_none();
@@ -410,19 +452,13 @@ impl Pipeline {
     }
 }
 
-/// At that moment; never, if there is none.
-async fn until(at: Option<tokio::time::Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
-    }
-}
-
-/// The end of an attempt that was about to act without a word of it on disk.
-fn unmarked(agent: &Agent, error: &WriteError) -> Work {
-    match error {
-        WriteError::Closed { .. } | WriteError::Unknown { .. } => Work::Abandoned,
-        WriteError::Refused { .. } => {
+/// What an attempt came to that was ended.
+fn cut_off(why: Cut, agent: &Agent, seen: &Seen) -> Work {
+    match why {
+        Cut::TimedOut => Work::TimedOut,
+        Cut::Aborted => Work::Finished(aborted(seen)),
+        Cut::Abandoned | Cut::Unmarked(WriteError::Closed { .. } | WriteError::Unknown { .. }) => Work::Abandoned,
+        Cut::Unmarked(error @ WriteError::Refused { .. }) => {
             let problem = format!("what it wants to do can't be noted: {error}");
             Work::Failed(AgentError::Config { agent: agent.name.clone(), problem })
         }

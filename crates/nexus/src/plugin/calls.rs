@@ -18,6 +18,7 @@ use crate::error_text::describe;
 use crate::ledger::Ledgers;
 use crate::panics;
 use crate::pipeline::Settings;
+use crate::pipeline::breakers::Breakers;
 use crate::pipeline::outbox::Outbox;
 use crate::routes::Routes;
 use crate::search::Search;
@@ -177,6 +178,8 @@ pub struct Calls {
     settings: Arc<ArcSwap<Settings>>,
     routes: Routes,
     outbox: Outbox,
+    /// Are told what is sent.
+    breakers: Breakers,
     /// The event seq up to which requests are admitted.
     admitted: watch::Receiver<i64>,
     search: Search,
@@ -192,11 +195,12 @@ impl Calls {
         settings: Arc<ArcSwap<Settings>>,
         routes: Routes,
         outbox: Outbox,
+        breakers: Breakers,
         admitted: watch::Receiver<i64>,
         search: Search,
     ) -> Self {
         let (fetcher, queries) = (Fetcher::default(), Arc::new(Semaphore::new(QUERIES_MAX)));
-        Self { ledgers, settings, routes, outbox, admitted, search, fetcher, queries, room: Mutex::default() }
+        Self { ledgers, settings, routes, outbox, breakers, admitted, search, fetcher, queries, room: Mutex::default() }
     }
 
     /// Carries out one call. Dropping it ends what it does, but for a send that has begun.

@@ -11,6 +11,8 @@ use nexus_core::config::Provider;
 use reqwest::Url;
 use secrecy::{ExposeSecret, SecretString};
 
+use super::event_bound::EventEnd;
+
 /// Anthropic's version of the wire format (docs: "API versions").
 const ANTHROPIC_VERSION: &str = "2023-06-01";
 
@@ -38,6 +40,20 @@ pub(super) fn end_needs_reason(provider: Provider) -> bool {
     match provider {
         Provider::OpenaiResp | Provider::Gemini | Provider::Ollama => true,
         Provider::Openai | Provider::Anthropic | Provider::Groq | Provider::Deepseek | Provider::Xai => false,
+    }
+}
+
+/// What ends an event of its streams.
+pub(super) fn event_end(provider: Provider) -> EventEnd {
+    match provider {
+        Provider::Ollama => EventEnd::Line,
+        Provider::Openai
+        | Provider::OpenaiResp
+        | Provider::Anthropic
+        | Provider::Gemini
+        | Provider::Groq
+        | Provider::Deepseek
+        | Provider::Xai => EventEnd::BlankLine,
     }
 }
 

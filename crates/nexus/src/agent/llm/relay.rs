@@ -1,16 +1,19 @@
 //! The way from the HTTP client to an endpoint: a relay within the daemon that bounds what comes back. `genai`
-//! collects one event of a stream, and the body of an error answer, whole before it hands them over, so the bound
-//! has to lie below it. Never reads what passes, which for https is encrypted.
+//! collects one event of a stream, and the body of an error answer, whole before it hands them over, so the bounds
+//! have to lie below it. Changes nothing of what passes. What is encrypted, that of https, it can't read: there it knows
+//! how much comes back, and not how long an event is.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use reqwest::Url;
-use tokio::io::{AsyncReadExt, AsyncWrite, BufReader, copy, copy_buf, sink};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, copy, sink};
 use tokio::net::unix::OwnedReadHalf;
 use tokio::net::{TcpStream, UnixListener, UnixStream, lookup_host};
 use tokio::sync::OnceCell;
+
+use super::event_bound::{EVENT_BYTES_MAX, EventBound, EventEnd};
 
 /// The most that comes back on one connection, which has one answer, in bytes. Servers wrap each token of an
 /// answer in some 250 bytes: it is room for more than the hundred thousand of the longest answers.
@@ -27,18 +30,21 @@ const ADDRESS_PATIENCE: Duration = Duration::from_secs(3);
 pub(super) struct Relay {
     host: String,
     port: u16,
+    /// What ends an event, where that can be read.
+    event_end: Option<EventEnd>,
     path: PathBuf,
     listener: OnceCell<UnixListener>,
 }
 
 impl Relay {
-    pub(super) fn new(base: &Url) -> Self {
+    pub(super) fn new(base: &Url, event_end: EventEnd) -> Self {
         // An IPv6 address stands in brackets there.
         let host = base.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
         let port = base.port_or_known_default().unwrap_or_default();
         // An abstract name: no file that a crash could leave.
         let path = PathBuf::from(format!("\0nexus-model-{}", ulid::Ulid::generate()));
-        Self { host, port, path, listener: OnceCell::new() }
+        let event_end = (base.scheme() == "http").then_some(event_end);
+        Self { host, port, event_end, path, listener: OnceCell::new() }
     }
 
     /// Where the HTTP client has to connect to.
@@ -55,7 +61,7 @@ impl Relay {
         };
         loop {
             match listener.accept().await {
-                Ok((client, _)) if is_own(&client) => drop(tokio::spawn(pass(client, self.host.clone(), self.port))),
+                Ok((client, _)) if is_own(&client) => drop(tokio::spawn(pass(client, self.host.clone(), self.port, self.event_end))),
                 Ok(_) => tracing::warn!(target: "nexus::agent", "another process wanted to use the way to a model; refused"),
                 Err(error) => return error,
             }
@@ -69,7 +75,7 @@ fn is_own(client: &UnixStream) -> bool {
     pid.and_then(|pid| u32::try_from(pid).ok()) == Some(std::process::id())
 }
 
-async fn pass(client: UnixStream, host: String, port: u16) {
+async fn pass(client: UnixStream, host: String, port: u16, event_end: Option<EventEnd>) {
     let server = match connect(&host, port).await {
         Ok(server) => server,
         Err(error) => {
@@ -80,13 +86,39 @@ async fn pass(client: UnixStream, host: String, port: u16) {
     let (mut from_client, mut to_client) = client.into_split();
     let (from_server, mut to_server) = server.into_split();
     let mut answer = BufReader::with_capacity(BUFFER_BYTES, from_server.take(RESPONSE_BYTES_MAX));
-    // How a copy failed tells nothing: that one side is gone, and the other learns it now.
-    tokio::select! {
-        () = until_hung_up(&mut from_client, &mut to_server) => {}
-        _ = copy_buf(&mut answer, &mut to_client) => {}
+    let is_too_long = tokio::select! {
+        () = until_hung_up(&mut from_client, &mut to_server) => false,
+        is_too_long = pass_back(&mut answer, &mut to_client, event_end.map(EventBound::new)) => is_too_long,
+    };
+    if is_too_long {
+        let limit_bytes = EVENT_BYTES_MAX;
+        tracing::warn!(target: "nexus::agent", host, port, limit_bytes, "the endpoint of a model sends an event without end; cut off");
     }
     if answer.get_ref().limit() == 0 {
         tracing::warn!(target: "nexus::agent", host, port, limit_bytes = RESPONSE_BYTES_MAX, "the endpoint of a model sends too much; cut off");
+    }
+}
+
+/// Passes the answer on until either side is gone; how that failed tells nothing, and the other learns it now. True
+/// when it was cut off for an event that is too long.
+async fn pass_back(
+    answer: &mut (impl AsyncBufRead + Unpin),
+    to_client: &mut (impl AsyncWrite + Unpin),
+    mut bound: Option<EventBound>,
+) -> bool {
+    loop {
+        let part = match answer.fill_buf().await {
+            Ok(part) if !part.is_empty() => part,
+            Ok(_) | Err(_) => return false,
+        };
+        if bound.as_mut().is_some_and(|bound| !bound.take(part)) {
+            return true;
+        }
+        if to_client.write_all(part).await.is_err() {
+            return false;
+        }
+        let passed = part.len();
+        answer.consume(passed);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::{Claim, next};
 use crate::ledger::writer::Weight;
+use nexus_core::request::DeliveryTarget;
 use rusqlite::{Connection, Row, params};
 
 /// What stands between the request's id and the automation's name in the key of a reply without a run. No plugin's
@@ -128,8 +129,17 @@ impl Delivery {
 
     /// The lane in which one send at a time is under way: a retry never lets a later one pass.
     pub fn lane(&self) -> String {
-        [&self.channel, &self.account_id, &self.target].map(String::as_str).join("\u{1f}")
+        lane(&self.channel, &self.account_id, &self.target)
     }
+}
+
+/// The lane of what goes there.
+pub fn lane_of(target: &DeliveryTarget) -> String {
+    lane(&target.channel, &target.account_id, &target.target)
+}
+
+fn lane(channel: &str, account_id: &str, target: &str) -> String {
+    [channel, account_id, target].join("\u{1f}")
 }
 
 /// The first byte is about to leave.

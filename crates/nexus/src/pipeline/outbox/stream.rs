@@ -4,14 +4,16 @@
 use super::deliver::{again, judge};
 use super::{Outbox, Queued, Waiting, pending};
 use crate::clock;
-use crate::ledger::nexus::{Claim, Delivery, Settled, Speak};
+use crate::ledger::nexus::{Claim, Delivery, Settled, Speak, lane_of};
 use crate::live::pump::pump;
 use crate::live::{End, Live};
 use crate::routes::Route;
 use nexus_core::notice::NoticeType;
 use nexus_core::protocol::SendOutcome;
+use nexus_core::request::DeliveryTarget;
 use std::sync::Arc;
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 impl Outbox {
     /// Queues an answer of which something was said, behind what waits for the same target.
@@ -21,6 +23,20 @@ impl Outbox {
         let delivery_id = live.row.delivery_id.clone();
         self.push(delivery.lane(), Queued { delivery_id, row: None, settled: Some(settled), live: Some(live) });
         Waiting(vec![outcome])
+    }
+
+    /// Has every answer parted that is streamed to this target or is to be, for what waits behind it and can't for long.
+    pub(in crate::pipeline) fn part(&self, target: &DeliveryTarget) {
+        let lanes = self.lanes();
+        let Some(lane) = lanes.get(&lane_of(target)) else { return };
+        let queued = lane.queue.iter().filter_map(|queued| queued.live.as_ref());
+        lane.live.iter().chain(queued).for_each(|live| live.want_part());
+    }
+
+    /// As [`Self::write_part`], also if nobody waits for it any more.
+    pub(in crate::pipeline) fn write_part_apart(&self, speak: Speak) -> JoinHandle<bool> {
+        let this = self.clone();
+        self.shared.tasks.spawn(async move { this.write_part(speak).await })
     }
 
     /// Has a part of a running answer written, and says whether it is to leave.
@@ -48,17 +64,31 @@ impl Outbox {
     }
 
     /// Streams one answer to its end. `None` when nothing left: the run sends it, or the daemon stops.
-    pub(super) async fn stream_out(&self, live: &Live) -> Option<(Delivery, Settled)> {
+    pub(super) async fn stream_out(&self, live: &Arc<Live>) -> Option<(Delivery, Settled)> {
+        let lane = pending(live.row.clone()).lane();
+        self.serves(&lane, Some(live.clone()));
+        let streamed = self.stream_in(&lane, live).await;
+        self.serves(&lane, None);
+        streamed
+    }
+
+    /// Notes which answer has its turn in a lane.
+    fn serves(&self, lane: &str, live: Option<Arc<Live>>) {
+        if let Some(lane) = self.lanes().get_mut(lane) {
+            lane.live = live;
+        }
+    }
+
+    async fn stream_in(&self, lane: &str, live: &Live) -> Option<(Delivery, Settled)> {
         let route = self.shared.routes.get(&live.row.adapter)?;
         let streamer = route.streamer.clone()?;
-        let lane = pending(live.row.clone()).lane();
         let held = tokio::select! {
             biased;
             held = streamer.take(&live.row.account_id) => held,
             // Before it was its turn, or without a process: the run sends it.
             _ = live.ended() => return None,
             // Its agent may speak for long, and nobody sees it speak.
-            () = self.is_wanted(&lane) => return None,
+            () = self.is_wanted(lane) => return None,
             () = self.shared.stop.cancelled() => return None,
         };
         let at = clock::wall_ms();

@@ -88,7 +88,7 @@ impl Sessions {
         let (system, max_concurrent) = (prepared.is_system(), prepared.agent.max_concurrent.max(1));
         let (mode, queue) = prepared.queueing();
         let again = self.again.remove(&seq);
-        let mut pushed = Pushed { lets_go: lane::lets_go(mode, &queue) || prepared.may_answer(), ..Pushed::default() };
+        let mut pushed = Pushed { lets_go: lane::lets_go(mode, &queue), ..Pushed::default() };
         let is_revived = prepared.is_revived;
         // What was interrupted is not one too many: it waited once, and had its turn.
         let queue = if is_revived { Queue::default() } else { queue };

@@ -3,6 +3,7 @@
 
 use super::params::{Params, shown, wrong};
 use super::{CallError, Caller, CallerRequest, Calls};
+use crate::clock;
 use crate::ledger::nexus::{NO_REQUEST_SEQ, channel_of};
 use crate::pipeline::outbox::Message;
 use crate::routes::{Place, Route};
@@ -48,6 +49,8 @@ pub(super) async fn call(calls: &Calls, caller: &Caller, mut params: Value) -> R
     if pieces.len() > PIECES_MAX {
         return Err(CallError::Limit(format!("`text` would be {} messages; at most {PIECES_MAX} are sent", pieces.len())));
     }
+    // Before it can come back.
+    pieces.iter().for_each(|piece| calls.breakers.sent(&piece.channel, &piece.content, clock::mono_ms()));
     let told = calls.outbox.say(key, pieces, calls.admitted.clone()).await;
     let told = told.map_err(|error| CallError::failed("put the message into the ledger", error))?;
     Ok(json!({ "delivery_id": told.delivery_ids.first(), "messages": told.delivery_ids.len(), "repeated": told.was_before }))

@@ -61,7 +61,7 @@ impl Place {
         let routes = routes(&platform);
         let outbox = outbox(&ledgers, &routes);
         let settings = Arc::new(ArcSwap::from_pointee(settings(HashMap::new())));
-        let calls = Calls::new(ledgers.clone(), settings, routes, outbox, view, Search::beside(&ledgers));
+        let calls = Calls::new(ledgers.clone(), settings, routes, outbox, Breakers::default(), view, Search::beside(&ledgers));
         Self { calls, platform, admitted, ledgers, _directory: directory }
     }
 
