@@ -1,9 +1,12 @@
 """The daemon under test, in a state directory and a workspace of its own, and what is said to it over its control socket."""
 
+import contextlib
 import http.client
 import json
 import os
+import random
 import re
+import signal
 import socket
 import subprocess
 import time
@@ -15,10 +18,25 @@ PART_S = 60
 POLL_S = 0.05
 LOG_LINES_SHOWN = 40
 CODE = re.compile(r"`yes (\d{3}-\d{3})`")
+# Below the kernel's range for outgoing connections: while a server is down, a client that connects to a port of that range
+# may be given the same one as its own, and then it talks to itself.
+PORTS = range(20_000, 30_000)
+PORT_TRIES = 100
 
 
 class Failure(Exception):
     """The suite can't go on."""
+
+
+def free_port():
+    for port in random.sample(PORTS, PORT_TRIES):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
+    raise Failure(f"none of {PORT_TRIES} ports is free")
 
 
 class Daemon:
@@ -28,6 +46,7 @@ class Daemon:
         self.ledgers = os.path.join(self.workspace, "data")
         self.log = os.path.join(home, "daemon.log")
         self.socket = os.path.join(home, "state", "nex.sock")
+        self.last_pid = None
         self._config = os.path.join(self.workspace, "nex.yaml")
         self._process = None
         os.mkdir(self.workspace, 0o700)
@@ -39,21 +58,24 @@ class Daemon:
         with open(self._config, "w", encoding="utf-8") as file:
             file.write(configuration)
 
-    def _nexus(self, *arguments):
+    def nexus(self, *arguments, text=""):
+        """Runs one command of the program to its end, with this text as its stdin; its output."""
         command = [self.program, *arguments]
-        done = subprocess.run(command, env=self._environment, capture_output=True, text=True, timeout=STOP_S, check=False)
-        return None if done.returncode == 0 else f"`nexus {' '.join(arguments)}` exited {done.returncode}: {done.stderr.strip()}"
+        done = subprocess.run(command, env=self._environment, input=text, capture_output=True, text=True, timeout=STOP_S, check=False)
+        if done.returncode != 0:
+            raise Failure(f"`nexus {' '.join(arguments)}` exited {done.returncode}: {done.stderr.strip()}")
+        return done.stdout
 
     def reload(self, configuration):
         self._write(configuration)
-        wrong = self._nexus("daemon", "reload")
-        if wrong is not None:
-            raise Failure(wrong)
+        self.nexus("daemon", "reload")
 
     def start(self):
+        """Starts it in the foreground; returns once it is ready."""
         with open(self.log, "ab") as log:
             command = [self.program, "daemon", "start"]
             self._process = subprocess.Popen(command, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self.last_pid = self._process.pid
         deadline = time.monotonic() + START_S
         while not self._is_ready():
             if self._process.poll() is not None:
@@ -71,9 +93,9 @@ class Daemon:
 
     def _is_ready(self):
         try:
-            connection = self._connect()
-            connection.request("GET", "/readyz")
-            return connection.getresponse().status == 200
+            with contextlib.closing(self._connect()) as connection:
+                connection.request("GET", "/readyz")
+                return connection.getresponse().status == 200
         except (OSError, http.client.HTTPException):
             return False
 
@@ -84,11 +106,21 @@ class Daemon:
         connection.request("POST", "/control/send", body, {"Content-Type": "application/json"})
         return Answer(connection)
 
+    def kill(self):
+        """SIGKILL, at once and without waiting: any thread may call it."""
+        self._process.send_signal(signal.SIGKILL)
+
+    def wait_killed(self):
+        code = self._process.wait(STOP_S)
+        if code != -signal.SIGKILL:
+            raise Failure(f"the daemon ended by itself, with {code}")
+
     def stop(self):
         """Stops it as a user would. Returns None, or what went wrong."""
-        wrong = self._nexus("daemon", "stop")
-        if wrong is not None:
-            return wrong
+        try:
+            self.nexus("daemon", "stop")
+        except Failure as failure:
+            return str(failure)
         code = self._process.wait(STOP_S)
         return None if code == 0 else f"the stopped daemon exited {code}"
 

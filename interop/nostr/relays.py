@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 
+from daemon import Failure, free_port
+
 START_S = 30
 STOP_S = 15
 POLL_S = 0.05
@@ -41,10 +43,6 @@ authentication:
   actions: {{save: a, query: a}}
 message_timeout: 1800
 """
-
-
-class Failure(Exception):
-    """The suite can't go on."""
 
 
 class Relay:
@@ -106,14 +104,14 @@ class Relay:
         return True
 
 
-def all_relays(scratch, nexus, ports):
+def all_relays(scratch, nexus):
     """Every relay with and without AUTH, as far as it can be without."""
     here = os.path.dirname(os.path.abspath(__file__))
 
     def made(name, command, keeps):
         directory = os.path.join(scratch, name.replace(" ", "-"))
         os.mkdir(directory, 0o700)
-        port = next(ports)
+        port = free_port()
         return Relay(name, directory, port, command(directory, port), keeps)
 
     def ours(*more):

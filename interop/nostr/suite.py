@@ -10,31 +10,16 @@ import contextlib
 import hashlib
 import json
 import os
-import random
-import socket
 import sqlite3
 import subprocess
 import sys
 import tempfile
 
-from daemon import Daemon
-from relays import Failure, all_relays
+from daemon import Daemon, Failure
+from relays import all_relays
 
-# Below the kernel's range for outgoing connections, so that nobody is given one of them while its relay is away.
-PORTS = range(20_000, 30_000)
 CLIENT_S = 150
 TERMINAL = {"completed", "denied", "handled_by_automation", "failed", "expired"}
-
-
-def free_ports():
-    while True:
-        port = random.choice(PORTS)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        yield port
 
 
 class Client:
@@ -60,13 +45,20 @@ def rows(ledgers, name, sql):
 
 
 def configuration(home, relay, public):
-    return {
+    # JSON is YAML.
+    return json.dumps({
         "daemon": {"port": 0},
         "timer": {"heartbeat_interval_ms": 0},
         "agents": {"default": "echo"},
         "nostr": {"relays": [relay.url], "auth": [relay.url], "whitelist": [public]},
         "projects": {"path": os.path.join(home, "projects")},
-    }
+    })
+
+
+def started_at(daemon, coordinate):
+    """When each process of the project was started."""
+    projects = json.loads(daemon.nexus("project", "list", "--json"))
+    return [project["startedAt"] for project in projects if coordinate in project.values()]
 
 
 def exchange(client, coordinate, text, problems):
@@ -103,29 +95,30 @@ def story(relay, nexus, program, scratch):
     home = os.path.join(scratch, "home-" + relay.label.replace(" ", "-"))
     os.mkdir(home, 0o700)
     daemon = Daemon(nexus, home, configuration(home, relay, coordinate.split(":")[1]))
-    daemon.start()
     try:
+        daemon.start()
         for text in ("the first message", "the second message"):
             question, author = exchange(client, coordinate, text, problems)
             asked.append(question)
             authors.add(author)
-        started = [project["startedAt"] for project in daemon.ask("project", "list") if coordinate in project.values()]
+        started = started_at(daemon, coordinate)
         relay.stop()
         relay.start()
         question, author = exchange(client, coordinate, "after the relay came back", problems)
         asked.append(question)
         authors.add(author)
-        again = [project["startedAt"] for project in daemon.ask("project", "list") if coordinate in project.values()]
+        again = started_at(daemon, coordinate)
         if len(started) != 1 or started != again:
             problems.append(f"the project's process was not one and the same: {started}, then {again}")
         if len(authors) != 1:
             problems.append(f"several keys answered: {authors}")
-    except (Failure, RuntimeError, subprocess.TimeoutExpired) as failure:
-        problems.append(str(failure))
-    finally:
         stopped = daemon.stop()
         if stopped:
             problems.append(stopped)
+    except (Failure, subprocess.TimeoutExpired) as failure:
+        problems.append(str(failure))
+    finally:
+        daemon.end()
     if not problems:
         check_ledgers(daemon, asked, problems)
     if problems:
@@ -140,10 +133,10 @@ def main():
     options = parser.parse_args()
     passed, failed = 0, 0
     with tempfile.TemporaryDirectory() as scratch:
-        for relay in all_relays(scratch, options.nexus, free_ports()):
+        for relay in all_relays(scratch, options.nexus):
             try:
                 problems = story(relay, options.nexus, options.client, scratch)
-            except (Failure, RuntimeError, subprocess.TimeoutExpired) as failure:
+            except (Failure, subprocess.TimeoutExpired) as failure:
                 problems = [str(failure)]
             finally:
                 relay.stop()

@@ -29,6 +29,7 @@ pub fn cost_usd(spending: &Spending, input_tokens: u64, output_tokens: u64) -> O
 pub struct Spent {
     /// In this session, ever.
     pub session_tokens: u64,
+    pub session_usd: f64,
     /// In all sessions, since the day began.
     pub day_tokens: u64,
     pub day_usd: f64,
@@ -141,12 +142,14 @@ impl Allowance {
     /// Adds what the run has used. The day is left to who counts it for all runs.
     pub fn add(&mut self, input_tokens: u64, output_tokens: u64) {
         let tokens = input_tokens.saturating_add(output_tokens);
+        let usd = cost_usd(&self.limits, input_tokens, output_tokens).unwrap_or(0.0);
         self.spent.session_tokens = self.spent.session_tokens.saturating_add(tokens);
+        self.spent.session_usd += usd;
         if self.watched.is_some() {
             return;
         }
         self.spent.day_tokens = self.spent.day_tokens.saturating_add(tokens);
-        self.spent.day_usd += cost_usd(&self.limits, input_tokens, output_tokens).unwrap_or(0.0);
+        self.spent.day_usd += usd;
     }
 
     /// Whether the agent may be asked once more.
@@ -155,9 +158,12 @@ impl Allowance {
     /// What is used up, and until when, for the user to read.
     pub fn check(&self) -> Result<(), String> {
         let (limits, spent) = (&self.limits, &self.spent);
+        let ever = |used: String| format!("The agent's budget for this session is used up ({used}).");
         if let Some(limit) = limits.tokens_per_session.filter(|limit| spent.session_tokens >= *limit) {
-            let (spent, limit) = (grouped(spent.session_tokens), grouped(limit));
-            return Err(format!("The agent's budget for this session is used up ({spent} of {limit} tokens)."));
+            return Err(ever(format!("{} of {} tokens", grouped(spent.session_tokens), grouped(limit))));
+        }
+        if let Some(limit) = limits.usd_per_session.filter(|limit| spent.session_usd >= *limit) {
+            return Err(ever(format!("${:.4} of ${limit:.4}", spent.session_usd)));
         }
         let meanwhile = self.watched.as_ref().map(Watched::used).unwrap_or_default();
         let (day_tokens, day_usd) = (spent.day_tokens.saturating_add(meanwhile.tokens), spent.day_usd + meanwhile.usd);
@@ -253,7 +259,7 @@ mod tests {
         session.spent.session_tokens = 10;
         let told = session.check().unwrap_err();
         assert!(told.contains("this session") && told.contains("10 of 10 tokens"), "{told}");
-        session.spent = Spent { session_tokens: 9, day_tokens: 1_000_000, day_usd: 1e9 };
+        session.spent = Spent { session_tokens: 9, session_usd: 1e9, day_tokens: 1_000_000, day_usd: 1e9 };
         assert_eq!(session.check(), Ok(()), "what isn't limited doesn't count");
     }
 
@@ -270,7 +276,9 @@ mod tests {
         run.add(1_000, 800);
         assert_eq!(run.check(), Ok(()));
         run.add(1_000, 1);
-        assert!(run.check().unwrap_err().contains("$0.0100 of $0.0100"), "{:?}", run.check());
+        assert!(run.check().unwrap_err().contains("today is used up ($0.0100 of $0.0100"), "{:?}", run.check());
+        run.limits.usd_per_session = Some(0.005);
+        assert!(run.check().unwrap_err().contains("this session is used up ($0.0100 of $0.0050)"), "{:?}", run.check());
         assert_eq!(cost_usd(&Spending { usd_per_million_input: Some(1.0), ..Spending::default() }, 1, 1), None);
     }
 

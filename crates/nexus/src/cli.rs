@@ -27,6 +27,7 @@ mod project;
 mod replay;
 mod reply;
 mod restore;
+mod running;
 mod script;
 mod search;
 mod send;
@@ -117,7 +118,10 @@ enum Verb {
     Config(config::Verb),
     /// Print a completion script for a shell
     #[command(after_help = "Example:\n  nexus completions bash > ~/.local/share/bash-completion/completions/nexus")]
-    Completions { shell: clap_complete::Shell },
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
     /// Print the version
     #[command(after_help = "Example:\n  nexus version")]
     Version,
@@ -275,6 +279,7 @@ mod tests {
         "adapter status",
         "plugin list --json",
         "plugin enable tags",
+        "plugin types",
         "plugin test tags --event ./event.json --hook afterReceiveEvent",
         "automation register ./follow-up.ts --replace",
         "automation list --json",
@@ -419,6 +424,17 @@ mod tests {
         fn check(command: &clap::Command) {
             let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
             assert!(help.contains("Example"), "{}", command.get_name());
+            command.get_subcommands().filter(|inner| !inner.is_hide_set()).for_each(check);
+        }
+        check(&Cli::command());
+    }
+
+    #[test]
+    fn every_visible_argument_says_what_it_is() {
+        fn check(command: &clap::Command) {
+            for argument in command.get_arguments().filter(|argument| !argument.is_hide_set()) {
+                assert!(argument.get_help().is_some(), "{} {}", command.get_name(), argument.get_id());
+            }
             command.get_subcommands().filter(|inner| !inner.is_hide_set()).for_each(check);
         }
         check(&Cli::command());

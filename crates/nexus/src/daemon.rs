@@ -19,6 +19,7 @@ mod ready;
 mod reload;
 mod replay;
 mod search;
+mod send;
 mod sessions;
 mod shutdown;
 mod signals;

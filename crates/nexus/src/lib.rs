@@ -28,6 +28,8 @@ pub mod nostr;
 pub mod nostr_relay;
 pub mod oneshot;
 pub mod panics;
+#[cfg(test)]
+mod patience;
 pub mod pipeline;
 pub mod plugin;
 mod plugin_host;
@@ -43,6 +45,7 @@ pub mod stderr;
 pub mod supervisor;
 pub mod timer;
 mod torture;
+mod unknown;
 pub mod watch;
 pub mod webhook;
 

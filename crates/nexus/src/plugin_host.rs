@@ -30,19 +30,6 @@ use std::time::Duration;
 use trouble::Trouble;
 use watchdog::Watchdog;
 
-/// The hooks, in the order of the stages that they follow; `onError` follows any.
-pub(crate) const HOOKS: [&str; 9] = [
-    "afterReceiveEvent",
-    "afterResolveIdentity",
-    "afterResolveAccess",
-    "afterRunAutomations",
-    "afterAssembleContext",
-    "afterRunAgent",
-    "afterDeliverResponse",
-    "onFinalize",
-    "onError",
-];
-
 const USAGE: &str = "usage: --file PATH --name NAME [--memory-mb 64] [--stack-kb 512] [--call-ms 1000]";
 const GUESTS_USAGE: &str = "usage: [--memory-mb 64] [--stack-kb 512] [--call-ms 1000]";
 const EXIT_USAGE: u8 = 2;

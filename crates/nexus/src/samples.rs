@@ -2,13 +2,16 @@
 //! says itself what it changes about it.
 #![allow(clippy::unwrap_used)]
 
-use crate::agent::{Sender, Turn};
+use crate::agent::{Runner, Sender, Turn};
 use crate::ledger::events::{Disposition, NewEvent};
 use crate::ledger::nexus::{AdmitRow, NewDelivery};
+use crate::pipeline::Agent;
+use nexus_core::config::Memory;
 use nexus_core::event::{Event, PeerKind};
 use nexus_core::request::Status;
 use rusqlite::Connection;
 use serde_json::Value;
+use std::time::Duration;
 
 /// On its way into the ledger.
 pub(crate) fn new_event(event_id: impl Into<String>) -> NewEvent {
@@ -109,6 +112,22 @@ pub(crate) fn turn() -> Turn {
         deadline: None,
         instructions: None,
         project: None,
+    }
+}
+
+/// The built-in agent, which answers one at a time.
+pub(crate) fn echo() -> Agent {
+    Agent {
+        name: "echo".into(),
+        runner: Runner::Echo,
+        timeout: Duration::ZERO,
+        max_concurrent: 1,
+        harmless: true,
+        acts: false,
+        memory: Memory::default(),
+        spending: None,
+        fallback: Vec::new(),
+        prompt_bytes_max: None,
     }
 }
 

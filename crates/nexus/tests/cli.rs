@@ -216,6 +216,71 @@ fn only_a_healthy_account_is_a_success_and_any_other_says_why() {
 }
 
 #[test]
+fn who_names_no_configuration_means_that_of_the_running_daemon() {
+    let daemon = Daemon::start(&config(json!({})));
+    let plugins = daemon.workspace().join("plugins");
+    std::fs::create_dir_all(&plugins).unwrap();
+    std::fs::write(plugins.join("quiet.js"), "export const plugin = { name: 'quiet', onFinalize() {} };").unwrap();
+    let told = daemon.file("told");
+    std::fs::write(&told, "s3cret").unwrap();
+    for args in [&["credential", "set", "chat/me"][..], &["plugin", "enable", "quiet"]] {
+        let mut command = daemon.command(&[]);
+        command.env_remove("NEXUS_CONFIG").args(args).stdin(std::fs::File::open(&told).unwrap());
+        let done = command.output().unwrap();
+        assert!(done.status.success(), "{args:?}: {done:?}");
+    }
+    assert_eq!(daemon.nexus_ok(&["credential", "list"]).trim(), "chat/me");
+    let info: Value = serde_json::from_str(&daemon.nexus_ok(&["plugin", "info", "quiet", "--json"])).unwrap();
+    assert_ne!(info["status"], "disabled", "{info}");
+    assert!(!daemon.home().join("nexus").exists(), "files of another configuration were made");
+}
+
+#[test]
+fn what_is_not_there_is_told_alike_with_a_daemon_and_without_one() {
+    let mut daemon = Daemon::start(&only("fake", json!({})));
+    let asked = [
+        &["trace", "show", "nope"][..],
+        &["events", "show", "nope"],
+        &["sessions", "show", "nope"],
+        &["access", "who", "nope"],
+        &["adapter", "info", "nope"],
+        &["plugin", "info", "nope"],
+        &["automation", "info", "nope"],
+    ];
+    let told = |daemon: &Daemon| {
+        asked.map(|args| {
+            let ran = daemon.nexus(args);
+            assert_eq!(ran.code, EXIT_NOT_FOUND, "{args:?}: {ran:?}");
+            assert!(ran.stderr.contains("`nope`") && ran.stderr.contains("; "), "it says what to do: {ran:?}");
+            ran.stderr
+        })
+    };
+    let with = told(&daemon);
+    daemon.stop();
+    assert_eq!(told(&daemon), with);
+}
+
+#[test]
+fn where_nothing_is_yet_that_is_said() {
+    let daemon = Daemon::new();
+    daemon.configure(&config(json!({})));
+    let secrets = daemon.nexus(&["project", "secret", "list", "demo"]);
+    assert_eq!(secrets.code, EXIT_NOT_FOUND, "{secrets:?}");
+    let automations = daemon.nexus(&["automation", "list"]);
+    assert_eq!((automations.code, automations.stdout.as_str()), (Some(0), ""));
+    assert!(automations.stderr.contains("nexus automation register"), "{automations:?}");
+    assert_eq!(daemon.nexus(&["automation", "list", "--json"]).stderr, "");
+}
+
+#[test]
+fn the_types_of_plugins_and_automations_come_with_the_program() {
+    let types = Daemon::new().nexus_ok(&["plugin", "types"]);
+    for name in ["Plugin", "Automation", "NexusRequest"] {
+        assert!(types.contains(&format!("export interface {name} {{")), "no {name} in {types}");
+    }
+}
+
+#[test]
 fn with_json_a_failure_is_one_object_on_stdout() {
     let daemon = Daemon::new();
     daemon.configure(&only("fake", json!({})));

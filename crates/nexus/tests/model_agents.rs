@@ -35,6 +35,10 @@ fn a_budget_stops_the_agent_before_it_is_asked() {
         (json!({ "tokens_per_day": TOKENS }), "The agent's budget for today is used up (13 of 13 tokens); it continues at "),
         (json!({ "tokens_per_session": TOKENS }), "The agent's budget for this session is used up (13 of 13 tokens)."),
         (
+            json!({ "usd_per_session": 0.0001, "usd_per_million_input": 10, "usd_per_million_output": 10 }),
+            "The agent's budget for this session is used up ($0.0001 of $0.0001).",
+        ),
+        (
             json!({ "usd_per_day": 0.0001, "usd_per_million_input": 10, "usd_per_million_output": 10 }),
             "The agent's budget for today is used up ($0.0001 of $0.0001); it continues at ",
         ),

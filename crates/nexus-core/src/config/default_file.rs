@@ -186,6 +186,7 @@ agents:
     #budget:
       #tokens_per_session: 200000
       #tokens_per_day: 1000000
+      #usd_per_session: 1
       #usd_per_day: 5
       #usd_per_million_input: 0.5
       #usd_per_million_output: 2
@@ -215,8 +216,8 @@ agents:
 plugins:
   # Their directory, relative to this file. Needs a restart.
   #directory: ./plugins
-  # logging: one line per stage. analytics: counters and latency. Any other name is NAME.ts, NAME.js or a
-  # directory NAME with a plugin.yaml in the directory of plugins.
+  # logging: a line per request, and per stage with log_level: debug. analytics: counters and latency. Any other
+  # name is NAME.ts, NAME.js or a directory NAME with a plugin.yaml in the directory of plugins.
   enabled: [logging, analytics]
   # What each may call, as in: { greeter: [ledger.query, llm, search, send, "fetch:api.example.org"] }
   #grants: {}

@@ -289,6 +289,7 @@ mod tests {
         ("agents.smart.tool_rounds_max", |c| smart(c).tool_rounds_max += 1),
         ("agents.smart.budget.tokens_per_session", |c| smart(c).budget.tokens_per_session = None),
         ("agents.smart.budget.tokens_per_day", |c| smart(c).budget.tokens_per_day = None),
+        ("agents.smart.budget.usd_per_session", |c| smart(c).budget.usd_per_session = None),
         ("agents.smart.budget.usd_per_day", |c| smart(c).budget.usd_per_day = None),
         ("agents.smart.budget.usd_per_million_input", |c| smart(c).budget.usd_per_million_input = Some(9.0)),
         ("agents.smart.budget.usd_per_million_output", |c| smart(c).budget.usd_per_million_output = Some(9.0)),

@@ -67,6 +67,8 @@ section! {
         tokens_per_session: Option<u64> = None => tokens;
         /// Tokens in one day of the time zone of `timer`, in and out.
         tokens_per_day: Option<u64> = None => tokens;
+        /// US dollars in one session; needs both prices.
+        usd_per_session: Option<f64> = None => dollars;
         /// US dollars in one day; needs both prices.
         usd_per_day: Option<f64> = None => dollars;
         /// Price of a million tokens that go in, in US dollars.
@@ -79,7 +81,8 @@ section! {
 impl Spending {
     /// Whether anything is limited.
     pub fn is_limited(&self) -> bool {
-        self.tokens_per_session.is_some() || self.tokens_per_day.is_some() || self.usd_per_day.is_some()
+        let has_tokens = self.tokens_per_session.is_some() || self.tokens_per_day.is_some();
+        has_tokens || self.usd_per_session.is_some() || self.usd_per_day.is_some()
     }
 }
 
@@ -113,10 +116,12 @@ fn server(mut server: McpServer, node: &Node, faults: &mut Faults) -> McpServer 
 /// Dollars per day can only be counted at a price.
 fn prices(spending: Spending, node: &Node, faults: &mut Faults) -> Spending {
     let is_priced = spending.usd_per_million_input.is_some() && spending.usd_per_million_output.is_some();
-    if let Some(usd) = node.get("usd_per_day").filter(|usd| !usd.is_null())
-        && !is_priced
-    {
-        faults.error(usd.at, "`usd_per_day` needs both `usd_per_million_input` and `usd_per_million_output`");
+    for limit in ["usd_per_session", "usd_per_day"] {
+        if let Some(usd) = node.get(limit).filter(|usd| !usd.is_null())
+            && !is_priced
+        {
+            faults.error(usd.at, format!("`{limit}` needs both `usd_per_million_input` and `usd_per_million_output`"));
+        }
     }
     spending
 }
@@ -153,14 +158,8 @@ fn dollars(node: &Node, name: &str, faults: &mut Faults) -> Option<Option<f64>> 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::super::tests::{FULL_YAML, loaded};
-    use super::super::{Source, load};
+    use super::super::tests::{FULL_YAML, errors, loaded};
     use super::Provider;
-
-    fn errors(text: &str) -> Vec<String> {
-        let problems = load(Source { name: "nex.yaml", text }, None).unwrap_err();
-        problems.iter().map(|problem| format!("{}:{} {}", problem.line, problem.column, problem.message)).collect()
-    }
 
     #[test]
     fn every_key_is_read() {
@@ -168,7 +167,8 @@ mod tests {
         assert_eq!((smart.provider, smart.fallback.as_slice()), (Provider::Groq, ["spare".to_owned()].as_slice()));
         assert_eq!((smart.max_tokens, smart.context_tokens, smart.tool_rounds_max), (Some(1), Some(256), 1));
         assert_eq!((smart.budget.tokens_per_session, smart.budget.tokens_per_day), (Some(1), Some(2)));
-        assert_eq!((smart.budget.usd_per_day, smart.budget.usd_per_million_output), (Some(0.5), Some(2.5)));
+        let dollars = (smart.budget.usd_per_session, smart.budget.usd_per_day, smart.budget.usd_per_million_output);
+        assert_eq!(dollars, (Some(0.25), Some(0.5), Some(2.5)));
         assert_eq!(smart.mcp["files"].argv, ["run", "files"]);
         assert_eq!(smart.mcp["files"].tools, ["read"]);
     }
@@ -186,6 +186,7 @@ mod tests {
             ("{runner: llm, model: m, url: 'http://h', context_tokens: 255}", "`context_tokens` must be a whole number from 256"),
             ("{runner: llm, model: m, url: 'http://h', tool_rounds_max: 0}", "`tool_rounds_max` must be a whole number from 1"),
             ("{runner: llm, model: m, url: 'http://h', budget: {usd_per_day: 1, usd_per_million_input: 1}}", "needs both"),
+            ("{runner: llm, model: m, url: 'http://h', budget: {usd_per_session: 1}}", "`usd_per_session` needs both"),
             ("{runner: llm, model: m, url: 'http://h', budget: {tokens_per_day: 0}}", "`tokens_per_day` must be a whole number from 1"),
             ("{runner: llm, model: m, url: 'http://h', mcp: {a__b: {command: x}}}", "name `a__b` is not usable for an MCP server"),
             ("{runner: llm, model: m, url: 'http://h', mcp: {a.b: {command: x}}}", "name `a.b` is not usable for an MCP server"),

@@ -17,9 +17,9 @@ section! {
     Plugins {
         /// Directory of plugins, relative to the configuration file. A change needs a restart.
         directory: String = "./plugins".to_owned() => nonempty;
-        /// Names of the plugins that run: `logging` (one line per stage) and `analytics` (counters and
-        /// latency by channel, agent and status) are built in; any other is NAME.ts, NAME.js or a
-        /// directory NAME with a plugin.yaml in `directory`.
+        /// Names of the plugins that run: `logging` (a line per request, and per stage with `log_level: debug`) and `analytics`
+        /// (counters and latency by channel, agent and status) are built in; any other is NAME.ts, NAME.js or a directory NAME
+        /// with a plugin.yaml in `directory`.
         enabled: Vec<String> = PLUGINS.iter().map(|name| (*name).to_owned()).collect() => plugin_names;
         /// What each plugin may call, by its name: `ledger.query` (read the ledgers), `llm` (ask an agent with `runner: llm`),
         /// `search` (search what agents were asked and said), `send` (send messages), `fetch:HOST` or `fetch:HOST:PORT` (HTTP

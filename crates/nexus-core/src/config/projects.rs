@@ -220,14 +220,8 @@ fn is_coordinate(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::super::tests::{FULL_YAML, loaded};
-    use super::super::{Source, load};
+    use super::super::tests::{FULL_YAML, errors, loaded};
     use super::*;
-
-    fn errors(text: &str) -> Vec<String> {
-        let problems = load(Source { name: "nex.yaml", text }, None).unwrap_err();
-        problems.iter().map(|problem| format!("{}:{} {}", problem.line, problem.column, problem.message)).collect()
-    }
 
     #[test]
     fn every_key_is_read() {

@@ -26,7 +26,7 @@ pub(super) fn report(problems: &[Problem]) -> String {
 }
 
 /// `line:column message` of each error.
-fn errors(text: &str) -> Vec<String> {
+pub(super) fn errors(text: &str) -> Vec<String> {
     let problems = load(source(text), None).unwrap_err();
     problems.iter().map(|p| format!("{}:{} {}", p.line, p.column, p.message)).collect()
 }

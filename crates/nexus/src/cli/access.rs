@@ -10,6 +10,7 @@ use crate::access::{Check, Edit, People, Rules, local_time, sender};
 use crate::clock;
 use crate::ledger::nexus::AuditQuery;
 use crate::query::QueryError;
+use crate::unknown;
 use nexus_core::event::PeerKind;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -50,6 +51,7 @@ pub(crate) enum Verb {
     /// Say that a sender belongs to an entity, which is made if there is none
     #[command(after_help = "Example:\n  nexus access link imessage:+15551234567 ann --name Ann --relationship family")]
     Link {
+        /// The sender
         #[arg(value_name = "CHANNEL:SENDER")]
         identity: Identity,
         /// The entity's id, of your choice
@@ -70,12 +72,14 @@ pub(crate) enum Verb {
     /// Take a sender from its entity
     #[command(after_help = "Example:\n  nexus access unlink imessage:+15551234567")]
     Unlink {
+        /// The sender
         #[arg(value_name = "CHANNEL:SENDER")]
         identity: Identity,
     },
     /// Change what an entity is called, and what it is to you
     #[command(after_help = "Example:\n  nexus access set ann --relationship family")]
     Set {
+        /// The entity's id
         entity: String,
         /// An empty text takes the name away
         #[arg(long, required_unless_present = "relationship")]
@@ -87,21 +91,27 @@ pub(crate) enum Verb {
     /// Put tags on an entity, for policies
     #[command(after_help = "Example:\n  nexus access tag ann trusted")]
     Tag {
+        /// The entity's id
         entity: String,
+        /// The tags that it gets
         #[arg(required = true)]
         tags: Vec<String>,
     },
     /// Take tags off an entity
     #[command(after_help = "Example:\n  nexus access untag ann trusted")]
     Untag {
+        /// The entity's id
         entity: String,
+        /// The tags that it loses
         #[arg(required = true)]
         tags: Vec<String>,
     },
     /// Have an entity count as another, with its senders and tags
     #[command(after_help = "Example:\n  nexus access merge ann-at-work ann")]
     Merge {
+        /// The entity that is to count as the other
         from: String,
+        /// The entity that it is to count as
         into: String,
         /// INTO may be the owner's: FROM gets the owner's session, name and tags, and none of the rights
         #[arg(long)]
@@ -109,7 +119,10 @@ pub(crate) enum Verb {
     },
     /// Have a merged entity count for itself again
     #[command(after_help = "Example:\n  nexus access unmerge ann-at-work")]
-    Unmerge { entity: String },
+    Unmerge {
+        /// The id of the entity that was merged
+        entity: String,
+    },
     /// Show the policies in force, in their order
     #[command(after_help = "Example:\n  nexus access policies")]
     Policies,
@@ -117,6 +130,7 @@ pub(crate) enum Verb {
     #[command(after_help = "Examples:\n  nexus access check imessage:+15551234567
   nexus access check imessage:+15551234567 --peer-kind group --at 2026-01-02T23:30")]
     Check {
+        /// The sender
         #[arg(value_name = "CHANNEL:SENDER")]
         identity: Identity,
         /// The account that gets the message [default: default]
@@ -190,7 +204,7 @@ async fn contacts(limit: u32, global: &Global) -> anyhow::Result<Exit> {
 async fn who(of: &str, global: &Global) -> anyhow::Result<Exit> {
     let path = with_query("/control/access/who", &[("of", Some(of.to_owned()))]);
     let offline = |directory: PathBuf| -> Result<Option<Value>, QueryError> { Ok(People::offline(&directory)?.who(of)?) };
-    let answer = ledger::find(global, &format!("sender or entity `{of}`"), &path, offline).await?;
+    let answer = ledger::find(global, unknown::sender(of), &path, offline).await?;
     show::who(&answer, global.out())
 }
 

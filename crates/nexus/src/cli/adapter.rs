@@ -17,16 +17,25 @@ pub(crate) enum Verb {
     Register(edit::Register),
     /// Remove an adapter that `register` added
     #[command(after_help = "Example:\n  nexus adapter unregister gog")]
-    Unregister { name: String },
+    Unregister {
+        /// The adapter
+        name: String,
+    },
     /// List the adapters
     #[command(after_help = "Example:\n  nexus adapter list")]
     List,
     /// Show what an adapter says about itself
     #[command(after_help = "Example:\n  nexus adapter info gog")]
-    Info { name: String },
+    Info {
+        /// The adapter
+        name: String,
+    },
     /// List an adapter's accounts, those configured and those it reports
     #[command(after_help = "Example:\n  nexus adapter accounts gog")]
-    Accounts { name: String },
+    Accounts {
+        /// The adapter
+        name: String,
+    },
     /// Add and remove accounts
     #[command(subcommand, after_help = "Example:\n  nexus adapter account add gog me@example.org --credential-ref google/me")]
     Account(edit::AccountVerb),

@@ -8,7 +8,7 @@ use super::failure::{Exit, Failure};
 use super::out::{Color, note, one_line, visible};
 use super::script::{self, PROBLEM_CHARS_MAX};
 use super::table::Cell;
-use super::{Global, block_on, ledger};
+use super::{Global, block_on, ledger, running};
 use crate::credential::write_private;
 use crate::daemon::Paths;
 use crate::daemon::paths::private_dir;
@@ -48,16 +48,28 @@ pub(crate) enum Verb {
     List,
     /// Show what an automation is, what it knows, and how it does
     #[command(after_help = "Example:\n  nexus automation info follow-up")]
-    Info { name: String },
+    Info {
+        /// The automation
+        name: String,
+    },
     /// Have an automation asked, also one that disabled itself
     #[command(after_help = "Example:\n  nexus automation enable follow-up")]
-    Enable { name: String },
+    Enable {
+        /// The automation
+        name: String,
+    },
     /// Have an automation asked no more
     #[command(after_help = "Example:\n  nexus automation disable follow-up")]
-    Disable { name: String },
+    Disable {
+        /// The automation
+        name: String,
+    },
     /// Remove an automation's file, and what it knows
     #[command(after_help = "Example:\n  nexus automation delete follow-up")]
-    Delete { name: String },
+    Delete {
+        /// The automation
+        name: String,
+    },
     /// Ask an automation about an event in a process of its own, and show what it says
     #[command(after_help = "Example:\n  nexus automation test follow-up --event ./event.json")]
     Test(Test),
@@ -103,7 +115,7 @@ fn register(args: &Register, global: &Global) -> anyhow::Result<Exit> {
         return Err(Failure::new(Exit::Failed, format!("`{shown}` must be called NAME.ts or NAME.js; {rule}")).into());
     };
     let text = script::read(file, AUTOMATION_BYTES_MAX)?;
-    let paths = running_paths(global)?;
+    let paths = running::paths(global)?;
     let directory = paths.automations_dir();
     if automations_on_disk(&directory).contains(name) && !replace {
         let text = format!("there is an automation `{name}` already; `--replace` puts this one in its place");
@@ -131,7 +143,7 @@ fn register(args: &Register, global: &Global) -> anyhow::Result<Exit> {
 /// What the daemon says of its automations, or those on the disk, stopped.
 fn look(global: &Global) -> anyhow::Result<Value> {
     let paths = global.paths()?;
-    match if_running(block_on(async { Client::new(&paths).get("/control/automations").await })?)? {
+    match running::ask(&paths, "/control/automations")? {
         Some(answer) => Ok(answer),
         None => configured(&paths),
     }
@@ -150,7 +162,12 @@ fn configured(paths: &Paths) -> anyhow::Result<Value> {
 }
 
 fn list(global: &Global) -> anyhow::Result<Exit> {
-    script::list(&look(global)?, "automations", row, global.out())
+    let all = look(global)?;
+    let is_empty = |key: &str| all[key].as_array().is_none_or(Vec::is_empty);
+    if !global.json && is_empty("automations") && is_empty("disabled") {
+        note("no automations; `nexus automation register FILE` puts one in place");
+    }
+    script::list(&all, "automations", row, global.out())
 }
 
 fn row(automation: &Value) -> [Cell; 4] {
@@ -187,7 +204,7 @@ fn enable(name: &str, global: &Global) -> anyhow::Result<Exit> {
 }
 
 fn set_enabled(name: &str, enabled: bool, global: &Global) -> anyhow::Result<Exit> {
-    let paths = running_paths(global)?;
+    let paths = running::paths(global)?;
     edit_and_tell(global, "automations", |fields, before| {
         let mut disabled = before.loaded.config.automations.disabled.clone();
         let is_disabled = disabled.iter().any(|known| known == name);
@@ -218,7 +235,7 @@ fn set_disabled(fields: &mut Map<String, Value>, disabled: Vec<String>, in_main:
 }
 
 fn delete(name: &str, global: &Global) -> anyhow::Result<Exit> {
-    let paths = running_paths(global)?;
+    let paths = running::paths(global)?;
     let directory = paths.automations_dir();
     if !automations_on_disk(&directory).contains(name) {
         return Err(unknown(name).into());
@@ -268,17 +285,6 @@ fn told(answer: &Value) -> String {
     format!("{said} ({fits}; {:.1} ms)", answer["ms"].as_f64().unwrap_or(0.0))
 }
 
-/// Where the running daemon's files are; those of the configuration that was asked for, or that there would be.
-fn running_paths(global: &Global) -> anyhow::Result<Paths> {
-    let asked = global.paths()?;
-    if global.config()?.is_some() {
-        return Ok(asked);
-    }
-    let status = if_running(block_on(async { Client::new(&asked).get("/control/status").await })?)?;
-    let used = status.as_ref().and_then(|status| status["config_path"].as_str()).map(PathBuf::from);
-    used.map_or(Ok(asked), |used| Ok(Paths::resolve(Some(&used))?))
-}
-
 /// Has a running daemon look at the files; whether there is one.
 fn apply(paths: &Paths) -> anyhow::Result<bool> {
     Ok(if_running(reload::ask(paths, false)?)?.is_some())
@@ -291,7 +297,7 @@ fn reported(paths: &Paths, name: &str) -> anyhow::Result<Value> {
 }
 
 fn unknown(name: &str) -> Failure {
-    Failure::not_found(format!("automation `{name}` in `state/automations`"))
+    Failure::not_found(format!("no automation `{name}` in `state/automations`; `nexus automation list` shows those that are there"))
 }
 
 fn remove(path: &Path) -> anyhow::Result<()> {

@@ -59,7 +59,7 @@ fn check(file: Option<PathBuf>, global: &Global) -> anyhow::Result<Exit> {
     };
     let path = paths.config_file.display().to_string();
     if !paths.config_file.exists() {
-        return Err(Failure::not_found(format!("configuration `{path}`")).into());
+        return Err(Failure::not_found(format!("there is no configuration `{path}`")).into());
     }
     let (warnings, problems) = match config::load_whole(&paths) {
         Ok(loaded) => (loaded.warnings, Vec::new()),

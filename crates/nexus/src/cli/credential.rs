@@ -1,9 +1,9 @@
 //! `nexus credential ...`: storing what adapters log in with. A value comes from stdin or a prompt,
 //! never from the command line, and is never shown.
 
-use super::Global;
 use super::failure::{Exit, Failure};
 use super::out::{note, visible};
+use super::{Global, running};
 use crate::credential;
 use anyhow::Context;
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
@@ -38,7 +38,7 @@ pub(crate) enum Verb {
 }
 
 pub(crate) fn run(verb: &Verb, global: &Global) -> anyhow::Result<Exit> {
-    let directory = global.paths()?.credentials_dir();
+    let directory = running::paths(global)?.credentials_dir();
     let out = global.out();
     match verb {
         Verb::Set { name } => {
@@ -57,7 +57,8 @@ pub(crate) fn run(verb: &Verb, global: &Global) -> anyhow::Result<Exit> {
         }
         Verb::Remove { name } => {
             if !credential::remove(&directory, name)? {
-                return Err(Failure::not_found(format!("credential `{name}`")).into());
+                let missing = format!("no credential `{name}` is stored; `nexus credential list` shows those that are");
+                return Err(Failure::not_found(missing).into());
             }
             if out.json { out.json(&json!({ "removed": name }))? } else { out.line(&format!("removed credential {name}"))? }
         }

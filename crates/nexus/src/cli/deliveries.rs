@@ -28,10 +28,16 @@ pub(crate) enum Verb {
     },
     /// Send one again; an uncertain one may then arrive twice
     #[command(after_help = "Example:\n  nexus deliveries retry dlv_01JBX")]
-    Retry { id: String },
+    Retry {
+        /// The delivery's id, as `nexus deliveries list` shows it
+        id: String,
+    },
     /// Give one up
     #[command(after_help = "Example:\n  nexus deliveries discard dlv_01JBX")]
-    Discard { id: String },
+    Discard {
+        /// The delivery's id, as `nexus deliveries list` shows it
+        id: String,
+    },
 }
 
 pub(crate) fn run(verb: &Verb, global: &Global) -> anyhow::Result<Exit> {

@@ -6,6 +6,7 @@ use super::out::{Color, Out, Paint, note, one_line, visible};
 use super::talk::{RECONNECT_LIMIT, RECONNECT_PAUSE};
 use super::{Global, block_on, ledger, replay, units};
 use crate::query::{self, EventsQuery};
+use crate::unknown;
 use jiff::tz::TimeZone;
 use serde_json::Value;
 use std::time::{Duration, Instant};
@@ -48,6 +49,7 @@ enum Verb {
     /// Find events by their text
     #[command(after_help = "Example:\n  nexus events search invoice -n 5")]
     Search {
+        /// What their text has to contain
         text: String,
         /// How many at most
         #[arg(short = 'n', long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=LIMIT_MAX))]
@@ -110,7 +112,7 @@ async fn list(global: &Global, limit: u32, channel: Option<String>, text: Option
 
 async fn show(id: &str, global: &Global) -> anyhow::Result<Exit> {
     let path = format!("/control/events/{}", encoded(id));
-    let event = ledger::find(global, &format!("event `{id}`"), &path, |directory| query::event(&directory, id)).await?;
+    let event = ledger::find(global, unknown::event(id), &path, |directory| query::event(&directory, id)).await?;
     let out = global.out();
     if out.json {
         out.json(&event)?;

@@ -53,8 +53,8 @@ impl Failure {
         Self { exit, message: message.into(), problems: Vec::new() }
     }
 
-    pub(crate) fn not_found(what: impl Display) -> Self {
-        Self::new(Exit::NotFound, format!("{what} was not found"))
+    pub(crate) fn not_found(message: impl Into<String>) -> Self {
+        Self::new(Exit::NotFound, message)
     }
 
     /// All problems of a configuration, each with its place.
@@ -146,8 +146,8 @@ mod tests {
         assert_eq!(json_of(&anyhow::Error::new(refused)), json!({ "error": "no", "problems": ["c: 3"] }));
         let gone = json_of(&anyhow::Error::new(ClientError::NotRunning));
         assert!(gone["advice"].as_str().is_some_and(|advice| advice.contains("nexus daemon start")), "{gone}");
-        let missing = anyhow::Error::new(Failure::not_found("it")).context("while looking");
-        assert_eq!(json_of(&missing), json!({ "error": "while looking: it was not found" }));
+        let missing = anyhow::Error::new(Failure::not_found("no event `7`")).context("while looking");
+        assert_eq!(json_of(&missing), json!({ "error": "while looking: no event `7`" }));
     }
 
     #[test]

@@ -27,9 +27,14 @@ pub(crate) fn run(directory: &Path, global: &Global) -> anyhow::Result<Exit> {
     write(&directory.join("cli.md"), &reference())?;
     write(&directory.join("config.md"), &nexus_core::config::reference_markdown())?;
     write(&directory.join("nex.schema.json"), &format!("{:#}\n", nexus_core::config::schema()))?;
-    write(&directory.join("nexus.d.ts"), &typescript::declarations())?;
+    write(&directory.join("nexus.d.ts"), &types())?;
     global.out().line(&format!("wrote {}", directory.display()))?;
     Ok(Exit::Done)
+}
+
+/// What plugins and automations in TypeScript are written against.
+pub(super) fn types() -> String {
+    typescript::declarations()
 }
 
 fn write(path: &Path, text: &str) -> anyhow::Result<()> {

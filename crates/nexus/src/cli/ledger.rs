@@ -39,10 +39,10 @@ where
     }
 }
 
-/// As [`ask`], for one thing that may not exist.
+/// As [`ask`], for one thing that may not exist; `unknown` is what is said then.
 pub(crate) async fn find<E>(
     global: &Global,
-    what: &str,
+    unknown: String,
     path: &str,
     offline: impl FnOnce(PathBuf) -> Result<Option<Value>, E>,
 ) -> anyhow::Result<Value>
@@ -54,7 +54,7 @@ where
         Some(answer) => Some(answer),
         None => offline(directory(&paths)?)?,
     };
-    answer.ok_or_else(|| Failure::not_found(what).into())
+    answer.ok_or_else(|| Failure::not_found(unknown).into())
 }
 
 fn directory(paths: &Paths) -> anyhow::Result<PathBuf> {

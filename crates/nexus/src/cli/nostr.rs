@@ -5,11 +5,11 @@ pub(crate) mod demo;
 pub(crate) mod relay;
 
 use super::adapter::edit::{Done, edit_and_tell};
-use super::client::{Client, if_running};
+use super::client::Client;
 use super::failure::{Exit, Failure};
 use super::out::{Color, Out, note, one_line, visible};
 use super::table::{self, Cell};
-use super::{Global, block_on, credential, ledger};
+use super::{Global, block_on, credential, ledger, running};
 use crate::nostr::keys;
 use nexus_core::config::public_key_hex;
 use serde_json::{Value, json};
@@ -46,10 +46,16 @@ pub(crate) enum Whitelist {
     List,
     /// Heed the events of a key from now on, and those of the last day
     #[command(after_help = "Example:\n  nexus nostr whitelist add npub1...")]
-    Add { key: String },
+    Add {
+        /// The public key, as npub1... or 64 hexadecimal digits
+        key: String,
+    },
     /// Heed the events of a key no more
     #[command(after_help = "Example:\n  nexus nostr whitelist remove npub1...")]
-    Remove { key: String },
+    Remove {
+        /// The public key, as npub1... or 64 hexadecimal digits
+        key: String,
+    },
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -59,7 +65,10 @@ pub(crate) enum KeysVerb {
     List,
     /// Store a secret key under a name: `daemon`, or PROJECT/AGENT
     #[command(after_help = "Example:\n  nexus nostr keys import daemon < nsec.txt")]
-    Import { name: String },
+    Import {
+        /// Whose key it is: `daemon`, or PROJECT/AGENT
+        name: String,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -162,11 +171,11 @@ fn row(relay: &Value) -> [Cell; 5] {
 }
 
 fn list_whitelist(global: &Global) -> anyhow::Result<Exit> {
-    let paths = global.paths()?;
+    let paths = running::paths(global)?;
     let configured = ledger::configuration(&paths)?.config.nostr.whitelist;
     // Those of the command line of a daemon that runs are heeded too.
-    let running = if_running(block_on(async { Client::new(&paths).get("/control/status").await })?)?;
-    let flags = running.as_ref().and_then(|status| status["flags"]["whitelist"].as_array()).into_iter().flatten();
+    let status = running::ask(&paths, "/control/status")?;
+    let flags = status.as_ref().and_then(|status| status["flags"]["whitelist"].as_array()).into_iter().flatten();
     let more = flags.filter_map(Value::as_str).filter(|key| !configured.iter().any(|known| known == key));
     let keys: Vec<Value> =
         configured.iter().map(|key| (key.as_str(), "config")).chain(more.map(|key| (key, "command line"))).map(entry).collect();
@@ -196,7 +205,7 @@ fn set_whitelisted(key: &str, is_heeded: bool, global: &Global) -> anyhow::Resul
         let is_it = |known: &String| public_key_hex(known).as_deref() == Some(pubkey.as_str());
         let mut keys = before.loaded.config.nostr.whitelist.clone();
         if !is_heeded && !keys.iter().any(is_it) {
-            return Err(Failure::not_found(format!("`{key}` in `nostr.whitelist`")));
+            return Err(Failure::not_found(format!("`{key}` is not in `nostr.whitelist`; `nexus nostr whitelist list` shows what is")));
         }
         if !is_heeded {
             keys.retain(|known| !is_it(known));
@@ -215,7 +224,7 @@ fn set_whitelisted(key: &str, is_heeded: bool, global: &Global) -> anyhow::Resul
 }
 
 fn list_keys(global: &Global) -> anyhow::Result<Exit> {
-    let all = keys::list(&global.paths()?.credentials_dir())?;
+    let all = keys::list(&running::paths(global)?.credentials_dir())?;
     let out = global.out();
     if out.json {
         out.json(&json!({ "keys": all }))?;
@@ -241,7 +250,7 @@ fn list_keys(global: &Global) -> anyhow::Result<Exit> {
 fn import_key(name: &str, global: &Global) -> anyhow::Result<Exit> {
     let reference = keys::reference(name).map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
     let secret = credential::value(&reference)?;
-    let pubkey = keys::import(&global.paths()?.credentials_dir(), name, &secret)?;
+    let pubkey = keys::import(&running::paths(global)?.credentials_dir(), name, &secret)?;
     let out = global.out();
     if out.json {
         out.json(&json!({ "credential": reference, "pubkey": pubkey }))?;

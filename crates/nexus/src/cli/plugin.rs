@@ -2,12 +2,12 @@
 //! with an event. It never starts a plugin's process itself.
 
 use super::adapter::edit::{Done, edit_and_tell};
-use super::client::{Client, encoded, if_running};
+use super::client::{Client, encoded};
 use super::failure::{Exit, Failure};
 use super::out::{Color, one_line, visible};
 use super::script::{self, PROBLEM_CHARS_MAX};
 use super::table::Cell;
-use super::{Global, block_on, ledger};
+use super::{Global, block_on, generate, ledger, running};
 use crate::daemon::Paths;
 use crate::plugin::names_on_disk;
 use nexus_core::config::PLUGINS;
@@ -45,16 +45,28 @@ pub(crate) enum Verb {
     List,
     /// Show what a plugin is, and how it does
     #[command(after_help = "Example:\n  nexus plugin info tags")]
-    Info { name: String },
+    Info {
+        /// The plugin
+        name: String,
+    },
     /// Have a plugin run
     #[command(after_help = "Example:\n  nexus plugin enable tags")]
-    Enable { name: String },
+    Enable {
+        /// The plugin
+        name: String,
+    },
     /// Have a plugin run no more
     #[command(after_help = "Example:\n  nexus plugin disable tags")]
-    Disable { name: String },
+    Disable {
+        /// The plugin
+        name: String,
+    },
     /// Start a plugin on its own, call it with an event, and show what it answers
     #[command(after_help = "Example:\n  nexus plugin test tags --event ./event.json --hook afterReceiveEvent")]
     Test(Test),
+    /// Print the types that plugins and automations in TypeScript are written against
+    #[command(after_help = "Example:\n  nexus plugin types > ~/nexus/plugins/nexus.d.ts")]
+    Types,
 }
 
 #[derive(Debug, clap::Args)]
@@ -76,13 +88,17 @@ pub(crate) fn run(verb: Verb, global: &Global) -> anyhow::Result<Exit> {
         Verb::Enable { name } => set_enabled(&name, true, global),
         Verb::Disable { name } => set_enabled(&name, false, global),
         Verb::Test(args) => test(&args, global),
+        Verb::Types => {
+            global.out().raw(generate::types().as_bytes())?;
+            Ok(Exit::Done)
+        }
     }
 }
 
 /// What the daemon says of its plugins, or the configured ones, stopped.
 fn look(global: &Global) -> anyhow::Result<Value> {
     let paths = global.paths()?;
-    match if_running(block_on(async { Client::new(&paths).get("/control/plugins").await })?)? {
+    match running::ask(&paths, "/control/plugins")? {
         Some(answer) => Ok(answer),
         None => configured(&paths),
     }
@@ -126,18 +142,20 @@ fn row(plugin: &Value) -> [Cell; 4] {
 }
 
 fn info(name: &str, global: &Global) -> anyhow::Result<Exit> {
-    let shown = script::find(&look(global)?, "plugins", name).ok_or_else(|| Failure::not_found(format!("plugin `{name}`")))?;
+    let missing = || Failure::not_found(format!("no plugin `{name}`; `nexus plugin list` shows those that are there"));
+    let shown = script::find(&look(global)?, "plugins", name).ok_or_else(missing)?;
     script::tell(&shown, &TOLD, global.out())
 }
 
 fn set_enabled(name: &str, enabled: bool, global: &Global) -> anyhow::Result<Exit> {
-    let paths = global.paths()?;
+    let paths = running::paths(global)?;
     edit_and_tell(global, "plugins", |fields, before| {
         let plugins = &before.loaded.config.plugins;
         let is_there = PLUGINS.contains(&name) || names_on_disk(&paths.plugins_dir(&plugins.directory)).contains(name);
         let is_enabled = plugins.enabled.iter().any(|known| known == name);
         if !is_there && (enabled || !is_enabled) {
-            return Err(Failure::not_found(format!("plugin `{name}` in `{}`", plugins.directory)));
+            let places = format!("{name}.ts, {name}.js or {name}/plugin.yaml");
+            return Err(Failure::not_found(format!("no plugin `{name}`: there is no {places} in `{}`", plugins.directory)));
         }
         let mut names = plugins.enabled.clone();
         if enabled && !is_enabled {

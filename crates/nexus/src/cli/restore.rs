@@ -41,7 +41,8 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<Exit> {
     refuse_running(&paths)?;
     let directory = absolute(&args.directory)?;
     if !directory.is_dir() {
-        return Err(Failure::not_found(format!("directory `{}`", directory.display())).into());
+        let missing = format!("there is no directory `{}`; give one that `nexus backup` made", directory.display());
+        return Err(Failure::not_found(missing).into());
     }
     let plan = Plan::read(&directory)?;
     let target = target(&paths, &directory)?;

@@ -6,6 +6,7 @@ use super::out::{Color, Paint, note, one_line, visible};
 use super::table::{self, Cell};
 use super::{Global, block_on, ledger, units};
 use crate::query;
+use crate::unknown;
 use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 
@@ -89,8 +90,7 @@ async fn list(all: bool, limit: u32, global: &Global) -> anyhow::Result<Exit> {
 
 async fn show(label: &str, limit: u32, global: &Global) -> anyhow::Result<Exit> {
     let path = with_query(&format!("/control/sessions/{}", encoded(label)), &[("limit", Some(limit.to_string()))]);
-    let what = format!("session `{label}`");
-    let shown = ledger::find(global, &what, &path, |directory| query::session(&directory, label, limit as usize)).await?;
+    let shown = ledger::find(global, unknown::session(label), &path, |directory| query::session(&directory, label, limit as usize)).await?;
     let out = global.out();
     if out.json {
         out.json(&shown)?;

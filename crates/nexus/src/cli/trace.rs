@@ -6,6 +6,7 @@ use super::out::{Color, Paint, note, one_line, visible};
 use super::table::{self, Cell};
 use super::{Global, block_on, ledger, replay, units};
 use crate::query;
+use crate::unknown;
 use jiff::tz::TimeZone;
 use nexus_core::request::Status;
 use serde_json::Value;
@@ -60,7 +61,7 @@ pub(crate) fn run(args: Args, global: &Global) -> anyhow::Result<Exit> {
 
 async fn show(id: &str, global: &Global) -> anyhow::Result<Exit> {
     let path = format!("/control/trace/{}", encoded(id));
-    let trace = ledger::find(global, &format!("request `{id}`"), &path, |directory| query::trace(&directory, id)).await?;
+    let trace = ledger::find(global, unknown::request(id), &path, |directory| query::trace(&directory, id)).await?;
     let out = global.out();
     if out.json {
         out.json(&trace)?;

@@ -2,7 +2,7 @@
 
 use super::error::StartError;
 use super::paths::Paths;
-use super::{StartOptions, automations, backup, housekeeping, projects, reload, replay, search, sessions, status};
+use super::{StartOptions, automations, backup, housekeeping, projects, reload, replay, search, send, sessions, status};
 use crate::access::{Edit, People, Rules};
 use crate::adapter::intake::Sinks;
 use crate::adapter::{Adapters, VerbError};
@@ -20,7 +20,6 @@ use crate::http::replay::{Replay, Replayed};
 use crate::http::send::{Accepted, Message};
 use crate::http::sessions::Fork;
 use crate::keeper::Cgroup;
-use crate::ledger::events::{Append, Disposition, Lines, NewEvent, by_id};
 use crate::ledger::nexus::{DeliveryCounts, ProjectRow, Resolution, deliveries_of, request_by_event};
 use crate::ledger::{Database, Ledgers, Threads};
 use crate::logging::Logging;
@@ -35,14 +34,12 @@ use crate::project::prepare::{PrepareError, Preparer};
 use crate::project::{ProjectVerb, Projects};
 use crate::query::Record;
 use crate::replies::End;
-use crate::routes::{CLI_CHANNEL, DEFAULT_ACCOUNT};
 use crate::search::Question;
 use crate::supervisor::{BoxFuture, Supervisor};
 use crate::watch::Watch;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use axum::http::StatusCode;
 use nexus_core::config::{self, BusMode, Config};
-use nexus_core::event::{EVENT_ID_BYTES_MAX, ID_BYTES_MAX, PeerKind};
 use nexus_core::health::Overall;
 use nexus_core::ids::AccountKey;
 use nexus_core::protocol::Capability;
@@ -61,8 +58,6 @@ use tokio_util::sync::CancellationToken;
 const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 /// The name of what keeps notices, in the watch over the daemon's tasks.
 const STORE: &str = "bus store";
-/// Longest message of `nexus send`.
-const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 
 /// The parts that verbs reach for.
 pub(super) struct Control {
@@ -159,71 +154,6 @@ impl Control {
         })
     }
 
-    async fn accept(&self, message: Message) -> Result<Accepted, Refusal> {
-        let event_id = message.event_id.unwrap_or_else(|| format!("{CLI_CHANNEL}:{}", ulid::Ulid::generate()));
-        check(&event_id, &message.text, &message.conversation, &message.sender)
-            .map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, error))?;
-        let now = clock::wall_ms();
-        let event = NewEvent {
-            event_id: event_id.clone(),
-            channel: CLI_CHANNEL.into(),
-            account_id: DEFAULT_ACCOUNT.into(),
-            sender_id: message.sender,
-            sender_name: None,
-            peer_id: message.conversation,
-            peer_kind: PeerKind::Dm,
-            thread_id: None,
-            reply_to_id: None,
-            content_type: "text".into(),
-            content: message.text,
-            attachments: None,
-            metadata: None,
-            timestamp: now,
-            received_at: now,
-            disposition: Disposition::Run,
-        };
-        let append = Append {
-            adapter: CLI_CHANNEL.into(),
-            account: DEFAULT_ACCOUNT.into(),
-            lines: Arc::new(Lines { events: vec![event], rejects: Vec::new() }),
-        };
-        // Before the commit: another message's wakes the router, which may end this one's request at once.
-        let replies = &self.pipeline.replies;
-        let parts = replies.listen(&event_id);
-        match self.append(append, &event_id).await {
-            Ok(None) => {}
-            Ok(Some(end)) => replies.end(&event_id, &end),
-            Err(error) => {
-                drop(parts);
-                replies.sweep(&event_id);
-                // Nobody knows whether it is on disk: 503 has the client ask again, under the same id.
-                return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, error));
-            }
-        }
-        Ok(Accepted { event_id, parts })
-    }
-
-    /// Commits one event and wakes the router; of an event that was answered before it tells the end.
-    async fn append(&self, append: Append, event_id: &str) -> Result<Option<End>, String> {
-        let new = self.ledgers.events.writer.write(append).await.map_err(|error| error.to_string())?.into_iter().flatten().next();
-        let seq = match new {
-            Some(seq) => {
-                self.sinks.pending.raise(&AccountKey::new(CLI_CHANNEL, DEFAULT_ACCOUNT), 1);
-                seq
-            }
-            None => self.seq_of(event_id).await?,
-        };
-        // Also when it was known: an earlier call may have been told that it failed though it had not.
-        crate::ledger::raise(&self.sinks.committed, seq);
-        if new.is_some() { Ok(None) } else { self.known_end(seq).await }
-    }
-
-    async fn seq_of(&self, event_id: &str) -> Result<i64, String> {
-        let id = event_id.to_owned();
-        let row = self.ledgers.events.readers.read(move |connection| by_id(connection, &id)).await.map_err(|error| describe(&error))?;
-        row.map(|row| row.seq).ok_or_else(|| format!("event `{event_id}` vanished"))
-    }
-
     /// How the request of a known event ended, if it has.
     pub(super) async fn known_end(&self, seq: i64) -> Result<Option<End>, String> {
         let read =
@@ -307,24 +237,9 @@ impl Control {
             Resolved::NotNow { status } => {
                 Err(Refusal::new(StatusCode::CONFLICT, format!("delivery `{delivery_id}` was `{status}`: that can't be done now")))
             }
-            Resolved::Unknown => Err(Refusal::new(StatusCode::NOT_FOUND, format!("no delivery `{delivery_id}`"))),
+            Resolved::Unknown => Err(Refusal::new(StatusCode::NOT_FOUND, crate::unknown::delivery(&delivery_id))),
         }
     }
-}
-
-fn check(event_id: &str, text: &str, conversation: &str, sender: &str) -> Result<(), String> {
-    if !event_id.starts_with("cli:") || event_id.len() <= 4 || event_id.len() > EVENT_ID_BYTES_MAX {
-        return Err(format!("event_id must be `cli:` and up to {EVENT_ID_BYTES_MAX} bytes in all"));
-    }
-    if text.trim().is_empty() || text.len() > MESSAGE_BYTES_MAX {
-        return Err(format!("a message has 1 to {MESSAGE_BYTES_MAX} bytes"));
-    }
-    for (name, value) in [("conversation", conversation), ("sender", sender)] {
-        if value.is_empty() || value.len() > ID_BYTES_MAX {
-            return Err(format!("{name} has 1 to {ID_BYTES_MAX} bytes"));
-        }
-    }
-    Ok(())
 }
 
 fn refused(error: VerbError) -> Refusal {
@@ -380,7 +295,7 @@ impl Verbs for Control {
     }
 
     fn send(&self, message: Message) -> BoxFuture<'_, Result<Accepted, Refusal>> {
-        Box::pin(self.accept(message))
+        Box::pin(send::accept(self, message))
     }
 
     fn examine(&self) -> BoxFuture<'_, Answer> {

@@ -101,10 +101,7 @@ async fn find(control: &Control, id: &str, key: &str) -> Result<Found, Refusal> 
     };
     match tokio::task::spawn_blocking(look).await {
         Ok(Ok(Some(found))) => Ok(found),
-        Ok(Ok(None)) => {
-            let why = format!("no event `{id}`; give an event id, an event's seq or a request id");
-            Err(Refusal::new(StatusCode::NOT_FOUND, why))
-        }
+        Ok(Ok(None)) => Err(Refusal::new(StatusCode::NOT_FOUND, crate::unknown::event(id))),
         Ok(Err(error)) => Err(not_now(describe(&error))),
         Err(error) => Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
     }

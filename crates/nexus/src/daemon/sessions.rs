@@ -44,7 +44,7 @@ pub(super) async fn archive(ledgers: &Ledgers, name: String, undo: bool) -> Answ
 }
 
 fn missing(name: &str) -> Refusal {
-    Refusal::new(StatusCode::NOT_FOUND, format!("no session `{name}`; `nexus sessions list --all` shows all labels"))
+    Refusal::new(StatusCode::NOT_FOUND, crate::unknown::session(name))
 }
 
 fn not_now(error: WriteError) -> Refusal {

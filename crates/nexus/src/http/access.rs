@@ -37,7 +37,7 @@ async fn who(State(api): State<Api>, Query(asked): Query<Who>) -> Response {
     let Who { of: Some(of), .. } = asked else {
         return shown(looked(move || people.contacts(asked.limit)).await);
     };
-    let what = format!("nothing is known of `{of}`; give CHANNEL:SENDER or the id of an entity");
+    let what = crate::unknown::sender(&of);
     found(looked(move || people.who(&of)).await, &what)
 }
 

@@ -20,6 +20,7 @@ use crate::project::prepare::{PrepareError, Preparer};
 use crate::query::{EventsQuery, Record};
 use crate::search::Question;
 use crate::supervisor::BoxFuture;
+use crate::unknown;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -228,12 +229,12 @@ async fn events(State(api): State<Api>, Query(list): Query<List>) -> Response {
 }
 
 async fn event(State(api): State<Api>, Path(id): Path<String>) -> Response {
-    let what = format!("no event `{id}`; give an event id, an event's seq or a request id");
+    let what = unknown::event(&id);
     found(ask(&api, move |record| record.event(&id)).await, &what)
 }
 
 async fn trace(State(api): State<Api>, Path(id): Path<String>) -> Response {
-    let what = format!("no request `{id}`; give a request id, an event id or an event's seq");
+    let what = unknown::request(&id);
     found(ask(&api, move |record| record.trace(&id)).await, &what)
 }
 

@@ -40,7 +40,7 @@ pub(super) async fn list(State(api): State<Api>, Query(list): Query<List>) -> Re
 }
 
 pub(super) async fn show(State(api): State<Api>, Path(label): Path<String>, Query(list): Query<List>) -> Response {
-    let what = format!("no session `{label}`; `nexus sessions list --all` shows all labels");
+    let what = crate::unknown::session(&label);
     found(ask(&api, move |record| record.session(&label, list.limit)).await, &what)
 }
 

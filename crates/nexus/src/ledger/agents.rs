@@ -177,12 +177,14 @@ impl TurnRecord {
 /// the day on which it began.
 pub fn spent(connection: &Connection, charged: &str, session: &str, since: i64) -> rusqlite::Result<Spent> {
     let tokens = "coalesce(sum(coalesce(input_tokens, 0) + coalesce(output_tokens, 0)), 0)";
-    let of_session = format!("SELECT {tokens} FROM turns WHERE session = ?1 AND charged = ?2");
-    let session_tokens = connection.prepare_cached(&of_session)?.query_row([session, charged], |row| row.get(0))?;
-    let of_day = format!("SELECT {tokens}, coalesce(sum(cost_usd), 0.0) FROM turns WHERE charged = ?1 AND started_at >= ?2");
+    let usd = "coalesce(sum(cost_usd), 0.0)";
+    let of_session = format!("SELECT {tokens}, {usd} FROM turns WHERE session = ?1 AND charged = ?2");
+    let (session_tokens, session_usd) =
+        connection.prepare_cached(&of_session)?.query_row([session, charged], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let of_day = format!("SELECT {tokens}, {usd} FROM turns WHERE charged = ?1 AND started_at >= ?2");
     connection
         .prepare_cached(&of_day)?
-        .query_row(params![charged, since], |row| Ok(Spent { session_tokens, day_tokens: row.get(0)?, day_usd: row.get(1)? }))
+        .query_row(params![charged, since], |row| Ok(Spent { session_tokens, session_usd, day_tokens: row.get(0)?, day_usd: row.get(1)? }))
 }
 
 /// A session's newest messages, oldest first, within `bytes_max`; and how many older ones exist.
@@ -315,8 +317,9 @@ mod tests {
         let connection = ledger();
         ApplyTurns { upto_finish_seq: 1, turns }.apply(&connection).unwrap();
         let found = spent(&connection, "model", "a", 2).unwrap();
-        assert_eq!(found, Spent { session_tokens: 30, day_tokens: 220, day_usd: 110.0 });
-        assert_eq!(spent(&connection, "spare", "a", 5).unwrap(), Spent { session_tokens: 2000, day_tokens: 0, day_usd: 0.0 });
+        assert_eq!(found, Spent { session_tokens: 30, session_usd: 15.0, day_tokens: 220, day_usd: 110.0 });
+        let spare = Spent { session_tokens: 2000, session_usd: 1000.0, ..Spent::default() };
+        assert_eq!(spent(&connection, "spare", "a", 5).unwrap(), spare);
         assert_eq!(spent(&connection, "nobody", "a", 0).unwrap(), Spent::default());
     }
 

@@ -92,15 +92,9 @@ impl Session {
     }
 
     fn event(&mut self, text: &str, now_s: u64) -> Vec<Effect> {
-        let event = match Event::checked(text, now_s) {
+        let event = match checked(text, now_s) {
             Ok(event) => event,
-            Err(refused) => {
-                let told = match &refused.id {
-                    Some(id) => message::ok(id, false, &refused.reason),
-                    None => message::notice(&refused.reason),
-                };
-                return self.strike(told);
-            }
+            Err(told) => return self.strike(told),
         };
         let refused = if self.is_stranger() {
             Some("auth-required: say who you are before you publish")
@@ -119,15 +113,9 @@ impl Session {
     }
 
     fn prove(&mut self, text: &str, now_s: u64) -> Vec<Effect> {
-        let event = match Event::checked(text, now_s) {
+        let event = match checked(text, now_s) {
             Ok(event) => event,
-            Err(refused) => {
-                let told = match &refused.id {
-                    Some(id) => message::ok(id, false, &refused.reason),
-                    None => message::notice(&refused.reason),
-                };
-                return self.strike(told);
-            }
+            Err(told) => return self.strike(told),
         };
         match self.fault_of(&event, now_s) {
             Some(fault) => self.strike(message::ok(&event.id, false, fault)),
@@ -207,6 +195,14 @@ impl Session {
         let all = self.subscriptions.iter();
         all.filter(move |(_, one)| is_new(one) && one.filters.iter().any(|filter| filter.matches(event))).map(|(name, _)| name.as_str())
     }
+}
+
+/// An event, or what its sender is told.
+fn checked(text: &str, now_s: u64) -> Result<Event, String> {
+    Event::checked(text, now_s).map_err(|refused| match &refused.id {
+        Some(id) => message::ok(id, false, &refused.reason),
+        None => message::notice(&refused.reason),
+    })
 }
 
 /// Whether a relay's address leads to this host.

@@ -2,7 +2,6 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::agent::Runner;
 use crate::agent::questions::Questions;
 use crate::bus::Bus;
 use crate::clock::Expiry;
@@ -93,18 +92,7 @@ fn conversation() -> String {
 
 /// A request on its way to the built-in echo.
 fn prepared(seq: i64, timeout: Duration) -> Prepared {
-    let agent = Agent {
-        name: "echo".to_owned(),
-        runner: Runner::Echo,
-        timeout,
-        max_concurrent: 1,
-        harmless: true,
-        acts: false,
-        memory: config::Memory::default(),
-        spending: None,
-        fallback: Vec::new(),
-        prompt_bytes_max: None,
-    };
+    let agent = Agent { timeout, ..samples::echo() };
     Prepared {
         adapter: "fake".to_owned(),
         request: NexusRequest::new(format!("req_{seq}"), seq, 0, samples::event(format!("fake:{seq}"))),

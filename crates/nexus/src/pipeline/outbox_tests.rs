@@ -7,6 +7,7 @@ use super::*;
 use crate::keeper::SpawnError;
 use crate::ledger::nexus::{Admit, AdmitRow, BeginEpoch, ClaimDelivery, FinishRun, SettleDelivery, Settled, StartRun};
 use crate::live::Held;
+use crate::patience::{DEADLINE, eventually, soon};
 use crate::routes::{Route, Sender, Streamer};
 use crate::supervisor::BoxFuture;
 use nexus_core::config::OnUncertain;
@@ -19,9 +20,6 @@ use std::sync::atomic::AtomicI64;
 const NOW: i64 = 1_000_000;
 const DAY_MS: i64 = 86_400_000;
 const EPOCH: i64 = 1;
-/// How long anything here may take.
-const DEADLINE: Duration = Duration::from_secs(60);
-const POLL: Duration = Duration::from_millis(10);
 /// What a delivery says at which the platform panics.
 const DEFECT: &str = "a defect";
 
@@ -148,20 +146,6 @@ impl Place {
         connection.busy_timeout(DEADLINE).unwrap();
         connection
     }
-}
-
-async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(DEADLINE, what).await.expect("it comes within the deadline")
-}
-
-async fn eventually(mut is_so: impl AsyncFnMut() -> bool) {
-    let mut tick = tokio::time::interval(POLL);
-    soon(async {
-        while !is_so().await {
-            tick.tick().await;
-        }
-    })
-    .await;
 }
 
 fn new(delivery_id: &str, content: &str, created_at: i64, expires_at: i64) -> NewDelivery {

@@ -4,7 +4,8 @@
 use super::stage::Stage;
 use super::trouble::Trouble;
 use super::watchdog::Watchdog;
-use super::{HOOKS, Limits, Plugin};
+use super::{Limits, Plugin};
+use nexus_core::hook::Hook;
 use rquickjs::context::EvalOptions;
 use rquickjs::{Coerced, Context, Ctx, Exception, Function, Module, Object, Persistent, Runtime, Value};
 use serde_json::json;
@@ -188,7 +189,7 @@ fn prelude<'js>(ctx: &Ctx<'js>, stage: &Rc<Stage>, plugin: &Plugin) -> rquickjs:
     let heard = Rc::clone(stage);
     let log = Function::new(ctx.clone(), move |level: String, message: String| heard.log(level_of(&level), message))?;
     let kind = plugin.kind.noun();
-    let settings = json!({ "kind": kind, "hooks": HOOKS, "calls_max": CALLS_OPEN_MAX, "chars_max": TEXT_CHARS_MAX }).to_string();
+    let settings = json!({ "kind": kind, "hooks": Hook::WORDS, "calls_max": CALLS_OPEN_MAX, "chars_max": TEXT_CHARS_MAX }).to_string();
     prelude.call((answer, call, log, settings))
 }
 

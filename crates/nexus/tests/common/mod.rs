@@ -3,6 +3,7 @@
 //! fresh directory and ports are the kernel's choice, so tests may run side by side.
 #![allow(dead_code, unused_imports, unreachable_pub, clippy::unwrap_used)]
 
+mod answers;
 pub mod backup;
 pub mod cgroup;
 mod fake;
@@ -10,18 +11,16 @@ pub mod http;
 pub mod model;
 pub mod place;
 pub mod procfs;
+mod record;
 
 pub use fake::{NEXUS, config, fake, fake_command, only, only_with_restarts};
 pub use http::{Answer, Ask, Body, Response, Sse, SseEvent};
 pub use rustix::process::Signal;
 
 use procfs::Process;
-use rusqlite::{Connection, OpenFlags, Row};
 use rustix::process::{Pid, kill_process};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::fs::{self, File};
-use std::net::TcpStream;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -338,120 +337,6 @@ impl Daemon {
         let ran = self.nexus(args);
         assert_eq!(ran.code, Some(0), "{args:?}: {ran:?}");
         ran.stdout
-    }
-
-    fn connect(&self) -> std::io::Result<Box<dyn http::Wire>> {
-        let socket = UnixStream::connect(self.state("nex.sock"))?;
-        socket.set_read_timeout(Some(DEADLINE))?;
-        socket.set_write_timeout(Some(DEADLINE))?;
-        Ok(Box::new(socket))
-    }
-
-    fn connect_tcp(&self) -> Box<dyn http::Wire> {
-        let socket = std::net::TcpStream::connect(self.http()).expect("the HTTP port can be reached");
-        socket.set_read_timeout(Some(DEADLINE)).unwrap();
-        Box::new(socket)
-    }
-
-    pub fn try_get(&self, path: &str) -> std::io::Result<Response> {
-        http::exchange(self.connect()?, &Ask::get(path))
-    }
-
-    pub fn get(&self, path: &str) -> Response {
-        self.try_get(path).unwrap_or_else(|error| panic!("GET {path}: {error}"))
-    }
-
-    /// A figure of `/metrics`; 0 until it is there.
-    pub fn metric(&self, name: &str) -> u64 {
-        let body = self.get("/metrics").body;
-        body.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()).unwrap_or(0)
-    }
-
-    pub fn post(&self, path: &str, body: &Value) -> Response {
-        let answer = self.connect().and_then(|wire| http::exchange(wire, &Ask::post(path, body)));
-        answer.unwrap_or_else(|error| panic!("POST {path}: {error}"))
-    }
-
-    /// Begins a request on the control socket and leaves its answer's body to be read.
-    pub fn open(&self, ask: &Ask<'_>) -> Answer {
-        http::open(self.connect().unwrap(), ask).unwrap_or_else(|error| panic!("{}: {error}", ask.path))
-    }
-
-    /// One request over TCP.
-    pub fn tcp(&self, ask: &Ask<'_>) -> Response {
-        http::exchange(self.connect_tcp(), ask).unwrap_or_else(|error| panic!("{}: {error}", ask.path))
-    }
-
-    /// Begins a request over TCP and leaves its answer's body to be read.
-    pub fn open_tcp(&self, ask: &Ask<'_>) -> Answer {
-        http::open(self.connect_tcp(), ask).unwrap_or_else(|error| panic!("{}: {error}", ask.path))
-    }
-
-    /// An event stream over TCP.
-    pub fn sse(&self, ask: &Ask<'_>) -> Sse {
-        Sse::new(self.open_tcp(ask), DEADLINE)
-    }
-
-    /// `GET /control/status`.
-    pub fn status(&self) -> Value {
-        self.get("/control/status").json()
-    }
-
-    /// `127.0.0.1:PORT`.
-    pub fn http(&self) -> String {
-        self.status()["http"].as_str().expect("HTTP is served").to_owned()
-    }
-
-    /// The status entry of `adapter/account`; null when there is none.
-    pub fn adapter(&self, name: &str) -> Value {
-        let (adapter, account) = name.split_once('/').expect("a name is adapter/account");
-        let status = self.status();
-        let all = status["adapters"].as_array().expect("adapters are a list");
-        all.iter().find(|one| one["adapter"] == adapter && one["account"] == account).cloned().unwrap_or(Value::Null)
-    }
-
-    /// Waits until `adapter/account` has this status; its entry then.
-    pub fn adapter_once(&self, name: &str, status: &str) -> Value {
-        find(&format!("{name} is {status}"), || Some(self.adapter(name)).filter(|entry| entry["status"] == status))
-    }
-
-    /// Rows of a ledger, read beside the daemon.
-    pub fn rows<T>(&self, ledger: &str, sql: &str, read: impl Fn(&Row<'_>) -> rusqlite::Result<T>) -> Vec<T> {
-        let path = self.workspace().join(format!("data/{ledger}.db"));
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(&path, flags).unwrap_or_else(|error| panic!("{path:?}: {error}"));
-        connection.busy_timeout(DEADLINE).unwrap();
-        let mut statement = connection.prepare(sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
-        let rows = statement.query_map([], read).unwrap_or_else(|error| panic!("{sql}: {error}"));
-        rows.collect::<rusqlite::Result<_>>().unwrap_or_else(|error| panic!("{sql}: {error}"))
-    }
-
-    pub fn count(&self, ledger: &str, sql: &str) -> i64 {
-        self.rows(ledger, sql, |row| row.get(0))[0]
-    }
-
-    pub fn texts(&self, ledger: &str, sql: &str) -> Vec<String> {
-        self.rows(ledger, sql, |row| row.get(0))
-    }
-
-    /// Inbound events of the adapters.
-    pub fn accepted(&self) -> i64 {
-        self.count("events", "SELECT count(*) FROM events WHERE direction = 'inbound' AND channel NOT IN ('cli', 'timer')")
-    }
-
-    /// Requests that came to this end.
-    pub fn ended(&self, status: &str) -> i64 {
-        self.count("nexus", &format!("SELECT count(*) FROM nexus_requests WHERE status = '{status}'"))
-    }
-
-    /// Requests that came to any end.
-    pub fn terminal(&self) -> i64 {
-        let open = "('waiting', 'processing', 'interrupted')";
-        self.count("nexus", &format!("SELECT count(*) FROM nexus_requests WHERE status NOT IN {open}"))
-    }
-
-    pub fn deliveries(&self, status: &str) -> i64 {
-        self.count("nexus", &format!("SELECT count(*) FROM deliveries WHERE status = '{status}'"))
     }
 
     /// Every living process that any daemon of this place started as its child.

@@ -185,8 +185,9 @@ pub(super) fn policies(answer: &Value, out: Out) -> anyhow::Result<Exit> {
 }
 
 fn policy_lines(answer: &Value, paint: Paint) -> Vec<String> {
+    let owner = joined(&answer["owner"]);
     let mut lines = vec![
-        format!("owner:   {}", visible(&joined(&answer["owner"]))),
+        format!("owner:   {}", if owner.is_empty() { "whoever can open the control socket".to_owned() } else { visible(&owner) }),
         format!("default: {}", paint.apply(color_of(text(answer, "default")), &visible(text(answer, "default")))),
     ];
     for policy in list(&answer["policies"]) {
@@ -435,5 +436,7 @@ allow all
   Rate:         5 per minute
   Priority:     2";
         assert_eq!(policy_lines(&answer, Paint::PLAIN).join("\n"), expected);
+        let nobody = json!({ "owner": [], "default": "deny", "policies": [] });
+        assert_eq!(policy_lines(&nobody, Paint::PLAIN), ["owner:   whoever can open the control socket", "default: deny"]);
     }
 }

@@ -1,16 +1,15 @@
 //! The verbs that change which adapters and accounts there are. They write the overlay, and have a
 //! running daemon apply it.
 
-use crate::cli::client::{Client, if_running};
+use crate::adapter::VerbError;
 use crate::cli::daemon::{reload, start};
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::out::note;
 use crate::cli::overlay::{self, Before};
-use crate::cli::{Global, block_on};
-use crate::daemon::Paths;
+use crate::cli::{Global, running};
 use nexus_core::ids::AccountKey;
 use serde_json::{Map, Value, json};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Register {
@@ -34,7 +33,12 @@ pub(crate) enum AccountVerb {
     Add(Add),
     /// Remove an account that `account add` or `register` added
     #[command(after_help = "Example:\n  nexus adapter account remove gog me@example.org")]
-    Remove { name: String, id: String },
+    Remove {
+        /// The adapter
+        name: String,
+        /// The account
+        id: String,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -128,7 +132,7 @@ fn add(args: Add, adapters: &mut Map<String, Value>, before: &Before) -> Result<
 
 fn remove(name: &str, id: &str, adapters: &mut Map<String, Value>, before: &Before) -> Result<(), Failure> {
     if !known(before, name)?.contains_key(id) {
-        return Err(Failure::not_found(format!("account `{name}/{id}`")));
+        return Err(no_account(&format!("{name}/{id}")));
     }
     if before.is_in_main(&[name, "accounts", id]) {
         return Err(not_ours(&format!("account `{name}/{id}`"), &format!("{name}/{id}")));
@@ -157,7 +161,7 @@ pub(crate) fn set_enabled(target: &str, enabled: bool, global: &Global) -> anyho
         let mut still_disabled = Vec::new();
         for id in ids {
             if !accounts.contains_key(&id) {
-                return Err(Failure::not_found(format!("account `{name}/{id}`")));
+                return Err(no_account(&format!("{name}/{id}")));
             }
             let of_main = before.in_main(&[name.as_str(), "accounts", id.as_str(), "enabled"]);
             let is_on_in_main = of_main.is_none_or(|value| value.is_null() || *value == Value::Bool(true));
@@ -195,8 +199,16 @@ fn forget_enabled(name: &str, id: &str, adapters: &mut Map<String, Value>, befor
 
 /// The accounts of an adapter that exists.
 fn known<'b>(before: &'b Before, name: &str) -> Result<&'b std::collections::BTreeMap<String, nexus_core::config::Account>, Failure> {
-    let adapter = before.loaded.config.adapters.get(name).ok_or_else(|| Failure::not_found(format!("adapter `{name}`")))?;
+    let adapter = before.loaded.config.adapters.get(name).ok_or_else(|| no_adapter(name))?;
     Ok(&adapter.accounts)
+}
+
+pub(super) fn no_adapter(name: &str) -> Failure {
+    Failure::not_found(VerbError::NoAdapter(name.to_owned()).to_string())
+}
+
+pub(super) fn no_account(target: &str) -> Failure {
+    Failure::not_found(format!("no account `{target}` is configured; `nexus adapter status` shows those that are"))
 }
 
 fn not_ours(what: &str, target: &str) -> Failure {
@@ -229,18 +241,13 @@ pub(crate) fn edit_and_tell(
     change: impl FnOnce(&mut Map<String, Value>, &Before) -> Result<Done, Failure>,
 ) -> anyhow::Result<Exit> {
     let asked = global.paths()?;
-    let status = if_running(block_on(async { Client::new(&asked).get("/control/status").await })?)?;
-    let used = status.as_ref().and_then(|status| status["config_path"].as_str()).map(PathBuf::from);
-    // What the running daemon reads is what a person means who names no file.
-    let paths = match &used {
-        Some(used) if global.config()?.is_none() => Paths::resolve(Some(used))?,
-        Some(_) | None => asked,
-    };
-    if status.is_none() {
+    let used = running::config_file(&asked)?;
+    let paths = running::meant(asked, used.as_deref(), global)?;
+    if used.is_none() {
         start::create_config(&paths, global)?;
     }
     let Done { text, still_disabled } = overlay::edit(&paths, section, change)?;
-    let is_in_use = used.is_some_and(|used| same_file(&used, &paths.config_file));
+    let is_in_use = used.as_deref().is_some_and(|used| same_file(used, &paths.config_file));
     let applied = if is_in_use { Some(reload::ask(&paths, false)??) } else { None };
     let out = global.out();
     if out.json {
@@ -251,7 +258,7 @@ pub(crate) fn edit_and_tell(
     for account in &still_disabled {
         out.line(&format!("{account} stays disabled, as nex.yaml says; `nexus adapter enable {account}` enables it"))?;
     }
-    match (applied, status) {
+    match (applied, used) {
         (Some(answer), _) => reload::tell(out, &answer)?,
         (None, Some(_)) => note("The running daemon uses another configuration file; nothing changes for it."),
         (None, None) => note("It takes effect when the daemon starts."),

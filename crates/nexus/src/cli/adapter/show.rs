@@ -1,12 +1,13 @@
 //! The verbs that show adapters and accounts. Without a daemon they show what is configured, and what
 //! is known of it from the last run.
 
-use crate::cli::client::{Client, ClientError, encoded, if_running};
+use super::edit::{no_account, no_adapter};
+use crate::cli::client::{Client, ClientError, encoded};
 use crate::cli::daemon::status::{Account, account_lines};
-use crate::cli::failure::{Exit, Failure};
+use crate::cli::failure::Exit;
 use crate::cli::out::{Color, note, visible};
 use crate::cli::table::{self, Cell};
-use crate::cli::{Global, block_on, ledger};
+use crate::cli::{Global, block_on, ledger, running};
 use crate::clock;
 use crate::daemon::Paths;
 use crate::query::{self, KnownAccount, QueryError};
@@ -28,7 +29,7 @@ struct Seen {
 /// What the daemon says about its accounts, or the configured ones, stopped.
 fn look(global: &Global) -> anyhow::Result<Seen> {
     let paths = global.paths()?;
-    let answer = if_running(block_on(async { Client::new(&paths).get("/control/adapters").await })?)?;
+    let answer = running::ask(&paths, "/control/adapters")?;
     Ok(match answer {
         Some(answer) => Seen { answer, running: true },
         None => {
@@ -73,7 +74,7 @@ pub(crate) fn status(account: Option<&AccountKey>, global: &Global) -> anyhow::R
     if let (Some(wanted), Some(list)) = (account, answer["adapters"].as_array_mut()) {
         list.retain(|found| found["adapter"] == wanted.adapter.as_str() && found["account"] == wanted.account.as_str());
         if list.is_empty() {
-            return Err(Failure::not_found(format!("account `{wanted}`")).into());
+            return Err(no_account(&wanted.to_string()).into());
         }
     }
     let out = global.out();
@@ -144,7 +145,7 @@ fn adapter_rows(accounts: &[Account], bare: &[String], running: bool) -> Vec<[Ce
 pub(crate) fn info(name: &str, global: &Global) -> anyhow::Result<Exit> {
     let paths = global.paths()?;
     let path = format!("/control/adapters/{}/info", encoded(name));
-    let info = match if_running(block_on(async { Client::new(&paths).get(&path).await })?)? {
+    let info = match running::ask(&paths, &path)? {
         Some(info) => info,
         None => {
             let info = known_info(name, &paths)?;
@@ -167,7 +168,7 @@ pub(crate) fn info(name: &str, global: &Global) -> anyhow::Result<Exit> {
 fn known_info(name: &str, paths: &Paths) -> anyhow::Result<Value> {
     let config = ledger::configuration(paths)?.config;
     if !config.adapters.contains_key(name) {
-        return Err(Failure::not_found(format!("adapter `{name}`")).into());
+        return Err(no_adapter(name).into());
     }
     let known = known(paths, &config)?;
     let info = known.into_iter().filter(|(key, _)| key.adapter == name).find_map(|(_, account)| account.info);

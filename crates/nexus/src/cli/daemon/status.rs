@@ -2,11 +2,10 @@
 //! requirement's samples, to the character.
 
 use super::detach;
-use crate::cli::client::{Client, if_running};
 use crate::cli::failure::Exit;
 use crate::cli::out::{Color, Paint, one_line};
 use crate::cli::table::{self, Cell};
-use crate::cli::{Global, block_on, units};
+use crate::cli::{Global, running, units};
 use crate::daemon::Paths;
 use jiff::tz::TimeZone;
 use nexus_core::config::LogLevel;
@@ -186,7 +185,7 @@ impl LastRun {
 pub(crate) fn run(verbose: bool, global: &Global) -> anyhow::Result<Exit> {
     let paths = global.paths()?;
     let out = global.out();
-    let answer = if_running(block_on(async { Client::new(&paths).get("/control/status").await })?)?;
+    let answer = running::ask(&paths, "/control/status")?;
     let Some(answer) = answer else {
         let last = last_run(&paths);
         if out.json {

@@ -2,8 +2,8 @@
 //! triggers and advice, and the list of hooks. What it finds besides them (`nexus`, `console`) is text here. It
 //! describes only.
 
-use crate::plugin_host::HOOKS;
 use nexus_core::automation::{Advice, Triggers};
+use nexus_core::hook::Hook;
 use nexus_core::request::NexusRequest;
 use schemars::SchemaGenerator;
 use serde_json::Value;
@@ -124,7 +124,7 @@ pub(super) fn declarations() -> String {
         declare(name, definition, &mut page);
     }
     page.push_str(PLUGIN_HEAD);
-    for hook in HOOKS {
+    for hook in Hook::WORDS {
         let more = if hook == "onError" { ", error: StageError" } else { "" };
         page.push_str(&format!("  {hook}?(req: NexusRequest{more}, nexus: Nexus): Outcome | Promise<Outcome>;\n"));
     }
@@ -191,7 +191,7 @@ mod tests {
     #[test]
     fn every_hook_is_there_and_optional_fields_are_optional() {
         let page = declarations();
-        for hook in HOOKS {
+        for hook in Hook::WORDS {
             assert!(page.contains(&format!("  {hook}?(req: NexusRequest")), "{hook} is not in\n{page}");
         }
         for part in [

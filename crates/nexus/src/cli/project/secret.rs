@@ -1,14 +1,15 @@
 //! `nexus project secret ...`: what a project's process gets in its environment and nobody else sees. A value comes
 //! from stdin or a hidden prompt, never from the command line, and is never shown.
 
-use crate::cli::client::{Client, encoded, if_running};
+use crate::cli::client::encoded;
 use crate::cli::failure::{Exit, Failure};
-use crate::cli::{Global, block_on, credential, ledger};
+use crate::cli::{Global, credential, ledger, running};
 use crate::daemon::Paths;
 use crate::ledger::nexus::project_named;
 use crate::ledger::{Ledger, Readers};
 use crate::project::coordinate::Coordinate;
 use crate::project::secrets::Secrets;
+use crate::unknown;
 use serde_json::json;
 
 #[derive(Debug, clap::Subcommand)]
@@ -18,7 +19,9 @@ pub(crate) enum Verb {
   nexus project secret set demo API_KEY < key.txt
   nexus project secret set demo API_KEY --command 'pass show api'")]
     Set {
+        /// The project: its slug or the beginning of it, naddr1..., or kind:pubkey:identifier
         project: String,
+        /// The variable's name
         name: String,
         /// A program that tells the value each time it is needed
         #[arg(long, value_name = "COMMAND")]
@@ -26,14 +29,22 @@ pub(crate) enum Verb {
     },
     /// List their names
     #[command(after_help = "Example:\n  nexus project secret list demo")]
-    List { project: String },
+    List {
+        /// The project: its slug or the beginning of it, naddr1..., or kind:pubkey:identifier
+        project: String,
+    },
     /// Remove one
     #[command(after_help = "Example:\n  nexus project secret remove demo API_KEY")]
-    Remove { project: String, name: String },
+    Remove {
+        /// The project: its slug or the beginning of it, naddr1..., or kind:pubkey:identifier
+        project: String,
+        /// The variable's name
+        name: String,
+    },
 }
 
 pub(crate) fn run(verb: &Verb, global: &Global) -> anyhow::Result<Exit> {
-    let paths = global.paths()?;
+    let paths = running::paths(global)?;
     let secrets = Secrets::new(&paths.credentials_dir());
     let out = global.out();
     match verb {
@@ -60,7 +71,8 @@ pub(crate) fn run(verb: &Verb, global: &Global) -> anyhow::Result<Exit> {
         Verb::Remove { project, name } => {
             let slug = slug_of(project, &paths)?;
             if !secrets.remove(&slug, name)? {
-                return Err(Failure::not_found(format!("secret `{name}` of {slug}")).into());
+                let missing = format!("no secret `{name}` of {slug}; `nexus project secret list {slug}` shows them");
+                return Err(Failure::not_found(missing).into());
             }
             if out.json { out.json(&json!({ "project": slug, "removed": name }))? } else { out.line(&format!("removed {name} of {slug}"))? }
         }
@@ -74,10 +86,11 @@ fn slug_of(name: &str, paths: &Paths) -> anyhow::Result<String> {
         return Ok(coordinate.slug());
     }
     let path = format!("/control/prepare/show/{}", encoded(name));
-    if let Some(shown) = if_running(block_on(async { Client::new(paths).get(&path).await })?)? {
+    if let Some(shown) = running::ask(paths, &path)? {
         return Ok(shown["project"]["slug"].as_str().unwrap_or_default().to_owned());
     }
-    let directory = paths.data_dir(&ledger::configuration(paths)?.config.ledgers.directory);
-    let row = Readers::new(directory.join(Ledger::Nexus.file_name())).read_now(|connection| project_named(connection, name))?;
-    Ok(row.ok_or_else(|| Failure::not_found(format!("project `{name}`")))?.slug)
+    let file = paths.data_dir(&ledger::configuration(paths)?.config.ledgers.directory).join(Ledger::Nexus.file_name());
+    // Where no daemon ever ran, nobody knows a project.
+    let row = if file.exists() { Readers::new(file).read_now(|connection| project_named(connection, name))? } else { None };
+    Ok(row.ok_or_else(|| Failure::not_found(unknown::project(name)))?.slug)
 }

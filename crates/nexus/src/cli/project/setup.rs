@@ -2,10 +2,10 @@
 //! and each question has a flag. It writes the overlay, never `nex.yaml`.
 
 use crate::cli::adapter::edit::{Done, edit_and_tell};
-use crate::cli::client::{Client, encoded, if_running};
+use crate::cli::client::{Client, encoded};
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::overlay::{self, Before};
-use crate::cli::{Global, block_on, credential};
+use crate::cli::{Global, block_on, credential, running};
 use crate::credential::write_private;
 use crate::daemon::Paths;
 use crate::project::coordinate::Coordinate;
@@ -53,7 +53,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
-    let paths = used_paths(global)?;
+    let paths = running::paths(global)?;
     let coordinate = args.project.as_deref().map(|project| coordinate_of(project, &paths)).transpose()?;
     let (name, fields) = match &args.agent {
         Some(agent) => (agent.clone(), None),
@@ -93,17 +93,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
 
 fn check_known(agents: &Map<String, Value>, before: &Before, name: &str) -> Result<(), Failure> {
     let is_known = agents.contains_key(name) || before.loaded.config.agents.named.contains_key(name);
-    if is_known { Ok(()) } else { Err(Failure::not_found(format!("agent `{name}`"))) }
-}
-
-/// Of the running daemon, unless a file is named.
-fn used_paths(global: &Global) -> anyhow::Result<Paths> {
-    let asked = global.paths()?;
-    let status = if_running(block_on(async { Client::new(&asked).get("/control/status").await })?)?;
-    match status.as_ref().and_then(|status| status["config_path"].as_str()) {
-        Some(used) if global.config()?.is_none() => Ok(Paths::resolve(Some(std::path::Path::new(used)))?),
-        Some(_) | None => Ok(asked),
-    }
+    if is_known { Ok(()) } else { Err(Failure::not_found(format!("no agent `{name}` is configured; name one of `agents` in nex.yaml"))) }
 }
 
 /// A project is known by its address, or to the running daemon by its other names.

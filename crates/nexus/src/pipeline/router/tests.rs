@@ -6,7 +6,6 @@ mod cases;
 
 use super::lanes::Lanes;
 use super::sessions::{Pushed, Sessions, Turn};
-use crate::agent::Runner;
 use crate::pipeline::{Agent, Prepared};
 use crate::routes::TIMER_CHANNEL;
 use nexus_core::config::{QueueDrop, QueueMode};
@@ -147,18 +146,7 @@ fn prepared(seq: i64, found: Found) -> Prepared {
         channel: if found.system { TIMER_CHANNEL } else { "fake" }.to_owned(),
         ..crate::samples::event(format!("fake:{seq}"))
     };
-    let agent = Agent {
-        name: agent(found.agent),
-        runner: Runner::Echo,
-        timeout: Duration::ZERO,
-        max_concurrent: SLOTS[found.agent],
-        harmless: true,
-        acts: false,
-        memory: nexus_core::config::Memory::default(),
-        spending: None,
-        fallback: Vec::new(),
-        prompt_bytes_max: None,
-    };
+    let agent = Agent { name: agent(found.agent), max_concurrent: SLOTS[found.agent], ..crate::samples::echo() };
     let mut request = NexusRequest::new(format!("req_{seq}"), seq, 0, event);
     let mut access = json!({ "decision": "allow", "permissions": {}, "queue_mode": found.mode });
     if let Some((cap, drop)) = found.cap {

@@ -1,11 +1,13 @@
 //! Questions to a model, on a server of the loopback that answers one.
 #![allow(clippy::unwrap_used)]
 
-use super::super::tests::{DEADLINE, Place, caller, settings, soon};
+use super::super::tests::{Place, caller, settings};
 use crate::agent::Runner;
 use crate::agent::llm::{KeySource, LlmEndpoint, LlmRunner};
+use crate::patience::{DEADLINE, soon};
 use crate::pipeline::Agent;
 use crate::plugin::calls::CallError;
+use crate::samples;
 use nexus_core::config;
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -28,18 +30,7 @@ async fn model(agents: &mut HashMap<String, Arc<Agent>>, answer: String, timeout
         tool_rounds_max: 1,
     };
     let runner = Runner::Llm(Box::new(LlmRunner::connect_to("model", endpoint).unwrap()));
-    let agent = Agent {
-        name: "model".to_owned(),
-        runner,
-        timeout,
-        max_concurrent: 1,
-        harmless: false,
-        acts: false,
-        memory: config::Memory::default(),
-        spending: None,
-        fallback: Vec::new(),
-        prompt_bytes_max: None,
-    };
+    let agent = Agent { name: "model".to_owned(), runner, timeout, harmless: false, ..samples::echo() };
     agents.insert("model".to_owned(), Arc::new(agent));
     tokio::spawn(async move {
         let (mut socket, _) = listener.accept().await.unwrap();
@@ -91,19 +82,7 @@ async fn a_model_has_the_time_of_its_agent() {
 #[tokio::test]
 async fn only_a_model_is_asked() {
     let place = Place::new().await;
-    let agent = Agent {
-        name: "echo".to_owned(),
-        runner: Runner::Echo,
-        timeout: DEADLINE,
-        max_concurrent: 1,
-        harmless: true,
-        acts: false,
-        memory: config::Memory::default(),
-        spending: None,
-        fallback: Vec::new(),
-        prompt_bytes_max: None,
-    };
-    place.calls.settings.store(Arc::new(settings(HashMap::from([("echo".to_owned(), Arc::new(agent))]))));
+    place.calls.settings.store(Arc::new(settings(HashMap::from([("echo".to_owned(), Arc::new(samples::echo()))]))));
     for (params, told) in [
         (json!({ "agent": "echo", "prompt": "x" }), "`agent` `echo` is no model"),
         (json!({ "agent": "nobody", "prompt": "x" }), "`agent` `nobody` is not configured"),

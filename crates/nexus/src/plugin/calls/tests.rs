@@ -8,6 +8,7 @@ use crate::keeper::SpawnError;
 use crate::ledger::cortex::{self, Entry, Kind};
 use crate::ledger::nexus::{Admit, BeginEpoch, Delivery, NO_REQUEST_SEQ, NewDelivery, Say, deliveries};
 use crate::metrics::Metrics;
+use crate::patience::{DEADLINE, eventually, soon};
 use crate::pipeline::Agent;
 use crate::routes::{Route, Sender};
 use crate::samples;
@@ -18,9 +19,6 @@ use nexus_core::protocol::SendOutcome;
 use serde_json::json;
 
 const EPOCH: i64 = 1;
-/// How long anything here may take.
-pub(super) const DEADLINE: Duration = Duration::from_secs(60);
-const POLL: Duration = Duration::from_millis(10);
 const TEXT_LIMIT_CHARS: usize = 20;
 
 /// A platform where everything arrives; what did, by key and text.
@@ -131,20 +129,6 @@ pub(super) fn settings(agents: HashMap<String, Arc<Agent>>) -> Settings {
         agents,
         time_zone: jiff::tz::TimeZone::UTC,
     }
-}
-
-pub(super) async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(DEADLINE, what).await.expect("it comes within the deadline")
-}
-
-async fn eventually(mut is_so: impl AsyncFnMut() -> bool) {
-    let mut tick = tokio::time::interval(POLL);
-    soon(async {
-        while !is_so().await {
-            tick.tick().await;
-        }
-    })
-    .await;
 }
 
 /// A plugin that may do all that needs no host.
