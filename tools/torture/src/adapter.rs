@@ -2,6 +2,8 @@
 //! its seed decides, from what it is about and how often that was tried; while the world is calm it
 //! does nothing wrong. It shares no code with the daemon.
 
+mod stream;
+
 use crate::chance::Chance;
 use crate::journal;
 use crate::world::{Kind, World};
@@ -24,6 +26,9 @@ const FOR_EVER: Duration = Duration::from_secs(1000);
 pub(crate) const LIE: &str = ":lie-";
 /// Known lines written at once by one that floods.
 const FLOOD_LINES: usize = 400;
+/// Longest message, in characters; where answers are spoken it is so short that most of them are several.
+const TEXT_LIMIT: u64 = 4000;
+const SPOKEN_TEXT_LIMIT: u64 = 200;
 /// Longest time that an adapter needs to reach its platform.
 const CONNECT_MS_MAX: u64 = 60;
 
@@ -49,6 +54,7 @@ pub(crate) fn run(args: &[String]) -> Result<ExitCode> {
         Some("monitor") => adapter.monitor(account),
         Some("backfill") => adapter.backfill(account, option(words, "--since").context("--since is missing")?),
         Some("send") => adapter.send(account, words),
+        Some("stream") => adapter.stream(account),
         Some(_) | None => bail!("no verb of this adapter: {words:?}"),
     }
 }
@@ -74,8 +80,10 @@ impl Adapter {
         let mut supports = vec!["monitor", "send", "health"];
         supports.extend(self.kind.acks().then_some("ack"));
         supports.extend(self.kind.fills().then_some("backfill"));
+        supports.extend((self.kind == Kind::Live).then_some("stream"));
+        let text_limit = if self.kind.speaks() { SPOKEN_TEXT_LIMIT } else { TEXT_LIMIT };
         json!({ "channel": self.kind.name(), "name": "nexus-torture", "version": "1", "supports": supports, "multi_account": true,
-                "text_stdin": self.kind == Kind::Acked, "channel_capabilities": { "text_limit": 4000 } })
+                "text_stdin": self.kind == Kind::Acked, "channel_capabilities": { "text_limit": text_limit } })
     }
 
     /// Connected is who has its place in the feed.
@@ -213,7 +221,10 @@ impl Adapter {
                            "reply_to": option(words, "--reply-to-id"), "at": clock::monotonic_ns() });
         let earlier = journal::values_with(&self.world.send_calls(), key)?.iter().filter(|one| one["key"] == key).count();
         journal::append(&self.world.send_calls(), &call.to_string())?;
-        let chance = self.chance.about(&["send", key_without_run(key), &earlier.to_string()]);
+        let mut chance = self.chance.about(&["send", key_without_run(key), &earlier.to_string()]);
+        if self.kind.speaks() {
+            chance = chance.about(&[option(words, "--reply-to-id").unwrap_or_default()]);
+        }
         self.deliver(chance, key, &call)
     }
 

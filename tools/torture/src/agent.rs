@@ -2,6 +2,7 @@
 //! effect of a tool before anything else happens, and then answers or fails as its seed says.
 
 use crate::chance::Chance;
+use crate::speech::Speaker;
 use crate::world::World;
 use crate::{clock, journal, procfs};
 use anyhow::{Context, Result, bail};
@@ -16,28 +17,42 @@ use std::time::Duration;
 /// behind.
 pub(crate) const WORD: &str = "__agent";
 pub(crate) const ESCAPEE: &str = "__escapee";
+/// In the journal: an agent was called.
+pub(crate) const CALLED: &str = "called";
+/// Behind `WORLD SEED`: it speaks for a while ([`crate::speech`]).
+pub(crate) const SPEAKS: &str = "speaks";
+/// What automations and plugins have to say stands before the message, each followed by this.
+const BETWEEN: &str = "\n\n";
 /// Longer than an agent may run.
-const FOR_EVER: Duration = Duration::from_secs(1000);
+pub(crate) const FOR_EVER: Duration = Duration::from_secs(1000);
 
-/// `WORLD SEED`, and the turn on stdin.
+/// `WORLD SEED`, perhaps [`SPEAKS`], and the turn on stdin.
 ///
 /// # Errors
 /// Of the file system, and a turn that can't be read.
 pub(crate) fn run(args: &[String]) -> Result<ExitCode> {
-    let [root, seed] = args else { bail!("an agent is called with WORLD SEED") };
+    let [root, seed, manner @ ..] = args else { bail!("an agent is called with WORLD SEED") };
     let world = World::at(Path::new(root));
     let mut text = String::new();
     std::io::stdin().lock().read_to_string(&mut text).context("failed to read the turn")?;
     let turn: Value = serde_json::from_str(&text).context("the turn is no JSON")?;
-    let content = turn["message"]["content"].as_str().context("the turn has no content")?;
+    let told = turn["message"]["content"].as_str().context("the turn has no content")?;
+    let content = told.rsplit(BETWEEN).next().unwrap_or(told);
     let calls = journal::values_with(&world.agent_journal(), content)?;
-    let calls = calls.iter().filter(|one| one["content"] == content && one["what"] == "called").count();
+    let calls = calls.iter().filter(|one| one["content"] == content && one["what"] == CALLED).count();
     let note = |what: &str| {
-        let note = json!({ "what": what, "content": content, "run_id": turn["run_id"], "session": turn["session_label"], "at": clock::monotonic_ns() });
+        let mut note = json!({ "what": what, "content": content, "run_id": turn["run_id"], "session": turn["session_label"], "at": clock::monotonic_ns() });
+        if what == CALLED && told != content {
+            note["told"] = json!(told);
+        }
         journal::append(&world.agent_journal(), &note.to_string())
     };
-    note("called")?;
+    note(CALLED)?;
     let mut chance = Chance::new(seed.parse().context("the seed is no number")?).about(&["agent", content, &calls.to_string()]);
+    if manner.iter().any(|word| word == SPEAKS) {
+        let speaker = Speaker { world: &world, run_id: &turn["run_id"], content, note: &note };
+        return speaker.speak(&mut chance);
+    }
     let what = if world.is_calm() { u64::MAX } else { chance.below(40) };
     match what {
         0 => return Ok(ExitCode::from(1)),
@@ -71,7 +86,7 @@ pub(crate) fn run(args: &[String]) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn say(text: &str) -> Result<()> {
+pub(crate) fn say(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("failed to write to the daemon")
 }

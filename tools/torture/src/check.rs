@@ -1,6 +1,7 @@
 //! The checker: it knows what the platform and the agents wrote down and what the ledgers' documented
 //! tables say, shares no code with the daemon, and names every promise that was broken.
 
+mod advice;
 mod audit;
 pub(crate) mod children;
 mod effects;
@@ -10,6 +11,7 @@ mod made;
 mod order;
 mod people;
 mod snapshots;
+mod speech;
 
 pub(crate) use snapshots::Snapshots;
 
@@ -151,6 +153,8 @@ pub(crate) fn everything(world: &World, on_interrupted: OnInterrupted, counts: &
     found.extend(order::acceptance(&copy.events)?);
     found.extend(order::conversations(world, &copy)?);
     found.extend(order::targets(world, &copy)?);
+    found.extend(speech::whole(world, &copy, counts)?);
+    found.extend(advice::once(world, &copy, counts)?);
     Ok(found)
 }
 

@@ -2,6 +2,7 @@
 //! cycle ends with the daemon's death, by the fault or by a kill after it.
 
 use crate::chance::Chance;
+use crate::world::Cast;
 
 /// Whom a kill hits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,10 +40,24 @@ pub(crate) enum Program {
     Backfill,
     Agent,
     Send,
+    Stream,
+    /// The process that all automations share.
+    Automations,
+    /// The host of a plugin in JavaScript, and a plugin that is a program.
+    Script,
+    Plugin,
 }
 
 impl Program {
+    /// Those of every world.
     const ALL: [Self; 4] = [Self::Monitor, Self::Backfill, Self::Agent, Self::Send];
+
+    /// Those that a world has besides.
+    pub(crate) fn of(cast: Cast) -> Vec<Self> {
+        let speakers = cast.speakers.then_some(Self::Stream);
+        let advisers = [Self::Automations, Self::Script, Self::Plugin].into_iter().filter(|_| cast.advisers);
+        speakers.into_iter().chain(advisers).collect()
+    }
 
     /// What its command line holds.
     pub(crate) fn word(self) -> &'static str {
@@ -51,6 +66,10 @@ impl Program {
             Self::Backfill => " backfill ",
             Self::Agent => " __agent ",
             Self::Send => " send ",
+            Self::Stream => " stream ",
+            Self::Automations => " __automation-host ",
+            Self::Script => " __plugin-host ",
+            Self::Plugin => " __marker ",
         }
     }
 }
@@ -96,8 +115,13 @@ const TWO_HOURS_MS: i64 = 7_200_000;
 
 impl Fault {
     /// The fault of cycle `number` of all cycles of all seeds. Nearly two of three are kills at a fail point, each at
-    /// the one whose turn it is; a point whose turn got another fault comes again in the next round.
-    pub(crate) fn choose(chance: &mut Chance, points: &[String], number: u64) -> Self {
+    /// the one whose turn it is; a point whose turn got another fault comes again in the next round. One in eight hits a
+    /// program of `others`, where there are any: what a seed means in a world without them stays as it is.
+    pub(crate) fn choose(chance: &mut Chance, points: &[String], others: &[Program], number: u64) -> Self {
+        if !others.is_empty() && chance.one_in(8) {
+            let program = *chance.pick(others);
+            return if chance.one_in(2) { Self::KillPrograms { program } } else { Self::FreezePrograms { program } };
+        }
         let victim = |chance: &mut Chance| if chance.one_in(3) { *chance.pick(&Victim::ALL) } else { Victim::Daemon };
         let in_turn = &points[usize::try_from(number).unwrap_or(0) % points.len()];
         let count = |chance: &mut Chance| if chance.one_in(3) { chance.below(4) + 1 } else { 1 };
@@ -176,4 +200,24 @@ impl Fault {
 /// A fail point's first word.
 fn group(name: &str) -> &str {
     name.split('.').next().unwrap_or(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(others: &[Program], seed: u64) -> String {
+        let points = ["a.1", "a.2"].map(str::to_owned);
+        let all = (0..40).map(|number| Fault::choose(&mut Chance::new(seed).about(&[&number.to_string()]), &points, others, number));
+        format!("{:?}", all.collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn who_else_is_in_a_world_is_hit_there_and_nowhere_else() {
+        let speakers = Program::of(Cast { speakers: true, advisers: false });
+        assert_eq!(speakers, [Program::Stream]);
+        assert!(Program::of(Cast::default()).is_empty());
+        assert_eq!(Program::of(Cast { speakers: true, advisers: true }).len(), 4);
+        assert!(!chosen(&[], 2).contains("Stream") && chosen(&speakers, 2).contains("Stream"));
+    }
 }

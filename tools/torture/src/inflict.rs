@@ -78,8 +78,8 @@ pub(crate) fn upon(run: &mut Run<'_>, daemon: &mut Daemon, fault: &Fault) -> Res
             return Ok(Done::if_hit(was_hit));
         }
         Fault::Stop { .. } | Fault::StopAtOnce => return stop(daemon, fault).map(|()| Done::Yes),
-        Fault::KillPrograms { program } => was_hit = kill_programs(run, *program)?,
-        Fault::FreezePrograms { program } => was_hit = freeze_programs(run, *program)?,
+        Fault::KillPrograms { program } => was_hit = kill_programs(run, daemon, *program)?,
+        Fault::FreezePrograms { program } => was_hit = freeze_programs(run, daemon, *program)?,
         Fault::Sleep => sleep(run, daemon)?,
         Fault::ClockJump { ms } => {
             offset(run, *ms)?;
@@ -183,16 +183,20 @@ pub(crate) fn may_fail(fault: &Fault, was_ready: bool) -> bool {
     }
 }
 
-fn programs(run: &Run<'_>, program: Program) -> Vec<Process> {
-    let all = procfs::all_with(&run.world.root().to_string_lossy());
+/// The host of automations has nothing about it that names the world: it is known as a child of the keeper's.
+fn programs(run: &Run<'_>, daemon: &Daemon, program: Program) -> Vec<Process> {
+    let mut all = procfs::all_with(&run.world.root().to_string_lossy());
+    if program == Program::Automations {
+        all.extend(daemon.keeper().into_iter().flat_map(|keeper| procfs::children_of(keeper.pid)));
+    }
     all.into_iter().filter(|process| format!("{} ", process.command).contains(program.word())).collect()
 }
 
 /// False when none was seen.
-fn kill_programs(run: &mut Run<'_>, program: Program) -> Result<bool> {
+fn kill_programs(run: &mut Run<'_>, daemon: &Daemon, program: Program) -> Result<bool> {
     let mut was_hit = false;
     clock::until(WHILE * 3, || {
-        if let Some(process) = programs(run, program).first() {
+        if let Some(process) = programs(run, daemon, program).first() {
             process.signal(Signal::KILL);
             was_hit = true;
         }
@@ -202,8 +206,8 @@ fn kill_programs(run: &mut Run<'_>, program: Program) -> Result<bool> {
 }
 
 /// False when none was seen.
-fn freeze_programs(run: &mut Run<'_>, program: Program) -> Result<bool> {
-    let some = clock::until(WHILE * 3, || Ok(Some(programs(run, program)).filter(|found| !found.is_empty())))?.unwrap_or_default();
+fn freeze_programs(run: &mut Run<'_>, daemon: &Daemon, program: Program) -> Result<bool> {
+    let some = clock::until(WHILE * 3, || Ok(Some(programs(run, daemon, program)).filter(|found| !found.is_empty())))?.unwrap_or_default();
     some.iter().for_each(|process| process.signal(Signal::STOP));
     clock::pause(WHILE);
     some.iter().for_each(|process| process.signal(Signal::CONT));

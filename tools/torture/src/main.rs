@@ -5,6 +5,7 @@
 //! worlds. How to read a failure: CONTRIBUTING.md.
 
 mod adapter;
+mod advisers;
 mod agent;
 mod calm;
 mod chance;
@@ -23,6 +24,7 @@ mod report;
 mod run;
 mod seeds;
 mod soak;
+mod speech;
 mod world;
 
 use anyhow::{Context, Result, bail};
@@ -137,6 +139,7 @@ fn main() -> ExitCode {
     let ended = match words.first().map(String::as_str) {
         Some(adapter::WORD) => adapter::run(&words[1..]),
         Some(agent::WORD) => agent::run(&words[1..]),
+        Some(advisers::WORD) => advisers::run(&words[1..]),
         Some(agent::ESCAPEE) => return agent::escape(),
         Some(soak::WORD) => soak::adapt(&words[1..]),
         Some(_) | None => match Cli::parse().verb {

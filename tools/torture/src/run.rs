@@ -6,12 +6,12 @@ use crate::check::children::Intake;
 use crate::check::{self, Snapshots};
 use crate::daemon::{self, Daemon, Extras, was_killed};
 use crate::disk::Disk;
-use crate::fault::{Fault, Victim};
+use crate::fault::{Fault, Program, Victim};
 use crate::feeder::Feeder;
 use crate::inflict::{self, Done};
 use crate::people::People;
 use crate::report::Counts;
-use crate::world::{OnInterrupted, World};
+use crate::world::{Cast, OnInterrupted, World};
 use crate::{clock, journal, procfs};
 use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
@@ -55,7 +55,7 @@ pub(crate) struct Outcome {
 /// When the harness itself can't go on; broken promises are in the outcome.
 pub(crate) fn seed(setup: &Setup, seed: u64) -> Result<Outcome> {
     let dir = tempfile::Builder::new().prefix(&format!("torture-{seed}-")).tempdir_in(&setup.dir).context("failed to make a directory")?;
-    let world = World::make(dir.path())?;
+    let world = World::make(dir.path(), Cast::of(seed))?;
     let disk = Disk::mount(&world)?;
     let mut run = Run::new(setup, seed, world.clone(), disk);
     let result = run.cycles().and_then(|()| run.calm());
@@ -152,9 +152,10 @@ impl<'a> Run<'a> {
         drop(first);
         let feeder = Feeder::start(&self.world, self.chance.about(&["feeder"]), FEED_PAUSE_MS_MAX);
         let people = People::start(&self.world, self.chance.about(&["people"]));
+        let others = Program::of(self.world.cast());
         for number in 0..self.setup.crashes {
             let overall = self.seed.wrapping_mul(self.setup.crashes).wrapping_add(number);
-            let fault = Fault::choose(&mut self.chance.about(&["cycle", &number.to_string()]), &self.later_points, overall);
+            let fault = Fault::choose(&mut self.chance.about(&["cycle", &number.to_string()]), &self.later_points, &others, overall);
             if let Err(error) = self.cycle(number, &fault).with_context(|| format!("in cycle {number}, {fault:?}")) {
                 feeder.end()?;
                 people.end()?;
@@ -224,6 +225,12 @@ impl<'a> Run<'a> {
             self.replay(daemon)?;
         } else if point.starts_with("write.ResolveDelivery") {
             self.decide(daemon)?;
+        } else if point.starts_with("write.ReviveAutomation") {
+            // The daemon may die of it, which is the point; so of the next.
+            daemon.ask("POST", "/control/automations/loops/enable", "{}").ok();
+        } else if point.starts_with("write.ForgetAutomation") {
+            // One that knows nothing: what is forgotten of the counter would be missing from its count.
+            daemon.ask("POST", "/control/automations/throws/forget", "{}").ok();
         } else if point.starts_with("write.CountAnalytics") || point.starts_with("write.InterruptRun") || point == "write.Keep.after" {
             clock::pause(Duration::from_millis(600));
             daemon.tell_to_stop();

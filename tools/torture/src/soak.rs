@@ -5,7 +5,7 @@
 use crate::check::{count, pairs};
 use crate::daemon::{self, Daemon, Extras};
 use crate::procfs::{self, Process};
-use crate::world::World;
+use crate::world::{Cast, World};
 use crate::{clock, journal};
 use anyhow::{Context, Result, bail};
 use rusqlite::{Connection, OpenFlags};
@@ -77,7 +77,7 @@ impl Soak {
     /// When the harness can't go on.
     pub(crate) fn run(&self, mut say: impl FnMut(&str)) -> Result<Seen> {
         let dir = tempfile::Builder::new().prefix("soak-").tempdir_in(&self.dir).context("failed to make a directory")?;
-        let world = World::make(dir.path())?;
+        let world = World::make(dir.path(), Cast::default())?;
         self.configure(&world)?;
         let mut seen = Seen::default();
         let began = Instant::now();

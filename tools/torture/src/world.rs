@@ -2,11 +2,14 @@
 //! it wrote down. All of it lies below one directory, whose path is in the command line or environment
 //! of every process that belongs to it.
 
-use crate::journal;
+use crate::{advisers, agent, journal};
 use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
+
+/// How long a speaker may speak: longer than the silence after which what it said so far becomes a block.
+const SPEAKER_MS: u64 = 2500;
 
 /// What an adapter of this world can do about what was missed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -19,10 +22,14 @@ pub(crate) enum Kind {
     Both,
     /// Neither: what comes while nobody reads is gone.
     Plain,
+    /// As `Acked`; what agents say there is streamed.
+    Live,
+    /// As `Acked`; what agents say there leaves in blocks.
+    Blocks,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 4] = [Self::Acked, Self::Filled, Self::Both, Self::Plain];
+    pub(crate) const ALL: [Self; 6] = [Self::Acked, Self::Filled, Self::Both, Self::Plain, Self::Live, Self::Blocks];
 
     /// Its name as an adapter and as a channel.
     pub(crate) fn name(self) -> &'static str {
@@ -31,6 +38,8 @@ impl Kind {
             Self::Filled => "filled",
             Self::Both => "both",
             Self::Plain => "plain",
+            Self::Live => "live",
+            Self::Blocks => "blocks",
         }
     }
 
@@ -39,11 +48,16 @@ impl Kind {
     }
 
     pub(crate) fn acks(self) -> bool {
-        matches!(self, Self::Acked | Self::Both)
+        matches!(self, Self::Acked | Self::Both | Self::Live | Self::Blocks)
     }
 
     pub(crate) fn fills(self) -> bool {
         matches!(self, Self::Filled | Self::Both)
+    }
+
+    /// Answers leave while their agents still speak.
+    pub(crate) fn speaks(self) -> bool {
+        matches!(self, Self::Live | Self::Blocks)
     }
 
     /// A send that may have arrived is sent again.
@@ -54,8 +68,30 @@ impl Kind {
     pub(crate) fn accounts(self) -> &'static [&'static str] {
         match self {
             Self::Acked | Self::Filled => &["a", "b"],
-            Self::Both | Self::Plain => &["a"],
+            Self::Both | Self::Plain | Self::Live | Self::Blocks => &["a"],
         }
+    }
+}
+
+/// Who is in a world besides those who are in every one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Cast {
+    /// Agents that speak for a while, to channels on which one sees that.
+    pub(crate) speakers: bool,
+    /// Automations and plugins.
+    pub(crate) advisers: bool,
+}
+
+impl Cast {
+    /// That of a seed: of four in a row one has neither, and what it means is what it meant before there were any.
+    pub(crate) fn of(seed: u64) -> Self {
+        let (speakers, advisers) = match seed % 4 {
+            0 => (true, false),
+            1 => (false, true),
+            2 => (false, false),
+            _ => (true, true),
+        };
+        Self { speakers, advisers }
     }
 }
 
@@ -81,6 +117,7 @@ impl OnInterrupted {
 #[derive(Debug, Clone)]
 pub(crate) struct World {
     root: PathBuf,
+    cast: Cast,
 }
 
 impl World {
@@ -88,16 +125,26 @@ impl World {
     ///
     /// # Errors
     /// Of the file system.
-    pub(crate) fn make(root: &Path) -> Result<Self> {
+    pub(crate) fn make(root: &Path, cast: Cast) -> Result<Self> {
         for name in ["home", "workspace", "platform"] {
             fs::create_dir(root.join(name)).with_context(|| format!("failed to make `{name}` in `{}`", root.display()))?;
         }
-        Ok(Self { root: root.to_owned() })
+        Ok(Self { root: root.to_owned(), cast })
     }
 
-    /// One that was made before.
+    /// One that was made before, for a program in it: it knows where things are, and not who else is there.
     pub(crate) fn at(root: &Path) -> Self {
-        Self { root: root.to_owned() }
+        Self { root: root.to_owned(), cast: Cast::default() }
+    }
+
+    pub(crate) fn cast(&self) -> Cast {
+        self.cast
+    }
+
+    /// The adapters of this world.
+    pub(crate) fn kinds(&self) -> impl Iterator<Item = Kind> + use<> {
+        let has_speakers = self.cast.speakers;
+        Kind::ALL.into_iter().filter(move |kind| has_speakers || !kind.speaks())
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -134,6 +181,16 @@ impl World {
     /// The lock by which an account's monitor shows that it is connected. The other one is touched by monitors alone.
     pub(crate) fn connected_lock(&self, kind: Kind, account: &str) -> PathBuf {
         self.root.join(format!("platform/{}-{account}.connected", kind.name()))
+    }
+
+    /// The lock that an account's `stream` process holds.
+    pub(crate) fn stream_lock(&self, kind: Kind, account: &str) -> PathBuf {
+        self.root.join(format!("platform/{}-{account}.stream", kind.name()))
+    }
+
+    /// What `stream` processes were told, and showed.
+    pub(crate) fn streams(&self) -> PathBuf {
+        self.root.join("platform/streams")
     }
 
     /// What reached the platform, in its order.
@@ -189,11 +246,11 @@ impl World {
     /// Of the file system.
     pub(crate) fn configure(&self, own: &Path, seed: u64, on_interrupted: OnInterrupted, variant: u64) -> Result<()> {
         let mut adapters = Map::new();
-        for kind in Kind::ALL {
+        for kind in self.kinds() {
             adapters.insert(kind.name().to_owned(), self.adapter(own, seed, kind, variant));
         }
         let agent = format!("'{}' __agent '{}' {seed}", own.display(), self.root.display());
-        let config = json!({
+        let mut config = json!({
             "daemon": { "port": 0 },
             "ledgers": { "min_free_mb": 1 },
             "timer": { "heartbeat_interval_ms": 1000 + variant },
@@ -208,6 +265,13 @@ impl World {
             "agents": { "default": "worker", "worker": { "runner": "command", "command": agent, "timeout_ms": 1500 } },
             "adapters": adapters,
         });
+        if self.cast.speakers {
+            add_speakers(&mut config, &format!("{agent} {}", agent::SPEAKS));
+        }
+        if self.cast.advisers {
+            config["plugins"] = advisers::settings();
+            advisers::place(self, own, seed)?;
+        }
         let draft = self.file("workspace/nex.yaml.draft");
         fs::write(&draft, format!("{config:#}")).and_then(|()| fs::rename(&draft, self.config_file())).context("failed to write nex.yaml")
     }
@@ -216,14 +280,27 @@ impl World {
         let accounts: Map<String, Value> =
             kind.accounts().iter().map(|account| ((*account).to_owned(), json!({ "backfill": kind == Kind::Both }))).collect();
         let on_uncertain = if kind.retries_uncertain() { "retry" } else { "hold" };
+        let stream = if kind == Kind::Blocks { "blocks" } else { "auto" };
         json!({
             "command": format!("'{}' __adapter '{}' {seed} {}", own.display(), self.root.display(), kind.name()),
             // What a reload sees as another environment restarts the adapter's monitors.
             "env": { "TORTURE_VARIANT": (variant / 2).to_string() },
             "restart": { "max_restarts": 1000, "backoff_base_ms": 20, "backoff_multiplier": 1, "backoff_max_ms": 20, "errored_retry_ms": 20 },
-            "send": { "timeout_ms": 800, "retries": 6, "on_uncertain": on_uncertain, "ttl_ms": 3_600_000 },
+            "send": { "timeout_ms": 800, "retries": 6, "on_uncertain": on_uncertain, "ttl_ms": 3_600_000, "stream": stream },
             "catch_up": { "overlap_ms": 3_000, "max_age_ms": 3_600_000, "late": if variant.is_multiple_of(2) { "run" } else { "file" } },
             "accounts": accounts,
         })
+    }
+}
+
+/// Has what is written on the channels of speakers answered by one.
+fn add_speakers(config: &mut Value, command: &str) {
+    config["agents"]["speaker"] = json!({ "runner": "command", "command": command, "timeout_ms": SPEAKER_MS });
+    let channels: Vec<Value> =
+        Kind::ALL.into_iter().filter(|kind| kind.speaks()).map(|kind| json!({ "channel": kind.name() })).collect();
+    let policy =
+        json!({ "name": "spoken", "match": { "conditions": channels }, "effect": "allow", "session": { "agent": "speaker" } });
+    if let Some(policies) = config["access"]["policies"].as_array_mut() {
+        policies.push(policy);
     }
 }

@@ -3,7 +3,7 @@
 use crate::agent::ESCAPEE;
 use crate::daemon::Daemon;
 use crate::procfs::{self, Process};
-use crate::world::{Kind, World};
+use crate::world::World;
 use std::collections::HashMap;
 
 /// Processes of this world that are older than the daemon: those of one before it.
@@ -30,7 +30,7 @@ pub(crate) enum Intake {
 /// may be held), and every process descends from the daemon.
 pub(crate) fn wrong(world: &World, daemon: &Daemon, intake: Intake) -> Option<String> {
     let all = procfs::all_with(&world.root().to_string_lossy());
-    for kind in Kind::ALL {
+    for kind in world.kinds() {
         for account in kind.accounts() {
             let words = format!(" {} monitor --account {account} ", kind.name());
             let monitors = all.iter().filter(|process| process.command.contains(&words)).count();

@@ -5,7 +5,7 @@
 use super::{Copy, everything};
 use crate::journal;
 use crate::report::Counts;
-use crate::world::{Kind, OnInterrupted, World};
+use crate::world::{Cast, Kind, OnInterrupted, World};
 use rusqlite::{Connection, params};
 use serde_json::json;
 use std::fs;
@@ -23,7 +23,7 @@ const NEXUS: &str = "
     CREATE TABLE access_audit (event_seq INTEGER, decision TEXT);
     CREATE TABLE runs (run_id TEXT, event_seq INTEGER, attempt INTEGER, agent TEXT, status TEXT);
     CREATE TABLE deliveries (seq INTEGER, event_seq INTEGER, idempotency_key TEXT, status TEXT, channel TEXT, account_id TEXT, target TEXT,
-                             content TEXT, attempts INTEGER);";
+                             content TEXT, attempts INTEGER, run_id TEXT);";
 
 /// A world, and the connections that make its ledgers.
 pub(super) struct Made {
@@ -38,7 +38,7 @@ impl Made {
     /// Nothing has happened yet. Everything will, on account `a` of this adapter.
     pub(super) fn new(kind: Kind) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let world = World::make(dir.path()).unwrap();
+        let world = World::make(dir.path(), Cast::default()).unwrap();
         fs::create_dir_all(world.data()).unwrap();
         let open = |name: &str, tables: &str| {
             let file = Connection::open(world.data().join(name)).unwrap();
@@ -111,7 +111,7 @@ impl Made {
 
     /// The answer is sent and arrives, in one attempt.
     pub(super) fn delivered(&self, seq: i64, number: i64, key: &str) {
-        let sql = "INSERT INTO deliveries VALUES (?1, ?1, ?2, 'sent', ?3, 'a', 'p', ?4, 1)";
+        let sql = "INSERT INTO deliveries VALUES (?1, ?1, ?2, 'sent', ?3, 'a', 'p', ?4, 1, 'run-' || ?1)";
         self.nexus.execute(sql, params![seq, key, self.kind.name(), self.content(number)]).unwrap();
         self.begun(number, key);
         self.arrived(number, key);

@@ -7,7 +7,7 @@ use crate::world::{Kind, World};
 use anyhow::{Context, Result};
 use rusqlite::Connection;
 use serde_json::Value;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// An account of an adapter with `ack` alone, which goes on where it was, is accepted in the order of its platform.
 pub(super) fn acceptance(events: &Connection) -> Result<Vec<String>> {
@@ -29,13 +29,19 @@ pub(super) fn conversations(world: &World, copy: &Copy) -> Result<Vec<String>> {
     Ok(out_of_order(calls.map(|(seq, conversation)| (conversation.clone(), *seq)), "conversation"))
 }
 
-/// Replies arrived in the order of the deliveries, target by target.
+/// Replies arrived in the order of the deliveries, target by target. A stream that was given up may still show its end
+/// while what follows is sent: nobody knows then whether it is there.
 pub(super) fn targets(world: &World, copy: &Copy) -> Result<Vec<String>> {
-    let sql = "SELECT idempotency_key, seq FROM deliveries";
-    let seqs: HashMap<String, i64> = rows(&copy.nexus, sql, |row| Ok((row.get(0)?, row.get(1)?)))?.into_iter().collect();
+    let sql = "SELECT idempotency_key, seq, status FROM deliveries";
+    let all: Vec<(String, i64, String)> = rows(&copy.nexus, sql, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    let given_up: HashSet<String> = all.iter().filter(|(_, _, status)| status == "uncertain").map(|(key, _, _)| key.clone()).collect();
+    let seqs: HashMap<String, i64> = all.into_iter().map(|(key, seq, _)| (key, seq)).collect();
     let sends = journal::values(&world.sends())?;
     let of = |send: &Value| -> Result<Option<(String, i64)>> {
         let key = send["key"].as_str().context("a send has no key")?;
+        if send["streamed"] == true && given_up.contains(key) {
+            return Ok(None);
+        }
         Ok(seqs.get(key).map(|seq| (format!("{}/{}/{}", send["channel"], send["account"], send["to"]), *seq)))
     };
     let sends: Vec<(String, i64)> = sends.iter().filter_map(|send| of(send).transpose()).collect::<Result<_>>()?;

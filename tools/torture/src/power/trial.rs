@@ -12,7 +12,7 @@ use crate::daemon::{self, Daemon, Extras};
 use crate::feeder::Feeder;
 use crate::report::Counts;
 use crate::run::Setup;
-use crate::world::{Kind, OnInterrupted, World};
+use crate::world::{Cast, Kind, OnInterrupted, World};
 use crate::{clock, journal};
 use anyhow::{Context, Result, bail};
 use rusqlite::Connection;
@@ -70,7 +70,7 @@ impl Trial {
     pub(crate) fn run(&self, seed: u64) -> Result<Found> {
         let dir =
             tempfile::Builder::new().prefix(&format!("power-{seed}-")).tempdir_in(&self.setup.dir).context("failed to make a directory")?;
-        let world = World::make(dir.path())?;
+        let world = World::make(dir.path(), Cast::default())?;
         let ops = self.record(&world, seed)?;
         let compared = dir.path().join("compared");
         whole(&ops, &compared)?;
@@ -163,7 +163,7 @@ impl Trial {
     /// Starts a daemon on what the loss left, in a world that is as it was then, and sees it end everything.
     fn go_on(&self, world: &World, rebuilt: &Path, time: u64, seed: u64) -> Result<Vec<String>> {
         let dir = tempfile::Builder::new().prefix("after-").tempdir_in(&self.setup.dir).context("failed to make a directory")?;
-        let after = World::make(dir.path())?;
+        let after = World::make(dir.path(), Cast::default())?;
         as_it_was(world, &after, time)?;
         check::copy(rebuilt, &after.data())?;
         fs::set_permissions(after.data(), std::os::unix::fs::PermissionsExt::from_mode(0o700)).context("failed to set a mode")?;
