@@ -19,6 +19,7 @@ pub mod ids;
 pub mod lane;
 pub mod lifecycle;
 pub mod notice;
+pub mod pace;
 pub mod protocol;
 pub mod request;
 pub mod schedule;

@@ -66,6 +66,9 @@ pub(crate) const PUBLISH_TTL_MS: u64 = 7 * 24 * 60 * 60 * 1000;
 const WAITING_MAX: i64 = 10_000;
 /// Longest key under which an event is made once, in bytes.
 const ONCE_BYTES_MAX: usize = 512;
+/// Events of one author that are processed at once, and per second after that. Those that come faster wait in the ledger.
+pub(crate) const BURST_MAX: u32 = 100;
+pub(crate) const PER_SECOND_MAX: u32 = 20;
 /// Changed projects that who listens may be behind; then it reads the ledger.
 const REDEFINED_MAX: usize = 256;
 

@@ -8,7 +8,8 @@
 //! - `lies`: names out of those of `lying_relay/lies.rs`, told once per connection, and of these:
 //!   `flood` (10,000 strangers' events per second), `unknown-subscription`, `closed-at-random` (the first REQ of
 //!   each subscription is closed, on each connection), `notice-only`, `no-eose`, `silence`, `auth` (asks who it is),
-//!   `disconnect-at-{connect,handshake,auth,req,event,eose,publish}`
+//!   `disconnect-at-{connect,handshake,auth,req,publish}`, and `disconnect-at-{event,eose}` in the answer to the REQ that
+//!   asks for the user's messages: after the lies, and after the honest events
 
 #[path = "lying_relay/lies.rs"]
 mod lies;
@@ -69,6 +70,11 @@ impl Control {
     fn read(&self) -> Value {
         let text = std::fs::read_to_string(&self.path).expect("the control file can be read");
         serde_json::from_str(&text).expect("the control file is JSON")
+    }
+
+    /// Whose events are asked for.
+    fn user(&self) -> Keys {
+        Keys::parse(self.read()["secret"].as_str().unwrap_or_default()).expect("`secret` is a key")
     }
 
     fn lies(&self) -> HashSet<String> {
@@ -211,12 +217,14 @@ impl Talk<'_> {
             return Ok(true);
         }
         self.subscriptions.insert(name.clone(), filters.clone());
+        let user = self.control.user();
+        let is_for_messages = filters.iter().any(|filter| asks_for_messages(filter, &user.public_key().to_hex()));
         self.lie(&name, &filters, &lies).await?;
-        if lies.contains("disconnect-at-event") {
+        if is_for_messages && lies.contains("disconnect-at-event") {
             return Ok(false);
         }
         self.tell_events().await?;
-        if lies.contains("disconnect-at-eose") {
+        if is_for_messages && lies.contains("disconnect-at-eose") {
             return Ok(false);
         }
         if !lies.contains("no-eose") {
@@ -228,7 +236,7 @@ impl Talk<'_> {
     /// Tells the lies, once, to the first subscription that asks for the user's messages.
     async fn lie(&mut self, name: &str, filters: &[Value], lies: &HashSet<String>) -> Result<(), Error> {
         let control = self.control.read();
-        let user = Keys::parse(control["secret"].as_str().unwrap_or_default()).expect("`secret` is a key");
+        let user = self.control.user();
         let Some(filter) = filters.iter().find(|filter| asks_for_messages(filter, &user.public_key().to_hex())) else { return Ok(()) };
         if std::mem::replace(&mut self.is_told, true) {
             return Ok(());

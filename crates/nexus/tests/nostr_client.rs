@@ -7,7 +7,7 @@ mod relays;
 mod scripted;
 
 use common::{Daemon, config, eventually, find};
-use relays::{Key, is_verified, now_s};
+use relays::{Key, id, is_verified, now_s};
 use scripted::Scripted;
 use serde_json::{Value, json};
 
@@ -41,6 +41,11 @@ fn live(daemon: &Daemon, relay: &Scripted) {
 
 fn accepted(daemon: &Daemon) -> i64 {
     daemon.count("events", "SELECT count(*) FROM events WHERE channel = 'nostr' AND direction = 'inbound'")
+}
+
+/// What was accepted, in the order in which it was.
+fn contents(daemon: &Daemon) -> Vec<String> {
+    daemon.texts("events", "SELECT content FROM events WHERE channel = 'nostr' AND direction = 'inbound' ORDER BY seq")
 }
 
 fn result(daemon: &Daemon, relay: &Scripted, result: &str) -> u64 {
@@ -108,6 +113,8 @@ fn what_was_missed_comes_when_the_relay_is_back_however_little_it_gives_at_a_tim
     eventually("all of them are accepted", || accepted(&daemon) == 9);
     live(&daemon, &relay);
     eventually("all of them are answered", || daemon.ended("completed") == 9);
+    let expected: Vec<String> = (0..9).map(|n| format!("missed {n}")).collect();
+    assert_eq!(contents(&daemon), expected, "by their dates, whatever the relay sent first");
     let cursors = daemon.count("events", "SELECT count(*) FROM relay_cursors WHERE relay <> '' AND until > 0");
     assert!(cursors >= 3, "each subscription has proven what it has: {cursors}");
 }
@@ -185,6 +192,52 @@ fn nothing_is_asked_before_it_is_proven_who_we_are_and_only_where_that_is_wanted
 }
 
 #[test]
+fn a_relay_that_comes_back_is_told_who_we_are_and_asked_anew() {
+    let (relay, ann) = (Scripted::start(), Key::new(1));
+    relay.state().auth = true;
+    let mut all = heeding(&[&relay], &[&ann]);
+    all["nostr"]["auth"] = json!([relay.url()]);
+    let daemon = Daemon::start(&all);
+    live(&daemon, &relay);
+    let own = own(&daemon);
+    relay.add(&ann.sign(1, &[&["p", &own]], "before"));
+    eventually("the first one is answered", || daemon.deliveries("sent") == 1);
+    {
+        let mut state = relay.state();
+        state.heard.clear();
+        state.hang_up();
+    }
+    eventually("it is asked for everything again", || relay.state().of("REQ").len() >= 3);
+    live(&daemon, &relay);
+    let heard = relay.state().heard.clone();
+    assert_eq!((&heard[0][0], relay.state().of("AUTH").len()), (&json!("AUTH"), 1), "{heard:?}");
+    relay.add(&ann.sign(1, &[&["p", &own]], "after"));
+    eventually("the second one is answered", || daemon.deliveries("sent") == 2);
+    assert_eq!(contents(&daemon), ["before", "after"]);
+    assert_eq!(relay.state().published.len(), 2, "nothing is published again");
+}
+
+#[test]
+fn who_says_much_at_once_is_heard_all_the_same_and_at_a_pace() {
+    /// Those beyond the hundred that go at once.
+    const MORE: u64 = 40;
+    let (relay, ann) = (Scripted::start(), Key::new(1));
+    let mut all = heeding(&[&relay], &[&ann]);
+    // Denied, so that no agent's time counts.
+    all["access"]["policies"] =
+        json!([{ "name": "none", "priority": 1000, "match": { "principal": { "type": "known" } }, "effect": "deny" }]);
+    let daemon = Daemon::start(&all);
+    live(&daemon, &relay);
+    let (own, now) = (own(&daemon), now_s());
+    let said: Vec<Value> = (0..100 + MORE).map(|n| ann.sign_at(now, 1, &[&["p", &own]], &n.to_string())).collect();
+    relay.state().events.extend(said);
+    eventually("each has its end", || daemon.ended("denied") == 140);
+    // Twenty in a second, and never more.
+    let spent_ms = daemon.count("nexus", "SELECT max(completed_at) - min(created_at) FROM nexus_requests WHERE channel = 'nostr'");
+    assert!(spent_ms >= i64::try_from(MORE).unwrap() * 1_000 / 20 - 100, "{spent_ms}");
+}
+
+#[test]
 fn a_whitelist_that_grows_brings_what_was_said_before() {
     let (relay, ann, bob) = (Scripted::start(), Key::new(1), Key::new(2));
     let daemon = Daemon::start(&heeding(&[&relay], &[&ann]));
@@ -243,6 +296,55 @@ fn definitions_are_kept_the_newest_counts_and_they_start_nothing() {
     relay.add(&ann.sign_at(now + 1, 5, &[&["a", &format!("31933:{}:demo", ann.public())]], ""));
     eventually("its author has deleted it", || kept().is_empty());
     assert_eq!(accepted(&daemon), 0);
+}
+
+#[test]
+fn a_definition_is_deleted_by_its_id_whoever_still_has_it() {
+    let (relay, ann, bob) = (Scripted::start(), Key::new(1), Key::new(2));
+    let now = now_s();
+    let project = ann.sign_at(now - 20, 31_933, &[&["d", "demo"]], "");
+    relay.add(&project);
+    let mut daemon = Daemon::start(&heeding(&[&relay], &[&ann, &bob]));
+    live(&daemon, &relay);
+    let kept = |daemon: &Daemon| daemon.count("nexus", "SELECT count(*) FROM nostr_events WHERE kind = 31933");
+    eventually("it is kept", || kept(&daemon) == 1);
+    relay.add(&bob.sign_at(now - 15, 5, &[&["e", id(&project)]], "not mine"));
+    relay.add(&bob.sign_at(now - 14, 0, &[], "behind it"));
+    eventually("the other one's was heard", || daemon.count("nexus", "SELECT count(*) FROM nostr_events WHERE kind = 0") == 1);
+    assert_eq!(kept(&daemon), 1, "nobody deletes what another wrote");
+    relay.add(&ann.sign_at(now - 10, 5, &[&["e", id(&project)]], "mine"));
+    eventually("its author has deleted it", || kept(&daemon) == 0);
+    // This relay heeds no deletions, and a daemon that starts has nothing in its head.
+    daemon.stop();
+    daemon.launch();
+    live(&daemon, &relay);
+    eventually("it came again", || result(&daemon, &relay, "outdated") >= 1);
+    assert_eq!(kept(&daemon), 0);
+}
+
+#[test]
+fn an_agent_that_was_deleted_is_not_fetched_again() {
+    let (relay, ann) = (Scripted::start(), Key::new(1));
+    let now = now_s();
+    let agent = |title: &str| ann.sign_at(now - 100, 4_199, &[&["title", title], &["role", "helper"]], "Be brief.");
+    let (stays, goes) = (agent("stays"), agent("goes"));
+    for event in [&stays, &goes] {
+        relay.add(event);
+    }
+    relay.add(&ann.sign_at(now - 50, 5, &[&["e", id(&goes)]], ""));
+    relay.add(&ann.sign_at(now - 40, 31_933, &[&["d", "demo"], &["title", "demo"], &["agent", id(&stays)], &["agent", id(&goes)]], ""));
+    let mut daemon = Daemon::new();
+    let mut all = heeding(&[&relay], &[&ann]);
+    all["projects"] = json!({ "path": daemon.file("projects") });
+    daemon.configure(&all);
+    daemon.launch();
+    eventually("the deletion is known", || daemon.count("nexus", "SELECT count(*) FROM nostr_events WHERE kind = 5") == 1);
+    let prepared = daemon.nexus_ok(&["project", "init", &format!("31933:{}:demo", ann.public()), "--json"]);
+    let prepared: Value = serde_json::from_str(&prepared).unwrap();
+    let agents: Vec<&Value> = prepared["agents"].as_array().unwrap().iter().map(|one| &one["slug"]).collect();
+    assert_eq!(agents, [&json!("stays")], "{prepared}");
+    let asked = relay.state().of("REQ");
+    assert!(asked.iter().any(|request| request[2]["ids"] == json!([id(&goes)])), "the relay was asked, and had it");
 }
 
 #[test]

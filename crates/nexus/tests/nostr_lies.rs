@@ -202,11 +202,43 @@ fn who_refuses_by_notice_or_never_ends_is_not_taken_for_live() {
 }
 
 #[test]
+fn an_end_that_never_comes_holds_nothing_back() {
+    let mut scene = Scene::new(&["no-eose"]);
+    let event = scene.message("of an answer without an end");
+    scene.lying.add(&event);
+    scene.hears(&event);
+    scene.is("deaf");
+    scene.goes_on();
+    assert_eq!(scene.kept().len(), 2);
+    let whole = "SELECT count(*) FROM relay_cursors WHERE relay = ";
+    assert_eq!(scene.daemon.count("events", &format!("{whole}'{}'", scene.lying.url())), 0, "nothing says that it told all");
+}
+
+#[test]
 fn silence_is_not_health() {
     let mut scene = Scene::new(&["silence"]);
     eventually("it is connected to", || !scene.connections().is_empty());
     scene.goes_on();
     assert_ne!(scene.status()["state"], "live");
+    scene.is("deaf");
+}
+
+#[test]
+fn a_refusal_that_only_people_understand_is_no_answer() {
+    let mut scene = Scene::new(&["notice-only"]);
+    let event = scene.message("say something");
+    Client::connect(scene.honest.url()).published(&event);
+    eventually("the honest relay has the answer", || scene.daemon.deliveries("sent") == 1);
+    let url = scene.lying.url().to_owned();
+    let of_it = |scene: &Scene, and: &str| {
+        scene.daemon.count("nexus", &format!("SELECT count(*) FROM nostr_outbox WHERE relay = '{url}' AND {and}"))
+    };
+    eventually("nobody waits for its word any more", || of_it(&scene, "status = 'pending' AND error LIKE '%no answer%'") == 1);
+    scene.lying.set("lies", json!([]));
+    eventually("it is offered again, and taken", || of_it(&scene, "status = 'accepted'") == 1);
+    let answers = scene.lying.log("event").into_iter().filter(|line| line["what"]["kind"] == 1);
+    let offered: Vec<String> = answers.map(|line| id(&line["what"]).to_owned()).collect();
+    assert!(offered.len() > 1 && offered.iter().all(|one| *one == offered[0]), "{offered:?}");
 }
 
 #[test]
@@ -231,7 +263,20 @@ fn a_relay_that_breaks_off_is_come_back_to_after_a_pause() {
 }
 
 #[test]
-fn an_event_before_the_end_of_the_connection_is_kept_once() {
+fn what_came_before_the_connection_broke_off_is_kept_once() {
+    let mut scene = Scene::new(&["disconnect-at-eose"]);
+    let event = scene.message("before the end");
+    scene.lying.add(&event);
+    scene.hears(&event);
+    eventually("it came again over the next connection", || scene.counted("known") > 0);
+    scene.goes_on();
+    scene.lying.set("lies", json!([]));
+    scene.is("live");
+    assert_eq!(scene.kept().len(), 2);
+}
+
+#[test]
+fn a_connection_that_breaks_off_after_a_strangers_event_is_made_again() {
     let mut scene = Scene::new(&["disconnect-at-event", "strangers"]);
     eventually("strangers are counted", || scene.counted("stranger") > 0);
     scene.lying.set("lies", json!([]));

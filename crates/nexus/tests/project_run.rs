@@ -6,7 +6,7 @@ mod common;
 mod relays;
 
 use common::{Daemon, Signal, config, eventually, find, json_lines, lines, send_signal};
-use relays::{Client, Key, Relay, id, is_verified};
+use relays::{Client, Key, Relay, id, is_verified, now_s};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -155,16 +155,32 @@ fn an_event_starts_the_project_and_the_next_one_finds_it_running() {
 #[test]
 fn events_go_to_a_project_one_at_a_time_and_in_their_order() {
     let (world, project) = started("answer", json!({}));
-    // Of what a relay had stored before, the newest comes first: this is about what comes while the daemon listens.
-    drop(world.answer(&world.ask(&project, "first")));
-    eventually("the relay is live", || world.daemon.get("/control/nostr").json()["relays"][0]["state"] == "live");
-    let texts: Vec<String> = ["first".to_owned()].into_iter().chain((0..8).map(|n| n.to_string())).collect();
-    let ids: Vec<String> = texts[1..].iter().map(|text| world.ask(&project, text)).collect();
+    let texts: Vec<String> = (0..8).map(|n| n.to_string()).collect();
+    // Of what the relay had stored before it was asked, those of one second would come by their ids.
+    let event = |(text, second): (&String, u64)| world.owner.sign_at(second, 1, &[&["a", &project]], text);
+    let ids: Vec<String> = texts.iter().zip(now_s()..).map(|one| world.publish(&event(one))).collect();
     ids.iter().for_each(|id| drop(world.answer(id)));
     let handed: Vec<Value> = world.handed().iter().map(|frame| frame["event"]["content"].clone()).collect();
     assert_eq!(handed, texts.iter().map(|text| json!(text)).collect::<Vec<_>>());
     assert!(ids.iter().all(|id| world.answers(id).len() == 1), "each is answered once");
     assert_eq!(world.starts(), 1);
+}
+
+#[test]
+fn what_a_relay_had_stored_comes_by_its_dates() {
+    let mut world = World::new("answer", json!({}));
+    let project = world.define("demo");
+    // Published in the wrong order, and told by the relay in another one: the newest first.
+    let first = now_s() - 60;
+    let mut dated: Vec<(u64, String)> = (0..8).map(|n| (first + n, n.to_string())).collect();
+    dated.rotate_left(3);
+    for (at, text) in &dated {
+        world.publish(&world.owner.sign_at(*at, 1, &[&["a", &project]], text));
+    }
+    world.daemon.launch();
+    eventually("all were handed over", || world.handed().len() == 8);
+    let handed: Vec<Value> = world.handed().iter().map(|frame| frame["event"]["content"].clone()).collect();
+    assert_eq!(handed, (0..8).map(|n| json!(n.to_string())).collect::<Vec<_>>());
 }
 
 #[test]

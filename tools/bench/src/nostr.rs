@@ -25,6 +25,8 @@ const STEP: Duration = Duration::from_millis(10);
 /// Until a daemon with relays has nothing left to set up.
 const IDLE_AFTER: Duration = Duration::from_secs(10);
 const CREDENTIAL: &str = "nostr/daemon";
+/// Whose events they are, by number: many, since those of one that come too fast are put off.
+const USERS: std::ops::RangeInclusive<u8> = 10..=209;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Nostr {
@@ -55,24 +57,29 @@ pub(crate) fn run(bench: &Bench, nostr: &Nostr) -> Result<()> {
     }
 }
 
-/// The daemon's key and the user's, which are the same in each run.
-fn keys() -> Result<(User, User)> {
-    Ok((User::new(1)?, User::new(9)?))
+/// The daemon's key, which is the same in each run, as those of the users are.
+fn own() -> Result<User> {
+    User::new(9)
 }
 
-/// Messages of the user to the daemon.
+fn users() -> Result<Vec<User>> {
+    USERS.map(User::new).collect()
+}
+
+/// Messages of the users to the daemon.
 fn messages(count: u32) -> Result<Vec<String>> {
-    let (user, own) = keys()?;
+    let (users, own) = (users()?, own()?.public());
     let first = now_s() + AHEAD_S;
     let dated = |n: u64| first + n / PER_SECOND;
-    (0..u64::from(count)).map(|n| user.sign(dated(n), 1, &[&["p", &own.public()]], &format!("message {n}"))).collect()
+    let numbered = (0..u64::from(count)).zip(users.iter().cycle());
+    numbered.map(|(n, user)| user.sign(dated(n), 1, &[&["p", &own]], &format!("message {n}"))).collect()
 }
 
 /// Writes the configuration and the daemon's key.
 fn configure(place: &Place, urls: &[&str]) -> Result<()> {
-    let (user, own) = keys()?;
+    let (whitelist, own): (Vec<String>, User) = (users()?.iter().map(User::public).collect(), own()?);
     place.configure(&json!({
-        "nostr": { "relays": urls, "whitelist": [user.public()], "secret_key": CREDENTIAL },
+        "nostr": { "relays": urls, "whitelist": whitelist, "secret_key": CREDENTIAL },
         "access": { "policies": [{ "name": "none", "priority": 1000, "match": { "principal": { "type": "known" } }, "effect": "deny" }] },
     }))?;
     let secret = place.file("secret");

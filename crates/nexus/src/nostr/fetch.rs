@@ -7,7 +7,7 @@ use super::sort::definition;
 use super::subscriptions::DEFINING_KINDS;
 use super::{Inner, Link};
 use crate::ledger::ReadError;
-use crate::ledger::nexus::{nostr_event, nostr_events_by_ids};
+use crate::ledger::nexus::{Definition, Put, nostr_event, nostr_events_by_ids};
 use crate::ledger::writer::WriteError;
 use crate::project::coordinate::Coordinate;
 use ::nostr::event::Event;
@@ -95,8 +95,8 @@ impl Inner {
         if events.is_empty() && answered.is_empty() && !silent.is_empty() {
             return Err(FetchError::NotFound { answered, silent });
         }
-        self.keep(events.values()).await?;
-        found.extend(events.into_values());
+        let deleted = self.keep(events.values()).await?;
+        found.extend(events.into_values().filter(|event| !deleted.contains(&event.id.to_hex())));
         Ok(found)
     }
 
@@ -107,14 +107,18 @@ impl Inner {
         Ok(found.and_then(|json| Event::from_json(json).ok()))
     }
 
-    async fn keep<'e>(&self, events: impl Iterator<Item = &'e Event>) -> Result<(), WriteError> {
+    /// Keeps what defines something. Ids of those that their authors deleted: not every relay heeds that.
+    async fn keep<'e>(&self, events: impl Iterator<Item = &'e Event>) -> Result<BTreeSet<String>, WriteError> {
         let kinds = self.plan.load().project_kinds.clone();
         let is_kept = |event: &&Event| DEFINING_KINDS.contains(&event.kind.as_u16()) || kinds.contains(&event.kind.as_u16());
-        let definitions: Vec<_> = events.filter(is_kept).map(definition).collect();
-        if !definitions.is_empty() {
-            self.put(definitions).await?;
+        let definitions: Vec<Definition> = events.filter(is_kept).map(definition).collect();
+        if definitions.is_empty() {
+            return Ok(BTreeSet::new());
         }
-        Ok(())
+        let put = self.put(definitions.clone()).await?;
+        // Of those that replace others, a newer one may be known.
+        let is_deleted = |(of, put): &(Definition, Put)| of.identifier.is_none() && *put == Put::Outdated;
+        Ok(definitions.into_iter().zip(put).filter(is_deleted).map(|(of, _)| of.id).collect())
     }
 
     /// Asks all relays at once, and waits for each within the limit.

@@ -55,7 +55,7 @@ impl Refused {
     }
 }
 
-/// Ids of events that were verified, the newest of them. Shared by all relays.
+/// Ids of events that were verified and handed on, the newest of them. Shared by all relays.
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
     ids: Mutex<Ids>,
@@ -68,12 +68,13 @@ struct Ids {
 }
 
 impl Seen {
-    fn contains(&self, id: &[u8; 32]) -> bool {
+    pub(crate) fn contains(&self, id: &[u8; 32]) -> bool {
         self.lock().all.contains(id)
     }
 
-    /// False when it was there: another relay was faster.
-    fn insert(&self, id: [u8; 32]) -> bool {
+    /// Hands an event on under its id, as one step: whoever finds the id here may rely on the event standing before
+    /// whatever is handed on later, a proof that nothing is missing too. False when it was there: another relay was faster.
+    pub(crate) fn once(&self, id: [u8; 32], hand_on: impl FnOnce()) -> bool {
         let mut ids = self.lock();
         if !ids.all.insert(id) {
             return false;
@@ -84,12 +85,8 @@ impl Seen {
         {
             ids.all.remove(&oldest);
         }
+        hand_on();
         true
-    }
-
-    /// Forgets one that could not be handed on.
-    pub(crate) fn forget(&self, id: &[u8; 32]) {
-        self.lock().all.remove(id);
     }
 
     /// Forgets all: what was verified may not have been committed.
@@ -128,8 +125,15 @@ impl Budget {
     }
 }
 
-/// Lets an event through that was asked for by `filter` and is verified; without `seen` also one that is known. Monotonic ms.
-pub(crate) fn pass(raw: &RawValue, filter: &Filter, seen: Option<&Seen>, budget: &mut Budget, now_ms: u64) -> Result<Passed, Refused> {
+/// Lets an event through that was asked for by `filter` and is verified, unless `is_known` says of its id that it was
+/// before. Monotonic ms.
+pub(crate) fn pass(
+    raw: &RawValue,
+    filter: &Filter,
+    is_known: impl FnOnce(&[u8; 32]) -> bool,
+    budget: &mut Budget,
+    now_ms: u64,
+) -> Result<Passed, Refused> {
     let outline = Outline::read(raw).ok_or(Refused::Malformed)?;
     if !filter.fits(&outline) {
         return Err(Refused::Unasked);
@@ -146,7 +150,7 @@ pub(crate) fn pass(raw: &RawValue, filter: &Filter, seen: Option<&Seen>, budget:
         return Err(Refused::WrongId);
     }
     // By the id as it was computed, so that nobody can have an event taken for another one.
-    if seen.is_some_and(|seen| seen.contains(event.id.as_bytes())) {
+    if is_known(event.id.as_bytes()) {
         return Ok(Passed::Known { created_at: outline.created_at });
     }
     if !event.verify_signature() {
@@ -154,11 +158,6 @@ pub(crate) fn pass(raw: &RawValue, filter: &Filter, seen: Option<&Seen>, budget:
         return Err(Refused::BadSignature);
     }
     Ok(Passed::New(Box::new(event)))
-}
-
-/// Remembers a verified event that goes on its way; false when another relay brought it meanwhile.
-pub(crate) fn remember(event: &Event, seen: &Seen) -> bool {
-    seen.insert(event.id.to_bytes())
 }
 
 #[cfg(test)]
@@ -192,8 +191,9 @@ mod tests {
         /// Whether it is new.
         fn pass(&mut self, json: &str) -> Result<bool, Refused> {
             let raw: &RawValue = serde_json::from_str(json).unwrap();
-            match pass(raw, &self.filter, Some(&self.seen), &mut self.budget, 0)? {
-                Passed::New(event) => Ok(remember(&event, &self.seen)),
+            let seen = &self.seen;
+            match pass(raw, &self.filter, |id| seen.contains(id), &mut self.budget, 0)? {
+                Passed::New(event) => Ok(seen.once(event.id.to_bytes(), || {})),
                 Passed::Known { .. } => Ok(false),
             }
         }
@@ -260,6 +260,14 @@ mod tests {
     }
 
     #[test]
+    fn an_event_is_handed_on_with_its_id_and_once() {
+        let (seen, mut handed) = (Seen::default(), 0);
+        assert!(seen.once([1; 32], || handed += 1));
+        assert!(!seen.once([1; 32], || handed += 1));
+        assert_eq!((handed, seen.contains(&[1; 32]), seen.contains(&[2; 32])), (1, true, false));
+    }
+
+    #[test]
     fn the_memory_of_ids_has_an_end() {
         let seen = Seen::default();
         let id = |n: usize| {
@@ -268,7 +276,7 @@ mod tests {
             id
         };
         for n in 0..=SEEN_MAX {
-            assert!(seen.insert(id(n)));
+            assert!(seen.once(id(n), || {}));
         }
         assert!(!seen.contains(&id(0)) && seen.contains(&id(SEEN_MAX)));
         assert_eq!(seen.lock().all.len(), SEEN_MAX);

@@ -20,6 +20,7 @@ use ::nostr::event::Event;
 use nexus_core::ids::AccountKey;
 use nexus_core::notice::NoticeType;
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, watch};
@@ -28,6 +29,12 @@ use tokio_util::sync::CancellationToken;
 /// Events that wait to be taken in, and the bytes that they may have together.
 const QUEUE_MAX: usize = 1_024;
 const QUEUE_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Bytes of the events that all relays together hold back until they can be sorted.
+const HOLDING_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// What an event, each of its tags and each part of one take beside their texts.
+const EVENT_BYTES: usize = 512;
+const TAG_BYTES: usize = 48;
+const PART_BYTES: usize = 40;
 /// Events of one commit.
 const BATCH_MAX: usize = 256;
 /// Accepted events without an end at which nothing more is taken in.
@@ -51,20 +58,40 @@ pub(crate) enum Arrived {
     },
 }
 
+/// What became of an event at the door.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Handed {
+    On,
+    /// Another relay brought it first.
+    Known,
+    /// Nothing is taken in any more.
+    Nowhere,
+}
+
 /// The relays' end.
 #[derive(Debug, Clone)]
 pub(crate) struct Door {
     queue: mpsc::Sender<Arrived>,
     bytes: Arc<Semaphore>,
+    seen: Arc<Seen>,
+}
+
+/// What an event takes of the memory that there is for events.
+pub(crate) fn bytes_of(event: &Event) -> u32 {
+    let tag = |tag: &::nostr::event::Tag| TAG_BYTES + tag.as_slice().iter().map(|part| part.len() + PART_BYTES).sum::<usize>();
+    let bytes = EVENT_BYTES + event.content.len() + event.tags.iter().map(tag).sum::<usize>();
+    u32::try_from(bytes.min(QUEUE_BYTES_MAX)).unwrap_or(u32::MAX)
 }
 
 impl Door {
-    /// Waits until there is room. False when nothing is taken in any more.
-    pub(crate) async fn event(&self, relay: &Arc<str>, event: Box<Event>) -> bool {
-        let bytes = event.content.len() + event.tags.iter().flat_map(|tag| tag.as_slice()).map(String::len).sum::<usize>() + 512;
-        let bytes = u32::try_from(bytes.min(QUEUE_BYTES_MAX)).unwrap_or(u32::MAX);
-        let Ok(permit) = self.bytes.clone().acquire_many_owned(bytes).await else { return false };
-        self.queue.send(Arrived::Event { relay: relay.clone(), event, _bytes: permit }).await.is_ok()
+    /// Waits until there is room. Its id is known from then on, and not before: until it stands in the queue, another
+    /// relay that has it too may be the one that brings it.
+    pub(crate) async fn event(&self, relay: &Arc<str>, event: Box<Event>) -> Handed {
+        let Ok(bytes) = self.bytes.clone().acquire_many_owned(bytes_of(&event)).await else { return Handed::Nowhere };
+        let Ok(place) = self.queue.reserve().await else { return Handed::Nowhere };
+        let id = event.id.to_bytes();
+        let arrived = Arrived::Event { relay: relay.clone(), event, _bytes: bytes };
+        if self.seen.once(id, || place.send(arrived)) { Handed::On } else { Handed::Known }
     }
 
     pub(crate) async fn proven(&self, relay: &Arc<str>, filter: String, until: u64, generation: u64) -> bool {
@@ -79,7 +106,9 @@ pub(crate) struct Inbox {
     door: Door,
     /// Rises whenever what was in hand may have been lost: relays ask again then.
     pub(crate) generation: watch::Sender<u64>,
-    pub(crate) seen: Seen,
+    pub(crate) seen: Arc<Seen>,
+    /// Bytes that may still be held back.
+    pub(crate) holding: Arc<Semaphore>,
     pub(crate) cursors: Cursors,
     taken: AtomicU64,
 }
@@ -87,11 +116,13 @@ pub(crate) struct Inbox {
 impl Inbox {
     pub(crate) fn new() -> Self {
         let (queue, receiver) = mpsc::channel(QUEUE_MAX);
+        let seen = Arc::new(Seen::default());
         Self {
             queue: Mutex::new(receiver),
-            door: Door { queue, bytes: Arc::new(Semaphore::new(QUEUE_BYTES_MAX)) },
+            door: Door { queue, bytes: Arc::new(Semaphore::new(QUEUE_BYTES_MAX)), seen: seen.clone() },
             generation: watch::Sender::new(0),
-            seen: Seen::default(),
+            seen,
+            holding: Arc::new(Semaphore::new(HOLDING_BYTES_MAX)),
             cursors: Cursors::default(),
             taken: AtomicU64::new(0),
         }
@@ -129,17 +160,10 @@ pub(crate) async fn run(inner: Arc<Inner>, sinks: Sinks, stop: CancellationToken
         {
             batch.push(more);
         }
-        match taking.take(batch).await {
-            Ok(()) => {}
-            // No repetition mends that, and what comes after it must not wait for it.
-            Err(error @ WriteError::Refused { .. }) => {
-                tracing::error!(error = %describe(&error), "events of Nostr were refused by the ledger")
-            }
-            Err(error @ (WriteError::Closed { .. } | WriteError::Unknown { .. })) => {
-                tracing::warn!(error = %describe(&error), "events of Nostr are not taken in any more; the next start asks for them again");
-                stop.cancelled().await;
-                return;
-            }
+        if let Err(error) = taking.take(batch).await {
+            tracing::warn!(error = %describe(&error), "events of Nostr are not taken in any more; the next start asks for them again");
+            stop.cancelled().await;
+            return;
         }
     }
 }
@@ -202,18 +226,33 @@ impl Taking<'_> {
         queue.recv().await
     }
 
+    /// What the ledger refuses is offered once more by itself, so that it costs nothing but itself. The cursors come last.
     async fn take(&self, batch: Vec<Arrived>) -> Result<(), WriteError> {
-        let sorted = self.sort(batch);
-        let Sorted { definitions, events, brought_by, cursors } = sorted;
-        self.put(definitions).await?;
-        if events.is_empty() && cursors.is_empty() {
+        let Sorted { definitions, events, brought_by, cursors } = self.sort(batch);
+        if is_refused(self.put(&definitions).await)? {
+            for one in definitions.chunks(1) {
+                is_refused(self.put(one).await)?;
+            }
+        }
+        let all = append(events);
+        if is_refused(self.commit(all.clone(), &brought_by, &cursors).await)? {
+            for (event, relay) in all.lines.events.iter().zip(brought_by.chunks(1)) {
+                is_refused(self.commit(append(vec![event.clone()]), relay, &[]).await)?;
+            }
+            is_refused(self.commit(append(Vec::new()), &[], &cursors).await)?;
+        }
+        Ok(())
+    }
+
+    async fn commit(&self, append: Append, brought_by: &[Arc<str>], cursors: &[RelayCursor]) -> Result<(), WriteError> {
+        if brought_by.is_empty() && cursors.is_empty() {
             return Ok(());
         }
-        let (append, cursors) = (append(events), Arc::new(cursors));
         crate::torture::point("nostr.taking");
-        let appended = self.write(TakeIn { append: append.clone(), cursors: cursors.clone(), at: clock::wall_ms() }).await?;
-        self.inner.inbox.cursors.moved(&cursors);
-        self.accepted(&append.lines.events, &brought_by, &appended);
+        let take = TakeIn { append: append.clone(), cursors: Arc::new(cursors.to_vec()), at: clock::wall_ms() };
+        let appended = self.write(take).await?;
+        self.inner.inbox.cursors.moved(cursors);
+        self.accepted(&append.lines.events, brought_by, &appended);
         Ok(())
     }
 
@@ -268,14 +307,17 @@ impl Taking<'_> {
         }
     }
 
-    async fn put(&self, definitions: Vec<(Arc<str>, Definition)>) -> Result<(), WriteError> {
+    async fn put(&self, definitions: &[(Arc<str>, Definition)]) -> Result<(), WriteError> {
         if definitions.is_empty() {
             return Ok(());
         }
-        let (relays, definitions): (Vec<Arc<str>>, Vec<Definition>) = definitions.into_iter().unzip();
-        let put = self.inner.put(definitions).await?;
-        for (relay, put) in relays.iter().zip(put) {
-            self.count(relay, if put == Put::Counts { "definition" } else { "outdated" });
+        let put = self.inner.put(definitions.iter().map(|(_, definition)| definition.clone()).collect()).await?;
+        for ((relay, _), put) in definitions.iter().zip(put) {
+            let result = match put {
+                Put::Counts | Put::Deletes(_) => "definition",
+                Put::Outdated => "outdated",
+            };
+            self.count(relay, result);
         }
         Ok(())
     }
@@ -328,6 +370,18 @@ impl Taking<'_> {
     }
 }
 
+/// Whether the ledger refused it, which no repetition mends; what comes after it must not wait for it.
+fn is_refused(written: Result<(), WriteError>) -> Result<bool, WriteError> {
+    match written {
+        Ok(()) => Ok(false),
+        Err(error @ WriteError::Refused { .. }) => {
+            tracing::error!(error = %describe(&error), "something of Nostr was refused by the ledger");
+            Ok(true)
+        }
+        Err(error @ (WriteError::Closed { .. } | WriteError::Unknown { .. })) => Err(error),
+    }
+}
+
 /// Counts what became of an event of a relay.
 pub(crate) fn count(inner: &Inner, relay: &Arc<str>, result: &'static str) {
     let label = RelayResult { relay: relay.to_string(), result };
@@ -342,21 +396,24 @@ impl Inner {
         let put = self.ground.ledgers.nexus.writer.write_until_done(command).await?;
         let kinds = self.plan.load().project_kinds.clone();
         for (definition, put) in definitions.iter().zip(&put) {
-            if *put == Put::Counts {
-                self.tell(definition, &kinds).await;
+            match put {
+                Put::Counts => self.tell(definition, &[], &kinds).await,
+                Put::Deletes(by_id) => self.tell(definition, by_id, &kinds).await,
+                Put::Outdated => {}
             }
         }
         Ok(put)
     }
 
-    async fn tell(&self, definition: &Definition, project_kinds: &[u16]) {
+    /// Tells of the projects that a definition changes; `by_id` is where it took away what it names by id.
+    async fn tell(&self, definition: &Definition, by_id: &[String], project_kinds: &[u16]) {
         let coordinate = |text: &str| Coordinate::parse(text).ok().filter(|coordinate| project_kinds.contains(&coordinate.kind));
         let changed: Vec<Coordinate> = if definition.kind == DELETION {
             let named = definition.deletes.iter().filter_map(|deleted| match deleted {
                 Deleted::Coordinate(text) => Some(text.clone()),
                 Deleted::Event(_) => None,
             });
-            let named: Vec<String> = named.chain(self.prepared_from(definition).await).collect();
+            let named: BTreeSet<String> = named.chain(by_id.iter().cloned()).chain(self.prepared_from(definition).await).collect();
             named.iter().filter_map(|text| coordinate(text)).collect()
         } else {
             let identifier = definition.identifier.as_deref().unwrap_or_default();
@@ -384,5 +441,44 @@ impl Inner {
             tracing::warn!(error = %describe(&error), "that a definition was deleted is seen with the project's next start only");
             Vec::new()
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::nostr::{Keys, Template};
+    use futures_util::FutureExt;
+
+    fn event(tags: Vec<Vec<String>>) -> Box<Event> {
+        let template = Template { kind: 1, content: "hi".to_owned(), tags, created_at: None };
+        Box::new(template.sign(&Keys::generate(), 7).unwrap())
+    }
+
+    #[tokio::test]
+    async fn an_id_is_known_once_its_event_stands_in_the_queue_and_not_before() {
+        let (inbox, event) = (Inbox::new(), event(Vec::new()));
+        let (door, id) = (inbox.door(), event.id.to_bytes());
+        let (a, b): (Arc<str>, Arc<str>) = ("ws://a".into(), "ws://b".into());
+        let all = door.bytes.clone().try_acquire_many_owned(u32::try_from(QUEUE_BYTES_MAX).unwrap()).unwrap();
+        let mut waiting = std::pin::pin!(door.event(&a, event.clone()));
+        assert!((&mut waiting).now_or_never().is_none(), "there is no room");
+        assert!(!inbox.seen.contains(&id), "what another relay proves would run ahead of it");
+        drop(all);
+        assert_eq!(waiting.await, Handed::On);
+        assert!(inbox.seen.contains(&id));
+        assert_eq!(door.event(&b, event).await, Handed::Known);
+        assert!(door.proven(&b, "s".to_owned(), 1, 1).await);
+        let mut queue = inbox.queue.lock().await;
+        assert!(matches!(queue.try_recv(), Ok(Arrived::Event { relay, .. }) if relay == a));
+        assert!(matches!(queue.try_recv(), Ok(Arrived::Proven { relay, .. }) if relay == b), "behind it");
+    }
+
+    #[test]
+    fn an_event_of_many_short_tags_counts_for_what_it_takes() {
+        let tags = vec![vec!["t".to_owned(), "x".to_owned()]; 2_000];
+        assert!(usize::try_from(bytes_of(&event(tags))).unwrap() > 2_000 * (TAG_BYTES + 2 * PART_BYTES));
+        assert!(usize::try_from(bytes_of(&event(Vec::new()))).unwrap() < 2 * EVENT_BYTES);
     }
 }

@@ -17,6 +17,9 @@ const AUTH_ANSWER_MS: u64 = 5_000;
 /// How often it is looked whether the relay still hears us, and how long its answer may take.
 pub(crate) const PROBE_EVERY_MS: u64 = 240_000;
 const PROBE_ANSWER_MS: u64 = 30_000;
+/// How often a relay may ask who we are between two answered probes: each answer costs us a signature and some time
+/// in which nothing is asked.
+const CHALLENGES_MAX: u32 = 16;
 /// Pauses between connections; each is a random part of its upper half.
 const BACKOFF_BASE_MS: u64 = 1_000;
 const BACKOFF_MAX_MS: u64 = 60_000;
@@ -169,6 +172,8 @@ pub(crate) struct Machine {
     challenge: Option<String>,
     /// Made over this connection.
     proofs: u32,
+    /// Since the last probe that was answered.
+    challenges: u32,
     subs: Subs,
     probe: Option<Probe>,
     next_probe: u64,
@@ -186,6 +191,7 @@ impl Machine {
             auth: Auth::Settled,
             challenge: None,
             proofs: 0,
+            challenges: 0,
             subs: Subs::default(),
             probe: None,
             next_probe: u64::MAX,
@@ -211,6 +217,16 @@ impl Machine {
     /// What isn't heard, and why.
     pub(crate) fn deaf(&self) -> Vec<(String, String)> {
         self.subs.refused()
+    }
+
+    /// Whether the relay is still sending what it has stored.
+    pub(crate) fn is_gathering(&self) -> bool {
+        self.is_up() && self.subs.any_gathering()
+    }
+
+    /// Whether an event that comes under this id now is one that the relay had stored.
+    pub(crate) fn is_stored(&self, wire: &str) -> bool {
+        self.subs.is_stored(wire)
     }
 
     /// Whether events may be published.
@@ -276,6 +292,7 @@ impl Machine {
         self.auth = if self.consent { Auth::Listening { deadline: now.mono_ms + CHALLENGE_WAIT_MS } } else { Auth::Settled };
         self.challenge = None;
         self.proofs = 0;
+        self.challenges = 0;
         self.probe = None;
         self.next_probe = now.mono_ms + PROBE_EVERY_MS;
     }
@@ -308,6 +325,10 @@ impl Machine {
     fn challenged(&mut self, now: Now, challenge: String, actions: &mut Vec<Action>) {
         if !self.is_up() || !self.consent {
             return; // who doesn't want to be known says nothing, and may be refused for it
+        }
+        self.challenges = self.challenges.saturating_add(1);
+        if self.challenges > CHALLENGES_MAX {
+            return self.lost(now, "it asks again and again who we are", None, actions);
         }
         self.challenge = Some(challenge);
         self.prove(now, Address::AsConfigured, actions);
@@ -346,7 +367,7 @@ impl Machine {
         if id == PROBE_ID {
             let Some(probe) = self.probe.take() else { return };
             actions.push(Action::Close(PROBE_ID.to_owned()));
-            self.next_probe = now.mono_ms + PROBE_EVERY_MS;
+            self.probed(now);
             let still = probe.live.into_iter().filter(|sub| self.subs.is_live(sub));
             actions.extend(still.map(|sub| Action::Proven { sub, until: probe.asked_s }));
             return;
@@ -354,11 +375,17 @@ impl Machine {
         self.subs.eose(now, id, actions);
     }
 
+    /// It answered: for a while it need not.
+    fn probed(&mut self, now: Now) {
+        self.challenges = 0;
+        self.next_probe = now.mono_ms + PROBE_EVERY_MS;
+    }
+
     fn closed(&mut self, now: Now, id: &str, message: &str, actions: &mut Vec<Action>) {
         if id == PROBE_ID {
             // An answer, if no proof that everything before it came.
             if self.probe.take().is_some() {
-                self.next_probe = now.mono_ms + PROBE_EVERY_MS;
+                self.probed(now);
             }
             return;
         }

@@ -80,6 +80,12 @@ impl Rates {
         }
         Err(Duration::from_secs_f64((1.0 - *left) * 60.0 / full))
     }
+
+    /// A full bucket is as none.
+    fn forget_full(&mut self, per_minute: u32, now: Instant) {
+        let full = f64::from(per_minute);
+        self.left.retain(|_, (left, since)| *left + now.duration_since(*since).as_secs_f64() * full / 60.0 < full);
+    }
 }
 
 struct Sending {
@@ -217,7 +223,8 @@ impl Sending {
         }
     }
 
-    async fn prune(&self) {
+    async fn prune(&mut self) {
+        self.rates.forget_full(self.inner.plan.load().publish_per_minute, Instant::now());
         let command = PrunePublished { at: clock::wall_ms(), rows_max: PRUNE_ROWS_MAX };
         if let Err(error) = self.inner.ground.ledgers.nexus.writer.write(command).await {
             tracing::warn!(%error, "published events that are old were not forgotten");
@@ -247,7 +254,9 @@ fn judge(event_id: &str, answer: Option<(bool, String)>, attempts: u32, now: i64
     match word {
         _ if accepted => Answered::Accepted,
         "duplicate" => Answered::Accepted,
-        "blocked" | "invalid" | "restricted" | "pow" | "mute" | "unsupported" => Answered::Refused { error: message },
+        "blocked" | "invalid" | "restricted" | "pow" | "mute" | "unsupported" | "replaced" | "deleted" => {
+            Answered::Refused { error: message }
+        }
         // The proof is on its way, or was not taken yet.
         "auth-required" if attempts < PROOFS_MAX => Answered::Again { error: message, at: now.saturating_add(PROOF_MS) },
         "rate-limited" | "auth-required" | "error" => again(message, attempts),
@@ -281,7 +290,9 @@ mod tests {
         let of = |accepted: bool, message: &str, attempts: u32| judge("e", Some((accepted, message.to_owned())), attempts, 1_000);
         assert_eq!(of(true, "anything", 0), Answered::Accepted);
         assert_eq!(of(false, "duplicate: have it", 0), Answered::Accepted);
-        assert!(matches!(of(false, "blocked: no", 0), Answered::Refused { .. }));
+        for never in ["blocked: no", "replaced: a newer version is here", "deleted: its author had it deleted"] {
+            assert!(matches!(of(false, never, 0), Answered::Refused { .. }), "{never}");
+        }
         for later in ["rate-limited: slow", "auth-required: who", "error: disk", "no"] {
             assert!(matches!(of(false, later, 0), Answered::Again { .. }), "{later}");
         }
@@ -310,5 +321,7 @@ mod tests {
         assert!(rates.take(&b, 1, 60, now).is_ok() && rates.take(&a, 2, 60, now).is_ok());
         assert!(rates.take(&a, 1, 60, now + Duration::from_secs(1)).is_ok());
         assert!(rates.take(&a, 1, 60, now + Duration::from_secs(1)).is_err());
+        rates.forget_full(60, now + Duration::from_secs(30));
+        assert_eq!(rates.left.len(), 1, "those of which one was taken are full again");
     }
 }

@@ -1,15 +1,16 @@
-//! One relay: a task that owns its connection, does what the machine says, and hands on what passes the gate. While
-//! there is no room for an event it reads nothing, and no time passes for the machine: a relay isn't late
-//! because we are.
+//! One relay: a task that owns its connection and does what the machine says. What becomes of its events, `take` says;
+//! what is asked of it, `commands`.
 
 mod asked;
 mod commands;
+mod held;
 mod socket;
+mod take;
 
 use super::codec::{self, FromRelay};
 use super::filter::Filter;
-use super::gate::{self, Budget, Passed, Refused};
-use super::inbox::{Door, count};
+use super::gate::{Budget, Refused};
+use super::inbox::Door;
 use super::machine::{Action, Address, Input, Machine, Now, PROBE_ID, State, page_id};
 use super::status::View;
 use super::subscriptions::Subscription;
@@ -17,6 +18,7 @@ use super::template::Template;
 use super::{Inner, keys};
 use crate::clock;
 use asked::{Asked, Fetched};
+use held::{Held, Proof};
 use nexus_core::notice::NoticeType;
 use serde_json::json;
 use socket::{Heard, Socket};
@@ -24,7 +26,6 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedMutexGuard, mpsc, oneshot, watch};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// The kind of a proof who we are (NIP-42).
@@ -87,6 +88,7 @@ struct Relay {
     /// Time in which nothing could be read.
     blocked: Duration,
     asked: Asked,
+    held: Held,
     /// Events that the relay was sent, with the time (monotonic ms) until which it may answer.
     awaiting: HashMap<String, u64>,
     before: State,
@@ -108,6 +110,7 @@ pub(crate) async fn run(parts: Parts, stop: CancellationToken) {
         budget: Budget::default(),
         blocked: Duration::ZERO,
         asked: Asked::default(),
+        held: Held::default(),
         awaiting: HashMap::new(),
         before: State::Backoff,
         stop,
@@ -168,7 +171,8 @@ impl Relay {
     fn nap(&self) -> Duration {
         let now = self.now().mono_ms;
         let fetches = self.asked.deadline();
-        let all = self.machine.deadline().into_iter().chain(fetches).chain(self.awaiting.values().copied().min());
+        let all = self.machine.deadline().into_iter().chain(fetches).chain(self.held.late_at_ms());
+        let all = all.chain(self.awaiting.values().copied().min());
         let wait_ms = all.min().map_or(NAP_MS_MAX, |at| at.saturating_sub(now));
         // The machine's clock has milliseconds: one earlier would only be called for nothing.
         Duration::from_millis(wait_ms.min(NAP_MS_MAX) + 1)
@@ -183,6 +187,7 @@ impl Relay {
                 inputs.extend(self.act(action).await);
             }
         }
+        self.release_due().await;
         self.show();
     }
 
@@ -205,7 +210,10 @@ impl Relay {
             }
             Action::Probe => self.probe().await,
             Action::Proven { sub, until } => {
-                self.prove_whole(sub, until).await;
+                let now_ms = self.now().mono_ms;
+                if let Some(generation) = self.asked.generation(&sub) {
+                    self.held.prove(sub, Proof { until, generation }, now_ms);
+                }
                 None
             }
             Action::Note(text) => {
@@ -374,75 +382,6 @@ impl Relay {
             FromRelay::Auth { challenge } => Some(Input::Challenge(challenge.into_owned())),
             FromRelay::Other => None,
         }
-    }
-
-    async fn event(&mut self, sub: &str, raw: &serde_json::value::RawValue) -> Option<Input> {
-        if sub == PROBE_ID {
-            return None; // that it answers is all that is wanted
-        }
-        let Some((filter, is_fetch)) = self.asked.of(sub) else { return self.refused(Refused::Unasked) };
-        let inner = self.parts.inner.clone();
-        // A fetch wants the event whoever else brought it.
-        let seen = (!is_fetch).then_some(&inner.inbox.seen);
-        let passed = gate::pass(raw, filter, seen, &mut self.budget, clock::mono_ms());
-        let event = match passed {
-            Err(refused) => return self.refused(refused),
-            Ok(Passed::Known { created_at }) => {
-                self.count("known");
-                return Some(Input::Event { sub: sub.to_owned(), created_at });
-            }
-            Ok(Passed::New(event)) => event,
-        };
-        if is_fetch {
-            self.asked.answer(sub, *event);
-            return None;
-        }
-        let created_at = event.created_at.as_secs();
-        if gate::remember(&event, &inner.inbox.seen) {
-            self.hand_over(event).await;
-        } else {
-            self.count("known");
-        }
-        Some(Input::Event { sub: sub.to_owned(), created_at })
-    }
-
-    /// Waits until there is room. Meanwhile nothing is read, and no time passes.
-    async fn hand_over(&mut self, event: Box<super::Event>) {
-        let began = Instant::now();
-        let id = event.id.to_bytes();
-        let handed = tokio::select! {
-            handed = self.door.event(&self.parts.url, event) => handed,
-            () = self.stop.cancelled() => false,
-        };
-        self.blocked += began.elapsed();
-        if handed {
-            self.parts.view.send_modify(|view| view.events += 1);
-        } else {
-            self.parts.inner.inbox.seen.forget(&id);
-        }
-    }
-
-    /// Says, behind the events that came before, that nothing is missing.
-    async fn prove_whole(&mut self, sub: String, until: u64) {
-        let Some(generation) = self.asked.generation(&sub) else { return };
-        let began = Instant::now();
-        tokio::select! {
-            // False when nothing is taken in any more, and so nothing is proven.
-            _ = self.door.proven(&self.parts.url, sub, until, generation) => {}
-            () = self.stop.cancelled() => {}
-        }
-        self.blocked += began.elapsed();
-    }
-
-    /// Counts an event that goes no further; a relay that forges too many isn't listened to for a while.
-    fn refused(&mut self, refused: Refused) -> Option<Input> {
-        self.count(refused.as_str());
-        self.parts.view.send_modify(|view| view.refused += 1);
-        self.budget.is_spent().then(|| Input::Abused("it sends too many events that are forged".to_owned()))
-    }
-
-    fn count(&self, result: &'static str) {
-        count(&self.parts.inner, &self.parts.url, result);
     }
 
     /// Shows how it is, and says so when that changed.

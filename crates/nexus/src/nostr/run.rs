@@ -117,12 +117,8 @@ impl Nostr {
         let before: BTreeSet<String> = running.relays.keys().cloned().collect();
         let is_kept = |url: &String, one: &OneRelay| plan.relays.contains(url) && one.made_of == made_of(url);
         let gone: Vec<String> = running.relays.iter().filter(|(url, one)| !is_kept(url, one)).map(|(url, _)| url.clone()).collect();
-        for url in gone {
-            if let Some(one) = running.relays.remove(&url) {
-                one.end().await;
-                self.inner.ground.watch_over.forget(&task_name(&url));
-            }
-        }
+        let gone = gone.into_iter().filter_map(|url| running.relays.remove_entry(&url)).collect();
+        self.end_relays(gone).await;
         for url in &plan.relays {
             if !running.relays.contains_key(url) {
                 let one = self.start_relay(running, url, made_of(url));
@@ -159,13 +155,19 @@ impl Nostr {
     async fn end(&self, running: Running) {
         let Running { stop, shared, wanted: _, relays } = running;
         self.inner.links.store(Arc::default());
-        for (url, one) in relays {
-            one.end().await;
-            self.inner.ground.watch_over.forget(&task_name(&url));
-        }
+        self.end_relays(relays).await;
         stop.cancel();
         for task in shared {
             drop(task.await); // a panic was told when it happened
+        }
+    }
+
+    /// All at once: each may take its time to say good-bye.
+    async fn end_relays(&self, relays: BTreeMap<String, OneRelay>) {
+        relays.values().for_each(|one| one.stop.cancel());
+        for (url, one) in relays {
+            drop(one.task.await); // a panic was told when it happened
+            self.inner.ground.watch_over.forget(&task_name(&url));
         }
     }
 
@@ -174,13 +176,6 @@ impl Nostr {
         if let Some(running) = self.inner.running.lock().await.take() {
             self.end(running).await;
         }
-    }
-}
-
-impl OneRelay {
-    async fn end(self) {
-        self.stop.cancel();
-        drop(self.task.await); // a panic was told when it happened
     }
 }
 

@@ -125,7 +125,8 @@ impl NostrStatus {
     /// A sentence for each thing that isn't well. One relay of several that can't be reached is no trouble yet.
     pub fn unwell(&self) -> Vec<String> {
         let mut reasons: Vec<String> = self.problem.iter().map(|why| format!("nostr: the daemon's key can't be used: {why}")).collect();
-        let is_down = |relay: &&RelayStatus| relay.state == "backoff" && relay.error.is_some();
+        // Also while it is tried once more: what went wrong stands until there is a connection.
+        let is_down = |relay: &&RelayStatus| ["backoff", "connecting"].contains(&relay.state) && relay.error.is_some();
         if self.running && self.relays.iter().filter(is_down).count() == self.relays.len() {
             reasons.push("nostr: no relay can be reached".to_owned());
         }
@@ -164,6 +165,7 @@ mod tests {
         assert!(status(&[]).unwell().is_empty());
         assert!(status(&[down, live]).unwell().is_empty());
         assert_eq!(status(&[down, down]).unwell(), ["nostr: no relay can be reached"]);
+        assert_eq!(status(&[down, (State::Connecting, Some("refused"))]).unwell().len(), 1, "tried once more");
         assert!(status(&[(State::Backoff, None)]).unwell().is_empty(), "the first connection isn't made yet");
         let mut deaf = status(&[live]);
         deaf.relays[0].deaf = vec![Deaf { subscription: "s".to_owned(), why: "no".to_owned() }];

@@ -12,7 +12,7 @@ pub(crate) const DEFINING_KINDS: [u16; 5] = [0, 5, 30_617, 4_199, 4_200];
 /// How far before a cursor is asked again: events come late, and clocks differ.
 pub(crate) const OVERLAP_S: u64 = 900;
 /// How far back a subscription without a cursor looks, if it isn't to have everything; never further than
-/// from when on this daemon listens at all.
+/// from when on this daemon listens at all, and as far as the one whose place it takes was whole.
 const BACKFILL_S: u64 = 24 * 60 * 60;
 
 /// What a subscription brings of the past when it is new.
@@ -35,6 +35,12 @@ pub(crate) struct Subscription {
 impl Subscription {
     fn new(group: &str, filter: Filter, past: Past) -> Self {
         Self { id: format!("nexus-{group}-{}", filter.digest()), filter, past }
+    }
+
+    /// Whether that is the id of one of the same group, as of a whitelist before this one.
+    fn is_like(&self, id: &str) -> bool {
+        let group = |id: &str| id.rsplit_once('-').map(|(group, _)| group.to_owned());
+        group(&self.id).is_some() && group(&self.id) == group(id)
     }
 }
 
@@ -87,7 +93,10 @@ impl Cursors {
             (None, Past::Whole) => return None,
             (None, Past::Recent) => {
                 let first = all.get(&(String::new(), FIRST.to_owned())).map_or(now_s, |first| (*first).min(now_s));
-                first.max(now_s.saturating_sub(BACKFILL_S))
+                let recent = first.max(now_s.saturating_sub(BACKFILL_S));
+                // A whitelist that changed while we were away must not cost those who were on it before.
+                let alike = all.iter().filter(|((of, id), _)| of == relay && subscription.is_like(id));
+                alike.map(|(_, until)| *until).max().map_or(recent, |until| until.min(recent))
             }
         };
         Some(from.saturating_sub(OVERLAP_S))
@@ -100,6 +109,7 @@ impl Cursors {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     fn whitelist(keys: &[&str]) -> Arc<BTreeSet<String>> {
@@ -118,6 +128,21 @@ mod tests {
         assert!(one.iter().chain(&two).all(|id| id.len() + 2 <= 64));
         assert!(one.iter().all(|id| !two.contains(id)));
         assert!(of(&whitelist(&[]), &[31_933], Some("me")).is_empty());
+    }
+
+    #[test]
+    fn a_whitelist_that_changed_while_nobody_listened_costs_nobody() {
+        let now = 10_000_000;
+        let (before, after) = (of(&whitelist(&["a"]), &[31_933], Some("me")), of(&whitelist(&["a", "b"]), &[31_933], Some("me")));
+        let cursors = Cursors::default();
+        let away = now - 3 * BACKFILL_S;
+        let until = i64::try_from(away).unwrap();
+        cursors.moved(&[cursor("", FIRST, 1_000), cursor("r", &before[1].id, until - 50), cursor("r", &before[2].id, until)]);
+        assert_eq!(cursors.since("r", &after[1], now), Some(away - 50 - OVERLAP_S), "as far as that group was whole");
+        assert_eq!(cursors.since("r", &after[2], now), Some(away - OVERLAP_S));
+        assert_eq!(cursors.since("s", &after[1], now), Some(now - BACKFILL_S - OVERLAP_S), "another relay has its own");
+        cursors.moved(&[cursor("r", &before[1].id, i64::try_from(now).unwrap())]);
+        assert_eq!(cursors.since("r", &after[1], now), Some(now - BACKFILL_S - OVERLAP_S), "a key that is new brings its day");
     }
 
     #[test]

@@ -26,9 +26,11 @@ use super::{Outcome, Pipeline, READ_PATIENCE};
 use crate::clock;
 use crate::ledger::events::{StoredEvent, by_seq, count_after};
 use crate::ledger::nexus::{OpenRequest, counter, open_requests, request_id_of};
+use crate::nostr;
 use crate::panics;
 use lanes::Lanes;
 use nexus_core::ids::AccountKey;
+use nexus_core::pace::Paces;
 use sessions::Sessions;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -123,6 +125,7 @@ impl Router {
             sessions: Sessions::default(),
             requests: HashMap::new(),
             aborts: HashMap::new(),
+            paces: Paces::new(nostr::PER_SECOND_MAX, nostr::BURST_MAX),
             told,
             runs: router.runs.clone(),
             under_way: TaskTracker::new(),
@@ -178,6 +181,8 @@ struct Known {
     let_go: bool,
     /// A stop or a crash interrupted its run.
     is_revived: bool,
+    /// It may not be prepared before, by [`clock::mono_ms`].
+    not_before_ms: u64,
 }
 
 struct State {
@@ -189,6 +194,8 @@ struct State {
     requests: HashMap<i64, Known>,
     /// What ends a run that is under way, by its newest request.
     aborts: HashMap<i64, CancellationToken>,
+    /// Of the authors of Nostr.
+    paces: Paces,
     told: mpsc::Sender<Told>,
     runs: TaskTracker,
     /// What was begun from here and must end before anything is read back.
@@ -215,7 +222,7 @@ impl State {
                 biased;
                 () = stop.cancelled() => return Ok(()),
                 Some(told) = inbox.recv() => self.take(told),
-                () = turns::due(self.sessions.next_due_ms()) => {
+                () = turns::due(self.sessions.next_due_ms().into_iter().chain(self.lanes.next_due_ms()).min()) => {
                     let agents = self.sessions.offer_due(clock::mono_ms());
                     self.start_runs(&agents);
                 }
@@ -235,11 +242,14 @@ impl State {
     }
 
     fn know(&mut self, request: OpenRequest, event: Option<Box<StoredEvent>>) {
+        // What is read back was let through before.
+        let of_nostr = event.as_ref().filter(|event| event.adapter == nostr::ADAPTER);
+        let not_before_ms = of_nostr.map_or(0, |event| self.paces.next(&event.event.sender_id, clock::mono_ms()));
         let account = AccountKey::new(request.adapter, request.account_id);
         let place = self.lanes.push(&request.conversation, &account, request.event_seq);
         let at_hand = event.filter(|_| place.soon).map(|event| Box::new((request.request_id, *event)));
         let is_revived = request.attempts > 0;
-        let known = Known { conversation: place.conversation, account: place.account, at_hand, let_go: false, is_revived };
+        let known = Known { conversation: place.conversation, account: place.account, at_hand, let_go: false, is_revived, not_before_ms };
         self.requests.insert(request.event_seq, known);
     }
 
@@ -308,8 +318,16 @@ impl State {
 
     fn start_lanes(&mut self) {
         let limit = usize::try_from(self.pipeline.settings.load().pipeline.max_concurrent).unwrap_or(usize::MAX);
+        let now_ms = clock::mono_ms();
+        self.lanes.offer_due(now_ms);
         while let Some(seq) = self.lanes.start_next(limit) {
-            self.prepare(seq);
+            match self.requests.get_mut(&seq) {
+                Some(known) if known.not_before_ms > now_ms => {
+                    known.at_hand = None; // the disk has it
+                    self.lanes.put_off(&known.conversation, seq, known.not_before_ms);
+                }
+                Some(_) | None => self.prepare(seq),
+            }
         }
     }
 

@@ -39,15 +39,17 @@ pub enum Deleted {
 }
 
 /// What became of a definition.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Put {
     /// It is the one that counts.
     Counts,
+    /// It is a deletion that counts and took something away by its id: the coordinates of that.
+    Deletes(Vec<String>),
     /// A newer one is known, or it was deleted.
     Outdated,
 }
 
-/// Stores definitions, in order. Repeated, it changes nothing and answers the same.
+/// Stores definitions, in order. Repeated, it changes nothing and answers the same, but for what was deleted before.
 #[derive(Debug, Clone)]
 pub struct PutDefinitions {
     pub definitions: Arc<Vec<Definition>>,
@@ -65,8 +67,9 @@ impl Definition {
     }
 
     fn put(&self, connection: &Connection, at: i64) -> rusqlite::Result<Put> {
+        let mut gone = Vec::new();
         for deleted in &self.deletes {
-            self.delete(connection, deleted)?;
+            gone.extend(self.delete(connection, deleted)?);
         }
         let slot = self.slot();
         if self.is_deleted(connection, &slot)? {
@@ -81,15 +84,20 @@ impl Definition {
             trim(connection)?;
         }
         let id: String = connection.prepare_cached("SELECT id FROM nostr_events WHERE slot = ?1")?.query_row([&slot], |row| row.get(0))?;
-        Ok(if id == self.id { Put::Counts } else { Put::Outdated })
+        Ok(match (id == self.id, gone.is_empty()) {
+            (true, true) => Put::Counts,
+            (true, false) => Put::Deletes(gone),
+            (false, _) => Put::Outdated,
+        })
     }
 
-    /// Nobody deletes what another wrote.
-    fn delete(&self, connection: &Connection, deleted: &Deleted) -> rusqlite::Result<()> {
+    /// Nobody deletes what another wrote. Where the event was that is gone by its id, if it was one of several versions.
+    fn delete(&self, connection: &Connection, deleted: &Deleted) -> rusqlite::Result<Option<String>> {
+        let mut gone = None;
         let (target, until) = match deleted {
             Deleted::Event(id) => {
-                let sql = "DELETE FROM nostr_events WHERE id = ?1 AND pubkey = ?2 AND kind <> 5";
-                connection.prepare_cached(sql)?.execute([id, &self.pubkey])?;
+                let sql = "DELETE FROM nostr_events WHERE id = ?1 AND pubkey = ?2 AND kind <> 5 RETURNING slot";
+                gone = optional(connection.prepare_cached(sql)?.query_row([id, &self.pubkey], |row| row.get::<_, String>(0)))?;
                 (id, i64::MAX)
             }
             Deleted::Coordinate(coordinate) => {
@@ -100,7 +108,8 @@ impl Definition {
         };
         let sql = "INSERT INTO nostr_deleted (target, pubkey, until) VALUES (?1, ?2, ?3)
                    ON CONFLICT (target, pubkey) DO UPDATE SET until = max(until, excluded.until)";
-        connection.prepare_cached(sql)?.execute(params![target, self.pubkey, until]).map(drop)
+        connection.prepare_cached(sql)?.execute(params![target, self.pubkey, until])?;
+        Ok(gone.filter(|slot| slot != target))
     }
 
     fn is_deleted(&self, connection: &Connection, slot: &str) -> rusqlite::Result<bool> {
@@ -187,7 +196,7 @@ mod tests {
     }
 
     fn put(connection: &Connection, definition: Definition) -> Put {
-        PutDefinitions { definitions: Arc::new(vec![definition]), at: 1 }.apply(connection).unwrap()[0]
+        PutDefinitions { definitions: Arc::new(vec![definition]), at: 1 }.apply(connection).unwrap().remove(0)
     }
 
     fn counts(connection: &Connection) -> Option<String> {
@@ -222,8 +231,19 @@ mod tests {
         assert_eq!(counts(&connection), None);
         assert_eq!(put(&connection, project("b", 9)), Put::Outdated, "an older copy comes late");
         assert_eq!(put(&connection, project("c", 11)), Put::Counts, "what came after the deletion is new");
-        put(&connection, deletion(Deleted::Event("c".to_owned()), "alice", 12));
+        let deleted = put(&connection, deletion(Deleted::Event("c".to_owned()), "alice", 12));
+        assert_eq!(deleted, Put::Deletes(vec!["31933:alice:d".to_owned()]), "by its id, and still known whose place it had");
         assert_eq!((counts(&connection), put(&connection, project("c", 11))), (None, Put::Outdated));
+    }
+
+    #[test]
+    fn what_replaces_none_is_deleted_by_its_id_and_stays_so() {
+        let connection = crate::samples::nexus_ledger();
+        let agent = || Definition { kind: 4_199, identifier: None, ..project("agent", 10) };
+        assert_eq!(put(&connection, agent()), Put::Counts);
+        assert_eq!(put(&connection, deletion(Deleted::Event("agent".to_owned()), "alice", 11)), Put::Counts);
+        assert!(nostr_events_by_ids(&connection, &["agent".to_owned()]).unwrap().is_empty());
+        assert_eq!(put(&connection, agent()), Put::Outdated, "whichever relay still has it");
     }
 
     #[test]

@@ -142,6 +142,20 @@ impl Subs {
         self.all.values().all(|sub| matches!(sub.phase, Phase::Live { .. }))
     }
 
+    pub(super) fn any_gathering(&self) -> bool {
+        self.all.values().any(|sub| matches!(sub.phase, Phase::Asked { .. } | Phase::Paging { .. }))
+    }
+
+    /// Whether what comes under this id now was stored: of pages all that comes before their end, else what is new.
+    pub(super) fn is_stored(&self, wire: &str) -> bool {
+        let Some((id, is_page)) = self.of(wire) else { return false };
+        match self.all.get(&id).map(|sub| &sub.phase) {
+            Some(Phase::Asked { .. }) => !is_page,
+            Some(Phase::Paging { .. }) => is_page,
+            Some(Phase::Idle | Phase::Live { .. } | Phase::Refused { .. }) | None => false,
+        }
+    }
+
     pub(super) fn is_live(&self, id: &str) -> bool {
         self.all.get(id).is_some_and(|sub| matches!(sub.phase, Phase::Live { .. }))
     }

@@ -164,6 +164,57 @@ fn a_relay_that_never_says_which_address_it_knows_is_told_both() {
 }
 
 #[test]
+fn what_comes_before_the_end_of_a_page_was_stored_and_all_else_is_new() {
+    let (mut machine, _) = connected(false, &["a", "b"]);
+    let of = |machine: &Machine| (machine.is_gathering(), machine.is_stored("a"), machine.is_stored("a-p"));
+    assert_eq!(of(&machine), (true, true, false));
+    machine.step(at(1_100), event("a", 500));
+    machine.step(at(1_100), eose("a"));
+    assert_eq!(of(&machine), (true, false, true), "what is new comes meanwhile");
+    machine.step(at(1_200), eose("a-p"));
+    assert_eq!(of(&machine), (true, false, false), "the other one is not told whole yet");
+    machine.step(at(1_300), closed("b", "error: no"));
+    assert_eq!(of(&machine), (false, false, false), "nothing more is waited for");
+    machine.step(at(4_000), Input::Tick);
+    assert!(machine.is_gathering() && machine.is_stored("b") && !machine.is_stored("x"));
+    machine.step(at(4_100), Input::Lost("gone".to_owned()));
+    assert_eq!(of(&machine), (false, false, false));
+}
+
+#[test]
+fn an_end_that_never_comes_is_not_waited_for() {
+    let (mut machine, _) = connected(false, &["a"]);
+    assert!(machine.is_gathering());
+    machine.step(at(machine.deadline().unwrap()), Input::Tick);
+    assert!(!machine.is_gathering());
+}
+
+#[test]
+fn who_asks_again_and_again_who_we_are_is_left() {
+    let (mut machine, _) = connected(true, &["a"]);
+    let ask_who = |machine: &mut Machine, ms: u64| machine.step(at(ms), Input::Challenge("c".to_owned()));
+    for _ in 0..CHALLENGES_MAX {
+        assert!(matches!(ask_who(&mut machine, 1_100).as_slice(), [Action::Authenticate { .. }]));
+    }
+    assert!(matches!(ask_who(&mut machine, 1_100).as_slice(), [Action::Disconnect(_)]));
+    assert_eq!(machine.state(), State::Backoff);
+    // One that asks now and then, over a long time, is as good as any.
+    let (mut machine, _) = connected(true, &["a"]);
+    let mut now = machine.deadline().unwrap();
+    machine.step(at(now), Input::Tick);
+    machine.step(at(now), eose("a"));
+    for _ in 0..3 * CHALLENGES_MAX {
+        now = machine.deadline().unwrap();
+        machine.step(at(now), Input::Tick);
+        machine.step(at(now), eose(PROBE_ID));
+        assert!(matches!(ask_who(&mut machine, now).as_slice(), [Action::Authenticate { .. }]));
+        now += AUTH_ANSWER_MS;
+        machine.step(at(now), Input::Tick);
+    }
+    assert_eq!(machine.state(), State::Live);
+}
+
+#[test]
 fn silence_is_not_health() {
     let (mut machine, _) = connected(false, &["a"]);
     machine.step(at(1_100), eose("a"));

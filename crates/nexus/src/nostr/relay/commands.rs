@@ -43,7 +43,8 @@ impl Relay {
         let late: Vec<String> = self.awaiting.iter().filter(|(_, until)| **until <= now).map(|(id, _)| id.clone()).collect();
         for event_id in late {
             self.awaiting.remove(&event_id);
-            self.tell(event_id, None).await;
+            // Not as after a lost connection: one that never answers would be sent it again and again.
+            self.tell(event_id, Some((false, "error: it gave no answer".to_owned()))).await;
         }
     }
 
@@ -55,7 +56,12 @@ impl Relay {
 
     pub(super) async fn tell(&self, event_id: String, answer: Option<(bool, String)>) {
         let told = Told { relay: self.parts.url.clone(), event_id, answer };
-        // An error means that nothing is published any more; the ledger still has it to be published.
-        self.parts.told.send(told).await.ok();
+        tokio::select! {
+            biased;
+            // An error means that nothing is published any more; the ledger still has it to be published.
+            _ = self.parts.told.send(told) => {}
+            // Whoever would read it may have stopped already.
+            () = self.stop.cancelled() => {}
+        }
     }
 }

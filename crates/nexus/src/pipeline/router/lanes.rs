@@ -1,7 +1,7 @@
 //! Conversations: which request of which conversation may be prepared next. Pure bookkeeping.
 
 use nexus_core::ids::AccountKey;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 /// Ready conversations whose event is kept in memory; the others' are read back.
@@ -32,6 +32,8 @@ pub(super) struct Lanes {
     ready: VecDeque<Arc<str>>,
     /// How many holds each held account has: a new one may begin before the last one's end is heard of.
     held: HashMap<AccountKey, usize>,
+    /// Busy lanes whose next request may not go before an instant of the router's clock, in ms, by that and the request.
+    put_off: BTreeMap<(u64, i64), Arc<str>>,
     /// Requests in stages 1 to 5. A lane stays busy beyond that, until its request's run starts.
     preparing: usize,
 }
@@ -70,6 +72,28 @@ impl Lanes {
             }
         }
         None
+    }
+
+    /// The request that was to be prepared goes back to the head of its lane, which waits until `until_ms`.
+    pub(super) fn put_off(&mut self, conversation: &str, seq: i64, until_ms: u64) {
+        self.prepared();
+        let Some(lane) = self.lanes.get_mut(conversation) else { return };
+        lane.waiting.push_front(seq);
+        self.put_off.insert((until_ms, seq), lane.name.clone());
+    }
+
+    /// Lets go on whatever was put off until now.
+    pub(super) fn offer_due(&mut self, now_ms: u64) {
+        while let Some(next) = self.put_off.first_entry()
+            && next.key().0 <= now_ms
+        {
+            let conversation = next.remove();
+            self.finished(&conversation);
+        }
+    }
+
+    pub(super) fn next_due_ms(&self) -> Option<u64> {
+        self.put_off.first_key_value().map(|((until_ms, _), _)| *until_ms)
     }
 
     /// A request whose context was dropped goes through stages 1 to 5 once more.
@@ -157,6 +181,27 @@ mod tests {
         lanes.prepared();
         assert_eq!(lanes.start_next(2), Some(2), "a conversation that waits for its agent holds up no other");
         assert_eq!(lanes.start_next(2), None);
+    }
+
+    #[test]
+    fn what_is_put_off_holds_up_its_own_lane_and_takes_no_place() {
+        let mut lanes = Lanes::default();
+        for (lane, seq) in [("x", 1), ("x", 2), ("y", 3)] {
+            lanes.push(lane, &account("1"), seq);
+        }
+        assert_eq!(lanes.start_next(1), Some(1));
+        lanes.put_off("x", 1, 500);
+        assert_eq!((lanes.start_next(1), lanes.next_due_ms()), (Some(3), Some(500)), "others go on");
+        lanes.offer_due(499);
+        assert_eq!(lanes.start_next(9), None);
+        lanes.push("x", &account("1"), 4);
+        lanes.hold(&account("1"));
+        lanes.offer_due(500);
+        assert_eq!((lanes.start_next(9), lanes.next_due_ms()), (None, None), "it is held besides");
+        lanes.release(&account("1"));
+        assert_eq!((lanes.start_next(9), lanes.start_next(9)), (Some(1), None), "in its order");
+        lanes.finished("x");
+        assert_eq!(lanes.start_next(9), Some(2));
     }
 
     #[test]

@@ -114,6 +114,7 @@ mod tests {
     use crate::pipeline::broken::tests::Place;
     use crate::pipeline::pending::Pending;
     use futures_util::FutureExt;
+    use nexus_core::pace::Paces;
     use std::collections::HashMap;
     use std::sync::Arc;
     use tokio::sync::{mpsc, watch};
@@ -132,6 +133,7 @@ mod tests {
             sessions: Sessions::default(),
             requests: HashMap::new(),
             aborts: HashMap::new(),
+            paces: Paces::new(1, 1),
             told,
             runs: TaskTracker::new(),
             under_way: TaskTracker::new(),

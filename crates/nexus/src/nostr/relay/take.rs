@@ -1,0 +1,131 @@
+//! One relay's events from its gate to the inbox: held back while it sends what it has stored, and handed on once there
+//! is room. While it waits for that it reads nothing, and no time passes for the machine: a relay isn't late because
+//! we are.
+
+use super::Relay;
+use super::held::{Came, Lot, Proof};
+use crate::clock;
+use crate::nostr::Event;
+use crate::nostr::gate::{self, Passed, Refused};
+use crate::nostr::inbox::{Handed, bytes_of, count};
+use crate::nostr::machine::{Input, PROBE_ID};
+use serde_json::value::RawValue;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+
+impl Relay {
+    /// Looks at an event.
+    pub(super) async fn event(&mut self, sub: &str, raw: &RawValue) -> Option<Input> {
+        if sub == PROBE_ID {
+            return None; // that it answers is all that is wanted
+        }
+        let Some((filter, is_fetch)) = self.asked.of(sub) else { return self.refused(Refused::Unasked) };
+        let (asked, held, seen) = (&self.asked, &self.held, &self.parts.inner.inbox.seen);
+        // A fetch wants the event whoever else brought it.
+        let is_known = |id: &[u8; 32]| if is_fetch { asked.has(sub, id) } else { held.has(id) || seen.contains(id) };
+        let passed = gate::pass(raw, filter, is_known, &mut self.budget, clock::mono_ms());
+        let event = match passed {
+            Err(refused) => return self.refused(refused),
+            Ok(Passed::Known { created_at }) => {
+                self.count("known");
+                return Some(Input::Event { sub: sub.to_owned(), created_at });
+            }
+            Ok(Passed::New(event)) => event,
+        };
+        if is_fetch {
+            self.asked.answer(sub, *event);
+            return None;
+        }
+        let created_at = event.created_at.as_secs();
+        self.take(sub, event).await;
+        Some(Input::Event { sub: sub.to_owned(), created_at })
+    }
+
+    /// Holds an event back while the relay sends what it has stored; else it goes on its way.
+    async fn take(&mut self, sub: &str, event: Box<Event>) {
+        if !self.machine.is_gathering() {
+            self.hand_over(event).await;
+            return;
+        }
+        let came = if self.machine.is_stored(sub) { Came::Stored } else { Came::Live };
+        let mut room = self.room_for(&event);
+        if room.is_none() {
+            self.release().await;
+            room = self.room_for(&event);
+        }
+        let Some(room) = room else {
+            // Other relays hold so much that this one can't sort: better that than to wait for them.
+            self.hand_over(event).await;
+            return;
+        };
+        let now_ms = self.now().mono_ms;
+        self.held.put(came, event, room, now_ms);
+    }
+
+    fn room_for(&self, event: &Event) -> Option<OwnedSemaphorePermit> {
+        if self.held.is_full() {
+            return None;
+        }
+        // An error means that there is none just now.
+        self.parts.inner.inbox.holding.clone().try_acquire_many_owned(bytes_of(event)).ok()
+    }
+
+    /// Hands on what is held back, if the relay has sent all, or is given no more time for it.
+    pub(super) async fn release_due(&mut self) {
+        let is_late = self.held.late_at_ms().is_some_and(|at| self.now().mono_ms >= at);
+        if !self.held.is_empty() && (is_late || !self.machine.is_gathering()) {
+            self.release().await;
+        }
+    }
+
+    /// What is left when it is stopped in the middle is asked for again at the next start: nothing proves it.
+    async fn release(&mut self) {
+        let Lot { events, proofs } = self.held.take();
+        for (event, _room) in events {
+            if self.hand_over(event).await == Handed::Nowhere {
+                return;
+            }
+        }
+        for (sub, proof) in proofs {
+            self.say_whole(sub, proof).await;
+        }
+    }
+
+    /// Waits until there is room.
+    async fn hand_over(&mut self, event: Box<Event>) -> Handed {
+        let began = Instant::now();
+        let handed = tokio::select! {
+            handed = self.door.event(&self.parts.url, event) => handed,
+            () = self.stop.cancelled() => Handed::Nowhere,
+        };
+        self.blocked += began.elapsed();
+        match handed {
+            Handed::On => self.parts.view.send_modify(|view| view.events += 1),
+            Handed::Known => self.count("known"),
+            Handed::Nowhere => {}
+        }
+        handed
+    }
+
+    /// Says, behind the events that came before, that nothing is missing.
+    async fn say_whole(&mut self, sub: String, Proof { until, generation }: Proof) {
+        let began = Instant::now();
+        tokio::select! {
+            // False when nothing is taken in any more, and so nothing is proven.
+            _ = self.door.proven(&self.parts.url, sub, until, generation) => {}
+            () = self.stop.cancelled() => {}
+        }
+        self.blocked += began.elapsed();
+    }
+
+    /// Counts an event that goes no further; a relay that forges too many isn't listened to for a while.
+    pub(super) fn refused(&mut self, refused: Refused) -> Option<Input> {
+        self.count(refused.as_str());
+        self.parts.view.send_modify(|view| view.refused += 1);
+        self.budget.is_spent().then(|| Input::Abused("it sends too many events that are forged".to_owned()))
+    }
+
+    fn count(&self, result: &'static str) {
+        count(&self.parts.inner, &self.parts.url, result);
+    }
+}
