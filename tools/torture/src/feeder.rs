@@ -42,8 +42,7 @@ impl Feeder {
 }
 
 fn feed(world: &World, mut chance: Chance, pause_ms_max: u64, over: &AtomicBool) -> Result<u64> {
-    let accounts: Vec<(Kind, &str)> =
-        world.kinds().flat_map(|kind| kind.accounts().iter().map(move |&account| (kind, account))).collect();
+    let accounts: Vec<(Kind, &str)> = world.kinds().flat_map(|kind| kind.accounts().iter().map(move |&account| (kind, account))).collect();
     // Another feeder's numbers go on.
     let written = |(kind, account): &(Kind, &str)| -> Result<u64> { Ok(journal::lines(&world.feed(*kind, account))?.len() as u64) };
     let mut numbers: Vec<u64> = accounts.iter().map(written).collect::<Result<_>>()?;

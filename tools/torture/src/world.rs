@@ -296,10 +296,8 @@ impl World {
 /// Has what is written on the channels of speakers answered by one.
 fn add_speakers(config: &mut Value, command: &str) {
     config["agents"]["speaker"] = json!({ "runner": "command", "command": command, "timeout_ms": SPEAKER_MS });
-    let channels: Vec<Value> =
-        Kind::ALL.into_iter().filter(|kind| kind.speaks()).map(|kind| json!({ "channel": kind.name() })).collect();
-    let policy =
-        json!({ "name": "spoken", "match": { "conditions": channels }, "effect": "allow", "session": { "agent": "speaker" } });
+    let channels: Vec<Value> = Kind::ALL.into_iter().filter(|kind| kind.speaks()).map(|kind| json!({ "channel": kind.name() })).collect();
+    let policy = json!({ "name": "spoken", "match": { "conditions": channels }, "effect": "allow", "session": { "agent": "speaker" } });
     if let Some(policies) = config["access"]["policies"].as_array_mut() {
         policies.push(policy);
     }

@@ -253,7 +253,8 @@ mod tests {
         made.begun(1, "key-2");
         made.breaks("key-2 was sent and is no delivery");
         made.refused("key-2");
-        let sql = "INSERT INTO deliveries SELECT 2, 1, 'key-2/1', 'failed', channel, account_id, target, content, 1, run_id FROM deliveries";
+        let sql =
+            "INSERT INTO deliveries SELECT 2, 1, 'key-2/1', 'failed', channel, account_id, target, content, 1, run_id FROM deliveries";
         made.nexus.execute_batch(sql).unwrap();
         made.holds();
         made.arrived(1, "key-2");

@@ -86,9 +86,8 @@ pub(super) fn whole(world: &World, copy: &Copy, counts: &mut Counts) -> Result<V
     let says = says(world)?;
     let mut parts: HashMap<String, Vec<Part>> = HashMap::new();
     let sql = "SELECT run_id, idempotency_key, status, content, channel FROM deliveries WHERE run_id IS NOT NULL ORDER BY seq";
-    let all: Vec<(String, Part, String)> = rows(&copy.nexus, sql, |row| {
-        Ok((row.get(0)?, Part { key: row.get(1)?, status: row.get(2)?, content: row.get(3)? }, row.get(4)?))
-    })?;
+    let all: Vec<(String, Part, String)> =
+        rows(&copy.nexus, sql, |row| Ok((row.get(0)?, Part { key: row.get(1)?, status: row.get(2)?, content: row.get(3)? }, row.get(4)?)))?;
     for (run, part, channel) in all {
         counts.blocks += u64::from(channel == Kind::Blocks.name());
         parts.entry(run).or_default().push(part);
