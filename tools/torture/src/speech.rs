@@ -107,13 +107,14 @@ impl Speaker<'_> {
         let mut next = numbers.start;
         while next < numbers.end {
             let mut piece = String::new();
-            for number in next..(next + chance.below(PIECE_WORDS_MAX) + 1).min(numbers.end) {
+            let end = (next + chance.below(PIECE_WORDS_MAX) + 1).min(numbers.end);
+            for number in next..end {
                 if number > 0 {
                     piece.push_str(if chance.one_in(12) { "\n\n" } else { " " });
                 }
                 piece.push_str(&word(self.content, number));
-                next = number + 1;
             }
+            next = end;
             say(&format!("{}\n", json!({ "type": "token", "text": piece })))?;
             said.push_str(&piece);
             clock::pause(Duration::from_millis(chance.below(PAUSE_MS_MAX)));
