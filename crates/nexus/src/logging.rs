@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use tracing::field::{Field, Visit};
+use tracing::field::{Field, FieldSet, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::{Context, SubscriberExt};
@@ -110,6 +110,7 @@ impl<S: Subscriber> Layer<S> for Lines {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let mut fields = Fields::default();
         event.record(&mut fields);
+        fields.complete(event.metadata().fields());
         let level = match *event.metadata().level() {
             Level::ERROR => "error",
             Level::WARN => "warn",
@@ -158,22 +159,31 @@ impl Fields {
         for (name, value) in &self.fields {
             match value {
                 Value::String(text) => line.push_str(&format!("  {name}={text}")),
-                Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
-                    line.push_str(&format!("  {name}={value}"))
-                }
+                Value::Null => {}
+                Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => line.push_str(&format!("  {name}={value}")),
             }
         }
         line.push('\n');
         line
     }
 
+    /// Those of `all` that have no value are null: who reads the lines need not guess whether one was forgotten.
+    fn complete(&mut self, all: &FieldSet) {
+        for field in all.iter().filter(|field| field.name() != "message") {
+            self.fields.entry(key_of(&field)).or_insert(Value::Null);
+        }
+    }
+
     fn set(&mut self, field: &Field, value: Value) {
-        // `ts`, `level` and `msg` are ours.
-        let name = match field.name() {
-            "ts" | "level" | "msg" => format!("{}_", field.name()),
-            name => name.to_owned(),
-        };
-        self.fields.insert(name, value);
+        self.fields.insert(key_of(field), value);
+    }
+}
+
+/// `ts`, `level` and `msg` are ours.
+fn key_of(field: &Field) -> String {
+    match field.name() {
+        "ts" | "level" | "msg" => format!("{}_", field.name()),
+        name => name.to_owned(),
     }
 }
 
@@ -210,6 +220,21 @@ mod tests {
         assert!(is_heard("hyper", Level::WARN) && !is_heard("hyper", Level::INFO));
         assert!(is_heard("rmcp::service", Level::ERROR) && is_heard("rmcpx", Level::WARN));
         assert!(!is_heard("rmcp::service", Level::WARN) && !is_heard("genai", Level::WARN));
+    }
+
+    #[test]
+    fn a_field_without_a_value_is_null_and_on_a_terminal_left_out() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let sink = Arc::new(Mutex::new(Sink::File { file: open(&path).unwrap(), path: path.clone() }));
+        tracing::subscriber::with_default(Registry::default().with(Lines { sink }), || {
+            tracing::info!(code = Some(3), signal = None::<i32>, "Project process exited");
+        });
+        let line: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        assert_eq!((&line["code"], line.get("signal")), (&Value::from(3), Some(&Value::Null)));
+        let mut fields = Fields { message: "gone".into(), ..Fields::default() };
+        fields.fields.insert("signal".into(), Value::Null);
+        assert_eq!(fields.readable("2026-02-05T14:30:00.123Z", "info"), "14:30:00 info  gone\n");
     }
 
     #[test]

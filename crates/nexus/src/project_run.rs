@@ -122,6 +122,9 @@ fn prologue(config: Option<&Path>) -> Result<Prologue, RunError> {
     crate::panics::install();
     let mut agent = agents.named.get(&context.agent).cloned().ok_or_else(|| RunError::NoAgent(context.agent.clone()))?;
     agent.mcp.extend(servers(&context));
+    // What works for the project gets its secrets: whoever does its turns, and its own servers. Those of the agent get
+    // what their `pass_env` names.
+    agent.pass_env.extend(context.secrets.iter().cloned());
     let mark = std::env::var("NEXUS_CHILD_ID").unwrap_or_default();
     let instance = mark.split_once(':').map_or_else(|| ulid::Ulid::generate().to_string(), |(instance, _)| instance.to_owned());
     let lock = File::open("/dev/null").map_err(RunError::Keeper)?;
@@ -147,8 +150,8 @@ fn read_context() -> Result<Context, RunError> {
 fn servers(context: &Context) -> BTreeMap<String, McpServer> {
     let server = |one: &crate::project::prepare::ProjectMcp| {
         let argv: Vec<String> = std::iter::once(one.command.clone()).chain(one.args.iter().cloned()).collect();
-        let command = argv.join(" ");
-        (server_name(&one.slug), McpServer { command, argv, env: one.env.clone(), ..McpServer::default() })
+        let (command, env, pass_env) = (argv.join(" "), one.env.clone(), context.secrets.clone());
+        (server_name(&one.slug), McpServer { command, argv, env, pass_env, ..McpServer::default() })
     };
     context.project.mcp.iter().map(server).collect()
 }

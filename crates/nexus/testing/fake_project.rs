@@ -6,7 +6,7 @@
 //! with 3 at once), `config` (ends with 78 at once), `die` (ends with 9 when an event comes, before it accepts it),
 //! `break` (the same once it has accepted it), `wide` (answers with a frame of 2 MB), `garbage` (lines that are no
 //! frames, then answers), `leave` (answers, then ends with 0), `slow` (accepts, and answers once the file `go` is
-//! there), `deaf` (never answers a ping).
+//! there), `linger` (the same, and ends its answer once the file `gone` is there), `deaf` (never answers a ping).
 //! In that directory too: `starts` has a line with each PID, `log` each frame that came.
 
 use serde_json::{Value, json};
@@ -62,7 +62,7 @@ fn event(frame: &Value, agent: &str, place: &Path, lines: &mut io::Lines<io::Std
     match mode.as_str() {
         "break" => return Ok(Some(ExitCode::from(9))),
         "wide" => say(&json!({ "type": "complete", "id": id, "content": "x".repeat(WIDE_BYTES) }))?,
-        "slow" => wait_for(&place.join("go")),
+        "slow" | "linger" => wait_for(&place.join("go")),
         "garbage" => ["{not json", "[]", "{\"type\":\"fly\"}", "\u{1}"].iter().try_for_each(|line| raw(line))?,
         _ => {}
     }
@@ -82,6 +82,9 @@ fn event(frame: &Value, agent: &str, place: &Path, lines: &mut io::Lines<io::Std
         if frame["type"] == "ping" {
             say(&json!({ "type": "pong", "n": frame["n"] }))?;
         }
+    }
+    if mode == "linger" {
+        wait_for(&place.join("gone"));
     }
     say(&json!({ "type": "complete", "id": id, "content": text }))?;
     Ok((mode == "leave").then_some(ExitCode::SUCCESS))

@@ -8,6 +8,7 @@ mod scripted;
 
 use common::{Daemon, config, eventually, find};
 use relays::{Key, id, is_verified, now_s};
+use rusqlite::{Connection, params};
 use scripted::Scripted;
 use serde_json::{Value, json};
 
@@ -153,6 +154,31 @@ fn an_event_without_an_answer_is_sent_again_over_the_next_connection() {
     eventually("it is taken", || daemon.count("nexus", "SELECT count(*) FROM nostr_published WHERE status = 'accepted'") == 1);
     let published = relay.state().published.clone();
     assert!(published.len() >= 2 && published.iter().all(|event| event["id"] == published[0]["id"]), "the same event");
+}
+
+#[test]
+fn a_kind_over_its_rate_holds_up_no_other() {
+    /// More than are looked at together.
+    const MANY: usize = 60;
+    let (relay, ann) = (Scripted::start(), Key::new(1));
+    let mut all = heeding(&[&relay], &[]);
+    all["nostr"]["publish_per_minute"] = json!(1);
+    let mut daemon = Daemon::start(&all);
+    daemon.stop();
+    // As if all had been made while no relay could be reached.
+    let ledger = Connection::open(daemon.workspace().join("data/nexus.db")).unwrap();
+    let mut made: Vec<Value> = (0..MANY).map(|n| ann.sign(1, &[], &n.to_string())).collect();
+    made.push(ann.sign(11, &[], "another kind"));
+    for event in &made {
+        let sql = "INSERT INTO nostr_published (event_id, once, kind, event, status, created_at, expires_at)
+                   VALUES (?1, ?1, ?2, ?3, 'waiting', 0, 9000000000000)";
+        ledger.execute(sql, params![id(event), event["kind"].as_u64(), event.to_string()]).unwrap();
+    }
+    drop(ledger);
+    daemon.launch();
+    let published = |kind: u64| relay.state().published.iter().filter(|event| event["kind"] == kind).count();
+    eventually("the other kind is published", || published(11) == 1);
+    assert!((1..=2).contains(&published(1)), "one per minute");
 }
 
 #[test]

@@ -266,3 +266,42 @@ fn an_agent_whose_definition_comes_late_is_installed_then() {
     let event = ask(&world, &project, "hello");
     assert_eq!(answered(&world, &event)["pubkey"], prepared["agents"][0]["pubkey"]);
 }
+
+#[test]
+fn what_waits_for_a_definition_waits_for_nobodys_clone() {
+    let world = World::with(|projects| projects["prepare_concurrent"] = json!(1));
+    world.server.repository("good", |_| {});
+    let absent = world.owner.sign(4199, &[&["title", "late"]], "Be brief.");
+    let agent = world.tell(4199, &[&["title", "here"]], "Be brief.");
+    world.tell(31_933, &[&["d", "demo"], &["agent", &agent], &["agent", absent["id"].as_str().unwrap()]], "");
+    let project = world.coordinate("demo");
+    world.prepared(&project);
+    let slow = world.project("slow", Some(&world.server.url("slow/good")));
+    ask(&world, &slow, "hello");
+    eventually("the clone is under way", || world.server.clones("slow/good") == 1);
+    let event = ask(&world, &project, "hello");
+    answered(&world, &event);
+    assert_eq!(state(&world, &slow)["state"], "preparing");
+    world.server.release();
+}
+
+#[test]
+fn what_works_for_a_project_gets_its_secrets() {
+    let world = World::with_all(|config| {
+        let command = "sh -c 'cat > /dev/null; echo \"$API_KEY\"'";
+        config["agents"] = json!({ "default": "shell", "shell": { "runner": "command", "command": command } });
+    });
+    let command = "sh -c 'printf %s \"$API_KEY\" > seen; exec sleep 1000'";
+    let server = world.tell(4200, &[&["name", "files"], &["command", command]], "");
+    let agent = world.tell(4199, &[&["title", "coder"]], "");
+    world.tell(31_933, &[&["d", "demo"], &["agent", &agent], &["mcp", &server]], "");
+    let project = world.coordinate("demo");
+    let seen = path_of(&world.prepared(&project)).join("seen");
+    world.approve(&world.approvals()[0]);
+    eventually("the server is installed", || world.prepared(&project)["mcp"][0]["slug"] == "files");
+    let ran = world.daemon.nexus_told("hush-hush\n", &["project", "secret", "set", "demo", "API_KEY"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let answer = answered(&world, &ask(&world, &project, "hello"));
+    assert_eq!(answer["content"].as_str().unwrap().trim(), "hush-hush", "who does the turns has it");
+    eventually("the project's server has it", || std::fs::read_to_string(&seen).is_ok_and(|text| text == "hush-hush"));
+}

@@ -121,6 +121,15 @@ fn replace(path: &Path, text: &str) {
     fs::rename(draft, path).unwrap();
 }
 
+/// The first line of the daemon's log with this message.
+fn logged(world: &World, msg: &str) -> Value {
+    find(&format!("`{msg}` is logged"), || {
+        let text = world.daemon.stdout();
+        let mut lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines.find(|line| line["msg"] == msg)
+    })
+}
+
 /// A running daemon, and a project that it has never seen.
 fn started(mode: &str, more: Value) -> (World, String) {
     let mut world = World::new(mode, more);
@@ -186,7 +195,7 @@ fn what_a_relay_had_stored_comes_by_its_dates() {
 #[test]
 fn what_never_is_ready_is_quarantined_and_can_be_released() {
     let (world, project) = started("mute", json!({ "ready_timeout_ms": 100 }));
-    world.ask(&project, "hello");
+    let first = world.ask(&project, "hello");
     let quarantined = world.once(&project, "quarantined");
     assert!(quarantined["reason"].as_str().unwrap().contains("did not say `ready` within 100 ms"), "{quarantined}");
     eventually("the event has its end", || world.daemon.ended("failed") == 1);
@@ -194,7 +203,9 @@ fn what_never_is_ready_is_quarantined_and_can_be_released() {
     world.ask(&project, "hello?");
     eventually("no event wakes it", || world.daemon.ended("failed") == 2);
     assert_eq!(world.starts(), 5);
-    assert!(world.daemon.stdout().contains("Error handling event"));
+    let line = logged(&world, "Error handling event");
+    assert_eq!(line["event"], first);
+    assert!(line["error"].as_str().unwrap().contains("did not say `ready`"), "{line}");
     world.set_mode("answer");
     let released = world.daemon.nexus_ok(&["project", "release", "demo", "--json"]);
     assert!(released.contains("\"ready\""), "{released}");
@@ -263,7 +274,8 @@ fn a_process_that_is_killed_is_started_again() {
     let pid = world.once(&project, "running")["pid"].as_i64().unwrap();
     send_signal(i32::try_from(pid).unwrap(), Signal::KILL);
     eventually("another one runs", || world.starts() == 2);
-    assert!(world.daemon.stdout().contains("Project process exited"));
+    let line = logged(&world, "Project process exited");
+    assert_eq!((&line["projectId"], line.get("code"), &line["signal"]), (&json!(project), Some(&Value::Null), &json!(9)));
     let second = world.ask(&project, "again");
     assert_eq!(world.answer(&second)["content"], "echo: again");
     assert_eq!(world.project(&project)["crashes"], 1);
@@ -275,6 +287,8 @@ fn a_clean_exit_is_followed_by_a_start_with_the_next_event() {
     let first = world.ask(&project, "hello");
     world.answer(&first);
     assert_eq!(world.once(&project, "ready")["pid"], Value::Null);
+    let line = logged(&world, "Project process exited");
+    assert_eq!((&line["projectId"], &line["code"], line.get("signal")), (&json!(project), &json!(0), Some(&Value::Null)));
     let second = world.ask(&project, "again");
     assert_eq!(world.answer(&second)["content"], "echo: again");
     assert_eq!((world.starts(), world.daemon.metric("nexus_project_crashes_total")), (2, 0));
@@ -326,7 +340,8 @@ fn people_start_stop_and_restart_a_project() {
     let other: Value = serde_json::from_str(&world.daemon.nexus_ok(&["project", "restart", "demo", "--json"])).unwrap();
     assert_ne!(other["pid"], begun["pid"]);
     assert_eq!(world.starts(), 3);
-    assert_eq!(world.daemon.nexus(&["project", "stop", "nothing"]).code, Some(4));
+    let unknown = ["stop", "show"].map(|verb| world.daemon.nexus(&["project", verb, "nothing"]));
+    assert!(unknown.iter().all(|ran| ran.code == Some(4) && ran.stderr == unknown[0].stderr), "in one sentence: {unknown:?}");
 }
 
 #[test]
@@ -359,6 +374,52 @@ fn a_daemon_that_is_killed_amid_a_hand_over_hands_it_over_again_and_publishes_on
     assert_eq!((world.answers(&event).len(), world.daemon.terminal()), (1, 1));
     let handed = world.handed();
     assert_eq!(handed[0]["id"], handed[1]["id"]);
+}
+
+#[test]
+fn a_daemon_that_is_killed_while_a_reply_is_published_publishes_it_once_and_says_how_that_ended() {
+    let (mut world, project) = started("linger", json!({}));
+    let event = world.ask(&project, "hello");
+    eventually("it is at work", || world.handed().len() == 1 && world.project(&project)["doing"] == "at work");
+    // The relay takes nothing any more, so that it is not known whether it has the reply.
+    send_signal(world.relay.pid(), Signal::STOP);
+    fs::write(world.fake("go"), "").unwrap();
+    let replies = |daemon: &Daemon| daemon.count("nexus", "SELECT count(*) FROM nostr_published WHERE once LIKE 'project/%'");
+    eventually("the reply is to be published", || replies(&world.daemon) == 1);
+    world.daemon.kill9();
+    send_signal(world.relay.pid(), Signal::CONT);
+    fs::write(world.fake("gone"), "").unwrap();
+    world.daemon.launch();
+    eventually("the event has its end", || world.daemon.terminal() == 1);
+    let pending = "SELECT count(*) FROM nostr_outbox WHERE status = 'pending'";
+    eventually("the relay has all that was to be published", || world.daemon.count("nexus", pending) == 0);
+    let said: Vec<Value> = world.answers(&event).into_iter().filter(|answer| answer["content"] == "echo: hello").collect();
+    assert_eq!((said.len(), replies(&world.daemon)), (1, 1), "{said:?}");
+    assert_eq!((world.handed().len(), world.daemon.ended("failed")), (1, 1), "who may have acted is not asked again");
+    let reason = world.daemon.texts("nexus", "SELECT reason FROM nexus_requests");
+    assert!(reason[0].contains("interrupted"), "{reason:?}");
+}
+
+#[test]
+fn a_stop_over_nostr_ends_what_is_going_on_and_starts_nothing() {
+    let (world, project) = started("slow", json!({}));
+    let stop = |why: &str| drop(world.publish(&world.owner.sign(24_134, &[&["a", &project]], why)));
+    let first = world.ask(&project, "hello");
+    eventually("it is at work", || world.handed().len() == 1 && world.project(&project)["doing"] == "at work");
+    stop("enough");
+    eventually("both have their end", || world.daemon.ended("completed") == 2);
+    eventually("another process waits for work", || world.starts() == 2);
+    world.set_mode("answer");
+    let second = world.ask(&project, "again");
+    assert_eq!(world.answer(&second)["content"], "echo: again");
+    assert!(world.answers(&first).is_empty(), "what was stopped says nothing any more");
+    eventually("the third has its end", || world.daemon.ended("completed") == 3);
+    world.daemon.nexus_ok(&["project", "stop", "demo"]);
+    stop("again");
+    eventually("a stop of nothing has its end too", || world.daemon.ended("completed") == 4);
+    let handed: Vec<Value> = world.handed().iter().map(|frame| frame["event"]["content"].clone()).collect();
+    assert_eq!((handed, world.starts()), (vec![json!("hello"), json!("again")], 2), "no stop is handed over, and none starts it");
+    assert_eq!(world.daemon.metric("nexus_project_crashes_total"), 0);
 }
 
 #[test]

@@ -11,6 +11,7 @@ use super::out::{Color, Out, note, one_line, visible};
 use super::table::{self, Cell};
 use super::{Global, block_on, credential, ledger, running};
 use crate::nostr::keys;
+use anyhow::Context;
 use nexus_core::config::public_key_hex;
 use serde_json::{Value, json};
 use std::io::{IsTerminal, Read};
@@ -265,11 +266,7 @@ fn publish(args: Publish, global: &Global) -> anyhow::Result<Exit> {
     let content = match text {
         Some(text) => text,
         None if std::io::stdin().is_terminal() => return Err(Failure::new(Exit::Usage, "there is nothing to publish").into()),
-        None => {
-            let mut text = String::new();
-            std::io::stdin().lock().take(TEXT_BYTES_MAX + 1).read_to_string(&mut text)?;
-            text
-        }
+        None => text_of(std::io::stdin().lock())?,
     };
     let tags: Vec<Vec<String>> = tag.into_iter().map(|tag| tag.0).collect();
     let body = json!({ "as": key, "kind": kind, "content": content, "tags": tags, "once": once });
@@ -288,9 +285,32 @@ fn publish(args: Publish, global: &Global) -> anyhow::Result<Exit> {
     Ok(if status == "refused" { Exit::Failed } else { Exit::Done })
 }
 
+/// All of a reader's text, as it is: what is signed isn't trimmed, and never cut.
+fn text_of(reader: impl Read) -> anyhow::Result<String> {
+    let mut bytes = Vec::new();
+    reader.take(TEXT_BYTES_MAX + 1).read_to_end(&mut bytes).context("failed to read stdin")?;
+    if bytes.len() as u64 > TEXT_BYTES_MAX {
+        return Err(Failure::new(Exit::Usage, format!("an event may have {TEXT_BYTES_MAX} bytes of text; this is longer")).into());
+    }
+    String::from_utf8(bytes).context("what an event says must be UTF-8")
+}
+
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn a_text_is_published_whole_or_not_at_all() {
+        let longest = "x".repeat(usize::try_from(TEXT_BYTES_MAX).unwrap());
+        assert_eq!(text_of(longest.as_bytes()).unwrap(), longest);
+        assert_eq!(text_of(&b"two\nlines\n"[..]).unwrap(), "two\nlines\n");
+        assert!(text_of(format!("{longest}x").as_bytes()).is_err());
+        // Cut off within a character it would be told to be no UTF-8.
+        let cut = text_of("\u{e9}".repeat(longest.len()).as_bytes()).unwrap_err();
+        assert!(cut.to_string().contains("longer"), "{cut}");
+        assert!(text_of(&b"\xff"[..]).unwrap_err().to_string().contains("UTF-8"));
+    }
 
     #[test]
     fn tags_are_written_as_people_have_them() {

@@ -17,6 +17,10 @@ const BUDGET: u32 = 100;
 const COST_OF_SIGNATURE: u32 = 5;
 const COST_OF_ID: u32 = 1;
 const BUDGET_MS: u64 = 60_000;
+/// What a relay may send in that time that is refused, in bytes, and what each such message counts beside its own: far
+/// more than comes of a subscription that was just closed, and some seconds of one core to look at.
+const REFUSED_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+const REFUSAL_BYTES: u64 = 1_024;
 
 /// Why an event goes no further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -99,24 +103,40 @@ impl Seen {
     }
 }
 
-/// What one relay has spent on forged events.
+/// What one relay has spent on what is good for nothing.
 #[derive(Debug, Default)]
 pub(crate) struct Budget {
+    /// On forged events.
     spent: u32,
+    refused_bytes: u64,
     since_ms: u64,
 }
 
 impl Budget {
     fn spend(&mut self, cost: u32, now_ms: u64) {
-        if now_ms.saturating_sub(self.since_ms) >= BUDGET_MS {
-            *self = Self { spent: 0, since_ms: now_ms };
-        }
+        self.begin_anew(now_ms);
         self.spent = self.spent.saturating_add(cost);
     }
 
-    /// It sends too much that is forged: the connection isn't worth keeping.
-    pub(crate) fn is_spent(&self) -> bool {
-        self.spent >= BUDGET
+    /// Counts a message of so many bytes that was refused, whatever for. Monotonic ms.
+    pub(crate) fn refuse(&mut self, bytes: usize, now_ms: u64) {
+        self.begin_anew(now_ms);
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        self.refused_bytes = self.refused_bytes.saturating_add(bytes).saturating_add(REFUSAL_BYTES);
+    }
+
+    fn begin_anew(&mut self, now_ms: u64) {
+        if now_ms.saturating_sub(self.since_ms) >= BUDGET_MS {
+            *self = Self { since_ms: now_ms, ..Self::default() };
+        }
+    }
+
+    /// Why the connection isn't worth keeping, if it isn't.
+    pub(crate) fn why_spent(&self) -> Option<&'static str> {
+        if self.spent >= BUDGET {
+            return Some("it sends too many events that are forged");
+        }
+        (self.refused_bytes >= REFUSED_BYTES_MAX).then_some("it sends too much that nobody asked for or can read")
     }
 
     /// A new connection begins anew.
@@ -228,7 +248,7 @@ mod tests {
         for _ in 0..1_000 {
             assert_eq!(place.pass(&json), Err(Refused::Stranger));
         }
-        assert!(!place.budget.is_spent());
+        assert_eq!(place.budget.why_spent(), None);
     }
 
     #[test]
@@ -252,11 +272,26 @@ mod tests {
         for _ in 1..BUDGET / COST_OF_SIGNATURE {
             budget.spend(COST_OF_SIGNATURE, 10);
         }
-        assert!(!budget.is_spent());
+        assert_eq!(budget.why_spent(), None);
         budget.spend(COST_OF_SIGNATURE, 10);
-        assert!(budget.is_spent());
+        assert!(budget.why_spent().is_some());
         budget.spend(COST_OF_ID, 10 + BUDGET_MS);
-        assert!(!budget.is_spent());
+        assert_eq!(budget.why_spent(), None);
+    }
+
+    #[test]
+    fn what_is_refused_has_an_end_too_by_its_number_and_by_its_size() {
+        let most = usize::try_from(REFUSED_BYTES_MAX).unwrap();
+        let (mut many, mut large) = (Budget::default(), Budget::default());
+        let number = most / usize::try_from(REFUSAL_BYTES).unwrap();
+        (1..number).for_each(|_| many.refuse(0, 10));
+        large.refuse(most / 2, 10);
+        assert_eq!((many.why_spent(), large.why_spent()), (None, None), "a subscription that was closed may be told on for a while");
+        many.refuse(0, 10);
+        large.refuse(most / 2, 10);
+        assert!(many.why_spent().is_some() && large.why_spent().is_some());
+        many.refuse(0, 10 + BUDGET_MS);
+        assert_eq!(many.why_spent(), None);
     }
 
     #[test]

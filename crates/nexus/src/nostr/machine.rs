@@ -219,7 +219,7 @@ impl Machine {
         self.subs.refused()
     }
 
-    /// Whether the relay is still sending what it has stored.
+    /// Whether the relay is still sending what it has stored, and an end of that can be expected.
     pub(crate) fn is_gathering(&self) -> bool {
         self.is_up() && self.subs.any_gathering()
     }

@@ -136,25 +136,36 @@ impl Sending {
         if room == 0 {
             return NAP; // an answer wakes this
         }
-        let (url, now) = (link.url.clone(), clock::wall_ms());
-        let read = move |connection: &rusqlite::Connection| {
-            let due = due_publications(connection, &url, now, UNDER_WAY_MAX + room)?;
-            Ok((due, next_publication(connection, &url)?))
-        };
-        let (due, next) = match self.inner.ground.ledgers.nexus.readers.read(read).await {
-            Ok(found) => found,
-            Err(error) => {
-                tracing::warn!(relay = %link.url, error = %describe(&error), "what is to be published can't be read");
-                return NAP;
-            }
-        };
-        let mut nap = next.filter(|at| *at > now).map_or(NAP, |at| Duration::from_millis(at.abs_diff(now)));
-        for one in due {
-            if let Err(wait) = self.send_one(link, one) {
+        let mut nap = NAP;
+        // Kinds over their rate; each round finds another one, or is the last.
+        let mut spent: Vec<u16> = Vec::new();
+        loop {
+            let (url, but, now) = (link.url.clone(), spent.clone(), clock::wall_ms());
+            let read = move |connection: &rusqlite::Connection| {
+                let due = due_publications(connection, &url, &but, now, UNDER_WAY_MAX + room)?;
+                Ok((due, next_publication(connection, &url)?))
+            };
+            let (due, next) = match self.inner.ground.ledgers.nexus.readers.read(read).await {
+                Ok(found) => found,
+                Err(error) => {
+                    tracing::warn!(relay = %link.url, error = %describe(&error), "what is to be published can't be read");
+                    return NAP;
+                }
+            };
+            nap = next.filter(|at| *at > now).map_or(nap, |at| nap.min(Duration::from_millis(at.abs_diff(now))));
+            let known = spent.len();
+            for one in due {
+                let kind = one.kind;
+                let Err(wait) = self.send_one(link, one) else { continue };
                 nap = nap.min(wait);
+                if !spent.contains(&kind) {
+                    spent.push(kind);
+                }
+            }
+            if spent.len() == known {
+                return nap;
             }
         }
-        nap
     }
 
     /// Sends one event, if its kind may go now; else how long it has to wait.

@@ -346,9 +346,9 @@ impl Relay {
 
     async fn frame(&mut self, text: &str) -> Option<Input> {
         if text.len() > self.wanted.frame_bytes_max {
-            return self.refused(Refused::TooLong);
+            return self.refused(Refused::TooLong, text.len());
         }
-        let Some(frame) = codec::parse(text) else { return self.refused(Refused::Malformed) };
+        let Some(frame) = codec::parse(text) else { return self.refused(Refused::Malformed, text.len()) };
         match frame {
             FromRelay::Event { sub, event } => self.event(&sub, event).await,
             FromRelay::Ok { id, accepted, message } => {

@@ -242,9 +242,14 @@ impl State {
     }
 
     fn know(&mut self, request: OpenRequest, event: Option<Box<StoredEvent>>) {
-        // What is read back was let through before.
-        let of_nostr = event.as_ref().filter(|event| event.adapter == nostr::ADAPTER);
-        let not_before_ms = of_nostr.map_or(0, |event| self.paces.next(&event.event.sender_id, clock::mono_ms()));
+        let not_before_ms = if request.adapter == nostr::ADAPTER {
+            // Of what is read back nobody knows the author yet. Its conversation stands for that: a flood that waits on
+            // disk is none the less one after a restart.
+            let who = event.as_ref().map_or(&request.conversation, |event| &event.event.sender_id);
+            self.paces.next(who, clock::mono_ms())
+        } else {
+            0
+        };
         let account = AccountKey::new(request.adapter, request.account_id);
         let place = self.lanes.push(&request.conversation, &account, request.event_seq);
         let at_hand = event.filter(|_| place.soon).map(|event| Box::new((request.request_id, *event)));

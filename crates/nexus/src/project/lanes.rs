@@ -133,6 +133,12 @@ impl Lane {
         self.view().in_use
     }
 
+    /// Whether somebody works in it or puts it away. Nobody else is to stop it then, or to wait until it can be.
+    pub(super) fn is_taken(&self) -> bool {
+        let view = self.view();
+        view.in_use > 0 || view.is_leaving
+    }
+
     pub(super) fn last_used_ms(&self) -> u64 {
         self.view().last_used_ms
     }

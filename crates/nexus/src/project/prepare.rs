@@ -319,7 +319,10 @@ impl Preparer {
             self.note_readiness(&definition, present, &prepared).await?;
             return Ok(prepared);
         }
-        let _room = settings.room.clone().acquire_owned().await.map_err(|error| PrepareError::Broken(error.to_string()))?;
+        let _room = match present {
+            None => Some(settings.room.clone().acquire_owned().await.map_err(|error| PrepareError::Broken(error.to_string()))?),
+            Some(_) => None, // nothing is cloned for it, so it waits for nobody's clone
+        };
         let default = || settings.directory.join(project.slug());
         let path = match (&present, ask.path.clone()) {
             (Some(present), _) => PathBuf::from(&present.path),

@@ -50,6 +50,9 @@ pub struct Context {
     pub project: Prepared,
     /// The agent of `agents` that does the turns.
     pub agent: String,
+    /// Names of the project's secrets, which are variables of the process.
+    #[serde(default)]
+    pub secrets: Vec<String>,
 }
 
 /// How a project is run: of its definition and the configuration. Another one means another process.
@@ -153,7 +156,8 @@ impl Post {
         let plan = self.plan.load_full().ok_or_else(|| lasting("it is not prepared".to_owned()))?;
         let secrets = self.ground.preparer.secrets(&self.coordinate).await;
         let secrets = secrets.map_err(|error| NotReady { reason: describe(&error), lasting: !error.retryable() })?;
-        let (path, text) = (self.context_file(), json!(plan.context).to_string());
+        let context = Context { secrets: secrets.keys().cloned().collect(), ..plan.context.clone() };
+        let (path, text) = (self.context_file(), json!(context).to_string());
         let file = path.clone();
         let written = tokio::task::spawn_blocking(move || write_private(&file, text.as_bytes())).await;
         let failed = |error: String| NotReady::from(format!("failed to write `{}`: {error}", path.display()));

@@ -124,7 +124,7 @@ impl Projects {
             let last_used_ms = lane.last_used_ms();
             Seen {
                 is_up: lane.is_up(),
-                is_used: lane.in_use() > 0,
+                is_used: lane.is_taken(),
                 may_start: lane.prepared().is_some_and(|prepared| prepared.missing.is_empty())
                     && lane.quarantined().is_none()
                     && (lane.is_up() || !lane.post.has_just_ended()),

@@ -1,5 +1,6 @@
 //! Secrets of projects: files that only this user can read, or commands that tell one. Their values go into the
-//! environment of a project's process and nowhere else: not into arguments, events, logs or the project's directory.
+//! environment of a project's process, from where they reach what does its turns and its approved servers, and nowhere
+//! else: not into arguments, events, logs or the project's directory.
 
 use crate::credential::{self, CredentialError};
 use crate::keeper::Keeper;

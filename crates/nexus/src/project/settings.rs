@@ -122,7 +122,8 @@ impl Settings {
             env: environment_of(env, &pass_env, &[state_dir]),
             // Ours speaks it, whatever is said of programs.
             protocol: if is_ours { ProjectProtocol::Jsonl } else { protocol },
-            context: Context { version: CONTEXT_VERSION, project: prepared.clone(), agent },
+            // Which secrets there are is known when it starts.
+            context: Context { version: CONTEXT_VERSION, project: prepared.clone(), agent, secrets: Vec::new() },
             config,
             ready_limit: Duration::from_millis(self.projects.ready_timeout_ms),
             ping_every: Duration::from_millis(self.projects.ping_ms),

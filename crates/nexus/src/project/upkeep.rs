@@ -76,16 +76,23 @@ impl Projects {
         let used = rows.into_iter().filter(|row| row.last_used.is_some() && row.quarantined.is_none() && row.status != "archived");
         for row in used.take(warm) {
             let Ok(project) = Coordinate::parse(&row.coordinate) else { continue };
-            if let Err(Fault { problem, .. }) = self.warm(&project).await {
-                tracing::warn!(project = %project, error = problem, "a project is not kept warm");
+            match self.lane(&project).await {
+                Ok(lane) => self.warm(&lane).await,
+                Err(Fault { problem, .. }) => tracing::warn!(project = %project, error = problem, "a project is not kept warm"),
             }
         }
     }
 
-    async fn warm(&self, project: &Coordinate) -> Result<(), Fault> {
-        let (lane, _use) = self.enter(project).await?;
-        self.prepare(&lane).await?;
-        self.bring_up(&lane).await
+    async fn warm(&self, lane: &Arc<Lane>) {
+        // One that is put away is brought back by an event, not by this.
+        let Some(_use) = lane.take() else { return };
+        let up = async {
+            self.prepare(lane).await?;
+            self.bring_up(lane).await
+        };
+        if let Err(Fault { problem, .. }) = up.await {
+            tracing::warn!(project = %lane.post.coordinate, error = problem, "a project is not kept warm");
+        }
     }
 
     async fn look(&self) {
@@ -93,9 +100,10 @@ impl Projects {
             if lane.child.status().phase == Phase::Errored && lane.quarantined().is_none() {
                 self.quarantine(&lane).await;
             }
-            if lane.is_up() && lane.in_use() == 0 && lane.prepared().is_none() {
+            let is_free = lane.is_up() && !lane.is_taken();
+            if is_free && lane.prepared().is_none() {
                 self.rest(&lane).await;
-            } else if lane.is_up() && lane.in_use() == 0 && lane.post.is_stale() {
+            } else if is_free && lane.post.is_stale() {
                 self.renew(&lane).await;
             }
         }
@@ -111,8 +119,9 @@ impl Projects {
             }
         }
         for project in due.start {
-            if let Err(Fault { problem, .. }) = self.warm(&project).await {
-                tracing::warn!(project = %project, error = problem, "a project is not kept warm");
+            // None for one that was put away while another was brought up.
+            if let Some(lane) = self.inner.lanes.get(&project) {
+                self.warm(&lane).await;
             }
         }
     }

@@ -16,7 +16,7 @@ const START_WAIT: Duration = Duration::from_secs(20);
 /// Why a verb was not done.
 #[derive(Debug, thiserror::Error)]
 pub enum VerbError {
-    #[error("no project `{0}`; `nexus project list` shows them")]
+    #[error("{}", crate::unknown::project(.0))]
     Unknown(String),
     #[error("project `{project}`: {problem}")]
     Refused { project: String, problem: String },

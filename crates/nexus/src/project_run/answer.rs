@@ -199,7 +199,7 @@ mod tests {
             definition_id: "d".into(),
             problems: Vec::new(),
         };
-        let context = Context { version: 1, project, agent: "echo".into() };
+        let context = Context { version: 1, project, agent: "echo".into(), secrets: Vec::new() };
         (Desk::new(context, &config::Agent::default(), Runner::Echo, Link::new(up)), BufReader::new(told))
     }
 

@@ -137,7 +137,8 @@ fn pretty(line: &[u8], paint: Paint, zone: &TimeZone) -> String {
     };
     let level = paint.apply(color, &visible(&format!("{:<5}", level.to_uppercase())));
     let mut shown = format!("{} {level} {}", paint.apply(Color::Dim, &visible(&time)), visible(text("msg")));
-    for (key, value) in fields.iter().filter(|(key, _)| !["ts", "level", "msg"].contains(&key.as_str())) {
+    let is_told = |(key, value): &(&String, &Value)| !value.is_null() && !["ts", "level", "msg"].contains(&key.as_str());
+    for (key, value) in fields.iter().filter(is_told) {
         let value = match value.as_str() {
             Some(word) if !word.is_empty() && !word.contains(char::is_whitespace) => word.to_owned(),
             Some(_) | None => value.to_string(),
@@ -158,6 +159,8 @@ mod tests {
     fn a_line_is_made_readable() {
         let shown = pretty(LINE, Paint::PLAIN, &TimeZone::UTC);
         assert_eq!(shown, "2026-02-05 14:30:02 WARN  Adapter health degraded adapter=gog reason=\"no answer\"");
+        let shown = pretty(br#"{"ts":"","level":"info","msg":"gone","code":3,"signal":null}"#, Paint::PLAIN, &TimeZone::UTC);
+        assert!(shown.ends_with("gone code=3"), "{shown}");
     }
 
     #[test]

@@ -190,12 +190,20 @@ pub struct DuePublication {
     pub attempts: u32,
 }
 
-/// What a relay is to get now, in the order in which it was made.
-pub fn due_publications(connection: &Connection, relay: &str, now: i64, limit: usize) -> rusqlite::Result<Vec<DuePublication>> {
+/// What a relay is to get now, in the order in which it was made; nothing of the kinds `but`.
+pub fn due_publications(
+    connection: &Connection,
+    relay: &str,
+    but: &[u16],
+    now: i64,
+    limit: usize,
+) -> rusqlite::Result<Vec<DuePublication>> {
     let sql = "SELECT p.event_id, p.kind, p.event, o.attempts FROM nostr_outbox o JOIN nostr_published p ON p.event_id = o.event_id
-               WHERE o.relay = ?1 AND o.status = 'pending' AND o.next_attempt_at <= ?2 AND p.expires_at > ?2 ORDER BY p.seq LIMIT ?3";
+               WHERE o.relay = ?1 AND o.status = 'pending' AND o.next_attempt_at <= ?2 AND p.expires_at > ?2
+                 AND p.kind NOT IN (SELECT value FROM json_each(?3)) ORDER BY p.seq LIMIT ?4";
     let read = |row: &Row<'_>| Ok(DuePublication { event_id: row.get(0)?, kind: row.get(1)?, event: row.get(2)?, attempts: row.get(3)? });
-    connection.prepare_cached(sql)?.query_map(params![relay, now, limit], read)?.collect()
+    let but = serde_json::Value::from(but).to_string();
+    connection.prepare_cached(sql)?.query_map(params![relay, now, but, limit], read)?.collect()
 }
 
 /// When the next event is due for a relay, in Unix ms.
@@ -258,7 +266,7 @@ mod tests {
     }
 
     fn due(connection: &Connection, relay: &str, now: i64) -> Vec<String> {
-        due_publications(connection, relay, now, 10).unwrap().into_iter().map(|one| one.event_id).collect()
+        due_publications(connection, relay, &[], now, 10).unwrap().into_iter().map(|one| one.event_id).collect()
     }
 
     fn status(connection: &Connection, event_id: &str) -> String {
@@ -275,6 +283,17 @@ mod tests {
         assert_eq!(publish("l", "e3", 12).apply(&connection).unwrap(), Published::Now);
         assert_eq!(publish("m", "e4", 13).apply(&connection).unwrap(), Published::Full);
         assert_eq!((due(&connection, "ws://a", 20), due(&connection, "ws://a", 11)), (vec!["e1".into(), "e3".into()], vec!["e1".into()]));
+    }
+
+    #[test]
+    fn kinds_that_may_not_go_now_take_no_place() {
+        let connection = crate::samples::nexus_ledger();
+        publish("k", "e1", 10).apply(&connection).unwrap();
+        Publish { kind: 1_111, ..publish("l", "e2", 10) }.apply(&connection).unwrap();
+        let due = |but: &[u16]| -> Vec<String> {
+            due_publications(&connection, "ws://a", but, 10, 1).unwrap().into_iter().map(|one| one.event_id).collect()
+        };
+        assert_eq!((due(&[]), due(&[7, 1]), due(&[1, 1_111])), (vec!["e1".to_owned()], vec!["e2".to_owned()], Vec::new()));
     }
 
     #[test]

@@ -56,11 +56,13 @@ pub(super) struct Sub {
     phase: Phase,
     /// Refusals in a row.
     failures: u32,
+    /// The last time it was asked for, what it has stored came to no end.
+    is_endless: bool,
 }
 
 impl Sub {
     fn new() -> Self {
-        Self { phase: Phase::Idle, failures: 0 }
+        Self { phase: Phase::Idle, failures: 0, is_endless: false }
     }
 
     /// Its ids that are open on the wire.
@@ -81,6 +83,12 @@ impl Sub {
         let pause = REFUSED_BASE_MS.saturating_mul(1 << self.failures.min(16)).min(REFUSED_MAX_MS);
         self.failures = self.failures.saturating_add(1);
         self.phase = Phase::Refused { retry_at: now.mono_ms + pause, why: why.to_owned(), for_proof };
+    }
+
+    /// Whether it is worth waiting for what it has stored: one that told no end of it would hold up the others again
+    /// and again.
+    fn is_gathering(&self) -> bool {
+        matches!(self.phase, Phase::Asked { .. } | Phase::Paging { .. }) && !self.is_endless
     }
 
     fn deadline(&self) -> Option<u64> {
@@ -143,7 +151,7 @@ impl Subs {
     }
 
     pub(super) fn any_gathering(&self) -> bool {
-        self.all.values().any(|sub| matches!(sub.phase, Phase::Asked { .. } | Phase::Paging { .. }))
+        self.all.values().any(Sub::is_gathering)
     }
 
     /// Whether what comes under this id now was stored: of pages all that comes before their end, else what is new.
@@ -252,6 +260,7 @@ impl Subs {
                 Phase::Asked { deadline, .. } | Phase::Paging { deadline, .. } if now.mono_ms >= *deadline => {
                     actions.extend(open.into_iter().map(Action::Close));
                     sub.refuse(now, "no end of what it has stored", false);
+                    sub.is_endless = true;
                 }
                 Phase::Refused { retry_at, .. } if now.mono_ms >= *retry_at => ask(sub, id, now, actions),
                 Phase::Idle => ask(sub, id, now, actions),
@@ -273,5 +282,6 @@ fn page(sub: &mut Sub, id: &str, at_s: u64, until: u64, pages: u32, now: Now, ac
 
 fn complete(sub: &mut Sub, id: &str, at_s: u64, now: Now, actions: &mut Vec<Action>) {
     sub.phase = Phase::Live { since: now.mono_ms };
+    sub.is_endless = false;
     actions.push(Action::Proven { sub: id.to_owned(), until: at_s });
 }

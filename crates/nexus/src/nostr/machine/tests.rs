@@ -190,6 +190,23 @@ fn an_end_that_never_comes_is_not_waited_for() {
 }
 
 #[test]
+fn who_told_no_end_once_holds_up_nobody_again() {
+    let (mut machine, _) = connected(false, &["a", "b"]);
+    machine.step(at(1_100), eose("b"));
+    let late = machine.deadline().unwrap();
+    machine.step(at(late), Input::Tick);
+    let again = machine.deadline().unwrap();
+    assert_eq!(machine.step(at(again), Input::Tick), [ask("a")]);
+    assert!(!machine.is_gathering() && machine.is_stored("a"), "what comes of it goes on at once");
+    machine.step(at(again), event("a", 500));
+    machine.step(at(again), eose("a"));
+    assert!(!machine.is_gathering());
+    machine.step(at(again), eose("a-p"));
+    machine.step(at(again + 1), Input::Refresh);
+    assert!(machine.is_gathering(), "the end came: it is believed again");
+}
+
+#[test]
 fn who_asks_again_and_again_who_we_are_is_left() {
     let (mut machine, _) = connected(true, &["a"]);
     let ask_who = |machine: &mut Machine, ms: u64| machine.step(at(ms), Input::Challenge("c".to_owned()));

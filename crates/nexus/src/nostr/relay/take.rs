@@ -19,13 +19,13 @@ impl Relay {
         if sub == PROBE_ID {
             return None; // that it answers is all that is wanted
         }
-        let Some((filter, is_fetch)) = self.asked.of(sub) else { return self.refused(Refused::Unasked) };
+        let Some((filter, is_fetch)) = self.asked.of(sub) else { return self.refused(Refused::Unasked, raw.get().len()) };
         let (asked, held, seen) = (&self.asked, &self.held, &self.parts.inner.inbox.seen);
         // A fetch wants the event whoever else brought it.
         let is_known = |id: &[u8; 32]| if is_fetch { asked.has(sub, id) } else { held.has(id) || seen.contains(id) };
         let passed = gate::pass(raw, filter, is_known, &mut self.budget, clock::mono_ms());
         let event = match passed {
-            Err(refused) => return self.refused(refused),
+            Err(refused) => return self.refused(refused, raw.get().len()),
             Ok(Passed::Known { created_at }) => {
                 self.count("known");
                 return Some(Input::Event { sub: sub.to_owned(), created_at });
@@ -118,11 +118,12 @@ impl Relay {
         self.blocked += began.elapsed();
     }
 
-    /// Counts an event that goes no further; a relay that forges too many isn't listened to for a while.
-    pub(super) fn refused(&mut self, refused: Refused) -> Option<Input> {
+    /// Counts what goes no further, of so many bytes; a relay that sends too much of it isn't listened to for a while.
+    pub(super) fn refused(&mut self, refused: Refused, bytes: usize) -> Option<Input> {
         self.count(refused.as_str());
         self.parts.view.send_modify(|view| view.refused += 1);
-        self.budget.is_spent().then(|| Input::Abused("it sends too many events that are forged".to_owned()))
+        self.budget.refuse(bytes, clock::mono_ms());
+        self.budget.why_spent().map(|why| Input::Abused(why.to_owned()))
     }
 
     fn count(&self, result: &'static str) {

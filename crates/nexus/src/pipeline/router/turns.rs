@@ -142,19 +142,34 @@ mod tests {
         (state, inbox)
     }
 
+    fn open(event_seq: i64, adapter: &str) -> OpenRequest {
+        OpenRequest {
+            event_seq,
+            request_id: format!("req_{event_seq}"),
+            conversation: "c".to_owned(),
+            adapter: adapter.to_owned(),
+            account_id: "me".to_owned(),
+            attempts: 0,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_nostr_that_is_read_back_is_let_through_at_its_pace() {
+        let place = Place::with_a_request().await;
+        let (mut state, _inbox) = state(place.pipeline.clone());
+        for (seq, adapter) in [(1, crate::nostr::ADAPTER), (2, crate::nostr::ADAPTER), (3, "fake")] {
+            state.know(open(seq, adapter), None);
+        }
+        let not_before = |seq: i64| state.requests[&seq].not_before_ms;
+        assert!(not_before(2) >= not_before(1) + 1_000);
+        assert_eq!(not_before(3), 0, "nobody else waits");
+    }
+
     #[tokio::test]
     async fn a_run_waits_for_the_end_of_what_its_session_dropped() {
         let place = Place::with_a_request().await;
         let (mut state, _inbox) = state(place.pipeline.clone());
-        let open = OpenRequest {
-            event_seq: 1,
-            request_id: "req_1".to_owned(),
-            conversation: "c".to_owned(),
-            adapter: "fake".to_owned(),
-            account_id: "me".to_owned(),
-            attempts: 0,
-        };
-        state.know(open, None);
+        state.know(open(1, "fake"), None);
         state.pushed(1, Pushed { dropped: vec![(1, None)], ..Pushed::default() });
         let mut later_run = std::pin::pin!(place.pipeline.unsettled.none_before("c", 2));
         assert!((&mut later_run).now_or_never().is_none(), "a later run would overtake it");

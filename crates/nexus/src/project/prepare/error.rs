@@ -34,7 +34,7 @@ pub enum PrepareError {
     Deleted { project: String },
     #[error("event {id} is not the definition of project `{project}`")]
     OtherProject { project: String, id: String },
-    #[error("there is no project `{name}`; `nexus project list` shows them")]
+    #[error("{}", crate::unknown::project(.name))]
     Unknown { name: String },
     #[error("the host `{host}` awaits approval; see `nexus project approvals`")]
     HostAwaits { host: String },
