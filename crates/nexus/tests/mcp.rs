@@ -146,6 +146,28 @@ fn a_turn_waits_for_a_server_that_a_reload_exchanges() {
 }
 
 #[test]
+fn a_reload_exchanges_servers_before_it_waits_for_adapters() {
+    let model = Model::start(Vec::new());
+    let mut daemon = Daemon::new();
+    let mut wanted = with_model(&daemon, "openai", &model, "good");
+    wanted["adapters"] = json!({ "fake": fake(json!({})) });
+    daemon.configure(&wanted);
+    daemon.launch();
+    eventually("the adapter runs", || daemon.adapter("fake/me")["status"] == "running");
+    eventually("the server runs", || daemon.children().iter().any(|child| child.argv.contains("fake-mcp")));
+    wanted["adapters"]["fake"]["env"]["OTHER"] = json!("1");
+    wanted["agents"]["model"]["mcp"]["fake"]["env"] = json!({ "OTHER": "1" });
+    daemon.configure(&wanted);
+    daemon.nexus_ok(&["daemon", "reload"]);
+    let place = |log: &str, child: &str| log.lines().position(|line| line.contains("child stopped") && line.contains(child));
+    let (server, adapter) = find("both were stopped", || {
+        let log = daemon.stdout();
+        place(&log, CHILD).zip(place(&log, "adapter/fake/me"))
+    });
+    assert!(server < adapter, "a turn would have waited for the adapter as well");
+}
+
+#[test]
 fn a_server_that_lies_or_says_too_much_is_kept_within_bounds() {
     let model = Model::start(vec![call("openai", "fake__echo", "ping"), text("openai", "Fine.")]);
     let daemon = started("openai", &model, "lies");

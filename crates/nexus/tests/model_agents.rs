@@ -59,6 +59,23 @@ fn a_budget_stops_the_agent_before_it_is_asked() {
 }
 
 #[test]
+fn what_is_used_of_a_days_budget_is_shown() {
+    let model = Model::start(vec![text("openai", "First.")]);
+    let (mut one, mut other) = (agent(&model), agent(&model));
+    one["budget"] = json!({ "tokens_per_day": 50_000, "usd_per_day": 2, "usd_per_million_input": 10, "usd_per_million_output": 10 });
+    other["budget"] = json!({ "tokens_per_session": 5 });
+    let daemon = Daemon::start(&with(json!({ "default": "model", "model": one, "other": other })));
+    let shown = || daemon.nexus_ok(&["daemon", "status", "--verbose"]);
+    let before = shown();
+    assert!(before.contains("\n\nBudgets:\n  model 0 of 50,000 tokens, $0.0000 of $2.0000 until "), "{before}");
+    assert!(!before.contains("\n  other "), "{before}");
+    daemon.nexus_ok(&["send", "one"]);
+    eventually("it is counted", || shown().contains("  model 13 of 50,000 tokens, $0.0001 of $2.0000 until "));
+    let told: Value = serde_json::from_str(&daemon.nexus_ok(&["daemon", "status", "--verbose", "--json"])).unwrap();
+    assert_eq!((&told["budgets"][0]["tokens"], &told["budgets"][1]), (&json!(TOKENS), &Value::Null), "{told}");
+}
+
+#[test]
 fn another_agent_takes_the_place_of_one_that_is_busy() {
     let (first, second) = (Model::start(vec![busy(), busy(), busy()]), Model::start(vec![text("openai", "From the spare.")]));
     let mut asked = agent(&first);

@@ -105,6 +105,20 @@ fn no_adapter_can_speak_as_the_control_socket() {
 }
 
 #[test]
+fn an_agent_that_never_stops_to_think_aloud_has_its_time_and_no_more() {
+    let mut daemon = Daemon::new();
+    let mut wanted = config(json!({}));
+    let thought = r#"{"type":"reasoning","text":"x"}"#;
+    let script = format!("cat >/dev/null; exec yes '{thought}'");
+    let command = shell_words::join(["sh", "-c", script.as_str()]);
+    wanted["agents"] = json!({ "default": "thinks", "thinks": { "runner": "command", "command": command, "timeout_ms": 500 } });
+    daemon.configure(&wanted);
+    daemon.launch();
+    let end = answer_of(daemon.open(&send("one")).body);
+    assert_eq!((&end["status"], &end["reason"]), (&json!("failed"), &json!("the agent's time is up")), "{end}");
+}
+
+#[test]
 fn a_notice_of_failure_is_delivered_but_is_no_word_of_the_agent() {
     let mut daemon = Daemon::new();
     let mut wanted = config(json!({}));

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Ask, Body, Daemon, config, eventually, find, json_lines};
+use common::{Ask, Body, Daemon, config, eventually, fake, find, json_lines};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;
@@ -307,6 +307,35 @@ fn on_error_tells_of_the_stage_that_failed() {
     let seen = calls(&daemon, "it");
     assert_eq!(seen[0]["error"]["stage"], "runAgent", "{seen:?}");
     assert!(seen[0]["error"]["message"].as_str().is_some_and(|message| message.contains("exit code 7")), "{seen:?}");
+}
+
+#[test]
+fn on_error_tells_of_an_end_that_could_not_be_written() {
+    // The end of the run, and what its last two stages add to its trace.
+    for change in ["NEW.status = 'completed' AND OLD.status != 'completed'", "OLD.status = 'completed'"] {
+        let mut daemon = Daemon::new();
+        let keys = json!({ "hooks": ["onError"], "mode": "observe", "sections": ["event"], "timeout_ms": 20_000 });
+        plugin(&daemon, "it", "continue", keys);
+        let mut wanted = with(&["it"]);
+        wanted["adapters"] = json!({ "fake": fake(json!({ "events": 1 })) });
+        wanted["adapters"]["fake"]["accounts"]["me"]["enabled"] = json!(false);
+        daemon.configure(&wanted);
+        daemon.launch();
+        let refuse = format!(
+            "CREATE TRIGGER refuse BEFORE UPDATE ON nexus_requests WHEN {change} BEGIN SELECT RAISE(ABORT, 'of the test'); END"
+        );
+        let ledger = rusqlite::Connection::open(daemon.workspace().join("data/nexus.db")).unwrap();
+        ledger.busy_timeout(common::DEADLINE).unwrap();
+        ledger.execute_batch(&refuse).unwrap();
+        wanted["adapters"]["fake"]["accounts"]["me"]["enabled"] = json!(true);
+        daemon.configure(&wanted);
+        daemon.nexus_ok(&["daemon", "reload"]);
+        let seen = find("it was told", || calls(&daemon, "it").pop());
+        assert_eq!((&seen["hook"], &seen["error"]["stage"]), (&json!("onError"), &json!("finalize")), "{change}: {seen}");
+        assert!(seen["error"]["message"].as_str().is_some_and(|message| message.contains("of the test")), "{change}: {seen}");
+        assert_eq!(seen["request"]["event"]["channel"], "fake", "{change}: {seen}");
+        assert_eq!(daemon.ended("completed"), i64::from(change.starts_with("OLD")), "{change}");
+    }
 }
 
 #[test]

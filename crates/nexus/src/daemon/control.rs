@@ -268,6 +268,13 @@ impl Verbs for Control {
         status::status(self)
     }
 
+    fn budgets(&self) -> BoxFuture<'_, Answer> {
+        Box::pin(async move {
+            let budgets = self.pipeline.budgets().await;
+            budgets.map(|budgets| json!(budgets)).map_err(|error| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, describe(&error)))
+        })
+    }
+
     fn adapters(&self) -> BoxFuture<'_, Value> {
         Box::pin(status::adapters(self))
     }

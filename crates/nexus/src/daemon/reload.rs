@@ -52,6 +52,8 @@ pub(super) async fn reload(control: &Control, dry_run: bool) -> Answer {
     control.pipeline.settings.store(Arc::new(built));
     control.config.store(new.clone());
     control.preparer.configure(prepare::Settings::of(&new, &control.paths));
+    // Turns wait for these, and not for as long as projects and adapters may take to stop.
+    control.servers.apply(&new.agents).await;
     control.projects.apply(&new).await;
     for change in &changes {
         if !control.ready.load(Ordering::Acquire) {
@@ -138,12 +140,12 @@ async fn apply(control: &Control, change: &Change, new: &Config) {
             adapters.remove_account(&AccountKey::new(adapter, account)).await;
             start_account(control, new, adapter, account).await;
         }
-        Change::Agents => control.servers.apply(&new.agents).await,
         Change::Nostr => control.nostr.apply(&new.nostr).await,
         // Done already, or read from the new settings or configuration by whoever needs them.
         Change::BusMode(_)
         | Change::BusRetention
         | Change::Access
+        | Change::Agents
         | Change::PipelineTimeout
         | Change::PipelineConcurrency
         | Change::OnInterrupted

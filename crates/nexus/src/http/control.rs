@@ -59,6 +59,7 @@ pub trait Verbs: Send + Sync + 'static {
     fn is_ready(&self) -> bool;
     fn metrics(&self) -> Result<String, String>;
     fn status(&self) -> Value;
+    fn budgets(&self) -> BoxFuture<'_, Answer>;
     fn adapters(&self) -> BoxFuture<'_, Value>;
     fn record(&self) -> Record;
     fn people(&self) -> People;
@@ -96,6 +97,7 @@ pub trait Verbs: Send + Sync + 'static {
 pub(super) fn routes(api: Api) -> Router {
     Router::new()
         .route("/control/status", get(async |State(api): State<Api>| Json(api.daemon.status())))
+        .route("/control/budgets", get(async |State(api): State<Api>| answer(api.daemon.budgets().await)))
         .route("/control/doctor", get(async |State(api): State<Api>| answer(api.daemon.examine().await)))
         .route("/control/reload", post(reload))
         .route("/control/send", post(send))

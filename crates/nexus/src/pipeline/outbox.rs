@@ -73,7 +73,7 @@ struct Lane {
     hurry: Arc<Notify>,
     /// Rung when something is queued behind what is being served.
     more: Arc<Notify>,
-    /// The answer that is being served, if its agent still speaks.
+    /// The answer that is being served, if its agent still spoke when its turn came.
     live: Option<Arc<Live>>,
 }
 
@@ -84,6 +84,15 @@ struct Queued {
     settled: Option<oneshot::Sender<Outcome>>,
     /// It has no row yet: its agent still speaks.
     live: Option<Arc<Live>>,
+}
+
+impl Lane {
+    /// Begins to serve what is next. Whoever looks for an answer that goes on finds it in the queue or being served.
+    fn take_next(&mut self) -> Option<Queued> {
+        let next = self.queue.pop_front()?;
+        self.live.clone_from(&next.live);
+        Some(next)
+    }
 }
 
 /// What came of a person's decision.
@@ -345,7 +354,7 @@ impl Outbox {
             crate::torture::point("task.lane");
             let next = {
                 let mut lanes = self.lanes();
-                match lanes.get_mut(lane).and_then(|lane| lane.queue.pop_front()) {
+                match lanes.get_mut(lane).and_then(Lane::take_next) {
                     Some(next) if !self.shared.stop.is_cancelled() => next,
                     Some(_) | None => {
                         lanes.remove(lane);

@@ -5,15 +5,16 @@
 use super::deliver::nap_ms;
 use super::*;
 use crate::keeper::SpawnError;
-use crate::ledger::nexus::{Admit, AdmitRow, BeginEpoch, ClaimDelivery, FinishRun, SettleDelivery, Settled, StartRun};
+use crate::ledger::nexus::{Admit, AdmitRow, BeginEpoch, ClaimDelivery, FinishRun, SettleDelivery, Settled, StartRun, lane_of};
 use crate::live::Held;
 use crate::patience::{DEADLINE, eventually, soon};
 use crate::routes::{Route, Sender, Streamer};
 use crate::supervisor::BoxFuture;
+use futures_util::FutureExt;
 use nexus_core::config::OnUncertain;
 use nexus_core::doubt::Reading;
 use nexus_core::protocol::SendOutcome;
-use nexus_core::request::Status;
+use nexus_core::request::{DeliveryTarget, Status};
 use rusqlite::Connection;
 use std::sync::atomic::AtomicI64;
 
@@ -304,6 +305,22 @@ async fn an_answer_that_cannot_be_streamed_yet_keeps_nobody_waiting() {
     assert_eq!(place.outcome().await.status, "sent");
     assert!(!speaking.has_begun().await, "it leaves with its run's end");
     assert!(soon(waiting.settle(DEADLINE, &CancellationToken::new())).await.is_empty());
+}
+
+#[tokio::test]
+async fn an_answer_whose_turn_is_just_coming_is_found_by_who_wants_it_parted() {
+    let place = Place::new(Expiry::new(0));
+    let (live, _speaking) = Live::new(lasting("live", ""), "run".to_owned(), "s".to_owned());
+    let _waiting = place.outbox.stream(live.clone());
+    let (channel, account_id, to) = (live.row.channel.clone(), live.row.account_id.clone(), live.row.target.clone());
+    let target = DeliveryTarget { channel, account_id, target: to, thread_id: None, reply_to_id: None };
+    let is_asked = || {
+        place.outbox.part(&target);
+        live.part_wanted().now_or_never().is_some()
+    };
+    assert!(is_asked(), "it waits for its turn");
+    let next = place.outbox.lanes().get_mut(&lane_of(&target)).and_then(Lane::take_next);
+    assert!(next.is_some_and(|next| next.live.is_some()) && is_asked(), "nobody has begun to serve it yet");
 }
 
 #[tokio::test]

@@ -257,7 +257,9 @@ impl Pipeline {
     async fn attempt(&self, prepared: &Prepared, agent: &Agent, turn: &Turn, seen: &mut Seen, deadline: tokio::time::Instant) -> Work {
         let (sink, mut output) = mpsc::channel(OUTPUT_MAX);
         let result = {
-            let (running, cut) = (panics::caught(agent.runner.run(turn, &sink)), self.cut(prepared, deadline));
+            let running = panics::caught(agent.runner.run(turn, &sink));
+            // Its time is up also where an agent that never stops uses up all of the task's turn.
+            let cut = tokio::task::coop::unconstrained(self.cut(prepared, deadline));
             tokio::pin!(running, cut);
             loop {
                 let news = tokio::select! {

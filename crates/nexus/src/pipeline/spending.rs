@@ -5,10 +5,13 @@ use super::run::{Seen, Work};
 use super::{Agent, Pipeline, READ_PATIENCE};
 use crate::agent::{AgentError, Runner, Turn, Usage};
 use crate::clock;
+use crate::ledger::ReadError;
 use crate::ledger::agents::spent;
 use crate::metrics::{AgentLabel, AgentTokens};
+use nexus_core::config::Spending;
 use nexus_core::spend::{Allowance, Amount, Meter, cost_usd, day, estimated_tokens};
 use rusqlite::Connection;
+use serde::Serialize;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -32,7 +35,49 @@ impl Drop for Unfiled {
     }
 }
 
+/// What an agent has used today of what it may.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DayBudget {
+    pub agent: String,
+    pub tokens: u64,
+    pub tokens_per_day: Option<u64>,
+    pub usd: f64,
+    pub usd_per_day: Option<f64>,
+    /// When the next day begins, as a person reads it.
+    pub until: String,
+}
+
 impl Pipeline {
+    /// Today's budgets of the agents that have one for each day, by their names.
+    ///
+    /// # Errors
+    /// When the ledger can't be read.
+    pub async fn budgets(&self) -> Result<Vec<DayBudget>, ReadError> {
+        let settings = self.settings.load_full();
+        let today = day(clock::wall_ms(), &settings.time_zone);
+        let mut found = Vec::new();
+        for agent in settings.agents.values() {
+            let Some(Spending { tokens_per_day, usd_per_day, .. }) = &agent.spending else { continue };
+            if tokens_per_day.is_none() && usd_per_day.is_none() {
+                continue;
+            }
+            let (unfiled, _) = self.meters.of(&agent.name).read();
+            let (name, since) = (agent.name.clone(), today.from_ms);
+            // A session of this name has nothing: its sum isn't looked at.
+            let used = self.ledgers.agents.readers.read(move |connection| spent(connection, &name, "", since)).await?;
+            found.push(DayBudget {
+                agent: agent.name.clone(),
+                tokens: used.day_tokens.saturating_add(unfiled.tokens),
+                tokens_per_day: *tokens_per_day,
+                usd: used.day_usd + unfiled.usd,
+                usd_per_day: *usd_per_day,
+                until: today.until.clone(),
+            });
+        }
+        found.sort_by(|left, right| left.agent.cmp(&right.agent));
+        Ok(found)
+    }
+
     /// Whose budget a run uses: a project's agents are run by an agent of the configuration.
     pub(super) fn payer(&self, agent: &Arc<Agent>, turn: &Turn) -> Arc<Agent> {
         let name = match &agent.runner {

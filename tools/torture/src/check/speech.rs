@@ -106,13 +106,15 @@ pub(super) fn whole(world: &World, copy: &Copy, counts: &mut Counts) -> Result<V
         Reply { run, content, words: *words, parts, arrived }.wrong()
     };
     let mut found: Vec<String> = runs.iter().flat_map(wrong).collect();
-    found.extend(streams(world, &runs, &sends, counts)?);
+    found.extend(streams(world, &runs, &says, &sends, counts)?);
     found.truncate(NAMED_MAX);
     Ok(found)
 }
 
 /// By run, what it answers and in how many words.
-fn says(world: &World) -> Result<HashMap<String, (String, u64)>> {
+type Says = HashMap<String, (String, u64)>;
+
+fn says(world: &World) -> Result<Says> {
     let journal = journal::values(&world.agent_journal())?;
     let read = |line: &Value| Some((line["run_id"].as_str()?.to_owned(), (line["content"].as_str()?.to_owned(), line["words"].as_u64()?)));
     Ok(journal.iter().filter(|line| line["what"] == SAYS).filter_map(read).collect())
@@ -130,8 +132,16 @@ struct Stream {
 }
 
 impl Stream {
-    fn wrong(&self, key: &str, run: Option<&Run>, was_sent: bool) -> Vec<String> {
+    /// `content` is what its run answers.
+    fn wrong(&self, key: &str, run: Option<&Run>, content: Option<&str>, was_sent: bool) -> Vec<String> {
         let mut found = Vec::new();
+        if let Some(content) = content {
+            let shown = numbers(&self.shown, content);
+            let all = self.shown.split_whitespace().count() as u64;
+            if !shown.iter().copied().eq(0..all) {
+                found.push(format!("the stream {key} showed {all} words, and of its reply these: {shown:?}"));
+            }
+        }
         if self.starts != 1 {
             found.push(format!("the stream {key} was begun {} times", self.starts));
         }
@@ -155,7 +165,7 @@ impl Stream {
     }
 }
 
-fn streams(world: &World, runs: &[Run], sends: &[Value], counts: &mut Counts) -> Result<Vec<String>> {
+fn streams(world: &World, runs: &[Run], says: &Says, sends: &[Value], counts: &mut Counts) -> Result<Vec<String>> {
     let mut all: BTreeMap<String, Stream> = BTreeMap::new();
     for line in journal::values(&world.streams())? {
         let text = |key: &str| line[key].as_str().unwrap_or_default().to_owned();
@@ -179,7 +189,8 @@ fn streams(world: &World, runs: &[Run], sends: &[Value], counts: &mut Counts) ->
     for (key, stream) in &all {
         counts.streams += u64::from(stream.last.as_ref().is_some_and(|(what, _)| what == "end"));
         counts.broken_streams += u64::from(stream.last.as_ref().is_none_or(|(what, _)| what != "end"));
-        found.extend(stream.wrong(key, by_id.get(stream.run.as_str()).copied(), sent.contains(key.as_str())));
+        let content = says.get(&stream.run).map(|(content, _)| content.as_str());
+        found.extend(stream.wrong(key, by_id.get(stream.run.as_str()).copied(), content, sent.contains(key.as_str())));
     }
     Ok(found)
 }
@@ -308,5 +319,13 @@ mod tests {
         shown().told("error", &words(0..6)).breaks("ended with `error`, and its run is Some(\"finished\")");
         shown().told("error", "").holds();
         whole().ended("UPDATE runs SET status = 'failed'").breaks("ended with `end`, and its run is Some(\"failed\")");
+    }
+
+    #[test]
+    fn a_stream_without_an_end_shows_a_beginning_of_its_reply_and_nothing_else() {
+        let begun = || Spoken::new().decided(1, "run-1:1:0", "uncertain", &words(0..6)).told("start", "");
+        begun().told("token", &words(0..2)).holds();
+        begun().told("token", &words(1..3)).breaks("the stream run-1:1:0 showed 2 words, and of its reply these: [1, 2]");
+        begun().told("token", &words(0..2)).told("token", " live-a-2#2").breaks("showed 3 words, and of its reply these: [0, 1]");
     }
 }

@@ -13,6 +13,7 @@ const HEAD_BYTES_MAX: usize = 256 * 1024;
 /// What ends an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum EventEnd {
+    /// A line feed, and no other line break.
     Line,
     /// As in `text/event-stream`.
     BlankLine,
@@ -103,11 +104,16 @@ impl EventBound {
             Part::Head { line, is_first, is_final, is_chunked } => {
                 let text = std::mem::take(line).to_ascii_lowercase();
                 let text = text.trim_ascii();
+                if *is_first && text.is_empty() {
+                    return; // the client skips it too
+                }
                 if std::mem::take(is_first) {
                     // A word before the answer itself has a head of its own.
-                    *is_final = !text.strip_prefix(b"http/1.1 ").is_some_and(|status| status.starts_with(b"1"));
+                    *is_final = !text.split(|byte| *byte == b' ').nth(1).is_some_and(|status| status.starts_with(b"1"));
                 }
-                *is_chunked |= text.strip_prefix(b"transfer-encoding:").is_some_and(|value| value.trim_ascii().ends_with(b"chunked"));
+                if let Some(value) = text.strip_prefix(b"transfer-encoding:") {
+                    *is_chunked = ends_chunked(value);
+                }
                 match (text.is_empty(), *is_final, *is_chunked) {
                     (false, _, _) => return,
                     (true, false, _) => Part::Head { line: Vec::new(), is_first: true, is_final: true, is_chunked: false },
@@ -128,16 +134,15 @@ impl EventBound {
 
     fn take_body(&mut self, mut bytes: &[u8]) {
         while let Some(at) = memchr2(b'\n', b'\r', bytes) {
-            let is_pair = at == 0 && self.is_after_return && bytes[0] == b'\n';
-            self.is_after_return = bytes[at] == b'\r';
-            self.event_bytes += at + 1;
-            let was_empty = self.is_line_empty && at == 0;
-            if !is_pair {
-                if was_empty || self.ends == EventEnd::Line {
-                    self.event_bytes = 0;
-                }
-                self.is_line_empty = true;
-            }
+            let is_return = bytes[at] == b'\r';
+            let is_pair = at == 0 && self.is_after_return && !is_return;
+            let was_empty = self.is_line_empty && at == 0 && !is_pair;
+            let is_end = match self.ends {
+                EventEnd::Line => !is_return,
+                EventEnd::BlankLine => was_empty,
+            };
+            self.event_bytes = if is_end { 0 } else { self.event_bytes + at + 1 };
+            (self.is_line_empty, self.is_after_return) = (true, is_return);
             bytes = &bytes[at + 1..];
         }
         if !bytes.is_empty() {
@@ -145,6 +150,12 @@ impl EventBound {
             (self.is_line_empty, self.is_after_return) = (false, false);
         }
     }
+}
+
+/// Whether a body of this transfer coding comes in chunks: where the header is there twice, the last one says so.
+fn ends_chunked(value: &[u8]) -> bool {
+    let last = value.rsplit(|byte| *byte == b',').next().unwrap_or_default();
+    value.is_ascii() && last.trim_ascii() == b"chunked"
 }
 
 /// The length in the line before a chunk.
@@ -208,7 +219,30 @@ mod tests {
     fn a_word_before_the_answer_is_none() {
         let line = format!("data: {}\n", "x".repeat(LINE_CHARS));
         let answer = chunked(&vec![line.as_str(); EVENT_BYTES_MAX / LINE_CHARS]);
-        assert!(!is_taken(EventEnd::BlankLine, &format!("HTTP/1.1 100 Continue\r\n\r\n{answer}")));
+        for before in ["HTTP/1.1 100 Continue\r\n\r\n", "HTTP/1.0 103 x\r\na: b\r\n\r\n", "\r\n\n"] {
+            assert!(!is_taken(EventEnd::BlankLine, &format!("{before}{answer}")), "{before:?}");
+        }
+    }
+
+    #[test]
+    fn what_only_looks_like_chunks_is_one_event() {
+        // Each of its chunks would be a byte, and what is behind that nothing.
+        let line = format!("1\r\nx{}\r\n", "y".repeat(LINE_CHARS));
+        let body = line.repeat(EVENT_BYTES_MAX / LINE_CHARS + 1);
+        let is_taken = |codings: &[&str]| {
+            let headers: String = codings.iter().map(|coding| format!("transfer-encoding: {coding}\r\n")).collect();
+            is_taken(EventEnd::BlankLine, &format!("{HEAD}{headers}\r\n{body}"))
+        };
+        for codings in [&["xchunked"][..], &["chunked, gzip"], &["chunked", "gzip"], &["\u{e4}, chunked"]] {
+            assert!(!is_taken(codings), "{codings:?}");
+        }
+        assert!(is_taken(&["gzip", "gzip , Chunked "]), "a client that takes this for chunks is told that they are none");
+    }
+
+    #[test]
+    fn only_a_line_feed_ends_a_line() {
+        let taken = |event: &str| is_taken(EventEnd::Line, &format!("{HEAD}\r\n{}", long(event)));
+        assert_eq!([taken("{}\r"), taken("{}\r\n"), taken("\n")], [false, true, true]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use super::detach;
 use crate::cli::failure::Exit;
-use crate::cli::out::{Color, Paint, one_line};
+use crate::cli::out::{Color, Paint, note, one_line};
 use crate::cli::table::{self, Cell};
 use crate::cli::{Global, running, units};
 use crate::daemon::Paths;
@@ -38,6 +38,8 @@ pub(crate) struct Status {
     pub(crate) timer: Timer,
     pub(crate) ledgers: BTreeMap<String, String>,
     pub(crate) kill_level: KillLevel,
+    /// For `--verbose`, asked for besides.
+    budgets: Vec<Budget>,
 }
 
 /// How surely no child outlives a daemon that is killed.
@@ -118,6 +120,18 @@ pub(crate) struct Plugin {
     problem: Option<String>,
 }
 
+/// What an agent has used today of what it may.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Budget {
+    agent: String,
+    tokens: u64,
+    tokens_per_day: Option<u64>,
+    usd: f64,
+    usd_per_day: Option<f64>,
+    until: String,
+}
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct Timer {
@@ -186,7 +200,7 @@ pub(crate) fn run(verbose: bool, global: &Global) -> anyhow::Result<Exit> {
     let paths = global.paths()?;
     let out = global.out();
     let answer = running::ask(&paths, "/control/status")?;
-    let Some(answer) = answer else {
+    let Some(mut answer) = answer else {
         let last = last_run(&paths);
         if out.json {
             out.json(&json!({ "running": false, "last_run": last.as_ref().map(LastRun::json) }))?;
@@ -195,6 +209,13 @@ pub(crate) fn run(verbose: bool, global: &Global) -> anyhow::Result<Exit> {
         }
         return Ok(Exit::NotRunning);
     };
+    if verbose {
+        match running::ask(&paths, "/control/budgets") {
+            Ok(budgets) => answer["budgets"] = budgets.unwrap_or_else(|| json!([])),
+            // All else is known all the same.
+            Err(error) => note(&format!("what agents have used is not known: {error:#}")),
+        }
+    }
     if out.json {
         out.json(&answer)?;
     } else {
@@ -264,7 +285,17 @@ fn render_more(status: &Status) -> String {
     let plugins = if plugins.is_empty() { plugins } else { format!("\n\nPlugins:{plugins}") };
     let automations: String = status.automations.iter().map(plugin).collect();
     let automations = if automations.is_empty() { automations } else { format!("\n\nAutomations:{automations}") };
-    format!("\n\nKill level: {level} ({meaning})\n  {}{plugins}{automations}", one_line(why, ERROR_CHARS_MAX))
+    let budgets: String = status.budgets.iter().map(budget).collect();
+    let budgets = if budgets.is_empty() { budgets } else { format!("\n\nBudgets:{budgets}") };
+    format!("\n\nKill level: {level} ({meaning})\n  {}{plugins}{automations}{budgets}", one_line(why, ERROR_CHARS_MAX))
+}
+
+fn budget(budget: &Budget) -> String {
+    let Budget { agent, tokens, tokens_per_day, usd, usd_per_day, until } = budget;
+    let of_tokens = tokens_per_day.map(|limit| format!("{} of {} tokens", units::thousands(*tokens), units::thousands(limit)));
+    let of_dollars = usd_per_day.map(|limit| format!("${usd:.4} of ${limit:.4}"));
+    let used: Vec<String> = of_tokens.into_iter().chain(of_dollars).collect();
+    format!("\n  {} {} until {}", one_line(agent, ERROR_CHARS_MAX), used.join(", "), one_line(until, ERROR_CHARS_MAX))
 }
 
 fn plugin(plugin: &Plugin) -> String {
@@ -444,6 +475,20 @@ Ledgers: 4/4 ok";
         assert_eq!(rendered(value), rendered(sample()));
         let old: Status = serde_json::from_value(sample()).unwrap();
         assert_eq!(render_more(&old), "\n\nKill level: unknown to a daemon of another version");
+    }
+
+    #[test]
+    fn what_agents_have_used_today_stands_at_the_end() {
+        let mut value = sample();
+        value["kill_level"] = json!({ "level": "scan", "meaning": "by descent", "why": "so" });
+        value["budgets"] = json!([
+            { "agent": "a", "tokens": 51_200, "tokens_per_day": 50_000, "usd": 0.0, "usd_per_day": null, "until": "tomorrow" },
+            { "agent": "b", "tokens": 7, "tokens_per_day": 100, "usd": 0.25, "usd_per_day": 1.0, "until": "tomorrow" },
+        ]);
+        let expected = "\n\nKill level: scan (by descent)\n  so\n\nBudgets:
+  a 51,200 of 50,000 tokens until tomorrow
+  b 7 of 100 tokens, $0.2500 of $1.0000 until tomorrow";
+        assert_eq!(render_more(&serde_json::from_value(value).unwrap()), expected);
     }
 
     #[test]

@@ -64,22 +64,8 @@ impl Outbox {
     }
 
     /// Streams one answer to its end. `None` when nothing left: the run sends it, or the daemon stops.
-    pub(super) async fn stream_out(&self, live: &Arc<Live>) -> Option<(Delivery, Settled)> {
+    pub(super) async fn stream_out(&self, live: &Live) -> Option<(Delivery, Settled)> {
         let lane = pending(live.row.clone()).lane();
-        self.serves(&lane, Some(live.clone()));
-        let streamed = self.stream_in(&lane, live).await;
-        self.serves(&lane, None);
-        streamed
-    }
-
-    /// Notes which answer has its turn in a lane.
-    fn serves(&self, lane: &str, live: Option<Arc<Live>>) {
-        if let Some(lane) = self.lanes().get_mut(lane) {
-            lane.live = live;
-        }
-    }
-
-    async fn stream_in(&self, lane: &str, live: &Live) -> Option<(Delivery, Settled)> {
         let route = self.shared.routes.get(&live.row.adapter)?;
         let streamer = route.streamer.clone()?;
         let held = tokio::select! {
@@ -88,7 +74,7 @@ impl Outbox {
             // Before it was its turn, or without a process: the run sends it.
             _ = live.ended() => return None,
             // Its agent may speak for long, and nobody sees it speak.
-            () = self.is_wanted(lane) => return None,
+            () = self.is_wanted(&lane) => return None,
             () = self.shared.stop.cancelled() => return None,
         };
         let at = clock::wall_ms();
