@@ -321,9 +321,8 @@ fn on_error_tells_of_an_end_that_could_not_be_written() {
         wanted["adapters"]["fake"]["accounts"]["me"]["enabled"] = json!(false);
         daemon.configure(&wanted);
         daemon.launch();
-        let refuse = format!(
-            "CREATE TRIGGER refuse BEFORE UPDATE ON nexus_requests WHEN {change} BEGIN SELECT RAISE(ABORT, 'of the test'); END"
-        );
+        let refuse =
+            format!("CREATE TRIGGER refuse BEFORE UPDATE ON nexus_requests WHEN {change} BEGIN SELECT RAISE(ABORT, 'of the test'); END");
         let ledger = rusqlite::Connection::open(daemon.workspace().join("data/nexus.db")).unwrap();
         ledger.busy_timeout(common::DEADLINE).unwrap();
         ledger.execute_batch(&refuse).unwrap();
