@@ -272,6 +272,22 @@ fn its_circuit_opens_after_five_errors_and_a_good_answer_closes_it() {
 }
 
 #[test]
+fn messages_that_come_while_its_process_is_started_again_do_not_open_its_circuit() {
+    let daemon = daemon_with("die", json!({ "timeout_ms": 20_000 }));
+    sent(&daemon, "first");
+    // Its process is down for a second, and for each of these.
+    set_mode(&daemon, "it", "continue");
+    for n in 0..10 {
+        assert_eq!(sent(&daemon, &n.to_string())["status"], "completed");
+    }
+    assert_eq!(report(&daemon, "it")["circuit"], "closed");
+    eventually("it is asked again", || {
+        sent(&daemon, "again");
+        calls(&daemon, "it").iter().any(|call| call["request"]["event"]["content"] == "again")
+    });
+}
+
+#[test]
 fn observers_are_told_of_all_points_and_hold_up_nobody() {
     let mut daemon = Daemon::new();
     let hooks = ["afterReceiveEvent", "afterRunAgent", "afterDeliverResponse", "onFinalize", "onError"];

@@ -208,9 +208,10 @@ fn an_event_that_comes_while_its_project_is_put_away_is_answered() {
     let mut asked = 1;
     for round in 0..4 {
         let event = ask(&world, &project, &format!("before {round}"));
-        // Put away, or at work: whichever comes first.
+        // Put away, at work, or put away still since the round before: whichever comes first.
         let ran = world.daemon.nexus(&["project", "gc", "demo", "--force", "--json"]);
-        assert!(ran.code == Some(0) || ran.stdout.contains("it is at work"), "{ran:?}");
+        let refused = ["it is at work", "it is archived already"].iter().any(|reason| ran.stdout.contains(reason));
+        assert!(ran.code == Some(0) || refused, "{ran:?}");
         answered(&world, &event);
         asked += 1;
     }
@@ -286,10 +287,26 @@ fn what_waits_for_a_definition_waits_for_nobodys_clone() {
 }
 
 #[test]
-fn what_works_for_a_project_gets_its_secrets() {
+fn who_does_the_turns_of_a_project_gets_its_secrets() {
     let world = World::with_all(|config| {
         let command = "sh -c 'cat > /dev/null; echo \"$API_KEY\"'";
         config["agents"] = json!({ "default": "shell", "shell": { "runner": "command", "command": command } });
+    });
+    world.tell(31_933, &[&["d", "demo"], &["agent", &world.tell(4199, &[&["title", "coder"]], "")]], "");
+    let project = world.coordinate("demo");
+    world.prepared(&project);
+    let ran = world.daemon.nexus_told("hush-hush\n", &["project", "secret", "set", "demo", "API_KEY"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let answer = answered(&world, &ask(&world, &project, "hello"));
+    assert_eq!(answer["content"].as_str().unwrap().trim(), "hush-hush");
+}
+
+#[test]
+fn the_servers_of_a_project_get_its_secrets() {
+    let world = World::with_all(|config| {
+        // Nobody answers there: only whose tools it would use matters.
+        let model = json!({ "runner": "llm", "provider": "ollama", "model": "m", "endpoint": "http://127.0.0.1:9/v1" });
+        config["agents"] = json!({ "default": "model", "model": model });
     });
     let command = "sh -c 'printf %s \"$API_KEY\" > seen; exec sleep 1000'";
     let server = world.tell(4200, &[&["name", "files"], &["command", command]], "");
@@ -301,7 +318,6 @@ fn what_works_for_a_project_gets_its_secrets() {
     eventually("the server is installed", || world.prepared(&project)["mcp"][0]["slug"] == "files");
     let ran = world.daemon.nexus_told("hush-hush\n", &["project", "secret", "set", "demo", "API_KEY"]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
-    let answer = answered(&world, &ask(&world, &project, "hello"));
-    assert_eq!(answer["content"].as_str().unwrap().trim(), "hush-hush", "who does the turns has it");
+    ask(&world, &project, "hello");
     eventually("the project's server has it", || std::fs::read_to_string(&seen).is_ok_and(|text| text == "hush-hush"));
 }

@@ -150,12 +150,13 @@ impl Fault {
         }
     }
 
-    /// Whether it is the plugin's own: one that opens its circuit. What one call did counts for that one only.
+    /// Whether it is the plugin's own: one that opens its circuit. What one call did counts for that one only, and so
+    /// does an end: those that come while the process is being started again say nothing new.
     pub(super) fn counts(&self) -> bool {
         match self {
             Self::Threw(_) | Self::Nonsense(_) | Self::Patch(_) | Self::Told { .. } => true,
-            Self::TimedOut { .. } | Self::Late { .. } | Self::Died | Self::Down(_) => true,
-            Self::Open | Self::OutOfTime | Self::Unasked(_) | Self::TakenAlong(_) => false,
+            Self::TimedOut { .. } | Self::Late { .. } | Self::Died => true,
+            Self::Down(_) | Self::Open | Self::OutOfTime | Self::Unasked(_) | Self::TakenAlong(_) => false,
         }
     }
 }
