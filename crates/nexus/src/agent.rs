@@ -11,6 +11,7 @@ pub mod mcp;
 mod notes;
 pub mod project;
 pub mod questions;
+mod steer;
 
 use std::io::ErrorKind;
 use std::time::Duration;
@@ -22,6 +23,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::keeper::{ExitStatus, SpawnError};
+pub use steer::{Input, Steer};
 
 /// The longest answer a runner collects, in bytes of UTF-8. A longer one fails the turn.
 pub const MAX_ANSWER_BYTES: usize = 1024 * 1024;
@@ -128,6 +130,10 @@ pub enum Output {
     Used(Usage),
     /// Something the owner has to decide; the turn goes on once that is answered.
     Ask(Question),
+    /// From now on it takes input.
+    Steering,
+    /// It took in a message that reached it while it ran.
+    Steered { message_id: String },
 }
 
 /// A question for the owner, open under its code in [`questions::Questions`].
@@ -341,14 +347,14 @@ pub enum Runner {
 impl Runner {
     /// Runs one turn to its end. Cancel it by dropping the future: a command's whole process tree
     /// is then killed, which [`Self::gone`] waits for, a connection closed, and a process that stays told to stop.
-    /// There is no time limit here but the caller's.
+    /// There is no time limit here but the caller's. Of the runners only a command takes `input`.
     ///
     /// # Errors
     /// [`AgentError`], with the answer as far as it had come.
-    pub async fn run(&self, turn: &Turn, out: &Sink) -> Result<Finished, AgentError> {
+    pub async fn run(&self, turn: &Turn, out: &Sink, input: Option<Input>) -> Result<Finished, AgentError> {
         match self {
             Self::Echo => Ok(echo::run(turn, out).await),
-            Self::Command(runner) => runner.run(turn, out).await,
+            Self::Command(runner) => runner.run(turn, out, input).await,
             Self::Llm(runner) => runner.run(turn, out).await,
             Self::Acp(runner) => runner.run(turn, out).await,
             Self::Project(runner) => runner.run(turn, out).await,

@@ -12,6 +12,7 @@ pub mod cgroup;
 pub mod leftovers;
 mod process;
 mod spawn;
+mod stdio;
 pub(crate) mod tree;
 mod wire;
 
@@ -37,6 +38,9 @@ pub enum Stdin {
     /// These bytes, all there before it starts: through a pipe a daemon that is killed would leave it with
     /// half a text that looks like a whole one.
     Whole(Vec<u8>),
+    /// As `Whole`, but more may follow: a pipe that has these bytes in it before it starts. Where no pipe holds so many
+    /// they are all that there is, and [`Process::stdin`] is `None`.
+    Open(Vec<u8>),
 }
 
 /// A program to start: always an argv, never a shell line.

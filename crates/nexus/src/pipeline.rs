@@ -1,5 +1,5 @@
 //! The eight stages of a request, in order. Stages 1 to 5 run one request at a time per
-//! conversation ([`Pipeline::prepare`]); 6 to 8 once its session is free ([`Pipeline::run`]). When
+//! conversation ([`Pipeline::prepare`]); 6 to 8 once its session is free (`run`). When
 //! that is, the [`router`] decides; this module never waits for a lane.
 
 pub mod assemble;
@@ -21,6 +21,8 @@ pub mod router;
 mod run;
 mod settle;
 pub mod spending;
+mod steering;
+mod told;
 pub mod unsettled;
 
 use crate::agent::Runner;
@@ -75,6 +77,8 @@ pub struct Agent {
     pub harmless: bool,
     /// It may act from its start on without telling: a program of the user's.
     pub acts: bool,
+    /// It may take messages while it runs, once it says that it does.
+    pub takes_input: bool,
     /// How much of the past is looked for.
     pub memory: config::Memory,
     /// Its use of tokens is counted, and at these prices.
@@ -147,6 +151,8 @@ pub struct Prepared {
     formerly: Option<String>,
     /// Earlier requests of the session that are answered in the same turn, oldest first.
     fellows: Vec<Prepared>,
+    /// Later ones that its agent took in while the turn was under way, in their order.
+    joined: Vec<Prepared>,
     /// Cancelled when a newer message of the session ends its turn.
     abort: CancellationToken,
     /// Time spent in stages so far, which counts against `pipeline.timeout_ms`.
@@ -247,8 +253,8 @@ impl Pipeline {
             Ok((agent, session)) => {
                 let formerly = assemble::formerly(&request, &session);
                 let Budget { timeout, spent } = budget;
-                let (fellows, abort) = (Vec::new(), CancellationToken::new());
-                let prepared = Prepared { adapter, request, agent, session, formerly, fellows, abort, spent, timeout, is_revived };
+                let (fellows, joined, abort) = (Vec::new(), Vec::new(), CancellationToken::new());
+                let prepared = Prepared { adapter, request, agent, session, formerly, fellows, joined, abort, spent, timeout, is_revived };
                 Outcome::Run(Box::new(prepared))
             }
             Err(exit) => {

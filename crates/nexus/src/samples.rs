@@ -124,6 +124,7 @@ pub(crate) fn echo() -> Agent {
         max_concurrent: 1,
         harmless: true,
         acts: false,
+        takes_input: false,
         memory: Memory::default(),
         spending: None,
         fallback: Vec::new(),

@@ -748,6 +748,9 @@ _nexus() {
             nexus__subcmd__help__subcmd__plugin,test)
                 cmd="nexus__subcmd__help__subcmd__plugin__subcmd__test"
                 ;;
+            nexus__subcmd__help__subcmd__plugin,types)
+                cmd="nexus__subcmd__help__subcmd__plugin__subcmd__types"
+                ;;
             nexus__subcmd__help__subcmd__project,approvals)
                 cmd="nexus__subcmd__help__subcmd__project__subcmd__approvals"
                 ;;
@@ -937,6 +940,9 @@ _nexus() {
             nexus__subcmd__plugin,test)
                 cmd="nexus__subcmd__plugin__subcmd__test"
                 ;;
+            nexus__subcmd__plugin,types)
+                cmd="nexus__subcmd__plugin__subcmd__types"
+                ;;
             nexus__subcmd__plugin__subcmd__help,disable)
                 cmd="nexus__subcmd__plugin__subcmd__help__subcmd__disable"
                 ;;
@@ -954,6 +960,9 @@ _nexus() {
                 ;;
             nexus__subcmd__plugin__subcmd__help,test)
                 cmd="nexus__subcmd__plugin__subcmd__help__subcmd__test"
+                ;;
+            nexus__subcmd__plugin__subcmd__help,types)
+                cmd="nexus__subcmd__plugin__subcmd__help__subcmd__types"
                 ;;
             nexus__subcmd__project,approvals)
                 cmd="nexus__subcmd__project__subcmd__approvals"
@@ -4965,7 +4974,7 @@ _nexus() {
             return 0
             ;;
         nexus__subcmd__help__subcmd__plugin)
-            opts="list info enable disable test"
+            opts="list info enable disable test types"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -5035,6 +5044,20 @@ _nexus() {
             return 0
             ;;
         nexus__subcmd__help__subcmd__plugin__subcmd__test)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        nexus__subcmd__help__subcmd__plugin__subcmd__types)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -6091,7 +6114,7 @@ _nexus() {
             return 0
             ;;
         nexus__subcmd__plugin)
-            opts="-c -h --json --config --help list info enable disable test help"
+            opts="-c -h --json --config --help list info enable disable test types help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -6157,7 +6180,7 @@ _nexus() {
             return 0
             ;;
         nexus__subcmd__plugin__subcmd__help)
-            opts="list info enable disable test help"
+            opts="list info enable disable test types help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -6254,6 +6277,20 @@ _nexus() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        nexus__subcmd__plugin__subcmd__help__subcmd__types)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         nexus__subcmd__plugin__subcmd__info)
             opts="-c -h --json --config --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
@@ -6313,6 +6350,28 @@ _nexus() {
                     COMPREPLY=($(compgen -W "afterReceiveEvent afterResolveIdentity afterResolveAccess afterRunAutomations afterAssembleContext afterRunAgent afterDeliverResponse onFinalize onError" -- "${cur}"))
                     return 0
                     ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -c)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        nexus__subcmd__plugin__subcmd__types)
+            opts="-c -h --json --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
                 --config)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0

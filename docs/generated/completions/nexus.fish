@@ -81,7 +81,7 @@ complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subc
 complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from restart" -l json -d 'Print JSON, in a form that stays stable'
 complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from restart" -s h -l help -d 'Print help'
 complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from status" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
-complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from status" -l verbose -d 'Also how surely no child outlives the daemon'
+complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from status" -l verbose -d 'Also how surely no child outlives the daemon, how plugins and automations are, and what agents have used of their budgets'
 complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from status" -l json -d 'Print JSON, in a form that stays stable'
 complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from status" -s h -l help -d 'Print help'
 complete -c nexus -n "__fish_nexus_using_subcommand daemon; and __fish_seen_subcommand_from reload" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
@@ -185,15 +185,16 @@ complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_sub
 complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from help" -f -a "status" -d 'Show how accounts are'
 complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from help" -f -a "health" -d 'Probe an account\'s health now'
 complete -c nexus -n "__fish_nexus_using_subcommand adapter; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
-complete -c nexus -n "__fish_nexus_using_subcommand plugin; and not __fish_seen_subcommand_from list info enable disable test help" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
-complete -c nexus -n "__fish_nexus_using_subcommand plugin; and not __fish_seen_subcommand_from list info enable disable test help" -l json -d 'Print JSON, in a form that stays stable'
-complete -c nexus -n "__fish_nexus_using_subcommand plugin; and not __fish_seen_subcommand_from list info enable disable test help" -s h -l help -d 'Print help'
-complete -c nexus -n "__fish_nexus_using_subcommand plugin; and not __fish_seen_subcommand_from list info enable disable test help" -f -a "list" -d 'List the plugins, those that run and those that could'
-complete -c nexus -n "__fish_nexus_using_subcommand plugin; and not __fish_seen_subcommand_from list info enable disable test help" -f -a "info" -d 'Show what a plugin is, and how it does'
-complete -c nexus -n "__fish_nexus_using_subcommand plugin; and not __fish_seen_subcommand_from list info enable disable test help" -f -a "enable" -d 'Have a plugin run'
-complete -c nexus -n "__fish_nexus_using_subcommand plugin; and not __fish_seen_subcommand_from list info enable disable test help" -f -a "disable" -d 'Have a plugin run no more'
-complete -c nexus -n "__fish_nexus_using_subcommand plugin; and not __fish_seen_subcommand_from list info enable disable test help" -f -a "test" -d 'Start a plugin on its own, call it with an event, and show what it answers'
-complete -c nexus -n "__fish_nexus_using_subcommand plugin; and not __fish_seen_subcommand_from list info enable disable test help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c nexus -n "__fish_nexus_using_subcommand plugin; and not __fish_seen_subcommand_from list info enable disable test types help" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand plugin; and not __fish_seen_subcommand_from list info enable disable test types help" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand plugin; and not __fish_seen_subcommand_from list info enable disable test types help" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand plugin; and not __fish_seen_subcommand_from list info enable disable test types help" -f -a "list" -d 'List the plugins, those that run and those that could'
+complete -c nexus -n "__fish_nexus_using_subcommand plugin; and not __fish_seen_subcommand_from list info enable disable test types help" -f -a "info" -d 'Show what a plugin is, and how it does'
+complete -c nexus -n "__fish_nexus_using_subcommand plugin; and not __fish_seen_subcommand_from list info enable disable test types help" -f -a "enable" -d 'Have a plugin run'
+complete -c nexus -n "__fish_nexus_using_subcommand plugin; and not __fish_seen_subcommand_from list info enable disable test types help" -f -a "disable" -d 'Have a plugin run no more'
+complete -c nexus -n "__fish_nexus_using_subcommand plugin; and not __fish_seen_subcommand_from list info enable disable test types help" -f -a "test" -d 'Start a plugin on its own, call it with an event, and show what it answers'
+complete -c nexus -n "__fish_nexus_using_subcommand plugin; and not __fish_seen_subcommand_from list info enable disable test types help" -f -a "types" -d 'Print the types that plugins and automations in TypeScript are written against'
+complete -c nexus -n "__fish_nexus_using_subcommand plugin; and not __fish_seen_subcommand_from list info enable disable test types help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c nexus -n "__fish_nexus_using_subcommand plugin; and __fish_seen_subcommand_from list" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
 complete -c nexus -n "__fish_nexus_using_subcommand plugin; and __fish_seen_subcommand_from list" -l json -d 'Print JSON, in a form that stays stable'
 complete -c nexus -n "__fish_nexus_using_subcommand plugin; and __fish_seen_subcommand_from list" -s h -l help -d 'Print help'
@@ -219,11 +220,15 @@ onError\t''"
 complete -c nexus -n "__fish_nexus_using_subcommand plugin; and __fish_seen_subcommand_from test" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
 complete -c nexus -n "__fish_nexus_using_subcommand plugin; and __fish_seen_subcommand_from test" -l json -d 'Print JSON, in a form that stays stable'
 complete -c nexus -n "__fish_nexus_using_subcommand plugin; and __fish_seen_subcommand_from test" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand plugin; and __fish_seen_subcommand_from types" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand plugin; and __fish_seen_subcommand_from types" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand plugin; and __fish_seen_subcommand_from types" -s h -l help -d 'Print help'
 complete -c nexus -n "__fish_nexus_using_subcommand plugin; and __fish_seen_subcommand_from help" -f -a "list" -d 'List the plugins, those that run and those that could'
 complete -c nexus -n "__fish_nexus_using_subcommand plugin; and __fish_seen_subcommand_from help" -f -a "info" -d 'Show what a plugin is, and how it does'
 complete -c nexus -n "__fish_nexus_using_subcommand plugin; and __fish_seen_subcommand_from help" -f -a "enable" -d 'Have a plugin run'
 complete -c nexus -n "__fish_nexus_using_subcommand plugin; and __fish_seen_subcommand_from help" -f -a "disable" -d 'Have a plugin run no more'
 complete -c nexus -n "__fish_nexus_using_subcommand plugin; and __fish_seen_subcommand_from help" -f -a "test" -d 'Start a plugin on its own, call it with an event, and show what it answers'
+complete -c nexus -n "__fish_nexus_using_subcommand plugin; and __fish_seen_subcommand_from help" -f -a "types" -d 'Print the types that plugins and automations in TypeScript are written against'
 complete -c nexus -n "__fish_nexus_using_subcommand plugin; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c nexus -n "__fish_nexus_using_subcommand automation; and not __fish_seen_subcommand_from register list info enable disable delete test help" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
 complete -c nexus -n "__fish_nexus_using_subcommand automation; and not __fish_seen_subcommand_from register list info enable disable delete test help" -l json -d 'Print JSON, in a form that stays stable'
@@ -753,6 +758,7 @@ complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcom
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from plugin" -f -a "enable" -d 'Have a plugin run'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from plugin" -f -a "disable" -d 'Have a plugin run no more'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from plugin" -f -a "test" -d 'Start a plugin on its own, call it with an event, and show what it answers'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from plugin" -f -a "types" -d 'Print the types that plugins and automations in TypeScript are written against'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from automation" -f -a "register" -d 'Put a file among the automations, from where it runs'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from automation" -f -a "list" -d 'List the automations, those that run and those that don\'t'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from automation" -f -a "info" -d 'Show what an automation is, what it knows, and how it does'

@@ -112,6 +112,9 @@ section! {
         max_concurrent: u32 [1..=CONCURRENT_RUNS_MAX] = 16;
         /// What it is told of the past beyond its session's newest turns.
         memory: Memory = Memory::default();
+        /// Runner `command`: its stdin stays open after the turn, for messages of `queue_mode: steer` that come while it
+        /// runs. It must not read to the end of stdin.
+        steering: bool = false;
         /// Runner `acp`: what happens to its requests for permission.
         permissions: AgentPermissions = AgentPermissions::default();
     }
@@ -216,6 +219,10 @@ fn completeness(mut agent: Agent, node: &Node, faults: &mut Faults) -> Agent {
         && let Some(key_env) = node.get("key_env").filter(|key| !key.is_null())
     {
         faults.error(key_env.at, "`key_env` and `key_file` are both given; keep one");
+    }
+    if agent.steering && agent.runner != Runner::Command {
+        let at = node.get("steering").map_or(node.at, |steering| steering.at);
+        faults.error(at, format!("`steering` is for `runner: command`, and this one has `runner: {}`; remove it", agent.runner));
     }
     if let (Some(command), Some(command_node)) = (&agent.command, node.get("command"))
         && let Some(argv) = split_command(command, command_node, faults)

@@ -160,6 +160,8 @@ agents:
     #cwd: .
     #timeout_ms: 120000
     #max_concurrent: 16
+    # It takes messages while it runs, where a policy has `queue_mode: steer`: its stdin stays open.
+    #steering: false
     # Earlier texts that match a message and are given along with it, of any runner but echo: how many, and
     # how many bytes together. It sees only what `data_access` of its request allows.
     #memory:

@@ -301,6 +301,7 @@ mod tests {
         ("agents.smart.max_concurrent", |c| smart(c).max_concurrent += 1),
         ("agents.smart.memory.matches", |c| smart(c).memory.matches += 1),
         ("agents.smart.memory.max_bytes", |c| smart(c).memory.max_bytes += 1),
+        ("agents.smart.steering", |c| smart(c).steering = true),
         ("agents.smart.permissions.ask", |c| smart(c).permissions.ask = PermissionAsk::Always),
         ("agents.smart.permissions.timeout_ms", |c| smart(c).permissions.timeout_ms += 1),
         ("plugins.directory", |c| c.plugins.directory.push('1')),

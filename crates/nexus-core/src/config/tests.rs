@@ -205,6 +205,10 @@ fn agents_are_complete_and_policies_name_them() {
     for rest in ["url: 'ftp://h'", "url: 'http://'", "url: 'http:///v1'", "url: 'http://h x'", "url: 'http://h', key_file: k, key_env: K"] {
         assert_eq!(errors(&llm(rest)).len(), 1, "{rest}");
     }
+    let steering = |runner: &str| format!("agents: {{a: {{runner: {runner}, command: c, steering: true}}}}");
+    assert!(loaded(&steering("command")).config.agents.named["a"].steering);
+    let refused = "1:49 `steering` is for `runner: command`, and this one has `runner: acp`; remove it";
+    assert_eq!(errors(&steering("acp")), [refused]);
     let policy = "access: {policies: [{name: p, effect: allow, session: {agent: ghost}}]}";
     assert_eq!(errors(policy), ["1:63 `ghost` is not an agent; `agents` has echo"]);
     let twice = "access:\n  policies:\n    - {name: p, effect: allow}\n    - {name: p, effect: deny}\n";

@@ -72,7 +72,7 @@ CREATE INDEX results_age ON automation_results (at);
 
 CREATE TABLE runs (
   run_id       TEXT PRIMARY KEY,
-  -- Of several requests that share it, the newest: that one is replied to.
+  -- Of several requests that began it the newest, which is replied to. Those that joined it later are newer.
   event_seq    INTEGER NOT NULL,
   attempt      INTEGER NOT NULL,
   agent        TEXT NOT NULL,

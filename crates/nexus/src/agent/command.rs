@@ -1,6 +1,7 @@
 //! The `command` runner: one process per turn, the turn as JSON on its stdin, its stdout as the
 //! answer, its stderr in the log. Owns the three pipes and the verdict on how the process ended.
-//! Never spawns by itself (the keeper does) and sets no time limit (the caller does).
+//! Never spawns by itself (the keeper does), sets no time limit (the caller does) and says of no message that reaches
+//! it meanwhile whether it was taken in.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,8 +13,10 @@ use nexus_core::ids::ChildId;
 use serde::Serialize;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
+use tokio_util::sync::CancellationToken;
 
 use super::command_output::{CommandOutput, MAX_LINE_BYTES, OutputFault};
+use super::steer::{Input, beside, feed};
 use super::{AgentError, Finished, MAX_ANSWER_BYTES, Sink, StopReason, Turn, Usage, emit};
 use crate::keeper::{ExitStatus, Keeper, Process, SpawnSpec, Stdin};
 
@@ -57,28 +60,37 @@ impl CommandRunner {
     }
 
     /// Runs one turn: spawns with the turn as stdin, reads the answer, waits for the exit. Dropping the
-    /// future kills the process tree, and so does any error.
+    /// future kills the process tree, and so does any error. With `input` stdin stays open for what comes
+    /// that way, until the process says its end; a turn that no pipe holds is told without.
     ///
     /// # Errors
     /// See [`AgentError`]; an exit status other than 0 is an error whatever was answered.
-    pub async fn run(&self, turn: &Turn, out: &Sink) -> Result<Finished, AgentError> {
-        let input = input_line(turn).map_err(|source| AgentError::Io {
+    pub async fn run(&self, turn: &Turn, out: &Sink, input: Option<Input>) -> Result<Finished, AgentError> {
+        let line = input_line(turn).map_err(|source| AgentError::Io {
             agent: self.agent.clone(),
             operation: "encode the input",
             source,
             partial: String::new(),
         })?;
-        let mut process = self.spawn(turn, input).await?;
+        let stdin = if input.is_some() { Stdin::Open(line) } else { Stdin::Whole(line) };
+        let mut process = self.spawn(turn, stdin).await?;
         let (stdout, stderr) = (process.stdout.take(), process.stderr.take());
+        let (stdin, said_its_end) = (process.stdin.take().zip(input), CancellationToken::new());
+        // A process may listen until its stdin ends, which would otherwise come with its own end only.
+        let more = async {
+            if said_its_end.run_until_cancelled(feed(stdin)).await.is_none() {
+                tracing::trace!(target: "nexus::agent", run_id = %turn.run_id, "the process said its end, and so its stdin ends");
+            }
+        };
         let mut output = CommandOutput::default();
         let mut errors = StderrLog::default();
         let warn = |line: &str| self.warn(turn, line);
 
         let pipes = async {
-            let ends = tokio::try_join!(read_answer(stdout, &mut output, out), read_stderr(stderr, &mut errors, &warn));
+            let ends = tokio::try_join!(read_answer(stdout, &mut output, out, &said_its_end), read_stderr(stderr, &mut errors, &warn));
             ends.map(|((), ())| ())
         };
-        let settled = settle(&mut process, pipes).await;
+        let settled = settle(&mut process, beside(pipes, more)).await;
         if settled.is_err() {
             process.kill_tree().await;
         }
@@ -91,18 +103,13 @@ impl CommandRunner {
         self.verdict(settled, output, &errors)
     }
 
-    async fn spawn(&self, turn: &Turn, input: Vec<u8>) -> Result<Process, AgentError> {
+    async fn spawn(&self, turn: &Turn, stdin: Stdin) -> Result<Process, AgentError> {
         if self.argv.is_empty() {
             let problem = "its `command` is empty".to_owned();
             return Err(AgentError::Config { agent: self.agent.clone(), problem });
         }
-        let spec = SpawnSpec {
-            child: self.child(turn),
-            argv: self.argv.clone(),
-            env: self.env.clone(),
-            cwd: Some(self.cwd.clone()),
-            stdin: Stdin::Whole(input),
-        };
+        let spec =
+            SpawnSpec { child: self.child(turn), argv: self.argv.clone(), env: self.env.clone(), cwd: Some(self.cwd.clone()), stdin };
         let failed = |source| AgentError::Spawn { agent: self.agent.clone(), source: Box::new(source) };
         self.keeper.spawn(spec).await.map_err(failed)
     }
@@ -200,7 +207,12 @@ where
     }
 }
 
-async fn read_answer(stdout: Option<pipe::Receiver>, output: &mut CommandOutput, out: &Sink) -> Result<(), Fault> {
+async fn read_answer(
+    stdout: Option<pipe::Receiver>,
+    output: &mut CommandOutput,
+    out: &Sink,
+    said_its_end: &CancellationToken,
+) -> Result<(), Fault> {
     let Some(mut stdout) = stdout else { return Ok(()) };
     let mut buffer = vec![0; READ_BYTES];
     loop {
@@ -214,6 +226,9 @@ async fn read_answer(stdout: Option<pipe::Receiver>, output: &mut CommandOutput,
         }
         if let Some(fault) = output.fault() {
             return Err(Fault::Output(fault));
+        }
+        if output.has_ended() {
+            said_its_end.cancel();
         }
     }
 }
@@ -320,7 +335,7 @@ fn environment(own: impl Fn(&str) -> Option<String>, pass: &[String], configured
 }
 
 #[derive(Serialize)]
-struct Input<'a> {
+struct TurnInput<'a> {
     run_id: &'a str,
     session_label: &'a str,
     agent: &'a str,
@@ -335,18 +350,19 @@ struct Input<'a> {
     instructions: Option<&'a str>,
 }
 
+/// What is told of a message, of the turn's own and of one that reaches it later.
 #[derive(Serialize)]
-struct InputMessage<'a> {
-    content: &'a str,
-    attachments: &'a serde_json::Value,
-    sender: &'a super::Sender,
-    channel: &'a str,
-    capabilities: &'a serde_json::Value,
+pub(super) struct InputMessage<'a> {
+    pub(super) content: &'a str,
+    pub(super) attachments: &'a serde_json::Value,
+    pub(super) sender: &'a super::Sender,
+    pub(super) channel: &'a str,
+    pub(super) capabilities: &'a serde_json::Value,
 }
 
 /// The one line a command reads (contract, 'Command runner').
 fn input_line(turn: &Turn) -> io::Result<Vec<u8>> {
-    let input = Input {
+    let input = TurnInput {
         run_id: &turn.run_id,
         session_label: &turn.session_label,
         agent: &turn.agent,

@@ -55,6 +55,11 @@ enum Form {
 #[serde(tag = "type", rename_all = "snake_case")]
 enum Event {
     StreamStart {},
+    Steering {},
+    Steered {
+        #[serde(rename = "messageId")]
+        message_id: String,
+    },
     Token {
         text: String,
     },
@@ -83,7 +88,7 @@ enum Event {
 }
 
 /// The values of `type` that make output a stream of events.
-const EVENT_TYPES: [&str; 6] = ["stream_start", "token", "reasoning", "tool_status", "stream_end", "stream_error"];
+const EVENT_TYPES: [&str; 8] = ["stream_start", "token", "reasoning", "tool_status", "stream_end", "stream_error", "steering", "steered"];
 
 #[derive(Deserialize)]
 struct Kind {
@@ -139,6 +144,11 @@ impl CommandOutput {
     /// What a `stream_error` said, if one came.
     pub fn reported(&self) -> Option<&str> {
         self.reported.as_deref()
+    }
+
+    /// A `stream_end` or a `stream_error` came: what follows is ignored.
+    pub fn has_ended(&self) -> bool {
+        self.ended
     }
 
     /// How many byte sequences were not UTF-8 and became U+FFFD.
@@ -207,6 +217,8 @@ impl CommandOutput {
         };
         match event {
             Event::StreamStart {} => {}
+            Event::Steering {} => out.push(Output::Steering),
+            Event::Steered { message_id } => out.push(Output::Steered { message_id }),
             Event::Token { text } => self.say(text, out),
             Event::Reasoning { text } => out.push(Output::Reasoning(text)),
             Event::ToolStatus { name, call_id, status, summary } => {

@@ -18,7 +18,13 @@ fn read(bytes: &[u8], size: usize) -> (Vec<Output>, CommandOutput) {
 fn tokens(pieces: &[Output]) -> String {
     let text = |piece: &Output| match piece {
         Output::Token(text) => text.clone(),
-        Output::Reasoning(_) | Output::Tool { .. } | Output::Asked { .. } | Output::Used(_) | Output::Ask(_) => String::new(),
+        Output::Reasoning(_)
+        | Output::Tool { .. }
+        | Output::Asked { .. }
+        | Output::Used(_)
+        | Output::Ask(_)
+        | Output::Steering
+        | Output::Steered { .. } => String::new(),
     };
     pieces.iter().map(text).collect()
 }
@@ -45,6 +51,21 @@ fn events_become_pieces_in_order() {
     assert_eq!(pieces, expected);
     assert_eq!(output.answer(), "Hello");
     assert_eq!((output.fault(), output.ignored_lines()), (None, 0));
+}
+
+#[test]
+fn that_it_takes_input_and_what_it_took_in_are_events_up_to_the_end() {
+    let stream = concat!(
+        "{\"type\":\"steering\"}\n",
+        "{\"type\":\"steered\",\"messageId\":\"req_1\"}\n",
+        "{\"type\":\"steered\"}\n",
+        "{\"type\":\"stream_end\",\"final\":\"done\"}\n",
+        "{\"type\":\"steered\",\"messageId\":\"req_2\"}\n",
+    );
+    let (pieces, output) = read(stream.as_bytes(), 9);
+    let expected = [Output::Steering, Output::Steered { message_id: "req_1".into() }, Output::Token("done".into())];
+    assert_eq!(pieces, expected);
+    assert_eq!((output.answer(), output.ignored_lines()), ("done", 2), "one without an id, and one after the end");
 }
 
 #[test]

@@ -1,22 +1,20 @@
 //! The one task that talks to the keeper process: sends orders, routes answers, replaces a dead keeper.
 #![allow(unsafe_code)]
 
+use super::stdio::{out_pipe, stdin_of};
 use super::wire::{self, Down, Packet, Received, Up, receive};
-use super::{Cgroup, ExitStatus, Link, Process, SpawnError, SpawnSpec, Stdin, launch, leftovers};
+use super::{Cgroup, ExitStatus, Link, Process, SpawnError, SpawnSpec, launch, leftovers};
 use crate::panics;
 use crate::watch::Part;
 use nexus_core::ids::ChildId;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
-use rustix::pipe::{PipeFlags, pipe_with};
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
-use std::io::{Seek, Write};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::net::unix::pipe;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -171,27 +169,6 @@ impl Keeper {
 fn watched(socket: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` names one open socket for as long as it lives, and always the same.
     unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE | Interest::WRITABLE) }.map_err(Into::into)
-}
-
-fn stdin_of(kind: Stdin) -> std::io::Result<(Option<pipe::Sender>, OwnedFd)> {
-    match kind {
-        Stdin::Null => Ok((None, File::open("/dev/null")?.into())),
-        Stdin::Piped => {
-            let (theirs, ours) = pipe_with(PipeFlags::CLOEXEC)?;
-            Ok((Some(pipe::Sender::from_owned_fd(ours)?), theirs))
-        }
-        Stdin::Whole(bytes) => {
-            let mut memory = File::from(rustix::fs::memfd_create("nexus-stdin", rustix::fs::MemfdFlags::CLOEXEC)?);
-            memory.write_all(&bytes)?;
-            memory.rewind()?;
-            Ok((None, memory.into()))
-        }
-    }
-}
-
-fn out_pipe() -> std::io::Result<(pipe::Receiver, OwnedFd)> {
-    let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
-    Ok((pipe::Receiver::from_owned_fd(ours)?, theirs))
 }
 
 /// A message that waits for room in the socket, and the spawn that is refused if it can't be sent.

@@ -38,7 +38,7 @@ pub use read::{
     status_counts, uncertain_deliveries,
 };
 pub use recover::{BeginEpoch, Interrupted, Prune, ReviveRequest};
-pub use requests::{Admit, AdmitRow, Fellow, FellowEnd, FinishRun, InterruptRun, MarkActed, SaveTrace, SettleRequest, StartRun};
+pub use requests::{Admit, AdmitRow, Fellow, FellowEnd, FinishRun, InterruptRun, JoinRun, MarkActed, SaveTrace, SettleRequest, StartRun};
 pub use say::{NO_REQUEST_SEQ, Said, Say, channel_of};
 pub use speak::{EndStream, Speak, StreamText};
 pub use split::SplitDelivery;
@@ -59,6 +59,7 @@ commands! { Ledger::Nexus, NexusCommand / NexusReply {
     Admit -> Claim,
     SettleRequest -> Claim,
     StartRun -> Claim,
+    JoinRun -> Claim,
     MarkActed -> (),
     FinishRun -> Option<i64>,
     SaveTrace -> (),

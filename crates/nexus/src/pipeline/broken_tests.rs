@@ -10,6 +10,7 @@ use crate::ledger::events::{Append, Lines};
 use crate::ledger::nexus::{Admit, AuditQuery, BeginEpoch, Claim, RequestRow, audit};
 use crate::metrics::Metrics;
 use crate::pipeline::outbox::Outbox;
+use crate::pipeline::steering::Held;
 use crate::pipeline::unsettled::ENDS;
 use crate::pipeline::{Agent, Prepared, SETTLING_MAX, Settings};
 use crate::plugin::Plugins;
@@ -100,6 +101,7 @@ fn prepared(seq: i64, timeout: Duration) -> Prepared {
         session: "s".to_owned(),
         formerly: None,
         fellows: Vec::new(),
+        joined: Vec::new(),
         abort: CancellationToken::new(),
         spent: Duration::ZERO,
         timeout,
@@ -244,7 +246,7 @@ async fn one_that_breaks_off_holds_its_session_until_its_end_is_on_disk() {
     let place = Place::with_a_request().await;
     let (held, released) = oneshot::channel();
     // No clock goes so far: to find its deadline is a panic, after its run has begun.
-    let run = place.pipeline.run(prepared(1, Duration::MAX), held);
+    let run = place.pipeline.run(prepared(1, Duration::MAX), Held::new(held, None));
     let next_turn = async {
         drop(released.await);
         place.pipeline.ledgers.nexus.readers.read_now(|connection| request_by_event(connection, 1)).unwrap().unwrap()
@@ -261,7 +263,7 @@ async fn what_comes_after_an_end_that_is_refused_waits_for_the_next_start_as_wel
     assert_eq!(place.break_off(None).await.status, "waiting");
     assert!(place.pipeline.watch_over.lost().is_empty(), "nothing waits for it yet");
     let (held, released) = oneshot::channel();
-    tokio::time::timeout(DEADLINE, place.pipeline.run(prepared(2, DEADLINE), held)).await.unwrap();
-    assert!(released.await.is_err(), "its session goes on");
+    tokio::time::timeout(DEADLINE, place.pipeline.run(prepared(2, DEADLINE), Held::new(held, None))).await.unwrap();
+    assert!(released.await.is_ok(), "its session goes on");
     assert_eq!(place.pipeline.watch_over.lost(), [ENDS], "health says nothing");
 }

@@ -1,4 +1,5 @@
-//! Several messages of a session that are answered in one turn: which may be, and what they say together.
+//! Several messages of a session that are answered in one turn, those that joined it later among them: which may be, and
+//! what they say together.
 
 use super::{Prepared, router};
 use nexus_core::request::NexusRequest;
@@ -24,18 +25,19 @@ impl Prepared {
 
     /// All requests of the turn, oldest first.
     pub(super) fn requests(&self) -> impl Iterator<Item = &NexusRequest> {
-        self.fellows.iter().map(|fellow| &fellow.request).chain(std::iter::once(&self.request))
+        let joined = self.joined.iter().map(|joined| &joined.request);
+        self.fellows.iter().map(|fellow| &fellow.request).chain(std::iter::once(&self.request)).chain(joined)
     }
 
     /// Those that share the turn of this one.
     pub(super) fn fellow_seqs(&self) -> Vec<i64> {
-        self.fellows.iter().map(|fellow| fellow.request.event_seq).collect()
+        self.fellows.iter().chain(&self.joined).map(|fellow| fellow.request.event_seq).collect()
     }
 
     /// The text of the turn's messages, each with its sender where there are several.
     pub(super) fn said(&self) -> String {
         let sender = &self.request.event.sender_id;
-        let is_talk = self.fellows.iter().any(|fellow| fellow.request.event.sender_id != *sender);
+        let is_talk = self.requests().any(|request| request.event.sender_id != *sender);
         let text = |request: &NexusRequest| {
             let event = &request.event;
             let name = event.sender_name.as_deref().unwrap_or(&event.sender_id);
@@ -58,7 +60,7 @@ impl Prepared {
 
     /// The attachments of the turn's messages.
     pub(super) fn attachments(&self) -> Value {
-        if self.fellows.is_empty() {
+        if self.fellows.is_empty() && self.joined.is_empty() {
             let own = &self.request.event.attachments;
             return if own.is_null() { Value::Array(Vec::new()) } else { own.clone() };
         }
@@ -67,11 +69,12 @@ impl Prepared {
 
     /// Notes in each request of the turn which others it was answered with.
     pub(super) fn name_fellows(&mut self) {
-        if self.fellows.is_empty() {
+        if self.fellows.is_empty() && self.joined.is_empty() {
             return;
         }
         let ids: Vec<String> = self.requests().map(|request| request.request_id.clone()).collect();
-        for request in self.fellows.iter_mut().map(|fellow| &mut fellow.request).chain(std::iter::once(&mut self.request)) {
+        let others = self.fellows.iter_mut().chain(&mut self.joined).map(|fellow| &mut fellow.request);
+        for request in others.chain(std::iter::once(&mut self.request)) {
             if let Some(agent) = &mut request.agent {
                 agent.fellows = ids.iter().filter(|id| **id != request.request_id).cloned().collect();
             }

@@ -1,7 +1,8 @@
 //! The end of a run, and stages 7 and 8: commit, let the session go on, deliver, finalize.
 
 use super::outlet::Left;
-use super::run::{Held, Seen, Work};
+use super::run::{Seen, Work};
+use super::steering::Held;
 use super::{Exit, Pipeline, Prepared, trace_json, trace_value};
 use crate::agent::{AgentError, Finished, StopReason, Usage};
 use crate::clock;
@@ -104,8 +105,7 @@ impl Pipeline {
         let route = self.routes.settled(&prepared.adapter).await;
         let here = route.as_ref().is_some_and(|route| route.here);
         // What its processes had to say, a project has published by itself.
-        let is_published = prepared.agent.is_for_projects();
-        let (text, rest) = if is_published { (verdict.told(""), "") } else { (verdict.text(), left.rest.as_str()) };
+        let (text, rest) = if prepared.agent.is_for_projects() { (verdict.told(""), "") } else { (verdict.text(), left.rest.as_str()) };
         let deliveries = deliveries(&prepared, route, &run_id, left.next, &verdict.told(rest));
         if here {
             // Delivered by the commit that ends the run: the last stages are part of it.
@@ -142,8 +142,9 @@ impl Pipeline {
                     self.outbox.sent().notify_one(); // sent with its run's end
                 }
                 self.wait_for_turn(finish_seq).await;
-                drop((unfiled, held.take()));
-                prepared.fellows.iter().for_each(|fellow| self.announce_end(&fellow.request, None));
+                drop(unfiled);
+                held.release();
+                prepared.fellows.iter().chain(&prepared.joined).for_each(|fellow| self.announce_end(&fellow.request, None));
                 if let Some(waiting) = waiting {
                     self.deliver(&mut prepared, &run_id, waiting).await;
                 }
@@ -213,14 +214,16 @@ impl Pipeline {
     /// Brings the requests that shared the run to its end, in memory: what is written of each. The answer and the
     /// tool calls are told of the newest alone: up to a hundred may share them.
     fn end_fellows(&self, prepared: &mut Prepared, exit: Option<&Exit>, started_at: i64, spent: Duration) -> Vec<FellowEnd> {
-        let Prepared { request: lead, fellows, .. } = prepared;
-        let mut ends = Vec::with_capacity(fellows.len());
+        let Prepared { request: lead, fellows, joined, .. } = prepared;
+        let mut ends = Vec::with_capacity(fellows.len() + joined.len());
         let shared = lead.response.as_ref().map(without_answer);
         let chars = lead.response.as_ref().map(|response| response.content.chars().count());
-        for request in fellows.iter_mut().map(|fellow| &mut fellow.request) {
+        let collected = fellows.iter_mut().map(|fellow| ("collected", fellow));
+        for (how, fellow) in collected.chain(joined.iter_mut().map(|joined| ("steered", joined))) {
+            let request = &mut fellow.request;
             (request.status, request.response) = (lead.status, shared.clone());
             let own = lead.reason.clone();
-            request.reason = own.or_else(|| Some(format!("collected: answered with {}", lead.request_id)));
+            request.reason = own.or_else(|| Some(format!("{how}: answered with {}", lead.request_id)));
             if let (Some(agent), Some(of_lead)) = (&mut request.agent, &lead.agent) {
                 agent.run_id.clone_from(&of_lead.run_id);
                 agent.model.clone_from(&of_lead.model);
@@ -228,7 +231,10 @@ impl Pipeline {
                 agent.answered_by.clone_from(&of_lead.answered_by);
                 agent.fallback_from.clone_from(&of_lead.fallback_from);
             }
-            self.record(request, Stage::RunAgent, started_at, spent, exit, Vec::new());
+            // One that joined the run was not there at its start.
+            let began_at = started_at.max(request.created_at);
+            let missed = Duration::from_millis(began_at.abs_diff(started_at));
+            self.record(request, Stage::RunAgent, began_at, spent.saturating_sub(missed), exit, Vec::new());
             self.plugins.after(Stage::RunAgent, request);
             self.finalize(request);
             let mut trace = trace_value(request);

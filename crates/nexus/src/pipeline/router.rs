@@ -22,6 +22,7 @@ pub use admit::ADMISSION;
 pub(crate) use admit::{conversation_of, row_of};
 
 use super::pending::Pending;
+use super::steering::Release;
 use super::{Outcome, Pipeline, READ_PATIENCE};
 use crate::clock;
 use crate::ledger::events::{StoredEvent, by_seq, count_after};
@@ -38,6 +39,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use turns::Begun;
 
 /// Its name in the watch over the daemon's tasks.
 pub const ROUTER: &str = "router";
@@ -72,6 +74,8 @@ enum Told {
         session: String,
         agent: String,
         system: bool,
+        /// What became of those that it was given meanwhile.
+        release: Release,
     },
     /// A request that its session dropped is over, or is left to the next start.
     Dropped {
@@ -124,7 +128,7 @@ impl Router {
             lanes: Lanes::default(),
             sessions: Sessions::default(),
             requests: HashMap::new(),
-            aborts: HashMap::new(),
+            turns: HashMap::new(),
             paces: Paces::new(nostr::PER_SECOND_MAX, nostr::BURST_MAX),
             told,
             runs: router.runs.clone(),
@@ -192,8 +196,8 @@ struct State {
     lanes: Lanes,
     sessions: Sessions,
     requests: HashMap<i64, Known>,
-    /// What ends a run that is under way, by its newest request.
-    aborts: HashMap<i64, CancellationToken>,
+    /// Runs that are under way, each by the newest of those that began it.
+    turns: HashMap<i64, Begun>,
     /// Of the authors of Nostr.
     paces: Paces,
     told: mpsc::Sender<Told>,
@@ -261,8 +265,8 @@ impl State {
     fn take(&mut self, told: Told) {
         match told {
             Told::Prepared { seq, outcome } => self.prepared(seq, outcome),
-            Told::Released { seq, fellows, session, agent, system } => {
-                self.aborts.remove(&seq);
+            Told::Released { seq, fellows, session, agent, system, release } => {
+                self.take_back(seq, release);
                 fellows.into_iter().chain([seq]).for_each(|seq| self.over(seq));
                 let agents = self.sessions.released(&session, &agent, system, clock::mono_ms());
                 self.start_runs(&agents);

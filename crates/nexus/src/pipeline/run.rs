@@ -5,12 +5,10 @@ use super::finish::{Ended, turn_record};
 use super::identify::audit;
 use super::outlet::Outlet;
 use super::spending::Unfiled;
+use super::steering::{Held, Next, Steering};
 use super::unsettled::ENDS;
 use super::{Active, Agent, Pipeline, Prepared};
-use crate::agent::project::ProjectTurn;
-use crate::agent::{
-    AgentError, Finished, MAX_ANSWER_BYTES, Memory, Message, Output, StopReason, TRIES_MAX, ToolStatus, Turn, Usage, pause_after,
-};
+use crate::agent::{AgentError, Finished, MAX_ANSWER_BYTES, Output, StopReason, TRIES_MAX, ToolStatus, Turn, Usage, pause_after};
 use crate::clock;
 use crate::ledger::agents::ToolCall;
 use crate::ledger::nexus::{Claim, Fellow, InterruptRun, MarkActed, StartRun};
@@ -18,13 +16,12 @@ use crate::ledger::writer::WriteError;
 use crate::live::End;
 use crate::panics;
 use crate::replies::Part;
-use crate::routes::Route;
 use nexus_core::notice::NoticeType;
 use nexus_core::stream::StreamEvent;
 use serde_json::json;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 /// Pieces of output that may wait between agent and bus; a full channel holds the agent.
 const OUTPUT_MAX: usize = 256;
@@ -38,6 +35,7 @@ enum News {
     Said(Output),
     /// What was said so far is to leave.
     Due,
+    Steer(Next),
 }
 
 /// Why an attempt is ended whatever its agent does.
@@ -50,9 +48,6 @@ enum Cut {
     /// It was about to act without a word of it on disk.
     Unmarked(WriteError),
 }
-
-/// Keeps the next turn of a run's session waiting, until it is dropped.
-pub(super) type Held = Option<oneshot::Sender<()>>;
 
 /// What the attempts left behind while they ran.
 #[derive(Debug, Default)]
@@ -94,17 +89,20 @@ pub(super) enum Work {
 }
 
 impl Pipeline {
-    /// Stages 6 to 8. `session` is dropped once the session may take its next turn. A run that a panic breaks off
+    /// Stages 6 to 8. `held` is released once the session may take its next turn. A run that a panic breaks off
     /// ends as failed, and holds its session until that is on disk.
-    pub async fn run(self: &Arc<Self>, prepared: Prepared, session: oneshot::Sender<()>) {
+    pub(super) async fn run(self: &Arc<Self>, prepared: Prepared, mut held: Held) {
         // Beside the work: what was decided about its requests is written though that breaks off before it runs.
-        let (start, conversation) = (self.start_of(&prepared), prepared.conversation());
-        let (seq, mut held) = (start.event_seq, Some(session));
-        if let Err(panicked) = panics::caught(self.run_whole(prepared, start.clone(), &mut held)).await {
+        let (mut start, conversation) = (self.start_of(&prepared), prepared.conversation());
+        let seq = start.event_seq;
+        let ran = panics::caught(self.run_whole(prepared, start.clone(), &mut held)).await;
+        if let Err(panicked) = ran {
+            drop(held.steering.settle().await);
+            start.fellows.extend(held.steering.joined());
             self.break_off_run(start, &conversation, &panicked).await;
             self.unsettled.none_before(&conversation, seq.saturating_add(1)).await;
         }
-        drop(held);
+        held.release();
     }
 
     fn start_of(&self, prepared: &Prepared) -> StartRun {
@@ -153,7 +151,8 @@ impl Pipeline {
         self.announce_start(&prepared, &run_id);
         let mut seen = Seen { outlet: self.outlet(&prepared, &run_id), ..Seen::default() };
         let mut turn = self.turn(&prepared, &run_id, history, memory);
-        let work = self.work(&mut prepared, &mut turn, &mut seen).await;
+        let work = self.work(&mut prepared, &mut turn, &mut seen, &mut held.steering).await;
+        prepared.joined = held.steering.settle().await;
         if matches!(work, Work::Abandoned) {
             self.interrupt(&prepared, &run_id, seen, started_at, started.elapsed()).await;
         } else {
@@ -182,14 +181,14 @@ impl Pipeline {
 
     /// Runs the agent; while its endpoint can't answer and nothing was said or done, those that are to take its
     /// place, each once its budget allows it.
-    async fn work(&self, prepared: &mut Prepared, turn: &mut Turn, seen: &mut Seen) -> Work {
+    async fn work(&self, prepared: &mut Prepared, turn: &mut Turn, seen: &mut Seen, steering: &mut Steering) -> Work {
         let own = prepared.agent.clone();
         let left = prepared.timeout.saturating_sub(prepared.spent);
         // A project may have to be cloned and started first: its parts have limits of their own.
         let limit = if own.is_for_projects() { own.timeout } else { own.timeout.min(left) };
         let deadline = tokio::time::Instant::now() + limit;
         turn.deadline = Some(deadline);
-        let mut work = self.tries(prepared, &own, turn, seen, deadline).await;
+        let mut work = self.tries(prepared, &own, turn, seen, steering, deadline).await;
         for name in &own.fallback {
             let Work::Failed(error) = &work else { break };
             if !error.retryable() || seen.has_begun() || tokio::time::Instant::now() >= deadline {
@@ -202,7 +201,7 @@ impl Pipeline {
             let Some(other) = self.settings.load().agents.get(name).cloned() else { continue };
             let reason = crate::error_text::describe(error);
             tracing::warn!(run_id = turn.run_id, agent = own.name, fallback = other.name, error = reason, "another agent takes its place");
-            let next = self.tries(prepared, &other, turn, seen, deadline).await;
+            let next = self.tries(prepared, &other, turn, seen, steering, deadline).await;
             if matches!(&next, Work::Failed(AgentError::Exhausted { .. })) && !seen.has_begun() {
                 continue; // why the first one failed says more
             }
@@ -222,6 +221,7 @@ impl Pipeline {
         agent: &Arc<Agent>,
         turn: &mut Turn,
         seen: &mut Seen,
+        steering: &mut Steering,
         deadline: tokio::time::Instant,
     ) -> Work {
         // Of a turn that a newer message ended by now nobody is told that its budget is used up.
@@ -234,7 +234,7 @@ impl Pipeline {
             if prepared.abort.is_cancelled() {
                 return Work::Finished(aborted(seen));
             }
-            let failed = match self.attempt(prepared, agent, turn, seen, deadline).await {
+            let failed = match self.attempt(prepared, agent, turn, seen, steering, deadline).await {
                 Work::Failed(error) => error,
                 ended @ (Work::Finished(_) | Work::TimedOut | Work::Abandoned) => return ended,
             };
@@ -254,10 +254,19 @@ impl Pipeline {
         Work::TimedOut // not reached: the loop has no end of its own
     }
 
-    async fn attempt(&self, prepared: &Prepared, agent: &Agent, turn: &Turn, seen: &mut Seen, deadline: tokio::time::Instant) -> Work {
+    async fn attempt(
+        &self,
+        prepared: &Prepared,
+        agent: &Agent,
+        turn: &Turn,
+        seen: &mut Seen,
+        steering: &mut Steering,
+        deadline: tokio::time::Instant,
+    ) -> Work {
         let (sink, mut output) = mpsc::channel(OUTPUT_MAX);
+        let input = steering.begin(prepared, agent);
         let result = {
-            let running = panics::caught(agent.runner.run(turn, &sink));
+            let running = panics::caught(agent.runner.run(turn, &sink, input));
             // Its time is up also where an agent that never stops uses up all of the task's turn.
             let cut = tokio::task::coop::unconstrained(self.cut(prepared, deadline));
             tokio::pin!(running, cut);
@@ -270,11 +279,12 @@ impl Pipeline {
                     // Dropping `running` kills the agent's whole process tree.
                     why = &mut cut => break Err(why),
                     () = seen.outlet.due() => News::Due,
+                    next = steering.next() => News::Steer(next),
                 };
                 // The agent waits for this, since some of it must be on disk first; its end doesn't, however long a disk takes.
                 let dealt = tokio::select! {
                     biased;
-                    dealt = self.deal_with(prepared, &turn.run_id, news, seen) => dealt,
+                    dealt = self.deal_with(prepared, &turn.run_id, news, seen, steering) => dealt,
                     why = &mut cut => Err(why),
                 };
                 if let Err(why) = dealt {
@@ -292,7 +302,7 @@ impl Pipeline {
         };
         while let Ok(piece) = output.try_recv() {
             // What the agent does is over; its run's end is about to be written, or neither can be.
-            self.hear(prepared, &turn.run_id, piece, seen).await.ok();
+            self.hear(prepared, &turn.run_id, piece, seen, steering).await.ok();
         }
         // Nobody charges for a question that was refused.
         if seen.unpaid_bytes == 0 && matches!(&result, Ok(Err(AgentError::Endpoint { .. }))) {
@@ -320,21 +330,27 @@ impl Pipeline {
     }
 
     /// Safe to cancel, if the attempt is over then.
-    async fn deal_with(&self, prepared: &Prepared, run_id: &str, news: News, seen: &mut Seen) -> Result<(), Cut> {
+    async fn deal_with(&self, prepared: &Prepared, run_id: &str, news: News, seen: &mut Seen, steering: &mut Steering) -> Result<(), Cut> {
         match news {
-            News::Said(piece) => self.hear(prepared, run_id, piece, seen).await.map_err(Cut::Unmarked),
-            News::Due => {
-                self.part(prepared, run_id, &seen.text, &mut seen.outlet).await;
-                Ok(())
-            }
+            News::Said(piece) => return self.hear(prepared, run_id, piece, seen, steering).await.map_err(Cut::Unmarked),
+            News::Due => self.part(prepared, run_id, &seen.text, &mut seen.outlet).await,
+            News::Steer(next) => self.steer(prepared, next, steering),
         }
+        Ok(())
     }
 
     /// Passes one piece of output on to the bus and to who waits for the answer.
     ///
     /// # Errors
     /// When it isn't on disk that the agent acts, which it must not do then.
-    async fn hear(&self, prepared: &Prepared, run_id: &str, piece: Output, seen: &mut Seen) -> Result<(), WriteError> {
+    async fn hear(
+        &self,
+        prepared: &Prepared,
+        run_id: &str,
+        piece: Output,
+        seen: &mut Seen,
+        steering: &mut Steering,
+    ) -> Result<(), WriteError> {
         let event_id = &prepared.request.event.event_id;
         match piece {
             Output::Token(text) => {
@@ -374,6 +390,8 @@ impl Pipeline {
                 self.hear_tool(event_id, run_id, call, status, seen);
             }
             Output::Ask(question) => self.ask_owner(prepared, run_id, question, seen).await,
+            Output::Steering => self.open(steering),
+            Output::Steered { message_id } => self.join(run_id, &message_id, steering),
         }
         Ok(())
     }
@@ -399,38 +417,6 @@ impl Pipeline {
             None if seen.tool_calls.len() < TOOL_CALLS_MAX => seen.tool_calls.push(call),
             None => {}
         }
-    }
-
-    fn turn(&self, prepared: &Prepared, run_id: &str, history: Vec<Message>, memory: Vec<Memory>) -> Turn {
-        let request = &prepared.request;
-        let event = &request.event;
-        let principal = request.principal.as_ref();
-        Turn {
-            run_id: run_id.to_owned(),
-            session_label: prepared.session.clone(),
-            agent: prepared.agent.name.clone(),
-            content: prepared.told(),
-            attachments: prepared.attachments(),
-            sender: crate::agent::Sender {
-                id: event.sender_id.clone(),
-                name: event.sender_name.clone().or_else(|| principal.and_then(|principal| principal.name.clone())),
-                principal: principal.map_or_else(String::new, |principal| principal.type_.as_str().to_owned()),
-            },
-            channel: event.channel.clone(),
-            capabilities: self.route_of(prepared).map_or(serde_json::Value::Null, |route| route.capabilities),
-            parent_turn_id: request.agent.as_ref().and_then(|agent| agent.parent_turn_id.clone()),
-            history,
-            memory,
-            permissions: request.access.as_ref().map_or(serde_json::Value::Null, |access| json!(access.permissions)),
-            allowance: None,
-            deadline: None,
-            instructions: None,
-            project: if prepared.agent.is_for_projects() { ProjectTurn::of(request) } else { None },
-        }
-    }
-
-    fn route_of(&self, prepared: &Prepared) -> Option<Route> {
-        self.routes.get(&prepared.adapter)
     }
 
     /// Notes that the daemon's stop cut this run short, and how far it had come; not terminal.

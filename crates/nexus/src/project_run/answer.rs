@@ -70,7 +70,7 @@ impl Desk {
         let (id, event) = (frame.id.clone(), frame.event.clone());
         let turn = self.turn(agent, frame);
         let (sink, mut output) = mpsc::channel(OUTPUT_MAX);
-        let running = self.runner.run(&turn, &sink);
+        let running = self.runner.run(&turn, &sink, None);
         tokio::pin!(running);
         let result = loop {
             tokio::select! {

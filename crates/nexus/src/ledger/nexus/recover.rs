@@ -170,7 +170,9 @@ impl Weight for Prune {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::super::{Admit, AdmitRow, Fellow, FellowEnd, FinishRun, InterruptRun, StartRun, finished_after, request_by_event, run_turn};
+    use super::super::{
+        Admit, AdmitRow, Fellow, FellowEnd, FinishRun, InterruptRun, JoinRun, StartRun, finished_after, request_by_event, run_turn,
+    };
     use super::*;
 
     const TURN: &str = r#"{"turn_id":"turn_1","request_id":"req_1","session":"s","agent":"a","user":"hello","assistant":"half",
@@ -287,6 +289,44 @@ mod tests {
         assert_eq!(start(&connection, "run_2", 2), Claim::Done);
         assert_eq!(finish(&connection, "run_2", 2), Some(1));
         assert_eq!(ends(&connection), [("completed".to_owned(), 2), ("completed".to_owned(), 2)]);
+    }
+
+    /// As [`collected`], with a third request that waits.
+    fn with_one_more() -> Connection {
+        let connection = collected();
+        let row = AdmitRow { event_seq: 3, request_id: "req_3".into(), ..crate::samples::row() };
+        Admit { from_seq: 2, upto_seq: 3, rows: vec![row], epoch: 1 }.apply(&connection).unwrap();
+        connection
+    }
+
+    fn join(connection: &Connection, event_seq: i64, run_id: &str, epoch: i64) -> Claim {
+        JoinRun { event_seq, run_id: run_id.to_owned(), audit: None, at: 3, epoch }.apply(connection).unwrap()
+    }
+
+    #[test]
+    fn a_request_joins_a_run_under_way_once_and_is_interrupted_with_it() {
+        let connection = with_one_more();
+        assert_eq!(join(&connection, 3, "run_2", 1), Claim::Lost, "there is no such run");
+        assert_eq!(join(&connection, 3, "run_1", 0), Claim::Lost, "a former daemon");
+        assert_eq!(join(&connection, 3, "run_1", 1), Claim::Done);
+        assert_eq!(join(&connection, 3, "run_1", 1), Claim::Done, "the same, once more");
+        let joined = request_by_event(&connection, 3).unwrap().unwrap();
+        assert_eq!((joined.status.as_str(), joined.attempts), ("processing", 1));
+        assert_eq!((joined.session.as_deref(), joined.agent.as_deref()), (Some("s"), Some("a")));
+        let begun = BeginEpoch { at: 9 }.apply(&connection).unwrap();
+        let runs: Vec<_> = begun.interrupted.iter().map(|one| (one.event_seq, one.run_id.as_deref())).collect();
+        assert_eq!(runs, [(1, Some("run_1")), (2, Some("run_1")), (3, Some("run_1"))]);
+        assert_eq!(join(&connection, 3, "run_1", 2), Claim::Lost, "it is no daemon's run any more");
+    }
+
+    #[test]
+    fn no_request_joins_a_run_that_is_over_or_two_runs() {
+        let connection = with_one_more();
+        assert_eq!(finish(&connection, "run_1", 1), Some(1));
+        assert_eq!(join(&connection, 3, "run_1", 1), Claim::Lost);
+        assert_eq!(join(&connection, 1, "run_1", 1), Claim::Lost, "it has its end");
+        let waiting = request_by_event(&connection, 3).unwrap().unwrap();
+        assert_eq!((waiting.status.as_str(), waiting.attempts), ("waiting", 0));
     }
 
     #[test]

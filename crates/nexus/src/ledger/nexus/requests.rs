@@ -188,6 +188,38 @@ impl StartRun {
     }
 }
 
+/// The agent of a run took in a message while it went on: from this commit on its request shares the run, as if both
+/// had begun it.
+#[derive(Debug, Clone)]
+pub struct JoinRun {
+    pub event_seq: i64,
+    pub run_id: String,
+    /// The decision of stage 3 that let it in.
+    pub audit: Option<Audit>,
+    pub at: i64,
+    pub epoch: i64,
+}
+
+impl JoinRun {
+    /// Lost when the run is over, or the request isn't free.
+    pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Claim> {
+        let join = "UPDATE nexus_requests SET status = 'processing', stage = 'runAgent', run_id = ?2, attempts = attempts + 1, epoch = ?3,
+                      session = (SELECT session FROM runs WHERE run_id = ?2), agent = (SELECT agent FROM runs WHERE run_id = ?2)
+                    WHERE event_seq = ?1 AND status IN ('waiting', 'interrupted') AND ?3 = (SELECT value FROM counters WHERE name = 'epoch')
+                      AND EXISTS (SELECT 1 FROM runs WHERE run_id = ?2 AND status = 'running' AND epoch = ?3)";
+        if connection.prepare_cached(join)?.execute(params![self.event_seq, self.run_id, self.epoch])? == 0 {
+            let known = "SELECT count(*) FROM nexus_requests WHERE event_seq = ?1 AND run_id = ?2 AND status = 'processing' AND epoch = ?3";
+            let known: i64 =
+                connection.prepare_cached(known)?.query_row(params![self.event_seq, self.run_id, self.epoch], |row| row.get(0))?;
+            return Ok(if known == 1 { Claim::Done } else { Claim::Lost });
+        }
+        if let Some(audit) = &self.audit {
+            audit.insert(connection, self.event_seq, self.at)?;
+        }
+        Ok(Claim::Done)
+    }
+}
+
 /// The run's first tool call is starting: after this commit a rerun would repeat its effect.
 #[derive(Debug, Clone)]
 pub struct MarkActed {
@@ -354,6 +386,12 @@ impl Weight for StartRun {
     }
     fn rows(&self) -> usize {
         2 + self.fellows.len()
+    }
+}
+
+impl Weight for JoinRun {
+    fn bytes(&self) -> usize {
+        self.audit.as_ref().map_or(0, Audit::bytes) + 256
     }
 }
 

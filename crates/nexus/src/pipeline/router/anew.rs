@@ -63,7 +63,7 @@ impl State {
         self.under_way = TaskTracker::new();
         self.lanes = Lanes::holding_as(std::mem::take(&mut self.lanes));
         self.sessions = Sessions::default();
-        self.aborts.clear();
+        self.turns.clear();
         self.pipeline.unsettled.forget_left();
         let still_open: HashSet<i64> = open.iter().map(|request| request.event_seq).collect();
         for (seq, known) in std::mem::take(&mut self.requests) {
@@ -82,7 +82,9 @@ impl State {
     fn note(&mut self, told: Told) {
         match told {
             Told::Prepared { seq, outcome: Outcome::Settled } | Told::Dropped { seq, is_over: true } => self.over(seq),
-            Told::Released { seq, fellows, .. } => fellows.into_iter().chain([seq]).for_each(|seq| self.over(seq)),
+            Told::Released { seq, fellows, release, .. } => {
+                fellows.into_iter().chain([seq]).chain(release.joined).for_each(|seq| self.over(seq));
+            }
             // Read back.
             Told::Prepared { outcome: Outcome::Run(_) | Outcome::Abandoned, .. } | Told::Dropped { is_over: false, .. } => {}
             Told::Hold(account, done) => {

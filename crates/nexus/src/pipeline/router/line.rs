@@ -4,7 +4,7 @@
 
 use crate::pipeline::Prepared;
 use nexus_core::config::QueueMode;
-use nexus_core::lane;
+use nexus_core::lane::{self, STEER_MESSAGES_MAX};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A request that waits for its session.
@@ -69,6 +69,19 @@ impl Line {
     pub(super) fn pop_counted(&mut self) -> Option<(i64, Waiting)> {
         let (&seq, _) = self.waiting.iter().find(|(_, waiting)| !waiting.is_revived)?;
         self.remove(seq).map(|oldest| (seq, oldest))
+    }
+
+    /// Takes out those at its head that may be given to a turn, as many as there is room for.
+    pub(super) fn pop_steering(&mut self) -> Vec<Prepared> {
+        let mut given = Vec::new();
+        while given.len() < STEER_MESSAGES_MAX
+            && let Some((seq, first)) = self.first()
+            && lane::steers(first.mode)
+            && first.prepared.is_some()
+        {
+            given.extend(self.remove(seq).and_then(|first| first.prepared).map(|prepared| *prepared));
+        }
+        given
     }
 
     /// When the first may run: at once, or if it is collected when there is quiet behind all that are.

@@ -1,7 +1,7 @@
 //! Sessions and agents: which prepared request may run next. One turn at a time per session, in
 //! order of arrival; so many runs per agent, of which the timer may take a quarter. What is collected waits
-//! for quiet and runs together, what interrupts ends the turn before it, what is too much is dropped: as
-//! `nexus_core::lane` decides. Pure bookkeeping; the time comes in as milliseconds of one clock.
+//! for quiet and runs together, what interrupts ends the turn before it, what steers is given to it, what is too much is
+//! dropped: as `nexus_core::lane` decides. Pure bookkeeping; the time comes in as milliseconds of one clock.
 //!
 //! What changes something answers the agents of which a run may be able to start now; the router then
 //! asks [`Sessions::start_next`] of each until there is none.
@@ -9,7 +9,7 @@
 use super::line::{Line, Waiting};
 use crate::pipeline::Prepared;
 use nexus_core::config::Queue;
-use nexus_core::lane::{self, COLLECT_BYTES_MAX, COLLECT_REQUESTS_MAX, Lane, Verdict};
+use nexus_core::lane::{self, COLLECT_BYTES_MAX, COLLECT_REQUESTS_MAX, Lane, UnderWay, Verdict};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 #[derive(Debug, Default)]
@@ -17,6 +17,8 @@ struct Session {
     busy: bool,
     /// The newest message of the turn under way.
     running: Option<i64>,
+    /// The agent of that turn may take input.
+    listens: bool,
     waiting: Line,
     /// The agent that the first of them is shown to, and its place there: never more than one, or two
     /// agents would take two turns of the session.
@@ -51,6 +53,8 @@ pub(super) struct Pushed {
     pub(super) look: Vec<String>,
     /// The run that is to be aborted, by its newest message.
     pub(super) aborts: Option<i64>,
+    /// It is for the run of that newest message to take in; if it can't be given to it, it is to be [restored](Sessions::restore).
+    pub(super) steers: Option<(i64, Box<Prepared>)>,
     /// Those that are dropped, itself perhaps, with their contexts where they were kept.
     pub(super) dropped: Vec<(i64, Option<Box<Prepared>>)>,
     /// The next of its conversation need not wait until it runs.
@@ -67,6 +71,8 @@ pub(super) struct Turn {
     pub(super) prepared: Option<Box<Prepared>>,
     /// A newer message that waits ends it at once.
     pub(super) is_aborted: bool,
+    /// Newer messages that it is to be given.
+    pub(super) given: Vec<Prepared>,
 }
 
 /// All sessions with something to do.
@@ -90,13 +96,20 @@ impl Sessions {
         let again = self.again.remove(&seq);
         let mut pushed = Pushed { lets_go: lane::lets_go(mode, &queue), ..Pushed::default() };
         let is_revived = prepared.is_revived;
+        let mode = if is_revived { lane::on_its_own(mode) } else { mode };
         // What was interrupted is not one too many: it waited once, and had its turn.
         let queue = if is_revived { Queue::default() } else { queue };
         let entry = self.sessions.entry(session.clone()).or_default();
         // Whose turn had come already is neither dropped nor drops another.
         if again.is_none() {
             let running = entry.running.filter(|running| *running < seq);
-            match lane::decide(mode, &queue, Lane { running: running.is_some(), waiting: entry.waiting.counted() }) {
+            let under_way = running.map_or(UnderWay::Nothing, |_| UnderWay::of(entry.listens));
+            let lane = Lane { under_way, waiting: entry.waiting.counted(), is_next: entry.waiting.is_empty() };
+            match lane::decide(mode, &queue, lane) {
+                Verdict::Steer => {
+                    pushed.steers = running.map(|running| (running, Box::new(prepared)));
+                    return pushed;
+                }
                 Verdict::Refuse => {
                     pushed.dropped.push((seq, Some(Box::new(prepared))));
                     return pushed;
@@ -120,6 +133,18 @@ impl Sessions {
         pushed.look = again.map(|had| self.released(&had.session, &had.agent, had.system, now_ms)).unwrap_or_default();
         pushed.look.extend(self.offer(&session, now_ms));
         pushed
+    }
+
+    /// Takes back a message that the run under way of its session did not take in: it waits for a turn of its own.
+    pub(super) fn restore(&mut self, prepared: Box<Prepared>, kept_max: usize, now_ms: u64) {
+        let keep = self.kept < kept_max;
+        self.kept += usize::from(keep);
+        let (seq, system, is_revived) = (prepared.request.event_seq, prepared.is_system(), prepared.is_revived);
+        let (agent, max_concurrent) = (prepared.agent.name.clone(), prepared.agent.max_concurrent.max(1));
+        let mode = lane::on_its_own(prepared.queueing().0);
+        let entry = self.sessions.entry(prepared.session.clone()).or_default();
+        let prepared = keep.then_some(prepared);
+        entry.waiting.insert(seq, Waiting { agent, system, mode, came_ms: now_ms, is_revived, prepared, max_concurrent });
     }
 
     /// Shows an idle session's first request to its agent, which is answered; one that is collected, once it
@@ -184,14 +209,16 @@ impl Sessions {
         lane.taken_by_system += usize::from(system);
         let Some(prepared) = first.prepared else {
             self.again.insert(seq, Again { session, agent: agent.to_owned(), system, came_ms: first.came_ms });
-            return Some(Turn { seq, prepared: None, is_aborted: false });
+            return Some(Turn { seq, prepared: None, is_aborted: false, given: Vec::new() });
         };
         let prepared = if lane::collects(first.mode) { gather(prepared, &mut entry.waiting) } else { prepared };
         let seq = prepared.request.event_seq;
-        self.kept -= 1 + prepared.fellows.len();
-        entry.running = Some(seq);
-        let is_aborted = entry.waiting.after(seq).any(|waiting| lane::aborts(waiting.mode));
-        Some(Turn { seq, prepared: Some(prepared), is_aborted })
+        let listens = prepared.agent.takes_input;
+        let given = if listens { entry.waiting.pop_steering() } else { Vec::new() };
+        self.kept -= 1 + prepared.fellows.len() + given.len();
+        (entry.running, entry.listens) = (Some(seq), listens);
+        let is_aborted = entry.waiting.after(seq).any(|waiting| lane::aborts(waiting.mode, UnderWay::of(listens)));
+        Some(Turn { seq, prepared: Some(prepared), is_aborted, given })
     }
 
     /// A request that was prepared again came to its end instead: its session goes on.

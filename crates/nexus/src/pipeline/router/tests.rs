@@ -11,7 +11,7 @@ use crate::routes::TIMER_CHANNEL;
 use nexus_core::config::{QueueDrop, QueueMode};
 use nexus_core::event::Event;
 use nexus_core::ids::AccountKey;
-use nexus_core::lane;
+use nexus_core::lane::{self, UnderWay};
 use nexus_core::request::NexusRequest;
 use proptest::prelude::*;
 use serde_json::json;
@@ -160,6 +160,7 @@ fn prepared(seq: i64, found: Found) -> Prepared {
         session: session(found.session),
         formerly: None,
         fellows: Vec::new(),
+        joined: Vec::new(),
         abort: CancellationToken::new(),
         spent: Duration::ZERO,
         timeout: Duration::ZERO,
@@ -244,11 +245,12 @@ impl World {
         let drops = if had_turn { Vec::new() } else { self.drops(seq, found) };
         let running = self.requests.iter().find(|(_, (_, at))| at.running().is_some_and(|other| other.session == found.session));
         let aborts = running.map(|(&running, _)| running).filter(|running| *running < seq);
-        let aborts = aborts.filter(|_| lane::aborts(found.mode) && !had_turn && !drops.contains(&seq));
+        let aborts = aborts.filter(|_| lane::aborts(found.mode, UnderWay::Deaf) && !had_turn && !drops.contains(&seq));
         let since_ms = if let At::Again(_, since_ms) = self.requests[&seq].1 { since_ms } else { self.now_ms };
         self.requests.get_mut(&seq).unwrap().1 = At::Ready(found, since_ms);
         let pushed = self.sessions.push(seq, prepared(seq, found), self.kept_max, self.now_ms);
         assert_eq!(pushed.aborts, aborts, "{seq} comes to {:?}", self.requests);
+        assert!(pushed.steers.is_none(), "no agent here takes input");
         assert_eq!(pushed.dropped.iter().map(|(seq, _)| *seq).collect::<Vec<_>>(), drops);
         self.pushed(seq, pushed);
     }
@@ -303,7 +305,8 @@ impl World {
     }
 
     fn start_turn(&mut self, agent: &str, turn: Turn) {
-        let Turn { seq, prepared, is_aborted } = turn;
+        let Turn { seq, prepared, is_aborted, given } = turn;
+        assert!(given.is_empty(), "no agent here takes input");
         let (found, since_ms) =
             self.requests[&seq].1.ready().unwrap_or_else(|| panic!("{seq} was started while {:?}", self.requests[&seq]));
         assert_eq!(agent, self::agent(found.agent));
@@ -324,7 +327,7 @@ impl World {
             assert_eq!((other.agent, other.system), (found.agent, found.system));
             assert!(group.len() == 1 || other.mode == QueueMode::Collect, "{one} is not to be collected");
         }
-        let interrupts = |one: &i64| self.requests[one].1.ready().is_some_and(|(other, _)| lane::aborts(other.mode));
+        let interrupts = |one: &i64| self.requests[one].1.ready().is_some_and(|(other, _)| lane::aborts(other.mode, UnderWay::Deaf));
         assert_eq!(is_aborted, waiting[group.len()..].iter().any(interrupts));
         for one in group {
             self.let_go(one);

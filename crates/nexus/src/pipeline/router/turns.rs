@@ -1,17 +1,30 @@
-//! Turns of the router's sessions: how they begin, are aborted and come to their end, and the end of what a
-//! session drops. Which of them, `sessions` says.
+//! Turns of the router's sessions: how they begin, are given messages, are aborted and come to their end, and the end of
+//! what a session drops. Which of them, `sessions` says.
 
 use super::sessions::{Pushed, Turn};
-use super::{State, Told, tell};
+use super::{PREPARED_MAX, State, Told, tell};
 use crate::clock;
 use crate::panics;
+use crate::pipeline::steering::{Held, Release};
 use crate::pipeline::{Outcome, Prepared};
+use nexus_core::lane::STEER_MESSAGES_MAX;
 use std::time::Duration;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 /// Why a request is dropped that found too many of its session waiting, or was the oldest of too many.
 const DROPPED: &str = "dropped: more messages of its session waited than `queue.cap` of its policy lets wait";
+
+/// A run that is under way.
+#[derive(Debug)]
+pub(super) struct Begun {
+    /// Ends it.
+    abort: CancellationToken,
+    /// Where it gets messages, if its agent may take input.
+    give: Option<mpsc::Sender<Box<Prepared>>>,
+    /// Those that it was given.
+    given: Vec<i64>,
+}
 
 /// Comes when `due_ms`, by [`clock::mono_ms`], is reached; never without it.
 pub(super) async fn due(due_ms: Option<u64>) {
@@ -24,18 +37,50 @@ pub(super) async fn due(due_ms: Option<u64>) {
 impl State {
     /// Does what a request brought about that came to its session.
     pub(super) fn pushed(&mut self, seq: i64, pushed: Pushed) {
-        let Pushed { look, aborts, dropped, lets_go } = pushed;
+        let Pushed { look, aborts, steers, dropped, lets_go } = pushed;
         if lets_go {
             self.let_go(seq);
         }
-        if let Some(abort) = aborts.and_then(|running| self.aborts.get(&running)) {
-            abort.cancel();
+        if let Some(turn) = aborts.and_then(|running| self.turns.get(&running)) {
+            turn.abort.cancel();
+        }
+        if let Some((running, prepared)) = steers {
+            self.give(running, prepared);
         }
         for (seq, prepared) in dropped {
             self.let_go(seq);
             self.expire(seq, prepared);
         }
         self.start_runs(&look);
+    }
+
+    /// Gives a message to the run under way of its session. One that it has no room for waits for a turn of its own.
+    fn give(&mut self, running: i64, prepared: Box<Prepared>) {
+        let seq = prepared.request.event_seq;
+        let refused = match self.turns.get_mut(&running) {
+            Some(Begun { give: Some(give), given, .. }) => match give.try_send(prepared) {
+                Ok(()) => return given.push(seq),
+                Err(refused) => refused.into_inner(),
+            },
+            Some(_) | None => prepared,
+        };
+        self.sessions.restore(refused, PREPARED_MAX, clock::mono_ms());
+    }
+
+    /// What a run was given is over with it, or the session's again.
+    pub(super) fn take_back(&mut self, running: i64, release: Release) {
+        let Release { joined, left } = release;
+        let mut lost = self.turns.remove(&running).map(|turn| turn.given).unwrap_or_default();
+        lost.retain(|seq| !joined.contains(seq) && left.iter().all(|prepared| prepared.request.event_seq != *seq));
+        joined.into_iter().for_each(|seq| self.over(seq));
+        for prepared in left {
+            self.sessions.restore(Box::new(prepared), PREPARED_MAX, clock::mono_ms());
+        }
+        // The run broke off with it.
+        for seq in lost {
+            self.lanes.preparing_again();
+            self.prepare(seq);
+        }
     }
 
     /// Ends a request that its session dropped. From here on the later runs of its conversation wait for that.
@@ -65,12 +110,13 @@ impl State {
     }
 
     fn start_runs_of(&mut self, agent: &str) {
-        while let Some(Turn { seq, prepared, is_aborted }) = self.sessions.start_next(agent) {
+        while let Some(Turn { seq, prepared, is_aborted, given }) = self.sessions.start_next(agent) {
             match prepared {
                 Some(prepared) => {
                     // From here on the conversations may prepare their next requests.
                     prepared.fellow_seqs().into_iter().chain([seq]).for_each(|seq| self.let_go(seq));
                     self.start_run(seq, prepared, is_aborted);
+                    given.into_iter().for_each(|one| self.give(seq, Box::new(one)));
                 }
                 // It was too many to keep in memory: stages 1 to 5 again, then its turn at once.
                 None => {
@@ -89,12 +135,13 @@ impl State {
             abort.cancel();
         }
         prepared.abort = abort.clone();
-        self.aborts.insert(seq, abort);
+        let (give, given) = prepared.agent.takes_input.then(|| mpsc::channel(STEER_MESSAGES_MAX)).unzip();
+        self.turns.insert(seq, Begun { abort, give, given: Vec::new() });
         self.runs.spawn(self.under_way.track_future(async move {
-            let (held, released) = oneshot::channel();
-            let work = tokio::spawn(async move { pipeline.run(*prepared, held).await });
-            drop(released.await); // an error, always: nothing is sent, `held` is dropped
-            tell(&told, Told::Released { seq, fellows, session, agent, system }).await;
+            let (session_held, released) = oneshot::channel();
+            let work = tokio::spawn(async move { pipeline.run(*prepared, Held::new(session_held, given)).await });
+            let release = released.await.unwrap_or_default(); // an error: it broke off
+            tell(&told, Told::Released { seq, fellows, session, agent, system, release }).await;
             if let Err(error) = work.await {
                 tracing::error!(seq, %error, "a run failed; the next start decides by on_interrupted");
             }
@@ -132,7 +179,7 @@ mod tests {
             lanes: Lanes::default(),
             sessions: Sessions::default(),
             requests: HashMap::new(),
-            aborts: HashMap::new(),
+            turns: HashMap::new(),
             paces: Paces::new(1, 1),
             told,
             runs: TaskTracker::new(),

@@ -164,3 +164,76 @@ fn only_messages_of_one_place_share_a_turn() {
     by_another.adapter = "another".to_owned();
     assert!(!by_another.may_share(&message(1)));
 }
+
+/// A message that steers, for an agent that takes input.
+fn steering(seq: i64) -> Prepared {
+    let mut prepared = prepared(seq, moded(0, 2, QueueMode::Steer).unwrap());
+    prepared.agent = Arc::new(Agent { name: agent(2), max_concurrent: SLOTS[2], takes_input: true, ..crate::samples::echo() });
+    prepared
+}
+
+fn begun(sessions: &mut Sessions) -> Option<(i64, bool, Vec<i64>)> {
+    let turn = sessions.start_next(&agent(2))?;
+    Some((turn.seq, turn.is_aborted, turn.given.iter().map(|given| given.request.event_seq).collect()))
+}
+
+/// What a message does to the turn under way: whose it is to be told to, and whose it ends.
+fn comes(sessions: &mut Sessions, prepared: Prepared) -> (Option<i64>, Option<i64>) {
+    let seq = prepared.request.event_seq;
+    let pushed = sessions.push(seq, prepared, 9, 0);
+    assert!(pushed.lets_go && pushed.dropped.is_empty());
+    (pushed.steers.map(|(running, _)| running), pushed.aborts)
+}
+
+#[test]
+fn what_steers_is_for_the_turn_under_way_and_waits_as_any_other_if_that_did_not_take_it_in() {
+    let mut sessions = Sessions::default();
+    assert_eq!(comes(&mut sessions, steering(1)), (None, None));
+    assert_eq!(begun(&mut sessions), Some((1, false, vec![])));
+    assert_eq!(comes(&mut sessions, steering(2)), (Some(1), None));
+    assert_eq!(comes(&mut sessions, steering(3)), (Some(1), None));
+    for seq in [3, 2] {
+        sessions.restore(Box::new(steering(seq)), 9, 0);
+    }
+    assert_eq!(comes(&mut sessions, steering(4)), (None, None), "it would overtake them");
+    sessions.released(&session(0), &agent(2), false, 0);
+    assert_eq!(begun(&mut sessions), Some((2, false, vec![])), "3 was given to a turn once");
+    sessions.released(&session(0), &agent(2), false, 0);
+    assert_eq!(begun(&mut sessions), Some((3, false, vec![4])), "4 never was");
+    sessions.restore(Box::new(steering(4)), 9, 0);
+    sessions.released(&session(0), &agent(2), false, 0);
+    assert_eq!(begun(&mut sessions), Some((4, false, vec![])));
+    sessions.released(&session(0), &agent(2), false, 0);
+    assert_eq!((begun(&mut sessions), sessions.running()), (None, 0));
+}
+
+#[test]
+fn what_interrupts_ends_a_turn_that_takes_input_too() {
+    let mut sessions = Sessions::default();
+    comes(&mut sessions, steering(1));
+    assert_eq!(begun(&mut sessions), Some((1, false, vec![])));
+    assert_eq!(comes(&mut sessions, prepared(2, moded(0, 2, QueueMode::Interrupt).unwrap())), (None, Some(1)));
+}
+
+#[test]
+fn what_a_stop_interrupted_ends_no_other_turn_and_is_told_to_none() {
+    let revived = |seq| Prepared { is_revived: true, ..steering(seq) };
+    let mut sessions = Sessions::default();
+    comes(&mut sessions, revived(1));
+    assert_eq!(begun(&mut sessions), Some((1, false, vec![])));
+    assert_eq!(comes(&mut sessions, revived(2)), (None, None));
+    sessions.released(&session(0), &agent(2), false, 0);
+    assert_eq!(begun(&mut sessions), Some((2, false, vec![])));
+}
+
+#[test]
+fn a_context_that_a_turn_gave_back_is_kept_only_while_there_is_room() {
+    let mut sessions = Sessions::default();
+    comes(&mut sessions, steering(1));
+    assert_eq!(begun(&mut sessions), Some((1, false, vec![])));
+    assert_eq!(comes(&mut sessions, steering(2)), (Some(1), None));
+    sessions.restore(Box::new(steering(2)), 0, 0);
+    sessions.released(&session(0), &agent(2), false, 0);
+    let turn = sessions.start_next(&agent(2)).unwrap();
+    assert_eq!((turn.seq, turn.prepared.is_some()), (2, false), "it is prepared again");
+}
