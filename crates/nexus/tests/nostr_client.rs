@@ -396,4 +396,6 @@ fn keys_are_listed_without_their_secrets_and_not_replaced() {
     assert_eq!(other.code, Some(1), "{other:?}");
     let listed = daemon.nexus_ok(&["nostr", "keys", "list"]);
     assert!(listed.contains(&Key::new(3).npub()) && !listed.contains("nsec"), "{listed}");
+    let nobody = daemon.nexus(&["nostr", "publish", "--as", "nobody", "hello"]);
+    assert_eq!(nobody.code, Some(2), "{nobody:?}");
 }

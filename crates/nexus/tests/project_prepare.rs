@@ -259,7 +259,7 @@ fn secrets_lie_where_only_their_owner_reads_them() {
     assert_eq!(world.daemon.nexus_ok(&["project", "secret", "list", "demo"]), "API_KEY\n");
     assert!(!ran.stdout.contains("hush") && !world.daemon.nexus_ok(&["credential", "list"]).contains("API_KEY"));
     let bad = world.daemon.nexus_told("x", &["project", "secret", "set", "demo", "1BAD"]);
-    assert_eq!(bad.code, Some(1), "{bad:?}");
+    assert_eq!(bad.code, Some(2), "{bad:?}");
     world.daemon.nexus_ok(&["project", "secret", "remove", "demo", "API_KEY"]);
     assert!(!file.exists());
 }
@@ -270,6 +270,9 @@ fn what_is_missing_is_said_and_the_setup_mends_it() {
         config["agents"] = json!({ "default": "model", "model": { "runner": "llm", "provider": "anthropic", "model": "m" } });
     });
     let project = world.project("demo", None);
+    // Nobody has to wait for an event to know.
+    eventually("it is logged", || world.daemon.stdout().contains("projects need configuration"));
+    eventually("it stands below the summary", || world.daemon.stderr().contains("  Projects:  "));
     let prepared = world.prepared(&project);
     assert!(prepared["missing"].to_string().contains("needs a key"), "{prepared}");
     assert_eq!(world.show("demo")["project"]["status"], "needs_configuration");
@@ -280,6 +283,10 @@ fn what_is_missing_is_said_and_the_setup_mends_it() {
         world.daemon.nexus_told("key-of-mine\n", &["project", "setup", "demo", "--provider", "anthropic", "--model", "m", "--key-stdin"]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert!(!ran.stdout.contains("key-of-mine"));
+    // With the reload, not only with the next event or preparation.
+    assert_eq!(world.show("demo")["project"]["status"], "ready");
+    let listed = world.daemon.nexus_ok(&["project", "list", "--json"]);
+    assert!(listed.contains(r#""state":"ready","reason":null"#), "{listed}");
     let prepared = find("it counts", || {
         let prepared = world.prepared(&project);
         prepared["missing"].as_array().unwrap().is_empty().then_some(prepared)

@@ -335,8 +335,11 @@ fn people_start_stop_and_restart_a_project() {
     world.answer(&event);
     let stopped = world.daemon.nexus_ok(&["project", "stop", "demo"]);
     assert!(stopped.contains(": ready"), "{stopped}");
+    let shown = || serde_json::from_str::<Value>(&world.daemon.nexus_ok(&["project", "show", "demo", "--json"])).unwrap();
+    assert!(shown()["state"] == "ready" && shown()["startedAt"].is_null(), "{}", shown());
     let begun: Value = serde_json::from_str(&world.daemon.nexus_ok(&["project", "start", "demo", "--json"])).unwrap();
     assert_eq!(begun["state"], "running");
+    assert_eq!((&shown()["state"], &shown()["startedAt"]), (&begun["state"], &begun["startedAt"]));
     let other: Value = serde_json::from_str(&world.daemon.nexus_ok(&["project", "restart", "demo", "--json"])).unwrap();
     assert_ne!(other["pid"], begun["pid"]);
     assert_eq!(world.starts(), 3);

@@ -10,6 +10,7 @@ use super::failure::{Exit, Failure};
 use super::out::{Color, Out, note, one_line, visible};
 use super::table::{self, Cell};
 use super::{Global, block_on, credential, ledger, running};
+use crate::daemon::Paths;
 use crate::nostr::keys;
 use anyhow::Context;
 use nexus_core::config::public_key_hex;
@@ -174,10 +175,8 @@ fn row(relay: &Value) -> [Cell; 5] {
 fn list_whitelist(global: &Global) -> anyhow::Result<Exit> {
     let paths = running::paths(global)?;
     let configured = ledger::configuration(&paths)?.config.nostr.whitelist;
-    // Those of the command line of a daemon that runs are heeded too.
-    let status = running::ask(&paths, "/control/status")?;
-    let flags = status.as_ref().and_then(|status| status["flags"]["whitelist"].as_array()).into_iter().flatten();
-    let more = flags.filter_map(Value::as_str).filter(|key| !configured.iter().any(|known| known == key));
+    let flags = of_command_line(&paths)?;
+    let more = flags.iter().map(String::as_str).filter(|key| !configured.iter().any(|known| known == key));
     let keys: Vec<Value> =
         configured.iter().map(|key| (key.as_str(), "config")).chain(more.map(|key| (key, "command line"))).map(entry).collect();
     let out = global.out();
@@ -194,6 +193,13 @@ fn list_whitelist(global: &Global) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
+/// The keys on the command line of a daemon that runs, which are heeded too.
+fn of_command_line(paths: &Paths) -> anyhow::Result<Vec<String>> {
+    let status = running::ask(paths, "/control/status")?;
+    let keys = status.as_ref().and_then(|status| status["flags"]["whitelist"].as_array()).into_iter().flatten();
+    Ok(keys.filter_map(Value::as_str).map(str::to_owned).collect())
+}
+
 fn entry((key, from): (&str, &str)) -> Value {
     json!({ "key": key, "pubkey": public_key_hex(key), "from": from })
 }
@@ -202,6 +208,8 @@ fn set_whitelisted(key: &str, is_heeded: bool, global: &Global) -> anyhow::Resul
     let Some(pubkey) = public_key_hex(key) else {
         return Err(Failure::new(Exit::Usage, "that is no public key; write npub1... or its 64 hexadecimal digits").into());
     };
+    let kept = if is_heeded { Vec::new() } else { of_command_line(&running::paths(global)?)? };
+    let stays = kept.iter().any(|known| public_key_hex(known).as_ref() == Some(&pubkey));
     edit_and_tell(global, "nostr", |fields, before| {
         let is_it = |known: &String| public_key_hex(known).as_deref() == Some(pubkey.as_str());
         let mut keys = before.loaded.config.nostr.whitelist.clone();
@@ -219,7 +227,11 @@ fn set_whitelisted(key: &str, is_heeded: bool, global: &Global) -> anyhow::Resul
         } else {
             fields.insert("whitelist".to_owned(), keys);
         }
-        let text = if is_heeded { format!("events of {key} are heeded") } else { format!("events of {key} are not heeded") };
+        let text = match (is_heeded, stays) {
+            (true, _) => format!("events of {key} are heeded"),
+            (false, true) => format!("{key} is removed; its events are heeded still, as the daemon's --whitelist says"),
+            (false, false) => format!("events of {key} are not heeded"),
+        };
         Ok(Done { text, still_disabled: Vec::new() })
     })
 }
@@ -263,6 +275,7 @@ fn import_key(name: &str, global: &Global) -> anyhow::Result<Exit> {
 
 fn publish(args: Publish, global: &Global) -> anyhow::Result<Exit> {
     let Publish { text, kind, tag, key, once } = args;
+    keys::reference(&key).map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
     let content = match text {
         Some(text) => text,
         None if std::io::stdin().is_terminal() => return Err(Failure::new(Exit::Usage, "there is nothing to publish").into()),

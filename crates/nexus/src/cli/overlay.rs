@@ -12,7 +12,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
-const HEADER: &str = "# Written by `nexus adapter`, `plugin` and `automation`; what stands here wins over nex.yaml.\n";
+const HEADER: &str = "# Written by `nexus adapter`, `plugin`, `automation`, `nostr` and `project`; what stands here wins over nex.yaml.\n";
 
 /// The configuration as a change finds it.
 #[derive(Debug)]

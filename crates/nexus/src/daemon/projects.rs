@@ -10,6 +10,7 @@ use crate::metrics::Metrics;
 use crate::nostr::{self, Nostr};
 use crate::project::activate::Roster;
 use crate::project::prepare::{self, Preparer};
+use crate::project::readiness::missing_at_all;
 use crate::project::{LINES_MAX, Parts, Places, ProjectVerb, Projects, VerbError};
 use crate::supervisor::Supervisor;
 use crate::watch::Watch;
@@ -28,6 +29,13 @@ pub(super) struct Near<'a> {
     pub(super) metrics: &'a Metrics,
     pub(super) watch_over: &'a Watch,
     pub(super) stop: &'a CancellationToken,
+}
+
+/// Says in the log what the agents lack that are to do the turns of projects: nobody has to wait for an event to know.
+pub(super) fn tell_missing(config: &Config, paths: &Paths) {
+    for missing in missing_at_all(config, &paths.workspace) {
+        tracing::warn!(missing, "projects need configuration");
+    }
 }
 
 /// Makes both, and takes in the projects that the ledger knows. Nothing is started.
@@ -68,6 +76,7 @@ pub(super) async fn make(near: Near<'_>) -> Result<(Nostr, Preparer, Projects), 
     let projects = Projects::new(parts, config);
     preparer.runs_if(projects.up_by_coordinate());
     projects.begin().await?;
+    tell_missing(config, paths);
     Ok((nostr, preparer, projects))
 }
 

@@ -55,6 +55,7 @@ pub(super) async fn reload(control: &Control, dry_run: bool) -> Answer {
     // Turns wait for these, and not for as long as projects and adapters may take to stop.
     control.servers.apply(&new.agents).await;
     control.projects.apply(&new).await;
+    super::projects::tell_missing(&new, &control.paths);
     for change in &changes {
         if !control.ready.load(Ordering::Acquire) {
             break; // a stop waits for this, and would only undo it; the next start reads the file

@@ -6,6 +6,7 @@ use crate::adapter::account::AccountReport;
 use crate::keeper::KillLevel;
 use crate::pipeline::router::{ADMISSION, ROUTER};
 use crate::plugin::names_on_disk;
+use crate::project::readiness::missing_at_all;
 use nexus_core::config::PLUGINS;
 use nexus_core::health::{AdapterHealth, AdapterStatus, Overall, Parts, overall};
 use serde_json::{Map, Value, json};
@@ -154,6 +155,7 @@ pub(super) fn summary(control: &Control) -> String {
     lines.push(format!("  Plugins:   {} loaded ({})", plugins.len(), plugins.join(", ")));
     lines.push(format!("  Timer:     {}", timer(config.timer.heartbeat_interval_ms, config.timer.cron.len())));
     lines.push(format!("  Ledgers:   {ok}/4 ok"));
+    lines.extend(missing_at_all(&config, &control.paths.workspace).into_iter().map(|missing| format!("  Projects:  {missing}")));
     lines.join("\n")
 }
 

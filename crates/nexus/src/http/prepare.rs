@@ -99,7 +99,20 @@ async fn wanted(preparer: &Preparer, name: &str) -> Result<Coordinate, Refusal> 
 }
 
 async fn show(State(api): State<Api>, Path(name): Path<String>) -> Response {
-    answer(look(&api.daemon.preparer(), &name).await)
+    answer(show_whole(&api, &name).await)
+}
+
+/// With what its process is doing, which no ledger knows.
+async fn show_whole(api: &Api, name: &str) -> Answer {
+    let mut shown = look(&api.daemon.preparer(), name).await?;
+    let all = api.daemon.projects().await;
+    let is_it = |one: &&Value| one["id"] == shown["project"]["coordinate"];
+    if let Some(one) = all["projects"].as_array().into_iter().flatten().find(is_it) {
+        for key in ["state", "startedAt"] {
+            shown[key] = one[key].clone();
+        }
+    }
+    Ok(shown)
 }
 
 async fn look(preparer: &Preparer, name: &str) -> Answer {

@@ -477,7 +477,7 @@ fn row_of(
 }
 
 /// How it stands, and why.
-fn readiness_of(prepared: &Prepared) -> (&'static str, Option<String>) {
+pub(super) fn readiness_of(prepared: &Prepared) -> (&'static str, Option<String>) {
     if prepared.missing.is_empty() { ("ready", None) } else { ("needs_configuration", Some(prepared.missing.join("; "))) }
 }
 

@@ -1,7 +1,8 @@
 //! Whether a project could answer if it ran: what the operator still has to configure, each in a sentence that says
 //! what to do. It looks, and asks nobody.
 
-use nexus_core::config::{Agent, Agents, Projects, Provider, Runner};
+use nexus_core::config::{Agent, Agents, Config, Projects, Provider, Runner};
+use std::collections::BTreeSet;
 use std::path::Path;
 
 /// Which agent of the configuration does a project's turns.
@@ -14,6 +15,18 @@ pub fn agent_name<'a>(projects: &'a Projects, agents: &'a Agents, coordinate: &s
 pub fn missing(agents: &Agents, name: &str, workspace: &Path) -> Vec<String> {
     let variable = |name: &str| std::env::var(name).is_ok_and(|value| !value.is_empty());
     look(agents, name, workspace, &variable)
+}
+
+/// What the agents lack that are to do the turns of projects, before there is any project. Nothing where no event can
+/// come for one, or where another program runs them.
+pub fn missing_at_all(config: &Config, workspace: &Path) -> Vec<String> {
+    let Config { projects, agents, nostr, .. } = config;
+    if nostr.relays.is_empty() || !projects.argv.is_empty() {
+        return Vec::new();
+    }
+    let own = projects.overrides.values().filter(|one| one.argv.is_empty()).filter_map(|one| one.agent.as_deref());
+    let names: BTreeSet<&str> = own.chain([agents.default.as_str()]).collect();
+    names.into_iter().flat_map(|name| missing(agents, name, workspace)).collect()
 }
 
 fn look(agents: &Agents, name: &str, workspace: &Path, is_set: &dyn Fn(&str) -> bool) -> Vec<String> {
@@ -104,6 +117,24 @@ mod tests {
             assert!(found.is_empty(), "{agent}: {found:?}");
         }
         assert!(look(&agents(""), "nobody", workspace.path(), &none)[0].contains("nobody"));
+    }
+
+    #[test]
+    fn what_is_missing_is_known_before_there_is_a_project() {
+        let key = format!("31933:{}:d", "a".repeat(64));
+        let brain = "{runner: llm, provider: anthropic, model: m}";
+        let agents = format!("agents: {{default: brain, brain: {brain}, hand: {{runner: command, command: ./no/such}}}}\n");
+        let found = |rest: &str| {
+            let config = load(Source { name: "nex.yaml", text: &format!("{agents}{rest}") }, None).unwrap().config;
+            missing_at_all(&config, Path::new("/nowhere")).join("; ")
+        };
+        let relays = "nostr: {relays: ['ws://127.0.0.1:1']}\n";
+        assert!(found(relays).contains("agents.brain") && !found(relays).contains("agents.hand"), "{}", found(relays));
+        let overrides = format!("{relays}projects: {{overrides: {{'{key}': {{agent: hand}}}}}}");
+        assert!(found(&overrides).contains("agents.brain") && found(&overrides).contains("agents.hand"), "{}", found(&overrides));
+        for silent in [String::new(), format!("{relays}projects: {{command: sh}}")] {
+            assert_eq!(found(&silent), "", "{silent}");
+        }
     }
 
     #[test]

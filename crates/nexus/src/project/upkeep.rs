@@ -5,11 +5,12 @@ use super::coordinate::Coordinate;
 use super::gc::Archived;
 use super::idle::upkeep;
 use super::lanes::Lane;
-use super::prepare::PrepareError;
+use super::prepare::{PrepareError, Prepared, readiness_of};
 use super::settings::Settings;
 use super::{Fault, Projects};
+use crate::clock;
 use crate::error_text::describe;
-use crate::ledger::nexus::{self, ProjectRow, open_by_conversation};
+use crate::ledger::nexus::{self, MarkProject, ProjectRow, open_by_conversation};
 use crate::supervisor::Phase;
 use crate::watch::Watch;
 use futures_util::future::join_all;
@@ -239,6 +240,43 @@ impl Projects {
             if is_other {
                 self.release(&lane).await;
             }
+        }
+        self.reconsider().await;
+    }
+
+    /// What lacked something by the old configuration is looked at once more, not only with its next event.
+    async fn reconsider(&self) {
+        let rows = self.rows().await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "projects can't be read; what they lack is looked at with their next events");
+            Vec::new()
+        });
+        for row in rows.iter().filter(|row| row.status == "needs_configuration") {
+            let Ok(project) = Coordinate::parse(&row.coordinate) else { continue };
+            let lane = self.inner.lanes.get(&project);
+            // Whoever prepares it or puts it away tells how it is at the end of that.
+            let _one = match lane.as_ref().map(|lane| lane.preparing.try_lock()) {
+                Some(Ok(one)) => Some(one),
+                Some(Err(_)) => continue,
+                None => None,
+            };
+            match self.inner.ground.preparer.look(row).await {
+                Ok((_, prepared)) => self.reconsidered(row, lane.as_ref(), prepared).await,
+                Err(error) => tracing::warn!(project = %project, error = %describe(&error), "what a project lacks can't be looked at"),
+            }
+        }
+    }
+
+    async fn reconsidered(&self, row: &ProjectRow, lane: Option<&Arc<Lane>>, prepared: Prepared) {
+        let (status, reason) = readiness_of(&prepared);
+        if row.status != status || row.reason != reason {
+            let mark = MarkProject { coordinate: row.coordinate.clone(), status: status.to_owned(), reason, at: clock::wall_ms() };
+            if let Err(error) = self.inner.ledgers.nexus.writer.write(mark).await {
+                tracing::warn!(%error, project = row.coordinate, "what a project lacks was not put down");
+            }
+        }
+        // One that has no definition any more stays without.
+        if let Some(lane) = lane.filter(|lane| lane.prepared().is_some()) {
+            self.adopt(lane, prepared).await;
         }
     }
 

@@ -36,6 +36,8 @@ pub(crate) struct Status {
     pub(crate) plugin_details: Vec<Plugin>,
     pub(crate) automations: Vec<Plugin>,
     pub(crate) timer: Timer,
+    projects: Vec<State>,
+    nostr: Nostr,
     pub(crate) ledgers: BTreeMap<String, String>,
     pub(crate) kill_level: KillLevel,
     /// For `--verbose`, asked for besides.
@@ -137,6 +139,19 @@ struct Budget {
 pub(crate) struct Timer {
     heartbeat_interval_ms: u64,
     cron_jobs: u64,
+}
+
+/// How a project or a relay is.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct State {
+    state: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Nostr {
+    relays: Vec<State>,
 }
 
 /// What `last-run.json` remembers; times in Unix milliseconds.
@@ -246,7 +261,8 @@ fn render_not_running(last: Option<&LastRun>, zone: &TimeZone) -> String {
     text
 }
 
-/// The whole text. Nothing is added to the requirement's sample unless something is wrong.
+/// The whole text. Nothing is added to the requirement's sample unless something is wrong, or there are relays or
+/// projects, which it has no line for.
 pub(crate) fn render_status(status: &Status, paint: Paint) -> String {
     let mut lines = vec![
         format!("NEX Daemon: running (PID {}, uptime {})", status.pid, units::duration(status.uptime_ms)),
@@ -272,6 +288,8 @@ pub(crate) fn render_status(status: &Status, paint: Paint) -> String {
     lines.push(format!("Plugins: {plugins}"));
     lines.push(format!("Timer: {}", timer(&status.timer)));
     lines.push(format!("Ledgers: {}", ledgers(&status.ledgers, paint)));
+    lines.extend(counted("Nostr relays", &status.nostr.relays));
+    lines.extend(counted("Projects", &status.projects));
     lines.join("\n")
 }
 
@@ -357,6 +375,17 @@ fn pipeline_lines(pipeline: &Pipeline) -> Vec<String> {
         lines.insert(2, format!("  Waiting requests: {}", units::thousands(pipeline.waiting)));
     }
     lines
+}
+
+/// How many are in which state, if there are any.
+fn counted(what: &str, all: &[State]) -> Option<String> {
+    let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
+    for one in all {
+        *counts.entry(one.state.as_str()).or_default() += 1;
+    }
+    let told: Vec<String> =
+        counts.iter().map(|(state, count)| format!("{} {}", units::thousands(*count), one_line(state, ERROR_CHARS_MAX))).collect();
+    (!told.is_empty()).then(|| format!("{what}: {}", told.join(", ")))
 }
 
 /// What waits for a person's decision, if anything does.
@@ -475,6 +504,15 @@ Ledgers: 4/4 ok";
         assert_eq!(rendered(value), rendered(sample()));
         let old: Status = serde_json::from_value(sample()).unwrap();
         assert_eq!(render_more(&old), "\n\nKill level: unknown to a daemon of another version");
+    }
+
+    #[test]
+    fn relays_and_projects_are_counted_where_there_are_any() {
+        let mut value = sample();
+        value["nostr"] = json!({ "relays": [{ "url": "ws://a", "state": "live" }, { "url": "ws://b", "state": "backoff" }] });
+        value["projects"] = json!([{ "state": "running" }, { "state": "quarantined" }, { "state": "running" }]);
+        let expected = format!("{}\nNostr relays: 1 backoff, 1 live\nProjects: 1 quarantined, 2 running", rendered(sample()));
+        assert_eq!(rendered(value), expected);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::daemon::Paths;
 use crate::ledger::nexus::project_named;
 use crate::ledger::{Ledger, Readers};
 use crate::project::coordinate::Coordinate;
-use crate::project::secrets::Secrets;
+use crate::project::secrets::{SecretError, Secrets};
 use crate::unknown;
 use serde_json::json;
 
@@ -51,8 +51,8 @@ pub(crate) fn run(verb: &Verb, global: &Global) -> anyhow::Result<Exit> {
         Verb::Set { project, name, command } => {
             let slug = slug_of(project, &paths)?;
             match command {
-                Some(command) => secrets.set_command(&slug, name, command)?,
-                None => secrets.set(&slug, name, &credential::value(name)?)?,
+                Some(command) => secrets.set_command(&slug, name, command).map_err(failure)?,
+                None => secrets.set(&slug, name, &credential::value(name)?).map_err(failure)?,
             }
             if out.json {
                 out.json(&json!({ "project": slug, "stored": name }))?;
@@ -78,6 +78,11 @@ pub(crate) fn run(verb: &Verb, global: &Global) -> anyhow::Result<Exit> {
         }
     }
     Ok(Exit::Done)
+}
+
+/// A name that can't be one is a mistake of the command line.
+fn failure(error: SecretError) -> anyhow::Error {
+    if matches!(error, SecretError::Name { .. }) { Failure::new(Exit::Usage, error.to_string()).into() } else { error.into() }
 }
 
 /// An address has its slug in it, known or not; any other name is one that the daemon, or its ledger, knows.

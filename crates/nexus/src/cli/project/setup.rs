@@ -38,7 +38,7 @@ pub(crate) struct Args {
     /// The model
     #[arg(long)]
     model: Option<String>,
-    /// The interface's address [default: the provider's own]
+    /// The interface's address [default: the provider's own; openai has none]
     #[arg(long)]
     url: Option<String>,
     /// The environment variable of the daemon that has the key

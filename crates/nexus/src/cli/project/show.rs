@@ -32,7 +32,7 @@ fn tell(shown: &Value, out: Out) -> anyhow::Result<()> {
     out.line(&out.paint.apply(Color::Bold, &title))?;
     let rows = [
         ("Slug", &project["slug"]),
-        ("Status", &project["status"]),
+        ("Status", shown.get("state").unwrap_or(&project["status"])),
         ("Quarantined", &project["quarantined"]),
         ("Reason", &project["reason"]),
         ("Error", &shown["error"]),
@@ -53,7 +53,9 @@ fn tell(shown: &Value, out: Out) -> anyhow::Result<()> {
         out.line(&format!("  Agent {}: {}{manager}, {}", text(&agent["slug"]), text(&agent["name"]), text(&agent["pubkey"])))?;
     }
     for server in shown["mcp"].as_array().into_iter().flatten() {
-        out.line(&format!("  MCP server {}: {}", text(&server["slug"]), text(&server["command"])))?;
+        let words = std::iter::once(&server["command"]).chain(server["args"].as_array().into_iter().flatten());
+        let command = shell_words::join(words.filter_map(Value::as_str));
+        out.line(&format!("  MCP server {}: {}", text(&server["slug"]), visible(&command)))?;
     }
     for (title, key) in [("Missing", "missing"), ("Not used", "problems")] {
         for one in shown[key].as_array().into_iter().flatten() {
