@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Ask, Body, Daemon, Signal, config, eventually, fake};
+use common::{Ask, Body, Daemon, Signal, config, eventually, fake, find, procfs};
 use serde_json::{Value, json};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -116,6 +116,28 @@ fn an_agent_that_never_stops_to_think_aloud_has_its_time_and_no_more() {
     daemon.launch();
     let end = answer_of(daemon.open(&send("one")).body);
     assert_eq!((&end["status"], &end["reason"]), (&json!("failed"), &json!("the agent's time is up")), "{end}");
+}
+
+#[test]
+fn of_a_wedged_agent_the_whole_tree_goes_at_its_time_and_the_user_is_told() {
+    let mut daemon = Daemon::new();
+    let (own, escaped) = (daemon.file("own"), daemon.file("escaped"));
+    // It doesn't obey, and has a child that left its group and its session.
+    let script = format!(
+        "trap '' TERM; echo $$ >{own}; cat >/dev/null; setsid sleep 1000 >/dev/null 2>&1 & echo $! >{escaped}; while :; do sleep 1000; done"
+    );
+    let command = shell_words::join(["sh", "-c", script.as_str()]);
+    let mut wanted = config(json!({}));
+    wanted["agents"] = json!({ "default": "stuck", "stuck": { "runner": "command", "command": command, "timeout_ms": 3000 } });
+    daemon.configure(&wanted);
+    daemon.launch();
+    let end = answer_of(daemon.open(&send("one")).body);
+    assert_eq!((&end["status"], &end["reason"]), (&json!("failed"), &json!("the agent's time is up")), "{end}");
+    assert!(end["text"].as_str().is_some_and(|text| text.contains("took too long")), "{end}");
+    let pid = |file: &str| find("its PID", || fs::read_to_string(file).ok()?.trim().parse::<i32>().ok());
+    let pids = [pid(&own), pid(&escaped)];
+    eventually("the agent and what it left are gone", || !pids.into_iter().any(procfs::exists));
+    eventually("the turn is recorded", || daemon.texts("agents", "SELECT stop_reason FROM turns") == ["timeout"]);
 }
 
 #[test]

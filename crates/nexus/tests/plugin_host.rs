@@ -20,6 +20,10 @@ fn a_plugin_says_what_it_is_and_ends_with_its_input() {
     let host = Host::start("two.js", source, &[]);
     assert_eq!(host.next(), json!({ "ready": { "name": "two", "priority": -5, "hooks": ["afterRunAgent", "onFinalize"] } }));
     host.finish();
+    let source = "export const plugin = { name: 'part', sections: ['status', 'event', 'event'], onFinalize() {} };";
+    let host = Host::start("part.js", source, &[]);
+    assert_eq!(host.next()["ready"]["sections"], json!(["status", "event"]));
+    host.finish();
 }
 
 #[test]
@@ -238,6 +242,8 @@ fn what_is_no_plugin_is_refused_with_its_place() {
         ("x.js", "export const plugin = { name: 'x', onFinalise() {} };\n", "`plugin.onFinalise` is no hook", None),
         ("x.js", "export const plugin = { name: 'x', onFinalize: 1 };\n", "`plugin.onFinalize` must be a function", None),
         ("x.js", "export const plugin = { name: 'x', priority: 1.5, onFinalize() {} };\n", "`plugin.priority` is 1.5", None),
+        ("x.js", "export const plugin = { name: 'x', sections: 'event', onFinalize() {} };\n", "`plugin.sections` is \"event\"", None),
+        ("x.js", "export const plugin = { name: 'x', sections: ['events'], onFinalize() {} };\n", "`plugin.sections` has \"events\"", None),
         ("x.py", "", "its name must end in .ts or .js", None),
     ];
     for (file, source, said, line) in cases {

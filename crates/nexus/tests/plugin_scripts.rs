@@ -77,6 +77,27 @@ fn a_skip_of_a_script_ends_the_request() {
 }
 
 #[test]
+fn a_script_is_given_the_sections_that_it_declares_and_nothing_else() {
+    let text = "export const plugin = { name: 'part', sections: ['event', 'status'], afterReceiveEvent(req) {\n\
+                req.event.content = `${Object.keys(req).sort().join()}: ${typeof req.status}`;\n} };";
+    let daemon = daemon_with("part.js", text, &json!({}));
+    assert_eq!(sent(&daemon, "hello")["text"], "event,reason,request_id,status: string");
+    assert_eq!(report(&daemon, "part")["sections"], json!(["event", "status"]));
+}
+
+#[test]
+fn to_enable_what_does_not_load_is_a_failure_that_names_the_place() {
+    let mut daemon = Daemon::new();
+    script(&daemon, "bad.js", "export const plugin = {\n  name: 'bad',\n  onFinalize() { return (; },\n};\n");
+    daemon.configure(&config(json!({})));
+    daemon.launch();
+    let told = daemon.nexus(&["plugin", "enable", "bad"]);
+    assert_eq!(told.code, Some(1), "{told:?}");
+    assert!(told.stdout.contains("enabled bad") && told.stderr.contains("bad.js:3:"), "{told:?}");
+    daemon.nexus_ok(&["plugin", "disable", "bad"]);
+}
+
+#[test]
 fn a_version_with_a_mistake_is_told_with_its_place_and_the_one_before_goes_on() {
     let text = |mark: &str| {
         let hook = format!("afterReceiveEvent(req) {{ req.event.content += {mark}; }}");

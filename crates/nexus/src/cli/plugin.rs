@@ -4,7 +4,7 @@
 use super::adapter::edit::{Done, edit_and_tell};
 use super::client::{Client, encoded};
 use super::failure::{Exit, Failure};
-use super::out::{Color, one_line, visible};
+use super::out::{Color, note, one_line, visible};
 use super::script::{self, PROBLEM_CHARS_MAX};
 use super::table::Cell;
 use super::{Global, block_on, generate, ledger, running};
@@ -149,7 +149,7 @@ fn info(name: &str, global: &Global) -> anyhow::Result<Exit> {
 
 fn set_enabled(name: &str, enabled: bool, global: &Global) -> anyhow::Result<Exit> {
     let paths = running::paths(global)?;
-    edit_and_tell(global, "plugins", |fields, before| {
+    let exit = edit_and_tell(global, "plugins", |fields, before| {
         let plugins = &before.loaded.config.plugins;
         let is_there = PLUGINS.contains(&name) || names_on_disk(&paths.plugins_dir(&plugins.directory)).contains(name);
         let is_enabled = plugins.enabled.iter().any(|known| known == name);
@@ -165,7 +165,21 @@ fn set_enabled(name: &str, enabled: bool, global: &Global) -> anyhow::Result<Exi
         }
         set_names(fields, names, before.in_main(&["enabled"]));
         Ok(Done { text: format!("{} {name}", if enabled { "enabled" } else { "disabled" }), still_disabled: Vec::new() })
-    })
+    })?;
+    match problem(&paths, name)? {
+        Some(problem) if enabled => {
+            note(&visible(&format!("{name}: {problem}")));
+            Ok(Exit::Failed)
+        }
+        Some(_) | None => Ok(exit),
+    }
+}
+
+/// What is wrong with a plugin by the word of a running daemon, which has loaded it by now, or tried to.
+fn problem(paths: &Paths, name: &str) -> anyhow::Result<Option<String>> {
+    let answer = running::ask(paths, "/control/plugins")?;
+    let found = answer.and_then(|answer| script::find(&answer, "plugins", name));
+    Ok(found.and_then(|one| one["problem"].as_str().map(str::to_owned)))
 }
 
 /// Writes the list, or takes it away where it would say what nex.yaml says.

@@ -1,6 +1,7 @@
 //! The frames of the hook protocol: one JSON object per line. It says what a line means, never what
 //! follows from it.
 
+use nexus_core::config::PluginSection;
 use nexus_core::hook::Hook;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -21,6 +22,8 @@ pub(super) struct Ready {
     pub(super) priority: i64,
     #[serde(default)]
     pub(super) hooks: Vec<Hook>,
+    /// What it sees of a request, if not all.
+    pub(super) sections: Option<Vec<PluginSection>>,
     pub(super) description: Option<String>,
     /// As the file has them.
     #[serde(default)]
@@ -255,9 +258,11 @@ mod tests {
     fn other_frames_are_read() {
         let up = |line: &[u8]| read(line).unwrap().up;
         let ready = up(br#"{"ready":{"name":"tags","hooks":["onError"]}}"#);
-        let (hooks, triggers) = (vec![Hook::OnError], Value::Null);
-        let expected = Ready { name: "tags".to_owned(), priority: 100, hooks, description: None, triggers, remembers: false };
+        let (name, hooks, triggers) = ("tags".to_owned(), vec![Hook::OnError], Value::Null);
+        let expected = Ready { name, priority: 100, hooks, sections: None, description: None, triggers, remembers: false };
         assert_eq!(ready, Up::Ready(expected));
+        let part = up(br#"{"ready":{"name":"part","hooks":["onError"],"sections":["status"]}}"#);
+        assert!(matches!(part, Up::Ready(Ready { sections: Some(sections), .. }) if sections == [PluginSection::Status]));
         assert_eq!(up(br#"{"fatal":{"message":"no","file":"x.ts","line":1}}"#), Up::Fatal("x.ts:1: no".to_owned()));
         assert!(matches!(up(br#"{"log":{"level":"info","message":"hi"}}"#), Up::Log { .. }));
         let call = up(br#"{"call":3,"id":7,"method":"llm","params":{"prompt":"x"}}"#);

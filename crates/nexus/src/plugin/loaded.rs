@@ -3,7 +3,7 @@
 
 use super::calls::{CallerKind, CallerRequest, Calls};
 use super::found::{Found, Kind};
-use super::frame::{self, Reply};
+use super::frame::{self, Ready, Reply};
 use super::large::{self, Files};
 use super::process;
 use super::session::{Desk, Lost, Session, Standing};
@@ -60,14 +60,21 @@ pub struct Shared {
 pub(super) enum Sees {
     /// All of it, each text in its place: a script's host can open no file.
     Whole,
-    /// The sections that it declared, long texts as files.
+    /// The sections that a script declared, each text in its place.
+    Part(Vec<PluginSection>),
+    /// The sections that a program declared, long texts as files.
     Sections(Vec<PluginSection>),
 }
 
 impl Sees {
+    pub(super) fn of_script(ready: &Ready) -> Self {
+        ready.sections.clone().map_or(Self::Whole, Self::Part)
+    }
+
     pub(super) fn view(&self, request: &NexusRequest) -> Value {
         match self {
             Self::Whole => json!(request),
+            Self::Part(sections) => typed(request, sections),
             Self::Sections(sections) => view(request, sections),
         }
     }
@@ -78,7 +85,7 @@ impl Sees {
     /// Of the file system.
     pub(super) async fn lent(&self, view: Value, run_dir: &Path) -> io::Result<(Value, Files)> {
         match self {
-            Self::Whole => Ok((view, Files::default())),
+            Self::Whole | Self::Part(_) => Ok((view, Files::default())),
             Self::Sections(_) => large::lend(view, run_dir).await,
         }
     }
@@ -87,9 +94,19 @@ impl Sees {
     pub(super) fn words(&self) -> Vec<&'static str> {
         match self {
             Self::Whole => PluginSection::WORDS.to_vec(),
-            Self::Sections(sections) => sections.iter().map(|section| section.as_str()).collect(),
+            Self::Part(sections) | Self::Sections(sections) => sections.iter().map(|section| section.as_str()).collect(),
         }
     }
+}
+
+/// A view in which a status is a word with its reason beside it, as the types of scripts have them.
+fn typed(request: &NexusRequest, sections: &[PluginSection]) -> Value {
+    let mut seen = view(request, sections);
+    if sections.contains(&PluginSection::Status) {
+        seen["status"] = json!(request.status);
+        seen["reason"] = json!(request.reason);
+    }
+    seen
 }
 
 /// What a plugin wants, by its own word.
@@ -293,7 +310,7 @@ impl Plugin {
             (Kind::Script(_), Standing::Ready(ready)) => Declared {
                 hooks: once_each(&ready.hooks),
                 mode: PluginMode::Mutate,
-                sees: Sees::Whole,
+                sees: Sees::of_script(ready),
                 priority: ready.priority,
                 timeout: if self.grants.borrow().is_empty() { SCRIPT_LIMIT } else { SCRIPT_GRANTED_LIMIT },
                 on_error: OnPluginError::Skip,

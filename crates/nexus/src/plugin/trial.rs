@@ -83,7 +83,7 @@ async fn wants(kind: &Kind, standing: &watch::Sender<Standing>) -> Result<Wants,
     let said = tokio::time::timeout(LOAD_LIMIT, heard.wait_for(|standing| *standing != Standing::Unsaid)).await;
     let said = said.ok().and_then(Result::ok).map(|standing| standing.clone());
     match said {
-        Some(Standing::Ready(ready)) => Ok(Wants { hooks: ready.hooks, sees: Sees::Whole }),
+        Some(Standing::Ready(ready)) => Ok(Wants { sees: Sees::of_script(&ready), hooks: ready.hooks }),
         Some(Standing::Fatal(message)) => Err(TrialError::Failed(format!("it does not load: {message}"))),
         Some(Standing::Unsaid) | None => Err(TrialError::Failed(format!("it did not say what it is within {} s", LOAD_LIMIT.as_secs()))),
     }

@@ -5,6 +5,7 @@ use super::stage::Stage;
 use super::trouble::Trouble;
 use super::watchdog::Watchdog;
 use super::{Limits, Plugin};
+use nexus_core::config::PluginSection;
 use nexus_core::hook::Hook;
 use rquickjs::context::EvalOptions;
 use rquickjs::{Coerced, Context, Ctx, Exception, Function, Module, Object, Persistent, Runtime, Value};
@@ -189,8 +190,10 @@ fn prelude<'js>(ctx: &Ctx<'js>, stage: &Rc<Stage>, plugin: &Plugin) -> rquickjs:
     let heard = Rc::clone(stage);
     let log = Function::new(ctx.clone(), move |level: String, message: String| heard.log(level_of(&level), message))?;
     let kind = plugin.kind.noun();
-    let settings = json!({ "kind": kind, "hooks": Hook::WORDS, "calls_max": CALLS_OPEN_MAX, "chars_max": TEXT_CHARS_MAX }).to_string();
-    prelude.call((answer, call, log, settings))
+    let settings = json!({
+        "kind": kind, "hooks": Hook::WORDS, "sections": PluginSection::WORDS, "calls_max": CALLS_OPEN_MAX, "chars_max": TEXT_CHARS_MAX,
+    });
+    prelude.call((answer, call, log, settings.to_string()))
 }
 
 fn level_of(level: &str) -> &'static str {

@@ -8,7 +8,7 @@
   const { defineProperty, freeze, getOwnPropertyDescriptor, getPrototypeOf } = Object;
   const { apply, ownKeys } = Reflect;
   const { then } = Promise.prototype;
-  const { kind: KIND, hooks: HOOKS, calls_max: CALLS_MAX, chars_max: CHARS_MAX } = parse(settings);
+  const { kind: KIND, hooks: HOOKS, sections: SECTIONS, calls_max: CALLS_MAX, chars_max: CHARS_MAX } = parse(settings);
   const isAutomation = KIND === "automation";
   const SHOWN_CHARS_MAX = 200;
   const PRIORITY = 100;
@@ -179,6 +179,19 @@
     return stringify({ name, description: description ?? null, triggers, remembers });
   };
 
+  // Which parts of a request it wants to see; all of it if it doesn't say.
+  const sectionsOf = (exported) => {
+    const sections = exported.sections ?? undefined;
+    if (sections === undefined) return undefined;
+    if (!Array.isArray(sections)) throw new Error(`\`plugin.sections\` is ${quoted(sections)}; it must be a list`);
+    for (const section of sections) {
+      if (!SECTIONS.includes(section)) {
+        throw new Error(`\`plugin.sections\` has ${quoted(section)}; the sections are ${SECTIONS.join(", ")}`);
+      }
+    }
+    return [...new Set(sections)];
+  };
+
   const loadPlugin = (namespace, name) => {
     const exported = exportedBy(namespace, name);
     const priority = exported.priority ?? PRIORITY;
@@ -196,7 +209,7 @@
     }
     if (hooks.size === 0) throw new Error(`the plugin has no hook; the hooks are ${HOOKS.join(", ")}`);
     plugin = exported;
-    return stringify({ name, priority, hooks: [...hooks.keys()] });
+    return stringify({ name, priority, hooks: [...hooks.keys()], sections: sectionsOf(exported) });
   };
 
   const failed = (id, error) => {

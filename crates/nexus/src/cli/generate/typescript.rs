@@ -3,6 +3,7 @@
 //! describes only.
 
 use nexus_core::automation::{Advice, Triggers};
+use nexus_core::config::PluginSection;
 use nexus_core::hook::Hook;
 use nexus_core::request::NexusRequest;
 use schemars::SchemaGenerator;
@@ -124,6 +125,11 @@ pub(super) fn declarations() -> String {
         declare(name, definition, &mut page);
     }
     page.push_str(PLUGIN_HEAD);
+    let sections: Vec<String> = PluginSection::WORDS.iter().map(|word| format!("\"{word}\"")).collect();
+    page.push_str(&format!(
+        "  /** What it is given of a request, besides `request_id`; all of it if this isn't given. */\n  sections?: Array<{}>;\n",
+        sections.join(" | ")
+    ));
     for hook in Hook::WORDS {
         let more = if hook == "onError" { ", error: StageError" } else { "" };
         page.push_str(&format!("  {hook}?(req: NexusRequest{more}, nexus: Nexus): Outcome | Promise<Outcome>;\n"));
@@ -209,6 +215,7 @@ mod tests {
             "export type Status = \"waiting\" | \"processing\" | ",
             "  type: PrincipalType;\n",
             "export type PeerKind = \"dm\" | \"group\" | \"channel\";\n",
+            "  sections?: Array<\"event\" | \"delivery\" | ",
             "  onError?(req: NexusRequest, error: StageError, nexus: Nexus): Outcome | Promise<Outcome>;\n",
             "  const nexus: Nexus;\n",
             "export interface Advice {\n",
