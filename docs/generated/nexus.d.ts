@@ -283,6 +283,8 @@ export interface Plugin {
   name: string;
   /** Lower ones come first; 100 if it isn't given. */
   priority?: number;
+  /** What it is given of a request, besides `request_id`; all of it if this isn't given. */
+  sections?: Array<"event" | "delivery" | "principal" | "access" | "triggers" | "agent" | "context" | "response" | "delivery_result" | "pipeline" | "status">;
   afterReceiveEvent?(req: NexusRequest, nexus: Nexus): Outcome | Promise<Outcome>;
   afterResolveIdentity?(req: NexusRequest, nexus: Nexus): Outcome | Promise<Outcome>;
   afterResolveAccess?(req: NexusRequest, nexus: Nexus): Outcome | Promise<Outcome>;

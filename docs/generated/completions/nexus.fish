@@ -634,7 +634,7 @@ deepseek\t''
 xai\t''
 ollama\t''"
 complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from setup" -l model -d 'The model' -r
-complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from setup" -l url -d 'The interface\'s address [default: the provider\'s own]' -r
+complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from setup" -l url -d 'The interface\'s address [default: the provider\'s own; openai has none]' -r
 complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from setup" -l key-env -d 'The environment variable of the daemon that has the key' -r
 complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from setup" -l key-file -d 'The file that has the key' -r -F
 complete -c nexus -n "__fish_nexus_using_subcommand project; and __fish_seen_subcommand_from setup" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
