@@ -8,6 +8,7 @@
 
 mod analytics;
 mod automations;
+mod builtin;
 pub mod calls;
 mod found;
 mod frame;
@@ -32,6 +33,7 @@ pub(crate) use automations::{Candidate, SOURCE_BYTES_MAX as AUTOMATION_BYTES_MAX
 pub(crate) use found::names as names_on_disk;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use builtin::Builtin;
 use calls::{CallerRequest, Calls};
 use judge::Verdict;
 use loaded::{Ask, Fault};
@@ -49,18 +51,11 @@ use tokio_util::sync::CancellationToken;
 const FILES_EVERY: Duration = Duration::from_secs(2);
 
 /// A built-in plugin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Builtin {
-    /// One log line per request, and one per stage at level debug.
-    Logging,
-    /// Requests and latency by channel, agent and status, a row per hour.
-    Analytics,
-}
-
 /// The loaded plugins.
 #[derive(Debug)]
 pub struct Plugins {
     enabled: ArcSwap<Vec<Builtin>>,
+    builtin: builtin::Figures,
     counts: Arc<Counts>,
     roster: Arc<Roster>,
     /// What plugins may ask for: there before any of them is started, and gone after the stop.
@@ -88,11 +83,19 @@ impl Plugins {
     pub fn new(names: &[String]) -> Self {
         let roster = Arc::default();
         let (calls, loader) = (Arc::new(ArcSwapOption::empty()), OnceLock::new());
-        Self { enabled: ArcSwap::from_pointee(load(names)), counts: Arc::default(), roster, calls, loader }
+        Self {
+            enabled: ArcSwap::from_pointee(Builtin::of(names)),
+            builtin: builtin::Figures::default(),
+            counts: Arc::default(),
+            roster,
+            calls,
+            loader,
+        }
     }
 
     /// Loads the plugins that lie on the disk; returns once each has loaded or can't.
     pub async fn load(&self, shared: Shared, config: &config::Plugins) {
+        self.builtin.tell(&shared.metrics);
         let loader = self.loader.get_or_init(|| Loader::new(shared, self.roster.clone(), self.calls.clone()));
         loader.configure(config).await;
     }
@@ -104,7 +107,7 @@ impl Plugins {
 
     /// Brings what runs in line with another configuration.
     pub async fn configure(&self, config: &config::Plugins) {
-        self.enabled.store(Arc::new(load(&config.enabled)));
+        self.enabled.store(Arc::new(Builtin::of(&config.enabled)));
         if let Some(loader) = self.loader.get() {
             loader.configure(config).await;
         }
@@ -144,7 +147,8 @@ impl Plugins {
 
     /// How each of them is.
     pub fn report(&self) -> Vec<PluginReport> {
-        let mut all: Vec<PluginReport> = self.enabled.load().iter().map(|plugin| report::of_builtin(*plugin)).collect();
+        let mut all: Vec<PluginReport> =
+            self.enabled.load().iter().map(|plugin| report::of_builtin(*plugin, self.builtin.of(*plugin))).collect();
         for (name, slot) in self.roster.slots() {
             let grants = self.loader.get().map(|loader| loader.granted(&name)).unwrap_or_default();
             all.push(report::of_slot(&name, &slot, grants));
@@ -211,11 +215,13 @@ impl Plugins {
     /// change the request was asked already.
     pub fn after(&self, stage: Stage, request: &NexusRequest) {
         for plugin in self.enabled.load().iter() {
+            let began = Instant::now();
             match plugin {
                 Builtin::Logging => log_stage(stage, request),
                 Builtin::Analytics if stage == Stage::Finalize => self.counts.count(request),
-                Builtin::Analytics => {}
+                Builtin::Analytics => continue,
             }
+            self.builtin.of(*plugin).took(began.elapsed());
         }
         self.tell(Hook::after(stage), request, None);
     }
@@ -260,21 +266,6 @@ fn handled(request: &mut NexusRequest, plugin: &str) -> HookExit {
 /// The request in whose hook a plugin is called, for what it asks meanwhile. One per call of a hook.
 fn caller(request: &NexusRequest, hook: Hook) -> CallerRequest {
     CallerRequest::new(request, &request.adapter, hook.as_str())
-}
-
-impl Builtin {
-    const ALL: [Self; 2] = [Self::Logging, Self::Analytics];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Logging => "logging",
-            Self::Analytics => "analytics",
-        }
-    }
-}
-
-fn load(names: &[String]) -> Vec<Builtin> {
-    names.iter().filter_map(|name| Builtin::ALL.into_iter().find(|plugin| plugin.name() == name)).collect()
 }
 
 /// The stage that failed. Behind it there may be others: its notice is delivered.

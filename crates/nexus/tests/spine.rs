@@ -79,6 +79,15 @@ fn the_status_says_what_runs() {
     assert!(text.contains("\nLedgers: 4/4 ok"), "{text}");
     let json: Value = serde_json::from_str(&daemon.nexus_ok(&["daemon", "status", "--json"])).unwrap();
     assert_eq!(json["pid"], daemon.pid());
+    // Denied or not, each has gone through all the stages that it has a trace of, and one end.
+    let plugin = |name: &str| -> Value { serde_json::from_str(&daemon.nexus_ok(&["plugin", "info", name, "--json"])).unwrap() };
+    let (logging, analytics) = (plugin("logging"), plugin("analytics"));
+    assert_eq!(analytics["calls"], 2, "{analytics}");
+    assert!(
+        logging["calls"].as_u64().is_some_and(|calls| calls > 2) && logging["mean_ms"].as_f64().is_some_and(|ms| ms > 0.0),
+        "{logging}"
+    );
+    assert_eq!(daemon.metric(r#"nexus_plugin_calls_total{plugin="analytics",result="continue"}"#), 2);
 }
 
 #[test]

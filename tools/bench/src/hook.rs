@@ -25,6 +25,9 @@ pub(crate) struct Hook {
     messages: u32,
 }
 
+/// The built-in plugins.
+const OWN: [&str; 2] = ["logging", "analytics"];
+
 /// Which plugins run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum With {
@@ -49,7 +52,7 @@ impl With {
     fn enabled(self) -> Value {
         match self {
             Self::Nothing => json!([]),
-            Self::Builtin => json!(["logging", "analytics"]),
+            Self::Builtin => json!(OWN),
             Self::Observer | Self::Mutator => json!(["bench"]),
         }
     }
@@ -69,6 +72,8 @@ struct Figures {
     p99: Vec<f64>,
     call_p50: Vec<f64>,
     call_p99: Vec<f64>,
+    /// Of the built-in ones, which no request waits for by name: the mean of a call, by the daemon's own figures.
+    own: [Vec<f64>; OWN.len()],
 }
 
 pub(crate) fn run(bench: &Bench, hook: &Hook) -> Result<()> {
@@ -87,6 +92,9 @@ pub(crate) fn run(bench: &Bench, hook: &Hook) -> Result<()> {
         if !figures.call_p50.is_empty() {
             row("one call, p50", &figures.call_p50)?;
             row("one call, p99", &figures.call_p99)?;
+        }
+        for (name, means) in OWN.iter().zip(&figures.own).filter(|(_, means)| !means.is_empty()) {
+            row(&format!("one call of {name}, mean"), means)?;
         }
     }
     Ok(())
@@ -113,6 +121,13 @@ fn measure(bench: &Bench, hook: &Hook, with: With, figures: &mut Figures) -> Res
             figures.call_p99.push(quantile(&calls, 0.99));
         }
         With::Nothing | With::Builtin | With::Observer => ensure!(calls.is_empty(), "a request waited for a plugin that isn't asked"),
+    }
+    if with == With::Builtin {
+        let all = daemon.connect()?.get("/control/plugins")?;
+        for (name, means) in OWN.iter().zip(&mut figures.own) {
+            let report = all["plugins"].as_array().into_iter().flatten().find(|one| one["name"] == *name);
+            means.push(report.and_then(|one| one["mean_ms"].as_f64()).with_context(|| format!("nothing is told of {name}"))?);
+        }
     }
     daemon.stop()
 }

@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 
 /// What `info` tells, in this order.
-const TOLD: [&str; 19] = [
+const TOLD: [&str; 20] = [
     "name",
     "kind",
     "status",
@@ -31,6 +31,7 @@ const TOLD: [&str; 19] = [
     "grants",
     "circuit",
     "calls",
+    "mean_ms",
     "errors",
     "dropped",
     "ignored",

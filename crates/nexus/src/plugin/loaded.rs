@@ -192,6 +192,7 @@ pub(super) struct Ask {
 #[derive(Debug, Default)]
 pub(super) struct Figures {
     pub(super) calls: AtomicU64,
+    pub(super) took_ns: AtomicU64,
     pub(super) errors: AtomicU64,
     /// Of what it was to be told.
     pub(super) dropped: AtomicU64,
@@ -412,6 +413,7 @@ impl Plugin {
     pub(super) fn settle(&self, ask: &Ask, leave: Option<Leave>, took: Duration, outcome: Result<&'static str, &Fault>) {
         let word = outcome.unwrap_or_else(Fault::word);
         let (plugin, hook) = (self.name.as_ref(), ask.hook.as_str());
+        self.figures.took_ns.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
         self.shared.metrics.plugin_calls.get_or_create(&PluginResult { plugin: plugin.to_owned(), result: word }).inc();
         self.shared.metrics.plugin_seconds.get_or_create(&PluginLabel { plugin: plugin.to_owned() }).observe(took.as_secs_f64());
         let opened = match (leave, outcome) {

@@ -1,6 +1,6 @@
 //! How the plugins are, for status, health and `nexus plugin`.
 
-use super::Builtin;
+use super::builtin::{Builtin, Figure};
 use super::found::Kind;
 use super::session::Standing;
 use super::table::Slot;
@@ -29,6 +29,8 @@ pub struct PluginReport {
     /// `closed`, `open` or `half_open`.
     pub circuit: &'static str,
     pub calls: u64,
+    /// Of a call, on the average; nothing before the first.
+    pub mean_ms: Option<f64>,
     pub errors: u64,
     /// What it was not told of, because it is too slow.
     pub dropped: u64,
@@ -39,9 +41,22 @@ pub struct PluginReport {
     pub problem: Option<String>,
 }
 
-pub(super) fn of_builtin(plugin: Builtin) -> PluginReport {
-    let (name, kind) = (plugin.name().to_owned(), Some("builtin"));
-    PluginReport { name, kind, status: "running", mode: Some("observe"), circuit: "closed", ..PluginReport::default() }
+pub(super) fn of_builtin(plugin: Builtin, figure: &Figure) -> PluginReport {
+    let (calls, took_ns) = (figure.calls.load(Ordering::Relaxed), figure.took_ns.load(Ordering::Relaxed));
+    PluginReport {
+        name: plugin.name().to_owned(),
+        kind: Some("builtin"),
+        status: "running",
+        mode: Some("observe"),
+        circuit: "closed",
+        calls,
+        mean_ms: mean_ms(calls, took_ns),
+        ..PluginReport::default()
+    }
+}
+
+fn mean_ms(calls: u64, took_ns: u64) -> Option<f64> {
+    (calls > 0).then(|| took_ns as f64 / calls as f64 / 1_000_000.0)
 }
 
 pub(super) fn of_slot(name: &str, slot: &Slot, grants: Vec<String>) -> PluginReport {
@@ -77,6 +92,7 @@ pub(super) fn of_slot(name: &str, slot: &Slot, grants: Vec<String>) -> PluginRep
         grants,
         circuit: circuit_word(circuit),
         calls: count(&figures.calls),
+        mean_ms: mean_ms(count(&figures.calls), count(&figures.took_ns)),
         errors: count(&figures.errors),
         dropped: count(&figures.dropped),
         ignored: count(&figures.ignored),
