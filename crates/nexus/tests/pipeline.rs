@@ -3,8 +3,8 @@
 
 mod common;
 
-use common::{Ask, Body, Daemon, Signal, config, eventually, fake, find, procfs};
-use serde_json::{Value, json};
+use common::{Ask, Daemon, Signal, config, eventually, fake, find, procfs};
+use serde_json::json;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
@@ -14,11 +14,6 @@ const WAITING: &str = "SELECT count(*) FROM nexus_requests WHERE status = 'waiti
 
 fn send(text: &str) -> Ask<'static> {
     Ask::post("/control/send", &json!({ "text": text }))
-}
-
-fn answer_of(body: Body) -> Value {
-    let last = BufReader::new(body).lines().map_while(Result::ok).filter(|line| line.starts_with('{')).last().expect("an end");
-    serde_json::from_str(&last).unwrap()
 }
 
 #[test]
@@ -37,9 +32,9 @@ fn the_next_turn_of_a_session_knows_the_one_before_it() {
     let second = daemon.open(&send("two"));
     eventually("the second waits for its session", || daemon.count("nexus", WAITING) == 1);
     fs::write(&gate, "").unwrap();
-    assert_eq!(answer_of(first.body)["text"].as_str().map(str::trim), Some("0"));
+    assert_eq!(first.body.end()["text"].as_str().map(str::trim), Some("0"));
     fs::write(&gate, "").unwrap();
-    assert_eq!(answer_of(second.body)["text"].as_str().map(str::trim), Some("2"));
+    assert_eq!(second.body.end()["text"].as_str().map(str::trim), Some("2"));
 }
 
 #[test]
@@ -54,7 +49,7 @@ fn each_of_many_messages_at_once_is_told_its_end() {
                 for n in 0..25 {
                     let text = format!("{client}.{n}");
                     let body = json!({ "text": text, "conversation": format!("c{client}") });
-                    let end = answer_of(daemon.open(&Ask::post("/control/send", &body)).body);
+                    let end = daemon.open(&Ask::post("/control/send", &body)).body.end();
                     assert_eq!((&end["status"], &end["text"]), (&json!("completed"), &json!(text)));
                 }
             });
@@ -87,7 +82,7 @@ fn a_client_that_never_reads_cannot_hold_the_stop() {
     // More than any socket buffer takes.
     let long = "word ".repeat(100_000);
     for _ in 0..40 {
-        assert_eq!(answer_of(daemon.open(&send(&long)).body)["status"], "completed");
+        assert_eq!(daemon.open(&send(&long)).body.end()["status"], "completed");
     }
     daemon.signal(Signal::TERM);
     assert_eq!(daemon.wait().code(), Some(0));
@@ -114,7 +109,7 @@ fn an_agent_that_never_stops_to_think_aloud_has_its_time_and_no_more() {
     wanted["agents"] = json!({ "default": "thinks", "thinks": { "runner": "command", "command": command, "timeout_ms": 500 } });
     daemon.configure(&wanted);
     daemon.launch();
-    let end = answer_of(daemon.open(&send("one")).body);
+    let end = daemon.open(&send("one")).body.end();
     assert_eq!((&end["status"], &end["reason"]), (&json!("failed"), &json!("the agent's time is up")), "{end}");
 }
 
@@ -131,7 +126,7 @@ fn of_a_wedged_agent_the_whole_tree_goes_at_its_time_and_the_user_is_told() {
     wanted["agents"] = json!({ "default": "stuck", "stuck": { "runner": "command", "command": command, "timeout_ms": 3000 } });
     daemon.configure(&wanted);
     daemon.launch();
-    let end = answer_of(daemon.open(&send("one")).body);
+    let end = daemon.open(&send("one")).body.end();
     assert_eq!((&end["status"], &end["reason"]), (&json!("failed"), &json!("the agent's time is up")), "{end}");
     assert!(end["text"].as_str().is_some_and(|text| text.contains("took too long")), "{end}");
     let pid = |file: &str| find("its PID", || fs::read_to_string(file).ok()?.trim().parse::<i32>().ok());
@@ -147,7 +142,7 @@ fn a_notice_of_failure_is_delivered_but_is_no_word_of_the_agent() {
     wanted["agents"] = json!({ "default": "fails", "fails": { "runner": "command", "command": "sh -c 'cat >/dev/null; exit 7'" } });
     daemon.configure(&wanted);
     daemon.launch();
-    let end = answer_of(daemon.open(&send("one")).body);
+    let end = daemon.open(&send("one")).body.end();
     assert!(end["text"].as_str().is_some_and(|text| text.starts_with("The agent failed")), "{end}");
     eventually("the turn is recorded", || daemon.count("agents", "SELECT count(*) FROM turns") == 1);
     assert_eq!(daemon.texts("agents", "SELECT role || ' ' || content FROM messages"), ["user one"]);

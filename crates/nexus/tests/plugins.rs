@@ -3,21 +3,15 @@
 
 mod common;
 
-use common::{Ask, Body, Daemon, config, eventually, fake, find, json_lines};
+use common::{Ask, Daemon, config, eventually, fake, find, json_lines};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 /// The answer to a message, once its request has ended.
 fn sent(daemon: &Daemon, text: &str) -> Value {
-    answer_of(daemon.open(&Ask::post("/control/send", &json!({ "text": text }))).body)
-}
-
-fn answer_of(body: Body) -> Value {
-    let last = BufReader::new(body).lines().map_while(Result::ok).filter(|line| line.starts_with('{')).last().expect("an end");
-    serde_json::from_str(&last).unwrap()
+    daemon.open(&Ask::post("/control/send", &json!({ "text": text }))).body.end()
 }
 
 fn fake_plugin() -> String {
@@ -424,7 +418,7 @@ fn a_change_of_its_files_lets_a_call_that_is_under_way_end() {
     plugin(&daemon, "it", "wait", more(19_000));
     eventually("another version is there", || report(&daemon, "it")["timeout_ms"] == 19_000);
     fs::write(directory(&daemon, "it").join(".go"), "").unwrap();
-    let end = answer_of(asked.body);
+    let end = asked.body.end();
     assert_eq!(end["status"], "completed", "{end}");
     assert_eq!(calls(&daemon, "it").len(), 1, "it was asked once");
 }
@@ -438,7 +432,7 @@ fn one_late_call_counts_once_whoever_waits_beside_it() {
     eventually("it is being asked", || calls(&daemon, "it").len() == 1);
     let others: Vec<_> = asks[1..].iter().map(|ask| daemon.open(&Ask::post("/control/send", ask))).collect();
     for one in std::iter::once(first).chain(others) {
-        assert_eq!(answer_of(one.body)["status"], "completed");
+        assert_eq!(one.body.end()["status"], "completed");
     }
     let found = report(&daemon, "it");
     assert_ne!(found["circuit"], "open", "one late call is one error: {found}");

@@ -4,7 +4,6 @@
 use crate::common::{Ask, Daemon};
 use serde_json::{Value, json};
 use std::fs;
-use std::io::{BufRead, BufReader};
 
 pub const EXAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/examples/automations");
 
@@ -38,9 +37,7 @@ pub fn sent_in(daemon: &Daemon, conversation: &str, text: &str) -> Value {
 }
 
 fn end_of(daemon: &Daemon, message: &Value) -> Value {
-    let body = daemon.open(&Ask::post("/control/send", message)).body;
-    let last = BufReader::new(body).lines().map_while(Result::ok).filter(|line| line.starts_with('{')).last().expect("an end");
-    serde_json::from_str(&last).unwrap()
+    daemon.open(&Ask::post("/control/send", message)).body.end()
 }
 
 /// How an automation is, by the daemon's word; null if there is none.

@@ -123,6 +123,12 @@ pub struct Body {
 }
 
 impl Body {
+    /// The end of an answer that comes piece by piece: its last object, once no more comes.
+    pub fn end(self) -> Value {
+        let last = BufReader::new(self).lines().map_while(Result::ok).filter(|line| line.starts_with('{')).last().expect("an end");
+        serde_json::from_str(&last).unwrap()
+    }
+
     /// Reads the next chunk's size; the CR LF behind the one before goes first.
     fn next_chunk(&mut self, is_first: bool) -> io::Result<usize> {
         let mut line = String::new();
