@@ -14,7 +14,7 @@ pub const COLLECT_REQUESTS_MAX: usize = 100;
 pub const COLLECT_BYTES_MAX: usize = 256 * 1024;
 /// Messages that a turn under way was given and has not taken in; as many more may be on their way to it.
 pub const STEER_MESSAGES_MAX: usize = 8;
-/// How long a message waits until the process of a turn says that it takes input, in milliseconds.
+/// How long a message waits until the agent of a turn says that it takes input, in milliseconds.
 pub const STEER_WAIT_MS: u64 = 5_000;
 
 /// The turn of an earlier message, as a request finds it.

@@ -347,7 +347,7 @@ pub enum Runner {
 impl Runner {
     /// Runs one turn to its end. Cancel it by dropping the future: a command's whole process tree
     /// is then killed, which [`Self::gone`] waits for, a connection closed, and a process that stays told to stop.
-    /// There is no time limit here but the caller's. Of the runners only a command takes `input`.
+    /// There is no time limit here but the caller's. A command takes `input`, and so does a model that has tools.
     ///
     /// # Errors
     /// [`AgentError`], with the answer as far as it had come.
@@ -355,7 +355,7 @@ impl Runner {
         match self {
             Self::Echo => Ok(echo::run(turn, out).await),
             Self::Command(runner) => runner.run(turn, out, input).await,
-            Self::Llm(runner) => runner.run(turn, out).await,
+            Self::Llm(runner) => runner.run(turn, out, input).await,
             Self::Acp(runner) => runner.run(turn, out).await,
             Self::Project(runner) => runner.run(turn, out).await,
         }

@@ -3,13 +3,15 @@
 //!
 //! `fake-mcp MODE LOG`. It offers `echo` and `forbidden`, both with the argument `text`, and a tool whose name
 //! no provider takes. Each call and each cancellation is a line of LOG. MODE is what a call comes to:
-//! `good` (the text comes back), `slow` (nothing, for ever), `dies`, `floods` (bytes without a line break),
-//! `huge` (1 MiB), `lies` (an answer to another call, text that is no JSON, then the answer).
+//! `good` (the text comes back), `gated` (it does once there is a file `LOG.go`, which it removes), `slow` (nothing, for
+//! ever), `dies`, `floods` (bytes without a line break), `huge` (1 MiB), `lies` (an answer to another call, text that is
+//! no JSON, then the answer).
 
 use serde_json::{Value, json};
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::io::{self, BufRead, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
 const HUGE_BYTES: usize = 1024 * 1024;
 const EXIT_DEAD: u8 = 7;
@@ -33,6 +35,9 @@ fn main() -> io::Result<ExitCode> {
                 if mode == "dies" {
                     writeln!(io::stderr(), "out of memory")?;
                     return Ok(ExitCode::from(EXIT_DEAD));
+                }
+                if mode == "gated" {
+                    pass(&format!("{log}.go"));
                 }
                 called(&mode, &id, &text)?;
             }
@@ -64,6 +69,14 @@ fn called(mode: &str, id: &Value, text: &str) -> io::Result<()> {
             say(&result(&format!("echo: {text}")))
         }
         _ => say(&result(&format!("echo: {text}"))),
+    }
+}
+
+/// Waits for a file and removes it.
+#[expect(clippy::disallowed_methods, reason = "a program for tests that waits for a file")]
+fn pass(gate: &str) {
+    while fs::remove_file(gate).is_err() {
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

@@ -120,7 +120,7 @@ async fn run(endpoint: LlmEndpoint) -> (Result<Finished, AgentError>, Vec<Output
         pieces
     });
     let limit = Duration::from_secs(30);
-    let result = tokio::time::timeout(limit, runner.run(&turn(), &out)).await.unwrap();
+    let result = tokio::time::timeout(limit, runner.run(&turn(), &out, None)).await.unwrap();
     drop(out);
     (result, streamed.await.unwrap())
 }
@@ -357,7 +357,7 @@ async fn dropping_the_turn_closes_the_connection() {
     let (url, server) = serve(begun, Then::Wait).await;
     let runner = LlmRunner::connect_to("model", endpoint(&url)).unwrap();
     let (out, mut reader) = mpsc::channel(2);
-    let task = tokio::spawn(async move { runner.run(&turn(), &out).await });
+    let task = tokio::spawn(async move { runner.run(&turn(), &out, None).await });
     assert!(matches!(reader.recv().await, Some(Output::Asked { .. })));
     assert_eq!(reader.recv().await, Some(Output::Token("Hel".into())));
     task.abort();

@@ -40,7 +40,7 @@ async fn run(endpoint: LlmEndpoint, turn: Turn) -> Result<Finished, AgentError> 
     let runner = LlmRunner::connect_to("model", endpoint).unwrap();
     let (out, mut reader) = mpsc::channel(64);
     let drain = tokio::spawn(async move { while reader.recv().await.is_some() {} });
-    let result = tokio::time::timeout(Duration::from_secs(60), runner.run(&turn, &out)).await.unwrap();
+    let result = tokio::time::timeout(Duration::from_secs(60), runner.run(&turn, &out, None)).await.unwrap();
     drop(out);
     drain.await.unwrap();
     result

@@ -1,6 +1,6 @@
-//! The `llm` runner: a turn is a streamed chat completion, and one more after each round of tool calls. This
-//! module and those below it are the only ones that know the `genai` crate. Keeps no conversation, and reads
-//! keys and prompts anew for each turn.
+//! The `llm` runner: a turn is a streamed chat completion, and one more after each round of tool calls, with what was
+//! said to the agent meanwhile. This module and those below it are the only ones that know the `genai` crate. Keeps no
+//! conversation, and reads keys and prompts anew for each turn.
 //!
 //! `genai` collects one event of a stream, and the body of an error answer, whole before it hands
 //! them over; what a server may send is bounded below it, by `relay`.
@@ -30,7 +30,7 @@ use self::talk::Talk;
 use self::text_file::Audience;
 use self::tools::Toolbox;
 use super::mcp::Servers;
-use super::{AgentError, Finished, Role, Sink, Turn, notes};
+use super::{AgentError, Finished, Input, Role, Sink, Turn, notes};
 
 pub use self::event_bound::EVENT_BYTES_MAX;
 pub use self::relay::RESPONSE_BYTES_MAX;
@@ -157,13 +157,14 @@ impl LlmRunner {
         Ok(LlmRunner { agent, client, base, relay, endpoint, servers: None })
     }
 
-    /// Runs one turn. Dropping the future closes the connection.
+    /// Runs one turn. Dropping the future closes the connection. What comes by `input` is told with the next question
+    /// behind a round of tool calls; without tools it takes none.
     ///
     /// # Errors
     /// See [`AgentError`]; a status of 408, 425, 429 or 5xx, no connection, silence and an answer
     /// that broke off are retryable.
-    pub async fn run(&self, turn: &Turn, out: &Sink) -> Result<Finished, AgentError> {
-        self.answer(turn, &Wishes::default(), self.servers.as_ref(), out).await
+    pub async fn run(&self, turn: &Turn, out: &Sink, input: Option<Input>) -> Result<Finished, AgentError> {
+        self.answer(turn, &Wishes::default(), self.servers.as_ref(), out, input).await
     }
 
     /// As [`Self::run`], with wishes of the caller's own and without tools.
@@ -171,10 +172,17 @@ impl LlmRunner {
     /// # Errors
     /// As [`Self::run`].
     pub async fn run_with(&self, turn: &Turn, wishes: &Wishes, out: &Sink) -> Result<Finished, AgentError> {
-        self.answer(turn, wishes, None, out).await
+        self.answer(turn, wishes, None, out, None).await
     }
 
-    async fn answer(&self, turn: &Turn, wishes: &Wishes, servers: Option<&Servers>, out: &Sink) -> Result<Finished, AgentError> {
+    async fn answer(
+        &self,
+        turn: &Turn,
+        wishes: &Wishes,
+        servers: Option<&Servers>,
+        out: &Sink,
+        input: Option<Input>,
+    ) -> Result<Finished, AgentError> {
         let key = self.key().await?;
         let request = self.request(turn, wishes.system.as_deref()).await?;
         let toolbox = match servers {
@@ -184,6 +192,7 @@ impl LlmRunner {
         let max_tokens = wishes.max_tokens.or(self.endpoint.max_tokens);
         let mut talk = Talk::new(self, key, request, max_tokens, toolbox, turn.allowance.clone());
         talk.deadline = turn.deadline;
+        talk.listen(input, &turn.sender);
         let ended = tokio::select! {
             // First: the first question needs it.
             biased;

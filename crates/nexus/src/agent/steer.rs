@@ -1,5 +1,5 @@
-//! Messages that reach a turn while it runs: what they hold, and how a command reads them, as JSON lines on its stdin.
-//! Which message that is, and whether it was taken in, the pipeline says.
+//! Messages that reach a turn while it runs: what they hold, how a command reads them, as JSON lines on its stdin, and how a
+//! model does. Which message that is, and whether it was taken in, the pipeline says.
 
 use super::Sender;
 use super::command::InputMessage;
@@ -7,13 +7,13 @@ use serde::Serialize;
 use std::io;
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// Where a runner gets them from. The channel is bounded, and whoever fills it never waits.
 pub type Input = mpsc::Receiver<Steer>;
 
 /// One message, with what a turn is told about its own.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug)]
 pub struct Steer {
     /// By which the agent says that it took the message in: the id of its request.
     pub message_id: String,
@@ -22,6 +22,19 @@ pub struct Steer {
     pub sender: Sender,
     pub channel: String,
     pub capabilities: serde_json::Value,
+    /// Tells once the agent said that it took the message in whether its request shares the run now, on disk. An error is
+    /// no. A command doesn't wait for it.
+    pub joined: oneshot::Receiver<bool>,
+}
+
+impl Steer {
+    /// Its text for an agent that is told nothing else of it: behind the name of its sender, if that isn't who `began` the turn.
+    pub(super) fn text_beside(&self, began: &Sender) -> String {
+        if self.sender.id == began.id {
+            return self.content.clone();
+        }
+        format!("{}: {}", self.sender.name.as_deref().unwrap_or(&self.sender.id), self.content)
+    }
 }
 
 #[derive(Serialize)]
@@ -82,7 +95,17 @@ mod tests {
     fn steer(message_id: &str) -> Steer {
         let sender = Sender { id: "u1".into(), name: None, principal: "owner".into() };
         let (attachments, capabilities) = (json!([]), Value::Null);
-        Steer { message_id: message_id.into(), content: "one\ntwo".into(), attachments, sender, channel: "fake".into(), capabilities }
+        let (content, channel, (_, joined)) = ("one\ntwo".into(), "fake".into(), oneshot::channel());
+        Steer { message_id: message_id.into(), content, attachments, sender, channel, capabilities, joined }
+    }
+
+    #[test]
+    fn a_model_is_told_who_speaks_where_that_is_somebody_else() {
+        let sender = |id: &str, name: Option<&str>| Sender { id: id.into(), name: name.map(str::to_owned), principal: "owner".into() };
+        let named = Steer { sender: sender("u1", Some("Ann")), ..steer("req_1") };
+        assert_eq!(named.text_beside(&sender("u1", None)), "one\ntwo");
+        assert_eq!(named.text_beside(&sender("u2", Some("Ann"))), "Ann: one\ntwo");
+        assert_eq!(steer("req_1").text_beside(&sender("u2", None)), "u1: one\ntwo");
     }
 
     #[tokio::test]

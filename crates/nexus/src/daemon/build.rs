@@ -95,6 +95,12 @@ fn build(
         config::Runner::Acp => Runner::Acp(acp.runner(agent, name, workspace)),
     };
     let is_llm = matches!(runner, Runner::Llm(_));
+    let takes_input = match &runner {
+        Runner::Command(_) => agent.steering,
+        // Without tools its turn is one question.
+        Runner::Llm(_) => !agent.mcp.is_empty(),
+        Runner::Echo | Runner::Acp(_) | Runner::Project(_) => false,
+    };
     let prompt_tokens = agent.context_tokens.filter(|_| is_llm).map(|tokens| usize::try_from(tokens).unwrap_or(usize::MAX));
     Ok(Agent {
         name: name.to_owned(),
@@ -103,7 +109,7 @@ fn build(
         prompt_bytes_max: prompt_tokens.map(|tokens| tokens.saturating_mul(BYTES_PER_TOKEN)),
         harmless: matches!(runner, Runner::Echo),
         acts: matches!(runner, Runner::Command(_) | Runner::Acp(_)),
-        takes_input: agent.steering && matches!(runner, Runner::Command(_)),
+        takes_input,
         runner,
         timeout: Duration::from_millis(agent.timeout_ms),
         max_concurrent: usize::try_from(agent.max_concurrent).unwrap_or(usize::MAX),

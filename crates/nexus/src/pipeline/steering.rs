@@ -51,8 +51,16 @@ impl Held {
 #[derive(Debug)]
 pub(super) enum Next {
     Given(Box<Prepared>),
-    /// Messages wait, and the process has not said in time that it takes input.
+    /// Messages wait, and the agent has not said in time that it takes input.
     Unopened,
+}
+
+/// A message that the agent has not said to have taken in.
+#[derive(Debug)]
+struct Offered {
+    given: Prepared,
+    /// Where the agent hears whether it joined the run, once it was told of it.
+    joined: Option<oneshot::Sender<bool>>,
 }
 
 /// The messages that one run was given.
@@ -68,7 +76,7 @@ pub(super) struct Steering {
     /// Until when it has to say so, since something waits for that.
     open_by: Option<Instant>,
     /// Those that it has not said to have taken in; told to it once it is open.
-    offered: Vec<Prepared>,
+    offered: Vec<Offered>,
     /// Those that it took in, while that is on its way to the disk.
     joining: Vec<(Prepared, JoinHandle<bool>)>,
     joined: Vec<Fellow>,
@@ -151,7 +159,7 @@ impl Steering {
         self.close();
         self.open_by = None;
         if !self.is_open {
-            self.left.append(&mut self.offered);
+            self.left.extend(self.offered.drain(..).map(|offered| offered.given));
         }
     }
 
@@ -171,8 +179,8 @@ impl Steering {
     }
 
     /// Takes out the message that the agent says it took in.
-    fn taken_in(&mut self, message_id: &str) -> Option<Prepared> {
-        let place = self.offered.iter().position(|offered| offered.request.request_id == message_id).filter(|_| self.is_open);
+    fn taken_in(&mut self, message_id: &str) -> Option<Offered> {
+        let place = self.offered.iter().position(|offered| offered.given.request.request_id == message_id).filter(|_| self.is_open);
         if place.is_none() {
             self.unknown += 1;
         }
@@ -182,7 +190,7 @@ impl Steering {
     fn release(&mut self) -> Release {
         self.close();
         let mut left = std::mem::take(&mut self.left);
-        left.append(&mut self.offered);
+        left.extend(self.offered.drain(..).map(|offered| offered.given));
         while let Some(Ok(given)) = self.given.as_mut().map(mpsc::Receiver::try_recv) {
             left.push(*given);
         }
@@ -211,15 +219,23 @@ impl Pipeline {
             steering.stop();
             return lead.abort.cancel();
         }
-        if !steering.has_room_for(&given) || (steering.is_open && !steering.tell(self.message(&given))) {
-            return steering.refuse(given);
+        let mut offered = Offered { given, joined: None };
+        if !steering.has_room_for(&offered.given) || (steering.is_open && !self.tell(&mut offered, steering)) {
+            return steering.refuse(offered.given);
         }
         if !steering.is_open {
             steering.open_by.get_or_insert_with(|| Instant::now() + Duration::from_millis(STEER_WAIT_MS));
         }
         steering.messages += 1;
-        steering.bytes += given.request.event.content.len();
-        steering.offered.push(given);
+        steering.bytes += offered.given.request.event.content.len();
+        steering.offered.push(offered);
+    }
+
+    /// Tells the agent of a message; false when it reads no more.
+    fn tell(&self, offered: &mut Offered, steering: &Steering) -> bool {
+        let (joined, hears) = oneshot::channel();
+        offered.joined = Some(joined);
+        steering.tell(self.message(&offered.given, hears))
     }
 
     /// The agent says that it takes input: it is told what waits for that. Where its turn was too long for a pipe it can't.
@@ -228,24 +244,24 @@ impl Pipeline {
             return;
         }
         (steering.is_open, steering.open_by) = (true, None);
-        for given in std::mem::take(&mut steering.offered) {
-            if steering.tell(self.message(&given)) {
-                steering.offered.push(given);
+        for mut offered in std::mem::take(&mut steering.offered) {
+            if self.tell(&mut offered, steering) {
+                steering.offered.push(offered);
             } else {
-                steering.refuse(given);
+                steering.refuse(offered.given);
             }
         }
     }
 
-    /// The agent says that it took in a message. The run's end waits until that is written; the agent does not.
+    /// The agent says that it took in a message. The run's end waits until that is written; the agent may, and hears of it.
     pub(super) fn join(&self, run_id: &str, message_id: &str, steering: &mut Steering) {
-        let Some(given) = steering.taken_in(message_id) else { return };
+        let Some(Offered { given, joined }) = steering.taken_in(message_id) else { return };
         let event_seq = given.request.event_seq;
         let (audit, at, epoch) = (audit(&given.request), clock::wall_ms(), self.epoch);
         let join = JoinRun { event_seq, run_id: run_id.to_owned(), audit, at, epoch };
         let (unsettled, mut admitted, writer) = (self.unsettled.clone(), self.admitted.clone(), self.ledgers.nexus.writer.clone());
         let conversation = given.conversation();
-        let written = tokio::spawn(async move {
+        let write = async move {
             // As the start of a run it overtakes no end of an earlier message, and comes after the commit that admits its own.
             if !unsettled.none_before(&conversation, event_seq).await {
                 return false;
@@ -261,6 +277,13 @@ impl Pipeline {
                     false
                 }
             }
+        };
+        let written = tokio::spawn(async move {
+            let has_joined = write.await;
+            if let Some(joined) = joined {
+                joined.send(has_joined).ok(); // it may not have waited
+            }
+            has_joined
         });
         steering.joining.push((given, written));
     }

@@ -51,6 +51,16 @@ impl Rig {
         Self { place, lead, held, give, released, input }
     }
 
+    /// The run is in the ledger.
+    async fn starts(&self) {
+        let writer = &self.place.pipeline.ledgers.nexus.writer;
+        let row = AdmitRow { event_seq: 100, request_id: "req_100".to_owned(), ..samples::row() };
+        writer.write(Admit { from_seq: 1, upto_seq: 100, rows: vec![row], epoch: EPOCH }).await.unwrap();
+        let (run_id, agent, session) = ("run_1".to_owned(), "echo".to_owned(), "s".to_owned());
+        let start = StartRun { event_seq: 100, fellows: Vec::new(), run_id, agent, session, acted: true, audit: None, at: 1, epoch: EPOCH };
+        assert_eq!(writer.write(start).await.unwrap(), Claim::Done);
+    }
+
     fn gives(&self, given: Prepared) {
         assert!(self.give.try_send(Box::new(given)).is_ok(), "there is no room");
     }
@@ -91,13 +101,7 @@ fn seqs(all: &[Prepared]) -> Vec<i64> {
 #[tokio::test]
 async fn a_message_is_told_once_the_agent_listens_and_joins_the_run_once_it_says_so() {
     let mut rig = Rig::new().await;
-    let writer = rig.place.pipeline.ledgers.nexus.writer.clone();
-    let row = AdmitRow { event_seq: 100, request_id: "req_100".to_owned(), ..samples::row() };
-    writer.write(Admit { from_seq: 1, upto_seq: 100, rows: vec![row], epoch: EPOCH }).await.unwrap();
-    let (run_id, agent, session) = ("run_1".to_owned(), "echo".to_owned(), "s".to_owned());
-    let start = StartRun { event_seq: 100, fellows: Vec::new(), run_id, agent, session, acted: true, audit: None, at: 1, epoch: EPOCH };
-    assert_eq!(writer.write(start).await.unwrap(), Claim::Done);
-
+    rig.starts().await;
     rig.gives(prepared(1));
     assert!(rig.deals());
     assert!(rig.told().is_empty(), "it was told before it listened");
@@ -113,6 +117,36 @@ async fn a_message_is_told_once_the_agent_listens_and_joins_the_run_once_it_says
     let readers = &rig.place.pipeline.ledgers.nexus.readers;
     let row = readers.read(|connection| request_by_event(connection, 1)).await.unwrap().unwrap();
     assert_eq!((row.status.as_str(), row.attempts, row.session.as_deref()), ("processing", 1, Some("s")));
+}
+
+#[tokio::test]
+async fn the_agent_hears_whether_a_message_shares_its_run_once_that_is_on_disk() {
+    for has_run in [true, false] {
+        let mut rig = Rig::new().await;
+        if has_run {
+            rig.starts().await;
+        }
+        rig.opens();
+        rig.gives(prepared(1));
+        assert!(rig.deals());
+        let told = rig.input.try_recv().unwrap();
+        rig.takes_in("req_1");
+        assert_eq!(tokio::time::timeout(DEADLINE, told.joined).await.unwrap(), Ok(has_run));
+        let readers = &rig.place.pipeline.ledgers.nexus.readers;
+        let row = readers.read(|connection| request_by_event(connection, 1)).await.unwrap().unwrap();
+        assert_eq!(row.status, if has_run { "processing" } else { "waiting" });
+    }
+}
+
+#[tokio::test]
+async fn the_agent_hears_that_a_message_is_not_for_it_any_more() {
+    let mut rig = Rig::new().await;
+    rig.opens();
+    rig.gives(prepared(1));
+    assert!(rig.deals());
+    let told = rig.input.try_recv().unwrap();
+    assert_eq!(rig.ends().await, (vec![], vec![1]));
+    assert!(tokio::time::timeout(DEADLINE, told.joined).await.unwrap().is_err());
 }
 
 #[tokio::test]

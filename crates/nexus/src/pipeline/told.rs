@@ -5,6 +5,7 @@ use crate::agent::project::ProjectTurn;
 use crate::agent::{Memory, Message, Sender, Steer, Turn};
 use nexus_core::request::NexusRequest;
 use serde_json::{Value, json};
+use tokio::sync::oneshot;
 
 impl Pipeline {
     pub(super) fn turn(&self, prepared: &Prepared, run_id: &str, history: Vec<Message>, memory: Vec<Memory>) -> Turn {
@@ -29,8 +30,8 @@ impl Pipeline {
         }
     }
 
-    /// Of a message for a turn under way, which is allowed the same.
-    pub(super) fn message(&self, given: &Prepared) -> Steer {
+    /// Of a message for a turn under way, which is allowed the same. `joined` tells its agent whether it shares the run.
+    pub(super) fn message(&self, given: &Prepared, joined: oneshot::Receiver<bool>) -> Steer {
         Steer {
             message_id: given.request.request_id.clone(),
             content: given.told(),
@@ -38,6 +39,7 @@ impl Pipeline {
             sender: sender(&given.request),
             channel: given.request.event.channel.clone(),
             capabilities: self.capabilities(given),
+            joined,
         }
     }
 

@@ -5,6 +5,7 @@
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 
 /// What each test's answers have used.
@@ -13,6 +14,9 @@ pub const OUTPUT_TOKENS: u64 = 2;
 
 /// What providers call the wire formats, as `agents.NAME.provider` does.
 pub const PROVIDERS: [&str; 8] = ["openai", "openai_resp", "anthropic", "gemini", "groq", "deepseek", "xai", "ollama"];
+
+/// Replies that a test may give ahead.
+const REPLIES_MAX: usize = 100;
 
 /// A request: its head in lower case, and its body.
 pub type Asked = (String, Value);
@@ -44,6 +48,24 @@ impl Model {
             }
         });
         Self { address, asked }
+    }
+
+    /// Answers each request once the test gives its reply, and keeps who asked waiting until then. One at a time.
+    pub fn given() -> (Self, SyncSender<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (address, asked) = (listener.local_addr().unwrap(), Arc::new(Mutex::new(Vec::new())));
+        let (give, replies) = sync_channel::<String>(REPLIES_MAX);
+        let kept = asked.clone();
+        std::thread::spawn(move || {
+            while let Ok((mut socket, _)) = listener.accept() {
+                let request = read(&mut socket);
+                kept.lock().unwrap().push(request);
+                let Ok(reply) = replies.recv() else { return };
+                // Who asked may be dead by now.
+                socket.write_all(reply.as_bytes()).unwrap_or_default();
+            }
+        });
+        (Self { address, asked }, give)
     }
 
     pub fn url(&self) -> String {

@@ -1,5 +1,5 @@
-//! One turn's conversation with an endpoint: ask, count, call the tools it asks for, ask again. Owns the order
-//! of these and the bound of their number; never decides whether the whole turn is tried again.
+//! One turn's conversation with an endpoint: ask, count, call the tools it asks for, take in what was said meanwhile, ask
+//! again. Owns the order of these and the bound of their number; never decides whether the whole turn is tried again.
 
 use std::time::Duration;
 
@@ -16,9 +16,9 @@ use super::answer::{Answer, CALLS_PER_ROUND_MAX, Call, stop_reason, too_many};
 use super::fault::{Explainer, Fault};
 use super::provider::{self, CallStyle};
 use super::tools::Toolbox;
-use crate::agent::{Output, Sink, StopReason, TRIES_MAX, Usage, emit, pause_after, plausible, taken};
+use crate::agent::{Input, Output, Sender, Sink, StopReason, TRIES_MAX, Usage, emit, pause_after, plausible, taken};
 
-/// The most that one turn may send at once, in bytes of text: history and results of tools.
+/// The most that one turn may send at once, in bytes of text: history, results of tools, and what was said meanwhile.
 pub const TALK_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// How long a turn that has called tools waits for an endpoint that asks to be left alone.
@@ -39,6 +39,8 @@ pub(super) struct Talk<'a> {
     pub(super) deadline: Option<Instant>,
     /// A tool was called: trying the whole turn again is nobody's choice any more.
     has_called: bool,
+    /// Where messages come from that it may still take in, and who began the turn.
+    meanwhile: Option<(Input, Sender)>,
     /// Under which ids calls were told: some servers begin anew in each round.
     told: Vec<String>,
     pub(super) answer: Answer,
@@ -68,14 +70,23 @@ impl<'a> Talk<'a> {
             allowance,
             deadline: None,
             has_called: false,
+            meanwhile: None,
             told: Vec::new(),
             answer: Answer::default(),
             usage: Usage::default(),
         }
     }
 
+    /// Takes in what comes by `input`. Without tools there is one question, and none behind it that could have more.
+    pub(super) fn listen(&mut self, input: Option<Input>, began: &Sender) {
+        self.meanwhile = input.filter(|_| self.request.tools.is_some()).map(|input| (input, began.clone()));
+    }
+
     /// Asks until the model has answered.
     pub(super) async fn rounds(&mut self, out: &Sink) -> Result<StopReason, Fault> {
+        if self.meanwhile.is_some() {
+            emit(out, Output::Steering).await;
+        }
         let rounds_max = self.runner.endpoint.tool_rounds_max;
         for round in 0..=rounds_max {
             if let Some(allowance) = &self.allowance {
@@ -104,6 +115,10 @@ impl<'a> Talk<'a> {
     async fn round(&mut self, out: &Sink) -> Result<StreamEnd, Fault> {
         let mut attempt = 1;
         loop {
+            // Before it has called a tool the whole turn may be tried again, or by another agent, which would not have them.
+            if self.has_called {
+                self.take_in(out).await;
+            }
             self.answer.begin_round();
             let fault = match self.ask(out).await {
                 Ok(end) => return Ok(end),
@@ -120,6 +135,26 @@ impl<'a> Talk<'a> {
             tokio::time::sleep(pause).await;
             attempt += 1;
         }
+    }
+
+    /// Puts what was said meanwhile behind the results of the tools: each message once it is on disk that its request shares
+    /// this run, so that no crash has the model told of it in two. From one on for which there is no room, or which did
+    /// not join, all have a turn of their own.
+    async fn take_in(&mut self, out: &Sink) {
+        while let Some((input, began)) = &mut self.meanwhile {
+            let Ok(steer) = input.try_recv() else { return };
+            let text = steer.text_beside(began);
+            if self.bytes + text.len() > TALK_BYTES_MAX {
+                break;
+            }
+            emit(out, Output::Steered { message_id: steer.message_id }).await;
+            if !steer.joined.await.unwrap_or(false) {
+                break;
+            }
+            self.bytes += text.len();
+            self.request.messages.push(ChatMessage::user(text));
+        }
+        self.meanwhile = None;
     }
 
     async fn ask(&mut self, out: &Sink) -> Result<StreamEnd, Fault> {
