@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::keeper::{ExitStatus, SpawnError};
+use crate::ledger::nexus::Awaited;
 pub use steer::{Input, Steer};
 
 /// The longest answer a runner collects, in bytes of UTF-8. A longer one fails the turn.
@@ -243,7 +244,7 @@ pub enum AgentError {
     #[error("agent `{agent}` died: {problem}")]
     Died { agent: String, problem: String, partial: String },
     #[error("project `{project}`: {problem}")]
-    Project { project: String, problem: String, retryable: bool, partial: String },
+    Project { project: String, problem: String, retryable: bool, awaits: Option<Awaited>, partial: String },
 }
 
 impl AgentError {
@@ -265,6 +266,11 @@ impl AgentError {
             | Self::Exhausted { .. }
             | Self::Died { .. } => false,
         }
+    }
+
+    /// What the turn's project waits for, where that alone keeps it from being done.
+    pub fn awaits(&self) -> Option<Awaited> {
+        if let Self::Project { awaits, .. } = self { *awaits } else { None }
     }
 
     /// How long the other side asked to be left alone.

@@ -25,6 +25,7 @@ mod shutdown;
 mod signals;
 mod start;
 mod status;
+mod waits;
 
 pub use error::StartError;
 pub use paths::{Paths, PathsError};

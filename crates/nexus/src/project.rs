@@ -32,13 +32,14 @@ mod slug;
 mod tree;
 mod upkeep;
 mod verbs;
+pub mod waits;
 
 use crate::agent::{AgentError, Finished, Sink, StopReason, Turn, Usage};
 use crate::bus::Bus;
 use crate::clock;
 use crate::error_text::describe;
 use crate::ledger::Ledgers;
-use crate::ledger::nexus::{self, ProjectRow, QuarantineProject, SettleProjects, UseProject};
+use crate::ledger::nexus::{self, Awaited, ProjectRow, QuarantineProject, SettleProjects, UseProject};
 use crate::metrics::Metrics;
 use crate::nostr::Nostr;
 use crate::supervisor::{Phase, Supervisor};
@@ -49,7 +50,7 @@ use idle::least_recently_used;
 use lanes::{Lane, Lanes, Use};
 use nexus_core::config::{Config, ProjectProtocol};
 use nexus_core::notice::NoticeType;
-use prepare::{Prepared, Preparer, Progress};
+use prepare::{PrepareError, Prepared, Preparer, Progress};
 use process::Ground;
 use protocol::EventFrame;
 use run::Fault;
@@ -169,9 +170,9 @@ impl Projects {
             let problem = "the event is not one of a project".to_owned();
             return Err(AgentError::Config { agent: turn.agent.clone(), problem });
         };
-        self.handed(project, turn, sink).await.map_err(|Fault { problem, retryable, .. }| {
+        self.handed(project, turn, sink).await.map_err(|Fault { problem, retryable, awaits, .. }| {
             tracing::error!(error = problem, event = asked.event.id, project = %project, "Error handling event");
-            AgentError::Project { project: project.slug(), problem, retryable, partial: String::new() }
+            AgentError::Project { project: project.slug(), problem, retryable, awaits, partial: String::new() }
         })
     }
 
@@ -244,12 +245,14 @@ impl Projects {
         let progress = Progress::new(self.inner.ground.bus.clone(), &lane.post.coordinate);
         let prepared = self.inner.ground.preparer.ensure(&lane.post.coordinate, &progress).await;
         drop(preparing);
-        let prepared = prepared.map_err(|error| Fault { retryable: error.retryable(), ..Fault::last(describe(&error)) })?;
+        let fault = |error: PrepareError| Fault { retryable: error.retryable(), awaits: error.awaits(), ..Fault::last(describe(&error)) };
+        let prepared = prepared.map_err(fault)?;
         let missing = prepared.missing.join("; ");
         self.adopt(lane, prepared).await;
         let is_ours = self.inner.settings.load().is_ours(&lane.post.coordinate);
         if !missing.is_empty() && is_ours {
-            return Err(Fault::last(format!("it needs configuration: {missing}")));
+            let awaits = Some(Awaited::Configuration);
+            return Err(Fault { awaits, ..Fault::last(format!("it needs configuration: {missing}")) });
         }
         Ok(())
     }

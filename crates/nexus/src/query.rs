@@ -159,8 +159,9 @@ impl Record {
     pub fn trace(&self, id: &str) -> Result<Option<Value>, ReadError> {
         let Some(event) = self.stored(id)? else { return Ok(None) };
         let seq = event.seq;
-        let (request, deliveries, runs) = self.nexus.read_now(|connection| {
-            Ok((nexus::request_by_event(connection, seq)?, nexus::deliveries_of(connection, seq)?, runs(connection, seq)?))
+        let (request, deliveries, runs, wait) = self.nexus.read_now(|connection| {
+            let request = nexus::request_by_event(connection, seq)?;
+            Ok((request, nexus::deliveries_of(connection, seq)?, runs(connection, seq)?, nexus::wait_of(connection, seq)?))
         })?;
         let Some(mut request) = request else { return Ok(None) };
         add_text(request.trace.as_mut(), &runs);
@@ -171,7 +172,7 @@ impl Record {
         attempts.retain(|attempt| event.replay_of.is_none() && !is_first(attempt));
         Ok(Some(json!({
             "request": request, "event": event_json(&event), "deliveries": deliveries, "runs": runs,
-            "replay_of": first, "replays": attempts,
+            "replay_of": first, "replays": attempts, "waits": wait.as_ref().map(wait_json),
         })))
     }
 
@@ -252,6 +253,11 @@ fn runs(connection: &Connection, seq: i64) -> rusqlite::Result<Vec<Value>> {
         }))
     })?;
     rows.collect()
+}
+
+/// What an event waits for that failed for nothing else.
+fn wait_json(wait: &nexus::Wait) -> Value {
+    json!({ "for": wait.awaited.code(), "approval": wait.awaited.approval(), "project": wait.project, "since": wait.at })
 }
 
 fn event_json(row: &StoredEvent) -> Value {

@@ -131,6 +131,7 @@ mod on {
         "task.project",
         "task.projects",
         "task.project definitions",
+        "task.project waits",
         "project.hand_over",
         "project.accepted",
         "project.published",

@@ -63,6 +63,8 @@ fn hold_all(nexus: &Connection, events: &Connection, made_at: i64, now_ms: i64) 
          WHERE status IN ('pending', 'sending', 'uncertain')",
         params![now_ms, made],
     )?;
+    // What waited for its project may have been taken up since. Each request has its end already.
+    nexus.execute("DELETE FROM project_waits", [])?;
     // Slots of the timer up to now may have fired since.
     let slots = "INSERT INTO counters VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = max(value, ?2)";
     nexus.execute(slots, params![RESTORED_AT, now_ms])?;
@@ -171,6 +173,18 @@ mod tests {
         assert_eq!(texts(&nexus, "SELECT status FROM runs"), ["interrupted"]);
         let again = mark(&mut nexus, &events, false, MADE_AT, NOW + 1).unwrap();
         assert_eq!(again, Marked { epoch: NOW + EPOCH_MARGIN, ..Marked::default() });
+    }
+
+    #[test]
+    fn what_waited_for_its_project_is_not_run_again_by_itself() {
+        let wait = "INSERT INTO project_waits (event_seq, project, at) VALUES (5, 'p', 1)";
+        let count = "SELECT CAST(count(*) AS TEXT) FROM project_waits";
+        for (resume, left) in [(false, "0"), (true, "1")] {
+            let mut nexus = nexus();
+            nexus.execute(wait, []).unwrap();
+            mark(&mut nexus, &events(Vec::new()), resume, MADE_AT, NOW).unwrap();
+            assert_eq!(texts(&nexus, count), [left]);
+        }
     }
 
     #[test]

@@ -196,6 +196,9 @@ impl Page {
         }
         let replays: Vec<String> = trace["replays"].as_array().into_iter().flatten().map(name).collect();
         self.field("Replayed as", &replays.join(", "));
+        if trace["waits"].is_object() {
+            self.field("Waits for", &waits_for(&trace["waits"]));
+        }
         let request = &trace["request"];
         let is_bad = matches!(request["status"].as_str().and_then(Status::parse), Some(Status::Failed | Status::Expired));
         if is_bad && replays.is_empty() {
@@ -286,6 +289,14 @@ impl Page {
         for line in table::lines(&rows, &[], self.paint) {
             self.line(&format!("  {line}"));
         }
+    }
+}
+
+/// What an event waits for that is run again by itself, if that comes soon enough.
+fn waits_for(waits: &Value) -> String {
+    match waits["approval"].as_i64() {
+        Some(id) => format!("approval {id}; within a day `nexus project approve {id}` has it run again"),
+        None => "the configuration of its project, which has it run again within a day; see `nexus project show`".to_owned(),
     }
 }
 
@@ -437,6 +448,9 @@ Said before run_1 was interrupted
         assert!(text.contains("  Replayed as: req_2, a:1#replay:l\n") && !text.contains("Run again"), "{text}");
         trace["replay_of"] = json!({ "request_id": "req_0", "event_id": "a:1" });
         assert!(render(&trace, Paint::PLAIN, &TimeZone::UTC).contains("  Replay of: req_0\n"));
+        trace["waits"] = json!({ "for": "project_approval", "approval": 3 });
+        let text = render(&trace, Paint::PLAIN, &TimeZone::UTC);
+        assert!(text.contains("  Waits for: approval 3; within a day"), "{text}");
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! `nexus events replay` and `nexus trace retry`: a recorded event becomes a new one, and that a new
-//! request, which names the first. The old request keeps its end; access is decided anew.
+//! `nexus events replay`, `nexus trace retry`, and what waited for its project: a recorded event becomes a new one, and that
+//! a new request, which names the first. The old request keeps its end; access is decided anew.
 
 use super::control::Control;
 use crate::clock;
@@ -7,9 +7,10 @@ use crate::error_text::describe;
 use crate::http::control::{Refusal, Verbs};
 use crate::http::replay::{Replay, Replayed};
 use crate::ledger::events::{self, Disposition, StoredEvent, replay_id};
-use crate::ledger::nexus::request_id_of;
+use crate::ledger::nexus::{ForgetWaits, Wait, request_id_of};
 use crate::ledger::writer::WriteError;
 use crate::ledger::{ReadError, raise};
+use crate::nostr;
 use crate::query::Attempt;
 use crate::replies::End;
 use axum::http::StatusCode;
@@ -22,6 +23,9 @@ use std::time::Duration;
 const KEY_BYTES_MAX: usize = 64;
 /// How long the answer waits for the new request's id.
 const ADMISSION_WAIT: Duration = Duration::from_secs(5);
+/// Attempts at one event, whoever asked for them, after which it is not run again for having waited: something is wrong
+/// then with what it waits for.
+const ATTEMPTS_MAX: usize = 10;
 
 /// What is known before anything is written.
 struct Found {
@@ -67,6 +71,30 @@ pub(super) async fn replay(control: &Control, id: String, ask: Replay) -> Result
         "replay_of": found.event.first_id(), "new": !found.is_known,
     });
     Ok(Replayed { answer, parts })
+}
+
+/// Runs an event again that waited for its project. False when that was done already: by a person, or before a crash.
+pub(super) async fn take_up(control: &Control, wait: &Wait) -> Result<bool, Refusal> {
+    let key = format!("waited-{}", wait.event_seq);
+    let _one = control.replaying.lock().await;
+    let found = find(control, &wait.event_seq.to_string(), &key).await?;
+    let is_done = found.is_known || found.attempts.iter().any(|attempt| attempt.event_seq > wait.event_seq);
+    if !is_done && found.attempts.len() < ATTEMPTS_MAX {
+        write(control, &found, key).await?;
+        return Ok(true);
+    }
+    if !is_done {
+        tracing::warn!(event = found.event.first_id(), attempts = found.attempts.len(), "an event waited too often; it stays failed");
+    }
+    wait_no_more(control, vec![wait.event_seq]).await;
+    Ok(false)
+}
+
+/// These wait for their project no more, if they did.
+async fn wait_no_more(control: &Control, event_seqs: Vec<i64>) {
+    if let Err(error) = control.ledgers.nexus.writer.write(ForgetWaits { event_seqs }).await {
+        tracing::warn!(%error, "that an event waits for its project no more could not be written; it is seen by its replay");
+    }
 }
 
 /// Where the replay is in the ledger, and of one that is waited for and was answered before its end.
@@ -164,6 +192,10 @@ async fn write(control: &Control, found: &Found, key: String) -> Result<i64, Ref
         control.sinks.pending.raise(&AccountKey::new(&event.adapter, &event.event.account_id), 1);
     }
     raise(&control.sinks.committed, replayed.seq);
+    // The attempts before this one: it may itself have to wait. Only events of Nostr are of projects.
+    if !found.is_known && event.adapter == nostr::ADAPTER {
+        wait_no_more(control, found.attempts.iter().map(|attempt| attempt.event_seq).collect()).await;
+    }
     Ok(replayed.seq)
 }
 

@@ -8,7 +8,7 @@ use super::prologue::say;
 use super::ready::Ready;
 use super::shutdown::Running;
 use super::signals::Signals;
-use super::{Prologue, StartOptions, housekeeping, listen, projects, status};
+use super::{Prologue, StartOptions, housekeeping, listen, projects, status, waits};
 use crate::adapter::intake::Sinks;
 use crate::adapter::{Adapters, Shared};
 use crate::agent::acp::AcpAgents;
@@ -198,6 +198,8 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
         .push(watch_over.keep("housekeeping", &stop, move || {
             housekeeping::run(of_housekeeping.clone(), disk.clone(), data_dir.clone(), until.clone())
         }));
+    let (of_waits, until) = (control.clone(), stop.clone());
+    engine.tasks.push(watch_over.keep("project waits", &stop, move || waits::run(of_waits.clone(), until.clone())));
     let (of_plugins, until) = (control.plugins.clone(), stop.clone());
     engine.tasks.push(watch_over.keep("plugins", &stop, move || of_plugins.clone().watch_files(until.clone())));
     let (of_automations, until) = (engine.pipeline.automations.clone(), stop.clone());

@@ -162,6 +162,12 @@ pub(super) const NEXUS: &[Rule] = &[
         what: "approval(s) whose decision and its time don't fit together",
         sql: "SELECT project || ' ' || subject FROM approvals WHERE (decided_at IS NOT NULL) <> (status <> 'pending')",
     },
+    Rule {
+        check: Check::Records,
+        what: "event(s) that wait for their project without having failed",
+        sql: "SELECT w.event_seq || ' of ' || w.project FROM project_waits w
+                WHERE NOT EXISTS (SELECT 1 FROM nexus_requests q WHERE q.event_seq = w.event_seq AND q.status = 'failed')",
+    },
 ];
 
 /// What holds of `events.db`.
@@ -304,6 +310,7 @@ mod tests {
                 "INSERT INTO approvals (project, kind, subject, command, event_id, status, asked_at) VALUES ('c', 'mcp', 's', 'x', '', 'approved', 1)",
                 "its time don't fit together (c s)",
             ),
+            ("INSERT INTO project_waits (event_seq, project, at) VALUES (1, 'p', 1)", "without having failed (1 of p)"),
         ];
         for (sql, told) in cases {
             let broken = after(sql);

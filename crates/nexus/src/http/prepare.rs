@@ -3,11 +3,13 @@
 
 use super::Api;
 use super::control::{Answer, Refusal, answer, whole};
+use crate::clock;
 use crate::error_text::describe;
-use crate::ledger::nexus::{Approval, ProjectRow, approvals};
+use crate::ledger::nexus::{Approval, ProjectRow, approvals, waits, waits_by_approval};
 use crate::project::coordinate::Coordinate;
 use crate::project::definition::Definition;
 use crate::project::prepare::{Ask, PrepareError, Prepared, Preparer, Progress};
+use crate::project::waits::{Sorted, sorted};
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::Response;
@@ -104,7 +106,9 @@ async fn show(State(api): State<Api>, Path(name): Path<String>) -> Response {
 
 /// With what its process is doing, which no ledger knows.
 async fn show_whole(api: &Api, name: &str) -> Answer {
-    let mut shown = look(&api.daemon.preparer(), name).await?;
+    let preparer = api.daemon.preparer();
+    let mut shown = look(&preparer, name).await?;
+    shown["waiting"] = waiting(&preparer, &shown["project"]["coordinate"]).await?;
     let all = api.daemon.projects().await;
     let is_it = |one: &&Value| one["id"] == shown["project"]["coordinate"];
     if let Some(one) = all["projects"].as_array().into_iter().flatten().find(is_it) {
@@ -113,6 +117,15 @@ async fn show_whole(api: &Api, name: &str) -> Answer {
         }
     }
     Ok(shown)
+}
+
+/// How many events wait for the project, and how many have waited for too long.
+async fn waiting(preparer: &Preparer, coordinate: &Value) -> Answer {
+    let project = coordinate.as_str().unwrap_or_default().to_owned();
+    let all = preparer.ledgers().nexus.readers.read(move |connection| waits(connection, &project)).await;
+    let now = clock::wall_ms();
+    let Sorted { taken, left } = sorted(all.map_err(|error| refused(error.into()))?, |at| at < now);
+    Ok(json!({ "events": taken.len(), "left": left.len() }))
 }
 
 async fn look(preparer: &Preparer, name: &str) -> Answer {
@@ -155,8 +168,20 @@ async fn of_project(preparer: &Preparer, project: Option<String>) -> Result<Vec<
 }
 
 async fn list(State(api): State<Api>) -> Response {
-    let listed = of_project(&api.daemon.preparer(), None).await;
-    answer(listed.map(|approvals| json!({ "approvals": approvals })))
+    answer(listed(&api.daemon.preparer()).await)
+}
+
+/// Each with how many events wait for it.
+async fn listed(preparer: &Preparer) -> Answer {
+    let asked = of_project(preparer, None).await?;
+    let waiting = preparer.ledgers().nexus.readers.read(waits_by_approval).await.map_err(|error| refused(error.into()))?;
+    let told = asked.iter().map(|one| {
+        let events = waiting.iter().find(|(id, _)| *id == one.id).map_or(0, |(_, events)| *events);
+        let mut told = json!(one);
+        told["waiting"] = events.into();
+        told
+    });
+    Ok(json!({ "approvals": told.collect::<Vec<Value>>() }))
 }
 
 async fn decide(State(api): State<Api>, Path(id): Path<i64>, Json(decision): Json<Decision>) -> Response {

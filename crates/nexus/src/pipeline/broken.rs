@@ -103,6 +103,7 @@ impl Pipeline {
             turn_json: None,
             deliveries: recovery::note(request, adapter, Some(run_id.clone())).into_iter().collect(),
             stream: None,
+            wait: None,
             trace: super::trace_json(request),
             at: clock::wall_ms(),
             epoch: self.epoch,

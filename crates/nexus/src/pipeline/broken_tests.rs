@@ -218,6 +218,7 @@ async fn one_that_had_its_end_keeps_it() {
         turn_json: None,
         deliveries: Vec::new(),
         stream: None,
+        wait: None,
         trace: "{}".to_owned(),
         at: 2,
         epoch: EPOCH,

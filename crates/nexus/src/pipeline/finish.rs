@@ -4,10 +4,11 @@ use super::outlet::Left;
 use super::run::{Seen, Work};
 use super::steering::Held;
 use super::{Exit, Pipeline, Prepared, trace_json, trace_value};
+use crate::agent::project::ProjectTurn;
 use crate::agent::{AgentError, Finished, StopReason, Usage};
 use crate::clock;
 use crate::ledger::agents::{ToolCall, TurnRecord, turn_id};
-use crate::ledger::nexus::{FellowEnd, FinishRun, NewDelivery, SaveTrace};
+use crate::ledger::nexus::{Awaited, FellowEnd, FinishRun, NewDelivery, NewWait, SaveTrace};
 use crate::live::End;
 use crate::plugin::HookExit;
 use crate::routes::Route;
@@ -41,6 +42,8 @@ struct Verdict {
     /// Why there is no (whole) answer. Delivered only: no later turn is to read it as the agent's words.
     notice: Option<String>,
     error: Option<String>,
+    /// What its project waits for, where it failed for nothing else.
+    awaits: Option<Awaited>,
 }
 
 impl Verdict {
@@ -78,6 +81,11 @@ impl Verdict {
 
     fn is_aborted(&self) -> bool {
         self.error.is_none() && self.finished.stop_reason == StopReason::Aborted
+    }
+
+    fn wait(&self, request: &NexusRequest) -> Option<NewWait> {
+        let (awaited, asked) = self.awaits.zip(ProjectTurn::of(request))?;
+        Some(NewWait { project: asked.coordinate.to_string(), awaited })
     }
 
     fn reason(&self) -> Option<String> {
@@ -123,6 +131,7 @@ impl Pipeline {
             turn_json: serde_json::to_string(&turn).ok(),
             deliveries: deliveries.clone(),
             stream: left.stream_text(&end),
+            wait: verdict.wait(&prepared.request),
             trace: trace_json(&prepared.request),
             at: clock::wall_ms(),
             epoch: self.epoch,
@@ -363,16 +372,23 @@ fn judge(work: Work, heard: &str, request_id: &str) -> Verdict {
         finished: Finished { content, usage: Usage::default(), stop_reason, model: None, provider: None },
         notice,
         error: Some(error),
+        awaits: None,
     };
     match work {
         Work::Finished(finished) => match unanswered(&finished) {
-            None => Verdict { finished, notice: None, error: None },
-            Some(why) => Verdict { finished, notice: Some(sorry("The agent gave no answer.")), error: Some(why.to_owned()) },
+            None => Verdict { finished, notice: None, error: None, awaits: None },
+            Some(why) => Verdict { finished, notice: Some(sorry("The agent gave no answer.")), error: Some(why.to_owned()), awaits: None },
         },
         Work::Failed(AgentError::Exhausted { problem, partial, .. }) => failed(partial, Some(problem.clone()), StopReason::Error, problem),
         Work::Failed(error) => {
-            let notice = sorry("The agent failed; this message was not answered.");
-            failed(error.partial().to_owned(), Some(notice), StopReason::Error, crate::error_text::describe(&error))
+            let awaits = error.awaits();
+            let notice = sorry(match awaits {
+                None => "The agent failed; this message was not answered.",
+                Some(Awaited::Approval(_)) => "This waits for an approval of whoever runs the project, and is answered after that.",
+                Some(Awaited::Configuration) => "This waits until the project is configured, and is answered after that.",
+            });
+            let verdict = failed(error.partial().to_owned(), Some(notice), StopReason::Error, crate::error_text::describe(&error));
+            Verdict { awaits, ..verdict }
         }
         Work::TimedOut => {
             let notice = sorry("The agent took too long and was stopped.");
@@ -399,7 +415,7 @@ fn unanswered(finished: &Finished) -> Option<&'static str> {
 fn withheld(error: String, request_id: &str, usage: Usage) -> Verdict {
     let notice = format!("The answer was held back (see `nexus trace show {request_id}`)");
     let finished = Finished { content: String::new(), usage, stop_reason: StopReason::Error, model: None, provider: None };
-    Verdict { finished, notice: Some(notice), error: Some(error) }
+    Verdict { finished, notice: Some(notice), error: Some(error), awaits: None }
 }
 
 pub(super) fn turn_record(

@@ -95,6 +95,7 @@ impl Place {
             turn_json: None,
             deliveries,
             stream: None,
+            wait: None,
             trace: "{}".to_owned(),
             at: 1,
             epoch: EPOCH,

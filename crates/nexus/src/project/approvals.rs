@@ -27,6 +27,11 @@ impl Answers {
     pub fn denies(&self, wish: &Wish) -> bool {
         self.0.iter().any(|one| one.status == "denied" && one.is_for(wish))
     }
+
+    /// The number under which it was asked for.
+    pub fn id_of(&self, wish: &Wish) -> Option<i64> {
+        self.0.iter().find(|one| one.is_for(wish)).map(|one| one.id)
+    }
 }
 
 /// A host that a repository is to be cloned from. It is asked for once per project: a later definition may name another
@@ -34,6 +39,12 @@ impl Answers {
 pub fn of_host(host: &str, port: u16, trusted: bool) -> Wish {
     let subject = host.to_owned();
     Wish { kind: ApprovalKind::Host, subject, command: format!("git clone from {host}:{port}"), event_id: String::new(), trusted }
+}
+
+/// The port of what [`of_host`] asked for; `None` for what asks for something else.
+pub fn port_of_host(asked: &Approval) -> Option<u16> {
+    let (_, port) = asked.command.rsplit_once(':').filter(|_| asked.kind == ApprovalKind::Host)?;
+    port.parse().ok()
 }
 
 /// A server's program, as its definition has it.
@@ -128,6 +139,15 @@ mod tests {
         let env = BTreeMap::from([("LD_PRELOAD".to_owned(), "/x".to_owned())]);
         assert!(!same(&ServerFile { env, ..server(&["a b"]) }));
         assert!(!same(&ServerFile { event_id: "e2".into(), ..server(&["a b"]) }));
+    }
+
+    #[test]
+    fn an_approval_of_a_host_tells_its_port() {
+        let Wish { kind, subject, command, event_id, .. } = of_host("::1", 8443, false);
+        let (status, project) = ("pending".to_owned(), "p".to_owned());
+        let asked = Approval { id: 1, project, kind, subject, command, event_id, status, asked_at: 1, decided_at: None };
+        assert_eq!(port_of_host(&asked), Some(8443));
+        assert_eq!(port_of_host(&Approval { kind: ApprovalKind::Mcp, ..asked }), None);
     }
 
     #[test]

@@ -146,7 +146,7 @@ fn is_user(user: &str) -> bool {
 }
 
 /// Whether a host may be used, and if so whether it is named, not only let in by a `*`.
-fn allowed(host: &str, port: u16, rules: &[String]) -> Option<bool> {
+pub(super) fn allowed(host: &str, port: u16, rules: &[String]) -> Option<bool> {
     let fits = |rule: &&String| {
         let (pattern, wanted) = match rule.rsplit_once(':') {
             Some((pattern, digits))

@@ -4,6 +4,7 @@
 use super::protocol::{self, Complete, Down, EventFrame, Publish};
 use super::session::{Heard, Listening, Session};
 use crate::agent::{Finished, Output, Sink, StopReason, ToolStatus, emit, taken};
+use crate::ledger::nexus::Awaited;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -23,15 +24,17 @@ pub(super) struct Fault {
     pub(super) retryable: bool,
     /// The process still works on the event, or may: it is of no use for another one.
     pub(super) leaves_work: bool,
+    /// The event would have been handed over, did the project not wait for this.
+    pub(super) awaits: Option<Awaited>,
 }
 
 impl Fault {
     pub(super) fn last(problem: impl Into<String>) -> Self {
-        Self { problem: problem.into(), retryable: false, leaves_work: false }
+        Self { problem: problem.into(), retryable: false, leaves_work: false, awaits: None }
     }
 
     pub(super) fn passing(problem: impl Into<String>) -> Self {
-        Self { problem: problem.into(), retryable: true, leaves_work: false }
+        Self { retryable: true, ..Self::last(problem) }
     }
 
     fn leaving_work(self) -> Self {

@@ -244,8 +244,8 @@ impl Projects {
         self.reconsider().await;
     }
 
-    /// What lacked something by the old configuration is looked at once more, not only with its next event.
-    async fn reconsider(&self) {
+    /// What lacked something when it was looked at last is looked at once more, not only with its next event.
+    pub async fn reconsider(&self) {
         let rows = self.rows().await.unwrap_or_else(|error| {
             tracing::warn!(%error, "projects can't be read; what they lack is looked at with their next events");
             Vec::new()

@@ -31,14 +31,14 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     if wanted.is_empty() {
         note("nothing waits for an approval");
     }
-    let rows: Vec<[Cell; 5]> = wanted.into_iter().map(row).collect();
+    let rows: Vec<[Cell; 6]> = wanted.into_iter().map(row).collect();
     for line in table::lines(&rows, &[], out.paint) {
         out.line(&line)?;
     }
     Ok(Exit::Done)
 }
 
-fn row(one: &Value) -> [Cell; 5] {
+fn row(one: &Value) -> [Cell; 6] {
     let text = |key: &str| one[key].as_str().unwrap_or("-");
     let color = match text("status") {
         "approved" => Color::Green,
@@ -47,11 +47,13 @@ fn row(one: &Value) -> [Cell; 5] {
     };
     // The identifier is what people know it by.
     let project = text("project").splitn(3, ':').nth(2).unwrap_or("-");
+    let waiting = one["waiting"].as_u64().filter(|events| *events > 0).map(|events| format!("{events} waiting")).unwrap_or_default();
     [
         Cell::new(one["id"].to_string()),
         Cell::colored(text("status"), color),
         Cell::new(one_line(project, PROJECT_CHARS_MAX)),
         Cell::new(format!("{} {}", text("kind"), text("subject"))),
+        Cell::new(waiting),
         Cell::new(one_line(text("command"), COMMAND_CHARS_MAX)),
     ]
 }

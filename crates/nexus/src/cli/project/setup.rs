@@ -10,7 +10,7 @@ use crate::credential::write_private;
 use crate::daemon::Paths;
 use crate::project::coordinate::Coordinate;
 use anyhow::Context;
-use nexus_core::config::Provider;
+use nexus_core::config::{Provider, Runner};
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 use serde_json::{Map, Value, json};
@@ -91,9 +91,18 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     }
 }
 
+/// Whether there is such an agent, and it can do what it is chosen for.
 fn check_known(agents: &Map<String, Value>, before: &Before, name: &str) -> Result<(), Failure> {
-    let is_known = agents.contains_key(name) || before.loaded.config.agents.named.contains_key(name);
-    if is_known { Ok(()) } else { Err(Failure::not_found(format!("no agent `{name}` is configured; name one of `agents` in nex.yaml"))) }
+    let configured = before.loaded.config.agents.named.get(name);
+    let changed = agents.get(name);
+    if configured.is_none() && changed.is_none() {
+        return Err(Failure::not_found(format!("no agent `{name}` is configured; name one of `agents` in nex.yaml")));
+    }
+    let word = changed.and_then(|agent| agent["runner"].as_str()).or(configured.map(|agent| agent.runner.as_str()));
+    if word == Some(Runner::Acp.as_str()) {
+        return Err(Failure::new(Exit::Usage, format!("agent `{name}` has `runner: acp`, which does no turns of projects; name another")));
+    }
+    Ok(())
 }
 
 /// A project is known by its address, or to the running daemon by its other names.

@@ -62,6 +62,15 @@ fn tell(shown: &Value, out: Out) -> anyhow::Result<()> {
             out.line(&out.paint.apply(Color::Yellow, &format!("  {title}: {}", text(one))))?;
         }
     }
+    let count = |key: &str| shown["waiting"][key].as_u64().unwrap_or(0);
+    let (events, left) = (count("events"), count("left"));
+    if events > 0 {
+        out.line(&out.paint.apply(Color::Yellow, &format!("  {events} event(s) wait until it is ready, and are run again then")))?;
+    }
+    if left > 0 {
+        let why = "waited too long or are too many, and stay failed; `nexus trace retry` runs one again";
+        out.line(&out.paint.apply(Color::Yellow, &format!("  {left} event(s) {why}")))?;
+    }
     let pending = shown["approvals"].as_array().into_iter().flatten().filter(|one| one["status"] == "pending").count();
     if pending > 0 {
         out.line(&out.paint.apply(Color::Yellow, &format!("  {pending} wait(s) for your approval; see `nexus project approvals`")))?;

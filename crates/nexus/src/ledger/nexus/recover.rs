@@ -252,6 +252,7 @@ mod tests {
             turn_json: None,
             deliveries: Vec::new(),
             stream: None,
+            wait: None,
             trace: "{}".to_owned(),
             at: 3,
             epoch,

@@ -3,6 +3,7 @@
 use super::audit::Audit;
 use super::deliveries::NewDelivery;
 use super::speak::StreamText;
+use super::waits::NewWait;
 use super::{Claim, counter, next};
 use crate::ledger::writer::Weight;
 use nexus_core::request::Status;
@@ -261,6 +262,8 @@ pub struct FinishRun {
     pub deliveries: Vec<NewDelivery>,
     /// What its stream has said; that delivery is on its way already.
     pub stream: Option<StreamText>,
+    /// What its project waits for, where it failed for nothing else.
+    pub wait: Option<NewWait>,
     pub trace: String,
     pub at: i64,
     pub epoch: i64,
@@ -296,6 +299,10 @@ impl FinishRun {
         }
         for delivery in &self.deliveries {
             delivery.insert(connection, self.epoch)?;
+        }
+        if let Some(wait) = &self.wait {
+            let seqs = self.fellows.iter().map(|fellow| fellow.event_seq).chain([self.event_seq]);
+            wait.insert(connection, seqs, self.at)?;
         }
         Ok(Some(seq))
     }

@@ -1,6 +1,7 @@
 //! Why a project could not be prepared, and whether trying again can help.
 
 use crate::ledger::ReadError;
+use crate::ledger::nexus::Awaited;
 use crate::ledger::writer::WriteError;
 use crate::nostr::{FetchError, KeyError};
 use crate::project::definition::DefinitionError;
@@ -37,7 +38,7 @@ pub enum PrepareError {
     #[error("{}", crate::unknown::project(.name))]
     Unknown { name: String },
     #[error("the host `{host}` awaits approval; see `nexus project approvals`")]
-    HostAwaits { host: String },
+    HostAwaits { host: String, approval: Option<i64> },
     #[error("the host `{host}` was denied; `nexus project approve` changes that")]
     HostDenied { host: String },
     #[error("`{}` can't become the project's directory: {reason}", .path.display())]
@@ -85,6 +86,11 @@ impl PrepareError {
             | Self::Secret(_)
             | Self::Key(_) => false,
         }
+    }
+
+    /// What it waits for, where nothing else is in the way.
+    pub fn awaits(&self) -> Option<Awaited> {
+        if let Self::HostAwaits { approval, .. } = self { approval.map(Awaited::Approval) } else { None }
     }
 
     /// For `map_err` of the file system.

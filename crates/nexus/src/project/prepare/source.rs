@@ -5,13 +5,13 @@ use super::error::PrepareError;
 use super::progress::Progress;
 use super::stage::Stage;
 use super::{Preparer, Settings};
-use crate::ledger::nexus::ApprovalKind;
+use crate::ledger::nexus::{Approval, ApprovalKind};
 use crate::project::approvals;
 use crate::project::coordinate::Coordinate;
 use crate::project::definition::{Definition, clone_addresses};
 use crate::project::files::{ProjectConfig, TENEX, Tenex, ignore_tenex};
 use crate::project::git::Git;
-use crate::project::remote::Remote;
+use crate::project::remote::{Remote, allowed};
 use serde_json::Map;
 use std::fs;
 use std::path::Path;
@@ -96,8 +96,16 @@ impl Preparer {
         if answers.allows(&wish) {
             return Ok(remote);
         }
-        let host = remote.host;
-        Err(if answers.denies(&wish) { PrepareError::HostDenied { host } } else { PrepareError::HostAwaits { host } })
+        let (host, approval) = (remote.host, answers.id_of(&wish));
+        Err(if answers.denies(&wish) { PrepareError::HostDenied { host } } else { PrepareError::HostAwaits { host, approval } })
+    }
+
+    /// Whether the configuration says by now what this approval of a host was asked for: nobody is asked any more then.
+    pub(in crate::project) fn is_host_allowed(&self, asked: &Approval) -> bool {
+        let settings = self.settings();
+        let trusted = Coordinate::parse(&asked.project).is_ok_and(|project| self.trusts(&settings, &project.pubkey));
+        let named = |port: u16| allowed(&asked.subject, port, &settings.projects.git.allow_hosts) == Some(true);
+        trusted || approvals::port_of_host(asked).is_some_and(named)
     }
 }
 
