@@ -162,12 +162,14 @@ impl Pipeline {
             Ok(None) => {
                 tracing::error!(run_id, "the run was settled by somebody else; its answer is not delivered");
             }
-            Err(error) => {
-                tracing::error!(run_id, %error, "the end of a run could not be written; the next start decides by on_interrupted");
-                self.plugins.failed(&prepared.request, Stage::Finalize, &error.to_string());
-                self.unsettled.leave(&prepared.conversation(), prepared.request.event_seq);
-            }
+            Err(error) => self.leave_unsettled(&prepared, &run_id, &error.to_string()),
         }
+    }
+
+    fn leave_unsettled(&self, prepared: &Prepared, run_id: &str, error: &str) {
+        tracing::error!(run_id, error, "the end of a run could not be written; the next start decides by on_interrupted");
+        self.plugins.failed(&prepared.request, Stage::Finalize, error);
+        self.unsettled.leave(&prepared.conversation(), prepared.request.event_seq);
     }
 
     /// What plugins make of the agent's words before anybody gets them. One that must not fail and does
