@@ -358,8 +358,15 @@ impl Nostr {
 /// # Errors
 /// Why not.
 pub fn holds(request: &NexusRequest) -> Result<(), String> {
-    let tags = request.event.metadata.get(ADAPTER).filter(|_| request.adapter == ADAPTER).map(|event| event["tags"].clone());
-    let tags: Vec<Vec<String>> = tags.and_then(|tags| serde_json::from_value(tags).ok()).unwrap_or_default();
+    let event = request.event.metadata.get(ADAPTER).filter(|_| request.adapter == ADAPTER);
+    let tags = event.and_then(|event| event["tags"].as_array());
+    let expiration = tags.and_then(|tags| tags.iter().find(|tag| tag[0] == "expiration")).and_then(|tag| tag[1].as_str());
     let now_s = u64::try_from(clock::wall_ms() / 1000).unwrap_or(0);
-    if sort::is_over(&tags, now_s) { Err("its `expiration` has passed (NIP-40)".to_owned()) } else { Ok(()) }
+    if sort::is_past(expiration, now_s) { Err("its `expiration` has passed (NIP-40)".to_owned()) } else { Ok(()) }
+}
+
+/// Author and id of the event of Nostr that a request came as.
+pub(crate) fn origin(request: &NexusRequest) -> Option<(String, String)> {
+    let event = request.event.metadata.get(ADAPTER).filter(|_| request.adapter == ADAPTER)?;
+    Some((event["pubkey"].as_str()?.to_owned(), event["id"].as_str()?.to_owned()))
 }

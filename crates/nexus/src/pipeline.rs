@@ -24,6 +24,7 @@ pub mod spending;
 mod steering;
 mod told;
 pub mod unsettled;
+mod withdrawn;
 
 use crate::agent::Runner;
 use crate::agent::questions::Questions;
@@ -290,7 +291,7 @@ impl Pipeline {
         budget: &mut Budget,
     ) -> Result<Principal, Exit> {
         self.stage(request, Stage::ReceiveEvent, budget, async |request| {
-            crate::nostr::holds(request).map_err(Exit::Expired)?;
+            self.ask_whether_it_holds(request).await?;
             self.ask_breaker_of_returns(request, adapter)
         })
         .await?;

@@ -6,11 +6,12 @@ mod common;
 mod relays;
 mod scripted;
 
-use common::{Daemon, config, eventually, find};
+use common::{Daemon, config, eventually, find, json_lines};
 use relays::{Key, id, is_verified, now_s};
 use rusqlite::{Connection, params};
 use scripted::Scripted;
 use serde_json::{Value, json};
+use std::fs;
 
 /// A configuration that listens to these relays and heeds these keys.
 fn heeding(relays: &[&Scripted], keys: &[&Key]) -> Value {
@@ -371,6 +372,37 @@ fn an_agent_that_was_deleted_is_not_fetched_again() {
     assert_eq!(agents, [&json!("stays")], "{prepared}");
     let asked = relay.state().of("REQ");
     assert!(asked.iter().any(|request| request[2]["ids"] == json!([id(&goes)])), "the relay was asked, and had it");
+}
+
+#[test]
+fn what_its_author_deletes_before_it_is_begun_is_not_done() {
+    let (relay, ann, bob) = (Scripted::start(), Key::new(1), Key::new(2));
+    let mut daemon = Daemon::new();
+    let (told, gate) = (daemon.file("told"), daemon.file("gate"));
+    let script = format!("cat >> {told}; until test -e {gate}; do sleep 0.1; done; echo done");
+    let mut all = heeding(&[&relay], &[&ann, &bob]);
+    all["agents"] = json!({ "default": "waits", "waits": { "runner": "command", "command": format!("sh -c '{script}'") } });
+    daemon.configure(&all);
+    daemon.launch();
+    live(&daemon, &relay);
+    let own = own(&daemon);
+    let [first, second, third] = ["first", "second", "third"].map(|text| ann.sign(1, &[&["p", &own]], text));
+    relay.add(&first);
+    eventually("the agent is called", || json_lines(&told).len() == 1);
+    relay.add(&second);
+    relay.add(&third);
+    let waiting = "SELECT count(*) FROM nexus_requests WHERE status = 'waiting'";
+    eventually("the others wait for their turn", || daemon.count("nexus", waiting) == 2);
+    relay.add(&bob.sign(5, &[&["e", id(&third)]], "not mine"));
+    relay.add(&ann.sign(5, &[&["e", id(&first)], &["e", id(&second)]], "never mind"));
+    eventually("the deletions are known", || daemon.count("nexus", "SELECT count(*) FROM nostr_events WHERE kind = 5") == 2);
+    fs::write(&gate, "").unwrap();
+    eventually("each has its end", || daemon.terminal() == 3);
+    assert_eq!((daemon.ended("completed"), daemon.ended("expired")), (2, 1), "what has begun goes on");
+    let asked: Vec<Value> = json_lines(&told).iter().map(|turn| turn["message"]["content"].clone()).collect();
+    assert_eq!(asked, ["first", "third"]);
+    let reasons = daemon.texts("nexus", "SELECT reason FROM nexus_requests WHERE status = 'expired'");
+    assert!(reasons[0].contains("NIP-09"), "{reasons:?}");
 }
 
 #[test]

@@ -127,6 +127,15 @@ impl<'a> Outline<'a> {
     }
 }
 
+/// The time that an event claims, whatever else is wrong with it. In Unix seconds.
+pub(crate) fn created_at(raw: &RawValue) -> Option<u64> {
+    #[derive(Deserialize)]
+    struct Dated {
+        created_at: u64,
+    }
+    serde_json::from_str::<Dated>(raw.get()).ok().map(|dated| dated.created_at)
+}
+
 /// Whether a text is that many lowercase hexadecimal digits. Libraries read other things as keys too.
 pub(crate) fn is_hex(text: &str, digits: usize) -> bool {
     text.len() == digits && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
@@ -226,6 +235,15 @@ mod tests {
         ];
         for case in cases {
             assert!(!outline(&case), "{case}");
+        }
+    }
+
+    #[test]
+    fn a_time_is_read_of_what_is_no_event() {
+        let at = |json: &str| created_at(serde_json::from_str(json).unwrap());
+        assert_eq!(at(r#"{"created_at":7,"tags":1,"content":[null]}"#), Some(7));
+        for none in [r#"{"created_at":-1}"#, r#"{"created_at":"7"}"#, r#"{"created_at":7,"created_at":1}"#, "{}", "7"] {
+            assert_eq!(at(none), None, "{none}");
         }
     }
 

@@ -27,8 +27,12 @@ impl Filter {
     pub(crate) fn fits(&self, outline: &Outline<'_>) -> bool {
         self.ids.as_ref().is_none_or(|ids| ids.contains(&*outline.id))
             && self.kinds.as_ref().is_none_or(|kinds| kinds.contains(&outline.kind))
-            && self.since.is_none_or(|since| outline.created_at >= since)
-            && self.until.is_none_or(|until| outline.created_at <= until)
+            && self.spans(outline.created_at)
+    }
+
+    /// Whether a time, in Unix seconds, is within what was asked for.
+    pub(crate) fn spans(&self, created_at: u64) -> bool {
+        self.since.is_none_or(|since| created_at >= since) && self.until.is_none_or(|until| created_at <= until)
     }
 
     /// Whether its author was asked for.

@@ -85,6 +85,8 @@ pub(crate) enum Input {
     Ok { id: String, accepted: bool },
     /// An event that a subscription asked for, whether or not it is known.
     Event { sub: String, created_at: u64 },
+    /// An event under a subscription's id that is good for nothing, with the time that it claims where that can be read.
+    Refused { sub: String, created_at: Option<u64> },
     /// All that was stored of a subscription has come.
     Eose(String),
     /// The relay ended a subscription.
@@ -269,6 +271,7 @@ impl Machine {
             }
             Input::Ok { id, accepted } => self.answered(now, &id, accepted, &mut actions),
             Input::Event { sub, created_at } => self.subs.event(&sub, created_at),
+            Input::Refused { sub, created_at } => self.subs.refused_event(&sub, created_at),
             Input::Eose(id) => self.eose(now, &id, &mut actions),
             Input::Closed { sub, message } => self.closed(now, &sub, &message, &mut actions),
             Input::Refresh => {

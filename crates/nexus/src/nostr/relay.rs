@@ -1,11 +1,12 @@
 //! One relay: a task that owns its connection and does what the machine says. What becomes of its events, `take` says;
-//! what is asked of it, `commands`.
+//! what is asked of it, `commands`; what goes on while the inbox is full, `waiting`.
 
 mod asked;
 mod commands;
 mod held;
 mod socket;
 mod take;
+mod waiting;
 
 use super::codec::{self, FromRelay};
 use super::filter::Filter;
@@ -26,7 +27,9 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedMutexGuard, mpsc, oneshot, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use waiting::{Aside, hear};
 
 /// The kind of a proof who we are (NIP-42).
 const PROOF_KIND: u16 = 22_242;
@@ -36,7 +39,7 @@ const PAGE_EVENTS: u32 = 500;
 const FETCH_MS: u64 = 10_000;
 const OK_MS: u64 = 15_000;
 /// Longest sleep: clocks are looked at again after it.
-const NAP_MS_MAX: u64 = 60_000;
+const NAP_MAX: Duration = Duration::from_secs(60);
 
 /// What a relay is told to do.
 #[derive(Debug)]
@@ -81,15 +84,21 @@ pub(crate) struct Parts {
 struct Relay {
     parts: Parts,
     wanted: Arc<Wanted>,
+    commands: OwnedMutexGuard<mpsc::Receiver<Command>>,
     door: Door,
     machine: Machine,
     socket: Option<Socket>,
+    /// Read, and not looked at yet.
+    aside: Aside,
+    /// The loss of the connection, of which the machine doesn't know yet.
+    lost: Option<Input>,
     budget: Budget,
-    /// Time in which nothing could be read.
+    /// Time in which nothing could be handed on, and since when that is so again.
     blocked: Duration,
+    waits_since: Option<Instant>,
     asked: Asked,
     held: Held,
-    /// Events that the relay was sent, with the time (monotonic ms) until which it may answer.
+    /// Events that the relay was sent, with the time (by [`clock::mono_ms`]) until which it may answer.
     awaiting: HashMap<String, u64>,
     before: State,
     stop: CancellationToken,
@@ -97,18 +106,22 @@ struct Relay {
 
 /// Serves one relay until `stop`.
 pub(crate) async fn run(parts: Parts, stop: CancellationToken) {
-    let mut commands = parts.commands.clone().lock_owned().await;
+    let commands = parts.commands.clone().lock_owned().await;
     let seed = u64::from_le_bytes(ulid::Ulid::generate().to_bytes()[8..].try_into().unwrap_or_default());
     let mut wanted = parts.wanted.clone();
     let mut generation = parts.inner.inbox.generation.subscribe();
     let first = wanted.borrow_and_update().clone();
     let mut relay = Relay {
         wanted: first,
+        commands,
         door: parts.inner.inbox.door(),
         machine: Machine::new(parts.consent, seed, now(Duration::ZERO)),
         socket: None,
+        aside: Aside::default(),
+        lost: None,
         budget: Budget::default(),
         blocked: Duration::ZERO,
+        waits_since: None,
         asked: Asked::default(),
         held: Held::default(),
         awaiting: HashMap::new(),
@@ -117,9 +130,7 @@ pub(crate) async fn run(parts: Parts, stop: CancellationToken) {
         parts,
     };
     relay.step(Input::Wanted(relay.ids())).await;
-    loop {
-        crate::torture::point("task.nostr relay");
-        let Some(input) = relay.next(&mut commands, &mut wanted, &mut generation).await else { break };
+    while let Some(input) = relay.next(&mut wanted, &mut generation).await {
         relay.step(input).await;
     }
     relay.hang_up("the daemon is stopping or the relay is not wanted any more", true).await;
@@ -133,49 +144,59 @@ fn now(blocked: Duration) -> Now {
 
 impl Relay {
     fn now(&self) -> Now {
-        now(self.blocked)
+        now(self.blocked + self.waits_since.map_or(Duration::ZERO, |since| since.elapsed()))
     }
 
     fn ids(&self) -> Vec<String> {
         self.wanted.subscriptions.iter().map(|one| one.id.clone()).collect()
     }
 
-    /// What happens next; `None` when it is over.
-    async fn next(
-        &mut self,
-        commands: &mut OwnedMutexGuard<mpsc::Receiver<Command>>,
-        wanted: &mut watch::Receiver<Arc<Wanted>>,
-        generation: &mut watch::Receiver<u64>,
-    ) -> Option<Input> {
-        let nap = self.nap();
-        tokio::select! {
-            () = self.stop.cancelled() => None,
-            changed = wanted.changed() => {
-                changed.ok()?;
-                self.wanted = wanted.borrow_and_update().clone();
-                Some(Input::Wanted(self.ids()))
+    /// What happens next that the machine has to know; `None` when it is over.
+    async fn next(&mut self, wanted: &mut watch::Receiver<Arc<Wanted>>, generation: &mut watch::Receiver<u64>) -> Option<Input> {
+        loop {
+            crate::torture::point("task.nostr relay");
+            if let Some(lost) = self.lost.take() {
+                return Some(lost);
             }
-            changed = generation.changed() => changed.ok().map(|()| Input::Refresh),
-            heard = socket::hear(&mut self.socket) => Some(self.heard(heard).await),
-            command = commands.recv() => {
-                self.told(command?).await;
-                Some(Input::Tick)
-            }
-            () = tokio::time::sleep(nap) => {
-                self.give_up_late().await;
-                Some(Input::Tick)
+            let Some(nap) = self.nap() else { return Some(self.give_up_late().await.unwrap_or(Input::Tick)) };
+            tokio::select! {
+                () = self.stop.cancelled() => return None,
+                changed = wanted.changed() => {
+                    changed.ok()?;
+                    self.wanted = wanted.borrow_and_update().clone();
+                    return Some(Input::Wanted(self.ids()));
+                }
+                changed = generation.changed() => return changed.ok().map(|()| Input::Refresh),
+                heard = hear(&mut self.aside, &mut self.socket) => {
+                    if let Some(input) = self.heard(heard).await {
+                        return Some(input);
+                    }
+                }
+                command = self.commands.recv() => return Some(self.obey(command?).await.unwrap_or(Input::Tick)),
+                () = tokio::time::sleep(nap) => {}
             }
         }
     }
 
-    fn nap(&self) -> Duration {
-        let now = self.now().mono_ms;
-        let fetches = self.asked.deadline();
-        let all = self.machine.deadline().into_iter().chain(fetches).chain(self.held.late_at_ms());
-        let all = all.chain(self.awaiting.values().copied().min());
-        let wait_ms = all.min().map_or(NAP_MS_MAX, |at| at.saturating_sub(now));
-        // The machine's clock has milliseconds: one earlier would only be called for nothing.
-        Duration::from_millis(wait_ms.min(NAP_MS_MAX) + 1)
+    /// How long nothing has to be done by itself; `None` when something has to be now.
+    fn nap(&self) -> Option<Duration> {
+        let due = self.machine.deadline().into_iter().chain(self.held.late_at_ms()).min();
+        let now_ms = self.now().mono_ms;
+        let until = |due: u64| due.checked_sub(now_ms).filter(|wait_ms| *wait_ms > 0).map(Duration::from_millis);
+        let nap = match due {
+            Some(due) => until(due)?,
+            None => NAP_MAX,
+        };
+        let answers = self.nap_for_answers();
+        // Clocks have milliseconds: one earlier would only be called for nothing.
+        (!answers.is_zero()).then(|| nap.min(answers).min(NAP_MAX) + Duration::from_millis(1))
+    }
+
+    /// How long what the relay was sent or asked may still be without its answer. Who waits for that does so whether or
+    /// not we can read, so it goes by our own clock.
+    fn nap_for_answers(&self) -> Duration {
+        let due = self.asked.deadline().into_iter().chain(self.awaiting.values().copied()).min();
+        due.map_or(NAP_MAX, |due| Duration::from_millis(due.saturating_sub(clock::mono_ms())))
     }
 
     /// Tells the machine, and does what it says until it has nothing more to say.
@@ -248,6 +269,7 @@ impl Relay {
     /// Ends the connection, with a good-bye unless it is broken anyway.
     async fn hang_up(&mut self, why: &str, politely: bool) {
         let Some(socket) = self.socket.take() else { return };
+        self.aside.clear();
         if politely {
             socket::close(socket).await;
         }
@@ -335,18 +357,18 @@ impl Relay {
         Some(Input::Lost(why))
     }
 
-    /// Looks at what the relay says.
-    async fn heard(&mut self, heard: Heard) -> Input {
+    /// Looks at what the relay says; what of it the machine has to know.
+    async fn heard(&mut self, heard: Heard) -> Option<Input> {
         match heard {
-            Heard::Text(text) => self.frame(&text).await.unwrap_or(Input::Tick),
-            Heard::Nothing => Input::Tick,
-            Heard::End(why) => Input::Lost(why),
+            Heard::Text(text) => self.frame(&text).await,
+            Heard::Nothing => None,
+            Heard::End(why) => Some(Input::Lost(why)),
         }
     }
 
     async fn frame(&mut self, text: &str) -> Option<Input> {
         if text.len() > self.wanted.frame_bytes_max {
-            return self.refused(Refused::TooLong, text.len());
+            return self.too_long(text);
         }
         let Some(frame) = codec::parse(text) else { return self.refused(Refused::Malformed, text.len()) };
         match frame {

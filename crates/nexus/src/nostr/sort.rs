@@ -11,7 +11,7 @@ use crate::project::coordinate::Coordinate;
 use crate::routes::DEFAULT_ACCOUNT;
 use ::nostr::event::Event;
 use nexus_core::event::PeerKind;
-use serde_json::json;
+use serde::Serialize;
 use std::collections::BTreeSet;
 
 /// The kind of a deletion (NIP-09).
@@ -93,11 +93,14 @@ pub(crate) fn sort(event: &Event, relay: &str, rules: &Rules<'_>) -> Purpose {
     }
 }
 
-/// Whether an `expiration` tag has passed (NIP-40). In Unix seconds.
-pub(crate) fn is_over(tags: &[Vec<String>], now_s: u64) -> bool {
+fn is_over(tags: &[Vec<String>], now_s: u64) -> bool {
     let expiration = tags.iter().find(|tag| tag.first().is_some_and(|name| name == "expiration"));
-    let at = expiration.and_then(|tag| tag.get(1)).and_then(|value| value.parse::<u64>().ok());
-    at.is_some_and(|at| at <= now_s)
+    is_past(expiration.and_then(|tag| tag.get(1)).map(String::as_str), now_s)
+}
+
+/// Whether what an `expiration` tag says has passed (NIP-40). In Unix seconds.
+pub(crate) fn is_past(expiration: Option<&str>, now_s: u64) -> bool {
+    expiration.and_then(|value| value.parse::<u64>().ok()).is_some_and(|at| at <= now_s)
 }
 
 fn speaks_to(tags: &[Vec<String>], own: Option<&str>) -> bool {
@@ -131,6 +134,25 @@ fn deleted(event: &Event, pubkey: &str) -> Vec<Deleted> {
     tags_of(event).into_iter().filter_map(of).collect()
 }
 
+/// What a message says of the event that it came as.
+#[derive(Serialize)]
+struct Metadata<'a> {
+    nostr: Origin<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    project: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Origin<'a> {
+    id: &'a str,
+    pubkey: &'a str,
+    kind: u16,
+    tags: &'a [Vec<String>],
+    created_at: u64,
+    sig: String,
+    relay: &'a str,
+}
+
 /// The event of the pipeline; of several projects the first has the event's own id.
 fn message(event: &Event, tags: &[Vec<String>], relay: &str, rules: &Rules<'_>, project: Option<(usize, &Coordinate)>) -> NewEvent {
     let (id, pubkey) = (event.id.to_hex(), event.pubkey.to_hex());
@@ -139,13 +161,9 @@ fn message(event: &Event, tags: &[Vec<String>], relay: &str, rules: &Rules<'_>, 
         Some((0, _)) | None => format!("{ADAPTER}:{id}"),
     };
     let coordinate = project.map(|(_, project)| project.to_string());
-    let mut metadata = json!({ "nostr": {
-        "id": id, "pubkey": pubkey, "kind": event.kind.as_u16(), "tags": tags, "created_at": event.created_at.as_secs(),
-        "sig": event.sig.to_hex(), "relay": relay,
-    } });
-    if let Some(coordinate) = &coordinate {
-        metadata["project"] = coordinate.as_str().into();
-    }
+    let (kind, created_at, sig) = (event.kind.as_u16(), event.created_at.as_secs(), event.sig.to_hex());
+    let origin = Origin { id: &id, pubkey: &pubkey, kind, tags, created_at, sig, relay };
+    let metadata = serde_json::to_string(&Metadata { nostr: origin, project: coordinate.as_deref() }).expect("texts and numbers are JSON");
     NewEvent {
         event_id,
         channel: ADAPTER.to_owned(),
@@ -159,7 +177,7 @@ fn message(event: &Event, tags: &[Vec<String>], relay: &str, rules: &Rules<'_>, 
         content_type: "text".to_owned(),
         content: event.content.clone(),
         attachments: None,
-        metadata: Some(metadata.to_string()),
+        metadata: Some(metadata),
         timestamp: timestamp(event.created_at.as_secs(), rules.now_ms),
         received_at: rules.now_ms,
         disposition: disposition(event.created_at.as_secs(), rules),
@@ -205,6 +223,7 @@ mod tests {
     use super::super::template::Template;
     use super::*;
     use ::nostr::key::Keys;
+    use serde_json::json;
 
     const NOW_MS: i64 = 1_800_000_000_000;
 

@@ -92,6 +92,7 @@ impl Pipeline {
     /// Stages 6 to 8. `held` is released once the session may take its next turn. A run that a panic breaks off
     /// ends as failed, and holds its session until that is on disk.
     pub(super) async fn run(self: &Arc<Self>, prepared: Prepared, mut held: Held) {
+        let Some(prepared) = self.still_holding(prepared).await else { return held.release() };
         // Beside the work: what was decided about its requests is written though that breaks off before it runs.
         let (mut start, conversation) = (self.start_of(&prepared), prepared.conversation());
         let seq = start.event_seq;

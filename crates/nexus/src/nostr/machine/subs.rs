@@ -1,6 +1,7 @@
 //! The subscriptions of one connection: asked, complete without a gap, refused. A relay gives back as many stored
 //! events as it likes, the newest first; so what it has is asked for again, up to the oldest that came, until an
-//! answer is empty. Only then is known that nothing is missing.
+//! answer is empty. Only then is known that nothing is missing. An answer of which everything was refused is not empty:
+//! what is older than that may be as good as any.
 
 use super::{Action, Now};
 use std::collections::BTreeMap;
@@ -14,12 +15,51 @@ const REFUSED_MAX_MS: u64 = 300_000;
 const HELD_MS: u64 = 60_000;
 /// Pages of one subscription after a reconnection. Beyond, what is older is given up, and told.
 const PAGES_MAX: u32 = 1_000;
+/// Those of them of which everything was refused.
+const REFUSED_PAGES_MAX: u32 = 100;
 /// Refusals for want of a proof after which no other proof is made.
 const PROOFS_MAX: u32 = 2;
 
 /// The id under which a subscription's older events are asked for.
 pub(crate) fn page_id(sub: &str) -> String {
     format!("{sub}-p")
+}
+
+/// The lowest times of what came of one answer, in Unix seconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Oldest {
+    good: Option<u64>,
+    refused: Option<u64>,
+}
+
+impl Oldest {
+    /// Where the next answer begins: by what was refused only where nothing else came. Who lies about a time can
+    /// lead past nothing that comes beside it.
+    fn next(self) -> Option<u64> {
+        self.good.or(self.refused)
+    }
+
+    fn is_all_refused(self) -> bool {
+        self.good.is_none() && self.refused.is_some()
+    }
+}
+
+/// How many of a subscription's pages were asked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Pages {
+    all: u32,
+    /// Behind an answer of which everything was refused.
+    refused: u32,
+}
+
+impl Pages {
+    fn behind(self, oldest: Oldest) -> Self {
+        Self { all: self.all + 1, refused: self.refused + u32::from(oldest.is_all_refused()) }
+    }
+
+    fn are_too_many(self) -> bool {
+        self.all > PAGES_MAX || self.refused > REFUSED_PAGES_MAX
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,15 +70,15 @@ enum Phase {
     Asked {
         at_s: u64,
         deadline: u64,
-        oldest: Option<u64>,
+        oldest: Oldest,
     },
     /// What is older than the oldest that came is asked for.
     Paging {
         at_s: u64,
         deadline: u64,
         until: u64,
-        oldest: Option<u64>,
-        pages: u32,
+        oldest: Oldest,
+        pages: Pages,
     },
     /// All that there was came; from now on what is new comes.
     Live {
@@ -156,8 +196,12 @@ impl Subs {
 
     /// Whether what comes under this id now was stored: of pages all that comes before their end, else what is new.
     pub(super) fn is_stored(&self, wire: &str) -> bool {
-        let Some((id, is_page)) = self.of(wire) else { return false };
-        match self.all.get(&id).map(|sub| &sub.phase) {
+        // Asked of every event.
+        let (sub, is_page) = match (self.all.get(wire), wire.strip_suffix("-p")) {
+            (None, Some(id)) => (self.all.get(id), true),
+            (sub, _) => (sub, false),
+        };
+        match sub.map(|sub| &sub.phase) {
             Some(Phase::Asked { .. }) => !is_page,
             Some(Phase::Paging { .. }) => is_page,
             Some(Phase::Idle | Phase::Live { .. } | Phase::Refused { .. }) | None => false,
@@ -202,9 +246,19 @@ impl Subs {
         let Some((id, is_page)) = self.of(wire) else { return };
         let Some(sub) = self.all.get_mut(&id) else { return };
         match (&mut sub.phase, is_page) {
-            (Phase::Asked { oldest, .. }, false) | (Phase::Paging { oldest, .. }, true) => {
-                *oldest = Some(oldest.map_or(created_at, |known| known.min(created_at)));
-            }
+            (Phase::Asked { oldest, .. }, false) | (Phase::Paging { oldest, .. }, true) => lower(&mut oldest.good, created_at),
+            (Phase::Idle | Phase::Asked { .. } | Phase::Paging { .. } | Phase::Live { .. } | Phase::Refused { .. }, _) => {}
+        }
+    }
+
+    /// What was refused still says that the answer has it, and how far back it goes; without a time, no further than to
+    /// where it began.
+    pub(super) fn refused_event(&mut self, wire: &str, created_at: Option<u64>) {
+        let Some((id, is_page)) = self.of(wire) else { return };
+        let Some(sub) = self.all.get_mut(&id) else { return };
+        match (&mut sub.phase, is_page) {
+            (Phase::Asked { at_s, oldest, .. }, false) => lower(&mut oldest.refused, created_at.unwrap_or(*at_s)),
+            (Phase::Paging { until, oldest, .. }, true) => lower(&mut oldest.refused, created_at.unwrap_or(*until)),
             (Phase::Idle | Phase::Asked { .. } | Phase::Paging { .. } | Phase::Live { .. } | Phase::Refused { .. }, _) => {}
         }
     }
@@ -213,24 +267,14 @@ impl Subs {
         let Some((id, is_page)) = self.of(wire) else { return };
         let Some(sub) = self.all.get_mut(&id) else { return };
         match (sub.phase.clone(), is_page) {
-            (Phase::Asked { at_s, oldest: None, .. }, false) => complete(sub, &id, at_s, now, actions),
-            (Phase::Asked { at_s, oldest: Some(until), .. }, false) => page(sub, &id, at_s, until, 1, now, actions),
-            (Phase::Paging { at_s, oldest: None, .. }, true) => {
-                actions.push(Action::Close(page_id(&id)));
-                complete(sub, &id, at_s, now, actions);
+            (Phase::Asked { at_s, oldest, .. }, false) => {
+                go_back(sub, &id, at_s, oldest.next(), Pages::default().behind(oldest), now, actions);
             }
-            (Phase::Paging { at_s, until, oldest: Some(oldest), pages, .. }, true) => {
+            (Phase::Paging { at_s, until, oldest, pages, .. }, true) => {
                 actions.push(Action::Close(page_id(&id)));
                 // A page of one second only: what else that second has, nobody can ask for.
-                let next = if oldest < until { Some(oldest) } else { until.checked_sub(1) };
-                match next {
-                    Some(next) if pages < PAGES_MAX => page(sub, &id, at_s, next, pages + 1, now, actions),
-                    Some(_) => {
-                        actions.push(Action::Note(format!("`{id}` has more than {PAGES_MAX} pages of events; what is older is left out")));
-                        complete(sub, &id, at_s, now, actions);
-                    }
-                    None => complete(sub, &id, at_s, now, actions),
-                }
+                let next = oldest.next().and_then(|oldest| if oldest < until { Some(oldest) } else { until.checked_sub(1) });
+                go_back(sub, &id, at_s, next, pages.behind(oldest), now, actions);
             }
             (Phase::Idle | Phase::Asked { .. } | Phase::Paging { .. } | Phase::Live { .. } | Phase::Refused { .. }, _) => {}
         }
@@ -271,12 +315,25 @@ impl Subs {
 }
 
 fn ask(sub: &mut Sub, id: &str, now: Now, actions: &mut Vec<Action>) {
-    sub.phase = Phase::Asked { at_s: now.wall_s, deadline: now.mono_ms + STORED_WAIT_MS, oldest: None };
+    sub.phase = Phase::Asked { at_s: now.wall_s, deadline: now.mono_ms + STORED_WAIT_MS, oldest: Oldest::default() };
     actions.push(Action::Ask(id.to_owned()));
 }
 
-fn page(sub: &mut Sub, id: &str, at_s: u64, until: u64, pages: u32, now: Now, actions: &mut Vec<Action>) {
-    sub.phase = Phase::Paging { at_s, deadline: now.mono_ms + STORED_WAIT_MS, until, oldest: None, pages };
+/// Asks for what a subscription has up to `next`; it is complete without one.
+fn go_back(sub: &mut Sub, id: &str, at_s: u64, next: Option<u64>, pages: Pages, now: Now, actions: &mut Vec<Action>) {
+    match next {
+        Some(_) if pages.are_too_many() => {
+            let why = "more pages of events than are looked at, or too many of which everything was refused";
+            actions.push(Action::Note(format!("`{id}` has {why}; what is older is left out")));
+            complete(sub, id, at_s, now, actions);
+        }
+        Some(until) => page(sub, id, at_s, until, pages, now, actions),
+        None => complete(sub, id, at_s, now, actions),
+    }
+}
+
+fn page(sub: &mut Sub, id: &str, at_s: u64, until: u64, pages: Pages, now: Now, actions: &mut Vec<Action>) {
+    sub.phase = Phase::Paging { at_s, deadline: now.mono_ms + STORED_WAIT_MS, until, oldest: Oldest::default(), pages };
     actions.push(Action::AskPage { sub: id.to_owned(), until });
 }
 
@@ -284,4 +341,8 @@ fn complete(sub: &mut Sub, id: &str, at_s: u64, now: Now, actions: &mut Vec<Acti
     sub.phase = Phase::Live { since: now.mono_ms };
     sub.is_endless = false;
     actions.push(Action::Proven { sub: id.to_owned(), until: at_s });
+}
+
+fn lower(oldest: &mut Option<u64>, created_at: u64) {
+    *oldest = Some(oldest.map_or(created_at, |known| known.min(created_at)));
 }

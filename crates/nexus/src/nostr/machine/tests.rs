@@ -33,6 +33,10 @@ fn event(id: &str, created_at: u64) -> Input {
     Input::Event { sub: id.to_owned(), created_at }
 }
 
+fn refused(id: &str, created_at: Option<u64>) -> Input {
+    Input::Refused { sub: id.to_owned(), created_at }
+}
+
 fn closed(id: &str, message: &str) -> Input {
     Input::Closed { sub: id.to_owned(), message: message.to_owned() }
 }
@@ -64,6 +68,41 @@ fn nothing_is_proven_before_an_older_page_is_empty() {
     assert_eq!(machine.state(), State::Subscribing);
     assert_eq!(machine.step(at(1_500), eose("a-p")), [end, proven("a", 1_000_001)], "by the time it was asked, not by any event's");
     assert_eq!(machine.state(), State::Live);
+}
+
+#[test]
+fn an_answer_of_which_everything_was_refused_is_not_the_end() {
+    let (mut machine, _) = connected(false, &["a"]);
+    let page = |until: u64| Action::AskPage { sub: "a".to_owned(), until };
+    let end = Action::Close("a-p".to_owned());
+    machine.step(at(1_100), refused("a", Some(900)));
+    machine.step(at(1_100), refused("a", Some(700)));
+    assert_eq!(machine.step(at(1_200), eose("a")), [page(700)]);
+    machine.step(at(1_200), refused("a-p", None));
+    assert_eq!(machine.step(at(1_300), eose("a-p")), [end.clone(), page(699)], "without a time it leads back one second");
+    machine.step(at(1_300), refused("a-p", Some(1)));
+    machine.step(at(1_300), event("a-p", 500));
+    assert_eq!(machine.step(at(1_400), eose("a-p")), [end.clone(), page(500)], "a forged time leads past nothing that came beside it");
+    machine.step(at(1_400), refused("a", Some(3))); // under the id of what is new
+    assert_eq!(machine.step(at(1_500), eose("a-p")), [end, proven("a", 1_000_001)]);
+    assert_eq!(machine.state(), State::Live);
+}
+
+#[test]
+fn answers_of_which_everything_was_refused_are_not_followed_for_ever() {
+    /// As many as are looked at.
+    const PAGES: u32 = 100;
+    let (mut machine, _) = connected(false, &["a"]);
+    machine.step(at(1_100), refused("a", None));
+    machine.step(at(1_100), eose("a"));
+    let (mut pages, mut last) = (0, Vec::new());
+    while machine.state() != State::Live && pages <= PAGES {
+        machine.step(at(1_200), refused("a-p", None));
+        last = machine.step(at(1_200), eose("a-p"));
+        pages += 1;
+    }
+    assert_eq!((pages, machine.state()), (PAGES, State::Live));
+    assert!(last.iter().any(|action| matches!(action, Action::Note(_))), "it is told: {last:?}");
 }
 
 #[test]
@@ -305,6 +344,7 @@ fn inputs() -> impl Strategy<Value = Vec<(u64, Input)>> {
         2 => Just(Input::AuthSent("id".to_owned())),
         2 => any::<bool>().prop_map(|accepted| Input::Ok { id: "id".to_owned(), accepted }),
         4 => (id.clone(), 0_u64..2_000_000).prop_map(|(sub, created_at)| Input::Event { sub, created_at }),
+        2 => (id.clone(), prop::option::of(0_u64..2_000_000)).prop_map(|(sub, created_at)| Input::Refused { sub, created_at }),
         6 => id.clone().prop_map(Input::Eose),
         3 => (id, word).prop_map(|(sub, message)| Input::Closed { sub, message }),
         1 => Just(Input::Refresh),
@@ -365,7 +405,7 @@ fn feed(machine: &mut Machine, wire: &mut Wire, now: Now, input: Input) -> bool 
         Input::Lost(_) => wire.is_connecting || wire.is_up,
         Input::Wanted(_) | Input::Refresh | Input::Tick => true,
         Input::Abused(_) | Input::Challenge(_) | Input::AuthSent(_) | Input::Ok { .. } => wire.is_up,
-        Input::Event { sub, .. } | Input::Eose(sub) => wire.is_up && (sub == "x" || wire.open.contains(sub)),
+        Input::Event { sub, .. } | Input::Refused { sub, .. } | Input::Eose(sub) => wire.is_up && (sub == "x" || wire.open.contains(sub)),
         Input::Closed { sub, .. } => wire.is_up && (sub == "x" || wire.open.contains(sub)),
     };
     if !can_be {
@@ -385,6 +425,7 @@ fn feed(machine: &mut Machine, wire: &mut Wire, now: Now, input: Input) -> bool 
         | Input::AuthSent(_)
         | Input::Ok { .. }
         | Input::Event { .. }
+        | Input::Refused { .. }
         | Input::Eose(_) => {}
     }
     let actions = machine.step(now, input);

@@ -2,43 +2,41 @@
 
 use super::asked;
 use super::{Command, FETCH_MS, OK_MS, Relay, Told};
+use crate::clock;
 use crate::nostr::codec;
+use crate::nostr::machine::Input;
 
 impl Relay {
-    /// Does what the outbox and fetches ask for.
-    pub(super) async fn told(&mut self, command: Command) {
+    /// Does what the outbox and fetches ask for; what is returned is that the connection is gone.
+    pub(super) async fn obey(&mut self, command: Command) -> Option<Input> {
         let is_up = self.socket.is_some() && self.machine.may_publish();
         match command {
             Command::Publish { event_id, frame } if is_up => {
-                let until = self.now().mono_ms + OK_MS;
-                self.awaiting.insert(event_id, until);
-                self.send_or_lose(frame).await;
+                self.awaiting.insert(event_id, clock::mono_ms() + OK_MS);
+                self.send(frame).await
             }
-            Command::Publish { event_id, .. } => self.tell(event_id, None).await,
-            Command::Announce(frame) if is_up => self.send_or_lose(frame).await,
-            Command::Announce(_) => {}
+            Command::Publish { event_id, .. } => {
+                self.tell(event_id, None).await;
+                None
+            }
+            Command::Announce(frame) if is_up => self.send(frame).await,
+            Command::Announce(_) => None,
             Command::Fetch { filter, answer } if is_up => {
-                let until = self.now().mono_ms + FETCH_MS;
-                let frame = self.asked.fetch(filter, answer, until);
-                if let Some(frame) = frame {
-                    self.send_or_lose(frame).await;
-                }
+                let frame = self.asked.fetch(filter, answer, clock::mono_ms() + FETCH_MS)?;
+                self.send(frame).await
             }
-            Command::Fetch { answer, .. } => asked::give_up(answer, "it is not connected"),
+            Command::Fetch { answer, .. } => {
+                asked::give_up(answer, "it is not connected");
+                None
+            }
         }
     }
 
-    async fn send_or_lose(&mut self, frame: String) {
-        if let Some(lost) = self.send(frame).await {
-            self.step(lost).await;
-        }
-    }
-
-    /// Ends what the relay doesn't answer.
-    pub(super) async fn give_up_late(&mut self) {
-        let now = self.now().mono_ms;
+    /// Ends what the relay doesn't answer; what is returned is that the connection is gone.
+    pub(super) async fn give_up_late(&mut self) -> Option<Input> {
+        let (now, mut lost) = (clock::mono_ms(), None);
         for id in self.asked.late(now) {
-            self.send_or_lose(codec::close(&id)).await;
+            lost = lost.or(self.send(codec::close(&id)).await);
         }
         let late: Vec<String> = self.awaiting.iter().filter(|(_, until)| **until <= now).map(|(id, _)| id.clone()).collect();
         for event_id in late {
@@ -46,6 +44,7 @@ impl Relay {
             // Not as after a lost connection: one that never answers would be sent it again and again.
             self.tell(event_id, Some((false, "error: it gave no answer".to_owned()))).await;
         }
+        lost
     }
 
     pub(super) async fn tell_unanswered(&mut self) {

@@ -1,17 +1,18 @@
 //! One relay's events from its gate to the inbox: held back while it sends what it has stored, and handed on once there
-//! is room. While it waits for that it reads nothing, and no time passes for the machine: a relay isn't late because
-//! we are.
+//! is room. While it waits for that it looks at nothing else, and no time passes for the machine: a relay isn't late
+//! because we are. What goes on meanwhile is in `waiting`.
 
 use super::Relay;
 use super::held::{Came, Lot, Proof};
 use crate::clock;
 use crate::nostr::Event;
+use crate::nostr::codec::{self, FromRelay};
 use crate::nostr::gate::{self, Passed, Refused};
 use crate::nostr::inbox::{Handed, bytes_of, count};
-use crate::nostr::machine::{Input, PROBE_ID};
+use crate::nostr::machine::{Input, PROBE_ID, State};
+use crate::nostr::status::View;
 use serde_json::value::RawValue;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::Instant;
 
 impl Relay {
     /// Looks at an event.
@@ -25,10 +26,10 @@ impl Relay {
         let is_known = |id: &[u8; 32]| if is_fetch { asked.has(sub, id) } else { held.has(id) || seen.contains(id) };
         let passed = gate::pass(raw, filter, is_known, &mut self.budget, clock::mono_ms());
         let event = match passed {
-            Err(refused) => return self.refused(refused, raw.get().len()),
+            Err(refused) => return self.refused(refused, raw.get().len()).or_else(|| self.reaches(sub, raw)),
             Ok(Passed::Known { created_at }) => {
                 self.count("known");
-                return Some(Input::Event { sub: sub.to_owned(), created_at });
+                return self.machine.is_stored(sub).then(|| Input::Event { sub: sub.to_owned(), created_at });
             }
             Ok(Passed::New(event)) => event,
         };
@@ -36,18 +37,49 @@ impl Relay {
             self.asked.answer(sub, *event);
             return None;
         }
-        let created_at = event.created_at.as_secs();
-        self.take(sub, event).await;
-        Some(Input::Event { sub: sub.to_owned(), created_at })
+        let (created_at, is_stored) = (event.created_at.as_secs(), self.machine.is_stored(sub));
+        self.take(is_stored, event).await;
+        // What is new says nothing about what is missing.
+        is_stored.then(|| Input::Event { sub: sub.to_owned(), created_at })
+    }
+
+    /// Refuses what is too long to be looked at, but for how far back it shows the relay's answer to reach.
+    pub(super) fn too_long(&mut self, text: &str) -> Option<Input> {
+        let abused = self.refused(Refused::TooLong, text.len());
+        if abused.is_some() || self.machine.state() == State::Live {
+            return abused;
+        }
+        match codec::parse(text) {
+            Some(FromRelay::Event { sub, event }) => self.reaches(&sub, event),
+            Some(
+                FromRelay::Ok { .. }
+                | FromRelay::Eose { .. }
+                | FromRelay::Closed { .. }
+                | FromRelay::Notice { .. }
+                | FromRelay::Auth { .. }
+                | FromRelay::Other,
+            )
+            | None => None,
+        }
+    }
+
+    /// How far back a relay's answer reaches by an event that was refused. A time that wasn't asked for says nothing.
+    fn reaches(&self, sub: &str, raw: &RawValue) -> Option<Input> {
+        if !self.machine.is_stored(sub) {
+            return None;
+        }
+        let filter = self.asked.filter(sub)?;
+        let created_at = codec::created_at(raw).filter(|at| filter.spans(*at));
+        Some(Input::Refused { sub: sub.to_owned(), created_at })
     }
 
     /// Holds an event back while the relay sends what it has stored; else it goes on its way.
-    async fn take(&mut self, sub: &str, event: Box<Event>) {
+    async fn take(&mut self, is_stored: bool, event: Box<Event>) {
         if !self.machine.is_gathering() {
             self.hand_over(event).await;
             return;
         }
-        let came = if self.machine.is_stored(sub) { Came::Stored } else { Came::Live };
+        let came = if is_stored { Came::Stored } else { Came::Live };
         let mut room = self.room_for(&event);
         if room.is_none() {
             self.release().await;
@@ -93,14 +125,10 @@ impl Relay {
 
     /// Waits until there is room.
     async fn hand_over(&mut self, event: Box<Event>) -> Handed {
-        let began = Instant::now();
-        let handed = tokio::select! {
-            handed = self.door.event(&self.parts.url, event) => handed,
-            () = self.stop.cancelled() => Handed::Nowhere,
-        };
-        self.blocked += began.elapsed();
+        let (door, url) = (self.door.clone(), self.parts.url.clone());
+        let handed = self.waiting(door.event(&url, event)).await.unwrap_or(Handed::Nowhere);
         match handed {
-            Handed::On => self.parts.view.send_modify(|view| view.events += 1),
+            Handed::On => self.shows_more(|view| view.events += 1),
             Handed::Known => self.count("known"),
             Handed::Nowhere => {}
         }
@@ -109,19 +137,23 @@ impl Relay {
 
     /// Says, behind the events that came before, that nothing is missing.
     async fn say_whole(&mut self, sub: String, Proof { until, generation }: Proof) {
-        let began = Instant::now();
-        tokio::select! {
-            // False when nothing is taken in any more, and so nothing is proven.
-            _ = self.door.proven(&self.parts.url, sub, until, generation) => {}
-            () = self.stop.cancelled() => {}
-        }
-        self.blocked += began.elapsed();
+        let (door, url) = (self.door.clone(), self.parts.url.clone());
+        // False when nothing is taken in any more, and so nothing is proven.
+        self.waiting(door.proven(&url, sub, until, generation)).await;
+    }
+
+    /// Counts in what is shown; nobody waits for a number.
+    fn shows_more(&self, count: impl FnOnce(&mut View)) {
+        self.parts.view.send_if_modified(|view| {
+            count(view);
+            false
+        });
     }
 
     /// Counts what goes no further, of so many bytes; a relay that sends too much of it isn't listened to for a while.
     pub(super) fn refused(&mut self, refused: Refused, bytes: usize) -> Option<Input> {
         self.count(refused.as_str());
-        self.parts.view.send_modify(|view| view.refused += 1);
+        self.shows_more(|view| view.refused += 1);
         self.budget.refuse(bytes, clock::mono_ms());
         self.budget.why_spent().map(|why| Input::Abused(why.to_owned()))
     }

@@ -1,0 +1,132 @@
+//! Requests that are not to be done any more when their turn comes: the time of their event is over (NIP-40), or its
+//! author deleted it (NIP-09). Asked at the door of stage 1 and again right before a run begins, since a request may wait
+//! for long between the two. A run that has begun goes on, and so does what it was given meanwhile.
+
+use super::{Active, Exit, Pipeline, Prepared, READ_PATIENCE};
+use crate::ledger::nexus::nostr_is_deleted;
+use crate::nostr;
+use nexus_core::request::NexusRequest;
+use rusqlite::Connection;
+use std::sync::Arc;
+
+/// Why a request ends whose event its author deleted.
+const DELETED: &str = "its author deleted it before it was begun (NIP-09)";
+
+impl Pipeline {
+    /// Whether a request may still be carried out. Only what came over Nostr is ever over or taken back.
+    pub(super) async fn ask_whether_it_holds(&self, request: &NexusRequest) -> Result<(), Exit> {
+        nostr::holds(request).map_err(Exit::Expired)?;
+        let Some((pubkey, id)) = nostr::origin(request) else { return Ok(()) };
+        // By its id, which is whole: whatever its time.
+        let read = move |connection: &Connection| nostr_is_deleted(connection, &pubkey, [&id, &id], i64::MAX);
+        match self.ledgers.nexus.readers.read_patiently(read, READ_PATIENCE, &self.abandon).await {
+            Some(false) => Ok(()),
+            Some(true) => Err(Exit::Expired(DELETED.to_owned())),
+            None if self.abandon.is_cancelled() => Err(Exit::Stopping),
+            None => Err(Exit::Failed(format!("nexus.db could not be read for {} s; see the log", READ_PATIENCE.as_secs()))),
+        }
+    }
+
+    /// A turn without those of its messages that hold no more; each of these comes to its end. `None` when none is left.
+    pub(super) async fn still_holding(self: &Arc<Self>, mut prepared: Prepared) -> Option<Prepared> {
+        if prepared.adapter != nostr::ADAPTER {
+            return Some(prepared);
+        }
+        let abort = prepared.abort.clone();
+        let mut all = std::mem::take(&mut prepared.fellows);
+        all.push(prepared);
+        let mut kept = Vec::with_capacity(all.len());
+        for one in all {
+            match self.ask_whether_it_holds(&one.request).await {
+                Ok(()) => kept.push(one),
+                Err(exit) => {
+                    let ending = self.unsettled.begin(&one.conversation(), one.request.event_seq);
+                    // On its way, or left to the next start: either way there is nothing to run.
+                    drop(self.settle(one.request, exit, Active::begin(&self.metrics), ending).await);
+                }
+            }
+        }
+        // The newest leads, by which the router ends the turn.
+        let mut lead = kept.pop()?;
+        (lead.fellows, lead.abort) = (kept, abort);
+        Some(lead)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::ledger::nexus::{Definition, Deleted, PutDefinitions};
+    use crate::pipeline::broken::tests::Place;
+    use crate::samples;
+    use serde_json::json;
+    use std::time::Duration;
+    use tokio_util::sync::CancellationToken;
+
+    /// A message of `alice`, whose event has this id.
+    fn prepared(seq: i64, id: &str) -> Prepared {
+        let mut event = samples::event(format!("nostr:{id}"));
+        event.metadata = json!({ "nostr": { "id": id, "pubkey": "alice", "tags": [] } });
+        let mut request = NexusRequest::new(format!("req_{seq}"), seq, 0, event);
+        request.adapter = nostr::ADAPTER.to_owned();
+        Prepared {
+            adapter: nostr::ADAPTER.to_owned(),
+            request,
+            agent: Arc::new(samples::echo()),
+            session: "s".to_owned(),
+            formerly: None,
+            fellows: Vec::new(),
+            joined: Vec::new(),
+            abort: CancellationToken::new(),
+            spent: Duration::ZERO,
+            timeout: Duration::from_secs(60),
+            is_revived: false,
+        }
+    }
+
+    async fn delete(place: &Place, by: &str, id: &str) {
+        let deletion = Definition {
+            id: format!("deletion of {id} by {by}"),
+            kind: 5,
+            pubkey: by.to_owned(),
+            identifier: None,
+            created_at: 1,
+            event: "{}".to_owned(),
+            deletes: vec![Deleted::Event(id.to_owned())],
+        };
+        let put = PutDefinitions { definitions: Arc::new(vec![deletion]), at: 1 };
+        place.pipeline.ledgers.nexus.writer.write_until_done(put).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_its_author_deleted_holds_no_more_and_nobody_else_deletes_it() {
+        let place = Place::with_a_request().await;
+        let one = prepared(1, "a");
+        delete(&place, "bob", "a").await;
+        assert!(place.pipeline.ask_whether_it_holds(&one.request).await.is_ok());
+        delete(&place, "alice", "a").await;
+        let over = place.pipeline.ask_whether_it_holds(&one.request).await;
+        assert!(matches!(over, Err(Exit::Expired(reason)) if reason == DELETED));
+        let mut other = prepared(1, "a");
+        other.request.adapter = "fake".to_owned();
+        assert!(place.pipeline.ask_whether_it_holds(&other.request).await.is_ok(), "whatever another adapter calls itself");
+    }
+
+    #[tokio::test]
+    async fn a_turn_goes_on_with_the_newest_that_is_left_of_it() {
+        let place = Place::with_a_request().await;
+        let mut turn = prepared(4, "d");
+        turn.fellows = vec![prepared(1, "a"), prepared(2, "b"), prepared(3, "c")];
+        let abort = turn.abort.clone();
+        delete(&place, "alice", "d").await;
+        delete(&place, "alice", "b").await;
+        let left = place.pipeline.still_holding(turn).await.unwrap();
+        assert_eq!((left.request.event_seq, left.fellow_seqs()), (3, vec![1]));
+        abort.cancel();
+        assert!(left.abort.is_cancelled(), "by the router as before");
+        delete(&place, "alice", "c").await;
+        delete(&place, "alice", "a").await;
+        assert!(place.pipeline.still_holding(left).await.is_none());
+    }
+}
