@@ -69,6 +69,28 @@ pub struct Turn {
 }
 
 impl Turn {
+    /// A message by itself: without a session, a past or anything that it is allowed.
+    pub fn of_message(run_id: String, agent: String, content: String, sender: Sender) -> Self {
+        Self {
+            run_id,
+            session_label: String::new(),
+            agent,
+            content,
+            attachments: serde_json::Value::Null,
+            sender,
+            channel: String::new(),
+            capabilities: serde_json::Value::Null,
+            parent_turn_id: None,
+            history: Vec::new(),
+            memory: Vec::new(),
+            permissions: serde_json::Value::Null,
+            allowance: None,
+            deadline: None,
+            instructions: None,
+            project: None,
+        }
+    }
+
     /// The tools that access control allows and denies. What can't be read allows nothing.
     fn tools(&self) -> Tools {
         let tools = self.permissions.get("tools").and_then(|tools| serde_json::from_value(tools.clone()).ok());

@@ -108,7 +108,7 @@ impl Server {
     fn serve(&self, name: &'static str, router: Router, listener: impl Accept) {
         let (this, listener, slots) = (self.clone(), Arc::new(listener), Arc::new(Semaphore::new(CONNECTIONS_MAX)));
         let (watch_over, stop) = (self.watch_over.clone(), self.stop.clone());
-        self.tasks.spawn(async move {
+        crate::watch::tracked("http", &self.tasks, async move {
             let accept = move || this.clone().accept(router.clone(), listener.clone(), slots.clone());
             watch_over.until_done(name, &stop, accept).await;
         });
@@ -129,7 +129,7 @@ impl Server {
                         .header_read_timeout(HEAD_LIMIT)
                         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone()));
                     let (stop, cut) = (self.stop.clone(), self.cut.clone());
-                    self.tasks.spawn(async move {
+                    crate::watch::tracked("connection", &self.tasks, async move {
                         let mut connection = std::pin::pin!(connection);
                         let ended = tokio::select! {
                             ended = connection.as_mut() => ended,

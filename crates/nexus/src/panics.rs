@@ -76,6 +76,34 @@ pub async fn caught<F: Future>(work: F) -> Result<F::Output, Panicked> {
     AssertUnwindSafe(work).catch_unwind().await.map_err(|payload| Panicked::new(&*payload))
 }
 
+/// Does `work`. `tell` hears of a panic in it, which goes on to whoever waits.
+pub fn overhear<T>(work: impl FnOnce() -> T, tell: impl FnOnce(&Panicked)) -> T {
+    std::panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| pass_on(payload, tell))
+}
+
+/// As [`overhear`], for a future. No `async fn`, which would keep room for `work` twice.
+pub fn overheard<F: Future>(work: F, tell: impl FnOnce(&Panicked)) -> impl Future<Output = F::Output> {
+    AssertUnwindSafe(work).catch_unwind().map(|done| done.unwrap_or_else(|payload| pass_on(payload, tell)))
+}
+
+fn pass_on(payload: Box<dyn Any + Send>, tell: impl FnOnce(&Panicked)) -> ! {
+    tell(&Panicked::new(&*payload));
+    std::panic::resume_unwind(payload)
+}
+
+/// Does something once it is dropped: at the end of what is around it, however that ends.
+pub(crate) struct Finally<F: FnMut()>(F);
+
+impl<F: FnMut()> Drop for Finally<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+pub(crate) fn finally<F: FnMut()>(work: F) -> Finally<F> {
+    Finally(work)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -91,6 +119,24 @@ mod tests {
         assert!(made.to_string().contains("right: 6"), "{made}");
         let odd = catch::<()>(|| std::panic::panic_any(5)).unwrap_err();
         assert!(odd.to_string().ends_with("no message"), "{odd}");
+    }
+
+    #[tokio::test]
+    async fn what_is_overheard_goes_on() {
+        async fn breaks() -> u8 {
+            panic!("another")
+        }
+        let (mut told, mut is_over) = (Vec::new(), false);
+        let first = catch::<u8>(|| overhear(|| panic!("a defect"), |panicked| told.push(panicked.to_string()))).unwrap_err();
+        let work = async {
+            let _over = finally(|| is_over = true);
+            breaks().await
+        };
+        let second = caught(overheard(work, |panicked| told.push(panicked.to_string()))).await.unwrap_err();
+        assert!(first.to_string().ends_with("a defect") && second.to_string().ends_with("another"), "{first}; {second}");
+        assert!(told[0].ends_with("a defect") && told[1].ends_with("another"), "{told:?}");
+        assert!(is_over, "what is to be done at the end is done");
+        assert_eq!(overheard(async { 1 }, |panicked| unreachable!("{panicked}")).await, 1);
     }
 
     #[test]

@@ -444,8 +444,8 @@ impl Drop for Handing<'_> {
         self.lane.post.leave_session();
         let lane = self.lane.clone();
         // Without a runtime the daemon is ending, and its children with it.
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move {
+        if tokio::runtime::Handle::try_current().is_ok() {
+            crate::watch::helper("project.restart", async move {
                 let _turning = lane.turning.lock().await;
                 lane.child.restart().await;
             });

@@ -95,7 +95,7 @@ impl Replies {
         for client in list {
             if let Err(mpsc::error::TrySendError::Full(part)) = client.try_send(Part::End(end.clone())) {
                 // Full of tokens: the end waits until the client has taken one, or is gone.
-                tokio::spawn(async move { client.send(part).await.ok() });
+                crate::watch::helper("reply.end", async move { client.send(part).await.ok() });
             }
         }
     }

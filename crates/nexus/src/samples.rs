@@ -95,24 +95,9 @@ pub(crate) fn delivery(delivery_id: &str) -> NewDelivery {
 
 /// What an agent is told of it, and nothing else.
 pub(crate) fn turn() -> Turn {
-    Turn {
-        run_id: "run_1".into(),
-        session_label: "dm:me".into(),
-        agent: "a".into(),
-        content: "hello".into(),
-        attachments: Value::Null,
-        sender: Sender { id: "u1".into(), name: None, principal: "owner".into() },
-        channel: "fake".into(),
-        capabilities: Value::Null,
-        parent_turn_id: None,
-        history: Vec::new(),
-        memory: Vec::new(),
-        permissions: Value::Null,
-        allowance: None,
-        deadline: None,
-        instructions: None,
-        project: None,
-    }
+    let sender = Sender { id: "u1".into(), name: None, principal: "owner".into() };
+    let message = Turn::of_message("run_1".into(), "a".into(), "hello".into(), sender);
+    Turn { session_label: "dm:me".into(), channel: "fake".into(), ..message }
 }
 
 /// The built-in agent, which answers one at a time.

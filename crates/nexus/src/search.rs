@@ -189,7 +189,7 @@ impl Search {
         let searched = async {
             let Ok(room) = room.acquire_owned().await else { return Err(SearchError::Late(limit)) };
             let directory = self.inner.directory.clone();
-            let searching = tokio::task::spawn_blocking(move || {
+            let searching = crate::watch::blocking("search", move || {
                 let _room = room; // to the end, whether or not who asked still waits
                 work(&directory, until)
             });

@@ -228,7 +228,7 @@ impl Supervisor {
         let (report, status) = watch::channel(ChildStatus::new());
         let child = Child { id: spec.id.clone(), orders, status };
         let part = self.watch_over.part(task_name(&spec.id));
-        let task = tokio::spawn(child::run(spec, self.keeper.clone(), self.metrics.clone(), inbox, report, part));
+        let task = crate::watch::helper("child", child::run(spec, self.keeper.clone(), self.metrics.clone(), inbox, report, part));
         children.insert(child.id.clone(), (child.clone(), task));
         child
     }

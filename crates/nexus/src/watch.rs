@@ -1,23 +1,29 @@
 //! The watch over the daemon's own long-lived tasks: a panic in one, or an end that nobody asked for, is
-//! told by name, and the task is started again until its budget is used up. Children are the
-//! supervisor's; what a request or a delivery broke off comes to, their own parts decide.
+//! told by name, and the task is started again until its budget is used up. A panic in a short one is told by
+//! name too, and is an error for whoever waits for it; it isn't started again. Children are the supervisor's;
+//! what a request or a delivery broke off comes to, their own parts decide.
 
 use crate::bus::Bus;
 use crate::clock;
 use crate::metrics::{Metrics, TaskLabel};
-use crate::panics;
+use crate::panics::{self, Panicked};
 use nexus_core::budget::{Budget, WINDOW_MS};
 use nexus_core::notice::NoticeType;
 use serde::Serialize;
 use serde_json::json;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 /// Failed tasks that are told: lanes of deliveries have names without number.
 const FAILED_MAX: usize = 256;
+
+/// Where failures of short tasks are counted: they are started in many places, which have no watch at hand. Weak,
+/// since what the watch holds ends with the daemon.
+static SHORT: OnceLock<Weak<Inner>> = OnceLock::new();
 
 /// A task that failed, for status.
 #[derive(Debug, Clone, Serialize)]
@@ -62,6 +68,11 @@ impl Watch {
         self.inner.bus.set(bus).ok(); // called once, by the start
     }
 
+    /// Counts and publishes the failures of this process's short tasks from now on; see [`helper`].
+    pub fn hear_of_helpers(&self) {
+        SHORT.set(Arc::downgrade(&self.inner)).ok(); // called once, by the start
+    }
+
     /// Runs what `make` makes, until `stop`; its end is expected after that only. `make` is called
     /// again for each start.
     pub fn keep<F: Future<Output = ()> + Send + 'static>(
@@ -70,7 +81,7 @@ impl Watch {
         stop: &CancellationToken,
         make: impl FnMut() -> F + Send + 'static,
     ) -> JoinHandle<()> {
-        tokio::spawn(run(self.part(name), stop.clone(), Ends::AtTheStop, make))
+        helper("watch", run(self.part(name), stop.clone(), Ends::AtTheStop, make))
     }
 
     /// The same for work that may come to its end, in the task of the caller.
@@ -166,6 +177,41 @@ impl Part {
     }
 }
 
+/// Runs a short task beside its caller. A panic in it is logged and counted under `name`, and is an error for who
+/// waits; what the task had is dropped, as at any other end.
+#[expect(clippy::disallowed_methods, reason = "this is what is to be used instead")]
+pub fn helper<F>(name: &'static str, work: F) -> JoinHandle<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    tokio::spawn(panics::overheard(work, move |panicked| broke(name, panicked)))
+}
+
+/// As [`helper`], and counted by `tracker` until it is over.
+pub fn tracked<F>(name: &'static str, tracker: &TaskTracker, work: F) -> JoinHandle<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    helper(name, tracker.track_future(work))
+}
+
+/// As [`helper`], on a thread that may block.
+#[expect(clippy::disallowed_methods, reason = "this is what is to be used instead")]
+pub fn blocking<T: Send + 'static>(name: &'static str, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+    tokio::task::spawn_blocking(move || panics::overhear(work, |panicked| broke(name, panicked)))
+}
+
+fn broke(name: &str, panicked: &Panicked) {
+    let error = panicked.to_string();
+    tracing::error!(task = name, error, "a short task of the daemon broke off");
+    // Other programs of this binary have nobody who counts.
+    if let Some(inner) = SHORT.get().and_then(Weak::upgrade) {
+        Watch { inner }.tell(name, &error);
+    }
+}
+
 async fn run<F: Future<Output = ()>>(mut part: Part, stop: CancellationToken, ends: Ends, mut make: impl FnMut() -> F) {
     loop {
         let error = match panics::caught(async { make().await }).await {
@@ -252,6 +298,30 @@ mod tests {
         assert_eq!((watch.failed().len(), watch.lost()), (FAILED_MAX, vec!["lost".to_owned()]));
         watch.forget("lost");
         assert!(watch.lost().is_empty(), "what isn't wanted any more is no loss");
+    }
+
+    #[tokio::test]
+    async fn a_short_task_that_panics_is_an_error_for_who_waits_and_is_counted_by_its_name() {
+        let watch = Watch::new(Metrics::new());
+        watch.hear_of_helpers();
+        let bus = Bus::new(1, 16);
+        watch.publish_on(bus.clone());
+        let (answer, waiting) = tokio::sync::oneshot::channel::<()>();
+        let broken = helper("probe.helper", async move {
+            let _answer = answer;
+            assert_eq!(Some("what is there"), None, "a defect");
+        });
+        assert!(broken.await.unwrap_err().is_panic());
+        assert!(waiting.await.is_err(), "what it had is dropped: nobody waits for it for ever");
+        let broken = blocking("probe.blocking", || assert_eq!(Some("what is there"), None, "a defect"));
+        assert!(broken.await.unwrap_err().is_panic());
+        let text = watch.inner.metrics.text().unwrap();
+        for name in ["probe.helper", "probe.blocking"] {
+            assert!(text.contains(&format!("nexus_task_failures_total{{task=\"{name}\"}} 1")), "{name} is not in {text}");
+        }
+        assert!(bus.bounds().1 >= 3, "two failures, two notices, beside those of other tests of this process");
+        assert!(watch.failed().is_empty(), "nothing that should run is missing");
+        assert_eq!(helper("probe.helper", async { 1 }).await.unwrap() + blocking("probe.blocking", || 1).await.unwrap(), 2);
     }
 
     #[tokio::test]

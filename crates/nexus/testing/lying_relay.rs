@@ -52,6 +52,7 @@ async fn main() -> io::Result<()> {
     loop {
         let (stream, _) = listener.accept().await?;
         let control = control.clone();
+        #[expect(clippy::disallowed_methods, reason = "a program for tests")]
         tokio::spawn(async move {
             if let Err(error) = converse(stream, &control).await {
                 // Who is lied to may break off.

@@ -35,6 +35,7 @@ enum Then {
 async fn serve(reply: String, then: Then) -> (String, JoinHandle<(String, Value)>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/v1", listener.local_addr().unwrap());
+    #[expect(clippy::disallowed_methods, reason = "a test waits for it, or is over before it")]
     let task = tokio::spawn(async move {
         let (mut socket, _) = listener.accept().await.unwrap();
         let request = read_request(&mut socket).await;
@@ -112,6 +113,7 @@ fn endpoint(url: &str) -> LlmEndpoint {
 async fn run(endpoint: LlmEndpoint) -> (Result<Finished, AgentError>, Vec<Output>) {
     let runner = LlmRunner::connect_to("model", endpoint).unwrap();
     let (out, mut reader) = mpsc::channel(2);
+    #[expect(clippy::disallowed_methods, reason = "a test waits for it, or is over before it")]
     let streamed = tokio::spawn(async move {
         let mut pieces = Vec::new();
         while let Some(piece) = reader.recv().await {
@@ -357,6 +359,7 @@ async fn dropping_the_turn_closes_the_connection() {
     let (url, server) = serve(begun, Then::Wait).await;
     let runner = LlmRunner::connect_to("model", endpoint(&url)).unwrap();
     let (out, mut reader) = mpsc::channel(2);
+    #[expect(clippy::disallowed_methods, reason = "a test waits for it, or is over before it")]
     let task = tokio::spawn(async move { runner.run(&turn(), &out, None).await });
     assert!(matches!(reader.recv().await, Some(Output::Asked { .. })));
     assert_eq!(reader.recv().await, Some(Output::Token("Hel".into())));

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Ask, Daemon, config, eventually};
+use common::{Ask, Daemon, config, eventually, replace};
 use serde_json::{Value, json};
 use std::fs;
 
@@ -15,13 +15,11 @@ fn sent(daemon: &Daemon, text: &str) -> Value {
     daemon.open(&Ask::post("/control/send", &json!({ "text": text }))).body.end()
 }
 
-/// As an editor does, so that nobody reads half of it.
+/// Puts a file among the plugins.
 fn script(daemon: &Daemon, file: &str, text: &str) {
     let directory = daemon.workspace().join("plugins");
     fs::create_dir_all(&directory).unwrap();
-    let draft = directory.join(".draft");
-    fs::write(&draft, text).unwrap();
-    fs::rename(draft, directory.join(file)).unwrap();
+    replace(&directory.join(file), text);
 }
 
 fn with(names: &[&str], grants: &Value) -> Value {

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Ask, Daemon, config, eventually, fake, find, json_lines};
+use common::{Ask, Daemon, config, eventually, fake, find, json_lines, replace};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;
@@ -36,13 +36,6 @@ fn plugin(daemon: &Daemon, name: &str, mode: &str, more: Value) {
 
 fn set_mode(daemon: &Daemon, name: &str, mode: &str) {
     replace(&directory(daemon, name).join(".mode"), mode);
-}
-
-/// As an editor does, so that nobody reads half of it.
-fn replace(path: &Path, text: &str) {
-    let draft = path.with_file_name(".draft");
-    fs::write(&draft, text).unwrap();
-    fs::rename(draft, path).unwrap();
 }
 
 /// The calls that a plugin has seen.

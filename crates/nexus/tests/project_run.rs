@@ -5,7 +5,7 @@
 mod common;
 mod relays;
 
-use common::{Daemon, Signal, config, eventually, find, json_lines, lines, send_signal};
+use common::{Daemon, Signal, config, eventually, find, json_lines, lines, replace, send_signal};
 use relays::{Client, Key, Relay, id, is_verified, now_s};
 use serde_json::{Value, json};
 use std::fs;
@@ -113,12 +113,6 @@ impl World {
     fn once(&self, coordinate: &str, state: &str) -> Value {
         find(&format!("the project is {state}"), || Some(self.project(coordinate)).filter(|one| one["state"] == state))
     }
-}
-
-fn replace(path: &Path, text: &str) {
-    let draft = path.with_extension("draft");
-    fs::write(&draft, text).unwrap();
-    fs::rename(draft, path).unwrap();
 }
 
 /// The first line of the daemon's log with this message.

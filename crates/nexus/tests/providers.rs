@@ -39,6 +39,7 @@ fn endpoint(name: &str, url: String) -> LlmEndpoint {
 async fn run(endpoint: LlmEndpoint, turn: Turn) -> Result<Finished, AgentError> {
     let runner = LlmRunner::connect_to("model", endpoint).unwrap();
     let (out, mut reader) = mpsc::channel(64);
+    #[expect(clippy::disallowed_methods, reason = "a test waits for it, or is over before it")]
     let drain = tokio::spawn(async move { while reader.recv().await.is_some() {} });
     let result = tokio::time::timeout(Duration::from_secs(60), runner.run(&turn, &out, None)).await.unwrap();
     drop(out);
@@ -214,6 +215,7 @@ fn endless(head: &str, piece: &str, bytes_max: usize) -> (String, std::thread::J
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/v1/", listener.local_addr().unwrap());
     let (head, piece) = (head.to_owned(), piece.to_owned());
+    #[expect(clippy::disallowed_methods, reason = "a test waits for it, or is over before it")]
     let server = std::thread::spawn(move || {
         let (mut socket, _) = listener.accept().unwrap();
         common::model::read(&mut socket);
@@ -244,6 +246,7 @@ async fn what_an_endpoint_sends_without_end_is_cut_off() {
     ] {
         let (url, server) = endless(head, &piece, BYTES_MAX);
         run(endpoint(name, url), turn()).await.unwrap_err();
+        #[expect(clippy::disallowed_methods, reason = "a test waits for it, or is over before it")]
         let sent = tokio::task::spawn_blocking(move || server.join().unwrap()).await.unwrap();
         assert!(sent < bytes_max + UNDER_WAY_BYTES, "{name}: {sent} bytes were taken");
     }

@@ -132,7 +132,7 @@ impl Account {
             account.keep(REPORT, child, Self::keep_report);
         }
         if account.config.backfill && instance.is_none_or(|one| one.backfill_completed_at.is_none()) {
-            account.tasks.spawn(backfill::run_until_done(account.clone()));
+            crate::watch::tracked("backfill", &account.tasks, backfill::run_until_done(account.clone()));
         }
         account
     }
@@ -145,7 +145,7 @@ impl Account {
         make: impl Fn(Arc<Self>, Child) -> F + Send + 'static,
     ) {
         let this = self.clone();
-        self.tasks.spawn(async move {
+        crate::watch::tracked("account", &self.tasks, async move {
             let (name, watch_over, stop) = (this.task_name(what), this.shared.watch_over.clone(), this.stop.clone());
             watch_over.until_done(name, &stop, move || make(this.clone(), child.clone())).await;
         });
@@ -202,7 +202,7 @@ impl Account {
         if self.backfilling.load(Ordering::Acquire) {
             return false;
         }
-        self.tasks.spawn(backfill::run_until_done(self.clone()));
+        crate::watch::tracked("backfill", &self.tasks, backfill::run_until_done(self.clone()));
         true
     }
 

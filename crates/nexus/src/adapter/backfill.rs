@@ -126,9 +126,10 @@ pub(super) async fn run(account: &Account, since_ms: i64, kind: Kind) -> Result<
     let (Some(stdout), Some(errors)) = (process.stdout.take(), process.stderr.take()) else { return Err("no pipes".into()) };
     let (over, exited) = (CancellationToken::new(), CancellationToken::new());
     let _over_with_this = over.clone().drop_guard();
-    tokio::spawn(log_errors(child, errors, over));
+    crate::watch::helper("backfill.errors", log_errors(child, errors, over));
     // Not told when this is dropped: the process is killed then, and its pipe has an end.
-    let mut reading = account.tasks.spawn(account.intake(&info.channel, kind, None, Some(SILENCE_MAX), exited.clone()).run(stdout));
+    let intake = account.intake(&info.channel, kind, None, Some(SILENCE_MAX), exited.clone());
+    let mut reading = crate::watch::tracked("backfill.intake", &account.tasks, intake.run(stdout));
     let early = tokio::select! {
         ended = &mut reading => Some(ended),
         _ = process.wait() => None,
@@ -175,6 +176,7 @@ mod tests {
     async fn a_history_that_breaks_off_may_be_fetched_again() {
         let flag = Arc::new(AtomicBool::new(false));
         let its = flag.clone();
+        #[expect(clippy::disallowed_methods, reason = "a test waits for it, or is over before it")]
         let task = tokio::spawn(async move {
             let _fetching = Fetching::begin(&its).unwrap();
             assert!(Fetching::begin(&its).is_none(), "two at once");

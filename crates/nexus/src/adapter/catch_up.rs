@@ -75,7 +75,7 @@ pub(super) async fn begin(account: &Arc<Account>) -> Result<(), String> {
         return Ok(());
     }
     let (held, in_force) = oneshot::channel();
-    gap.catching_up = Some(account.tasks.spawn(catch_up(account.clone(), held)));
+    gap.catching_up = Some(crate::watch::tracked("catch-up", &account.tasks, catch_up(account.clone(), held)));
     drop(gap);
     drop(in_force.await); // it is told before anything can go wrong
     Ok(())

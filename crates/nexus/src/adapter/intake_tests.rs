@@ -122,6 +122,7 @@ async fn what_the_dead_left_is_read_though_held_and_strangers_are_not_waited_for
     stranger.write_all(b"half a li").await.unwrap();
     let (stats, exited) = (intake.stats.clone(), intake.exited.clone());
     intake.sinks.pending.raise(&intake.account, 1);
+    #[expect(clippy::disallowed_methods, reason = "a test waits for it, or is over before it")]
     let reader = tokio::spawn(intake.run(stdout));
     soon("it is held", || stats.trouble().is_some()).await;
     exited.cancel();
@@ -139,6 +140,7 @@ async fn a_held_reader_goes_on_when_it_may_have_more() {
     drop(child);
     let stats = intake.stats.clone();
     intake.sinks.pending.raise(&intake.account, 1);
+    #[expect(clippy::disallowed_methods, reason = "a test waits for it, or is over before it")]
     let reader = tokio::spawn(intake.run(stdout));
     soon("it is held", || stats.trouble().is_some()).await;
     assert!(!reader.is_finished());

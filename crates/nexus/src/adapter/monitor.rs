@@ -50,7 +50,7 @@ impl Program for Monitor {
     fn attach(&self, process: &mut Process, exited: CancellationToken) -> JoinHandle<()> {
         let (stdin, stdout, errors) = (process.stdin.take(), process.stdout.take(), process.stderr.take());
         let account = self.account.upgrade();
-        tokio::spawn(async move {
+        crate::watch::helper("adapter.reader", async move {
             let (Some(account), Some(stdout), Some(errors)) = (account, stdout, errors) else { return };
             let Some(info) = account.channel.borrow().clone() else { return };
             let (sender, newest) = watch::channel(None);

@@ -145,7 +145,7 @@ impl Program for StreamProgram {
     fn attach(&self, process: &mut Process, exited: CancellationToken) -> JoinHandle<()> {
         let (stdin, stdout, errors) = (process.stdin.take(), process.stdout.take(), process.stderr.take());
         let (account, killer) = (self.account.upgrade(), process.killer());
-        tokio::spawn(async move {
+        crate::watch::helper("stream.reader", async move {
             let (Some(account), Some(stdin), Some(stdout), Some(errors)) = (account, stdin, stdout, errors) else { return };
             let (child, desk) = (child_id(&account), account.command.desk(&account.key.account));
             let (heard, statuses) = mpsc::channel(STATUSES_MAX);

@@ -102,6 +102,7 @@ impl AcpRunner {
     ///
     /// # Errors
     /// [`AgentError`], with the answer as far as it had come.
+    #[expect(clippy::disallowed_methods, reason = "a panic goes on to who waits, and is told there")]
     pub async fn run(&self, turn: &Turn, out: &Sink) -> Result<Finished, AgentError> {
         let cancelled = CancellationToken::new();
         let _cancelled_with_this = cancelled.clone().drop_guard();

@@ -146,7 +146,7 @@ impl<'p> Client<'p> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|source| self.unreachable(source))?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(ClientError::lost)?;
         // What goes wrong with the connection is told by the request on it.
-        tokio::spawn(async move { drop(connection.await) });
+        crate::watch::helper("connection", async move { drop(connection.await) });
         let bytes = body.map_or_else(Bytes::new, |body| Bytes::from(body.to_string()));
         let request = Request::builder()
             .method(method)
@@ -280,6 +280,7 @@ mod tests {
     async fn answered(directory: &tempfile::TempDir, answer: &'static [u8]) -> Client<'static> {
         let socket = directory.path().join("nex.sock");
         let listener = UnixListener::bind(&socket).unwrap();
+        #[expect(clippy::disallowed_methods, reason = "a test waits for it, or is over before it")]
         tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut request = Vec::new();

@@ -16,8 +16,8 @@ pub(super) async fn list(control: &Control) -> Answer {
     let report = control.pipeline.automations.report();
     let known = control.ledgers.nexus.readers.read(all_knowledge).await.map_err(|error| not_now(&error))?;
     let directory = control.paths.automations_dir();
-    // An error means that looking panicked, of which its hook has told.
-    let found = tokio::task::spawn_blocking(move || automations_on_disk(&directory)).await.unwrap_or_default();
+    let looked = crate::watch::blocking("automations.look", move || automations_on_disk(&directory)).await;
+    let found = looked.map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     let config = control.config.load();
     let disabled: Vec<&String> = config.automations.disabled.iter().filter(|name| found.contains(*name)).collect();
     let shown: Vec<Value> = report.iter().map(|one| of(one, known.iter().find(|known| known.name == one.name))).collect();

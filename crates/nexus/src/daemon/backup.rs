@@ -49,7 +49,7 @@ pub(super) fn begin(control: &Control, directory: Option<PathBuf>) -> Result<Lin
     let (lines, answer) = mpsc::channel(LINES_MAX);
     let stop = control.stop.clone();
     // Its end is the last of the lines, and the turn's.
-    drop(tokio::task::spawn_blocking(move || work(job, stop, turn, &lines)));
+    drop(crate::watch::blocking("backup", move || work(job, stop, turn, &lines)));
     Ok(answer)
 }
 

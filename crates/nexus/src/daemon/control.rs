@@ -134,7 +134,7 @@ impl Control {
                 for (stop, task, threads) in tasks.drain(..) {
                     stop.cancel();
                     drop(task.await); // it was told if it failed; nothing is lost but notices
-                    drop(tokio::task::spawn_blocking(move || threads.join()).await);
+                    drop(crate::watch::blocking("ledger.threads", move || threads.join()).await);
                 }
                 self.watch_over.forget(STORE);
             }
@@ -181,7 +181,7 @@ impl Control {
         let directory = self.ledgers.nexus.readers.path().parent().map(std::path::Path::to_owned).unwrap_or_default();
         let kept = (room, self.ledgers.long_reads());
         let asked = doctor::record::Examined { directory, epoch: Some(self.pipeline.epoch), now_ms: clock::wall_ms() };
-        let looked = tokio::task::spawn_blocking(move || {
+        let looked = crate::watch::blocking("doctor", move || {
             let _kept = kept; // to the end, whether or not who asked still waits
             doctor::record::examine(&asked)
         });

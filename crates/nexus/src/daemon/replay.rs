@@ -127,7 +127,7 @@ async fn find(control: &Control, id: &str, key: &str) -> Result<Found, Refusal> 
         let is_known = known.is_some_and(|known| known.replay_of.as_deref() == Some(event.first_id()));
         Ok(Some(Found { event, attempts, is_known }))
     };
-    match tokio::task::spawn_blocking(look).await {
+    match crate::watch::blocking("replay", look).await {
         Ok(Ok(Some(found))) => Ok(found),
         Ok(Ok(None)) => Err(Refusal::new(StatusCode::NOT_FOUND, crate::unknown::event(id))),
         Ok(Err(error)) => Err(not_now(describe(&error))),

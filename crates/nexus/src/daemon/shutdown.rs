@@ -102,7 +102,7 @@ impl Running {
             drop(control);
             drop(keeper_task.await);
             step(9, "writes flushed, keeper gone");
-            drop(tokio::task::spawn_blocking(move || threads.into_iter().for_each(Threads::join)).await);
+            drop(crate::watch::blocking("ledger.threads", move || threads.into_iter().for_each(Threads::join)).await);
             step(10, "databases closed");
             drop(std::fs::remove_file(paths.socket())); // the next start removes it otherwise
             tracing::info!(ms = began.elapsed().as_millis() as u64, "Daemon stopped");
@@ -117,6 +117,6 @@ async fn finish_store(control: &Control) {
     for (stop, task, threads) in tasks {
         stop.cancel();
         drop(task.await);
-        drop(tokio::task::spawn_blocking(move || threads.join()).await);
+        drop(crate::watch::blocking("ledger.threads", move || threads.join()).await);
     }
 }

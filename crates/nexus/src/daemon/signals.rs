@@ -100,11 +100,9 @@ fn obey(running: &Running, asked: &Asked) {
         Asked::Reload => {
             // Not awaited: it may have to wait for children, and a stop must not.
             let control = running.control.clone();
-            tokio::spawn(async move {
-                match panics::caught(reload::reload(&control, false)).await {
-                    Ok(Ok(_)) => {}
-                    Ok(Err(refusal)) => tracing::error!(problems = refusal.problems.join("; "), "{}", refusal.error),
-                    Err(panicked) => control.watch_over.tell("reload", &panicked.to_string()),
+            crate::watch::helper("reload", async move {
+                if let Err(refusal) = reload::reload(&control, false).await {
+                    tracing::error!(problems = refusal.problems.join("; "), "{}", refusal.error);
                 }
             });
         }

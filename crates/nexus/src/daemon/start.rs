@@ -74,6 +74,7 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
     loaded.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     let (metrics, stop) = (Metrics::new(), CancellationToken::new());
     let watch_over = Watch::new(metrics.clone());
+    watch_over.hear_of_helpers();
     let admitted = admit(&cgroup, keeper.pid);
     let keeper_part = watch_over.part("keeper");
     let (keeper, keeper_task) = Keeper::start(keeper, &instance, lock_file, cgroup.clone(), keeper_part).map_err(StartError::Keeper)?;
@@ -218,7 +219,7 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
 /// The kernel takes its time to move a process; meanwhile the ledgers are opened.
 fn admit(cgroup: &Arc<Cgroup>, keeper: i32) -> tokio::task::JoinHandle<()> {
     let cgroup = cgroup.clone();
-    tokio::task::spawn_blocking(move || cgroup.admit(keeper))
+    crate::watch::blocking("cgroup", move || cgroup.admit(keeper))
 }
 
 fn sinks(ledgers: &Ledgers, engine: &Engine, bus: &Bus, metrics: &Metrics, disk_low: &watch::Receiver<bool>) -> Sinks {

@@ -113,7 +113,7 @@ pub(super) async fn plugins(control: &Control) -> Value {
     let report = control.plugins.report();
     let directory = control.paths.plugins_dir(&control.config.load().plugins.directory);
     // An error means that looking panicked, of which its hook has told.
-    let found = tokio::task::spawn_blocking(move || names_on_disk(&directory)).await.unwrap_or_default();
+    let found = crate::watch::blocking("plugins.look", move || names_on_disk(&directory)).await.unwrap_or_default();
     let is_enabled = |name: &str| report.iter().any(|plugin| plugin.name == name);
     let disabled: Vec<&str> = PLUGINS.iter().copied().chain(found.iter().map(String::as_str)).filter(|name| !is_enabled(name)).collect();
     json!({ "plugins": report, "disabled": disabled })

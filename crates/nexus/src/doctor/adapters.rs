@@ -29,7 +29,8 @@ pub fn ask(config: &Config, workspace: &Path, instance: Option<&str>) -> Vec<Fin
     for some in used.chunks(AT_ONCE) {
         std::thread::scope(|scope| {
             let asked: Vec<_> = some.iter().map(|(name, adapter)| scope.spawn(move || one(name, adapter, workspace, instance))).collect();
-            findings.extend(asked.into_iter().filter_map(|thread| thread.join().ok())); // its hook told of a panic
+            let broken = |name: &str| silent(name, "asking it broke off: a defect of this program");
+            findings.extend(asked.into_iter().zip(some).map(|(thread, (name, _))| thread.join().unwrap_or_else(|_panicked| broken(name))));
         });
     }
     if config.adapters.is_empty() {
@@ -116,7 +117,7 @@ fn start(call: &Call, verb: &str) -> std::io::Result<Child> {
 /// Reads to the end in a thread of its own, which a pipe that stays open keeps and nobody waits for.
 fn gather(stream: Option<impl Read + Send + 'static>) -> Receiver<Vec<u8>> {
     let (answer, heard) = sync_channel(1);
-    std::thread::spawn(move || {
+    let reading = move || {
         let mut bytes = Vec::new();
         if let Some(mut stream) = stream {
             let mut block = [0; 16 * 1024];
@@ -128,7 +129,9 @@ fn gather(stream: Option<impl Read + Send + 'static>) -> Receiver<Vec<u8>> {
             }
         }
         answer.send(bytes).ok(); // nobody may wait any more
-    });
+    };
+    // Without a thread, or one that breaks off, there is no answer, of which whoever waits is told at once.
+    std::thread::Builder::new().name("doctor".to_owned()).spawn(reading).ok();
     heard
 }
 

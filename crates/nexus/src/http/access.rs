@@ -68,7 +68,7 @@ async fn audit(State(api): State<Api>, Query(asked): Query<Decisions>) -> Respon
 
 async fn check(State(api): State<Api>, Query(asked): Query<Check>) -> Response {
     let (people, rules) = (api.daemon.people(), api.daemon.rules());
-    match tokio::task::spawn_blocking(move || rules.check(&people, &asked, clock::wall_ms())).await {
+    match crate::watch::blocking("question", move || rules.check(&people, &asked, clock::wall_ms())).await {
         Ok(Ok(decision)) => Json(decision).into_response(),
         Ok(Err(CheckError::Read(error))) => refusal(StatusCode::SERVICE_UNAVAILABLE, &describe(&error)),
         Ok(Err(error @ CheckError::At(_))) => refusal(StatusCode::BAD_REQUEST, &error.to_string()),

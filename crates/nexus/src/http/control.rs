@@ -165,7 +165,7 @@ pub(super) async fn whole<T: Send + 'static>(
         verb.await
     };
     let broken = |error: tokio::task::JoinError| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
-    tokio::spawn(task).await.unwrap_or_else(|error| Err(broken(error)))
+    crate::watch::helper("verb", task).await.unwrap_or_else(|error| Err(broken(error)))
 }
 
 #[derive(Debug, Deserialize)]
@@ -206,7 +206,7 @@ pub(super) async fn ask<T: Send + 'static>(
 pub(super) async fn looked<T: Send + 'static>(
     question: impl FnOnce() -> Result<T, crate::ledger::ReadError> + Send + 'static,
 ) -> Result<T, Response> {
-    match tokio::task::spawn_blocking(question).await {
+    match crate::watch::blocking("question", question).await {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(refusal(StatusCode::SERVICE_UNAVAILABLE, &crate::error_text::describe(&error))),
         Err(error) => Err(refusal(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string())),

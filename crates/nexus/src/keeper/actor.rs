@@ -116,7 +116,7 @@ impl Keeper {
         let (orders, inbox) = mpsc::unbounded_channel();
         let actor = Actor::new(link, instance, lock, cgroup, orders.downgrade())?;
         let keeper = Self { orders, spawns: Arc::new(Semaphore::new(SPAWNS_IN_FLIGHT_MAX)), instance: instance.into() };
-        Ok((keeper, tokio::spawn(actor.serve(inbox, part))))
+        Ok((keeper, crate::watch::helper("keeper", actor.serve(inbox, part))))
     }
 
     /// Starts `spec`; returns once exec has succeeded.
@@ -249,7 +249,7 @@ impl Actor {
         // An error means that its end is closed: it is gone.
         rustix::net::shutdown(self.socket.get_ref(), rustix::net::Shutdown::Both).ok();
         let pid = self.pid;
-        let waited = tokio::task::spawn_blocking(move || leftovers::reap(pid)).await;
+        let waited = crate::watch::blocking("keeper.reap", move || leftovers::reap(pid)).await;
         if waited.is_err_and(|error| error.is_panic()) {
             tracing::warn!(pid, "could not wait for the keeper");
         }
@@ -418,7 +418,7 @@ impl Actor {
             let marked = leftovers::clear_marked(&instance);
             inside && own && marked.left.is_empty()
         };
-        let cleared = tokio::task::spawn_blocking(clear).await;
+        let cleared = crate::watch::blocking("keeper.clear", clear).await;
         if !cleared.unwrap_or(false) {
             tracing::error!("descendants of the dead keeper could not all be killed");
         }
@@ -434,7 +434,7 @@ impl Actor {
         (self.socket, self.pid, self.launched) = (socket, pid, tokio::time::Instant::now());
         let cgroup = self.cgroup.clone();
         // Before it reads its first order.
-        if let Err(error) = tokio::task::spawn_blocking(move || cgroup.admit(pid)).await {
+        if let Err(error) = crate::watch::blocking("cgroup", move || cgroup.admit(pid)).await {
             tracing::error!(%error, "the keeper was not put into its cgroup");
         }
         true

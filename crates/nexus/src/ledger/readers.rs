@@ -58,12 +58,12 @@ impl Readers {
         query: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, ReadError> {
         let this = self.clone();
-        match tokio::task::spawn_blocking(move || this.read_now(query)).await {
+        match crate::watch::blocking("read", move || this.read_now(query)).await {
             Ok(read) => read,
             // The runtime is going down, and with it whoever asked.
             Err(error) if error.is_cancelled() => std::future::pending().await,
             Err(_) => {
-                self.note_failure(); // its hook told of the panic
+                self.note_failure();
                 Err(ReadError::Panicked { path: self.path.to_path_buf() })
             }
         }

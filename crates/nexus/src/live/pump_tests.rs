@@ -49,6 +49,7 @@ impl Process {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "a test waits for it, or is over before it")]
 async fn answer(desk: &Desk, patience: Duration) -> (Speaking, JoinHandle<(SendOutcome, End)>) {
     let (live, speaking) = Live::new(crate::samples::delivery("d"), "run".to_owned(), "s".to_owned());
     assert!(live.begin(async { true }).await);

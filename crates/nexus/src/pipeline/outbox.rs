@@ -256,7 +256,7 @@ impl Outbox {
         let row = self.shared.ledgers.nexus.readers.read(move |connection| delivery(connection, &id)).await?;
         let Some(row) = row else { return Ok(Resolved::Unknown) };
         let this = self.clone();
-        let decided = self.shared.tasks.spawn(async move {
+        let decided = crate::watch::tracked("deliveries.resolve", &self.shared.tasks, async move {
             let done = this.decide(&row, resolution).await?;
             Ok::<_, WriteError>(if done { Resolved::Done { before: row.status } } else { Resolved::NotNow { status: row.status } })
         });
@@ -319,7 +319,7 @@ impl Outbox {
         lanes.insert(lane.clone(), new);
         drop(lanes);
         let this = self.clone();
-        self.shared.tasks.spawn(async move {
+        crate::watch::tracked("deliveries", &self.shared.tasks, async move {
             let name = format!("deliveries to {}", lane.replace('\u{1f}', "/"));
             this.shared.watch_over.until_done(name, &this.shared.stop, || this.serve(&lane, &hurry)).await;
         });

@@ -258,6 +258,7 @@ async fn a_delivery_that_cannot_be_read_is_read_again_and_the_ledger_is_not_well
     let stranger = place.stranger();
     stranger.execute_batch("ALTER TABLE deliveries RENAME TO mislaid").unwrap();
     let outbox = place.outbox.clone();
+    #[expect(clippy::disallowed_methods, reason = "a test waits for it, or is over before it")]
     let loading = tokio::spawn(async move { outbox.load("d").await });
     eventually(async || unwell() == ["nexus"]).await;
     assert!(!loading.is_finished());
@@ -274,6 +275,7 @@ async fn a_decision_outlives_a_ledger_that_cannot_be_written_and_whoever_asked_f
     let stranger = place.stranger();
     stranger.execute_batch("BEGIN IMMEDIATE").unwrap();
     let outbox = place.outbox.clone();
+    #[expect(clippy::disallowed_methods, reason = "a test waits for it, or is over before it")]
     let asking = tokio::spawn(async move { outbox.resolve("d", Resolution::Retry).await });
     let writer = place.outbox.shared.ledgers.nexus.writer.stats().clone();
     eventually(async || writer.failing.load(Ordering::Relaxed)).await;

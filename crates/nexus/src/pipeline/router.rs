@@ -143,7 +143,7 @@ impl Router {
             state.know(request, None);
         }
         let stop = router.stop.clone();
-        Ok((router, tokio::spawn(state.serve(inbox, committed, stop))))
+        Ok((router, crate::watch::helper("router", state.serve(inbox, committed, stop))))
     }
 
     /// Keeps the requests of `account` waiting for as long as the answer lives, but `limit` at most;
@@ -151,7 +151,7 @@ impl Router {
     pub async fn hold(&self, account: &AccountKey, limit: Duration) -> Hold {
         let (done, in_force) = oneshot::channel();
         let (alive, dropped) = oneshot::channel();
-        tokio::spawn(keep_held(self.told.clone(), account.clone(), done, dropped, limit));
+        crate::watch::helper("router.hold", keep_held(self.told.clone(), account.clone(), done, dropped, limit));
         drop(in_force.await); // an error means that the router has stopped
         Hold { _alive: alive }
     }
@@ -344,7 +344,7 @@ impl State {
         let Some(known) = self.requests.get_mut(&seq) else { return };
         let (at_hand, conversation, is_revived) = (known.at_hand.take(), known.conversation.clone(), known.is_revived);
         let (pipeline, told) = (self.pipeline.clone(), self.told.clone());
-        self.runs.spawn(self.under_way.track_future(async move {
+        let work = self.under_way.track_future(async move {
             let prepared = panics::caught(async {
                 match load(&pipeline, seq, at_hand).await {
                     Some((request_id, event)) => pipeline.prepare(event, request_id, is_revived).await,
@@ -356,7 +356,8 @@ impl State {
                 Err(panicked) => pipeline.break_off(seq, pipeline.unsettled.begin(&conversation, seq), &panicked).await,
             };
             tell(&told, Told::Prepared { seq, outcome }).await;
-        }));
+        });
+        crate::watch::tracked("request", &self.runs, work);
     }
 }
 

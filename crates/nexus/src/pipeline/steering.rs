@@ -278,7 +278,7 @@ impl Pipeline {
                 }
             }
         };
-        let written = tokio::spawn(async move {
+        let written = crate::watch::helper("steering.join", async move {
             let has_joined = write.await;
             if let Some(joined) = joined {
                 joined.send(has_joined).ok(); // it may not have waited

@@ -250,7 +250,7 @@ impl Automations {
     async fn reconcile(&self, engine: &Engine, again: bool) {
         let directory = engine.host.shared.directory.clone();
         // An error means that looking panicked, of which its hook has told.
-        let Ok(mut found) = tokio::task::spawn_blocking(move || files::look(&directory)).await else { return };
+        let Ok(mut found) = crate::watch::blocking("automations.look", move || files::look(&directory)).await else { return };
         let off = engine.lock().automations.disabled.clone();
         found.retain(|name, _| !off.contains(name));
         let gone: Vec<String> = self.lock().keys().filter(|name| !found.contains_key(*name)).cloned().collect();
@@ -292,7 +292,7 @@ impl Automations {
     async fn start(&self, engine: &Engine, name: &str) -> Result<Arc<Automation>, Refused> {
         let host = &engine.host;
         let (directory, owned) = (host.shared.directory.clone(), name.to_owned());
-        let read = tokio::task::spawn_blocking(move || files::read(&directory, &owned)).await;
+        let read = crate::watch::blocking("automations.read", move || files::read(&directory, &owned)).await;
         let file: File = read.unwrap_or_else(|error| Err((Stamp::default(), error.to_string())))?;
         let stamp = file.stamp.clone();
         let automation = Automation::new(file, host, engine.grants(name), engine.policy());
@@ -364,7 +364,7 @@ impl Engine {
 fn retire(engine: &Engine, old: Option<Arc<Automation>>) {
     let Some(old) = old else { return };
     let host = engine.host.clone();
-    tokio::spawn(async move {
+    crate::watch::helper("automations.retire", async move {
         old.finished().await;
         host.remove(old.guest).await;
         // The process goes with its last guest.

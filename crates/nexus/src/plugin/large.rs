@@ -38,7 +38,7 @@ pub(super) async fn lend(mut view: Value, directory: &Path) -> io::Result<(Value
         let mut files = Files::default();
         replace(&mut view, &directory, &mut files).map(|()| (view, files))
     };
-    tokio::task::spawn_blocking(writing).await.map_err(io::Error::other)?
+    crate::watch::blocking("plugin.large", writing).await.map_err(io::Error::other)?
 }
 
 /// Removes what a daemon that was killed has left in `directory`.

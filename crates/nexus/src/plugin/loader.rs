@@ -65,7 +65,7 @@ impl Loader {
         }
         let directory = self.shared.directory.clone();
         let looking = move || known.into_iter().filter(|(name, stamp)| found::stamp(&directory, name) != *stamp).collect::<Vec<_>>();
-        let Ok(changed) = tokio::task::spawn_blocking(looking).await else { return }; // its hook told of a panic
+        let Ok(changed) = crate::watch::blocking("plugins.look", looking).await else { return }; // its hook told of a panic
         for (name, _) in changed {
             self.renew(&name).await;
         }
@@ -87,7 +87,7 @@ impl Loader {
     pub(super) async fn find(&self, name: &str) -> Result<Found, Refused> {
         let (directory, name) = (self.shared.directory.clone(), name.to_owned());
         let finding = move || found::find(&directory, &name).map_err(|why| (found::stamp(&directory, &name), why));
-        tokio::task::spawn_blocking(finding).await.unwrap_or_else(|error| Err((Stamp::default(), error.to_string())))
+        crate::watch::blocking("plugins.find", finding).await.unwrap_or_else(|error| Err((Stamp::default(), error.to_string())))
     }
 
     async fn load(&self, name: &str) {

@@ -5,6 +5,7 @@ use super::loaded::Plugin;
 use super::session::{Desks, Session};
 use crate::environment;
 use crate::keeper::{Process, SpawnSpec, Stdin};
+use crate::panics::finally;
 use crate::supervisor::{self, BoxFuture, NotReady};
 use nexus_core::config::Restart;
 use nexus_core::ids::ChildId;
@@ -68,7 +69,7 @@ impl supervisor::Program for Program {
         let plugin = self.plugin.upgrade();
         let session = plugin.as_ref().and_then(|plugin| Session::new(process, Desks::one(plugin.desk())));
         let (plugin, child) = (self.plugin.clone(), self.child.clone());
-        tokio::spawn(async move {
+        crate::watch::helper("plugin.reader", async move {
             let Some((session, pipes)) = session else { return };
             let publish = |session: Option<Arc<Session>>| {
                 if let Some(plugin) = plugin.upgrade() {
@@ -76,8 +77,8 @@ impl supervisor::Program for Program {
                 }
             };
             publish(Some(session.clone()));
+            let _gone = finally(|| publish(None));
             session.serve(child, pipes, exited).await;
-            publish(None);
         })
     }
 }

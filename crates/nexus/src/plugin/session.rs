@@ -7,6 +7,7 @@ use super::frame::{self, Frame, LINE_BYTES_MAX, Ready, Reply, Up};
 use crate::clock;
 use crate::framing::{Framing, Piece};
 use crate::keeper::{Killer, Process};
+use crate::panics::finally;
 use crate::stderr::log_errors;
 use crate::supervisor::after_exit;
 use arc_swap::ArcSwapOption;
@@ -244,6 +245,8 @@ impl Session {
     /// Talks until the process has said its last.
     pub(super) async fn serve(self: Arc<Self>, child: ChildId, pipes: Pipes, exited: CancellationToken) {
         let Pipes { stdin, stdout, stderr, lines } = pipes;
+        // Also when this breaks off.
+        let _gone = finally(|| self.end());
         let reading = async {
             self.read(stdout, &exited).await;
             // Nobody hears it any more, so it can't answer.
@@ -334,7 +337,7 @@ impl Session {
         // Here, where the calls still are in their order: the tasks may overtake each other.
         caller.number(&method, &mut params);
         let this = self.clone();
-        tokio::spawn(async move {
+        crate::watch::helper("plugin.call", async move {
             let _room = room;
             let result = tokio::select! {
                 called = calls.call(&caller, &method, params) => called.map_err(|error| error.told()),
@@ -363,7 +366,7 @@ impl Session {
             return;
         };
         let this = self.clone();
-        tokio::spawn(async move {
+        crate::watch::helper("plugin.refusal", async move {
             let _room = room;
             this.tell(line).await; // one that is gone needs no answer
         });

@@ -56,7 +56,7 @@ fn weight(view: &Value, error: Option<&Value>) -> usize {
 /// Starts the task that tells, which goes on after a failure.
 pub(super) fn spawn(plugin: &Arc<Plugin>, queue: mpsc::Receiver<Told>) {
     let (this, queue) = (plugin.clone(), Arc::new(Mutex::new(queue)));
-    plugin.tasks.spawn(async move {
+    crate::watch::tracked("plugin.told", &plugin.tasks, async move {
         let (name, watch_over, stop) = (task_name(&this), this.shared.watch_over.clone(), this.stop.clone());
         watch_over.until_done(name, &stop, move || run(this.clone(), queue.clone())).await;
     });

@@ -59,7 +59,7 @@ pub(super) async fn run(loader: &Loader, name: &str, event: Value, hook: Option<
     let desk = Desk::new(CallerKind::Plugin, name.into(), grants, loader.calls.clone(), standing.clone(), Arc::new(AtomicU64::new(0)));
     let (session, pipes) = Session::new(&mut process, Desks::one(desk)).ok_or_else(|| TrialError::Failed("it has no pipes".to_owned()))?;
     let exited = CancellationToken::new();
-    let serving = tokio::spawn(session.clone().serve(child, pipes, exited.clone()));
+    let serving = crate::watch::helper("plugin.reader", session.clone().serve(child, pipes, exited.clone()));
     let outcome = async {
         let wants = wants(&found.kind, &standing).await?;
         let mut calls = Vec::new();

@@ -2,6 +2,7 @@
 //! own instructions, but some of its builtins loop for very long within one. Then the process ends, and
 //! the daemon starts another. It never interrupts what can be interrupted: the engine does.
 
+use crate::panics::finally;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -55,7 +56,11 @@ impl Watchdog {
     pub(super) fn start() -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let watched = Arc::clone(&shared);
-        thread::Builder::new().name("watchdog".to_owned()).stack_size(STACK_BYTES).spawn(move || watch(&watched))?;
+        thread::Builder::new().name("watchdog".to_owned()).stack_size(STACK_BYTES).spawn(move || {
+            // Nothing else ends JavaScript that can't be interrupted.
+            let _ends = finally(|| std::process::abort());
+            watch(&watched);
+        })?;
         Ok(Self(shared))
     }
 

@@ -379,7 +379,7 @@ fn bracketed(address: &IpAddr) -> String {
 
 /// Looks at files on a thread that may block.
 async fn blocking<T: Send + 'static>(path: &Path, look: impl FnOnce() -> std::io::Result<T> + Send + 'static) -> Result<T, GitError> {
-    let looked = tokio::task::spawn_blocking(look).await.unwrap_or_else(|error| Err(std::io::Error::other(describe(&error))));
+    let looked = crate::watch::blocking("project.look", look).await.unwrap_or_else(|error| Err(std::io::Error::other(describe(&error))));
     looked.map_err(|source| GitError::Look { path: path.to_owned(), source })
 }
 

@@ -208,7 +208,7 @@ impl Preparer {
     pub async fn prepare(&self, project: &Coordinate, progress: &Progress, ask: Ask) -> Result<Prepared, PrepareError> {
         let (this, project, progress) = (self.clone(), project.clone(), progress.clone());
         // In a task of its own: whoever asked may be gone before a clone is done, and the next one wants it too.
-        let task = self.inner.tasks.spawn(async move {
+        let task = crate::watch::tracked("project.prepare", &self.inner.tasks, async move {
             tokio::select! {
                 done = this.alone(&project, &progress, ask) => done,
                 // As if it were killed here: what has no place yet is removed, and the next start prepares anew.
@@ -270,7 +270,7 @@ impl Preparer {
         tracing::info!(%project, %subject, approve, "an approval was decided");
         if let Ok(coordinate) = Coordinate::parse(&approval.project) {
             let this = self.clone();
-            tokio::spawn(async move {
+            crate::watch::helper("project.decide", async move {
                 let row = this.row(&coordinate).await;
                 if row.is_ok_and(|row| row.is_some_and(|row| row.status == "archived")) {
                     return; // its next event prepares it, by this decision

@@ -14,6 +14,7 @@ use crate::error_text::describe;
 use crate::keeper::{ExitStatus, Process, SpawnSpec, Stdin};
 use crate::metrics::Metrics;
 use crate::nostr::Nostr;
+use crate::panics::finally;
 use crate::stderr;
 use crate::supervisor::{self, BoxFuture, NotReady, after_exit};
 use arc_swap::ArcSwapOption;
@@ -142,6 +143,20 @@ impl Post {
         *self.why.lock().unwrap_or_else(PoisonError::into_inner) = why;
     }
 
+    /// Nobody talks with a process any more.
+    fn forget(&self, session: &Arc<Session>) {
+        self.set_why(session.failure());
+        // Unless there is another by now, or it was left already.
+        self.session.send_if_modified(|known| {
+            let is_own = known.as_ref().is_some_and(|known| Arc::ptr_eq(known, session));
+            if is_own {
+                *known = None;
+            }
+            is_own
+        });
+        self.notes.set_status(None);
+    }
+
     /// From now on nobody finds the process that runs: it is about to be stopped.
     pub(super) fn leave_session(&self) -> Option<Arc<Session>> {
         self.session.send_replace(None)
@@ -159,7 +174,7 @@ impl Post {
         let context = Context { secrets: secrets.keys().cloned().collect(), ..plan.context.clone() };
         let (path, text) = (self.context_file(), json!(context).to_string());
         let file = path.clone();
-        let written = tokio::task::spawn_blocking(move || write_private(&file, text.as_bytes())).await;
+        let written = crate::watch::blocking("project.context", move || write_private(&file, text.as_bytes())).await;
         let failed = |error: String| NotReady::from(format!("failed to write `{}`: {error}", path.display()));
         written.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))?;
         let mut env: BTreeMap<String, String> = plan.env.iter().cloned().collect();
@@ -221,21 +236,13 @@ impl supervisor::Program for Program {
         let child = post.child_id();
         let Some((session, pipes)) = session else {
             let output = [process.stdout.take(), process.stderr.take()];
-            return tokio::spawn(log_output(post, output, exited));
+            return crate::watch::helper("project.output", log_output(post, output, exited));
         };
         post.session.send_replace(Some(session.clone()));
-        tokio::spawn(async move {
+        crate::watch::helper("project.reader", async move {
+            // However that ends: the next event is not for one that nobody reads.
+            let _over = finally(|| post.forget(&session));
             session.clone().serve(child, pipes, exited).await;
-            post.set_why(session.failure());
-            // Unless there is another by now, or it was left already.
-            post.session.send_if_modified(|known| {
-                let is_own = known.as_ref().is_some_and(|known| Arc::ptr_eq(known, &session));
-                if is_own {
-                    *known = None;
-                }
-                is_own
-            });
-            post.notes.set_status(None);
         })
     }
 

@@ -10,6 +10,7 @@ use crate::bus::Bus;
 use crate::framing::{Framing, Piece};
 use crate::keeper::{Killer, Process};
 use crate::metrics::Metrics;
+use crate::panics::finally;
 use crate::stderr;
 use crate::supervisor::after_exit;
 use nexus_core::ids::ChildId;
@@ -219,6 +220,10 @@ impl Session {
     /// Talks until the process has said its last.
     pub(super) async fn serve(self: Arc<Self>, child: ChildId, pipes: Pipes, exited: CancellationToken) {
         let Pipes { stdin, stdout, stderr, lines } = pipes;
+        // Also when this breaks off: whoever listens would wait for a word that nobody reads.
+        let _gone = finally(|| {
+            self.standing.send_replace(Standing::Gone);
+        });
         let reading = async {
             self.read(stdout, &exited).await;
             self.standing.send_replace(Standing::Gone);
@@ -240,7 +245,6 @@ impl Session {
             () = write(stdin, lines) => {}
             () = self.watch_over() => {}
         }
-        self.standing.send_replace(Standing::Gone);
     }
 
     /// Ends a process that isn't ready in time, or doesn't answer pings. Never returns.

@@ -35,7 +35,7 @@ struct Inner {
 impl Link {
     pub(super) fn new(stdout: pipe::Sender) -> Self {
         let (frames, queue) = mpsc::channel(FRAMES_UP_MAX);
-        let writer = tokio::spawn(write(stdout, queue));
+        let writer = crate::watch::helper("project.link", write(stdout, queue));
         let inner = Inner {
             frames: Mutex::new(Some(frames)),
             writer: Mutex::new(Some(writer)),

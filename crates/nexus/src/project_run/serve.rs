@@ -33,9 +33,9 @@ enum End {
 pub(super) async fn serve(desk: Desk, stdin: pipe::Receiver, link: Link) {
     let desk = Arc::new(desk);
     let (events, queue) = mpsc::channel(EVENTS_MAX);
-    let answering = tokio::spawn(answer_all(desk.clone(), queue));
+    let answering = crate::watch::helper("project.answers", answer_all(desk.clone(), queue));
     link.send(Up::Ready { protocol: PROTOCOL }).await;
-    let telling = tokio::spawn(status::tell(desk.clone(), link.clone()));
+    let telling = crate::watch::helper("project.status", status::tell(desk.clone(), link.clone()));
     let end = tokio::select! {
         end = read(stdin, &events, &link) => end,
         () = told_to_end() => End::Asked,

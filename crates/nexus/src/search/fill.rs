@@ -72,7 +72,7 @@ pub async fn follow(pipeline: Arc<Pipeline>, disk_low: watch::Receiver<bool>, st
         }
     }
     // Closing a file moves its log into it. A panic there was told by its hook.
-    drop(tokio::task::spawn_blocking(move || drop(filler)).await);
+    drop(crate::watch::blocking("cortex.close", move || drop(filler)).await);
 }
 
 /// Says it once, not with each try.
@@ -86,6 +86,7 @@ fn tell(error: &FillError, told: &mut Option<String>) {
 
 /// One round on a thread that may block; nothing when the runtime is going down.
 async fn round(mut filler: Filler, configured: BTreeSet<String>, is_low: bool) -> Option<(Filler, Result<bool, FillError>)> {
+    #[expect(clippy::disallowed_methods, reason = "a panic goes on to who waits, and is told there")]
     let working = tokio::task::spawn_blocking(move || {
         let done = filler.round(configured, is_low, Instant::now());
         (filler, done)

@@ -242,7 +242,7 @@ impl Task {
         let (exited, unread) = (CancellationToken::new(), CancellationToken::new());
         match panics::catch(|| self.spec.program.attach(&mut process, exited.clone())) {
             Ok(reader) => {
-                let reader = tokio::spawn(watch_reader(self.spec.id.clone(), reader, unread.clone()));
+                let reader = crate::watch::helper("reader.watch", watch_reader(self.spec.id.clone(), reader, unread.clone()));
                 Ok(Running { process, reader, exited, unread })
             }
             Err(panicked) => {

@@ -52,6 +52,7 @@ impl Rig {
             }
         };
         let intake = Arc::new(Intake::new(settings, line_sender));
+        #[expect(clippy::disallowed_methods, reason = "a test waits for it, or is over before it")]
         let served = tokio::spawn(serve(listener, intake, ack_receiver, until_stopped));
         Self { address, lines, acks, stop, served }
     }
@@ -67,6 +68,7 @@ impl Rig {
     }
 
     /// Posts a signed delivery in the background.
+    #[expect(clippy::disallowed_methods, reason = "a test waits for it, or is over before it")]
     fn post(&self, delivery: &str, body: &str) -> JoinHandle<(u16, Value)> {
         let request = signed(delivery, body, &sign(body));
         let address = self.address;

@@ -1,19 +1,17 @@
 //! What tests of automations have in common: files put in place, and what the daemon says of them.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
-use crate::common::{Ask, Daemon};
+use crate::common::{Ask, Daemon, replace};
 use serde_json::{Value, json};
 use std::fs;
 
 pub const EXAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/examples/automations");
 
-/// Puts a file among the automations as an editor does, so that nobody reads half of it.
+/// Puts a file among the automations.
 pub fn put(daemon: &Daemon, file: &str, text: &str) {
     let directory = daemon.workspace().join("state/automations");
     fs::create_dir_all(&directory).unwrap();
-    let draft = directory.join(".draft");
-    fs::write(&draft, text).unwrap();
-    fs::rename(draft, directory.join(file)).unwrap();
+    replace(&directory.join(file), text);
 }
 
 /// An example of the documentation.

@@ -33,6 +33,13 @@ pub const DEADLINE: Duration = Duration::from_secs(30);
 const CLI_DEADLINE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
 
+/// Makes or replaces a file as an editor does, so that nobody reads half of it.
+pub fn replace(path: &Path, text: &str) {
+    let name = path.file_name().expect("it is the path of a file").to_string_lossy();
+    let draft = path.with_file_name(format!(".{name}.draft"));
+    fs::write(&draft, text).and_then(|()| fs::rename(&draft, path)).expect("the file can be replaced");
+}
+
 /// Waits until `probe` is true.
 pub fn eventually(what: &str, mut probe: impl FnMut() -> bool) {
     find(what, || probe().then_some(()));
@@ -140,11 +147,8 @@ impl Daemon {
         self.configure_text(&serde_json::to_string_pretty(config).expect("JSON can be written"));
     }
 
-    /// Replaces the file as an editor does, so that nobody reads half of it.
     pub fn configure_text(&self, text: &str) {
-        let draft = self.workspace().join("draft");
-        let replaced = fs::write(&draft, text).and_then(|()| fs::rename(draft, self.config_file()));
-        replaced.expect("the configuration can be written");
+        replace(&self.config_file(), text);
     }
 
     pub fn config_file(&self) -> PathBuf {

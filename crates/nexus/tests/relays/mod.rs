@@ -2,7 +2,7 @@
 //! that speaks the protocol as text. Owns what it starts; never uses the daemon's code.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
-use crate::common::{DEADLINE, NEXUS, Signal, find, json_lines, program, send_signal};
+use crate::common::{DEADLINE, NEXUS, Signal, find, json_lines, program, replace, send_signal};
 use nostr::event::{EventBuilder, FinalizeEvent, Kind, Tag};
 use nostr::key::Keys;
 use nostr::nips::nip19::ToBech32;
@@ -159,7 +159,7 @@ impl Lying {
         fs::create_dir_all(directory).unwrap();
         let mut control = control;
         control["log"] = json!(directory.join("log"));
-        write_whole(&directory.join("control"), &control);
+        replace(&directory.join("control"), &control.to_string());
         let mut command = program(path.to_str().unwrap());
         command.arg(directory.join("control"));
         let process = Process::start(command, &directory.join("lying.out"));
@@ -173,7 +173,7 @@ impl Lying {
     /// Goes on otherwise, from the next step on.
     pub fn set(&mut self, name: &str, value: Value) {
         self.control[name] = value;
-        write_whole(&self.directory.join("control"), &self.control);
+        replace(&self.directory.join("control"), &self.control.to_string());
     }
 
     /// Tells one more event honestly.
@@ -188,12 +188,6 @@ impl Lying {
         let path = self.directory.join("log");
         json_lines(path).into_iter().filter(|line| line["did"] == did).collect()
     }
-}
-
-/// Replaces a file, so that nobody reads half of it.
-fn write_whole(path: &Path, value: &Value) {
-    let draft = path.with_extension("draft");
-    fs::write(&draft, value.to_string()).and_then(|()| fs::rename(draft, path)).unwrap();
 }
 
 fn address(url: &str) -> &str {

@@ -219,7 +219,8 @@ impl AcpAgent {
         let policy = RestartPolicy::new(&Restart::default(), STOP_GRACE_MS);
         let program = Arc::new(AcpProgram::new(self));
         let child = self.shared.supervisor.add(ChildSpec { id: self.child_id.clone(), policy, program });
-        self.shared.tasks.spawn(end_when_unused(self.shared.clone(), self.child_id.clone(), self.unused.clone()));
+        let ending = end_when_unused(self.shared.clone(), self.child_id.clone(), self.unused.clone());
+        crate::watch::tracked("acp.end", &self.shared.tasks, ending);
         child
     }
 }

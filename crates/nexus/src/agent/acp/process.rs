@@ -7,6 +7,7 @@ use super::hub::Hub;
 use super::link::{Link, told};
 use super::wire::{self, Traffic};
 use crate::keeper::{Killer, Process, SpawnSpec};
+use crate::panics::finally;
 use crate::stderr::log_errors;
 use crate::supervisor::{BoxFuture, NotReady, Program, after_exit};
 use agent_client_protocol::schema::ProtocolVersion;
@@ -63,7 +64,7 @@ impl Program for AcpProgram {
     fn attach(&self, process: &mut Process, exited: CancellationToken) -> JoinHandle<()> {
         let (stdin, stdout, errors) = (process.stdin.take(), process.stdout.take(), process.stderr.take());
         let talker = self.talker(process);
-        tokio::spawn(async move {
+        crate::watch::helper("acp.reader", async move {
             let (Some(stdin), Some(stdout), Some(errors), Some(talker)) = (stdin, stdout, errors, talker) else { return };
             let logged = log_errors(talker.id.clone(), errors, exited.clone());
             tokio::join!(talker.serve(stdin, stdout, exited), logged);
@@ -91,6 +92,12 @@ enum Over {
 impl Talker {
     /// Talks until the connection is over, and ends the process if that didn't end by itself.
     async fn serve(&self, stdin: pipe::Sender, stdout: pipe::Receiver, exited: CancellationToken) {
+        // Only if this breaks off there is a link left then.
+        let _gone = finally(|| {
+            if let Some(link) = self.links.send_replace(None) {
+                link.kill("the connection to it broke off");
+            }
+        });
         let over = tokio::select! {
             over = self.talk(stdin, stdout) => over,
             // A pipe may still be open in the hands of a stranger.

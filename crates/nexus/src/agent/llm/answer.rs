@@ -271,6 +271,7 @@ mod tests {
     #[tokio::test]
     async fn the_answer_and_the_reasoning_are_bounded() {
         let (out, mut reader) = tokio::sync::mpsc::channel(64);
+        #[expect(clippy::disallowed_methods, reason = "a test waits for it, or is over before it")]
         let drain = tokio::spawn(async move { while reader.recv().await.is_some() {} });
         let chunk = |bytes: usize| genai::chat::StreamChunk { content: "x".repeat(bytes) };
 

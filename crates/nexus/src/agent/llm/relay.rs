@@ -61,7 +61,9 @@ impl Relay {
         };
         loop {
             match listener.accept().await {
-                Ok((client, _)) if is_own(&client) => drop(tokio::spawn(pass(client, self.host.clone(), self.port, self.event_end))),
+                Ok((client, _)) if is_own(&client) => {
+                    drop(crate::watch::helper("model.relay", pass(client, self.host.clone(), self.port, self.event_end)));
+                }
                 Ok(_) => tracing::warn!(target: "nexus::agent", "another process wanted to use the way to a model; refused"),
                 Err(error) => return error,
             }

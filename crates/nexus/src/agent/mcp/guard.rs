@@ -122,6 +122,7 @@ mod tests {
         let (mut writer, reader) = duplex(64 * 1024);
         let verdict = Verdict::default();
         let mut guard = Guard::new(reader, verdict.clone());
+        #[expect(clippy::disallowed_methods, reason = "a test waits for it, or is over before it")]
         let writing = tokio::spawn(async move {
             for part in parts {
                 if writer.write_all(&part).await.is_err() {

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::guard::{Guard, LINE_BYTES_MAX, Verdict};
 use crate::environment;
 use crate::keeper::{Killer, Process, SpawnSpec, Stdin};
+use crate::panics::finally;
 use crate::stderr::log_errors;
 use crate::supervisor::{BoxFuture, Child, ChildSpec, NotReady, Phase, Program, Supervisor, after_exit};
 
@@ -137,7 +138,7 @@ impl Program for Stdio {
     fn attach(&self, process: &mut Process, exited: CancellationToken) -> JoinHandle<()> {
         let (stdin, stdout, errors) = (process.stdin.take(), process.stdout.take(), process.stderr.take());
         let (id, link, killer) = (self.id.clone(), self.link.clone(), process.killer());
-        tokio::spawn(async move {
+        crate::watch::helper("mcp.reader", async move {
             let (Some(stdin), Some(stdout), Some(errors)) = (stdin, stdout, errors) else { return };
             let of_errors = (id.clone(), exited.clone());
             let talking = talk(id, stdin, stdout, &link, killer, exited);
@@ -155,6 +156,10 @@ async fn talk(
     killer: Killer,
     exited: CancellationToken,
 ) {
+    // Also when this breaks off.
+    let _gone = finally(|| {
+        link.send_replace(None);
+    });
     let verdict = Verdict::default();
     let transport = AsyncRwTransport::new_client(Guard::new(stdout, verdict.clone()), stdin).with_max_line_length(LINE_BYTES_MAX + 1);
     let greeted = tokio::select! {

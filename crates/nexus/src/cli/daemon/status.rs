@@ -261,8 +261,8 @@ fn render_not_running(last: Option<&LastRun>, zone: &TimeZone) -> String {
     text
 }
 
-/// The whole text. Nothing is added to the requirement's sample unless something is wrong, or there are relays or
-/// projects, which it has no line for.
+/// The whole text. Below the requirement's sample stands what it has no line for: relays and projects where there are
+/// any, and the kill level.
 pub(crate) fn render_status(status: &Status, paint: Paint) -> String {
     let mut lines = vec![
         format!("NEX Daemon: running (PID {}, uptime {})", status.pid, units::duration(status.uptime_ms)),
@@ -290,10 +290,13 @@ pub(crate) fn render_status(status: &Status, paint: Paint) -> String {
     lines.push(format!("Ledgers: {}", ledgers(&status.ledgers, paint)));
     lines.extend(counted("Nostr relays", &status.nostr.relays));
     lines.extend(counted("Projects", &status.projects));
+    // A daemon of another version may not know it.
+    let level = &status.kill_level.level;
+    lines.extend((!level.is_empty()).then(|| format!("Kill level: {}", one_line(level, ERROR_CHARS_MAX))));
     lines.join("\n")
 }
 
-/// What `--verbose` adds below the requirement's sample.
+/// What `--verbose` adds below that. The kill level is the last line there, and is explained first.
 fn render_more(status: &Status) -> String {
     let KillLevel { level, meaning, why } = &status.kill_level;
     if level.is_empty() {
@@ -305,7 +308,8 @@ fn render_more(status: &Status) -> String {
     let automations = if automations.is_empty() { automations } else { format!("\n\nAutomations:{automations}") };
     let budgets: String = status.budgets.iter().map(budget).collect();
     let budgets = if budgets.is_empty() { budgets } else { format!("\n\nBudgets:{budgets}") };
-    format!("\n\nKill level: {level} ({meaning})\n  {}{plugins}{automations}{budgets}", one_line(why, ERROR_CHARS_MAX))
+    let (meaning, why) = (one_line(meaning, ERROR_CHARS_MAX), one_line(why, ERROR_CHARS_MAX));
+    format!(" ({meaning})\n  {why}{plugins}{automations}{budgets}")
 }
 
 fn budget(budget: &Budget) -> String {

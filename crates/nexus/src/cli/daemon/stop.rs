@@ -76,10 +76,10 @@ fn ends_by(process: &OwnedFd, deadline: Instant) -> io::Result<bool> {
 fn frees_by(file: File, deadline: Instant) -> io::Result<bool> {
     let (sender, freed) = sync_channel(1);
     // A blocking lock has no deadline; the thread ends with this process at the latest.
-    std::thread::spawn(move || {
+    std::thread::Builder::new().name("lock".to_owned()).spawn(move || {
         let result = file.lock().and_then(|()| file.unlock());
         drop(sender.send(result));
-    });
+    })?;
     let left = deadline.saturating_duration_since(Instant::now());
     freed.recv_timeout(left).map_or(Ok(false), |result| result.map(|()| true))
 }

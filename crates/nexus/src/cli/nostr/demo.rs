@@ -80,7 +80,7 @@ async fn with_relay(place: &Place, say: &str) -> anyhow::Result<Answered> {
     let relay = Relay::open(options).await?;
     let url = relay.url();
     let stop = CancellationToken::new();
-    let serving = tokio::spawn(relay.serve(stop.clone()));
+    let serving = crate::watch::helper("relay", relay.serve(stop.clone()));
     let answered = with_daemon(place, &url, say).await;
     stop.cancel();
     serving.await.context("the relay failed")?;

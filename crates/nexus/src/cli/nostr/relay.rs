@@ -64,7 +64,7 @@ async fn serve(options: Options, global: &Global) -> anyhow::Result<()> {
 fn listen_for_the_end(stop: &CancellationToken) -> std::io::Result<()> {
     for kind in [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()] {
         let (mut came, stop) = (signal(kind)?, stop.clone());
-        tokio::spawn(async move {
+        crate::watch::helper("signal", async move {
             came.recv().await;
             stop.cancel();
         });

@@ -79,7 +79,7 @@ impl Outbox {
     /// [`SayError`].
     pub async fn say(&self, key: String, pieces: Vec<NewDelivery>, admitted: watch::Receiver<i64>) -> Result<Told, SayError> {
         let this = self.clone();
-        let saying = self.shared.tasks.spawn(async move { this.say_now(key, pieces, admitted).await });
+        let saying = crate::watch::tracked("deliveries.say", &self.shared.tasks, async move { this.say_now(key, pieces, admitted).await });
         saying.await.map_err(SayError::Broken)?
     }
 

@@ -36,7 +36,7 @@ impl Outbox {
     /// As [`Self::write_part`], also if nobody waits for it any more.
     pub(in crate::pipeline) fn write_part_apart(&self, speak: Speak) -> JoinHandle<bool> {
         let this = self.clone();
-        self.shared.tasks.spawn(async move { this.write_part(speak).await })
+        crate::watch::tracked("deliveries.part", &self.shared.tasks, async move { this.write_part(speak).await })
     }
 
     /// Has a part of a running answer written, and says whether it is to leave.

@@ -5,6 +5,7 @@ use crate::clock;
 use crate::ledger::events::{Disposition, StoredEvent, page_after};
 use crate::ledger::nexus::{Admit, AdmitRow, Claim, OpenRequest, counter};
 use crate::ledger::writer::WriteError;
+use crate::panics;
 use crate::pipeline::Pipeline;
 use nexus_core::event::Event;
 use nexus_core::request::Status;
@@ -98,15 +99,22 @@ impl Admission {
         let pipeline = self.pipeline.clone();
         let admitted = self.admitted.clone();
         let first = pipeline.ledgers.nexus.writer.submit(admit.clone()).await;
-        self.commits.spawn(async move {
-            let first = match first {
-                Ok(commit) => commit.await,
-                Err(error) => Err(error),
+        let committing = async move {
+            let repeating = async {
+                let first = match first {
+                    Ok(commit) => commit.await,
+                    Err(error) => Err(error),
+                };
+                until_admitted(&pipeline, &admit, first).await
             };
-            if until_admitted(&pipeline, &admit, first).await {
-                crate::ledger::raise(&admitted, admit.upto_seq);
+            match panics::caught(repeating).await {
+                Ok(true) => crate::ledger::raise(&admitted, admit.upto_seq),
+                Ok(false) => {}
+                // Whatever comes after this page waits for it: that must not look well.
+                Err(panicked) => pipeline.watch_over.part(ADMISSION).give_up(&panicked.to_string()),
             }
-        });
+        };
+        crate::watch::tracked("admission.page", &self.commits, committing);
     }
 }
 

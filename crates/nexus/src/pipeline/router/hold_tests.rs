@@ -39,6 +39,7 @@ async fn released(inbox: &mut mpsc::Receiver<Told>) -> AccountKey {
 #[tokio::test]
 async fn a_panic_lets_go_what_it_held() {
     let (router, mut inbox) = router();
+    #[expect(clippy::disallowed_methods, reason = "a test waits for it, or is over before it")]
     let holder = tokio::spawn(async move {
         let _hold: Hold = router.hold(&account(1), Duration::from_secs(3600)).await;
         panic!("a defect");
@@ -51,6 +52,7 @@ async fn a_panic_lets_go_what_it_held() {
 #[tokio::test]
 async fn one_that_is_called_off_while_it_waits_lets_go_too() {
     let (router, mut inbox) = router();
+    #[expect(clippy::disallowed_methods, reason = "a test waits for it, or is over before it")]
     let holder = tokio::spawn(async move { drop(router.hold(&account(1), Duration::from_secs(3600)).await) });
     let Some(Told::Hold(_, _done)) = soon(inbox.recv()).await else { panic!("nothing was held") };
     holder.abort();
@@ -60,6 +62,7 @@ async fn one_that_is_called_off_while_it_waits_lets_go_too() {
 #[tokio::test]
 async fn a_hold_has_a_limit() {
     let (router, mut inbox) = router();
+    #[expect(clippy::disallowed_methods, reason = "a test waits for it, or is over before it")]
     let holder = tokio::spawn(async move { router.hold(&account(1), Duration::from_millis(1)).await });
     take_hold(&mut inbox).await;
     let hold = soon(holder).await.unwrap();

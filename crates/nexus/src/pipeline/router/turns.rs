@@ -88,7 +88,7 @@ impl State {
         let Some(known) = self.requests.get(&seq) else { return };
         let (pipeline, told) = (self.pipeline.clone(), self.told.clone());
         let ending = pipeline.unsettled.begin(&known.conversation, seq);
-        self.runs.spawn(self.under_way.track_future(async move {
+        let work = self.under_way.track_future(async move {
             let expired = panics::caught(pipeline.expire(seq, prepared, DROPPED.to_owned(), ending.clone())).await;
             let outcome = match expired {
                 Ok(outcome) => outcome,
@@ -99,7 +99,8 @@ impl State {
                 Outcome::Run(_) | Outcome::Abandoned => false,
             };
             tell(&told, Told::Dropped { seq, is_over }).await;
-        }));
+        });
+        crate::watch::tracked("request", &self.runs, work);
     }
 
     /// Starts every run of these agents that may start now.
@@ -137,15 +138,16 @@ impl State {
         prepared.abort = abort.clone();
         let (give, given) = prepared.agent.takes_input.then(|| mpsc::channel(STEER_MESSAGES_MAX)).unzip();
         self.turns.insert(seq, Begun { abort, give, given: Vec::new() });
-        self.runs.spawn(self.under_way.track_future(async move {
+        let work = self.under_way.track_future(async move {
             let (session_held, released) = oneshot::channel();
-            let work = tokio::spawn(async move { pipeline.run(*prepared, Held::new(session_held, given)).await });
+            let run = crate::watch::helper("run", async move { pipeline.run(*prepared, Held::new(session_held, given)).await });
             let release = released.await.unwrap_or_default(); // an error: it broke off
             tell(&told, Told::Released { seq, fellows, session, agent, system, release }).await;
-            if let Err(error) = work.await {
+            if let Err(error) = run.await {
                 tracing::error!(seq, %error, "a run failed; the next start decides by on_interrupted");
             }
-        }));
+        });
+        crate::watch::tracked("request", &self.runs, work);
     }
 }
 

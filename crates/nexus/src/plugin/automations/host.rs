@@ -9,6 +9,7 @@ use super::super::session::{Desk, Desks, Guests, Session, Standing};
 use super::one::Automation;
 use crate::environment;
 use crate::keeper::{Process, SpawnSpec, Stdin};
+use crate::panics::finally;
 use crate::supervisor::{self, BoxFuture, Child, ChildSpec, ChildStatus, NotReady, Phase};
 use arc_swap::ArcSwapOption;
 use nexus_core::config::Grant;
@@ -226,8 +227,13 @@ impl supervisor::Program for Program {
         let host = self.host.upgrade();
         let session = host.as_ref().and_then(|host| Session::new(process, Desks::many(host.own_desk(), host.guests.clone())));
         let host = self.host.clone();
-        tokio::spawn(async move {
+        crate::watch::helper("automations.reader", async move {
             let Some((session, pipes)) = session else { return };
+            let _gone = finally(|| {
+                if let Some(host) = host.upgrade() {
+                    host.session.send_replace(None);
+                }
+            });
             let welcoming = async {
                 if let Some(host) = host.upgrade() {
                     host.welcome(&session).await;
@@ -237,9 +243,6 @@ impl supervisor::Program for Program {
             tokio::select! {
                 () = session.clone().serve(id(), pipes, exited) => {}
                 () = welcoming => {} // never
-            }
-            if let Some(host) = host.upgrade() {
-                host.session.send_replace(None);
             }
         })
     }

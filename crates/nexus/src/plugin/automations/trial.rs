@@ -32,7 +32,7 @@ pub(super) async fn run(host: &Host, name: &str, event: Value) -> Result<Value, 
     }
     let event: Event = serde_json::from_value(event).map_err(|error| TrialError::Event(error.to_string()))?;
     let (directory, owned) = (host.shared.directory.clone(), name.to_owned());
-    let read = tokio::task::spawn_blocking(move || files::read(&directory, &owned)).await;
+    let read = crate::watch::blocking("automations.read", move || files::read(&directory, &owned)).await;
     let read = read.map_err(|error| TrialError::Failed(error.to_string()))?;
     let file = read.map_err(|(_, why)| TrialError::Unknown(why))?;
     let child = ChildId::new(format!("automation/{name}/test"));
@@ -48,7 +48,7 @@ pub(super) async fn run(host: &Host, name: &str, event: Value) -> Result<Value, 
     let session = Session::new(&mut process, Desks::many(desk(), guests));
     let (session, pipes) = session.ok_or_else(|| TrialError::Failed("it has no pipes".to_owned()))?;
     let exited = CancellationToken::new();
-    let serving = tokio::spawn(session.clone().serve(child, pipes, exited.clone()));
+    let serving = crate::watch::helper("automations.reader", session.clone().serve(child, pipes, exited.clone()));
     let outcome = talk(&session, &file, &standing, sample(event)).await;
     process.kill_tree().await;
     exited.cancel();

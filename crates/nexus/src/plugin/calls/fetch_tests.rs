@@ -33,6 +33,7 @@ enum Then {
 async fn serve(reply: impl Into<Vec<u8>>, then: Then) -> (u16, JoinHandle<String>) {
     let (listener, reply) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), reply.into());
     let port = listener.local_addr().unwrap().port();
+    #[expect(clippy::disallowed_methods, reason = "a test waits for it, or is over before it")]
     let task = tokio::spawn(async move {
         let (mut socket, _) = listener.accept().await.unwrap();
         let request = read_request(&mut socket).await;

@@ -39,24 +39,8 @@ pub(super) async fn call(settings: &Settings, plugin: &str, params: Value) -> Re
 }
 
 fn turn(agent: String, content: String, plugin: &str) -> Turn {
-    Turn {
-        run_id: format!("call_{}", ulid::Ulid::generate()),
-        session_label: String::new(),
-        agent,
-        content,
-        attachments: Value::Null,
-        sender: Sender { id: format!("plugin:{plugin}"), name: None, principal: "system".to_owned() },
-        channel: String::new(),
-        capabilities: Value::Null,
-        parent_turn_id: None,
-        history: Vec::new(),
-        memory: Vec::new(),
-        permissions: Value::Null,
-        allowance: None,
-        deadline: None,
-        instructions: None,
-        project: None,
-    }
+    let sender = Sender { id: format!("plugin:{plugin}"), name: None, principal: "system".to_owned() };
+    Turn::of_message(format!("call_{}", ulid::Ulid::generate()), agent, content, sender)
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 /// Serves one completion; the task returns the request's body.
+#[expect(clippy::disallowed_methods, reason = "a test waits for it, or is over before it")]
 async fn model(agents: &mut HashMap<String, Arc<Agent>>, answer: String, timeout: Duration) -> tokio::task::JoinHandle<Value> {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = LlmEndpoint {

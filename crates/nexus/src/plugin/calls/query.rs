@@ -112,14 +112,14 @@ pub(super) async fn call(ledgers: &Ledgers, room: &Arc<Semaphore>, params: Value
     let failed = |source: rusqlite::Error| CallError::failed("open the ledger", source);
     let room = room.clone().acquire_owned().await.map_err(|error| CallError::failed("ask the ledger", error))?;
     let ((tell, handle), (running, ended)) = (oneshot::channel(), oneshot::channel());
-    let asked = tokio::task::spawn_blocking(move || {
+    let asked = crate::watch::blocking("plugin.query", move || {
         let _to_the_end = (room, running); // whether or not who asked still waits
         // A connection of its own, which is closed behind it: what is forbidden on it is for this question.
         let connection = readers.open().map_err(failed)?;
         tell.send(connection.get_interrupt_handle()).ok(); // it is waited for, below
         question.answer(connection, TIME_MAX)
     });
-    tokio::spawn(interrupt(handle, ended));
+    crate::watch::helper("plugin.interrupt", interrupt(handle, ended));
     asked.await.map_err(|error| CallError::failed("ask the ledger", error))?
 }
 

@@ -198,6 +198,7 @@ fn remove_if_empty(path: &Path) -> Result<bool, PrepareError> {
 }
 
 /// Works on files on a thread that may block.
+#[expect(clippy::disallowed_methods, reason = "a panic goes on to who waits, and is told there")]
 pub(in crate::project) async fn blocking<T: Send + 'static, E: Send + 'static>(
     work: impl FnOnce() -> Result<T, E> + Send + 'static,
 ) -> Result<T, E> {
