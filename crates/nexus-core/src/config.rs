@@ -44,7 +44,7 @@ pub use automations::Automations;
 pub use daemon::{Daemon, LogLevel, OnInterrupted, Pipeline};
 pub use default_file::DEFAULT_YAML;
 pub use grant::Grant;
-pub use models::{McpServer, Provider, Spending, TOOL_SEPARATOR};
+pub use models::{CallBudget, McpServer, Provider, Spending, TOOL_SEPARATOR};
 pub use nostr::{Nostr, WHITELIST_MAX, canonical_relay, public_key_hex};
 pub use plugin_file::{OnPluginError, PLUGIN_FILE, PluginFile, PluginMode, PluginSection, load_plugin_file};
 pub use plugins::{PLUGINS, PluginCircuit, Plugins};

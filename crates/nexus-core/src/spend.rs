@@ -1,4 +1,4 @@
-//! What an agent's runs cost, and whether it may go on: limits and what was used to a verdict. It reads no
+//! What an agent's runs and a plugin's calls cost, and whether they may go on: limits and what was used to a verdict. It reads no
 //! ledger; what was spent comes in, as does the time.
 
 use crate::config::Spending;
@@ -62,7 +62,9 @@ pub struct Amount {
 }
 
 impl Amount {
-    fn plus(self, other: Self) -> Self {
+    /// Both together.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
         Self { tokens: self.tokens.saturating_add(other.tokens), usd: self.usd + other.usd }
     }
 
@@ -71,7 +73,7 @@ impl Amount {
     }
 }
 
-/// Counts what the runs of one agent use while they run. Cheap to clone; all its runs share one.
+/// Counts what the runs of one agent, or the calls of one plugin, use meanwhile. Cheap to clone; all of them share one.
 #[derive(Debug, Clone, Default)]
 pub struct Meter(Arc<Mutex<Counts>>);
 
@@ -94,6 +96,11 @@ impl Meter {
     pub fn file(&self, amount: Amount) {
         let mut counts = self.counts();
         counts.unfiled = counts.unfiled.minus(amount);
+    }
+
+    /// What the ledger doesn't have yet.
+    pub fn unfiled(&self) -> Amount {
+        self.counts().unfiled
     }
 
     /// What the ledger doesn't have yet, and a watch over what is used from now on.
@@ -166,16 +173,24 @@ impl Allowance {
             return Err(ever(format!("${:.4} of ${limit:.4}", spent.session_usd)));
         }
         let meanwhile = self.watched.as_ref().map(Watched::used).unwrap_or_default();
-        let (day_tokens, day_usd) = (spent.day_tokens.saturating_add(meanwhile.tokens), spent.day_usd + meanwhile.usd);
-        let today = |used: String| format!("The agent's budget for today is used up ({used}); it continues at {}.", self.next_day);
-        if let Some(limit) = limits.tokens_per_day.filter(|limit| day_tokens >= *limit) {
-            return Err(today(format!("{} of {} tokens", grouped(day_tokens), grouped(limit))));
-        }
-        if let Some(limit) = limits.usd_per_day.filter(|limit| day_usd >= *limit) {
-            return Err(today(format!("${day_usd:.4} of ${limit:.4}")));
-        }
-        Ok(())
+        let today = Amount { tokens: spent.day_tokens, usd: spent.day_usd }.plus(meanwhile);
+        check_day("The agent's", limits.tokens_per_day, limits.usd_per_day, today, &self.next_day)
     }
+}
+
+/// Whether more may be used today; `whose` budget it is begins the sentence.
+///
+/// # Errors
+/// What is used up, and until when, for people to read.
+pub fn check_day(whose: &str, tokens_per_day: Option<u64>, usd_per_day: Option<f64>, used: Amount, next_day: &str) -> Result<(), String> {
+    let today = |used: String| format!("{whose} budget for today is used up ({used}); it continues at {next_day}.");
+    if let Some(limit) = tokens_per_day.filter(|limit| used.tokens >= *limit) {
+        return Err(today(format!("{} of {} tokens", grouped(used.tokens), grouped(limit))));
+    }
+    if let Some(limit) = usd_per_day.filter(|limit| used.usd >= *limit) {
+        return Err(today(format!("${:.4} of ${limit:.4}", used.usd)));
+    }
+    Ok(())
 }
 
 /// A number with a comma between each three digits.
@@ -251,6 +266,17 @@ mod tests {
         let expected = "The agent's budget for today is used up (51,200 of 50,000 tokens); it continues at tomorrow.";
         assert_eq!(today.check().unwrap_err(), expected);
         assert_eq!(allowance(limits).check(), Ok(()));
+    }
+
+    #[test]
+    fn a_day_is_checked_for_whoever_has_a_budget() {
+        let used = |tokens: u64, usd: f64| Amount { tokens, usd };
+        let check = |tokens, usd, used| check_day("the plugin's", tokens, usd, used, "tomorrow");
+        assert_eq!(check(None, None, used(u64::MAX, 1e9)), Ok(()), "without a limit there is none");
+        assert_eq!(check(Some(100), Some(1.0), used(99, 0.99)), Ok(()));
+        let told = check(Some(1_000), None, used(1_234, 0.0)).unwrap_err();
+        assert_eq!(told, "the plugin's budget for today is used up (1,234 of 1,000 tokens); it continues at tomorrow.");
+        assert!(check(None, Some(0.0), used(0, 0.0)).unwrap_err().contains("$0.0000 of $0.0000"), "nothing may be spent at all");
     }
 
     #[test]

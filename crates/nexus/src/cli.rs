@@ -8,6 +8,7 @@ mod access;
 mod adapter;
 mod automation;
 mod backup;
+mod budget;
 mod chat;
 mod client;
 mod config;

@@ -2,7 +2,8 @@
 //! terminal. The level changes at run time; a log file is reopened on SIGHUP.
 
 use nexus_core::config::LogLevel;
-use serde_json::{Map, Value};
+use serde::Serialize;
+use serde_json::Value;
 use std::fmt;
 use std::fs::File;
 use std::io::{IsTerminal, Write};
@@ -13,6 +14,9 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::{Layer, Registry, reload};
+
+/// Room for most lines, so that they are written into it as they come.
+const LINE_BYTES_USUAL: usize = 256;
 
 /// Where lines go.
 #[derive(Debug)]
@@ -59,7 +63,7 @@ impl Logging {
     fn install_on(level: LogLevel, sink: Sink) -> anyhow::Result<Self> {
         let sink = Arc::new(Mutex::new(sink));
         let (filter, handle) = reload::Layer::new(filter(level));
-        let subscriber = Registry::default().with(filter).with(Lines { sink: sink.clone() });
+        let subscriber = Registry::default().with(filter).with(Lines::on(&sink));
         tracing::subscriber::set_global_default(subscriber)?;
         Ok(Self { level: handle, sink })
     }
@@ -100,6 +104,15 @@ fn filter(level: LogLevel) -> LevelFilter {
 
 struct Lines {
     sink: Arc<Mutex<Sink>>,
+    is_readable: bool,
+}
+
+impl Lines {
+    fn on(sink: &Arc<Mutex<Sink>>) -> Self {
+        // Another file may come, but no other kind of sink.
+        let is_readable = matches!(*sink.lock().unwrap_or_else(PoisonError::into_inner), Sink::Terminal);
+        Self { sink: sink.clone(), is_readable }
+    }
 }
 
 impl<S: Subscriber> Layer<S> for Lines {
@@ -118,12 +131,14 @@ impl<S: Subscriber> Layer<S> for Lines {
             Level::DEBUG | Level::TRACE => "debug",
         };
         let ts = crate::clock::rfc3339(crate::clock::wall_ms());
+        // Before the lock, for which all others wait.
+        let line = if self.is_readable { fields.readable(&ts, level).into_bytes() } else { fields.json(&ts, level) };
         let mut sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
         // A full disk must not stop the daemon, and there is nowhere else to say it.
         drop(match &mut *sink {
-            Sink::Terminal => std::io::stderr().write_all(fields.readable(&ts, level).as_bytes()),
-            Sink::Stdout => std::io::stdout().write_all(fields.json(&ts, level).as_bytes()),
-            Sink::File { file, .. } => file.write_all(fields.json(&ts, level).as_bytes()),
+            Sink::Terminal => std::io::stderr().write_all(&line),
+            Sink::Stdout => std::io::stdout().write_all(&line),
+            Sink::File { file, .. } => file.write_all(&line),
         });
     }
 }
@@ -132,24 +147,34 @@ impl<S: Subscriber> Layer<S> for Lines {
 /// what they read, which is other people's, and as often as somebody makes them.
 fn is_heard(target: &str, level: Level) -> bool {
     let is_of = |name: &str| target == name || target.strip_prefix(name).is_some_and(|rest| rest.starts_with("::"));
-    let ours = target.starts_with("nexus") || target == "child";
+    let ours = target.starts_with("nexus") || matches!(target, "child" | "plugin");
     let least = if is_of("rmcp") || is_of("genai") { Level::ERROR } else { Level::WARN };
     ours || level <= least
 }
 
+/// What one line says, in the order in which it was said. Its names are those of the program's text.
 #[derive(Debug, Default)]
 struct Fields {
     message: String,
-    fields: Map<String, Value>,
+    fields: Vec<(&'static str, Value)>,
 }
 
 impl Fields {
-    fn json(&self, ts: &str, level: &str) -> String {
-        let mut line = format!("{{\"ts\":\"{ts}\",\"level\":\"{level}\",\"msg\":{}", Value::from(self.message.as_str()));
+    fn json(&self, ts: &str, level: &str) -> Vec<u8> {
+        let mut line = Vec::with_capacity(LINE_BYTES_USUAL);
+        line.extend_from_slice(b"{\"ts\":\"");
+        line.extend_from_slice(ts.as_bytes());
+        line.extend_from_slice(b"\",\"level\":\"");
+        line.extend_from_slice(level.as_bytes());
+        line.extend_from_slice(b"\",\"msg\":");
+        put(&mut line, &self.message);
         for (name, value) in &self.fields {
-            line.push_str(&format!(",{}:{value}", Value::from(name.as_str())));
+            line.push(b',');
+            put(&mut line, name);
+            line.push(b':');
+            put(&mut line, value);
         }
-        line.push_str("}\n");
+        line.extend_from_slice(b"}\n");
         line
     }
 
@@ -170,20 +195,30 @@ impl Fields {
     /// Those of `all` that have no value are null: who reads the lines need not guess whether one was forgotten.
     fn complete(&mut self, all: &FieldSet) {
         for field in all.iter().filter(|field| field.name() != "message") {
-            self.fields.entry(key_of(&field)).or_insert(Value::Null);
+            let name = key_of(&field);
+            if !self.fields.iter().any(|(known, _)| *known == name) {
+                self.fields.push((name, Value::Null));
+            }
         }
     }
 
     fn set(&mut self, field: &Field, value: Value) {
-        self.fields.insert(key_of(field), value);
+        self.fields.push((key_of(field), value));
     }
 }
 
+/// Writes a value as JSON.
+fn put(line: &mut Vec<u8>, value: &(impl Serialize + ?Sized)) {
+    serde_json::to_writer(line, value).expect("texts and JSON values can be written, and memory takes them");
+}
+
 /// `ts`, `level` and `msg` are ours.
-fn key_of(field: &Field) -> String {
+fn key_of(field: &Field) -> &'static str {
     match field.name() {
-        "ts" | "level" | "msg" => format!("{}_", field.name()),
-        name => name.to_owned(),
+        "ts" => "ts_",
+        "level" => "level_",
+        "msg" => "msg_",
+        name => name,
     }
 }
 
@@ -216,7 +251,7 @@ mod tests {
 
     #[test]
     fn libraries_are_heard_from_where_they_tell_of_themselves() {
-        assert!(is_heard("nexus::agent", Level::DEBUG) && is_heard("child", Level::INFO));
+        assert!(is_heard("nexus::agent", Level::DEBUG) && is_heard("child", Level::INFO) && is_heard("plugin", Level::DEBUG));
         assert!(is_heard("hyper", Level::WARN) && !is_heard("hyper", Level::INFO));
         assert!(is_heard("rmcp::service", Level::ERROR) && is_heard("rmcpx", Level::WARN));
         assert!(!is_heard("rmcp::service", Level::WARN) && !is_heard("genai", Level::WARN));
@@ -227,21 +262,21 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("log");
         let sink = Arc::new(Mutex::new(Sink::File { file: open(&path).unwrap(), path: path.clone() }));
-        tracing::subscriber::with_default(Registry::default().with(Lines { sink }), || {
+        tracing::subscriber::with_default(Registry::default().with(Lines::on(&sink)), || {
             tracing::info!(code = Some(3), signal = None::<i32>, "Project process exited");
         });
         let line: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
         assert_eq!((&line["code"], line.get("signal")), (&Value::from(3), Some(&Value::Null)));
         let mut fields = Fields { message: "gone".into(), ..Fields::default() };
-        fields.fields.insert("signal".into(), Value::Null);
+        fields.fields.push(("signal", Value::Null));
         assert_eq!(fields.readable("2026-02-05T14:30:00.123Z", "info"), "14:30:00 info  gone\n");
     }
 
     #[test]
     fn lines_are_flat_json_whatever_is_in_them() {
         let mut fields = Fields { message: "a \"b\"\n".into(), ..Fields::default() };
-        fields.fields.insert("pid".into(), 5.into());
-        let line = fields.json("2026-02-05T14:30:00.123Z", "info");
+        fields.fields.push(("pid", 5.into()));
+        let line = String::from_utf8(fields.json("2026-02-05T14:30:00.123Z", "info")).unwrap();
         assert_eq!(line.lines().count(), 1);
         let value: Value = serde_json::from_str(&line).unwrap();
         assert_eq!(value["msg"], "a \"b\"\n");

@@ -88,6 +88,19 @@ pub struct AgentTokens {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CallerLabel {
+    /// `plugin:NAME` or `automation:NAME`.
+    pub caller: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CallerTokens {
+    pub caller: String,
+    /// `input` or `output`.
+    pub kind: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct QueueLabel {
     pub queue: &'static str,
 }
@@ -127,6 +140,9 @@ pub struct Metrics {
     pub sse_clients: Gauge,
     pub agent_tokens: Family<AgentTokens, Counter>,
     pub agent_cost: Family<AgentLabel, Counter<f64, AtomicU64>>,
+    /// Of models that plugins and automations asked; it is in the agents' figures as well.
+    pub call_tokens: Family<CallerTokens, Counter>,
+    pub call_cost: Family<CallerLabel, Counter<f64, AtomicU64>>,
     /// Events of relays, by what became of them.
     pub nostr_events: Family<RelayResult, Counter>,
     /// Projects whose process runs.
@@ -194,6 +210,8 @@ impl Metrics {
             sse_clients: Gauge::default(),
             agent_tokens: Family::default(),
             agent_cost: Family::default(),
+            call_tokens: Family::default(),
+            call_cost: Family::default(),
             nostr_events: Family::default(),
             project_active: Gauge::default(),
             project_spawns: Counter::default(),
@@ -233,6 +251,8 @@ impl Metrics {
         registry.register("sse_clients", "Open event streams", self.sse_clients.clone());
         registry.register("agent_tokens", "Tokens that agents used", self.agent_tokens.clone());
         registry.register("agent_cost_usd", "What they cost in US dollars, where prices are set", self.agent_cost.clone());
+        registry.register("call_tokens", "Tokens that plugins and automations used of agents' models", self.call_tokens.clone());
+        registry.register("call_cost_usd", "What they cost in US dollars, where prices are set", self.call_cost.clone());
         registry.register("nostr_events", "Events of relays by result", self.nostr_events.clone());
         self.register_projects(&mut registry);
         registry.register("task_failures", "Failures of the daemon's own tasks", self.task_failures.clone());

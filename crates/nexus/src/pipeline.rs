@@ -49,7 +49,7 @@ use nexus_core::notice::NoticeType;
 use nexus_core::request::{HookTrace, NexusRequest, Stage, StageTrace, Status};
 use serde::Serialize;
 use serde_json::json;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -64,6 +64,8 @@ pub struct Settings {
     pub access: config::Access,
     pub default_agent: String,
     pub agents: HashMap<String, Arc<Agent>>,
+    /// What plugins and automations may use of models, where that is limited.
+    pub callers: BTreeMap<spending::Payer, config::CallBudget>,
     pub time_zone: jiff::tz::TimeZone,
 }
 

@@ -17,6 +17,7 @@ mod large;
 mod loaded;
 mod loader;
 mod process;
+mod recent;
 mod report;
 mod session;
 mod table;
@@ -50,7 +51,6 @@ use tokio_util::sync::CancellationToken;
 /// How often the files of plugins are looked at.
 const FILES_EVERY: Duration = Duration::from_secs(2);
 
-/// A built-in plugin.
 /// The loaded plugins.
 #[derive(Debug)]
 pub struct Plugins {

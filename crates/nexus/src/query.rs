@@ -1,9 +1,11 @@
 //! Questions about the record, answered alike by a running daemon and, when none runs, by the CLI
 //! straight from the ledger files.
 
+use crate::ledger::agents::{SessionBudget, SessionBudgets};
 use crate::ledger::events::{self, Disposition, StoredEvent};
 use crate::ledger::migrate::{self, MigrateError};
 use crate::ledger::{Ledger, OpenError, ReadError, Readers, agents, lock, nexus};
+use nexus_core::config;
 use nexus_core::ids::AccountKey;
 use nexus_core::request::Status;
 use rusqlite::Connection;
@@ -207,9 +209,9 @@ impl Record {
         Ok(json!({ "sessions": rows }))
     }
 
-    /// A session, by its label or an alias, with its newest turns.
-    pub fn session(&self, name: &str, limit: usize) -> Result<Option<Value>, ReadError> {
-        self.agents.read_now(|connection| agents::session(connection, name, limit.min(ROWS_MAX)))
+    /// A session, by its label or an alias, with its newest turns and what is used of the agents' budgets.
+    pub fn session(&self, name: &str, limit: usize, budgets: &SessionBudgets) -> Result<Option<Value>, ReadError> {
+        self.agents.read_now(|connection| agents::session(connection, name, limit.min(ROWS_MAX), budgets))
     }
 
     pub fn deliveries(&self, status: Option<&str>, limit: usize) -> Result<Value, ReadError> {
@@ -297,8 +299,18 @@ pub fn sessions(directory: &Path, all: bool, limit: usize) -> Result<Value, Quer
     Ok(with_sessions(directory)?.sessions(all, limit)?)
 }
 
-pub fn session(directory: &Path, name: &str, limit: usize) -> Result<Option<Value>, QueryError> {
-    Ok(with_sessions(directory)?.session(name, limit)?)
+pub fn session(directory: &Path, name: &str, limit: usize, budgets: &SessionBudgets) -> Result<Option<Value>, QueryError> {
+    Ok(with_sessions(directory)?.session(name, limit, budgets)?)
+}
+
+/// What each agent with a model may use in one session.
+pub fn session_budgets(agents: &config::Agents) -> SessionBudgets {
+    let with_model = agents.named.iter().filter(|(_, agent)| agent.runner == config::Runner::Llm);
+    let budget = |agent: &config::Agent| SessionBudget {
+        tokens_per_session: agent.budget.tokens_per_session,
+        usd_per_session: agent.budget.usd_per_session,
+    };
+    with_model.map(|(name, agent)| (name.clone(), budget(agent))).collect()
 }
 
 fn with_sessions(directory: &Path) -> Result<Record, QueryError> {

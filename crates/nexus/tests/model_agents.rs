@@ -76,6 +76,30 @@ fn what_is_used_of_a_days_budget_is_shown() {
 }
 
 #[test]
+fn a_session_is_shown_with_what_is_used_of_its_budget_with_a_daemon_and_without() {
+    let model = Model::start(vec![text("openai", "First.")]);
+    let mut one = agent(&model);
+    let (tokens, usd) = (200_000, 1);
+    one["budget"] = json!({
+        "tokens_per_session": tokens, "usd_per_session": usd, "usd_per_million_input": 10, "usd_per_million_output": 10,
+    });
+    let mut daemon = Daemon::start(&with(json!({ "default": "model", "model": one })));
+    daemon.nexus_ok(&["send", "one"]);
+    let label = find("the session is there", || daemon.texts("agents", "SELECT label FROM sessions").pop());
+    let is_shown = |daemon: &Daemon| {
+        let shown = daemon.nexus_ok(&["sessions", "show", &label]);
+        assert!(shown.contains("\n  Used:     model 13 of 200,000 tokens, $0.0001 of $1.0000\n"), "{shown}");
+        let told: Value = serde_json::from_str(&daemon.nexus_ok(&["sessions", "show", &label, "--json"])).unwrap();
+        let used = &told["used"][0];
+        assert_eq!((&used["agent"], &used["tokens"], &used["tokens_per_session"]), (&json!("model"), &json!(TOKENS), &json!(tokens)));
+        assert_eq!(used["usd_per_session"].as_f64(), Some(1.0), "{used}");
+    };
+    is_shown(&daemon);
+    daemon.stop();
+    is_shown(&daemon);
+}
+
+#[test]
 fn another_agent_takes_the_place_of_one_that_is_busy() {
     let (first, second) = (Model::start(vec![busy(), busy(), busy()]), Model::start(vec![text("openai", "From the spare.")]));
     let mut asked = agent(&first);

@@ -84,7 +84,9 @@ fn the_status_says_what_runs() {
     let (logging, analytics) = (plugin("logging"), plugin("analytics"));
     assert_eq!(analytics["calls"], 2, "{analytics}");
     assert!(
-        logging["calls"].as_u64().is_some_and(|calls| calls > 2) && logging["mean_ms"].as_f64().is_some_and(|ms| ms > 0.0),
+        logging["calls"].as_u64().is_some_and(|calls| calls > 2)
+            && logging["mean_ms"].as_f64().is_some_and(|ms| ms > 0.0)
+            && logging["p50_ms"].is_number(),
         "{logging}"
     );
     assert_eq!(daemon.metric(r#"nexus_plugin_calls_total{plugin="analytics",result="continue"}"#), 2);

@@ -1,7 +1,9 @@
 //! `hook`: what plugins cost a message. The same messages are answered with no plugin, with the built-in
-//! ones, with one that observes and with one that is asked; this program is the plugin as well.
+//! ones, with one that observes and with one that is asked; this program is the plugin as well. Then one call of
+//! an empty hook in the host of JavaScript plugins, by [`host`].
 
 use crate::daemon::{Daemon, Place};
+use crate::host::{self, Host};
 use crate::report::quantile;
 use crate::{Bench, clock};
 use anyhow::{Context, Result, ensure};
@@ -14,7 +16,7 @@ use std::time::Instant;
 pub(crate) const WORD: &str = "__plugin";
 const RUNS: u32 = 3;
 /// Bytes of each message.
-const MESSAGE_BYTES: usize = 2048;
+const MESSAGE_BYTES: u32 = 2048;
 /// Messages before the clock starts, so that processes and connections are there.
 const WARM_UP: u32 = 20;
 
@@ -72,8 +74,17 @@ struct Figures {
     p99: Vec<f64>,
     call_p50: Vec<f64>,
     call_p99: Vec<f64>,
-    /// Of the built-in ones, which no request waits for by name: the mean of a call, by the daemon's own figures.
-    own: [Vec<f64>; OWN.len()],
+    /// Of the built-in ones, which no request waits for by name: one call, by the daemon's own figures.
+    own: [Own; OWN.len()],
+}
+
+/// What one call of a built-in plugin took, in microseconds.
+#[derive(Debug, Default)]
+struct Own {
+    /// Of the newest calls.
+    p50_us: Vec<f64>,
+    /// Of all.
+    mean_us: Vec<f64>,
 }
 
 pub(crate) fn run(bench: &Bench, hook: &Hook) -> Result<()> {
@@ -84,20 +95,27 @@ pub(crate) fn run(bench: &Bench, hook: &Hook) -> Result<()> {
             measure(bench, hook, *with, figures)?;
         }
     }
+    let alone = all.first().map(|(_, figures)| figures.p50.clone()).unwrap_or_default();
     for (with, figures) in &all {
         let row =
             |what: &str, values: &[f64]| bench.report.row(&format!("hook, {}, {MESSAGE_BYTES} bytes: {what}", with.name()), "ms", values);
         row("sent to end, p50", &figures.p50)?;
         row("sent to end, p99", &figures.p99)?;
+        if *with != With::Nothing {
+            // Of the same turn: what the machine did meanwhile is in both.
+            let added: Vec<f64> = figures.p50.iter().zip(&alone).map(|(with, without)| with - without).collect();
+            row("added to sent to end, p50", &added)?;
+        }
         if !figures.call_p50.is_empty() {
             row("one call, p50", &figures.call_p50)?;
             row("one call, p99", &figures.call_p99)?;
         }
-        for (name, means) in OWN.iter().zip(&figures.own).filter(|(_, means)| !means.is_empty()) {
-            row(&format!("one call of {name}, mean"), means)?;
+        for (name, own) in OWN.iter().zip(&figures.own).filter(|(_, own)| !own.p50_us.is_empty()) {
+            bench.report.row(&format!("hook, one call of the built-in {name}, p50"), "us", &own.p50_us)?;
+            bench.report.row(&format!("hook, one call of the built-in {name}, mean"), "us", &own.mean_us)?;
         }
     }
-    Ok(())
+    host::run(bench, &Host::with(MESSAGE_BYTES))
 }
 
 fn measure(bench: &Bench, hook: &Hook, with: With, figures: &mut Figures) -> Result<()> {
@@ -124,9 +142,14 @@ fn measure(bench: &Bench, hook: &Hook, with: With, figures: &mut Figures) -> Res
     }
     if with == With::Builtin {
         let all = daemon.connect()?.get("/control/plugins")?;
-        for (name, means) in OWN.iter().zip(&mut figures.own) {
+        for (name, own) in OWN.iter().zip(&mut figures.own) {
             let report = all["plugins"].as_array().into_iter().flatten().find(|one| one["name"] == *name);
-            means.push(report.and_then(|one| one["mean_ms"].as_f64()).with_context(|| format!("nothing is told of {name}"))?);
+            let told_us = |key: &str| {
+                let ms = report.and_then(|one| one[key].as_f64());
+                ms.map(|ms| ms * 1e3).with_context(|| format!("`{key}` of {name} is not told"))
+            };
+            own.p50_us.push(told_us("p50_ms")?);
+            own.mean_us.push(told_us("mean_ms")?);
         }
     }
     daemon.stop()
@@ -134,7 +157,7 @@ fn measure(bench: &Bench, hook: &Hook, with: With, figures: &mut Figures) -> Res
 
 /// Milliseconds of each message, from sending it to the end of its answer.
 fn load(daemon: &Daemon<'_>, messages: u32) -> Result<Vec<f64>> {
-    let (mut connection, text) = (daemon.connect()?, "x".repeat(MESSAGE_BYTES));
+    let (mut connection, text) = (daemon.connect()?, "x".repeat(MESSAGE_BYTES as usize));
     for _ in 0..WARM_UP {
         connection.send("bench", &text)?;
     }

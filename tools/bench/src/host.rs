@@ -11,6 +11,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
 const RUNS: u32 = 3;
+const CALLS: u32 = 20_000;
 /// Calls before the clock starts.
 const WARM_UP: u32 = 200;
 const PLUGIN: &str = "export const plugin = { name: 'empty', afterReceiveEvent(req) {} };\n";
@@ -19,11 +20,18 @@ const ASYNC_PLUGIN: &str = "export const plugin = { name: 'empty', async afterRe
 #[derive(Debug, clap::Args)]
 pub(crate) struct Host {
     /// Calls of each run.
-    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    #[arg(long, default_value_t = CALLS, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     calls: u32,
     /// Bytes of the request, as JSON.
     #[arg(long, default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1024..=1_000_000))]
     request_bytes: u32,
+}
+
+impl Host {
+    /// As the command line has it if nothing is said, with requests of this length.
+    pub(crate) fn with(request_bytes: u32) -> Self {
+        Self { calls: CALLS, request_bytes }
+    }
 }
 
 pub(crate) fn run(bench: &Bench, host: &Host) -> Result<()> {

@@ -55,7 +55,7 @@ enum Figures {
     Answer(answer::Answer),
     /// Framing, checking and parsing: known lines over and over.
     Pipe(pipe::Pipe),
-    /// What plugins cost a message: none, the built-in ones, one that observes, one that is asked.
+    /// What plugins cost: a message with none, the built-in ones, one that observes and one that is asked; a call of each kind.
     Hook(hook::Hook),
     /// Server-sent events: CPU per delivery and memory per idle connection.
     Sse(sse::Sse),

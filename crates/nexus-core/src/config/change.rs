@@ -33,6 +33,8 @@ pub enum Change {
     PluginsEnabled { added: Vec<String>, removed: Vec<String> },
     /// `plugins.grants`.
     PluginGrants,
+    /// `plugins.budgets`.
+    PluginBudgets,
     /// Any key of `plugins.circuit`.
     PluginCircuit,
     /// Any key of `automations`.
@@ -91,6 +93,7 @@ impl Change {
             | Self::BusRetention
             | Self::PluginsEnabled { .. }
             | Self::PluginGrants
+            | Self::PluginBudgets
             | Self::PluginCircuit
             | Self::Automations
             | Self::AdapterSettings { .. }
@@ -127,6 +130,7 @@ impl fmt::Display for Change {
             Self::BusRetention => f.write_str("bus retention changed: applied at the next clean-up"),
             Self::PluginsEnabled { added, removed } => plugins(f, added, removed),
             Self::PluginGrants => f.write_str("plugins.grants changed: applied to calls from now on"),
+            Self::PluginBudgets => f.write_str("plugins.budgets changed: applied to calls from now on"),
             Self::PluginCircuit => f.write_str("plugins.circuit changed: applied at once"),
             Self::Automations => f.write_str("automations changed: applied to events from now on"),
             Self::AdapterAdded(name) => write!(f, "adapter `{name}` added: start its accounts"),

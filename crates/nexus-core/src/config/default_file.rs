@@ -223,6 +223,8 @@ plugins:
   enabled: [logging, analytics]
   # What each may call, as in: { greeter: [ledger.query, llm, search, send, "fetch:api.example.org"] }
   #grants: {}
+  # What each may use of models in a day (left out: no limit), as in: { greeter: { tokens_per_day: 50000, usd_per_day: 1 } }
+  #budgets: {}
   # Errors in a row after which a plugin is not asked any more, and the time until one call tries again.
   #circuit:
     #errors: 5
@@ -234,6 +236,8 @@ automations:
   #disabled: []
   # What each may call, as in: { digest: [send, llm] }
   #grants: {}
+  # What each may use of models in a day, as plugins.budgets.
+  #budgets: {}
 
 # Events that the daemon makes itself.
 timer:

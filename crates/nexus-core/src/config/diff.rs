@@ -71,7 +71,7 @@ fn diff_ledgers(old: &Ledgers, new: &Ledgers, changes: &mut Changes) {
 }
 
 fn diff_plugins(old: &Plugins, new: &Plugins, changes: &mut Changes) {
-    let Plugins { directory, enabled, grants, circuit } = new;
+    let Plugins { directory, enabled, grants, budgets, circuit } = new;
     changes.note_restart(old.directory != *directory, "plugins.directory");
     changes.note(old.enabled != *enabled, || {
         let before: BTreeSet<&String> = old.enabled.iter().collect();
@@ -82,6 +82,7 @@ fn diff_plugins(old: &Plugins, new: &Plugins, changes: &mut Changes) {
         }
     });
     changes.note(old.grants != *grants, || Change::PluginGrants);
+    changes.note(old.budgets != *budgets, || Change::PluginBudgets);
     changes.note(old.circuit != *circuit, || Change::PluginCircuit);
 }
 
@@ -204,6 +205,14 @@ mod tests {
         smart(config).mcp.get_mut("files").unwrap()
     }
 
+    fn watch(config: &mut Config) -> &mut CallBudget {
+        config.plugins.budgets.get_mut("watch").unwrap()
+    }
+
+    fn digest(config: &mut Config) -> &mut CallBudget {
+        config.automations.budgets.get_mut("digest").unwrap()
+    }
+
     /// One change of each key of every section; lists count as one key.
     const MUTATIONS: &[Mutation] = &[
         ("daemon.host", |c| c.daemon.host.push('1')),
@@ -307,10 +316,14 @@ mod tests {
         ("plugins.directory", |c| c.plugins.directory.push('1')),
         ("plugins.enabled", |c| c.plugins.enabled.clear()),
         ("plugins.grants.watch", |c| c.plugins.grants.clear()),
+        ("plugins.budgets.watch.tokens_per_day", |c| watch(c).tokens_per_day = None),
+        ("plugins.budgets.watch.usd_per_day", |c| watch(c).usd_per_day = None),
         ("plugins.circuit.errors", |c| c.plugins.circuit.errors += 1),
         ("plugins.circuit.half_open_ms", |c| c.plugins.circuit.half_open_ms += 1),
         ("automations.disabled", |c| c.automations.disabled.clear()),
         ("automations.grants.digest", |c| c.automations.grants.clear()),
+        ("automations.budgets.digest.tokens_per_day", |c| digest(c).tokens_per_day = None),
+        ("automations.budgets.digest.usd_per_day", |c| digest(c).usd_per_day = Some(9.0)),
         ("timer.heartbeat_interval_ms", |c| c.timer.heartbeat_interval_ms += 1),
         ("timer.timezone", |c| c.timer.timezone.push('1')),
         ("timer.cron.expr", |c| c.timer.cron[0].expr.push('1')),

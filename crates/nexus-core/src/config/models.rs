@@ -1,5 +1,5 @@
-//! Parts of an `llm` agent: whose wire format it speaks, what it may spend, and the programs that give it
-//! tools. What is spent and whether that is too much, `spend` decides.
+//! Parts of an `llm` agent: whose wire format it speaks, what it may spend, what others may that ask it, and the programs
+//! that give it tools. What is spent and whether that is too much, `spend` decides.
 
 use super::adapter::{environment, split_command, variable_names};
 use super::decode::{Decode, nonempty, number};
@@ -83,6 +83,28 @@ impl Spending {
     pub fn is_limited(&self) -> bool {
         let has_tokens = self.tokens_per_session.is_some() || self.tokens_per_day.is_some();
         has_tokens || self.usd_per_session.is_some() || self.usd_per_day.is_some()
+    }
+
+    /// What of it holds for a day.
+    pub fn day(&self) -> CallBudget {
+        CallBudget { tokens_per_day: self.tokens_per_day, usd_per_day: self.usd_per_day }
+    }
+}
+
+section! {
+    /// What a plugin or an automation may use of the models that it asks (`llm`). A limit that is left out is none.
+    CallBudget {
+        /// Tokens in one day of the time zone of `timer`, in and out.
+        tokens_per_day: Option<u64> = None => tokens;
+        /// US dollars in one day, at the prices in the budgets of the agents that it asks; of one without prices nothing is asked.
+        usd_per_day: Option<f64> = None => dollars;
+    }
+}
+
+impl CallBudget {
+    /// Whether anything is limited.
+    pub fn is_limited(&self) -> bool {
+        self.tokens_per_day.is_some() || self.usd_per_day.is_some()
     }
 }
 
@@ -171,6 +193,22 @@ mod tests {
         assert_eq!(dollars, (Some(0.25), Some(0.5), Some(2.5)));
         assert_eq!(smart.mcp["files"].argv, ["run", "files"]);
         assert_eq!(smart.mcp["files"].tools, ["read"]);
+    }
+
+    #[test]
+    fn what_callers_may_use_is_checked_where_it_is_written() {
+        let config = loaded(FULL_YAML).config;
+        let (watch, digest) = (&config.plugins.budgets["watch"], &config.automations.budgets["digest"]);
+        assert_eq!((watch.tokens_per_day, watch.usd_per_day), (Some(3), Some(0.75)));
+        assert_eq!((digest.tokens_per_day, digest.usd_per_day, digest.is_limited()), (Some(4), None, true));
+        for (text, expected) in [
+            ("plugins: {budgets: {a: {tokens_per_day: 0}}}", "1:41 `tokens_per_day` must be a whole number from 1"),
+            ("automations: {budgets: {a: {usd_per_day: -1}}}", "1:42 `usd_per_day` must be a number from 0"),
+            ("plugins: {budgets: {-a: {}}}", "1:21 name `-a` is not usable"),
+        ] {
+            let found = errors(text);
+            assert!(found.len() == 1 && found[0].starts_with(expected), "{text}: {found:?}");
+        }
     }
 
     #[test]

@@ -1,8 +1,9 @@
-//! The section `plugins`: which plugins run, what they may call, and when one that keeps failing is left
+//! The section `plugins`: which plugins run, what they may call and use, and when one that keeps failing is left
 //! out. Which ones lie on the disk is not known here.
 
 use super::decode::{Decode, WAIT_MS_MAX, check_name, check_unique_items, named, nonempty};
 use super::grant::Grant;
+use super::models::CallBudget;
 use super::node::Node;
 use super::problem::Faults;
 use std::collections::BTreeMap;
@@ -25,6 +26,8 @@ section! {
         /// `search` (search what agents were asked and said), `send` (send messages), `fetch:HOST` or `fetch:HOST:PORT` (HTTP
         /// requests to that host). Nothing by default.
         grants: BTreeMap<String, Vec<Grant>> = BTreeMap::new() => named;
+        /// What each plugin may use of models in a day, by its name. Without one only the budgets of the agents count that it asks.
+        budgets: BTreeMap<String, CallBudget> = BTreeMap::new() => named;
         /// When a plugin or an automation that keeps failing is not asked any more.
         circuit: PluginCircuit = PluginCircuit::default();
     }

@@ -3,9 +3,9 @@
 
 use super::decode::Section;
 use super::{
-    Access, Account, Adapter, Agent, AgentPermissions, Agents, Automations, Bus, CatchUp, Condition, Cron, Daemon, Git, Ledgers, Match,
-    McpServer, Memory, Nostr, Permissions, Pipeline, PluginCircuit, Plugins, Policy, PrincipalMatch, ProjectOverride, ProjectRestart,
-    Projects, Queue, Rate, Restart, Retention, Send, SessionRoute, Spending, Timer, Tools,
+    Access, Account, Adapter, Agent, AgentPermissions, Agents, Automations, Bus, CallBudget, CatchUp, Condition, Cron, Daemon, Git,
+    Ledgers, Match, McpServer, Memory, Nostr, Permissions, Pipeline, PluginCircuit, Plugins, Policy, PrincipalMatch, ProjectOverride,
+    ProjectRestart, Projects, Queue, Rate, Restart, Retention, Send, SessionRoute, Spending, Timer, Tools,
 };
 use schemars::{JsonSchema, schema_for};
 use serde_json::Value;
@@ -46,7 +46,9 @@ pub fn reference_markdown() -> String {
     table::<AgentPermissions>(&mut page, "agents.NAME.permissions");
     table::<Plugins>(&mut page, "plugins");
     table::<PluginCircuit>(&mut page, "plugins.circuit");
+    table::<CallBudget>(&mut page, "plugins.budgets.NAME");
     table::<Automations>(&mut page, "automations");
+    table::<CallBudget>(&mut page, "automations.budgets.NAME");
     table::<Timer>(&mut page, "timer");
     table::<Cron>(&mut page, "timer.cron[]");
     table::<Bus>(&mut page, "bus");

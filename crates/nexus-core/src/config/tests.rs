@@ -408,6 +408,7 @@ fn the_default_file_shows_every_key_with_its_default() {
         Rate::KEYS,
         Agent::KEYS,
         Spending::KEYS,
+        CallBudget::KEYS,
         McpServer::KEYS,
         Memory::KEYS,
         AgentPermissions::KEYS,

@@ -28,6 +28,24 @@ CREATE TABLE turns (
 CREATE INDEX turns_by_charge ON turns (charged, started_at);
 CREATE INDEX turns_by_session ON turns (session);
 
+-- What plugins and automations asked models for: no turns, but each counts for a day of its agent and of its caller.
+CREATE TABLE calls (
+  call_id       TEXT PRIMARY KEY,
+  -- plugin:NAME or automation:NAME
+  caller        TEXT NOT NULL,
+  agent         TEXT NOT NULL,
+  -- In whose hook it was asked, if in any.
+  request_id    TEXT,
+  input_tokens  INTEGER NOT NULL,
+  output_tokens INTEGER NOT NULL,
+  -- Some of it by the length of texts, since the model didn't count.
+  estimated     INTEGER NOT NULL,
+  cost_usd      REAL,
+  started_at    INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX calls_by_caller ON calls (caller, started_at);
+CREATE INDEX calls_by_agent ON calls (agent, started_at);
+
 CREATE TABLE messages (
   turn_id TEXT NOT NULL,
   n       INTEGER NOT NULL,

@@ -19,7 +19,7 @@ use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
 /// What `info` tells, in this order.
-const TOLD: [&str; 14] = [
+const TOLD: [&str; 15] = [
     "name",
     "description",
     "status",
@@ -27,6 +27,7 @@ const TOLD: [&str; 14] = [
     "pid",
     "triggers",
     "grants",
+    "budget",
     "state",
     "circuit",
     "calls",

@@ -32,7 +32,7 @@ pub(crate) enum Verb {
     /// Show what runs, and how it is
     #[command(after_help = "Examples:\n  nexus daemon status --json\n  nexus daemon status --verbose")]
     Status {
-        /// Also how surely no child outlives the daemon, how plugins and automations are, and what agents have used of their budgets
+        /// Also how surely no child outlives the daemon, how plugins and automations are, and what is used of budgets
         #[arg(long)]
         verbose: bool,
     },

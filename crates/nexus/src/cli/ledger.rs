@@ -47,7 +47,7 @@ pub(crate) async fn find<E>(
     offline: impl FnOnce(PathBuf) -> Result<Option<Value>, E>,
 ) -> anyhow::Result<Value>
 where
-    E: std::error::Error + Send + Sync + 'static,
+    anyhow::Error: From<E>,
 {
     let paths = global.paths()?;
     let answer = match if_running(Client::new(&paths).get(path).await)? {

@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 
 /// What `info` tells, in this order.
-const TOLD: [&str; 20] = [
+const TOLD: [&str; 22] = [
     "name",
     "kind",
     "status",
@@ -29,9 +29,11 @@ const TOLD: [&str; 20] = [
     "timeout_ms",
     "on_error",
     "grants",
+    "budget",
     "circuit",
     "calls",
     "mean_ms",
+    "p50_ms",
     "errors",
     "dropped",
     "ignored",

@@ -1,10 +1,12 @@
 //! What `nexus plugin` and `nexus automation` have in common: how those that run are listed beside those that don't, how
 //! one of them is told, and the files that both read.
 
+use super::budget::Budget;
 use super::failure::{Exit, Failure};
 use super::out::{Color, Out, visible};
 use super::table::{self, Cell};
 use anyhow::Context;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use std::io::Read;
 use std::path::Path;
@@ -46,6 +48,8 @@ pub(super) fn tell(one: &Value, keys: &[&str], out: Out) -> anyhow::Result<Exit>
     let width = keys.iter().map(|key| key.len() + 1).max().unwrap_or(0);
     for key in keys {
         let text = match &one[*key] {
+            // In words, and not as it came.
+            value @ Value::Object(_) if *key == "budget" => Budget::deserialize(value)?.used(),
             Value::Null | Value::Bool(false) => continue,
             Value::Bool(true) => "yes".to_owned(),
             Value::String(text) => visible(text),

@@ -4,11 +4,12 @@ use super::client::{Client, encoded, with_query};
 use super::failure::Exit;
 use super::out::{Color, Paint, note, one_line, visible};
 use super::table::{self, Cell};
-use super::{Global, block_on, ledger, units};
+use super::{Global, block_on, budget, ledger, units};
 use crate::query;
 use crate::unknown;
 use jiff::tz::TimeZone;
 use serde_json::{Value, json};
+use std::path::PathBuf;
 
 /// Most sessions or turns that can be asked for at once.
 const LIMIT_MAX: i64 = 1000;
@@ -27,7 +28,7 @@ pub(crate) enum Verb {
         #[arg(short = 'n', long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=LIMIT_MAX))]
         limit: u32,
     },
-    /// Show a session: what was said, newest last
+    /// Show a session: what was said, newest last, and what it has used of its agents' budgets
     #[command(after_help = "Example:\n  nexus sessions show dm:owner -n 5")]
     Show {
         /// Its label, or a former one
@@ -90,7 +91,12 @@ async fn list(all: bool, limit: u32, global: &Global) -> anyhow::Result<Exit> {
 
 async fn show(label: &str, limit: u32, global: &Global) -> anyhow::Result<Exit> {
     let path = with_query(&format!("/control/sessions/{}", encoded(label)), &[("limit", Some(limit.to_string()))]);
-    let shown = ledger::find(global, unknown::session(label), &path, |directory| query::session(&directory, label, limit as usize)).await?;
+    let paths = global.paths()?;
+    let offline = |directory: PathBuf| -> anyhow::Result<Option<Value>> {
+        let budgets = query::session_budgets(&ledger::configuration(&paths)?.config.agents);
+        Ok(query::session(&directory, label, limit as usize, &budgets)?)
+    };
+    let shown = ledger::find(global, unknown::session(label), &path, offline).await?;
     let out = global.out();
     if out.json {
         out.json(&shown)?;
@@ -171,6 +177,7 @@ fn render(shown: &Value, paint: Paint, zone: &TimeZone) -> String {
         let (label, head, ended) = (text(&past["label"]), text(&past["head"]), time(&past["ended_at"]));
         lines.push(format!("  Before:   {label}, {turns} up to {head}, {} {ended}", text(&past["reason"])));
     }
+    lines.extend(shown["used"].as_array().into_iter().flatten().map(|used| format!("  Used:     {}", used_by(used))));
     for turn in shown["turns"].as_array().into_iter().flatten() {
         lines.push(String::new());
         lines.push(paint.apply(Color::Dim, &turn_head(turn, &time(&turn["started_at"]))));
@@ -180,6 +187,13 @@ fn render(shown: &Value, paint: Paint, zone: &TimeZone) -> String {
         }
     }
     lines.join("\n")
+}
+
+/// `smart 13 of 200,000 tokens, $0.0001 of $1.0000`.
+fn used_by(used: &Value) -> String {
+    let (tokens, tokens_max) = (used["tokens"].as_u64().unwrap_or(0), used["tokens_per_session"].as_u64());
+    let (usd, usd_max) = (used["usd"].as_f64().unwrap_or(0.0), used["usd_per_session"].as_f64());
+    format!("{} {}", visible(used["agent"].as_str().unwrap_or("-")), budget::used(tokens, tokens_max, usd, usd_max))
 }
 
 /// `2026-02-05 14:30:07  turn_1  echo  end_turn, 1,234ms, 12 + 30 tokens`.
@@ -211,12 +225,14 @@ mod tests {
         let shown = json!({
             "session": { "label": "dm:e1", "agent": "smart", "turns": 2, "archived_at": null },
             "aliases": ["dm:sms:1"], "past": [past], "turns": [turn],
+            "used": [{ "agent": "smart", "tokens": 1_200, "tokens_per_session": 5_000, "usd": 0.5, "usd_per_session": null }],
         });
         let expected = "Session dm:e1
   Agent:    smart
   Turns:    2
   Aliases:  dm:sms:1
   Before:   dm:sms:1, 1 turn up to turn_1, promoted 2026-02-05 14:30:00
+  Used:     smart 1,200 of 5,000 tokens, $0.5000
 
 2026-02-05 14:30:07  turn_2  smart (m-1)  end_turn, 1,234ms, 1,200 + ? tokens
 > one

@@ -2,11 +2,13 @@
 //! about one that disabled itself or is to be forgotten.
 
 use super::control::Control;
+use super::status::budget;
 use crate::clock;
 use crate::error_text::describe;
 use crate::http::automations::Decision;
 use crate::http::control::{Answer, Refusal};
 use crate::ledger::nexus::{ForgetAutomation, Knowledge, ReviveAutomation, all_knowledge};
+use crate::pipeline::spending::Payer;
 use crate::plugin::{AutomationReport, TrialError, automations_on_disk};
 use axum::http::StatusCode;
 use serde_json::{Value, json};
@@ -18,9 +20,14 @@ pub(super) async fn list(control: &Control) -> Answer {
     let directory = control.paths.automations_dir();
     let looked = crate::watch::blocking("automations.look", move || automations_on_disk(&directory)).await;
     let found = looked.map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    let mut shown = Vec::with_capacity(report.len());
+    for one in &report {
+        let mut value = of(one, known.iter().find(|known| known.name == one.name));
+        value["budget"] = budget(control, Payer::Automation(one.name.clone()), &one.grants).await;
+        shown.push(value);
+    }
     let config = control.config.load();
     let disabled: Vec<&String> = config.automations.disabled.iter().filter(|name| found.contains(*name)).collect();
-    let shown: Vec<Value> = report.iter().map(|one| of(one, known.iter().find(|known| known.name == one.name))).collect();
     Ok(json!({ "automations": shown, "disabled": disabled }))
 }
 

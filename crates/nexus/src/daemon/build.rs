@@ -7,11 +7,12 @@ use crate::agent::mcp::Servers;
 use crate::agent::project::ProjectRunner;
 use crate::agent::{AgentError, Runner};
 use crate::keeper::Keeper;
+use crate::pipeline::spending::Payer;
 use crate::pipeline::{Agent, Settings};
 use crate::project::Projects;
 use nexus_core::config::{self, Config, ECHO, PROJECT};
 use nexus_core::spend::BYTES_PER_TOKEN;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,8 +57,16 @@ pub(super) fn settings(
         access: config.access.clone(),
         default_agent: config.agents.default.clone(),
         agents,
+        callers: callers(config),
         time_zone: crate::timer::zone(&config.timer.timezone).map_err(BuildError::Zone)?,
     })
+}
+
+/// What plugins and automations may use of models.
+fn callers(config: &Config) -> BTreeMap<Payer, config::CallBudget> {
+    let plugins = config.plugins.budgets.iter().map(|(name, budget)| (Payer::Plugin(name.clone()), budget.clone()));
+    let automations = config.automations.budgets.iter().map(|(name, budget)| (Payer::Automation(name.clone()), budget.clone()));
+    plugins.chain(automations).collect()
 }
 
 /// The agent that hands events to projects. What a turn comes to its parts limit: preparing, starting, answering.

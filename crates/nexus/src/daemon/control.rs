@@ -20,6 +20,7 @@ use crate::http::replay::{Replay, Replayed};
 use crate::http::send::{Accepted, Message};
 use crate::http::sessions::Fork;
 use crate::keeper::Cgroup;
+use crate::ledger::agents::SessionBudgets;
 use crate::ledger::nexus::{DeliveryCounts, ProjectRow, Resolution, deliveries_of, request_by_event};
 use crate::ledger::{Database, Ledgers, Threads};
 use crate::logging::Logging;
@@ -32,7 +33,7 @@ use crate::plugin::{Plugins, TrialError};
 use crate::project::gc::Archived;
 use crate::project::prepare::{PrepareError, Preparer};
 use crate::project::{ProjectVerb, Projects};
-use crate::query::Record;
+use crate::query::{self, Record};
 use crate::replies::End;
 use crate::search::Question;
 use crate::supervisor::{BoxFuture, Supervisor};
@@ -273,6 +274,10 @@ impl Verbs for Control {
             let budgets = self.pipeline.budgets().await;
             budgets.map(|budgets| json!(budgets)).map_err(|error| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, describe(&error)))
         })
+    }
+
+    fn session_budgets(&self) -> SessionBudgets {
+        query::session_budgets(&self.config.load().agents)
     }
 
     fn adapters(&self) -> BoxFuture<'_, Value> {

@@ -19,8 +19,9 @@ use crate::pipeline::outbox::Outbox;
 use crate::pipeline::pending::Pending;
 use crate::pipeline::recovery::Recovered;
 use crate::pipeline::router::{Router, RouterStats};
+use crate::pipeline::spending::Meters;
 use crate::pipeline::{Pipeline, SETTLING_MAX, followers, recovery};
-use crate::plugin::calls::Calls;
+use crate::plugin::calls::{Calls, CallsNeed};
 use crate::plugin::{Automations, Plugins, Shared as PluginShared};
 use crate::project::Projects;
 use crate::replies::Replies;
@@ -96,9 +97,18 @@ pub(super) async fn start(ground: Ground<'_>, interrupted: Vec<Interrupted>, plu
     let (admitted, admitted_view) = watch::channel(0);
     let (settings, search) = (Arc::new(ArcSwap::from_pointee(settings)), Search::beside(ledgers));
     // Before the first plugin runs, so that none is ever told that the daemon isn't there yet.
-    let (breakers, admitted_to) = (Breakers::default(), admitted_view.clone());
-    let calls =
-        Calls::new(ledgers.clone(), settings.clone(), routes.clone(), outbox.clone(), breakers.clone(), admitted_to, search.clone());
+    let (breakers, meters) = (Breakers::default(), Meters::default());
+    let calls = Calls::new(CallsNeed {
+        ledgers: ledgers.clone(),
+        settings: settings.clone(),
+        routes: routes.clone(),
+        outbox: outbox.clone(),
+        breakers: breakers.clone(),
+        admitted: admitted_view.clone(),
+        search: search.clone(),
+        meters: meters.clone(),
+        metrics: metrics.clone(),
+    });
     let (calls, automations) = (Arc::new(calls), Arc::new(Automations::default()));
     plugins.answer_with(calls.clone());
     automations.answer_with(calls);
@@ -129,7 +139,7 @@ pub(super) async fn start(ground: Ground<'_>, interrupted: Vec<Interrupted>, plu
         settle_room: Arc::new(Semaphore::new(SETTLING_MAX)),
         unsettled: Default::default(),
         rates: std::sync::Mutex::default(),
-        meters: Default::default(),
+        meters,
     });
     let tasks = follow(&ground, &pipeline, turns, &committed);
     let pending = Pending::default();

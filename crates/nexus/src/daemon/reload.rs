@@ -147,6 +147,7 @@ async fn apply(control: &Control, change: &Change, new: &Config) {
         | Change::BusRetention
         | Change::Access
         | Change::Agents
+        | Change::PluginBudgets
         | Change::PipelineTimeout
         | Change::PipelineConcurrency
         | Change::OnInterrupted

@@ -3,11 +3,13 @@
 use super::control::Control;
 use super::projects;
 use crate::adapter::account::AccountReport;
+use crate::error_text::describe;
 use crate::keeper::KillLevel;
 use crate::pipeline::router::{ADMISSION, ROUTER};
+use crate::pipeline::spending::Payer;
 use crate::plugin::names_on_disk;
 use crate::project::readiness::missing_at_all;
-use nexus_core::config::PLUGINS;
+use nexus_core::config::{Grant, PLUGINS};
 use nexus_core::health::{AdapterHealth, AdapterStatus, Overall, Parts, overall};
 use serde_json::{Map, Value, json};
 use std::sync::atomic::Ordering;
@@ -116,7 +118,27 @@ pub(super) async fn plugins(control: &Control) -> Value {
     let found = crate::watch::blocking("plugins.look", move || names_on_disk(&directory)).await.unwrap_or_default();
     let is_enabled = |name: &str| report.iter().any(|plugin| plugin.name == name);
     let disabled: Vec<&str> = PLUGINS.iter().copied().chain(found.iter().map(String::as_str)).filter(|name| !is_enabled(name)).collect();
-    json!({ "plugins": report, "disabled": disabled })
+    let mut shown = Vec::with_capacity(report.len());
+    for plugin in &report {
+        let mut one = json!(plugin);
+        one["budget"] = budget(control, Payer::Plugin(plugin.name.clone()), &plugin.grants).await;
+        shown.push(one);
+    }
+    json!({ "plugins": shown, "disabled": disabled })
+}
+
+/// What a plugin or an automation has used of models today, if it may ask any; null also where that can't be read.
+pub(super) async fn budget(control: &Control, payer: Payer, grants: &[String]) -> Value {
+    if !grants.contains(&Grant::Llm.to_string()) {
+        return Value::Null;
+    }
+    match control.pipeline.used_today(payer).await {
+        Ok(used) => json!(used),
+        Err(error) => {
+            tracing::warn!(error = describe(&error), "what was used of a budget can't be read");
+            Value::Null
+        }
+    }
 }
 
 /// Whether an account is between its spawn and running.

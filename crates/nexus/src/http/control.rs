@@ -12,6 +12,7 @@ use super::send::{Accepted, Message, send};
 use super::sessions::{self, Fork};
 use super::{nostr, prepare, project};
 use crate::access::{Edit, People, Rules};
+use crate::ledger::agents::SessionBudgets;
 use crate::ledger::nexus::ProjectRow;
 use crate::nostr::Nostr;
 use crate::project::ProjectVerb;
@@ -60,6 +61,7 @@ pub trait Verbs: Send + Sync + 'static {
     fn metrics(&self) -> Result<String, String>;
     fn status(&self) -> Value;
     fn budgets(&self) -> BoxFuture<'_, Answer>;
+    fn session_budgets(&self) -> SessionBudgets;
     fn adapters(&self) -> BoxFuture<'_, Value>;
     fn record(&self) -> Record;
     fn people(&self) -> People;

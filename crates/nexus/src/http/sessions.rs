@@ -40,8 +40,8 @@ pub(super) async fn list(State(api): State<Api>, Query(list): Query<List>) -> Re
 }
 
 pub(super) async fn show(State(api): State<Api>, Path(label): Path<String>, Query(list): Query<List>) -> Response {
-    let what = crate::unknown::session(&label);
-    found(ask(&api, move |record| record.session(&label, list.limit)).await, &what)
+    let (what, budgets) = (crate::unknown::session(&label), api.daemon.session_budgets());
+    found(ask(&api, move |record| record.session(&label, list.limit, &budgets)).await, &what)
 }
 
 pub(super) async fn fork(State(api): State<Api>, Path(label): Path<String>, Json(fork): Json<Fork>) -> Response {

@@ -1,12 +1,15 @@
 //! agents.db: turns, messages, tool calls, and the session labels that point at them. Follows
-//! finished runs of nexus.db; forks, archives and the sessions of ACP agents are primary here.
+//! finished runs of nexus.db; forks, archives, the sessions of ACP agents, and what plugins and automations used of models
+//! are primary here.
 
 mod acp;
+mod calls;
 mod promote;
 mod sessions;
 
 pub use acp::{KeepAcpSession, acp_session};
-pub use sessions::{ArchiveSession, Archived, ForkSession, Forked, Listed, session, sessions};
+pub use calls::{RecordCall, called};
+pub use sessions::{ArchiveSession, Archived, ForkSession, Forked, Listed, SessionBudget, SessionBudgets, session, sessions};
 
 use super::writer::{Weight, commands};
 use super::{Ledger, follow, optional};
@@ -79,6 +82,7 @@ commands! { Ledger::Agents, AgentsCommand / AgentsReply {
     ForkSession -> Forked,
     ArchiveSession -> Archived,
     KeepAcpSession -> (),
+    RecordCall -> (),
 } }
 
 impl ApplyTurns {
@@ -173,15 +177,19 @@ impl TurnRecord {
     }
 }
 
-/// What an agent has used in a session, and since a moment in Unix milliseconds in all. A turn counts for
-/// the day on which it began.
+/// What an agent has used in a session, and since a moment in Unix milliseconds in all, with what plugins and automations
+/// asked it for. A turn counts for the day on which it began.
 pub fn spent(connection: &Connection, charged: &str, session: &str, since: i64) -> rusqlite::Result<Spent> {
     let tokens = "coalesce(sum(coalesce(input_tokens, 0) + coalesce(output_tokens, 0)), 0)";
     let usd = "coalesce(sum(cost_usd), 0.0)";
     let of_session = format!("SELECT {tokens}, {usd} FROM turns WHERE session = ?1 AND charged = ?2");
     let (session_tokens, session_usd) =
         connection.prepare_cached(&of_session)?.query_row([session, charged], |row| Ok((row.get(0)?, row.get(1)?)))?;
-    let of_day = format!("SELECT {tokens}, {usd} FROM turns WHERE charged = ?1 AND started_at >= ?2");
+    let of_day = format!(
+        "SELECT {tokens}, {usd} FROM (
+           SELECT input_tokens, output_tokens, cost_usd FROM turns WHERE charged = ?1 AND started_at >= ?2 UNION ALL
+           SELECT input_tokens, output_tokens, cost_usd FROM calls WHERE agent = ?1 AND started_at >= ?2)"
+    );
     connection
         .prepare_cached(&of_day)?
         .query_row(params![charged, since], |row| Ok(Spent { session_tokens, session_usd, day_tokens: row.get(0)?, day_usd: row.get(1)? }))

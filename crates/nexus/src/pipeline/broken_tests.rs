@@ -138,6 +138,7 @@ fn pipeline(ledgers: Ledgers, admitted: watch::Receiver<i64>) -> Pipeline {
             access: config::Access::default(),
             default_agent: "echo".to_owned(),
             agents: HashMap::new(),
+            callers: Default::default(),
             time_zone: jiff::tz::TimeZone::UTC,
         })),
         bus,

@@ -217,7 +217,7 @@ impl State {
     ) -> Result<(), String> {
         let (sender, mut pages) = mpsc::channel(PAGES_MAX);
         let admission = admit::Admission::new(&self.pipeline, &self.admitted, &self.under_way).run(committed, sender);
-        let admission = AbortOnDropHandle::new(self.under_way.spawn(admission));
+        let admission = AbortOnDropHandle::new(crate::watch::tracked("admission", &self.under_way, admission));
         self.start_lanes();
         loop {
             self.publish();

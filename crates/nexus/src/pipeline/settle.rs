@@ -59,7 +59,7 @@ impl Pipeline {
             epoch: self.epoch,
         };
         let this = self.clone();
-        self.settling.spawn(async move {
+        crate::watch::tracked("request.end", &self.settling, async move {
             let seq = request.event_seq;
             if let Err(panicked) = panics::caught(this.write_end(request, command, answer, &ending)).await {
                 this.defect(seq, &panicked);

@@ -1,33 +1,67 @@
 //! Budgets in stage 6: what an agent has spent, whether it may run, and what its run adds to that. The ledger of
-//! turns is the account; what runs that go on have used, which it doesn't have yet, is kept in memory.
+//! turns and calls is the account; what goes on has used, which it doesn't have yet, is kept in memory, also of the calls
+//! of plugins and automations. Whether those may ask, `plugin::calls` decides.
 
 use super::run::{Seen, Work};
 use super::{Agent, Pipeline, READ_PATIENCE};
 use crate::agent::{AgentError, Runner, Turn, Usage};
 use crate::clock;
 use crate::ledger::ReadError;
-use crate::ledger::agents::spent;
-use crate::metrics::{AgentLabel, AgentTokens};
-use nexus_core::config::Spending;
+use crate::ledger::agents::{called, spent};
+use crate::metrics::{AgentLabel, AgentTokens, Metrics};
+use nexus_core::config::{CallBudget, Spending};
 use nexus_core::spend::{Allowance, Amount, Meter, cost_usd, day, estimated_tokens};
 use rusqlite::Connection;
 use serde::Serialize;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// What the runs of each agent use, by its name.
-#[derive(Debug, Default)]
-pub struct Meters(Mutex<HashMap<String, Meter>>);
+/// Who uses a budget.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Payer {
+    Agent(String),
+    Plugin(String),
+    Automation(String),
+}
 
-impl Meters {
-    fn of(&self, agent: &str) -> Meter {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(agent.to_owned()).or_default().clone()
+impl Payer {
+    /// Its name among all payers: no agent's has a `:`.
+    pub fn key(&self) -> String {
+        match self {
+            Self::Agent(name) => name.clone(),
+            Self::Plugin(name) => format!("plugin:{name}"),
+            Self::Automation(name) => format!("automation:{name}"),
+        }
     }
 }
 
-/// What a run has used that the ledger doesn't have yet. To be dropped once it does, or never will.
+/// What each payer uses meanwhile, by its key. Cheap to clone; all clones count together.
+#[derive(Debug, Clone, Default)]
+pub struct Meters(Arc<Mutex<HashMap<String, Meter>>>);
+
+impl Meters {
+    pub(crate) fn of(&self, payer: &str) -> Meter {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(payer.to_owned()).or_default().clone()
+    }
+}
+
+/// What a run or a call has used that the ledger doesn't have yet. To be dropped once it does, or never will.
 #[derive(Debug, Default)]
-pub(super) struct Unfiled(Vec<(Meter, Amount)>);
+pub(crate) struct Unfiled(Vec<(Meter, Amount)>);
+
+impl Unfiled {
+    /// Counts what was used from now on.
+    pub(crate) fn add(&mut self, meter: Meter, amount: Amount) {
+        meter.add(amount);
+        self.0.push((meter, amount));
+    }
+
+    /// Leaves it counted for as long as the daemon runs: the ledger refused it.
+    pub(crate) fn keep(mut self) {
+        self.0.clear();
+    }
+}
 
 impl Drop for Unfiled {
     fn drop(&mut self) {
@@ -35,10 +69,26 @@ impl Drop for Unfiled {
     }
 }
 
-/// What an agent has used today of what it may.
+/// Counts what an agent has used; what that cost, where it has prices.
+pub(crate) fn charge_agent(agent: &Agent, usage: Usage, meters: &Meters, metrics: &Metrics, unfiled: &mut Unfiled) -> Option<f64> {
+    let (input, output) = (usage.input_tokens.unwrap_or(0), usage.output_tokens.unwrap_or(0));
+    for (kind, tokens) in [("input", input), ("output", output)] {
+        metrics.agent_tokens.get_or_create(&AgentTokens { agent: agent.name.clone(), kind }).inc_by(tokens);
+    }
+    let cost = agent.spending.as_ref().and_then(|spending| cost_usd(spending, input, output));
+    unfiled.add(meters.of(&agent.name), Amount { tokens: input.saturating_add(output), usd: cost.unwrap_or(0.0) });
+    if let Some(cost) = cost {
+        metrics.agent_cost.get_or_create(&AgentLabel { agent: agent.name.clone() }).inc_by(cost);
+    }
+    cost
+}
+
+/// What an agent, a plugin or an automation has used today of what it may.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct DayBudget {
-    pub agent: String,
+    /// Under the word for what it is.
+    #[serde(flatten)]
+    pub of: Payer,
     pub tokens: u64,
     pub tokens_per_day: Option<u64>,
     pub usd: f64,
@@ -48,34 +98,46 @@ pub struct DayBudget {
 }
 
 impl Pipeline {
-    /// Today's budgets of the agents that have one for each day, by their names.
+    /// Today's budgets of those that have one for each day: agents, plugins and automations, each by their names.
     ///
     /// # Errors
     /// When the ledger can't be read.
     pub async fn budgets(&self) -> Result<Vec<DayBudget>, ReadError> {
         let settings = self.settings.load_full();
-        let today = day(clock::wall_ms(), &settings.time_zone);
-        let mut found = Vec::new();
-        for agent in settings.agents.values() {
-            let Some(Spending { tokens_per_day, usd_per_day, .. }) = &agent.spending else { continue };
-            if tokens_per_day.is_none() && usd_per_day.is_none() {
-                continue;
-            }
-            let (unfiled, _) = self.meters.of(&agent.name).read();
-            let (name, since) = (agent.name.clone(), today.from_ms);
-            // A session of this name has nothing: its sum isn't looked at.
-            let used = self.ledgers.agents.readers.read(move |connection| spent(connection, &name, "", since)).await?;
-            found.push(DayBudget {
-                agent: agent.name.clone(),
-                tokens: used.day_tokens.saturating_add(unfiled.tokens),
-                tokens_per_day: *tokens_per_day,
-                usd: used.day_usd + unfiled.usd,
-                usd_per_day: *usd_per_day,
-                until: today.until.clone(),
-            });
+        let is_limited = |agent: &&Arc<Agent>| agent.spending.as_ref().is_some_and(|spending| spending.day().is_limited());
+        let agents = settings.agents.values().filter(is_limited).map(|agent| Payer::Agent(agent.name.clone()));
+        let callers = settings.callers.iter().filter(|(_, budget)| budget.is_limited()).map(|(payer, _)| payer.clone());
+        let mut payers: Vec<Payer> = agents.chain(callers).collect();
+        payers.sort();
+        let mut found = Vec::with_capacity(payers.len());
+        for payer in payers {
+            found.push(self.used_today(payer).await?);
         }
-        found.sort_by(|left, right| left.agent.cmp(&right.agent));
         Ok(found)
+    }
+
+    /// What one has used today, whether or not that is limited.
+    ///
+    /// # Errors
+    /// When the ledger can't be read.
+    pub async fn used_today(&self, payer: Payer) -> Result<DayBudget, ReadError> {
+        let settings = self.settings.load_full();
+        let today = day(clock::wall_ms(), &settings.time_zone);
+        let (unfiled, key, since) = (self.meters.of(&payer.key()).unfiled(), payer.key(), today.from_ms);
+        let readers = &self.ledgers.agents.readers;
+        let (filed, limits) = match &payer {
+            Payer::Agent(name) => {
+                // A session of this name has nothing: its sum isn't looked at.
+                let used = readers.read(move |connection| spent(connection, &key, "", since)).await?;
+                let limits = settings.agents.get(name).and_then(|agent| agent.spending.as_ref()).map(Spending::day);
+                (Amount { tokens: used.day_tokens, usd: used.day_usd }, limits)
+            }
+            Payer::Plugin(_) | Payer::Automation(_) => {
+                (readers.read(move |connection| called(connection, &key, since)).await?, settings.callers.get(&payer).cloned())
+            }
+        };
+        let (used, CallBudget { tokens_per_day, usd_per_day }) = (filed.plus(unfiled), limits.unwrap_or_default());
+        Ok(DayBudget { of: payer, tokens: used.tokens, tokens_per_day, usd: used.usd, usd_per_day, until: today.until })
     }
 
     /// Whose budget a run uses: a project's agents are run by an agent of the configuration.
@@ -117,17 +179,8 @@ impl Pipeline {
         (seen.asked_bytes, seen.unpaid_bytes) = (None, 0);
         seen.usage = Some(seen.usage.unwrap_or_default().plus(usage));
         let Some(agent) = &seen.charged else { return };
-        let (input, output) = (usage.input_tokens.unwrap_or(0), usage.output_tokens.unwrap_or(0));
-        for (kind, tokens) in [("input", input), ("output", output)] {
-            self.metrics.agent_tokens.get_or_create(&AgentTokens { agent: agent.name.clone(), kind }).inc_by(tokens);
-        }
-        let cost = agent.spending.as_ref().and_then(|spending| cost_usd(spending, input, output));
-        let (meter, amount) = (self.meters.of(&agent.name), Amount { tokens: input.saturating_add(output), usd: cost.unwrap_or(0.0) });
-        meter.add(amount);
-        seen.unfiled.0.push((meter, amount));
-        if let Some(cost) = cost {
+        if let Some(cost) = charge_agent(agent, usage, &self.meters, &self.metrics, &mut seen.unfiled) {
             seen.cost_usd = Some(seen.cost_usd.unwrap_or(0.0) + cost);
-            self.metrics.agent_cost.get_or_create(&AgentLabel { agent: agent.name.clone() }).inc_by(cost);
         }
     }
 

@@ -1,5 +1,6 @@
 //! The plugins that are built in: they only observe, within the pipeline's own task, so that what they take counts.
 
+use super::recent::Recent;
 use crate::metrics::{Metrics, PluginLabel, PluginResult};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
@@ -42,6 +43,7 @@ pub(super) struct Figures {
 pub(super) struct Figure {
     pub(super) calls: AtomicU64,
     pub(super) took_ns: AtomicU64,
+    pub(super) recent: Recent,
     /// Looked up once: a call is shorter than the looking up.
     metrics: OnceLock<(Counter, Histogram)>,
 }
@@ -69,6 +71,7 @@ impl Figures {
 impl Figure {
     pub(super) fn took(&self, time: Duration) {
         self.calls.fetch_add(1, Ordering::Relaxed);
+        self.recent.add(time);
         self.took_ns.fetch_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
         if let Some((calls, seconds)) = self.metrics.get() {
             calls.inc();

@@ -2,6 +2,7 @@
 //! `automations.grants` name, each within its limits. It runs no plugin and reads no frames; whoever does hands calls over
 //! here and the answers back. The grants come with each call, so that a reload counts at once.
 
+mod account;
 mod address;
 mod fetch;
 mod llm;
@@ -16,10 +17,12 @@ pub(crate) use address::is_public;
 
 use crate::error_text::describe;
 use crate::ledger::Ledgers;
+use crate::metrics::Metrics;
 use crate::panics;
 use crate::pipeline::Settings;
 use crate::pipeline::breakers::Breakers;
 use crate::pipeline::outbox::Outbox;
+use crate::pipeline::spending::Meters;
 use crate::routes::Routes;
 use crate::search::Search;
 use arc_swap::ArcSwap;
@@ -171,6 +174,23 @@ impl CallError {
     }
 }
 
+/// What calls reach for.
+#[derive(Debug)]
+pub struct CallsNeed {
+    pub ledgers: Ledgers,
+    pub settings: Arc<ArcSwap<Settings>>,
+    pub routes: Routes,
+    pub outbox: Outbox,
+    /// Are told what is sent.
+    pub breakers: Breakers,
+    /// The event seq up to which requests are admitted.
+    pub admitted: watch::Receiver<i64>,
+    pub search: Search,
+    /// Count what models are asked.
+    pub meters: Meters,
+    pub metrics: Metrics,
+}
+
 /// Carries out calls. Made once, at the start.
 #[derive(Debug)]
 pub struct Calls {
@@ -178,11 +198,11 @@ pub struct Calls {
     settings: Arc<ArcSwap<Settings>>,
     routes: Routes,
     outbox: Outbox,
-    /// Are told what is sent.
     breakers: Breakers,
-    /// The event seq up to which requests are admitted.
     admitted: watch::Receiver<i64>,
     search: Search,
+    meters: Meters,
+    metrics: Metrics,
     fetcher: Fetcher,
     queries: Arc<Semaphore>,
     /// Room for calls, by plugin.
@@ -190,17 +210,11 @@ pub struct Calls {
 }
 
 impl Calls {
-    pub fn new(
-        ledgers: Ledgers,
-        settings: Arc<ArcSwap<Settings>>,
-        routes: Routes,
-        outbox: Outbox,
-        breakers: Breakers,
-        admitted: watch::Receiver<i64>,
-        search: Search,
-    ) -> Self {
+    pub fn new(need: CallsNeed) -> Self {
+        let CallsNeed { ledgers, settings, routes, outbox, breakers, admitted, search, meters, metrics } = need;
         let (fetcher, queries) = (Fetcher::default(), Arc::new(Semaphore::new(QUERIES_MAX)));
-        Self { ledgers, settings, routes, outbox, breakers, admitted, search, fetcher, queries, room: Mutex::default() }
+        let room = Mutex::default();
+        Self { ledgers, settings, routes, outbox, breakers, admitted, search, meters, metrics, fetcher, queries, room }
     }
 
     /// Carries out one call. Dropping it ends what it does, but for a send that has begun.
@@ -228,7 +242,7 @@ impl Calls {
             }
             "llm" => {
                 caller.needs(&Grant::Llm)?;
-                llm::call(&self.settings.load_full(), &caller.who(), params).await
+                llm::call(self, &self.settings.load_full(), caller, params).await
             }
             "search" => {
                 caller.needs(&Grant::Search)?;

@@ -6,6 +6,7 @@ use super::found::{Found, Kind};
 use super::frame::{self, Ready, Reply};
 use super::large::{self, Files};
 use super::process;
+use super::recent::Recent;
 use super::session::{Desk, Lost, Session, Standing};
 use super::table::Roster;
 use super::told::{self, Told};
@@ -193,6 +194,7 @@ pub(super) struct Ask {
 pub(super) struct Figures {
     pub(super) calls: AtomicU64,
     pub(super) took_ns: AtomicU64,
+    pub(super) recent: Recent,
     pub(super) errors: AtomicU64,
     /// Of what it was to be told.
     pub(super) dropped: AtomicU64,
@@ -413,6 +415,7 @@ impl Plugin {
     pub(super) fn settle(&self, ask: &Ask, leave: Option<Leave>, took: Duration, outcome: Result<&'static str, &Fault>) {
         let word = outcome.unwrap_or_else(Fault::word);
         let (plugin, hook) = (self.name.as_ref(), ask.hook.as_str());
+        self.figures.recent.add(took);
         self.figures.took_ns.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
         self.shared.metrics.plugin_calls.get_or_create(&PluginResult { plugin: plugin.to_owned(), result: word }).inc();
         self.shared.metrics.plugin_seconds.get_or_create(&PluginLabel { plugin: plugin.to_owned() }).observe(took.as_secs_f64());

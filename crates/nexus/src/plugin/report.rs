@@ -31,6 +31,8 @@ pub struct PluginReport {
     pub calls: u64,
     /// Of a call, on the average; nothing before the first.
     pub mean_ms: Option<f64>,
+    /// Which half of the newest 1,024 calls did not exceed.
+    pub p50_ms: Option<f64>,
     pub errors: u64,
     /// What it was not told of, because it is too slow.
     pub dropped: u64,
@@ -51,6 +53,7 @@ pub(super) fn of_builtin(plugin: Builtin, figure: &Figure) -> PluginReport {
         circuit: "closed",
         calls,
         mean_ms: mean_ms(calls, took_ns),
+        p50_ms: figure.recent.median_ms(),
         ..PluginReport::default()
     }
 }
@@ -93,6 +96,7 @@ pub(super) fn of_slot(name: &str, slot: &Slot, grants: Vec<String>) -> PluginRep
         circuit: circuit_word(circuit),
         calls: count(&figures.calls),
         mean_ms: mean_ms(count(&figures.calls), count(&figures.took_ns)),
+        p50_ms: figures.recent.median_ms(),
         errors: count(&figures.errors),
         dropped: count(&figures.dropped),
         ignored: count(&figures.ignored),

@@ -46,9 +46,7 @@ impl Rows {
         match deed.verb {
             Verb::Link => match (entity, is_linked) {
                 (None, false) => lost,
-                (Some((called, _)), linked)
-                    if unless_since(*called == deed.called(), Verb::Set) && unless_since(linked, Verb::Unlink) =>
-                {
+                (Some((called, _)), linked) if unless_since(*called == deed.called(), Verb::Set) && unless_since(linked, Verb::Unlink) => {
                     None
                 }
                 (Some(_) | None, _) => Some(HALF),

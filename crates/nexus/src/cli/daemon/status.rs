@@ -2,6 +2,7 @@
 //! requirement's samples, to the character.
 
 use super::detach;
+use crate::cli::budget::Budget;
 use crate::cli::failure::Exit;
 use crate::cli::out::{Color, Paint, note, one_line};
 use crate::cli::table::{self, Cell};
@@ -122,18 +123,6 @@ pub(crate) struct Plugin {
     problem: Option<String>,
 }
 
-/// What an agent has used today of what it may.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Budget {
-    agent: String,
-    tokens: u64,
-    tokens_per_day: Option<u64>,
-    usd: f64,
-    usd_per_day: Option<f64>,
-    until: String,
-}
-
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct Timer {
@@ -228,7 +217,7 @@ pub(crate) fn run(verbose: bool, global: &Global) -> anyhow::Result<Exit> {
         match running::ask(&paths, "/control/budgets") {
             Ok(budgets) => answer["budgets"] = budgets.unwrap_or_else(|| json!([])),
             // All else is known all the same.
-            Err(error) => note(&format!("what agents have used is not known: {error:#}")),
+            Err(error) => note(&format!("what was used of budgets is not known: {error:#}")),
         }
     }
     if out.json {
@@ -313,11 +302,7 @@ fn render_more(status: &Status) -> String {
 }
 
 fn budget(budget: &Budget) -> String {
-    let Budget { agent, tokens, tokens_per_day, usd, usd_per_day, until } = budget;
-    let of_tokens = tokens_per_day.map(|limit| format!("{} of {} tokens", units::thousands(*tokens), units::thousands(limit)));
-    let of_dollars = usd_per_day.map(|limit| format!("${usd:.4} of ${limit:.4}"));
-    let used: Vec<String> = of_tokens.into_iter().chain(of_dollars).collect();
-    format!("\n  {} {} until {}", one_line(agent, ERROR_CHARS_MAX), used.join(", "), one_line(until, ERROR_CHARS_MAX))
+    format!("\n  {} {}", budget.name(), budget.used())
 }
 
 fn plugin(plugin: &Plugin) -> String {

@@ -6,11 +6,24 @@ use super::super::writer::Weight;
 use rusqlite::{Connection, Row, params};
 use serde::Serialize;
 use serde_json::{Value, json};
+use std::collections::HashMap;
 
 /// Past states of one label that are told, the newest first.
 const PAST_MAX: u32 = 100;
 /// Aliases of one session that are told.
 const ALIASES_MAX: u32 = 100;
+/// Agents whose use of one session is told.
+const AGENTS_MAX: u32 = 100;
+
+/// What an agent may use in one session.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct SessionBudget {
+    pub tokens_per_session: Option<u64>,
+    pub usd_per_session: Option<f64>,
+}
+
+/// By the names of the agents.
+pub type SessionBudgets = HashMap<String, SessionBudget>;
 
 /// A session as it is listed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -61,9 +74,9 @@ fn own(connection: &Connection, label: &str) -> rusqlite::Result<Option<Listed>>
     optional(connection.prepare_cached(&sql)?.query_row([label], listed))
 }
 
-/// A session with its newest `limit` turns, newest last, and what its label pointed at before. `None` when
-/// there is none of that label or alias.
-pub fn session(connection: &Connection, name: &str, limit: usize) -> rusqlite::Result<Option<Value>> {
+/// A session with its newest `limit` turns, newest last, what its label pointed at before, and what of `budgets` is used in it.
+/// `None` when there is none of that label or alias.
+pub fn session(connection: &Connection, name: &str, limit: usize, budgets: &SessionBudgets) -> rusqlite::Result<Option<Value>> {
     let Some(found) = find(connection, name)? else { return Ok(None) };
     let aliases: Vec<String> = connection
         .prepare_cached("SELECT alias FROM session_aliases WHERE label = ?1 ORDER BY alias LIMIT ?2")?
@@ -82,7 +95,29 @@ pub fn session(connection: &Connection, name: &str, limit: usize) -> rusqlite::R
         })?
         .collect::<rusqlite::Result<_>>()?;
     let turns = turns(connection, &found.head, limit)?;
-    Ok(Some(json!({ "session": found, "aliases": aliases, "past": past, "turns": turns })))
+    let used = used(connection, &found.label, budgets)?;
+    Ok(Some(json!({ "session": found, "aliases": aliases, "past": past, "used": used, "turns": turns })))
+}
+
+/// What the turns of a label have used, by the agents that they count for: what a budget per session is compared with.
+/// Agents that have neither counted anything nor a limit are left out.
+fn used(connection: &Connection, label: &str, budgets: &SessionBudgets) -> rusqlite::Result<Vec<Value>> {
+    let sql = "SELECT charged, coalesce(sum(coalesce(input_tokens, 0) + coalesce(output_tokens, 0)), 0), coalesce(sum(cost_usd), 0.0)
+               FROM turns WHERE session = ?1 GROUP BY charged ORDER BY charged LIMIT ?2";
+    let mut query = connection.prepare_cached(sql)?;
+    let rows = query.query_map(params![label, AGENTS_MAX], |row| {
+        let (agent, tokens, usd): (String, u64, f64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        let budget = budgets.get(&agent).copied().unwrap_or_default();
+        let SessionBudget { tokens_per_session, usd_per_session } = budget;
+        let is_told = tokens > 0 || usd > 0.0 || budget != SessionBudget::default();
+        Ok(is_told.then(|| {
+            json!({
+                "agent": agent, "tokens": tokens, "tokens_per_session": tokens_per_session,
+                "usd": usd, "usd_per_session": usd_per_session,
+            })
+        }))
+    })?;
+    rows.filter_map(Result::transpose).collect()
 }
 
 /// The line of turns that ends with `head`, the newest `limit` of them, newest last.
@@ -293,12 +328,29 @@ mod tests {
     fn a_session_is_shown_with_its_newest_turns_last() {
         let connection = three();
         connection.execute("INSERT INTO session_aliases VALUES ('dm:sms:1', 'dm:a', 1)", []).unwrap();
-        let shown = session(&connection, "dm:sms:1", 2).unwrap().unwrap();
+        let shown = session(&connection, "dm:sms:1", 2, &SessionBudgets::new()).unwrap().unwrap();
         assert_eq!(shown["session"]["label"], "dm:a");
         let ids: Vec<&str> = shown["turns"].as_array().unwrap().iter().filter_map(|turn| turn["turn_id"].as_str()).collect();
         assert_eq!(ids, ["t2", "t3"]);
         assert_eq!((&shown["turns"][1]["user"], &shown["turns"][1]["assistant"]), (&json!("asked t3"), &json!("answered t3")));
         assert_eq!(shown["aliases"], json!(["dm:sms:1"]));
-        assert!(session(&connection, "dm:b", 2).unwrap().is_none());
+        assert!(session(&connection, "dm:b", 2, &SessionBudgets::new()).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_session_is_shown_with_what_it_has_used_of_its_agents_budgets() {
+        let connection = three();
+        let used = |budgets: &SessionBudgets| session(&connection, "dm:a", 2, budgets).unwrap().unwrap()["used"].clone();
+        assert_eq!(used(&SessionBudgets::new())[0]["tokens"], 6, "of all its turns, and not of those that are shown");
+        let sql = "UPDATE turns SET charged = 'spare', cost_usd = 0.25 WHERE turn_id = 't3'";
+        connection.execute(sql, []).unwrap();
+        let budget = SessionBudget { tokens_per_session: Some(100), usd_per_session: Some(1.0) };
+        let expected = json!([
+            { "agent": "echo", "tokens": 4, "tokens_per_session": null, "usd": 0.0, "usd_per_session": null },
+            { "agent": "spare", "tokens": 2, "tokens_per_session": 100, "usd": 0.25, "usd_per_session": 1.0 },
+        ]);
+        assert_eq!(used(&SessionBudgets::from([("spare".to_owned(), budget)])), expected);
+        connection.execute("UPDATE turns SET output_tokens = NULL, cost_usd = NULL", []).unwrap();
+        assert_eq!(used(&SessionBudgets::new()), json!([]), "who counts nothing isn't told");
     }
 }

@@ -1,10 +1,11 @@
 //! `llm`: one turn of a configured model, without a session, without a history and without tools. It counts
-//! against no agent's runs nor budget; the plugin's own calls bound it.
+//! against no agent's runs; what it uses is for its [`Account`].
 
-use super::CallError;
+use super::account::Account;
 use super::params::{Params, shown, wrong};
+use super::{CallError, Caller, Calls};
 use crate::agent::llm::{SYSTEM_PROMPT_BYTES_MAX, Wishes};
-use crate::agent::{Runner, Sender, Turn};
+use crate::agent::{AgentError, Runner, Sender, Turn};
 use crate::pipeline::Settings;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -12,9 +13,11 @@ use tokio::sync::mpsc;
 const PROMPT_BYTES_MAX: usize = 256 * 1024;
 const NAME_BYTES_MAX: usize = 64;
 const TOKENS_MAX: u32 = 1_000_000;
+/// Pieces of an answer that may wait until they are counted; a full channel holds the model.
+const OUTPUT_MAX: usize = 256;
 
 /// Answers `{agent, prompt, system?, max_tokens?}` with `{text, usage, model, stop_reason}`.
-pub(super) async fn call(settings: &Settings, plugin: &str, params: Value) -> Result<Value, CallError> {
+pub(super) async fn call(calls: &Calls, settings: &Settings, caller: &Caller, params: Value) -> Result<Value, CallError> {
     let mut params = Params::new(params)?;
     let name = params.text("agent", NAME_BYTES_MAX)?;
     let prompt = params.text("prompt", PROMPT_BYTES_MAX)?;
@@ -26,12 +29,31 @@ pub(super) async fn call(settings: &Settings, plugin: &str, params: Value) -> Re
     let Runner::Llm(runner) = &agent.runner else {
         return Err(wrong("agent", format!("`{}` is no model; name an agent with `runner: llm`", shown(&name))));
     };
-    // Nobody listens while it speaks: the whole is returned.
-    let (sink, output) = mpsc::channel(1);
-    drop(output);
-    let turn = turn(name, prompt, plugin);
+    let turn = turn(name, prompt, &caller.who());
+    let mut account = Account::open(calls, settings, caller, agent, &turn.run_id).await?;
+    // Nobody is told what it says while it speaks: the whole is returned.
+    let (sink, mut output) = mpsc::channel(OUTPUT_MAX);
+    let ended = {
+        let answering = tokio::time::timeout(agent.timeout, runner.run_with(&turn, &wishes, &sink));
+        tokio::pin!(answering);
+        loop {
+            tokio::select! {
+                // What was said before the end belongs to it.
+                biased;
+                Some(piece) = output.recv() => account.hear(piece),
+                ended = &mut answering => break ended,
+            }
+        }
+    };
+    while let Ok(piece) = output.try_recv() {
+        account.hear(piece);
+    }
+    if matches!(&ended, Ok(Err(AgentError::Endpoint { .. }))) {
+        account.refused();
+    }
+    account.close().await;
     let late = |_| CallError::Limit(format!("the model took longer than its agent's {} ms", agent.timeout.as_millis()));
-    let finished = tokio::time::timeout(agent.timeout, runner.run_with(&turn, &wishes, &sink)).await.map_err(late)?;
+    let finished = ended.map_err(late)?;
     let finished = finished.map_err(|error| CallError::failed("ask the model", error))?;
     Ok(json!({
         "text": finished.content, "usage": finished.usage, "model": finished.model, "stop_reason": finished.stop_reason,

@@ -4,22 +4,23 @@
 use super::super::tests::{Place, caller, settings};
 use crate::agent::Runner;
 use crate::agent::llm::{KeySource, LlmEndpoint, LlmRunner};
-use crate::patience::{DEADLINE, soon};
-use crate::pipeline::Agent;
+use crate::ledger::agents::called;
+use crate::patience::{DEADLINE, eventually, soon};
+use crate::pipeline::spending::Payer;
+use crate::pipeline::{Agent, Settings};
 use crate::plugin::calls::CallError;
 use crate::samples;
 use nexus_core::config;
+use nexus_core::spend::Amount;
 use serde_json::{Value, json};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-/// Serves one completion; the task returns the request's body.
-#[expect(clippy::disallowed_methods, reason = "a test waits for it, or is over before it")]
-async fn model(agents: &mut HashMap<String, Arc<Agent>>, answer: String, timeout: Duration) -> tokio::task::JoinHandle<Value> {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+/// The agent `model`, whose model is at `listener`.
+fn agent(listener: &TcpListener, timeout: Duration) -> Arc<Agent> {
     let endpoint = LlmEndpoint {
         provider: config::Provider::Openai,
         url: format!("http://{}/v1", listener.local_addr().unwrap()),
@@ -31,8 +32,14 @@ async fn model(agents: &mut HashMap<String, Arc<Agent>>, answer: String, timeout
         tool_rounds_max: 1,
     };
     let runner = Runner::Llm(Box::new(LlmRunner::connect_to("model", endpoint).unwrap()));
-    let agent = Agent { name: "model".to_owned(), runner, timeout, harmless: false, ..samples::echo() };
-    agents.insert("model".to_owned(), Arc::new(agent));
+    Arc::new(Agent { name: "model".to_owned(), runner, timeout, harmless: false, ..samples::echo() })
+}
+
+/// Serves one completion; the task returns the request's body.
+#[expect(clippy::disallowed_methods, reason = "a test waits for it, or is over before it")]
+async fn model(agents: &mut HashMap<String, Arc<Agent>>, answer: String, timeout: Duration) -> tokio::task::JoinHandle<Value> {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    agents.insert("model".to_owned(), agent(&listener, timeout));
     tokio::spawn(async move {
         let (mut socket, _) = listener.accept().await.unwrap();
         let mut bytes = Vec::new();
@@ -51,6 +58,33 @@ async fn model(agents: &mut HashMap<String, Arc<Agent>>, answer: String, timeout
     })
 }
 
+/// What the caller has used, by the ledger.
+async fn used(place: &Place) -> Amount {
+    let readers = &place.calls.ledgers.agents.readers;
+    readers.read(|connection| called(connection, "plugin:greeter", 0)).await.unwrap()
+}
+
+#[tokio::test]
+async fn what_a_call_used_that_nobody_waits_for_any_more_is_counted() {
+    let (listener, place) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), Place::new().await);
+    let agents = HashMap::from([("model".to_owned(), agent(&listener, DEADLINE))]);
+    let budget = config::CallBudget { tokens_per_day: Some(2), usd_per_day: None };
+    let callers = BTreeMap::from([(Payer::Plugin("greeter".to_owned()), budget)]);
+    place.calls.settings.store(Arc::new(Settings { callers, ..settings(agents) }));
+    let (caller, params) = (caller(None), json!({ "agent": "model", "prompt": "Well?" }));
+    {
+        let calling = place.calls.call(&caller, "llm", params.clone());
+        tokio::pin!(calling);
+        tokio::select! {
+            ended = &mut calling => panic!("{ended:?}"),
+            asked = soon(listener.accept()) => drop(asked.unwrap()),
+        }
+    }
+    eventually(async || used(&place).await == Amount { tokens: 2, usd: 0.0 }).await;
+    let refused = place.calls.call(&caller, "llm", params).await.unwrap_err().told();
+    assert!(refused.starts_with("the plugin's budget for today is used up (2 of 2 tokens)"), "{refused}");
+}
+
 #[tokio::test]
 async fn a_model_answers_one_question_without_a_history() {
     let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n";
@@ -65,6 +99,7 @@ async fn a_model_answers_one_question_without_a_history() {
     let answer = soon(place.calls.call(&caller(None), "llm", params)).await.unwrap();
     assert_eq!((&answer["text"], &answer["stop_reason"]), (&json!("four"), &json!("end_turn")));
     assert_eq!(answer["usage"], json!({ "input_tokens": 3, "output_tokens": 1, "estimated": false }));
+    assert_eq!(used(&place).await, Amount { tokens: 4, usd: 0.0 });
     let asked = soon(server).await.unwrap();
     let messages = json!([{ "role": "system", "content": "Be short." }, { "role": "user", "content": "Two and two?" }]);
     assert_eq!((&asked["messages"], &asked["max_tokens"], &asked["model"]), (&messages, &json!(5), &json!("test-1")));
@@ -77,6 +112,7 @@ async fn a_model_has_the_time_of_its_agent() {
     place.calls.settings.store(Arc::new(settings(agents)));
     let error = soon(place.calls.call(&caller(None), "llm", json!({ "agent": "model", "prompt": "Well?" }))).await.unwrap_err();
     assert!(matches!(&error, CallError::Limit(what) if what.contains("200 ms")), "{error:?}");
+    assert_eq!(used(&place).await, Amount { tokens: 2, usd: 0.0 }, "the question's five bytes: it may have been worked on");
     soon(server).await.unwrap(); // the connection is closed
 }
 

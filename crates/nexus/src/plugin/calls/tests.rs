@@ -59,7 +59,17 @@ impl Place {
         let routes = routes(&platform);
         let outbox = outbox(&ledgers, &routes);
         let settings = Arc::new(ArcSwap::from_pointee(settings(HashMap::new())));
-        let calls = Calls::new(ledgers.clone(), settings, routes, outbox, Breakers::default(), view, Search::beside(&ledgers));
+        let calls = Calls::new(CallsNeed {
+            ledgers: ledgers.clone(),
+            settings,
+            routes,
+            outbox,
+            breakers: Breakers::default(),
+            admitted: view,
+            search: Search::beside(&ledgers),
+            meters: Meters::default(),
+            metrics: Metrics::new(),
+        });
         Self { calls, platform, admitted, ledgers, _directory: directory }
     }
 
@@ -127,6 +137,7 @@ pub(super) fn settings(agents: HashMap<String, Arc<Agent>>) -> Settings {
         access: config::Access::default(),
         default_agent: "echo".to_owned(),
         agents,
+        callers: Default::default(),
         time_zone: jiff::tz::TimeZone::UTC,
     }
 }
