@@ -275,11 +275,11 @@ impl Nostr {
     }
 
     /// Waits until a relay has an event, or all refuse it, for `patience` at most: how it stands then, in the words of
-    /// the ledger.
+    /// the ledger, and what a relay last said against it.
     ///
     /// # Errors
     /// When the ledger can't be read.
-    pub async fn accepted(&self, event_id: &str, patience: Duration) -> Result<Option<String>, ReadError> {
+    pub async fn accepted(&self, event_id: &str, patience: Duration) -> Result<Option<(String, Option<String>)>, ReadError> {
         let deadline = tokio::time::Instant::now() + patience;
         loop {
             let settled = self.inner.settled.notified();
@@ -287,8 +287,9 @@ impl Nostr {
             settled.as_mut().enable(); // before the look, so that nothing is missed between
             let id = event_id.to_owned();
             let nexus = &self.inner.ground.ledgers.nexus;
-            let found = nexus.readers.read(move |connection| published_status(connection, &id)).await?.map(|(status, _)| status);
-            if found.as_deref() != Some("waiting") || tokio::time::timeout_at(deadline, settled).await.is_err() {
+            let found = nexus.readers.read(move |connection| published_status(connection, &id)).await?;
+            let is_open = found.as_ref().is_some_and(|(status, _)| status == "waiting");
+            if !is_open || tokio::time::timeout_at(deadline, settled).await.is_err() {
                 return Ok(found);
             }
         }

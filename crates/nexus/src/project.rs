@@ -220,7 +220,7 @@ impl Projects {
         }
     }
 
-    /// The project's lane; a new one takes its quarantine from the ledger.
+    /// The project's lane; a new one takes from the ledger what that knows of it.
     async fn lane(&self, project: &Coordinate) -> Result<Arc<Lane>, Fault> {
         if let Some(lane) = self.inner.lanes.get(project) {
             return Ok(lane);
@@ -230,7 +230,7 @@ impl Projects {
         let row = row.map_err(|error| Fault::passing(describe(&error)))?;
         let Inner { lanes, supervisor, ground, settings, .. } = &*self.inner;
         let policy = settings.load().policy_of(project);
-        let lane = lanes.open(project, supervisor, ground, policy, row.and_then(|row| row.quarantined));
+        let lane = lanes.open(project, supervisor, ground, policy, row);
         lane.ok_or_else(|| Fault::last(format!("more than {} projects are known", lanes::LANES_MAX)))
     }
 
@@ -271,6 +271,7 @@ impl Projects {
 
     async fn note_use(&self, lane: &Lane) {
         let used = UseProject { coordinate: lane.post.coordinate.to_string(), at: clock::wall_ms() };
+        lane.set_last_event_at(used.at);
         if let Err(error) = self.inner.ledgers.nexus.writer.write(used).await {
             tracing::warn!(project = %lane.post.coordinate, %error, "that a project was used is not recorded");
         }

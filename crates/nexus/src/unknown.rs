@@ -21,5 +21,5 @@ pub(crate) fn delivery(id: &str) -> String {
 }
 
 pub(crate) fn project(name: &str) -> String {
-    format!("no project `{name}`; `nexus project list` shows them")
+    format!("no project `{name}`, or more than one whose name begins so; `nexus project list` shows them")
 }

@@ -246,6 +246,7 @@ fn what_is_not_there_is_told_alike_with_a_daemon_and_without_one() {
         &["adapter", "info", "nope"],
         &["plugin", "info", "nope"],
         &["automation", "info", "nope"],
+        &["project", "secret", "list", "nope"],
     ];
     let told = |daemon: &Daemon| {
         asked.map(|args| {
@@ -266,6 +267,10 @@ fn where_nothing_is_yet_that_is_said() {
     daemon.configure(&config(json!({})));
     let secrets = daemon.nexus(&["project", "secret", "list", "demo"]);
     assert_eq!(secrets.code, EXIT_NOT_FOUND, "{secrets:?}");
+    let projects = daemon.nexus(&["project", "list"]);
+    assert_eq!((projects.code, projects.stdout.as_str()), (Some(0), ""), "{projects:?}");
+    assert!(projects.stderr.contains("nexus project init"), "{projects:?}");
+    assert_eq!(daemon.nexus_ok(&["project", "list", "--json"]), "[]\n");
     let automations = daemon.nexus(&["automation", "list"]);
     assert_eq!((automations.code, automations.stdout.as_str()), (Some(0), ""));
     assert!(automations.stderr.contains("nexus automation register"), "{automations:?}");

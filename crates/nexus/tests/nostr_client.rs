@@ -430,4 +430,30 @@ fn keys_are_listed_without_their_secrets_and_not_replaced() {
     assert!(listed.contains(&Key::new(3).npub()) && !listed.contains("nsec"), "{listed}");
     let nobody = daemon.nexus(&["nostr", "publish", "--as", "nobody", "hello"]);
     assert_eq!(nobody.code, Some(2), "{nobody:?}");
+    let mistyped = daemon.nexus(&["nostr", "publish", "--as", "demo-1a2b3c4d/codr", "hello"]);
+    assert!(mistyped.code == Some(4) && mistyped.stderr.contains("nexus nostr keys list"), "{mistyped:?}");
+    assert_eq!(daemon.nexus_ok(&["nostr", "keys", "list"]), listed, "no key was made for it");
+}
+
+#[test]
+fn what_no_relay_takes_is_a_failure_with_the_relays_reason() {
+    let relay = Scripted::start();
+    relay.state().rejects = Some("blocked: not you".to_owned());
+    let daemon = Daemon::start(&heeding(&[&relay], &[]));
+    live(&daemon, &relay);
+    let refused = daemon.nexus(&["nostr", "publish", "hello"]);
+    assert!(refused.code == Some(1) && refused.stdout.contains(" refused"), "{refused:?}");
+    assert!(refused.stderr.contains("a relay said: ") && refused.stderr.contains("not you"), "{refused:?}");
+    let told = daemon.nexus(&["nostr", "publish", "--json", "again"]);
+    let told: Value = serde_json::from_str(&told.stdout).unwrap();
+    assert!(told["status"] == "refused" && told["error"].as_str().unwrap().contains("not you"), "{told}");
+}
+
+#[test]
+fn where_nothing_of_nostr_runs_the_status_says_what_to_do() {
+    let daemon = Daemon::start(&config(json!({})));
+    let told = daemon.nexus_ok(&["nostr", "status"]);
+    assert!(told.contains("`nostr.relays` is empty") && told.contains("nexus nostr demo"), "{told}");
+    let listed = daemon.nexus(&["nostr", "whitelist", "list"]);
+    assert!(listed.code == Some(0) && listed.stderr.contains("nexus nostr whitelist add"), "{listed:?}");
 }

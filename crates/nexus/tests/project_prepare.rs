@@ -201,7 +201,65 @@ fn authors_and_identifiers_can_not_meet_or_escape() {
     paths.dedup();
     assert_eq!(paths.len(), identifiers.len() + 1);
     let bad = world.init(&format!("31933:{}:a\u{7}b", world.owner.public()));
-    assert_eq!(bad.code, Some(4), "{bad:?}");
+    assert_eq!(bad.code, Some(2), "{bad:?}");
+}
+
+#[test]
+fn what_can_be_no_project_is_refused_at_once_with_what_is_expected() {
+    let world = World::new();
+    let project = world.project("demo", None);
+    world.prepared(&project);
+    let naddr = world.show(&project)["naddr"].as_str().unwrap().to_owned();
+    assert_eq!(world.show(&naddr)["identifier"], "demo");
+    let refused = |args: &[&str], code: i32, told: &str| {
+        let ran = world.daemon.nexus(&[&["project"][..], args].concat());
+        assert!(ran.code == Some(code) && ran.stderr.contains(told), "{args:?}: {ran:?}");
+    };
+    let cut = &naddr[..naddr.len() - 5];
+    for verb in ["init", "show", "start", "stop", "restart", "release", "logs", "gc"] {
+        refused(&[verb, cut], 2, "is all of it there?");
+        refused(&[verb, "31933:demo"], 2, "write naddr1..., or kind:pubkey:identifier");
+    }
+    refused(&["setup", cut, "--agent", "echo"], 2, "is all of it there?");
+    refused(&["secret", "list", cut], 2, "is all of it there?");
+    // No relay is asked, which would say that it has none of it.
+    let note = format!("1:{}:x", world.owner.public());
+    for args in [&["init", &note][..], &["start", &note], &["restart", &note], &["setup", &note, "--agent", "echo"]] {
+        refused(args, 2, "is the address of something of kind 1; projects are of kind 31933");
+    }
+    let nobody = world.coordinate("nobody");
+    for verb in ["stop", "release", "logs", "show"] {
+        refused(&[verb, &nobody], 4, "no project `31933:");
+    }
+    let listed: Value = serde_json::from_str(&world.daemon.nexus_ok(&["project", "list", "--json"])).unwrap();
+    assert_eq!(listed.as_array().unwrap().len(), 1, "nothing of it is known afterwards: {listed}");
+}
+
+#[test]
+fn projects_are_listed_alike_with_a_daemon_and_without_one() {
+    let mut world = World::new();
+    for name in ["two", "one"] {
+        world.prepared(&world.project(name, None));
+    }
+    let listed = |world: &World| serde_json::from_str::<Value>(&world.daemon.nexus_ok(&["project", "list", "--json"])).unwrap();
+    let with = listed(&world);
+    world.daemon.stop();
+    assert_eq!(listed(&world), with);
+}
+
+#[test]
+fn a_project_that_was_never_prepared_is_shown_by_the_same_names() {
+    let world = World::new();
+    let project = world.project("whole", None);
+    world.prepared(&project);
+    let whole = world.show(&project);
+    // It is known, and its server is not there.
+    let project = world.project("half", Some("https://127.0.0.1:1/none.git"));
+    assert_ne!(world.init(&project).code, Some(0));
+    let half = world.show(&project);
+    assert_eq!((&half["identifier"], &half["title"], &half["agents"]), (&json!("half"), &json!("half"), &json!([])));
+    let names = |shown: &Value| shown.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&half), names(&whole));
 }
 
 #[test]
@@ -238,11 +296,19 @@ fn what_is_put_away_is_not_lost_unless_forced() {
     assert_eq!(listed()["unsaved"], json!(["1 commit(s) that were not pushed"]));
     let ran = world.daemon.nexus(&["project", "gc", "demo", "--json"]);
     assert!(ran.code == Some(1) && ran.stdout.contains("not pushed") && path.exists(), "{ran:?}");
+    let mistyped = world.daemon.nexus(&["project", "gc", "demo", "dmeo", "--force"]);
+    assert!(mistyped.code == Some(4) && path.exists(), "nobody is put away with a mistyped name: {mistyped:?}");
 
     let answer: Value = serde_json::from_str(&world.daemon.nexus_ok(&["project", "gc", "demo", "--force", "--json"])).unwrap();
     let aside = PathBuf::from(answer["archived"][0]["path"].as_str().unwrap());
     assert!(!path.exists() && aside.join("work").exists());
-    assert_eq!(world.show("demo")["project"]["status"], "archived");
+    let shown = world.show("demo");
+    assert_eq!((&shown["project"]["status"], &shown["identifier"]), (&json!("archived"), &json!("demo")));
+    assert_eq!((&shown["repoUrl"], &shown["agents"]), (&json!(world.server.url("good")), &json!([])));
+    let again = world.daemon.nexus_ok(&["project", "gc", "demo"]);
+    assert!(again.contains("is archived already"), "{again}");
+    let deleted = world.daemon.nexus(&["project", "gc", "demo", "--delete"]);
+    assert!(deleted.code == Some(1) && deleted.stderr.contains(".archive"), "what is kept of it is not deleted: {deleted:?}");
     assert_eq!(path_of(&world.prepared(&project)), path, "its next use prepares it anew");
     assert!(!path.join("work").exists());
 }

@@ -149,6 +149,8 @@ fn an_event_starts_the_project_and_the_next_one_finds_it_running() {
     assert_eq!(listed[0]["id"], project);
     assert_eq!((&listed[0]["pid"], &listed[0]["startedAt"]), (&running["pid"], &running["startedAt"]));
     assert!(listed[0]["path"].as_str().is_some_and(|path| Path::new(path).join(".tenex").is_dir()), "{listed}");
+    let told = world.daemon.status()["projects"][0].clone();
+    assert!(told["last_used"].is_i64() && told["last_used"] == listed[0]["last_used"], "{told}");
     assert_eq!(world.daemon.metric("nexus_project_spawns_total"), 1);
     assert_eq!(world.daemon.metric("nexus_project_active"), 1);
     eventually("both are over", || world.daemon.ended("completed") == 2);
@@ -337,6 +339,8 @@ fn people_start_stop_and_restart_a_project() {
     let other: Value = serde_json::from_str(&world.daemon.nexus_ok(&["project", "restart", "demo", "--json"])).unwrap();
     assert_ne!(other["pid"], begun["pid"]);
     assert_eq!(world.starts(), 3);
+    let process = world.daemon.nexus_ok(&["project", "show", "demo"]);
+    assert!(process.contains(&format!("PID {}, up ", other["pid"])), "{process}");
     let unknown = ["stop", "show"].map(|verb| world.daemon.nexus(&["project", verb, "nothing"]));
     assert!(unknown.iter().all(|ran| ran.code == Some(4) && ran.stderr == unknown[0].stderr), "in one sentence: {unknown:?}");
 }

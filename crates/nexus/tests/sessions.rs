@@ -311,9 +311,13 @@ fn sessions_are_listed_shown_forked_and_archived() {
     let again = daemon.nexus(&["sessions", "fork", "dm:owner", "what/if"]);
     assert!(again.code == Some(1) && again.stderr.contains("already"), "{again:?}");
     assert_eq!(daemon.nexus(&["sessions", "fork", "dm:owner", "other", "--at", "turn_x"]).code, EXIT_NOT_FOUND);
-    daemon.nexus_ok(&["sessions", "archive", "dm:owner"]);
+    assert_eq!(daemon.nexus_ok(&["sessions", "archive", "dm:owner"]), "dm:owner: archived with its 2 turns\n");
+    assert_eq!(daemon.nexus_ok(&["sessions", "archive", "dm:owner"]), "dm:owner: archived already, with its 2 turns\n");
+    let again: Value = serde_json::from_str(&daemon.nexus_ok(&["sessions", "archive", "dm:owner", "--json"])).unwrap();
+    assert!(again["changed"] == false && again["session"]["archived_at"].is_i64(), "{again}");
     assert_eq!(listed(&daemon, &[]), [("what/if".to_owned(), 1)]);
     daemon.nexus_ok(&["sessions", "archive", "--undo", "dm:owner"]);
+    assert_eq!(daemon.nexus_ok(&["sessions", "archive", "--undo", "dm:owner"]), "dm:owner: not archived; it has its 2 turns\n");
     assert_eq!(send(&daemon, "three"), "4");
     daemon.nexus_ok(&["sessions", "archive", "dm:owner"]);
     assert_eq!(send(&daemon, "four"), "0", "an archived session's label begins anew");

@@ -154,7 +154,8 @@ mod tests {
                 assert!(page.contains(&format!("| `{key}` |")), "{key}");
             }
         }
-        assert_eq!(page.matches("\n## ").count(), sections.count());
+        // One section may be at several places.
+        assert!(page.matches("\n## ").count() >= sections.count());
     }
 
     #[test]

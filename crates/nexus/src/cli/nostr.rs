@@ -9,7 +9,7 @@ use super::client::Client;
 use super::failure::{Exit, Failure};
 use super::out::{Color, Out, note, one_line, visible};
 use super::table::{self, Cell};
-use super::{Global, block_on, credential, ledger, running};
+use super::{Global, block_on, credential, ledger, running, units};
 use crate::daemon::Paths;
 use crate::nostr::keys;
 use anyhow::Context;
@@ -138,12 +138,13 @@ fn status(global: &Global) -> anyhow::Result<Exit> {
 
 fn tell(answer: &Value, out: Out) -> anyhow::Result<()> {
     if answer["running"] != true {
-        out.line("Nostr: nothing runs, since `nostr.relays` is empty")?;
+        out.line("Nostr: nothing runs, since `nostr.relays` is empty; name relays there in nex.yaml, or see `nexus nostr demo`")?;
         return Ok(());
     }
     out.line(&format!("Key:       {}", answer["npub"].as_str().map_or_else(|| "-".to_owned(), visible)))?;
-    out.line(&format!("Whitelist: {} keys, {} events accepted", answer["whitelist"], answer["accepted"]))?;
-    out.line(&format!("Outbox:    {} events that no relay has yet", answer["outbox"]["waiting"]))?;
+    let (keys, accepted) = (counted(&answer["whitelist"], "key"), counted(&answer["accepted"], "event"));
+    out.line(&format!("Whitelist: {keys}, {accepted} accepted"))?;
+    out.line(&format!("Outbox:    {} that no relay has yet", counted(&answer["outbox"]["waiting"], "event")))?;
     if let Some(problem) = answer["problem"].as_str() {
         out.line(&out.paint.apply(Color::Red, &format!("Problem:   {}", one_line(problem, WHY_CHARS_MAX))))?;
     }
@@ -152,6 +153,11 @@ fn tell(answer: &Value, out: Out) -> anyhow::Result<()> {
         out.line(&line)?;
     }
     Ok(())
+}
+
+fn counted(count: &Value, what: &str) -> String {
+    let count = count.as_u64().unwrap_or(0);
+    format!("{} {what}{}", units::thousands(count), if count == 1 { "" } else { "s" })
 }
 
 fn row(relay: &Value) -> [Cell; 5] {
@@ -188,7 +194,7 @@ fn list_whitelist(global: &Global) -> anyhow::Result<Exit> {
         out.line(&format!("{}  {}", key["key"].as_str().unwrap_or("-"), key["from"].as_str().unwrap_or("-")))?;
     }
     if keys.is_empty() {
-        note("no key is whitelisted: no event is heeded");
+        note("no key is whitelisted, so no event is heeded; `nexus nostr whitelist add npub1...` adds one");
     }
     Ok(Exit::Done)
 }
@@ -275,10 +281,12 @@ fn import_key(name: &str, global: &Global) -> anyhow::Result<Exit> {
 
 fn publish(args: Publish, global: &Global) -> anyhow::Result<Exit> {
     let Publish { text, kind, tag, key, once } = args;
-    keys::reference(&key).map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
+    check_key(&key, global)?;
     let content = match text {
         Some(text) => text,
-        None if std::io::stdin().is_terminal() => return Err(Failure::new(Exit::Usage, "there is nothing to publish").into()),
+        None if std::io::stdin().is_terminal() => {
+            return Err(Failure::new(Exit::Usage, "there is nothing to publish; give the text, or its file on stdin").into());
+        }
         None => text_of(std::io::stdin().lock())?,
     };
     let tags: Vec<Vec<String>> = tag.into_iter().map(|tag| tag.0).collect();
@@ -292,10 +300,26 @@ fn publish(args: Publish, global: &Global) -> anyhow::Result<Exit> {
     } else {
         out.line(&format!("{} {status}", answer["event_id"].as_str().unwrap_or("-")))?;
         if status == "waiting" {
-            note("no relay has it yet; it is published when one can be reached");
+            note("no relay has it yet; it is published when one can be reached, see `nexus nostr status`");
+        }
+        if let Some(why) = answer["error"].as_str().filter(|_| status != "accepted") {
+            note(&format!("a relay said: {}", one_line(why, WHY_CHARS_MAX)));
         }
     }
-    Ok(if status == "refused" { Exit::Failed } else { Exit::Done })
+    Ok(if matches!(status, "refused" | "expired") { Exit::Failed } else { Exit::Done })
+}
+
+/// A key of the daemon's own is made when it is first needed; one of a mistyped name must not be.
+fn check_key(name: &str, global: &Global) -> anyhow::Result<()> {
+    let reference = keys::reference(name).map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
+    if name == keys::DAEMON {
+        return Ok(());
+    }
+    let all = keys::list(&running::paths(global)?.credentials_dir())?;
+    if all.iter().any(|key| key.credential == reference) {
+        return Ok(());
+    }
+    Err(Failure::not_found(format!("there is no key `{name}`; `nexus nostr keys list` shows those that there are")).into())
 }
 
 /// All of a reader's text, as it is: what is signed isn't trimmed, and never cut.

@@ -45,6 +45,20 @@ pub(crate) fn edit<T>(
     section: &str,
     change: impl FnOnce(&mut Map<String, Value>, &Before) -> Result<T, Failure>,
 ) -> anyhow::Result<T> {
+    edit_whole(paths, section, |root, before| change(entry(root, section), before), || Ok(()))
+}
+
+/// As [`edit`], of all sections at once, so that none counts without the others; `before` tells of `section`. What the
+/// outcome needs beside the overlay, `beside` writes, once it is known that it loads and before it counts.
+///
+/// # Errors
+/// Those of [`edit`], and of `beside`.
+pub(crate) fn edit_whole<T>(
+    paths: &Paths,
+    section: &str,
+    change: impl FnOnce(&mut Map<String, Value>, &Before) -> Result<T, Failure>,
+    beside: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<T> {
     let path = paths.overlay_file();
     let _lock = lock(&path).with_context(|| format!("failed to lock `{}`", path.display()))?;
     let main_text = read(&paths.config_file)?;
@@ -55,13 +69,11 @@ pub(crate) fn edit<T>(
     let loaded = load(main, Some(Source { name: &overlay_name, text: &old_text })).map_err(invalid)?;
     let before = Before { main: section_of(overlay_value(&main_text).map_err(invalid)?, section), loaded };
     let mut root = object(overlay_value(&old_text).map_err(invalid)?);
-    let mut fields = object(root.remove(section).unwrap_or_default());
-    let changed = change(&mut fields, &before)?;
-    if !fields.is_empty() {
-        root.insert(section.to_owned(), Value::Object(fields));
-    }
+    let changed = change(&mut root, &before)?;
+    root.retain(|_, fields| fields.as_object().is_none_or(|fields| !fields.is_empty()));
     let text = format!("{HEADER}{}", yaml::emit(&Value::Object(root)));
     load(main, Some(Source { name: &overlay_name, text: &text })).map_err(invalid)?;
+    beside()?;
     replace(&path, &text).with_context(|| format!("failed to write `{}`", path.display()))?;
     Ok(changed)
 }

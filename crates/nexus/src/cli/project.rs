@@ -7,14 +7,21 @@ mod gc;
 mod init;
 mod list;
 mod logs;
+mod named;
 mod order;
+mod questions;
 mod run;
 mod secret;
 mod setup;
 mod show;
 
-use super::Global;
-use super::failure::Exit;
+use super::client::{Client, ClientError};
+use super::failure::{Exit, Failure};
+use super::{Global, block_on};
+use serde_json::Value;
+
+/// HTTP's word for a request that can't be understood.
+const BAD_REQUEST: u16 = 400;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Verb {
@@ -25,7 +32,7 @@ pub(crate) enum Verb {
     #[command(after_help = "Example:\n  nexus project show demo")]
     Show(show::Args),
     /// Prepare a project now: clone it, install its agents
-    #[command(after_help = "Example:\n  nexus project init naddr1...")]
+    #[command(after_help = "Examples:\n  nexus project init naddr1...\n  nexus project init naddr1... --path ./demo")]
     Init(init::Args),
     /// Start a project's process, prepared first if need be
     #[command(after_help = "Example:\n  nexus project start demo")]
@@ -49,17 +56,41 @@ pub(crate) enum Verb {
     #[command(after_help = "Example:\n  nexus project approvals")]
     Approvals(approvals::Args),
     /// Approve or deny what a project wants to run
-    #[command(after_help = "Example:\n  nexus project approve 3")]
+    #[command(after_help = "Examples:\n  nexus project approve 3\n  nexus project approve 4 --deny")]
     Approve(approve::Args),
     /// Store secrets for the processes of a project
     #[command(subcommand, after_help = "Example:\n  nexus project secret set demo API_KEY")]
     Secret(secret::Verb),
     /// List and put away projects that nobody uses
-    #[command(after_help = "Example:\n  nexus project gc --days 30")]
+    #[command(after_help = "Examples:\n  nexus project gc --days 30\n  nexus project gc demo")]
     Gc(gc::Args),
     /// Choose the model that answers in projects
-    #[command(after_help = "Example:\n  nexus project setup --provider anthropic --model claude-sonnet-4 --key-env ANTHROPIC_API_KEY")]
+    #[command(after_help = "Examples:
+  nexus project setup
+  nexus project setup --provider anthropic --model claude-sonnet-4 --key-env ANTHROPIC_API_KEY
+  nexus project setup demo --agent helper")]
     Setup(setup::Args),
+}
+
+/// The daemon's answer to a question, or to what it is told to do.
+fn ask(global: &Global, path: &str, told: Option<&Value>) -> anyhow::Result<Value> {
+    let paths = global.paths()?;
+    let answer = block_on(async {
+        let client = Client::new(&paths);
+        match told {
+            Some(body) => client.post(path, body).await,
+            None => client.get(path).await,
+        }
+    })?;
+    answer.map_err(refused)
+}
+
+/// A name that the daemon can't read is a mistake of the command line.
+fn refused(error: ClientError) -> anyhow::Error {
+    if matches!(error, ClientError::Refused { status: BAD_REQUEST, .. }) {
+        return Failure::new(Exit::Usage, error.to_string()).into();
+    }
+    error.into()
 }
 
 pub(crate) fn run(verb: &Verb, global: &Global) -> anyhow::Result<Exit> {

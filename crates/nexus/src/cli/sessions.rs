@@ -130,7 +130,12 @@ async fn archive(label: &str, undo: bool, global: &Global) -> anyhow::Result<Exi
     }
     let session = &answer["session"];
     let (name, turns) = (session["label"].as_str().unwrap_or(label), counted(session["turns"].as_u64().unwrap_or(0)));
-    let what = if undo { "goes on with its" } else { "archived with its" };
+    let what = match (answer["changed"] == false, undo) {
+        (false, false) => "archived with its",
+        (false, true) => "goes on with its",
+        (true, false) => "archived already, with its",
+        (true, true) => "not archived; it has its",
+    };
     out.line(&format!("{}: {what} {turns}", visible(name)))?;
     Ok(Exit::Done)
 }

@@ -102,6 +102,7 @@ pub(super) fn health(control: &Control) -> Value {
 fn refused(error: VerbError) -> Refusal {
     let status = match &error {
         VerbError::Unknown(_) => StatusCode::NOT_FOUND,
+        VerbError::Name(_) => StatusCode::BAD_REQUEST,
         VerbError::Refused { .. } => StatusCode::CONFLICT,
         VerbError::Read(_) => StatusCode::SERVICE_UNAVAILABLE,
     };

@@ -38,7 +38,8 @@ pub(super) async fn fork(ledgers: &Ledgers, from: String, fork: Fork) -> Answer 
 pub(super) async fn archive(ledgers: &Ledgers, name: String, undo: bool) -> Answer {
     let asked = ArchiveSession { name, undo, at: clock::wall_ms() };
     match ledgers.agents.writer.write_until_done(asked.clone()).await.map_err(not_now)? {
-        Archived::Done(session) => Ok(json!({ "session": session })),
+        Archived::Done(session) => Ok(json!({ "session": session, "changed": true })),
+        Archived::Before(session) => Ok(json!({ "session": session, "changed": false })),
         Archived::NoSession => Err(missing(&asked.name)),
     }
 }

@@ -51,9 +51,9 @@ async fn carry_out(nostr: &Nostr, ask: Ask) -> Answer {
     let Ask { key, template, once } = ask;
     let once = once.unwrap_or_else(|| format!("cli:{}", ulid::Ulid::generate()));
     let event_id = nostr.publish(&key, template, &once).await.map_err(|error| refused(&error))?;
-    let status = nostr.accepted(&event_id, ACCEPTED_WAIT).await;
-    let status = status.map_err(|error| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, describe(&error)))?;
-    Ok(json!({ "event_id": event_id, "status": status }))
+    let found = nostr.accepted(&event_id, ACCEPTED_WAIT).await;
+    let (status, error) = found.map_err(|error| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, describe(&error)))?.unzip();
+    Ok(json!({ "event_id": event_id, "status": status, "error": error.flatten() }))
 }
 
 fn refused(error: &PublishError) -> Refusal {

@@ -8,7 +8,7 @@ use crate::error_text::describe;
 use crate::ledger::nexus::{Approval, ProjectRow, approvals, waits, waits_by_approval};
 use crate::project::coordinate::Coordinate;
 use crate::project::definition::Definition;
-use crate::project::prepare::{Ask, PrepareError, Prepared, Preparer, Progress};
+use crate::project::prepare::{Ask, PrepareError, Prepared, Preparer, Progress, defined};
 use crate::project::waits::{Sorted, sorted};
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
@@ -69,6 +69,8 @@ pub(super) fn routes() -> Router<Api> {
 fn refused(error: PrepareError) -> Refusal {
     let status = if matches!(error, PrepareError::Unknown { .. }) {
         StatusCode::NOT_FOUND
+    } else if matches!(error, PrepareError::Name(_)) {
+        StatusCode::BAD_REQUEST
     } else if error.retryable() {
         StatusCode::SERVICE_UNAVAILABLE
     } else {
@@ -82,22 +84,13 @@ async fn init(State(api): State<Api>, Json(ask): Json<Init>) -> Response {
 }
 
 async fn begin(preparer: Preparer, ask: Init) -> Answer {
-    let project = wanted(&preparer, &ask.project).await?;
+    let project = preparer.wanted(&ask.project).await.map_err(refused)?;
     let progress = Progress::new(preparer.bus(), &project);
     let prepared = preparer.prepare(&project, &progress, Ask { anew: ask.anew, path: ask.path });
     match tokio::time::timeout(PREPARE_WAIT, prepared).await {
         Ok(prepared) => Ok(json!({ "prepared": prepared.map_err(refused)? })),
         Err(_) => Ok(json!({ "pending": project })),
     }
-}
-
-/// A project that isn't known yet is named by its address, one that is by any of its names.
-async fn wanted(preparer: &Preparer, name: &str) -> Result<Coordinate, Refusal> {
-    if let Ok(coordinate) = Coordinate::read(name) {
-        return Ok(coordinate);
-    }
-    let row = preparer.find(name).await.map_err(refused)?;
-    Coordinate::parse(&row.coordinate).map_err(|error| Refusal::new(StatusCode::CONFLICT, error.to_string()))
 }
 
 async fn show(State(api): State<Api>, Path(name): Path<String>) -> Response {
@@ -112,7 +105,7 @@ async fn show_whole(api: &Api, name: &str) -> Answer {
     let all = api.daemon.projects().await;
     let is_it = |one: &&Value| one["id"] == shown["project"]["coordinate"];
     if let Some(one) = all["projects"].as_array().into_iter().flatten().find(is_it) {
-        for key in ["state", "startedAt"] {
+        for key in ["state", "startedAt", "pid", "uptime_ms", "restarts", "crashes", "last_error", "queue", "doing", "last_used"] {
             shown[key] = one[key].clone();
         }
     }
@@ -131,34 +124,40 @@ async fn waiting(preparer: &Preparer, coordinate: &Value) -> Answer {
 async fn look(preparer: &Preparer, name: &str) -> Answer {
     let row = preparer.find(name).await.map_err(refused)?;
     let asked = of_project(preparer, Some(row.coordinate.clone())).await?;
-    // One that was never prepared to its end has no directory to look into.
-    if row.definition.is_none() || row.status == "archived" {
-        return Ok(json!({ "project": row, "approvals": asked }));
+    let project = Coordinate::parse(&row.coordinate).map_err(|error| Refusal::new(StatusCode::CONFLICT, error.to_string()))?;
+    // Of one that was never prepared to its end, or was put away, there is no directory to look into.
+    let is_there = row.definition.is_some() && row.status != "archived";
+    let looked = if is_there { Some(preparer.look(&row).await) } else { None };
+    let (prepared, error) = match looked {
+        Some(Ok((_, prepared))) => (Some(prepared), None),
+        Some(Err(error)) => (None, Some(describe(&error))),
+        None => (None, None),
+    };
+    let mut shown = shown(&row, &project, defined(&row).ok().as_ref(), prepared.as_ref(), &preparer.settings().relays);
+    shown["approvals"] = json!(asked);
+    if let Some(error) = error {
+        shown["error"] = error.into();
     }
-    Ok(match preparer.look(&row).await {
-        Ok((definition, prepared)) => shown(&row, &definition, &prepared, &preparer.settings().relays, &asked),
-        Err(error) => json!({ "project": row, "error": describe(&error), "approvals": asked }),
-    })
+    Ok(shown)
 }
 
-/// The requirement's ProjectData, with what is known beside it.
-fn shown(row: &ProjectRow, definition: &Definition, prepared: &Prepared, relays: &[String], asked: &[Approval]) -> Value {
+/// The requirement's ProjectData, with what is known beside it: the same names whatever is known.
+fn shown(row: &ProjectRow, project: &Coordinate, definition: Option<&Definition>, prepared: Option<&Prepared>, relays: &[String]) -> Value {
     json!({
-        "identifier": definition.coordinate.identifier,
-        "pubkey": definition.coordinate.pubkey,
-        "naddr": definition.coordinate.naddr(relays),
-        "title": definition.title,
-        "description": definition.description,
-        "repoUrl": definition.repo,
-        "hashtags": definition.hashtags,
-        "agentEventIds": definition.agents,
-        "mcpEventIds": definition.mcp,
+        "identifier": project.identifier,
+        "pubkey": project.pubkey,
+        "naddr": project.naddr(relays),
+        "title": definition.map_or(&row.title, |definition| &definition.title),
+        "description": definition.and_then(|definition| definition.description.as_ref()),
+        "repoUrl": definition.and_then(|definition| definition.repo.as_ref()),
+        "hashtags": definition.map(|definition| definition.hashtags.as_slice()).unwrap_or_default(),
+        "agentEventIds": definition.map(|definition| definition.agents.as_slice()).unwrap_or_default(),
+        "mcpEventIds": definition.map(|definition| definition.mcp.as_slice()).unwrap_or_default(),
         "project": row,
-        "agents": prepared.agents,
-        "mcp": prepared.mcp,
-        "missing": prepared.missing,
-        "problems": prepared.problems,
-        "approvals": asked,
+        "agents": prepared.map(|prepared| prepared.agents.as_slice()).unwrap_or_default(),
+        "mcp": prepared.map(|prepared| prepared.mcp.as_slice()).unwrap_or_default(),
+        "missing": prepared.map(|prepared| prepared.missing.as_slice()).unwrap_or_default(),
+        "problems": prepared.map(|prepared| prepared.problems.as_slice()).unwrap_or_default(),
     })
 }
 
@@ -206,9 +205,17 @@ async fn put_away(State(api): State<Api>, Json(away): Json<Away>) -> Response {
 
 async fn archive(api: Api, away: Away) -> Answer {
     let preparer = api.daemon.preparer();
+    if away.projects.len() > ARCHIVED_MAX {
+        let why = format!("{ARCHIVED_MAX} projects can be put away at once; these are {}", away.projects.len());
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, why));
+    }
+    // All names first: a mistyped one must not be found out when others are gone.
+    let mut rows = Vec::new();
+    for name in &away.projects {
+        rows.push(preparer.find(name).await.map_err(refused)?);
+    }
     let (mut done, mut refusals) = (Vec::new(), Vec::new());
-    for name in away.projects.iter().take(ARCHIVED_MAX) {
-        let row = preparer.find(name).await.map_err(refused)?;
+    for row in rows {
         let coordinate = row.coordinate.clone();
         let refusal = match api.daemon.put_away(row, away.delete, away.force).await {
             Ok(Some(archived)) => {

@@ -106,9 +106,10 @@ async fn say(nostr: &Nostr, delivery: &Delivery) -> SendOutcome {
 
 async fn accepted(nostr: &Nostr, event_id: String) -> SendOutcome {
     match nostr.accepted(&event_id, ACCEPTED_WAIT).await {
-        Ok(Some(status)) if status == "accepted" => SendOutcome::Sent { message_ids: vec![event_id] },
-        Ok(Some(status)) if status == "refused" || status == "expired" => {
-            SendOutcome::Failed { error: format!("no relay has it: {status}") }
+        Ok(Some((status, _))) if status == "accepted" => SendOutcome::Sent { message_ids: vec![event_id] },
+        Ok(Some((status, why))) if status == "refused" || status == "expired" => {
+            let why = why.map_or_else(String::new, |why| format!(": {why}"));
+            SendOutcome::Failed { error: format!("no relay has it: {status}{why}") }
         }
         Ok(_) => SendOutcome::Retry { error: "no relay has it yet".to_owned(), after_ms: Some(LOOK_AGAIN_MS) },
         Err(error) => SendOutcome::Retry { error: describe(&error), after_ms: Some(LOOK_AGAIN_MS) },

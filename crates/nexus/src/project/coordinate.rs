@@ -16,6 +16,10 @@ pub const PROJECT_KIND: u16 = 31_933;
 pub const IDENTIFIER_BYTES_MAX: usize = 1024;
 /// Longest naddr that is read: an identifier and many relays.
 const NADDR_BYTES_MAX: usize = 8 * 1024;
+/// Longest stretch of a wrong name that is repeated, in characters.
+const NAME_CHARS_MAX: usize = 400;
+/// What a bech32 text has behind its `1` (BIP-173).
+const BECH32_CHARACTERS: &str = "qpzry9x8gf2tvdw0s3jn54khce6mua7l";
 /// Characters of an identifier that show in a slug.
 const READABLE_CHARS_MAX: usize = 48;
 /// Bytes of the digest that tell slugs of one identifier apart.
@@ -42,8 +46,21 @@ pub enum CoordinateError {
     Key,
     #[error("its identifier is longer than {IDENTIFIER_BYTES_MAX} bytes or has control characters")]
     Identifier,
-    #[error("it is no naddr (NIP-19)")]
-    Naddr,
+    #[error("it is no naddr (NIP-19): {0}")]
+    Naddr(String),
+}
+
+/// Why nothing that a person names so can be a project.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    #[error("`{name}` is no address of a project; write naddr1..., or kind:pubkey:identifier, as in {PROJECT_KIND}:PUBKEY:demo")]
+    Address {
+        name: String,
+        #[source]
+        source: CoordinateError,
+    },
+    #[error("`{name}` is the address of something of kind {kind}; projects are of kind {expected} (`nostr.project_kinds`)")]
+    Kind { name: String, kind: u16, expected: String },
 }
 
 impl Coordinate {
@@ -82,9 +99,10 @@ impl Coordinate {
     pub fn from_naddr(text: &str) -> Result<Self, CoordinateError> {
         let text = text.strip_prefix("nostr:").unwrap_or(text);
         if text.len() > NADDR_BYTES_MAX {
-            return Err(CoordinateError::Naddr);
+            return Err(CoordinateError::Naddr(format!("it is longer than {NADDR_BYTES_MAX} bytes")));
         }
-        let address = Nip19Coordinate::from_bech32(text).map_err(|_| CoordinateError::Naddr)?.coordinate;
+        let read = Nip19Coordinate::from_bech32(text);
+        let address = read.map_err(|error| CoordinateError::Naddr(fault_of(text, &error.to_string())))?.coordinate;
         Self::new(address.kind.as_u16(), &address.public_key.to_hex(), &address.identifier)
     }
 
@@ -95,6 +113,28 @@ impl Coordinate {
     pub fn read(text: &str) -> Result<Self, CoordinateError> {
         let is_naddr = text.strip_prefix("nostr:").unwrap_or(text).starts_with("naddr1");
         if is_naddr { Self::from_naddr(text) } else { Self::parse(text) }
+    }
+
+    /// The address that a person gives; `None` for what is written as a slug, or the beginning of one.
+    ///
+    /// # Errors
+    /// [`NameError::Address`] for what is written as an address and is none.
+    pub fn meant(name: &str) -> Result<Option<Self>, NameError> {
+        // No slug has a colon.
+        if !name.contains(':') && !name.starts_with("naddr1") {
+            return Ok(None);
+        }
+        Self::read(name).map(Some).map_err(|source| NameError::Address { name: name.chars().take(NAME_CHARS_MAX).collect(), source })
+    }
+
+    /// # Errors
+    /// [`NameError::Kind`] unless its kind is one of those that projects have.
+    pub fn check_kind(&self, kinds: &[u16]) -> Result<(), NameError> {
+        if kinds.contains(&self.kind) {
+            return Ok(());
+        }
+        let expected: Vec<String> = kinds.iter().map(u16::to_string).collect();
+        Err(NameError::Kind { name: self.to_string(), kind: self.kind, expected: expected.join(" or ") })
     }
 
     /// `naddr1...` with those of `relays` that are relay URLs. An identifier that NIP-19 has no room for leaves
@@ -115,6 +155,15 @@ impl Coordinate {
         let digest = Sha256::digest(self.to_string().as_bytes());
         let readable = slug::of(&self.identifier, "project", READABLE_CHARS_MAX);
         format!("{readable}-{}", hex::encode(&digest[..DIGEST_BYTES]))
+    }
+}
+
+/// What is wrong with a text that can't be read as an naddr: a character that none has, else `told`.
+fn fault_of(naddr: &str, told: &str) -> String {
+    let rest = naddr.strip_prefix("naddr1").unwrap_or_default();
+    match rest.chars().find(|c| !BECH32_CHARACTERS.contains(*c)) {
+        Some(wrong) => format!("it has `{}`, which none has", wrong.escape_default()),
+        None => format!("{told}; is all of it there?"),
     }
 }
 
@@ -191,7 +240,39 @@ mod tests {
         for bad in ["naddr1", "naddr1qqqq", "npub1xyz", "nostr:naddr1é"] {
             assert!(Coordinate::from_naddr(bad).is_err(), "{bad}");
         }
-        assert_eq!(Coordinate::from_naddr(&format!("naddr1{}", "q".repeat(NADDR_BYTES_MAX))), Err(CoordinateError::Naddr));
+        let long = Coordinate::from_naddr(&format!("naddr1{}", "q".repeat(NADDR_BYTES_MAX))).unwrap_err();
+        assert!(long.to_string().contains("longer than 8192 bytes"), "{long}");
+    }
+
+    #[test]
+    fn what_is_written_as_an_address_is_one_or_a_mistake() {
+        for slug in ["demo", "demo-1a2b3c4d", ""] {
+            assert_eq!(Coordinate::meant(slug), Ok(None), "{slug}");
+        }
+        let naddr = at("demo").naddr(&[]);
+        for address in [naddr.clone(), format!("nostr:{naddr}"), at("demo").to_string()] {
+            assert_eq!(Coordinate::meant(&address), Ok(Some(at("demo"))), "{address}");
+        }
+        let why = |name: &str| crate::error_text::describe(&Coordinate::meant(name).unwrap_err());
+        let mistyped = format!("{}{}", &naddr[..naddr.len() - 1], if naddr.ends_with('q') { 'p' } else { 'q' });
+        for (name, expected) in [
+            (&naddr[..naddr.len() - 4], "is all of it there?"),
+            (mistyped.as_str(), "is all of it there?"),
+            ("naddr1qqb", "it has `b`, which none has"),
+            ("naddr1\u{1b}", "\\u{1b}"),
+            ("31933:demo", "it is not kind:pubkey:identifier"),
+            ("31933:npub1:demo", "64 hexadecimal digits"),
+            ("nostr:npub1xyz", "it is not kind:pubkey:identifier"),
+        ] {
+            assert!(why(name).contains(expected) && why(name).contains("write naddr1..."), "{}", why(name));
+        }
+    }
+
+    #[test]
+    fn only_kinds_of_projects_name_a_project() {
+        assert_eq!(at("demo").check_kind(&[PROJECT_KIND, 30_000]), Ok(()));
+        let told = Coordinate::new(1, KEY, "x").unwrap().check_kind(&[PROJECT_KIND, 30_000]).unwrap_err().to_string();
+        assert!(told.contains("of kind 1;") && told.contains("of kind 31933 or 30000"), "{told}");
     }
 
     #[test]

@@ -36,11 +36,24 @@ pub struct Kept {
     pub unsaved: Vec<String>,
 }
 
+/// What was done with one that was to be put away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PutAway {
+    Archived,
+    Deleted,
+    /// It had been archived before.
+    Before,
+    /// Somebody had removed its directory by hand.
+    Missing,
+}
+
 /// What became of one that was put away.
 #[derive(Debug, Clone, Serialize)]
 pub struct Archived {
     pub project: String,
-    /// Where it lies now; nowhere, if it was deleted.
+    pub done: PutAway,
+    /// Where it was moved now; nowhere, unless it was.
     pub path: Option<String>,
 }
 
@@ -66,8 +79,8 @@ impl Preparer {
         Ok(found)
     }
 
-    /// Moves a project's directory aside, or deletes it. Its next event has it prepared anew. Whoever calls this has
-    /// stopped it.
+    /// Moves a project's directory aside, or deletes it. Its next event has it prepared anew. One that was put away stays
+    /// so. Whoever calls this has stopped it.
     ///
     /// # Errors
     /// [`PrepareError`]; with work in it that is nowhere else, unless `force`.
@@ -75,19 +88,24 @@ impl Preparer {
         let Ok(coordinate) = Coordinate::parse(&row.coordinate) else { return Err(PrepareError::Unknown { name: row.coordinate.clone() }) };
         // None is prepared meanwhile.
         let _turn = self.turn(&coordinate).await;
+        // It may have been prepared, or put away, since whoever asks has looked.
+        let known = self.row(&coordinate).await?;
+        let row = known.as_ref().unwrap_or(row);
+        let done = |done: PutAway, path: Option<String>| Archived { project: row.coordinate.clone(), done, path };
         let path = PathBuf::from(&row.path);
         if row.status == "archived" {
-            return Err(PrepareError::Occupied { path, reason: "it is archived already".to_owned() });
+            let aside = path.with_file_name(ARCHIVE);
+            let reason = format!("it is archived already; what was kept of it lies in `{}`", aside.display());
+            return if delete { Err(PrepareError::Kept { reason }) } else { Ok(done(PutAway::Before, None)) };
         }
         if path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
-            // Somebody did it by hand.
             self.mark_archived(row).await?;
-            return Ok(Archived { project: row.coordinate.clone(), path: None });
+            return Ok(done(PutAway::Missing, None));
         }
         let unsaved = unsaved(&self.git(&self.settings()), &path).await;
         if !force && !unsaved.is_empty() {
-            let reason = format!("it has {}; push it, or say --force", unsaved.join(", "));
-            return Err(PrepareError::Occupied { path, reason });
+            let reason = format!("it has {}; push what is to stay, or say --force", unsaved.join(", "));
+            return Err(PrepareError::Kept { reason });
         }
         let name = format!("{}-{}", row.slug, clock::wall_ms());
         let moved = path.clone();
@@ -95,12 +113,12 @@ impl Preparer {
         let aside = aside.map_err(|source| PrepareError::Io { operation: "archive", path: path.clone(), source })?;
         self.mark_archived(row).await?;
         if !delete {
-            return Ok(Archived { project: row.coordinate.clone(), path: Some(aside.display().to_string()) });
+            return Ok(done(PutAway::Archived, Some(aside.display().to_string())));
         }
         let gone = aside.clone();
         let removed = super::prepare::blocking(move || fs::remove_dir_all(gone)).await;
         removed.map_err(|source| PrepareError::Io { operation: "delete", path: aside, source })?;
-        Ok(Archived { project: row.coordinate.clone(), path: None })
+        Ok(done(PutAway::Deleted, None))
     }
 
     async fn mark_archived(&self, row: &ProjectRow) -> Result<(), PrepareError> {

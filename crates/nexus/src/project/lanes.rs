@@ -5,6 +5,7 @@ use super::coordinate::Coordinate;
 use super::prepare::Prepared;
 use super::process::{Ground, Post, Program, is_ready};
 use crate::clock;
+use crate::ledger::nexus::ProjectRow;
 use crate::supervisor::{Child, ChildSpec, Phase, Supervisor};
 use nexus_core::config::ProjectProtocol;
 use nexus_core::lifecycle::RestartPolicy;
@@ -69,6 +70,10 @@ struct View {
     in_use: usize,
     /// By the monotonic clock.
     last_used_ms: u64,
+    /// When an event was last handed to it, also before this daemon's start. Unix ms.
+    last_event_at: Option<i64>,
+    /// How the ledger had it when it came in sight.
+    before: Option<ProjectState>,
 }
 
 /// One project.
@@ -141,6 +146,18 @@ impl Lane {
 
     pub(super) fn last_used_ms(&self) -> u64 {
         self.view().last_used_ms
+    }
+
+    pub(super) fn last_event_at(&self) -> Option<i64> {
+        self.view().last_event_at
+    }
+
+    pub(super) fn set_last_event_at(&self, at: i64) {
+        self.view().last_event_at = Some(at);
+    }
+
+    pub(super) fn before(&self) -> Option<ProjectState> {
+        self.view().before
     }
 
     pub(super) fn ring(&self) {
@@ -227,14 +244,14 @@ impl Lanes {
         self.lock().get(project).cloned()
     }
 
-    /// The project's lane, a new one if there is none. `None` when there are too many.
+    /// The project's lane, a new one if there is none; `row` is what the ledger knows of it. `None` when there are too many.
     pub(super) fn open(
         &self,
         project: &Coordinate,
         supervisor: &Supervisor,
         ground: &Ground,
         policy: RestartPolicy,
-        quarantined: Option<String>,
+        row: Option<ProjectRow>,
     ) -> Option<Arc<Lane>> {
         let mut lanes = self.lock();
         if let Some(lane) = lanes.get(project) {
@@ -246,7 +263,9 @@ impl Lanes {
         let post = Arc::new(Post::new(project.clone(), ground.clone()));
         let spec = ChildSpec { id: post.child_id(), policy, program: Arc::new(Program(post.clone())) };
         let child = supervisor.add(spec);
-        let view = Mutex::new(View { quarantined, last_used_ms: clock::mono_ms(), ..View::default() });
+        let before = row.as_ref().and_then(|row| ProjectState::of_row(&row.status, false));
+        let (quarantined, last_event_at) = row.map_or((None, None), |row| (row.quarantined, row.last_used));
+        let view = Mutex::new(View { quarantined, last_used_ms: clock::mono_ms(), last_event_at, before, ..View::default() });
         let (preparing, turning) = (tokio::sync::Mutex::new(()), tokio::sync::Mutex::new(()));
         let lane = Arc::new(Lane { post, child, preparing, turning, view, changed: self.changed.clone() });
         lanes.insert(project.clone(), lane.clone());

@@ -3,6 +3,7 @@
 //! nothing but git.
 
 mod error;
+mod find;
 mod install;
 mod load;
 mod members;
@@ -11,6 +12,7 @@ mod source;
 mod stage;
 
 pub use error::PrepareError;
+pub(crate) use find::defined;
 pub use load::{Prepared, ProjectAgent, ProjectMcp};
 pub use progress::Progress;
 pub(super) use source::blocking;
@@ -26,7 +28,7 @@ use crate::daemon::Paths;
 use crate::error_text::describe;
 use crate::keeper::Keeper;
 use crate::ledger::Ledgers;
-use crate::ledger::nexus::{Approval, MarkProject, ProjectRow, SaveProject, nostr_is_deleted, project, project_named};
+use crate::ledger::nexus::{Approval, MarkProject, ProjectRow, SaveProject, nostr_is_deleted, project};
 use crate::nostr::Nostr;
 use ::nostr::event::Event;
 use arc_swap::ArcSwap;
@@ -51,6 +53,8 @@ pub struct Settings {
     pub agents: Agents,
     /// Hints in addresses that are given out.
     pub relays: Vec<String>,
+    /// Kinds of events that define projects.
+    pub kinds: Vec<u16>,
     pub min_free_mb: u64,
     credentials: PathBuf,
     /// Room for preparations.
@@ -66,6 +70,7 @@ impl Settings {
             projects: config.projects.clone(),
             agents: config.agents.clone(),
             relays: config.nostr.relays.clone(),
+            kinds: config.nostr.project_kinds.clone(),
             min_free_mb: config.ledgers.min_free_mb,
             credentials: paths.credentials_dir(),
             room: Arc::new(Semaphore::new(room)),
@@ -234,29 +239,6 @@ impl Preparer {
         Ok(secrets.resolve(&project.slug(), &self.inner.keeper).await?)
     }
 
-    /// The project that a person means: by coordinate, naddr, slug or the beginning of one.
-    ///
-    /// # Errors
-    /// [`PrepareError::Unknown`] when there is none, or several.
-    pub async fn find(&self, name: &str) -> Result<ProjectRow, PrepareError> {
-        let wanted = Coordinate::read(name).map_or_else(|_| name.to_owned(), |coordinate| coordinate.to_string());
-        let found = self.inner.ledgers.nexus.readers.read(move |connection| project_named(connection, &wanted)).await?;
-        found.ok_or_else(|| PrepareError::Unknown { name: name.to_owned() })
-    }
-
-    /// What was installed and asked for, as it is now.
-    ///
-    /// # Errors
-    /// [`PrepareError`].
-    pub async fn look(&self, row: &ProjectRow) -> Result<(Definition, Prepared), PrepareError> {
-        let settings = self.settings();
-        let event = row.definition.as_deref().and_then(|json| Event::from_json(json).ok());
-        let event = event.ok_or_else(|| PrepareError::Unknown { name: row.coordinate.clone() })?;
-        let definition = Definition::of(&event).map_err(|source| PrepareError::Definition { project: row.coordinate.clone(), source })?;
-        let prepared = self.load(&definition, &settings, Path::new(&row.path)).await?;
-        Ok((definition, prepared))
-    }
-
     /// Decides about an approval, and has what it allows installed in the background: that may take a clone. `None` when
     /// there is none of this id.
     ///
@@ -420,7 +402,7 @@ impl Preparer {
         Ok(self.inner.ledgers.nexus.readers.read(read).await?)
     }
 
-    async fn row(&self, of: &Coordinate) -> Result<Option<ProjectRow>, PrepareError> {
+    pub(super) async fn row(&self, of: &Coordinate) -> Result<Option<ProjectRow>, PrepareError> {
         let coordinate = of.to_string();
         Ok(self.inner.ledgers.nexus.readers.read(move |connection| project(connection, &coordinate)).await?)
     }

@@ -43,6 +43,33 @@ pub struct ProjectStatus {
     pub fds: Option<i64>,
 }
 
+impl ProjectStatus {
+    /// One of which nothing runs, as the ledger has it.
+    pub fn of_row(row: &ProjectRow) -> Self {
+        let state = ProjectState::of_row(&row.status, row.quarantined.is_some()).unwrap_or(ProjectState::Discovered);
+        Self {
+            id: row.coordinate.clone(),
+            path: PathBuf::from(&row.path),
+            started_at: None,
+            slug: row.slug.clone(),
+            title: row.title.clone(),
+            state: state.as_str(),
+            reason: row.quarantined.clone().or_else(|| row.reason.clone()),
+            pid: None,
+            uptime_ms: None,
+            restarts: 0,
+            crashes: 0,
+            last_error: None,
+            queue: 0,
+            last_used: row.last_used,
+            doing: None,
+            cpu_seconds: None,
+            rss_bytes: None,
+            fds: None,
+        }
+    }
+}
+
 impl Projects {
     /// Every project that is known, by the ledger or since the start; those of one author are together.
     pub async fn list(&self) -> Vec<ProjectStatus> {
@@ -138,27 +165,8 @@ impl Projects {
     }
 
     fn of_row(&self, row: &ProjectRow) -> ProjectStatus {
-        let state = ProjectState::of_row(&row.status, row.quarantined.is_some()).unwrap_or(ProjectState::Discovered);
-        ProjectStatus {
-            id: row.coordinate.clone(),
-            path: PathBuf::from(&row.path),
-            started_at: None,
-            slug: row.slug.clone(),
-            title: row.title.clone(),
-            state: state.as_str(),
-            reason: row.quarantined.clone().or_else(|| row.reason.clone()),
-            pid: None,
-            uptime_ms: None,
-            restarts: 0,
-            crashes: 0,
-            last_error: None,
-            queue: self.inner.queues.load().get(&row.coordinate).copied().unwrap_or(0),
-            last_used: row.last_used,
-            doing: None,
-            cpu_seconds: None,
-            rss_bytes: None,
-            fds: None,
-        }
+        let queue = self.inner.queues.load().get(&row.coordinate).copied().unwrap_or(0);
+        ProjectStatus { queue, ..ProjectStatus::of_row(row) }
     }
 
     pub(super) fn of_lane(&self, lane: &Lane, row: Option<&ProjectRow>) -> ProjectStatus {
@@ -167,7 +175,7 @@ impl Projects {
         let missing = prepared.as_ref().map(|prepared| prepared.missing.join("; ")).filter(|missing| !missing.is_empty());
         let known = |of: fn(&ProjectRow) -> String| row.map(of).unwrap_or_default();
         // What the ledger knows of one that nobody has had prepared since the start is as true.
-        let durable = row.and_then(|row| ProjectState::of_row(&row.status, false));
+        let durable = row.and_then(|row| ProjectState::of_row(&row.status, false)).or(lane.before());
         let state = match lane.state() {
             ProjectState::Discovered => durable.unwrap_or(ProjectState::Discovered),
             state @ (ProjectState::Preparing
@@ -194,7 +202,7 @@ impl Projects {
             restarts: status.restarts,
             crashes: lane.post.crashes.load(Ordering::Relaxed),
             last_error: lane.post.why().filter(|_| status.last_error.is_some()).or(status.last_error),
-            last_used: row.and_then(|row| row.last_used),
+            last_used: row.and_then(|row| row.last_used).max(lane.last_event_at()),
             doing: lane.post.notes.status(),
             cpu_seconds: usage.map(|(cpu, _, _)| cpu),
             rss_bytes: usage.map(|(_, rss, _)| rss),

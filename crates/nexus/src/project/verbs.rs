@@ -1,7 +1,7 @@
 //! What people have done with a project: started, stopped, restarted, released; and its last lines. Which project is
 //! meant, by coordinate, naddr, slug or the beginning of one.
 
-use super::coordinate::Coordinate;
+use super::coordinate::{Coordinate, NameError};
 use super::lanes::Lane;
 use super::notes::Line;
 use super::report::ProjectStatus;
@@ -18,6 +18,8 @@ const START_WAIT: Duration = Duration::from_secs(20);
 pub enum VerbError {
     #[error("{}", crate::unknown::project(.0))]
     Unknown(String),
+    #[error(transparent)]
+    Name(#[from] NameError),
     #[error("project `{project}`: {problem}")]
     Refused { project: String, problem: String },
     #[error("projects can't be read")]
@@ -51,7 +53,11 @@ impl Projects {
     /// # Errors
     /// [`VerbError`].
     pub async fn verb(&self, name: &str, verb: ProjectVerb) -> Result<ProjectStatus, VerbError> {
-        let (project, row) = self.named(name).await?;
+        let (project, row) = match verb {
+            ProjectVerb::Start | ProjectVerb::Restart => self.named(name).await?,
+            // There is nothing to stop or to release of one that nobody knows.
+            ProjectVerb::Stop | ProjectVerb::Release => self.known(name).await?,
+        };
         let refused = |Fault { problem, .. }: Fault| VerbError::Refused { project: project.slug(), problem };
         let lane = self.lane(&project).await.map_err(refused)?;
         match verb {
@@ -101,18 +107,29 @@ impl Projects {
     /// # Errors
     /// [`VerbError`].
     pub async fn logs(&self, name: &str, after: u64, count: usize) -> Result<Vec<Line>, VerbError> {
-        let (project, _) = self.named(name).await?;
+        let (project, _) = self.known(name).await?;
         let lane = self.inner.lanes.get(&project);
         Ok(lane.map(|lane| lane.post.notes.lines(after, count)).unwrap_or_default())
     }
 
     /// The project that is meant. One that isn't known yet can be named in full.
     async fn named(&self, name: &str) -> Result<(Coordinate, Option<ProjectRow>), VerbError> {
-        let given = Coordinate::read(name).ok();
+        let known = self.known(name).await;
+        if !matches!(known, Err(VerbError::Unknown(_))) {
+            return known;
+        }
+        let Some(given) = Coordinate::meant(name)? else { return known };
+        given.check_kind(&self.inner.ground.preparer.settings().kinds)?;
+        Ok((given, None))
+    }
+
+    /// The project that is meant, of those that the ledger knows or something was to be done with.
+    async fn known(&self, name: &str) -> Result<(Coordinate, Option<ProjectRow>), VerbError> {
+        let given = Coordinate::meant(name)?;
         let asked = given.as_ref().map_or_else(|| name.to_owned(), ToString::to_string);
         let row = self.inner.ledgers.nexus.readers.read(move |connection| nexus::project_named(connection, &asked)).await?;
         let known = row.as_ref().and_then(|row| Coordinate::parse(&row.coordinate).ok());
-        match known.or(given) {
+        match known.or(given.filter(|given| self.inner.lanes.get(given).is_some())) {
             Some(project) => Ok((project, row)),
             None => Err(VerbError::Unknown(name.to_owned())),
         }

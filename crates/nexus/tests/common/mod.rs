@@ -12,6 +12,7 @@ pub mod model;
 pub mod place;
 pub mod procfs;
 mod record;
+pub mod terminal;
 
 pub use fake::{NEXUS, config, fake, fake_command, only, only_with_restarts};
 pub use http::{Answer, Ask, Body, Response, Sse, SseEvent};

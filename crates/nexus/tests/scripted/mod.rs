@@ -22,6 +22,8 @@ pub struct State {
     pub auth: bool,
     /// Subscriptions whose id begins so are refused with this message.
     pub refuse: Option<(String, String)>,
+    /// It takes no event, and says why.
+    pub rejects: Option<String>,
     /// It takes events without saying so.
     pub silent: bool,
     /// What is new goes to every subscription, whatever that asked for.
@@ -234,6 +236,10 @@ impl Connection {
     fn take(&mut self, event: &Value) -> bool {
         let is_silent = {
             let mut state = self.state.lock().unwrap();
+            if let Some(why) = state.rejects.clone() {
+                drop(state);
+                return self.say(&json!(["OK", event["id"], false, why]));
+            }
             state.published.push(event.clone());
             if !state.events.iter().any(|known| known["id"] == event["id"]) {
                 state.events.push(event.clone());

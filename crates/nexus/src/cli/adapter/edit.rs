@@ -7,6 +7,7 @@ use crate::cli::failure::{Exit, Failure};
 use crate::cli::out::note;
 use crate::cli::overlay::{self, Before};
 use crate::cli::{Global, running};
+use crate::daemon::Paths;
 use nexus_core::ids::AccountKey;
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -240,13 +241,18 @@ pub(crate) fn edit_and_tell(
     section: &str,
     change: impl FnOnce(&mut Map<String, Value>, &Before) -> Result<Done, Failure>,
 ) -> anyhow::Result<Exit> {
+    change_and_tell(global, |paths| overlay::edit(paths, section, change))
+}
+
+/// Has `change` change the overlay that matters, and a running daemon apply it.
+pub(crate) fn change_and_tell(global: &Global, change: impl FnOnce(&Paths) -> anyhow::Result<Done>) -> anyhow::Result<Exit> {
     let asked = global.paths()?;
     let used = running::config_file(&asked)?;
     let paths = running::meant(asked, used.as_deref(), global)?;
     if used.is_none() {
         start::create_config(&paths, global)?;
     }
-    let Done { text, still_disabled } = overlay::edit(&paths, section, change)?;
+    let Done { text, still_disabled } = change(&paths)?;
     let is_in_use = used.as_deref().is_some_and(|used| same_file(used, &paths.config_file));
     let applied = if is_in_use { Some(reload::ask(&paths, false)??) } else { None };
     let out = global.out();

@@ -1,9 +1,8 @@
 //! `nexus project approve`: the operator's answer to what a project wants to run.
 
-use crate::cli::client::Client;
+use crate::cli::Global;
 use crate::cli::failure::Exit;
 use crate::cli::out::visible;
-use crate::cli::{Global, block_on};
 use serde_json::json;
 
 #[derive(Debug, clap::Args)]
@@ -17,12 +16,11 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
-    let paths = global.paths()?;
     let out = global.out();
     let mut decided = Vec::new();
     for id in &args.ids {
         let path = format!("/control/prepare/approvals/{id}");
-        let answer = block_on(async { Client::new(&paths).post(&path, &json!({ "approve": !args.deny })).await })??;
+        let answer = super::ask(global, &path, Some(&json!({ "approve": !args.deny })))?;
         let approval = answer["approval"].clone();
         if !out.json {
             let text = |key: &str| visible(approval[key].as_str().unwrap_or("-"));

@@ -1,10 +1,9 @@
 //! `nexus project gc`: what projects take on the disk, and putting away those that nobody uses.
 
-use crate::cli::client::Client;
 use crate::cli::failure::Exit;
 use crate::cli::out::{Color, Out, note, one_line, visible};
 use crate::cli::table::{self, Cell};
-use crate::cli::{Global, block_on, units};
+use crate::cli::{Global, units};
 use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 
@@ -33,17 +32,16 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
 }
 
 fn list(days: u32, global: &Global) -> anyhow::Result<Exit> {
-    let paths = global.paths()?;
-    let answer = block_on(async { Client::new(&paths).get(&format!("/control/prepare/gc?days={days}")).await })??;
+    let answer = super::ask(global, &format!("/control/prepare/gc?days={days}"), None)?;
     let out = global.out();
     if out.json {
         out.json(&answer)?;
         return Ok(Exit::Done);
     }
     let zone = TimeZone::system();
-    let rows: Vec<[Cell; 4]> = answer["projects"].as_array().into_iter().flatten().map(|one| row(one, &zone)).collect();
+    let rows: Vec<[Cell; 5]> = answer["projects"].as_array().into_iter().flatten().map(|one| row(one, &zone)).collect();
     if rows.is_empty() {
-        note("no such projects");
+        note("no project could be put away");
     }
     for line in table::lines(&rows, &[], out.paint) {
         out.line(&line)?;
@@ -51,11 +49,12 @@ fn list(days: u32, global: &Global) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-fn row(one: &Value, zone: &TimeZone) -> [Cell; 4] {
+fn row(one: &Value, zone: &TimeZone) -> [Cell; 5] {
     let used = one["last_used"].as_i64().map_or_else(|| "never used".to_owned(), |ms| units::second(ms, zone));
     let unsaved: Vec<&str> = one["unsaved"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     [
         Cell::new(one["slug"].as_str().unwrap_or("-")),
+        Cell::colored(if one["running"] == true { "running" } else { "" }, Color::Green),
         Cell::new(format!("{} MiB", units::thousands(one["bytes"].as_u64().unwrap_or(0) / MIB))),
         Cell::colored(used, Color::Dim),
         Cell::colored(one_line(&unsaved.join(", "), REASON_CHARS_MAX), Color::Yellow),
@@ -63,9 +62,8 @@ fn row(one: &Value, zone: &TimeZone) -> [Cell; 4] {
 }
 
 fn put_away(args: &Args, global: &Global) -> anyhow::Result<Exit> {
-    let paths = global.paths()?;
     let body = json!({ "projects": args.projects, "delete": args.delete, "force": args.force });
-    let answer = block_on(async { Client::new(&paths).post("/control/prepare/gc", &body).await })??;
+    let answer = super::ask(global, "/control/prepare/gc", Some(&body))?;
     let out = global.out();
     let refused = answer["refused"].as_array().map(Vec::as_slice).unwrap_or_default();
     if out.json {
@@ -79,11 +77,29 @@ fn put_away(args: &Args, global: &Global) -> anyhow::Result<Exit> {
 fn tell(answer: &Value, refused: &[Value], out: Out) -> anyhow::Result<()> {
     let text = |value: &Value| visible(value.as_str().unwrap_or("-"));
     for one in answer["archived"].as_array().into_iter().flatten() {
-        match one["path"].as_str() {
-            Some(path) => out.line(&format!("archived {} in {}", text(&one["project"]), visible(path)))?,
-            None => out.line(&format!("deleted {}", text(&one["project"])))?,
-        }
+        let (project, path) = (text(&one["project"]), text(&one["path"]));
+        out.line(&match one["done"].as_str() {
+            Some("deleted") => format!("deleted {project}"),
+            Some("before") => format!("{project} is archived already"),
+            Some("missing") => format!("{project} had no directory any more; it counts as archived"),
+            Some(_) | None => format!("archived {project} in {path}"),
+        })?;
     }
     refused.iter().for_each(|one| note(&format!("kept {}: {}", text(&one["project"]), text(&one["error"]))));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::out::Paint;
+
+    #[test]
+    fn those_that_run_are_marked() {
+        let mut one = json!({ "slug": "demo-1", "bytes": 3 * MIB, "running": true, "last_used": null, "unsaved": ["1 stash(es)"] });
+        let line = |one: &Value| table::lines(&[row(one, &TimeZone::UTC)], &[], Paint::PLAIN);
+        assert_eq!(line(&one), ["demo-1  running  3 MiB  never used  1 stash(es)"]);
+        one["running"] = false.into();
+        assert_eq!(line(&one), ["demo-1    3 MiB  never used  1 stash(es)"]);
+    }
 }

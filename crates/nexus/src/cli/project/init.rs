@@ -1,9 +1,8 @@
 //! `nexus project init`: a project prepared now, ahead of its first event.
 
-use crate::cli::client::Client;
+use crate::cli::Global;
 use crate::cli::failure::Exit;
 use crate::cli::out::{Out, note, visible};
-use crate::cli::{Global, block_on};
 use anyhow::Context;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -25,18 +24,14 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let path = args.path.as_ref().map(std::path::absolute).transpose().context("failed to make the directory absolute")?;
     let path = path.map(|path| path.to_string_lossy().into_owned());
     let body = json!({ "project": args.project, "path": path, "anew": args.anew });
-    let paths = global.paths()?;
-    let prepared = block_on(async {
-        let client = Client::new(&paths);
-        // Each question joins the preparation that the first one began.
-        loop {
-            let answer = client.post("/control/prepare/init", &body).await?;
-            if answer["pending"].is_null() {
-                return Ok::<Value, anyhow::Error>(answer["prepared"].clone());
-            }
-            note("still being prepared; the daemon's log tells the steps");
+    // Each question joins the preparation that the first one began.
+    let prepared = loop {
+        let answer = super::ask(global, "/control/prepare/init", Some(&body))?;
+        if answer["pending"].is_null() {
+            break answer["prepared"].clone();
         }
-    })??;
+        note("still being prepared; the daemon's log tells the steps");
+    };
     let out = global.out();
     if out.json {
         out.json(&prepared)?;

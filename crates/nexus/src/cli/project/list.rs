@@ -1,11 +1,11 @@
 //! `nexus project list`: from the daemon, or without one from the ledger, where nothing runs.
 
 use crate::cli::failure::Exit;
-use crate::cli::out::{Color, one_line};
+use crate::cli::out::{Color, note, one_line};
 use crate::cli::table::{self, Cell};
 use crate::cli::{Global, block_on, ledger, units};
 use crate::ledger::nexus::{ProjectRow, projects};
-use crate::project::ProjectState;
+use crate::project::{ProjectState, ProjectStatus};
 use crate::query::{QueryError, Record};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -22,7 +22,7 @@ pub(crate) fn run(global: &Global) -> anyhow::Result<Exit> {
     }
     let rows: Vec<_> = projects.as_array().into_iter().flatten().map(row).collect();
     if rows.is_empty() {
-        out.line("no projects; one comes with the first event for it, or with `nexus project init`")?;
+        note("no projects; one comes with the first event for it, or with `nexus project init`");
     }
     for line in table::lines(&rows, &[], out.paint) {
         out.line(&line)?;
@@ -30,18 +30,24 @@ pub(crate) fn run(global: &Global) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// The same shape as the daemon's answer, of what none runs of.
+/// The same shape as the daemon's answer, of what none runs of. No ledger is no mistake: nothing ever ran.
 fn stored(directory: &Path) -> Result<Value, QueryError> {
-    let rows = Record::offline(directory)?.nexus.read_now(projects)?;
+    let mut rows = match Record::offline(directory) {
+        Ok(record) => record.nexus.read_now(projects)?,
+        Err(QueryError::NoLedger(_)) => Vec::new(),
+        Err(error @ (QueryError::HalfRestored(_) | QueryError::Schema(_) | QueryError::Read(_))) => return Err(error),
+    };
+    rows.sort_by(|a, b| a.coordinate.cmp(&b.coordinate));
     Ok(json!({ "projects": rows.iter().map(of_row).collect::<Vec<_>>() }))
 }
 
-fn of_row(row: &ProjectRow) -> Value {
-    let state = ProjectState::of_row(&row.status, row.quarantined.is_some()).unwrap_or(ProjectState::Discovered);
-    json!({
-        "id": row.coordinate, "path": row.path, "startedAt": null, "slug": row.slug, "title": row.title, "state": state.as_str(),
-        "reason": row.quarantined.as_ref().or(row.reason.as_ref()), "pid": null, "last_used": row.last_used,
-    })
+fn of_row(row: &ProjectRow) -> ProjectStatus {
+    let mut status = ProjectStatus::of_row(row);
+    // Nobody is at it: the next start of a daemon says so too.
+    if status.state == ProjectState::Preparing.as_str() {
+        status.state = ProjectState::Discovered.as_str();
+    }
+    status
 }
 
 fn row(project: &Value) -> [Cell; 6] {

@@ -2,7 +2,7 @@
 
 use crate::cli::client::{Client, ClientError, encoded, with_query};
 use crate::cli::failure::Exit;
-use crate::cli::out::{Out, visible};
+use crate::cli::out::{Out, note, visible};
 use crate::cli::{Global, block_on};
 use crate::clock;
 use crate::project::LINES_MAX;
@@ -29,8 +29,12 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let (paths, out) = (global.paths()?, global.out());
     block_on(async {
         let client = Client::new(&paths);
-        let mut after = show(&ask(&client, &args.project, 0, args.lines).await?, 0, out)?;
+        let first = ask(&client, &args.project, 0, args.lines).await.map_err(super::refused)?;
+        let mut after = show(&first, 0, out)?;
         if !args.follow {
+            if !out.json && first["lines"].as_array().is_none_or(Vec::is_empty) {
+                note("it has said nothing since the daemon was started");
+            }
             return Ok(Exit::Done);
         }
         loop {

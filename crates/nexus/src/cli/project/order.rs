@@ -1,9 +1,9 @@
 //! `nexus project start|stop|restart|release`: the daemon does it, and tells how the project is then.
 
-use crate::cli::client::{Client, encoded};
+use crate::cli::Global;
+use crate::cli::client::encoded;
 use crate::cli::failure::Exit;
 use crate::cli::out::visible;
-use crate::cli::{Global, block_on};
 use serde_json::{Value, json};
 
 /// One project.
@@ -15,9 +15,8 @@ pub(crate) struct Target {
 }
 
 pub(crate) fn run(target: &Target, verb: &str, global: &Global) -> anyhow::Result<Exit> {
-    let paths = global.paths()?;
     let path = format!("/control/projects/{}/{verb}", encoded(&target.project));
-    let answer = block_on(async { Client::new(&paths).post(&path, &json!({})).await })??;
+    let answer = super::ask(global, &path, Some(&json!({})))?;
     let out = global.out();
     if out.json {
         out.json(&answer)?;

@@ -1,15 +1,11 @@
 //! `nexus project secret ...`: what a project's process gets in its environment and nobody else sees. A value comes
 //! from stdin or a hidden prompt, never from the command line, and is never shown.
 
-use crate::cli::client::encoded;
+use super::named;
 use crate::cli::failure::{Exit, Failure};
-use crate::cli::{Global, credential, ledger, running};
-use crate::daemon::Paths;
-use crate::ledger::nexus::project_named;
-use crate::ledger::{Ledger, Readers};
-use crate::project::coordinate::Coordinate;
+use crate::cli::out::note;
+use crate::cli::{Global, credential, running};
 use crate::project::secrets::{SecretError, Secrets};
-use crate::unknown;
 use serde_json::json;
 
 #[derive(Debug, clap::Subcommand)]
@@ -49,7 +45,7 @@ pub(crate) fn run(verb: &Verb, global: &Global) -> anyhow::Result<Exit> {
     let out = global.out();
     match verb {
         Verb::Set { project, name, command } => {
-            let slug = slug_of(project, &paths)?;
+            let slug = named::find(project, &paths)?.slug();
             match command {
                 Some(command) => secrets.set_command(&slug, name, command).map_err(failure)?,
                 None => secrets.set(&slug, name, &credential::value(name)?).map_err(failure)?,
@@ -61,15 +57,18 @@ pub(crate) fn run(verb: &Verb, global: &Global) -> anyhow::Result<Exit> {
             }
         }
         Verb::List { project } => {
-            let names = secrets.list(&slug_of(project, &paths)?)?;
+            let slug = named::find(project, &paths)?.slug();
+            let names = secrets.list(&slug)?;
             if out.json {
                 out.json(&json!({ "secrets": names }))?;
+            } else if names.is_empty() {
+                note(&format!("{slug} has no secrets; store one with `nexus project secret set {slug} NAME`"));
             } else {
                 names.iter().try_for_each(|name| out.line(name))?;
             }
         }
         Verb::Remove { project, name } => {
-            let slug = slug_of(project, &paths)?;
+            let slug = named::find(project, &paths)?.slug();
             if !secrets.remove(&slug, name)? {
                 let missing = format!("no secret `{name}` of {slug}; `nexus project secret list {slug}` shows them");
                 return Err(Failure::not_found(missing).into());
@@ -83,19 +82,4 @@ pub(crate) fn run(verb: &Verb, global: &Global) -> anyhow::Result<Exit> {
 /// A name that can't be one is a mistake of the command line.
 fn failure(error: SecretError) -> anyhow::Error {
     if matches!(error, SecretError::Name { .. }) { Failure::new(Exit::Usage, error.to_string()).into() } else { error.into() }
-}
-
-/// An address has its slug in it, known or not; any other name is one that the daemon, or its ledger, knows.
-fn slug_of(name: &str, paths: &Paths) -> anyhow::Result<String> {
-    if let Ok(coordinate) = Coordinate::read(name) {
-        return Ok(coordinate.slug());
-    }
-    let path = format!("/control/prepare/show/{}", encoded(name));
-    if let Some(shown) = running::ask(paths, &path)? {
-        return Ok(shown["project"]["slug"].as_str().unwrap_or_default().to_owned());
-    }
-    let file = paths.data_dir(&ledger::configuration(paths)?.config.ledgers.directory).join(Ledger::Nexus.file_name());
-    // Where no daemon ever ran, nobody knows a project.
-    let row = if file.exists() { Readers::new(file).read_now(|connection| project_named(connection, name))? } else { None };
-    Ok(row.ok_or_else(|| Failure::not_found(unknown::project(name)))?.slug)
 }

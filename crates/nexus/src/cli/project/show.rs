@@ -1,9 +1,9 @@
 //! `nexus project show`: what a project is, where it lies, who works in it, and what it lacks.
 
-use crate::cli::client::{Client, encoded};
+use crate::cli::client::encoded;
 use crate::cli::failure::Exit;
 use crate::cli::out::{Color, Out, visible};
-use crate::cli::{Global, block_on};
+use crate::cli::{Global, units};
 use serde_json::Value;
 
 #[derive(Debug, clap::Args)]
@@ -14,9 +14,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
-    let paths = global.paths()?;
-    let path = format!("/control/prepare/show/{}", encoded(&args.project));
-    let shown = block_on(async { Client::new(&paths).get(&path).await })??;
+    let shown = super::ask(global, &format!("/control/prepare/show/{}", encoded(&args.project)), None)?;
     let out = global.out();
     if out.json {
         out.json(&shown)?;
@@ -47,6 +45,9 @@ fn tell(shown: &Value, out: Out) -> anyhow::Result<()> {
             out.line(&format!("  {:<12} {}", format!("{name}:"), visible(text)))?;
         }
     }
+    if let Some(process) = process(shown) {
+        out.line(&format!("  {:<12} {process}", "Process:"))?;
+    }
     let text = |value: &Value| visible(value.as_str().unwrap_or("-"));
     for agent in shown["agents"].as_array().into_iter().flatten() {
         let manager = if agent["manager"] == true { ", manager" } else { "" };
@@ -76,4 +77,34 @@ fn tell(shown: &Value, out: Out) -> anyhow::Result<()> {
         out.line(&out.paint.apply(Color::Yellow, &format!("  {pending} wait(s) for your approval; see `nexus project approvals`")))?;
     }
     Ok(())
+}
+
+/// What its process is doing; nothing of one that does nothing and never had trouble.
+fn process(shown: &Value) -> Option<String> {
+    let count = |key: &str, what: &str| shown[key].as_u64().filter(|count| *count > 0).map(|count| format!("{count} {what}"));
+    let text = |key: &str| shown[key].as_str().map(visible);
+    let facts = [
+        shown["pid"].as_u64().map(|pid| format!("PID {pid}")),
+        shown["uptime_ms"].as_u64().map(|ms| format!("up {}", units::duration(ms))),
+        count("queue", "waiting"),
+        text("doing"),
+        count("restarts", "restarted"),
+        count("crashes", "crashed"),
+        text("last_error"),
+    ];
+    let facts: Vec<String> = facts.into_iter().flatten().collect();
+    (!facts.is_empty()).then(|| facts.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_a_process_does_is_one_line_and_nothing_is_none() {
+        let shown = json!({ "pid": 7, "uptime_ms": 61_000, "queue": 2, "doing": "at work", "restarts": 1, "crashes": 0 });
+        assert_eq!(process(&shown).as_deref(), Some("PID 7, up 1m 1s, 2 waiting, at work, 1 restarted"));
+        assert_eq!(process(&json!({ "pid": null, "restarts": 0, "queue": 0 })), None);
+    }
 }

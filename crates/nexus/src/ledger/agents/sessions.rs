@@ -214,13 +214,20 @@ pub struct ArchiveSession {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Archived {
     Done(Listed),
+    /// It had been put away, or taken back, before.
+    Before(Listed),
     NoSession,
 }
 
 impl ArchiveSession {
     pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Archived> {
         let Some(found) = find(connection, &self.name)? else { return Ok(Archived::NoSession) };
-        let sql = "UPDATE sessions SET archived_at = CASE WHEN ?2 THEN NULL ELSE coalesce(archived_at, ?3) END WHERE label = ?1";
+        let is_archived = found.archived_at.is_some();
+        // The same time is our own, by an attempt whose end nobody heard of.
+        if is_archived != self.undo && found.archived_at != Some(self.at) {
+            return Ok(Archived::Before(found));
+        }
+        let sql = "UPDATE sessions SET archived_at = CASE WHEN ?2 THEN NULL ELSE ?3 END WHERE label = ?1";
         connection.prepare_cached(sql)?.execute(params![found.label, self.undo, self.at])?;
         Ok(own(connection, &found.label)?.map_or(Archived::NoSession, Archived::Done))
     }
@@ -322,6 +329,17 @@ mod tests {
         apply(&connection, 4, "t4", "dm:a");
         assert_eq!(said(&connection, "dm:a").len(), 4);
         assert!(texts(&connection, "SELECT label FROM session_history").is_empty());
+    }
+
+    #[test]
+    fn what_was_done_before_is_told_so_and_changes_nothing() {
+        let connection = three();
+        assert!(matches!(archive(&connection, true), Archived::Before(open) if open.archived_at.is_none()));
+        assert!(matches!(archive(&connection, false), Archived::Done(_)));
+        assert!(matches!(archive(&connection, false), Archived::Done(_)), "the same command, repeated");
+        let later = ArchiveSession { name: "dm:a".to_owned(), undo: false, at: 51 }.apply(&connection).unwrap();
+        assert!(matches!(later, Archived::Before(put) if put.archived_at == Some(50)));
+        assert!(matches!(archive(&connection, true), Archived::Done(_)));
     }
 
     #[test]

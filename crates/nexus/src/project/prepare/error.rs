@@ -4,6 +4,7 @@ use crate::ledger::ReadError;
 use crate::ledger::nexus::Awaited;
 use crate::ledger::writer::WriteError;
 use crate::nostr::{FetchError, KeyError};
+use crate::project::coordinate::NameError;
 use crate::project::definition::DefinitionError;
 use crate::project::files::FilesError;
 use crate::project::git::GitError;
@@ -37,12 +38,17 @@ pub enum PrepareError {
     OtherProject { project: String, id: String },
     #[error("{}", crate::unknown::project(.name))]
     Unknown { name: String },
+    #[error(transparent)]
+    Name(#[from] NameError),
     #[error("the host `{host}` awaits approval; see `nexus project approvals`")]
     HostAwaits { host: String, approval: Option<i64> },
     #[error("the host `{host}` was denied; `nexus project approve` changes that")]
     HostDenied { host: String },
     #[error("`{}` can't become the project's directory: {reason}", .path.display())]
     Occupied { path: PathBuf, reason: String },
+    /// It is not put away.
+    #[error("{reason}")]
+    Kept { reason: String },
     #[error(transparent)]
     Git(#[from] GitError),
     #[error(transparent)]
@@ -79,9 +85,11 @@ impl PrepareError {
             | Self::Deleted { .. }
             | Self::OtherProject { .. }
             | Self::Unknown { .. }
+            | Self::Name(_)
             | Self::HostAwaits { .. }
             | Self::HostDenied { .. }
             | Self::Occupied { .. }
+            | Self::Kept { .. }
             | Self::Files(_)
             | Self::Secret(_)
             | Self::Key(_) => false,
