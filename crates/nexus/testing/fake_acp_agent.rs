@@ -54,7 +54,6 @@ fn main() -> io::Result<ExitCode> {
 
 fn stdin_lines() -> Receiver<Value> {
     let (sender, lines) = sync_channel(LINES_MAX);
-    #[expect(clippy::disallowed_methods, reason = "a program for tests")]
     std::thread::spawn(move || -> io::Result<()> {
         for line in io::stdin().lock().lines() {
             if sender.send(serde_json::from_str(&line?)?).is_err() {

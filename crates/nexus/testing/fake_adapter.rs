@@ -271,7 +271,6 @@ fn write_events(keys: &Keys, account: &str, terms: &Terms) -> io::Result<bool> {
 fn record_acks(keys: &Keys) {
     let log = Keys(keys.0.clone());
     let state = keys.text("state_file").filter(|_| keys.has_acks()).map(str::to_owned);
-    #[expect(clippy::disallowed_methods, reason = "a program for tests")]
     std::thread::spawn(move || -> io::Result<()> {
         for line in io::stdin().lock().lines() {
             let line = line?;
@@ -334,7 +333,6 @@ impl Terms {
         if wanted {
             let (ready, is_ready) = sync_channel(1);
             let tell = sender.clone();
-            #[expect(clippy::disallowed_methods, reason = "a program for tests")]
             std::thread::spawn(move || {
                 let watched = forward_terms(&tell, &ready);
                 if let Err(error) = watched {

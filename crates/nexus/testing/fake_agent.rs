@@ -61,7 +61,6 @@ fn main() -> io::Result<()> {
 /// The lines of stdin as they come, or only the first of them.
 fn reader(only_first: bool) -> Receiver<Value> {
     let (sender, lines): (SyncSender<Value>, Receiver<Value>) = sync_channel(LINES_MAX);
-    #[expect(clippy::disallowed_methods, reason = "a program for tests")]
     std::thread::spawn(move || {
         let lines = io::stdin().lock().lines().map_while(Result::ok);
         for line in lines.take(if only_first { 1 } else { usize::MAX }) {

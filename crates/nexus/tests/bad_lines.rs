@@ -232,7 +232,6 @@ fn pour(address: &str, framing: &str) -> (u16, String) {
     }
     let mut sender = stream.try_clone().unwrap();
     // Who is refused may be cut off before all is sent.
-    #[expect(clippy::disallowed_methods, reason = "a test waits for it, or is over before it")]
     let sending = std::thread::spawn(move || (0..BLOCKS).all(|_| sender.write_all(&block).is_ok()));
     let mut answer = http::answer(Box::new(stream)).unwrap();
     let mut body = String::new();

@@ -78,7 +78,6 @@ fn a_subscription_misses_nothing_and_tells_nothing_twice() {
     let place = Place::new();
     let relay = place.start(&[]);
     let url = relay.url().to_owned();
-    #[expect(clippy::disallowed_methods, reason = "a test waits for it, or is over before it")]
     let writer = std::thread::spawn(move || {
         let (key, mut client) = (Key::new(1), Client::connect(&url));
         for n in 0..EVENTS {

@@ -215,7 +215,6 @@ fn endless(head: &str, piece: &str, bytes_max: usize) -> (String, std::thread::J
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/v1/", listener.local_addr().unwrap());
     let (head, piece) = (head.to_owned(), piece.to_owned());
-    #[expect(clippy::disallowed_methods, reason = "a test waits for it, or is over before it")]
     let server = std::thread::spawn(move || {
         let (mut socket, _) = listener.accept().unwrap();
         common::model::read(&mut socket);

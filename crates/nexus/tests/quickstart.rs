@@ -88,7 +88,6 @@ fn model() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/v1/", listener.local_addr().unwrap());
     // It ends with the test's process.
-    #[expect(clippy::disallowed_methods, reason = "a test waits for it, or is over before it")]
     std::thread::spawn(move || listener.incoming().flatten().for_each(|stream| answer(&stream)));
     url
 }

@@ -174,7 +174,6 @@ impl Adapter {
     /// Notes what the daemon says to have committed, before anything else is done with it.
     fn record_acks(&self, account: &str) {
         let (path, world) = (self.world.acks(self.kind, account), self.world.clone());
-        #[expect(clippy::disallowed_methods, reason = "a program of a world, which its end ends")]
         std::thread::spawn(move || -> Result<()> {
             for line in io::stdin().lock().lines() {
                 let line = line.context("failed to read an acknowledgement")?;

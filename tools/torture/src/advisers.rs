@@ -171,7 +171,7 @@ mod tests {
     #[test]
     fn files_say_what_the_checker_looks_for_and_are_written_once() {
         let dir = tempfile::tempdir().unwrap();
-        let world = World::make(dir.path(), Cast { speakers: false, advisers: true }).unwrap();
+        let world = World::make(dir.path(), Cast { advisers: true, ..Cast::default() }).unwrap();
         place(&world, Path::new("/bin/it"), 7).unwrap();
         let read = |name: &str| fs::read_to_string(world.file(name)).unwrap();
         let counter = read("workspace/state/automations/counter.js");

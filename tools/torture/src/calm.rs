@@ -5,6 +5,7 @@ use crate::check;
 use crate::clock;
 use crate::daemon::{self, Daemon, Extras};
 use crate::feeder::Feeder;
+use crate::posters::{self, Posters};
 use crate::procfs;
 use crate::run::Run;
 use anyhow::{Context, Result};
@@ -16,6 +17,7 @@ const CALM_LIMIT: Duration = Duration::from_secs(150);
 const ROUNDS: usize = 4;
 const ROUND: Duration = Duration::from_millis(700);
 const FEED_PAUSE_MS_MAX: u64 = 8;
+const POST_PAUSE_MS_MAX: u64 = 80;
 /// What the daemon may have more after the last round than after the first. Its caches have bounds and may
 /// still be filling: each ledger keeps up to four connections to read, of two descriptors each.
 const DESCRIPTORS_SLACK: usize = 40;
@@ -33,6 +35,9 @@ impl Run<'_> {
             return Ok(());
         }
         self.children_are_right(&daemon, check::children::Intake::Goes)?;
+        if self.world.cast().nostr {
+            posters::learn_key(&self.world)?; // it is the one that it was
+        }
         if self.is_quiet()? {
             self.load(&daemon)?;
         }
@@ -75,9 +80,11 @@ impl Run<'_> {
         let mut seen: Vec<(usize, u64)> = Vec::new();
         for round in 0..ROUNDS {
             let chance = self.chance.about(&["load", &round.to_string()]);
-            let feeder = Feeder::start(&self.world, chance, FEED_PAUSE_MS_MAX);
+            let feeder = Feeder::start(&self.world, chance.clone(), FEED_PAUSE_MS_MAX);
+            let posters = self.post(&chance.about(&["posters"]), POST_PAUSE_MS_MAX);
             clock::pause(ROUND);
             self.counts.events += feeder.end()?;
+            posters.map_or(Ok(0), Posters::end)?;
             if !self.is_quiet()? {
                 return Ok(());
             }

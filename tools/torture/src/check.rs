@@ -8,8 +8,10 @@ mod effects;
 pub(crate) mod events;
 #[cfg(test)]
 mod made;
+mod nostr;
 mod order;
 mod people;
+mod project;
 mod snapshots;
 mod speech;
 
@@ -115,7 +117,8 @@ fn in_use(data: &Path, name: &str) -> Result<Connection> {
 /// When a ledger can't be read.
 pub(crate) fn open_work(world: &World) -> Result<Option<String>> {
     let (facts, work) = (in_use(&world.data(), "events")?, in_use(&world.data(), "nexus")?);
-    let missing = events::missing(world, &facts)?;
+    let mut missing = events::missing(world, &facts)?;
+    missing.extend(nostr::missing(world, &facts)?);
     if let Some(first) = missing.first() {
         return Ok(Some(format!("{} messages were not accepted, the first is {first}", missing.len())));
     }
@@ -130,12 +133,13 @@ pub(crate) fn open_work(world: &World) -> Result<Option<String>> {
     // A heartbeat comes and goes all the time.
     let requests = count(&work, &format!("SELECT count(*) FROM nexus_requests WHERE channel != 'timer' AND {OPEN_REQUESTS}"))?;
     let deliveries = count(&work, &format!("SELECT count(*) FROM deliveries WHERE {OPEN_DELIVERIES}"))?;
-    if requests + deliveries == 0 {
+    let publications = nostr::unpublished(world, &work)?;
+    if requests + deliveries + publications == 0 {
         return Ok(None);
     }
     let by_status = pairs(&work, "SELECT status, count(*) FROM nexus_requests GROUP BY 1")?;
     let by_delivery = pairs(&work, "SELECT status, count(*) FROM deliveries GROUP BY 1")?;
-    Ok(Some(format!("requests {by_status:?}, deliveries {by_delivery:?}")))
+    Ok(Some(format!("requests {by_status:?}, deliveries {by_delivery:?}, events that wait to be published: {publications}")))
 }
 
 /// Every promise, over a world whose daemon has stopped.
@@ -155,6 +159,8 @@ pub(crate) fn everything(world: &World, on_interrupted: OnInterrupted, counts: &
     found.extend(order::targets(world, &copy)?);
     found.extend(speech::whole(world, &copy, counts)?);
     found.extend(advice::once(world, &copy, counts)?);
+    found.extend(nostr::kept(world, &copy, counts)?);
+    found.extend(project::handed(world, &copy, on_interrupted, counts)?);
     Ok(found)
 }
 

@@ -46,6 +46,8 @@ pub(crate) enum Program {
     /// The host of a plugin in JavaScript, and a plugin that is a program.
     Script,
     Plugin,
+    /// The process of a project.
+    Project,
 }
 
 impl Program {
@@ -56,7 +58,8 @@ impl Program {
     pub(crate) fn of(cast: Cast) -> Vec<Self> {
         let speakers = cast.speakers.then_some(Self::Stream);
         let advisers = [Self::Automations, Self::Script, Self::Plugin].into_iter().filter(|_| cast.advisers);
-        speakers.into_iter().chain(advisers).collect()
+        let project = cast.nostr.then_some(Self::Project);
+        speakers.into_iter().chain(advisers).chain(project).collect()
     }
 
     /// What its command line holds.
@@ -70,6 +73,7 @@ impl Program {
             Self::Automations => " __automation-host ",
             Self::Script => " __plugin-host ",
             Self::Plugin => " __marker ",
+            Self::Project => " __project ",
         }
     }
 }
@@ -109,6 +113,20 @@ pub(crate) enum Fault {
     Reload,
 }
 
+/// What fail points begin with that only a world with Nostr passes.
+const NOSTR_POINTS: [&str; 6] = ["nostr.", "project.", "task.nostr ", "task.project", "write.TakeIn.", "write.PutDefinitions."];
+/// Commands of projects and of what is published.
+const NOSTR_COMMANDS: [&str; 2] = ["Publish", "Project"];
+
+/// Of all fail points those that are chosen more often in a world of this cast.
+pub(crate) fn favoured(points: &[String], cast: Cast) -> Vec<String> {
+    let is_of_nostr = |point: &&String| {
+        NOSTR_POINTS.iter().any(|start| point.starts_with(start))
+            || (point.starts_with("write.") && NOSTR_COMMANDS.iter().any(|name| point.contains(name)))
+    };
+    points.iter().filter(|_| cast.nostr).filter(is_of_nostr).cloned().collect()
+}
+
 /// The ledgers' names.
 const LEDGERS: [&str; 4] = ["events", "nexus", "agents", "identity"];
 const TWO_HOURS_MS: i64 = 7_200_000;
@@ -116,13 +134,19 @@ const TWO_HOURS_MS: i64 = 7_200_000;
 impl Fault {
     /// The fault of cycle `number` of all cycles of all seeds. Nearly two of three are kills at a fail point, each at
     /// the one whose turn it is; a point whose turn got another fault comes again in the next round. One in eight hits a
-    /// program of `others`, where there are any: what a seed means in a world without them stays as it is.
-    pub(crate) fn choose(chance: &mut Chance, points: &[String], others: &[Program], number: u64) -> Self {
+    /// program of `others`, and of the rest every second one is a kill at a point of `favoured`, where there are any: what a
+    /// seed means in a world without them stays as it is.
+    pub(crate) fn choose(chance: &mut Chance, points: &[String], favoured: &[String], others: &[Program], number: u64) -> Self {
         if !others.is_empty() && chance.one_in(8) {
             let program = *chance.pick(others);
             return if chance.one_in(2) { Self::KillPrograms { program } } else { Self::FreezePrograms { program } };
         }
         let victim = |chance: &mut Chance| if chance.one_in(3) { *chance.pick(&Victim::ALL) } else { Victim::Daemon };
+        if !favoured.is_empty() && chance.one_in(2) {
+            // Not in turn: the seeds of such worlds are eight apart, and the turn might never come to some points.
+            let (name, count) = (chance.pick(favoured).clone(), chance.below(4) + 1);
+            return Self::Point { name, count, victim: victim(chance) };
+        }
         let in_turn = &points[usize::try_from(number).unwrap_or(0) % points.len()];
         let count = |chance: &mut Chance| if chance.one_in(3) { chance.below(4) + 1 } else { 1 };
         match chance.below(45) {
@@ -206,18 +230,32 @@ fn group(name: &str) -> &str {
 mod tests {
     use super::*;
 
-    fn chosen(others: &[Program], seed: u64) -> String {
+    fn chosen(favoured: &[String], others: &[Program], seed: u64) -> String {
         let points = ["a.1", "a.2"].map(str::to_owned);
-        let all = (0..40).map(|number| Fault::choose(&mut Chance::new(seed).about(&[&number.to_string()]), &points, others, number));
+        let chance = |number: u64| Chance::new(seed).about(&[&number.to_string()]);
+        let all = (0..40).map(|number| Fault::choose(&mut chance(number), &points, favoured, others, number));
         format!("{:?}", all.collect::<Vec<_>>())
     }
 
     #[test]
     fn who_else_is_in_a_world_is_hit_there_and_nowhere_else() {
-        let speakers = Program::of(Cast { speakers: true, advisers: false });
+        let speakers = Program::of(Cast { speakers: true, ..Cast::default() });
         assert_eq!(speakers, [Program::Stream]);
         assert!(Program::of(Cast::default()).is_empty());
-        assert_eq!(Program::of(Cast { speakers: true, advisers: true }).len(), 4);
-        assert!(!chosen(&[], 2).contains("Stream") && chosen(&speakers, 2).contains("Stream"));
+        assert_eq!(Program::of(Cast { speakers: true, advisers: true, nostr: false }).len(), 4);
+        assert_eq!(Program::of(Cast { nostr: true, ..Cast::default() }), [Program::Project]);
+        assert!(!chosen(&[], &[], 2).contains("Stream") && chosen(&[], &speakers, 2).contains("Stream"));
+    }
+
+    #[test]
+    fn points_of_nostr_are_chosen_more_often_where_there_is_some() {
+        let names = ["start.lock", "task.nostr relay", "task.projects", "project.accepted", "nostr.taking", "write.Publish.after"];
+        let more = ["write.UseProject.before", "write.TakeIn.after", "write.Settle.after", "task.timer"];
+        let points: Vec<String> = names.iter().chain(&more).map(|name| (*name).to_owned()).collect();
+        let nostr = Cast { nostr: true, ..Cast::default() };
+        assert_eq!(favoured(&points, Cast::default()), Vec::<String>::new());
+        assert_eq!(favoured(&points, nostr), [&names[1..], &more[..2]].concat());
+        let few = ["nostr.taking".to_owned()];
+        assert!(!chosen(&[], &[], 6).contains("nostr") && chosen(&few, &[], 6).matches("nostr.taking").count() > 8);
     }
 }

@@ -27,7 +27,6 @@ impl Feeder {
     pub(crate) fn start(world: &World, chance: Chance, pause_ms_max: u64) -> Self {
         let over = Arc::new(AtomicBool::new(false));
         let (world, told) = (world.clone(), over.clone());
-        #[expect(clippy::disallowed_methods, reason = "whoever ends it joins it")]
         let thread = std::thread::spawn(move || feed(&world, chance, pause_ms_max, &told));
         Self { over, thread }
     }

@@ -17,9 +17,13 @@ mod fault;
 mod feeder;
 mod inflict;
 mod journal;
+mod nostr;
 mod people;
+mod posters;
 mod power;
 mod procfs;
+mod project;
+mod relay;
 mod report;
 mod run;
 mod seeds;
@@ -31,7 +35,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use power::trial::{Found, Trial};
 use run::Setup;
-use seeds::Task;
+use seeds::{Task, Total};
 use soak::Soak;
 use std::io::Write;
 use std::ops::Range;
@@ -93,9 +97,18 @@ struct RunArgs {
     /// Begin no other seed after this many seconds
     #[arg(long)]
     limit_seconds: Option<u64>,
-    /// Seeds that found something once, to be run first: a file of lines `seed crashes  # what it found`
+    /// Seeds that found something once, to be run first: a file of lines `seed crashes [before-nostr]  # what it found`
     #[arg(long)]
     regressions: Option<PathBuf>,
+    /// Leave Nostr out of the worlds of `--seed` that have it, so that they mean what they did before there was any
+    #[arg(long)]
+    before_nostr: bool,
+    /// Fail if there were fewer cycles, for lack of time or otherwise
+    #[arg(long)]
+    at_least: Option<u64>,
+    /// Fail if this machine doesn't allow some kind of fault whose turn came
+    #[arg(long)]
+    require_all_faults: bool,
     /// Write the report to this file: between its two markers, or as a new page
     #[arg(long)]
     report: Option<PathBuf>,
@@ -140,6 +153,7 @@ fn main() -> ExitCode {
         Some(adapter::WORD) => adapter::run(&words[1..]),
         Some(agent::WORD) => agent::run(&words[1..]),
         Some(advisers::WORD) => advisers::run(&words[1..]),
+        Some(project::WORD) => project::run(&words[1..]),
         Some(agent::ESCAPEE) => return agent::escape(),
         Some(soak::WORD) => soak::adapt(&words[1..]),
         Some(_) | None => match Cli::parse().verb {
@@ -185,7 +199,8 @@ fn run_seeds(args: &RunArgs) -> Result<ExitCode> {
         None => Vec::new(),
     };
     let before = worlds.len();
-    worlds.extend(args.common.all_seeds().map(|seed| Task { seed, crashes: args.crashes }));
+    let task = |seed: u64| Task::new(seed, args.crashes);
+    worlds.extend(args.common.all_seeds().map(task).map(|task| if args.before_nostr { task.before_nostr() } else { task }));
     let done = seeds::run(&setup, worlds, args.jobs, args.limit_seconds.map(Duration::from_secs))?;
     let tables = done.counts.tables(&setup.points);
     if let Some(path) = &args.report {
@@ -202,11 +217,27 @@ fn run_seeds(args: &RunArgs) -> Result<ExitCode> {
         report::write_page(path, &format!("{head}\n\n{tables}"))?;
     }
     say(&tables);
+    if let Some(kinds) = done.counts.impossible() {
+        say(&format!("not possible on this machine, and not done: {kinds}"));
+    }
     say(&done.summary());
+    judge(args, &done)
+}
+
+/// How a run ends: broken promises say more than that it was too short or too tame.
+fn judge(args: &RunArgs, done: &Total) -> Result<ExitCode> {
+    let lacks = done.counts.lacks(args.at_least, args.require_all_faults);
+    if done.violations > 0 {
+        lacks.iter().for_each(|what| say(what));
+        return Ok(ExitCode::FAILURE);
+    }
     if done.counts.cycles() == 0 {
         bail!("not one cycle was run, which shows nothing");
     }
-    Ok(if done.violations == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    if !lacks.is_empty() {
+        bail!("no promise was broken, but {}", lacks.join("; "));
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn lose_power(args: &PowerArgs) -> Result<ExitCode> {

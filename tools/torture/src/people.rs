@@ -156,7 +156,6 @@ impl People {
     pub(crate) fn start(world: &World, chance: Chance) -> Self {
         let over = Arc::new(AtomicBool::new(false));
         let (world, told) = (world.clone(), over.clone());
-        #[expect(clippy::disallowed_methods, reason = "whoever ends it joins it")]
         let thread = std::thread::spawn(move || act(&world, chance, &told));
         Self { over, thread }
     }

@@ -37,9 +37,34 @@ pub(crate) struct Counts {
     pub(crate) escaped: u64,
     /// By terminal status.
     pub(crate) ends: BTreeMap<String, u64>,
+    /// What went over Nostr.
+    pub(crate) nostr: NostrCounts,
     pub(crate) ready_ms: Vec<u64>,
     /// By how much the daemon grew over the same load a few times.
     pub(crate) grew_kib: Vec<u64>,
+}
+
+/// What went over Nostr, of one seed or of many.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct NostrCounts {
+    pub(crate) posted: u64,
+    /// Events of the daemon that the relay took, and those that came there more than once, for each time.
+    pub(crate) published: u64,
+    pub(crate) published_again: u64,
+    /// Events that a project's process was handed, and those of them that it had been handed before.
+    pub(crate) handed: u64,
+    pub(crate) handed_again: u64,
+}
+
+impl NostrCounts {
+    fn add(&mut self, other: &Self) {
+        let Self { posted, published, published_again, handed, handed_again } = other;
+        self.posted += posted;
+        self.published += published;
+        self.published_again += published_again;
+        self.handed += handed;
+        self.handed_again += handed_again;
+    }
 }
 
 impl Counts {
@@ -62,6 +87,20 @@ impl Counts {
     /// Starts and deaths, whether or not the fault came in between.
     pub(crate) fn cycles(&self) -> u64 {
         self.faults.values().chain(self.missed.values()).sum()
+    }
+
+    /// What keeps a run from showing what it was to show: too few cycles, or faults that this machine doesn't allow.
+    pub(crate) fn lacks(&self, cycles_min: Option<u64>, is_every_fault_due: bool) -> Vec<String> {
+        let few = cycles_min.filter(|least| self.cycles() < *least);
+        let few = few.map(|least| format!("{} cycles were run, and there were to be {least} at least", self.cycles()));
+        let impossible = self.impossible().filter(|_| is_every_fault_due);
+        few.into_iter().chain(impossible.map(|kinds| format!("not every fault is possible here: {kinds}"))).collect()
+    }
+
+    /// The kinds of fault that this machine doesn't allow.
+    pub(crate) fn impossible(&self) -> Option<String> {
+        let kinds: Vec<&str> = self.skipped.keys().map(String::as_str).collect();
+        (!kinds.is_empty()).then(|| kinds.join(", "))
     }
 
     /// Adds another seed's.
@@ -88,6 +127,7 @@ impl Counts {
             rejected,
             escaped,
             ends,
+            nostr,
             ready_ms,
             grew_kib,
         } = other;
@@ -122,6 +162,7 @@ impl Counts {
         ] {
             *mine += theirs;
         }
+        self.nostr.add(&nostr);
         self.ready_ms.extend(ready_ms);
         self.grew_kib.extend(grew_kib);
     }
@@ -160,6 +201,11 @@ impl Counts {
             ("messages on the channel with blocks", self.blocks),
             ("events that an automation counted in its state", self.counted),
             ("lines that plugins added to what agents were told", self.marked),
+            ("events posted on Nostr, strangers' among them", self.nostr.posted),
+            ("events that the daemon published there", self.nostr.published),
+            ("of them again", self.nostr.published_again),
+            ("events handed to a project's process", self.nostr.handed),
+            ("of them again", self.nostr.handed_again),
             ("deliveries that stay `uncertain`", self.uncertain),
             ("escaped processes that outlived a double kill (level `scan` only)", self.escaped),
         ] {
@@ -272,18 +318,32 @@ mod tests {
     }
 
     #[test]
+    fn too_few_cycles_and_faults_that_are_impossible_are_told() {
+        let mut counts = Counts::default();
+        counts.done("reload");
+        counts.missed("sleep");
+        assert_eq!((counts.lacks(Some(2), true), counts.impossible()), (Vec::new(), None));
+        assert_eq!(counts.lacks(Some(3), false), ["2 cycles were run, and there were to be 3 at least"]);
+        counts.skipped("disk full");
+        counts.skipped("disk read-only");
+        assert_eq!(counts.lacks(None, false), Vec::<String>::new());
+        assert_eq!(counts.lacks(None, true), ["not every fault is possible here: disk full, disk read-only"]);
+        assert_eq!(counts.lacks(Some(3), true).len(), 2);
+    }
+
+    #[test]
     fn numbers_are_grouped_and_counts_add_up() {
         assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
         let mut all = Counts::default();
         for _ in 0..2 {
-            let mut one = Counts { events: 3, ..Counts::default() };
+            let mut one = Counts { events: 3, nostr: NostrCounts { posted: 2, ..NostrCounts::default() }, ..Counts::default() };
             one.done("reload");
             one.missed("sleep");
             one.skipped("disk full");
             one.fired("start.lock");
             all.add(one);
         }
-        assert_eq!((all.cycles(), all.events), (4, 6));
+        assert_eq!((all.cycles(), all.events, all.nostr.posted), (4, 6, 4));
         let page = all.tables(&["start.lock".to_owned(), "stop.1".to_owned()]);
         assert!(page.contains("| reload | 2 |") && page.contains("| sleep: its moment did not come, killed all the same | 2 |"), "{page}");
         assert!(page.contains("| disk full: not possible on this machine | 2 |") && page.contains("| **all** | **4** |"), "{page}");

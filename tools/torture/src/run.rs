@@ -6,10 +6,12 @@ use crate::check::children::Intake;
 use crate::check::{self, Snapshots};
 use crate::daemon::{self, Daemon, Extras, was_killed};
 use crate::disk::Disk;
-use crate::fault::{Fault, Program, Victim};
+use crate::fault::{self, Fault, Program, Victim};
 use crate::feeder::Feeder;
 use crate::inflict::{self, Done};
 use crate::people::People;
+use crate::posters::{self, Posters};
+use crate::relay::Relay;
 use crate::report::Counts;
 use crate::world::{Cast, OnInterrupted, World};
 use crate::{clock, journal, procfs};
@@ -24,8 +26,9 @@ const POINT_LIMIT: Duration = Duration::from_millis(2500);
 const CHILDREN_LIMIT: Duration = Duration::from_secs(20);
 /// How long a dead daemon's processes may take to be gone: its keeper gives up after ten seconds.
 const CLEANUP_LIMIT: Duration = Duration::from_secs(15);
-/// Longest pause between two messages, in ms.
+/// Longest pause between two messages, and between two posts on Nostr, in ms.
 const FEED_PAUSE_MS_MAX: u64 = 40;
+const POST_PAUSE_MS_MAX: u64 = 300;
 
 /// What all seeds of one call share.
 #[derive(Debug, Clone)]
@@ -53,14 +56,16 @@ pub(crate) struct Outcome {
 ///
 /// # Errors
 /// When the harness itself can't go on; broken promises are in the outcome.
-pub(crate) fn seed(setup: &Setup, seed: u64) -> Result<Outcome> {
+pub(crate) fn seed(setup: &Setup, seed: u64, cast: Cast) -> Result<Outcome> {
     let dir = tempfile::Builder::new().prefix(&format!("torture-{seed}-")).tempdir_in(&setup.dir).context("failed to make a directory")?;
-    let world = World::make(dir.path(), Cast::of(seed))?;
+    let world = World::make(dir.path(), cast)?;
     let disk = Disk::mount(&world)?;
-    let mut run = Run::new(setup, seed, world.clone(), disk);
+    let relay = if cast.nostr { Some(Relay::start(&world, Chance::new(seed).about(&["relay"]))?) } else { None };
+    let mut run = Run::new(setup, seed, world.clone(), disk, relay);
     let result = run.cycles().and_then(|()| run.calm());
     daemon::clear(&world);
-    let Run { counts, mut violations, disk, .. } = run;
+    let Run { counts, mut violations, disk, relay, .. } = run;
+    let result = result.and(relay.map_or(Ok(()), Relay::end));
     violations.extend(journal::lines(&world.violations())?);
     if let Err(error) = &result {
         violations.push(format!("the run could not go on: {error:#}"));
@@ -84,28 +89,32 @@ pub(crate) struct Run<'a> {
     pub(crate) chance: Chance,
     pub(crate) world: World,
     pub(crate) disk: Option<Disk>,
+    relay: Option<Relay>,
     pub(crate) on_interrupted: OnInterrupted,
     pub(crate) variant: u64,
     pub(crate) counts: Counts,
     pub(crate) violations: Vec<String>,
-    /// The fail points that are passed when the ledgers are there.
+    /// The fail points that are passed when the ledgers are there, and those of them that are chosen more often.
     later_points: Vec<String>,
+    favoured_points: Vec<String>,
     pub(crate) snapshots: Snapshots,
 }
 
 impl<'a> Run<'a> {
-    fn new(setup: &'a Setup, seed: u64, world: World, disk: Option<Disk>) -> Self {
+    fn new(setup: &'a Setup, seed: u64, world: World, disk: Option<Disk>, relay: Option<Relay>) -> Self {
         let mut chance = Chance::new(seed);
         let on_interrupted = *chance.pick(&[OnInterrupted::Auto, OnInterrupted::Auto, OnInterrupted::Rerun, OnInterrupted::Fail]);
         let counts = Counts::default();
-        let later_points = setup.points.iter().filter(|point| !point.starts_with("migration.")).cloned().collect();
+        let later_points: Vec<String> = setup.points.iter().filter(|point| !point.starts_with("migration.")).cloned().collect();
         Self {
+            favoured_points: fault::favoured(&later_points, world.cast()),
             later_points,
             setup,
             seed,
             chance,
             world,
             disk,
+            relay,
             on_interrupted,
             variant: 0,
             counts,
@@ -124,49 +133,75 @@ impl<'a> Run<'a> {
 
     fn cycles(&mut self) -> Result<()> {
         self.configure()?;
-        // Some worlds have their first death before they have a ledger.
+        self.die_early()?;
+        self.first_run()?;
+        let feeder = Feeder::start(&self.world, self.chance.about(&["feeder"]), FEED_PAUSE_MS_MAX);
+        let people = People::start(&self.world, self.chance.about(&["people"]));
+        let posters = self.post(&self.chance.about(&["posters"]), POST_PAUSE_MS_MAX);
+        let went = self.all_cycles();
+        self.counts.events += feeder.end()?;
+        self.counts.deeds += people.end()?;
+        posters.map_or(Ok(0), Posters::end)?;
+        went
+    }
+
+    /// People begin to post on Nostr, where there is any.
+    pub(crate) fn post(&self, chance: &Chance, pause_ms_max: u64) -> Option<Posters> {
+        let relay = self.relay.as_ref()?;
+        Some(Posters::start(&self.world, relay.door(), chance.clone(), pause_ms_max))
+    }
+
+    /// Some worlds have their first death before they have a ledger.
+    fn die_early(&mut self) -> Result<()> {
         let mut early = self.chance.about(&["first start"]);
         let firsts: Vec<&String> =
             self.setup.points.iter().filter(|point| point.starts_with("migration.") || point.starts_with("start.")).collect();
-        if early.one_in(2) {
-            let fault = Fault::Point { name: (*early.pick(&firsts)).clone(), count: early.below(5) + 1, victim: Victim::Daemon };
-            let extras = Extras { fail_point: fault.fail_point(), env: Vec::new() };
-            let mut first = Daemon::spawn(&self.world, &self.setup.nexus, &extras)?;
-            if first.ready()? {
-                first.kill()?;
-            }
-            self.end_cycle(first, &fault, 0, Done::Yes)?;
+        if !early.one_in(2) {
+            return Ok(());
         }
-        // A first run without faults: every account is known before anything goes wrong.
+        let fault = Fault::Point { name: (*early.pick(&firsts)).clone(), count: early.below(5) + 1, victim: Victim::Daemon };
+        let extras = Extras { fail_point: fault.fail_point(), env: Vec::new() };
+        let mut first = Daemon::spawn(&self.world, &self.setup.nexus, &extras)?;
+        if first.ready()? {
+            first.kill()?;
+        }
+        self.end_cycle(first, &fault, 0, Done::Yes)
+    }
+
+    /// A first run without faults: every account is known before anything goes wrong, and so is the daemon to those who
+    /// post on Nostr.
+    fn first_run(&mut self) -> Result<()> {
+        if let Some(relay) = &self.relay {
+            posters::define(&relay.door());
+        }
         std::fs::write(self.world.calm(), "").context("failed to write a file")?;
         let mut first = Daemon::spawn(&self.world, &self.setup.nexus, &Extras::default())?;
         if !first.ready()? {
             bail!("the first start failed: {}", daemon::last_words(&self.world));
         }
         self.children_are_right(&first, Intake::Goes)?;
+        if self.relay.is_some() {
+            posters::learn_key(&self.world)?;
+        }
         std::fs::remove_file(self.world.calm()).context("failed to remove a file")?;
         let status = first.stop()?;
         if !status.success() {
             self.violated(format!("the first stop ended with {status}: {}", daemon::last_words(&self.world)));
         }
-        drop(first);
-        let feeder = Feeder::start(&self.world, self.chance.about(&["feeder"]), FEED_PAUSE_MS_MAX);
-        let people = People::start(&self.world, self.chance.about(&["people"]));
+        Ok(())
+    }
+
+    fn all_cycles(&mut self) -> Result<()> {
         let others = Program::of(self.world.cast());
         for number in 0..self.setup.crashes {
             let overall = self.seed.wrapping_mul(self.setup.crashes).wrapping_add(number);
-            let fault = Fault::choose(&mut self.chance.about(&["cycle", &number.to_string()]), &self.later_points, &others, overall);
-            if let Err(error) = self.cycle(number, &fault).with_context(|| format!("in cycle {number}, {fault:?}")) {
-                feeder.end()?;
-                people.end()?;
-                return Err(error);
-            }
+            let mut chance = self.chance.about(&["cycle", &number.to_string()]);
+            let fault = Fault::choose(&mut chance, &self.later_points, &self.favoured_points, &others, overall);
+            self.cycle(number, &fault).with_context(|| format!("in cycle {number}, {fault:?}"))?;
             if !self.violations.is_empty() {
                 break; // what comes after a broken promise says little
             }
         }
-        self.counts.events += feeder.end()?;
-        self.counts.deeds += people.end()?;
         Ok(())
     }
 

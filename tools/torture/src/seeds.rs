@@ -3,17 +3,39 @@
 use crate::report::Counts;
 use crate::run::{self, Outcome, Setup};
 use crate::say;
+use crate::world::Cast;
 use anyhow::{Context, Result, bail};
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// One world to run. Which faults it has depends on both numbers, and on the list of fail points.
+/// In a line of a seed that found something: it did before there was Nostr in any world, and is to mean what it did then.
+const BEFORE_NOSTR: &str = "before-nostr";
+
+/// One world to run. Which faults it has depends on both numbers, on who is in it, and on the list of fail points.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Task {
     pub(crate) seed: u64,
     pub(crate) crashes: u64,
+    pub(crate) cast: Cast,
+}
+
+impl Task {
+    /// With whom the seed brings.
+    pub(crate) fn new(seed: u64, crashes: u64) -> Self {
+        Self { seed, crashes, cast: Cast::of(seed) }
+    }
+
+    /// The same without Nostr.
+    pub(crate) fn before_nostr(self) -> Self {
+        Self { cast: Cast { nostr: false, ..self.cast }, ..self }
+    }
+
+    /// Whether the seed would bring it.
+    fn is_without_nostr(self) -> bool {
+        !self.cast.nostr && Cast::of(self.seed).nostr
+    }
 }
 
 /// What all of them came to.
@@ -28,13 +50,15 @@ pub(crate) struct Total {
 
 impl Total {
     fn add(&mut self, task: Task, outcome: Outcome) {
-        let Task { seed, crashes } = task;
+        let Task { seed, crashes, .. } = task;
+        let (flag, word) = if task.is_without_nostr() { (" --before-nostr", " before-nostr") } else { ("", "") };
         let Outcome { counts, violations, kept } = outcome;
         say(&format!("seed {seed}: {} cycles, {} messages, {} broken promises", counts.cycles(), counts.events, violations.len()));
         violations.iter().for_each(|what| say(&format!("seed {seed}: BROKEN: {what}")));
         if !violations.is_empty() {
             say(&format!(
-                "seed {seed}: again with `run --seed {seed} --crashes {crashes}`; as a regression: `{seed} {crashes}  # what it found`"
+                "seed {seed}: again with `run --seed {seed} --crashes {crashes}{flag}`; \
+                 as a regression: `{seed} {crashes}{word}  # what it found`"
             ));
         }
         kept.iter().for_each(|kept| say(&format!("seed {seed}: kept in {}", kept.display())));
@@ -67,7 +91,7 @@ pub(crate) fn run(setup: &Setup, tasks: Vec<Task>, at_once: usize, limit: Option
     let work = || -> Result<()> {
         while limit.is_none_or(|limit| began.elapsed() <= limit) {
             let Some(task) = hold(&waiting).pop_front() else { break };
-            let outcome = run::seed(&Setup { crashes: task.crashes, ..setup.clone() }, task.seed)?;
+            let outcome = run::seed(&Setup { crashes: task.crashes, ..setup.clone() }, task.seed, task.cast)?;
             hold(&done).add(task, outcome);
         }
         Ok(())
@@ -87,7 +111,7 @@ fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Reads a file of lines `seed crashes  # what it found`; blank lines and those of a remark alone are none.
+/// Reads a file of lines `seed crashes [before-nostr]  # what it found`; blank lines and those of a remark alone are none.
 ///
 /// # Errors
 /// When it can't be read, and for a line that is neither.
@@ -103,13 +127,15 @@ pub(crate) fn regressions(path: &Path) -> Result<Vec<Task>> {
 
 fn parse(line: &str) -> Result<Option<Task>> {
     let words: Vec<&str> = line.split('#').next().unwrap_or_default().split_whitespace().collect();
+    let task = |seed: &str, crashes: &str| -> Result<Task> {
+        let number = |word: &str| word.parse::<u64>().with_context(|| format!("`{word}` is no number"));
+        Ok(Task::new(number(seed)?, number(crashes)?))
+    };
     match words[..] {
         [] => Ok(None),
-        [seed, crashes] => {
-            let number = |word: &str| word.parse::<u64>().with_context(|| format!("`{word}` is no number"));
-            Ok(Some(Task { seed: number(seed)?, crashes: number(crashes)? }))
-        }
-        _ => bail!("`{line}` is not `seed crashes  # what it found`"),
+        [seed, crashes] => task(seed, crashes).map(Some),
+        [seed, crashes, BEFORE_NOSTR] => task(seed, crashes).map(|task| Some(task.before_nostr())),
+        _ => bail!("`{line}` is not `seed crashes [{BEFORE_NOSTR}]  # what it found`"),
     }
 }
 
@@ -120,11 +146,27 @@ mod tests {
 
     #[test]
     fn regressions_are_numbers_and_a_remark() {
-        assert_eq!(parse("7 40  # a lost ack").unwrap(), Some(Task { seed: 7, crashes: 40 }));
-        assert_eq!(parse("  7\t40").unwrap(), Some(Task { seed: 7, crashes: 40 }));
+        assert_eq!(parse("7 40  # a lost ack").unwrap(), Some(Task::new(7, 40)));
+        assert_eq!(parse("  7\t40").unwrap(), Some(Task::new(7, 40)));
         assert_eq!((parse("").unwrap(), parse("# a remark alone").unwrap()), (None, None));
-        for wrong in ["7", "7 40 a lost ack", "seven 40", "7 -1"] {
+        for wrong in ["7", "7 40 a lost ack", "seven 40", "7 -1", "7 40 before"] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_seed_from_before_there_was_nostr_has_none() {
+        assert!(Task::new(6, 20).cast.nostr && !Task::new(6, 20).is_without_nostr());
+        let before = parse("6 20 before-nostr  # a lost ack").unwrap().unwrap();
+        assert_eq!(before, Task::new(6, 20).before_nostr());
+        assert!(!before.cast.nostr && before.is_without_nostr());
+        assert!(!Task::new(2, 20).before_nostr().is_without_nostr(), "it never had any");
+    }
+
+    #[test]
+    fn the_seeds_of_before_there_was_nostr_mean_what_they_did() {
+        let kept = regressions(&Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds.txt")).unwrap();
+        let before: Vec<&Task> = kept.iter().filter(|task| [2, 1382].contains(&task.seed)).collect();
+        assert!(before.len() == 2 && before.iter().all(|task| !task.cast.nostr), "{kept:?}");
     }
 }

@@ -321,7 +321,6 @@ pub(crate) fn adapt(args: &[String]) -> Result<ExitCode> {
 fn monitor(world: &World, per_second: u64) -> Result<()> {
     let acked = world.file("platform/acked");
     let start: u64 = fs::read_to_string(&acked).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
-    #[expect(clippy::disallowed_methods, reason = "a program of a world, which its end ends")]
     std::thread::spawn(move || -> Result<()> {
         for line in io::stdin().lock().lines() {
             let ack: Value =

@@ -2,7 +2,7 @@
 //! it wrote down. All of it lies below one directory, whose path is in the command line or environment
 //! of every process that belongs to it.
 
-use crate::{advisers, agent, journal};
+use crate::{advisers, agent, journal, posters, project};
 use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
 use std::fs;
@@ -80,10 +80,12 @@ pub(crate) struct Cast {
     pub(crate) speakers: bool,
     /// Automations and plugins.
     pub(crate) advisers: bool,
+    /// A relay of Nostr, people who post there, and a project.
+    pub(crate) nostr: bool,
 }
 
 impl Cast {
-    /// That of a seed: of four in a row one has neither, and what it means is what it meant before there were any.
+    /// That of a seed: of four in a row one has neither speakers nor advisers, and of eight one of those has Nostr.
     pub(crate) fn of(seed: u64) -> Self {
         let (speakers, advisers) = match seed % 4 {
             0 => (true, false),
@@ -91,7 +93,7 @@ impl Cast {
             2 => (false, false),
             _ => (true, true),
         };
-        Self { speakers, advisers }
+        Self { speakers, advisers, nostr: seed % 8 == 6 }
     }
 }
 
@@ -218,6 +220,33 @@ impl World {
         self.root.join("platform/people")
     }
 
+    /// Where the world's relay is, what it was given by the daemon, and what people posted there.
+    pub(crate) fn relay_url(&self) -> PathBuf {
+        self.root.join("platform/relay")
+    }
+
+    pub(crate) fn published(&self) -> PathBuf {
+        self.root.join("platform/published")
+    }
+
+    pub(crate) fn posts(&self) -> PathBuf {
+        self.root.join("platform/posts")
+    }
+
+    /// The daemon's own public key.
+    pub(crate) fn daemon_key(&self) -> PathBuf {
+        self.root.join("platform/daemon-key")
+    }
+
+    /// What the processes of the project did, and the lock that one of them holds.
+    pub(crate) fn project_journal(&self) -> PathBuf {
+        self.root.join("platform/project")
+    }
+
+    pub(crate) fn project_lock(&self) -> PathBuf {
+        self.root.join("platform/project.lock")
+    }
+
     /// While this file exists every program behaves.
     pub(crate) fn calm(&self) -> PathBuf {
         self.root.join("calm")
@@ -260,7 +289,7 @@ impl World {
                 { "name": "echoed", "match": { "conditions": [{ "channel": "plain" }, { "channel": "both" }] }, "effect": "allow",
                   "session": { "agent": "echo" } },
                 { "name": "answered", "match": { "conditions": [{ "channel": "acked" }, { "channel": "filled" }] }, "effect": "allow" },
-                { "name": "strangers", "match": { "conditions": [{ "peer_kind": "channel" }] }, "effect": "deny", "priority": 10 },
+                { "name": "strangers", "match": { "conditions": self.strangers() }, "effect": "deny", "priority": 10 },
             ] },
             "agents": { "default": "worker", "worker": { "runner": "command", "command": agent, "timeout_ms": 1500 } },
             "adapters": adapters,
@@ -272,8 +301,23 @@ impl World {
             config["plugins"] = advisers::settings();
             advisers::place(self, own, seed)?;
         }
+        if self.cast.nostr {
+            let url = fs::read_to_string(self.relay_url()).context("the world's relay is nowhere")?;
+            // What a reload sees as another frame limit changes the client, and as another environment the project's process.
+            config["nostr"] = json!({ "relays": [url], "whitelist": posters::heeded(), "publish_per_minute": 60_000,
+                                      "max_frame_bytes": 65_536 + variant });
+            config["projects"] = project::settings(self, own, seed, variant / 2);
+        }
         let draft = self.file("workspace/nex.yaml.draft");
         fs::write(&draft, format!("{config:#}")).and_then(|()| fs::rename(&draft, self.config_file())).context("failed to write nex.yaml")
+    }
+
+    /// Who writes in a channel, which a project of Nostr is too: that one's people are let in by its whitelist.
+    fn strangers(&self) -> Vec<Value> {
+        if !self.cast.nostr {
+            return vec![json!({ "peer_kind": "channel" })];
+        }
+        self.kinds().map(|kind| json!({ "peer_kind": "channel", "channel": kind.name() })).collect()
     }
 
     fn adapter(&self, own: &Path, seed: u64, kind: Kind, variant: u64) -> Value {

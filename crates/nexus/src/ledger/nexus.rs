@@ -30,8 +30,8 @@ pub use projects::{
     projects_defined_by,
 };
 pub use publish::{
-    Answered, DuePublication, OutboxCounts, PrunePublished, Publish, Published, SettlePublished, SpreadPublished, due_publications,
-    next_publication, outbox_counts, published_status, published_under,
+    Answered, DuePublication, OutboxCounts, PUT_OFF_MS_MAX, PrunePublished, Publish, Published, SettlePublished, SpreadPublished,
+    due_publications, next_publication, outbox_counts, published_status, published_under,
 };
 pub use read::{
     DeliveryCounts, OpenRequest, RequestRow, deliveries, deliveries_of, delivery, delivery_counts, finished_after, open_by_conversation,

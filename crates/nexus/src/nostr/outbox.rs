@@ -9,7 +9,7 @@ use super::{Inner, Link};
 use crate::clock;
 use crate::error_text::describe;
 use crate::ledger::nexus::{
-    Answered, DuePublication, PrunePublished, SettlePublished, SpreadPublished, due_publications, next_publication,
+    Answered, DuePublication, PUT_OFF_MS_MAX, PrunePublished, SettlePublished, SpreadPublished, due_publications, next_publication,
 };
 use crate::ledger::writer::WriteError;
 use nexus_core::notice::NoticeType;
@@ -25,9 +25,9 @@ use tokio_util::sync::CancellationToken;
 const UNDER_WAY_MAX: usize = 16;
 /// After which one whose relay's task never told its end is sent again: longer than a relay may take.
 const UNDER_WAY: Duration = Duration::from_secs(60);
-/// Pauses before an event is sent to a relay again; each is a random part of its upper half.
+/// First pause before an event is sent to a relay again, and the longest; each is a random part of its upper half.
 const AGAIN_BASE_MS: i64 = 5_000;
-const AGAIN_MAX_MS: i64 = 600_000;
+const AGAIN_MAX_MS: i64 = PUT_OFF_MS_MAX;
 /// Attempts after which a relay that only says no, without a reason, is believed.
 const ATTEMPTS_MAX: u32 = 12;
 /// How long a proof who we are may take, and how often an event waits for one, in ms.

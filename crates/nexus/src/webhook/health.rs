@@ -110,7 +110,6 @@ mod tests {
     fn probe_of(answer: &'static str) -> Value {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let settings = settings(listener.local_addr().unwrap().port());
-        #[expect(clippy::disallowed_methods, reason = "a test waits for it, or is over before it")]
         let server = std::thread::spawn(move || {
             let (mut stream, _peer) = listener.accept().unwrap();
             let mut request = [0_u8; 256];

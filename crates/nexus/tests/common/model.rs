@@ -33,7 +33,6 @@ impl Model {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let (address, asked) = (listener.local_addr().unwrap(), Arc::new(Mutex::new(Vec::new())));
         let kept = asked.clone();
-        #[expect(clippy::disallowed_methods, reason = "a test waits for it, or is over before it")]
         std::thread::spawn(move || {
             let mut waiting = Vec::new();
             for reply in replies {
@@ -57,7 +56,6 @@ impl Model {
         let (address, asked) = (listener.local_addr().unwrap(), Arc::new(Mutex::new(Vec::new())));
         let (give, replies) = sync_channel::<String>(REPLIES_MAX);
         let kept = asked.clone();
-        #[expect(clippy::disallowed_methods, reason = "a test waits for it, or is over before it")]
         std::thread::spawn(move || {
             while let Ok((mut socket, _)) = listener.accept() {
                 let request = read(&mut socket);

@@ -65,7 +65,6 @@ impl GitServer {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let desk = Arc::new(Desk { root: root.to_owned(), ..Desk::default() });
         let server = Self { address: listener.local_addr().unwrap(), scheme, desk: desk.clone() };
-        #[expect(clippy::disallowed_methods, reason = "a test waits for it, or is over before it")]
         std::thread::spawn(move || {
             while let Ok((socket, _)) = listener.accept() {
                 let (desk, wire) = (desk.clone(), greet(socket));

@@ -33,7 +33,6 @@ pub struct Host {
 /// The lines of a pipe, as they come.
 fn lines_of(pipe: impl Read + Send + 'static) -> Receiver<String> {
     let (sender, receiver) = sync_channel(LINES_AHEAD);
-    #[expect(clippy::disallowed_methods, reason = "a test waits for it, or is over before it")]
     thread::spawn(move || {
         for line in BufReader::new(pipe).lines().map_while(Result::ok) {
             if sender.send(line).is_err() {

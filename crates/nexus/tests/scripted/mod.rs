@@ -68,7 +68,6 @@ impl Scripted {
         let listener = TcpListener::bind(address).unwrap();
         let (address, state) = (listener.local_addr().unwrap(), Arc::new(Mutex::new(State::default())));
         let shared = state.clone();
-        #[expect(clippy::disallowed_methods, reason = "a test waits for it, or is over before it")]
         let listening = std::thread::spawn(move || listen(&listener, &shared));
         Self { address, state, listening: Some(listening) }
     }
@@ -114,7 +113,6 @@ fn listen(listener: &TcpListener, state: &Arc<Mutex<State>>) {
             return;
         }
         let (Ok(stream), state) = (stream, state.clone()) else { continue };
-        #[expect(clippy::disallowed_methods, reason = "a test waits for it, or is over before it")]
         std::thread::spawn(move || {
             stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
             let Ok(socket) = tungstenite::accept(stream) else { return };

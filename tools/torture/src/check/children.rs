@@ -2,6 +2,7 @@
 
 use crate::agent::ESCAPEE;
 use crate::daemon::Daemon;
+use crate::fault::Program;
 use crate::procfs::{self, Process};
 use crate::world::World;
 use std::collections::HashMap;
@@ -27,7 +28,7 @@ pub(crate) enum Intake {
 }
 
 /// What is wrong with the children now; `None` when each account has one monitor (or none while its intake
-/// may be held), and every process descends from the daemon.
+/// may be held), the project one process at most, and every process descends from the daemon.
 pub(crate) fn wrong(world: &World, daemon: &Daemon, intake: Intake) -> Option<String> {
     let all = procfs::all_with(&world.root().to_string_lossy());
     for kind in world.kinds() {
@@ -38,6 +39,9 @@ pub(crate) fn wrong(world: &World, daemon: &Daemon, intake: Intake) -> Option<St
                 return Some(format!("{}/{account} has {monitors} monitors", kind.name()));
             }
         }
+    }
+    if let Some(wrong) = projects_are_too_many(&all) {
+        return Some(wrong);
     }
     let parents: HashMap<i32, i32> = all.iter().map(|process| (process.pid, process.parent)).collect();
     let keeper = daemon.keeper().map(|keeper| keeper.pid);
@@ -54,6 +58,12 @@ pub(crate) fn wrong(world: &World, daemon: &Daemon, intake: Intake) -> Option<St
     (!stray.is_empty()).then(|| format!("processes that don't descend from the daemon live: {stray:?}"))
 }
 
+/// There is one project in a world at most.
+fn projects_are_too_many(all: &[Process]) -> Option<String> {
+    let of_project: Vec<&Process> = all.iter().filter(|one| format!("{} ", one.command).contains(Program::Project.word())).collect();
+    (of_project.len() > 1).then(|| format!("the project has {} processes: {of_project:?}", of_project.len()))
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -63,6 +73,15 @@ mod tests {
     use std::time::Duration;
 
     const SEEN_LIMIT: Duration = Duration::from_secs(30);
+
+    #[test]
+    fn a_project_has_one_process_at_most() {
+        let process = |pid: i32, command: &str| Process { pid, parent: 1, start_ticks: 1, command: command.to_owned() };
+        let words = ["/bin/it __project /world 7", "/bin/it __agent /world 7", "/bin/it __project /world 7"];
+        let all = [process(1, words[0]), process(2, words[1]), process(3, words[2])];
+        assert_eq!(projects_are_too_many(&all[..2]), None);
+        assert!(projects_are_too_many(&all).is_some_and(|wrong| wrong.starts_with("the project has 2 processes")));
+    }
 
     #[test]
     #[expect(clippy::disallowed_methods, reason = "what is left behind is nobody's child")]

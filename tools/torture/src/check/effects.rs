@@ -62,6 +62,7 @@ fn completed_were_answered(copy: &Copy, journal: &[Value]) -> Result<Vec<String>
         finished.iter().filter(|run| !answered.contains(*run) && !silent.contains(*run)).take(NAMED_MAX).collect();
     let sql = "SELECT r.run_id FROM runs r JOIN nexus_requests q ON q.event_seq = r.event_seq AND q.attempts = r.attempt
                WHERE q.status = 'completed' AND q.channel != 'timer' AND q.event_id NOT LIKE '%#replay:%' AND r.status = 'finished'
+                 AND r.agent != 'project'
                  AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.event_seq = q.event_seq)";
     let mut unsent: Vec<String> = rows(&copy.nexus, sql, |row| row.get(0))?;
     unsent.retain(|run| !silent.contains(run));
@@ -88,7 +89,9 @@ struct Row {
 
 impl Row {
     fn all(copy: &Copy) -> Result<Vec<Self>> {
-        let sql = "SELECT idempotency_key, status, channel, attempts, account_id || ' ' || target, content FROM deliveries";
+        // What is said on Nostr no adapter sends: that is looked at by itself.
+        let sql = "SELECT idempotency_key, status, channel, attempts, account_id || ' ' || target, content FROM deliveries
+                   WHERE channel != 'nostr'";
         rows(&copy.nexus, sql, |row| {
             let (key, status, channel) = (row.get(0)?, row.get(1)?, row.get(2)?);
             Ok(Self { key, status, channel, attempts: row.get(3)?, target: row.get(4)?, content: row.get(5)? })

@@ -23,7 +23,8 @@ const NEXUS: &str = "
     CREATE TABLE access_audit (event_seq INTEGER, decision TEXT);
     CREATE TABLE runs (run_id TEXT, event_seq INTEGER, attempt INTEGER, agent TEXT, status TEXT);
     CREATE TABLE deliveries (seq INTEGER, event_seq INTEGER, idempotency_key TEXT, status TEXT, channel TEXT, account_id TEXT, target TEXT,
-                             content TEXT, attempts INTEGER, run_id TEXT);";
+                             content TEXT, attempts INTEGER, run_id TEXT);
+    CREATE TABLE nostr_published (event_id TEXT, once TEXT, status TEXT);";
 
 /// A world, and the connections that make its ledgers.
 pub(super) struct Made {

@@ -49,7 +49,7 @@ pub(super) fn targets(world: &World, copy: &Copy) -> Result<Vec<String>> {
 }
 
 /// Findings for numbers that go back within their lane.
-fn out_of_order(all: impl Iterator<Item = (String, i64)>, lane: &str) -> Vec<String> {
+pub(super) fn out_of_order(all: impl Iterator<Item = (String, i64)>, lane: &str) -> Vec<String> {
     let mut newest: HashMap<String, i64> = HashMap::new();
     let mut found = Vec::new();
     for (name, seq) in all {

@@ -60,6 +60,8 @@ fn fixed(copy: &Copy) -> Result<BTreeMap<String, String>> {
             &copy.nexus,
             "SELECT 'delivery ' || idempotency_key, status FROM deliveries WHERE status IN ('sent', 'failed', 'expired', 'discarded')",
         ),
+        (&copy.nexus, "SELECT 'what is published under ' || once, event_id FROM nostr_published"),
+        (&copy.nexus, "SELECT 'the publication ' || event_id, status FROM nostr_published WHERE status != 'waiting'"),
     ] {
         all.extend(pairs_of_text(file, sql)?);
     }
@@ -107,6 +109,21 @@ mod tests {
         );
         assert!(after("", "UPDATE runs SET status = 'running' WHERE event_seq = 1").contains("run run-1 was `finished`"));
         assert!(after("UPDATE events SET disposition = 'filed' WHERE seq = 1", "").contains("event 1 was `acked acked:a-1 run`"));
+    }
+
+    #[test]
+    fn what_is_published_is_made_once() {
+        let after = |sql: &str| {
+            let made = Made::whole(Kind::Acked, 1);
+            made.nexus.execute_batch("INSERT INTO nostr_published VALUES ('e1', 'k1', 'accepted'), ('e2', 'k2', 'waiting')").unwrap();
+            let mut snapshots = Snapshots::default();
+            assert_eq!(snapshots.look(&made.world).unwrap(), Vec::<String>::new());
+            made.nexus.execute_batch(sql).unwrap();
+            snapshots.look(&made.world).unwrap().join("; ")
+        };
+        assert_eq!(after("UPDATE nostr_published SET status = 'refused' WHERE once = 'k2'"), "");
+        assert!(after("UPDATE nostr_published SET event_id = 'e3' WHERE once = 'k2'").contains("what is published under k2 was `e2`"));
+        assert!(after("UPDATE nostr_published SET status = 'waiting' WHERE once = 'k1'").contains("the publication e1 was `accepted`"));
     }
 
     #[test]

@@ -10,6 +10,8 @@ use serde::Serialize;
 
 /// How long after its end an event is remembered, with the key under which it was made, in ms.
 const REMEMBERED_MS: i64 = 30 * 24 * 60 * 60 * 1000;
+/// No event is put off for longer, in ms: one that is was put off by a clock that was ahead, and is due.
+pub const PUT_OFF_MS_MAX: i64 = 600_000;
 
 /// Writes a signed event for these relays, unless one was made under the same key before.
 #[derive(Debug, Clone)]
@@ -199,11 +201,12 @@ pub fn due_publications(
     limit: usize,
 ) -> rusqlite::Result<Vec<DuePublication>> {
     let sql = "SELECT p.event_id, p.kind, p.event, o.attempts FROM nostr_outbox o JOIN nostr_published p ON p.event_id = o.event_id
-               WHERE o.relay = ?1 AND o.status = 'pending' AND o.next_attempt_at <= ?2 AND p.expires_at > ?2
+               WHERE o.relay = ?1 AND o.status = 'pending' AND p.expires_at > ?2
+                 AND (o.next_attempt_at <= ?2 OR o.next_attempt_at > ?2 + ?5)
                  AND p.kind NOT IN (SELECT value FROM json_each(?3)) ORDER BY p.seq LIMIT ?4";
     let read = |row: &Row<'_>| Ok(DuePublication { event_id: row.get(0)?, kind: row.get(1)?, event: row.get(2)?, attempts: row.get(3)? });
     let but = serde_json::Value::from(but).to_string();
-    connection.prepare_cached(sql)?.query_map(params![relay, now, but, limit], read)?.collect()
+    connection.prepare_cached(sql)?.query_map(params![relay, now, but, limit, PUT_OFF_MS_MAX], read)?.collect()
 }
 
 /// When the next event is due for a relay, in Unix ms.
@@ -283,6 +286,15 @@ mod tests {
         assert_eq!(publish("l", "e3", 12).apply(&connection).unwrap(), Published::Now);
         assert_eq!(publish("m", "e4", 13).apply(&connection).unwrap(), Published::Full);
         assert_eq!((due(&connection, "ws://a", 20), due(&connection, "ws://a", 11)), (vec!["e1".into(), "e3".into()], vec!["e1".into()]));
+    }
+
+    #[test]
+    fn what_a_clock_that_was_ahead_put_off_is_due_once_it_is_right() {
+        let (connection, now) = (crate::samples::nexus_ledger(), 1_000_000);
+        publish("k", "e1", now + 2 * 60 * 60 * 1000).apply(&connection).unwrap();
+        assert_eq!(due(&connection, "ws://a", now), ["e1"]);
+        publish("l", "e2", now + PUT_OFF_MS_MAX).apply(&connection).unwrap();
+        assert_eq!(due(&connection, "ws://a", now), ["e1"], "the other one is put off as long as any is");
     }
 
     #[test]

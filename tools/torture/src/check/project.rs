@@ -1,0 +1,231 @@
+//! What is promised about a project's process: each event is in the ledger before it is handed over, comes in its order, is
+//! handed over again only as often as the ledger has tries for it, never once it was answered but where the configuration
+//! says so, and one that is completed was answered to the end and once.
+
+use super::nostr::{Relayed, recorded};
+use super::order::out_of_order;
+use super::{Copy, rows};
+use crate::journal;
+use crate::project::{DONE, HANDED, NOTHING, PUBLISHED};
+use crate::report::Counts;
+use crate::world::{OnInterrupted, World};
+use anyhow::Result;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// Tries of one run as long as nothing was said or done, and runs of one request after which it counts as poison.
+const TRIES_MAX: u64 = 3;
+const RUNS_MAX: u64 = 3;
+/// Most findings that one look names.
+const NAMED_MAX: usize = 10;
+
+/// What the ledger says of an event of the project.
+struct Row {
+    seq: i64,
+    status: String,
+    runs: u64,
+    /// Of its last run.
+    ended: String,
+}
+
+/// What the processes did about one event.
+#[derive(Default)]
+struct Work {
+    handed: u64,
+    /// It was handed over though its answer was published.
+    again: bool,
+    /// Ids of what was published for it.
+    published: BTreeSet<String>,
+    nothing: bool,
+    done: bool,
+}
+
+impl Work {
+    fn wrong(&self, id: &str, row: Option<&Row>, on_interrupted: OnInterrupted) -> Vec<String> {
+        let Some(row) = row else { return vec![format!("the project was handed {id}, which has no request")] };
+        let Row { status, runs, ended, .. } = row;
+        let runs_max = if on_interrupted == OnInterrupted::Fail { 1 } else { RUNS_MAX };
+        let mut found = Vec::new();
+        if self.handed > TRIES_MAX * runs_max.min(*runs) {
+            let configured = on_interrupted.name();
+            found.push(format!("with on_interrupted: {configured} {id} was handed over {} times in {runs} runs", self.handed));
+        }
+        if self.again && on_interrupted != OnInterrupted::Rerun {
+            found.push(format!("{id} was handed over again after its answer was published"));
+        }
+        if self.published.len() > 1 {
+            found.push(format!("{id} has these answers: {:?}", self.published));
+        }
+        let is_answered = self.done && (self.nothing || !self.published.is_empty());
+        if status == "completed" && ended == "finished" && !is_answered {
+            found.push(format!("{id} is completed, and its process did not come to its end"));
+        }
+        found
+    }
+}
+
+/// Looks at all that was handed over.
+pub(super) fn handed(world: &World, copy: &Copy, on_interrupted: OnInterrupted, counts: &mut Counts) -> Result<Vec<String>> {
+    let journal = journal::values(&world.project_journal())?;
+    if journal.is_empty() {
+        return Ok(Vec::new());
+    }
+    let known = ledger(copy)?;
+    let mut all: BTreeMap<&str, Work> = BTreeMap::new();
+    let mut order = Vec::new();
+    for line in &journal {
+        let Some(id) = line["id"].as_str() else { continue }; // of the process itself
+        let work = all.entry(id).or_default();
+        match line["what"].as_str() {
+            Some(HANDED) => {
+                work.handed += 1;
+                work.again |= !work.published.is_empty();
+                order.extend(known.get(id).map(|row| ("demo".to_owned(), row.seq)));
+            }
+            Some(PUBLISHED) => work.published.extend(line["event_id"].as_str().map(str::to_owned)),
+            Some(NOTHING) => work.nothing = true,
+            Some(DONE) => work.done = true,
+            Some(_) | None => {}
+        }
+    }
+    counts.nostr.handed += all.values().map(|work| work.handed).sum::<u64>();
+    counts.nostr.handed_again += all.values().map(|work| work.handed.saturating_sub(1)).sum::<u64>();
+    let mut found: Vec<String> = all.iter().flat_map(|(id, work)| work.wrong(id, known.get(*id), on_interrupted)).collect();
+    found.extend(unpublished(world, copy, &all)?);
+    // One that is repeated comes before what follows it.
+    found.extend(out_of_order(order.into_iter(), "project"));
+    found.truncate(NAMED_MAX);
+    Ok(found)
+}
+
+fn ledger(copy: &Copy) -> Result<HashMap<String, Row>> {
+    let sql = "SELECT q.event_id, q.event_seq, q.status, (SELECT count(*) FROM runs r WHERE r.event_seq = q.event_seq),
+                      coalesce((SELECT r.status FROM runs r WHERE r.event_seq = q.event_seq AND r.attempt = q.attempts), '')
+               FROM nexus_requests q WHERE q.channel = 'nostr'";
+    let read = |row: &rusqlite::Row<'_>| {
+        Ok((row.get::<_, String>(0)?, Row { seq: row.get(1)?, status: row.get(2)?, runs: row.get(3)?, ended: row.get(4)? }))
+    };
+    Ok(rows(&copy.nexus, sql, read)?.into_iter().collect())
+}
+
+/// What a process was told to be published the relay has, if it didn't refuse it.
+fn unpublished(world: &World, copy: &Copy, all: &BTreeMap<&str, Work>) -> Result<Vec<String>> {
+    let (relayed, recorded) = (Relayed::read(world)?, recorded(copy)?);
+    let is_missing = |event: &&String| match recorded.get(*event).map(String::as_str) {
+        Some("refused" | "expired") => false,
+        Some(_) | None => !relayed.has(event),
+    };
+    let told = all.iter().flat_map(|(id, work)| work.published.iter().map(move |event| (*id, event)));
+    let lost = told.filter(|(_, event)| is_missing(event));
+    Ok(lost.map(|(id, event)| format!("the project was told that {event} is published for {id}, and no relay has it")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::made::Made;
+    use super::*;
+    use crate::world::Kind;
+    use rusqlite::params;
+    use serde_json::json;
+
+    /// A world in which two events were handed over, answered and published.
+    struct Worked(Made);
+
+    impl Worked {
+        fn new() -> Self {
+            let worked = Self(Made::new(Kind::Plain)).noted("began", None, None);
+            let insert = |number: i64| {
+                let sql = "INSERT INTO nexus_requests VALUES (?1, ?2, 'nostr', 'completed', 1, 5)";
+                worked.0.nexus.execute(sql, params![number, format!("nostr:{number}")]).unwrap();
+                let sql = "INSERT INTO runs VALUES (?1, ?2, 1, 'project', 'finished')";
+                worked.0.nexus.execute(sql, params![format!("run-{number}"), number]).unwrap();
+            };
+            [1, 2].into_iter().for_each(insert);
+            worked.answered(1).answered(2)
+        }
+
+        fn noted(self, what: &str, number: Option<i64>, published: Option<&str>) -> Self {
+            let line = json!({ "what": what, "id": number.map(|number| format!("nostr:{number}")), "event_id": published });
+            journal::append(&self.0.world.project_journal(), &line.to_string()).unwrap();
+            self
+        }
+
+        fn answered(self, number: i64) -> Self {
+            let reply = format!("reply-{number}");
+            let line = json!({ "event": { "id": reply, "kind": 1 }, "taken": true });
+            journal::append(&self.0.world.published(), &line.to_string()).unwrap();
+            self.noted(HANDED, Some(number), None).noted(PUBLISHED, Some(number), Some(&reply)).noted(DONE, Some(number), None)
+        }
+
+        fn with(self, sql: &str) -> Self {
+            self.0.nexus.execute_batch(sql).unwrap();
+            self
+        }
+
+        fn found(&self, on_interrupted: OnInterrupted) -> String {
+            handed(&self.0.world, &self.0.copy(), on_interrupted, &mut Counts::default()).unwrap().join("; ")
+        }
+
+        #[track_caller]
+        fn breaks(&self, what: &str) {
+            let found = self.found(OnInterrupted::Auto);
+            assert!(found.contains(what), "`{what}` is not in {found}");
+        }
+    }
+
+    const RUN_AGAIN: &str = "INSERT INTO runs VALUES ('run-9', 2, 2, 'project', 'finished');
+                             UPDATE nexus_requests SET attempts = 2 WHERE event_seq = 2;
+                             UPDATE runs SET status = 'interrupted' WHERE run_id = 'run-2'";
+
+    #[test]
+    fn nothing_is_found_where_everything_holds() {
+        assert_eq!(Worked::new().found(OnInterrupted::Fail), "");
+        assert_eq!(Worked(Made::new(Kind::Plain)).found(OnInterrupted::Fail), "", "nobody was handed anything");
+        let failed = Worked::new().with("UPDATE nexus_requests SET status = 'failed' WHERE event_seq = 1");
+        assert_eq!(failed.found(OnInterrupted::Fail), "");
+    }
+
+    #[test]
+    fn an_event_is_handed_over_as_often_as_the_ledger_has_tries() {
+        let handed = |times: usize| {
+            let sql = "INSERT INTO nexus_requests VALUES (3, 'nostr:3', 'nostr', 'failed', 1, 5);
+                       INSERT INTO runs VALUES ('run-3', 3, 1, 'project', 'failed')";
+            (0..times).fold(Worked::new().with(sql), |worked, _| worked.noted(HANDED, Some(3), None))
+        };
+        assert_eq!(handed(3).found(OnInterrupted::Fail), "");
+        handed(4).breaks("nostr:3 was handed over 4 times in 1 runs");
+        let again = handed(4).with("INSERT INTO runs VALUES ('run-9', 3, 2, 'project', 'failed')");
+        assert_eq!(again.found(OnInterrupted::Auto), "");
+        assert!(again.found(OnInterrupted::Fail).contains("with on_interrupted: fail nostr:3 was handed over 4 times in 2 runs"));
+        Worked::new().noted(HANDED, Some(7), None).breaks("the project was handed nostr:7, which has no request");
+    }
+
+    #[test]
+    fn what_was_answered_is_not_handed_over_again_but_where_it_may_be() {
+        let again = Worked::new().with(RUN_AGAIN).noted(HANDED, Some(2), None);
+        again.breaks("nostr:2 was handed over again after its answer was published");
+        assert_eq!(again.found(OnInterrupted::Rerun), "");
+        let twice = again.noted(PUBLISHED, Some(2), Some("reply-1"));
+        assert!(twice.found(OnInterrupted::Rerun).contains("nostr:2 has these answers: {\"reply-1\", \"reply-2\"}"));
+    }
+
+    #[test]
+    fn who_is_completed_was_answered_to_the_end() {
+        let sql = "INSERT INTO nexus_requests VALUES (3, 'nostr:3', 'nostr', 'completed', 1, 5);
+                   INSERT INTO runs VALUES ('run-3', 3, 1, 'project', 'finished')";
+        let third = || Worked::new().with(sql).noted(HANDED, Some(3), None);
+        third().breaks("nostr:3 is completed, and its process did not come to its end");
+        third().noted(DONE, Some(3), None).breaks("its process did not come to its end");
+        assert_eq!(third().noted(NOTHING, Some(3), None).noted(DONE, Some(3), None).found(OnInterrupted::Auto), "");
+    }
+
+    #[test]
+    fn what_is_told_to_be_published_is_and_events_come_in_their_order() {
+        let worked = Worked::new().noted(HANDED, Some(1), None);
+        worked.breaks("in project demo number 1 came after 2");
+        let lost = || Worked::new().noted(PUBLISHED, Some(1), Some("reply-1")).noted(PUBLISHED, Some(2), Some("reply-9"));
+        lost().breaks("the project was told that reply-9 is published for nostr:2, and no relay has it");
+        let refused = lost().with("INSERT INTO nostr_published VALUES ('reply-9', 'key', 'refused')");
+        assert!(!refused.found(OnInterrupted::Auto).contains("no relay has it"));
+    }
+}
