@@ -1,11 +1,14 @@
-//! The breaker of one session: stops turns that repeat without a person behind them, so that two programs
-//! that answer each other, or a timer with nothing new to say, can't go on for ever. Pure: it reads no
-//! clock, and what is stopped its caller decides. Session labels and texts come in as hashes.
+//! The breaker of one session: stops turns that only repeat, so that two programs that answer each other, or a timer
+//! with nothing new to say, can't go on for ever. Who sent a message doesn't tell whether a person did: a mailbox that
+//! answers by itself writes as its owner. Pure: it reads no clock, and what is stopped its caller decides. Session
+//! labels and texts come in as hashes.
 
 use std::collections::{BTreeSet, VecDeque};
 
 /// Repetitions in a row that go through.
 pub const REPEATS_MAX: usize = 5;
+/// The same of messages that a person may have sent, each as an answer to ours: people do say one thing often.
+pub const ANSWERS_MAX: usize = 10;
 /// They count within this time, in milliseconds.
 pub const WINDOW_MS: u64 = 10 * 60 * 1000;
 /// Quiet after which it lets through again, in milliseconds.
@@ -23,6 +26,9 @@ pub struct Message {
     pub seq: i64,
     /// Of what it says.
     pub hash: u64,
+    /// The same, as answers are compared: without what may change from one to the next. `None` if it says nothing, as a
+    /// picture does.
+    pub likeness: Option<u64>,
     /// No person sent it: the timer, a webhook, another agent.
     pub is_automatic: bool,
     /// By a monotonic clock, in milliseconds.
@@ -36,9 +42,19 @@ pub enum Verdict {
     Stop {
         /// The first one that is stopped: now somebody should be told.
         is_first: bool,
-        /// It is what the session's agent said last, come back.
-        is_echo: bool,
+        circle: Circle,
     },
+}
+
+/// How a session repeats.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Circle {
+    /// What its agent said comes back.
+    Echo,
+    /// The same message comes, and no person sent it.
+    Same,
+    /// Each thing that is said in it gets the same answer.
+    Answers,
 }
 
 /// What is remembered of a session.
@@ -47,43 +63,85 @@ pub struct Breaker {
     /// Those that passed, by their places, the newest [`PASSED_MAX`].
     passed: BTreeSet<i64>,
     hash: Option<u64>,
+    likeness: Option<u64>,
+    /// Something was said since the last answer to it came; messages up to this place came before it.
+    spoken_at: Option<i64>,
     reply: Option<u64>,
     /// The messages of answers that went out in several, the newest last: they come back one by one, while
     /// later answers are given.
     pieces: VecDeque<u64>,
-    /// When the last repetitions in a row came, at most [`REPEATS_MAX`], the newest last.
+    /// When the last repetitions in a row came, at most [`ANSWERS_MAX`], the newest last.
     times: VecDeque<u64>,
-    is_open: bool,
+    /// Why it is open, if it is.
+    open: Option<Circle>,
     last_ms: u64,
 }
 
 impl Breaker {
     /// Decides about a message and remembers it.
     pub fn step(&mut self, message: Message) -> Verdict {
-        let Message { seq, hash, is_automatic, at_ms } = message;
+        let Message { seq, hash, likeness, is_automatic: _, at_ms } = message;
         if self.has_passed(seq) {
             return Verdict::Pass;
         }
         if self.is_quiet(at_ms) {
-            (self.is_open, self.hash) = (false, None);
+            (self.open, self.hash, self.likeness) = (None, None, None);
             self.times.clear();
         }
-        let is_echo = self.reply == Some(hash) || self.pieces.contains(&hash);
-        let repeats = is_echo || (is_automatic && self.hash == Some(hash));
-        (self.hash, self.last_ms) = (Some(hash), at_ms);
-        if !repeats {
-            self.is_open = false;
+        let is_alike = likeness.is_some() && self.likeness == likeness;
+        let circle = self.circle(message);
+        (self.hash, self.likeness, self.last_ms) = (Some(hash), likeness, at_ms);
+        if circle.is_none() {
+            if is_alike && self.open.is_none() {
+                // Said again before it was answered: it repeats nothing, and ends nothing.
+                self.note_passed(seq);
+                return Verdict::Pass;
+            }
+            self.open = None;
             self.times.clear();
         }
-        let oldest = if self.times.len() >= REPEATS_MAX { self.times.pop_front() } else { None };
-        self.times.push_back(at_ms);
-        let is_loop = oldest.is_some_and(|oldest| at_ms.saturating_sub(oldest) < WINDOW_MS);
-        if !is_loop && !self.is_open {
+        let is_loop = self.is_one_too_many(circle, at_ms);
+        let Some(circle) = circle.filter(|_| is_loop || self.open.is_some()) else {
             self.note_passed(seq);
             return Verdict::Pass;
+        };
+        let is_first = self.open.is_none();
+        Verdict::Stop { is_first, circle: *self.open.get_or_insert(circle) }
+    }
+
+    /// What the message repeats, if it does.
+    fn circle(&mut self, message: Message) -> Option<Circle> {
+        let Message { seq, hash, likeness, is_automatic, at_ms: _ } = message;
+        let is_answer = self.spoken_at.take_if(|upto| seq > *upto).is_some();
+        if self.reply == Some(hash) || self.pieces.contains(&hash) {
+            Some(Circle::Echo)
+        } else if is_automatic && self.hash == Some(hash) {
+            Some(Circle::Same)
+        } else {
+            // What is stopped gets no answer, and so answers none.
+            let goes_on = is_answer || self.open == Some(Circle::Answers);
+            (goes_on && likeness.is_some() && self.likeness == likeness).then_some(Circle::Answers)
         }
-        let is_first = !std::mem::replace(&mut self.is_open, true);
-        Verdict::Stop { is_first, is_echo }
+    }
+
+    /// Counts a message. Whether more of its kind came in the window than may.
+    fn is_one_too_many(&mut self, circle: Option<Circle>, at_ms: u64) -> bool {
+        let may_come = match circle {
+            Some(Circle::Echo | Circle::Same) => REPEATS_MAX,
+            Some(Circle::Answers) | None => ANSWERS_MAX,
+        };
+        let oldest = self.times.len().checked_sub(may_come).and_then(|at| self.times.get(at).copied());
+        if self.times.len() >= ANSWERS_MAX {
+            self.times.pop_front();
+        }
+        self.times.push_back(at_ms);
+        oldest.is_some_and(|oldest| at_ms.saturating_sub(oldest) < WINDOW_MS)
+    }
+
+    /// Something is about to be said in the session: messages up to this place came before it.
+    pub fn speaks(&mut self, upto: i64) {
+        // One that comes while an answer leaves in pieces is an answer to the first of them.
+        self.spoken_at.get_or_insert(upto);
     }
 
     /// Remembers what the session's agent said last, and the messages that it went out in.
@@ -129,6 +187,11 @@ impl Breaker {
     pub fn last_ms(&self) -> u64 {
         self.last_ms
     }
+
+    /// Why it lets nothing through that repeats, if that is so.
+    pub fn open(&self, at_ms: u64) -> Option<Circle> {
+        self.open.filter(|_| !self.is_quiet(at_ms))
+    }
 }
 
 #[cfg(test)]
@@ -140,7 +203,11 @@ mod tests {
     const SECOND_MS: u64 = 1000;
 
     fn message(seq: i64, hash: u64, at_ms: u64) -> Message {
-        Message { seq, hash, is_automatic: true, at_ms }
+        Message { seq, hash, likeness: Some(hash), is_automatic: true, at_ms }
+    }
+
+    fn person(seq: i64, hash: u64) -> Message {
+        Message { seq, hash, likeness: Some(hash), is_automatic: false, at_ms: seq.unsigned_abs() }
     }
 
     /// Asks about messages that say the same, so far apart; which of them pass.
@@ -153,8 +220,11 @@ mod tests {
     fn five_in_a_row_pass_and_the_next_are_stopped_and_told_once() {
         let mut breaker = Breaker::default();
         assert_eq!(passed(&mut breaker, 5, SECOND_MS), [true; 5]);
-        assert_eq!(breaker.step(message(6, 7, 6 * SECOND_MS)), Verdict::Stop { is_first: true, is_echo: false });
-        assert_eq!(breaker.step(message(7, 7, 7 * SECOND_MS)), Verdict::Stop { is_first: false, is_echo: false });
+        assert_eq!(breaker.open(6 * SECOND_MS), None);
+        assert_eq!(breaker.step(message(6, 7, 6 * SECOND_MS)), Verdict::Stop { is_first: true, circle: Circle::Same });
+        assert_eq!(breaker.step(message(7, 7, 7 * SECOND_MS)), Verdict::Stop { is_first: false, circle: Circle::Same });
+        assert_eq!(breaker.open(7 * SECOND_MS), Some(Circle::Same));
+        assert_eq!(breaker.open(7 * SECOND_MS + QUIET_MS), None);
     }
 
     #[test]
@@ -179,25 +249,23 @@ mod tests {
 
     #[test]
     fn a_person_may_repeat_but_our_own_words_coming_back_are_stopped() {
-        let person = |seq: i64, hash| Message { seq, hash, is_automatic: false, at_ms: seq.unsigned_abs() };
         let mut breaker = Breaker::default();
         assert!((1..=50).all(|seq| breaker.step(person(seq, 7)) == Verdict::Pass));
         let mut breaker = Breaker::default();
         breaker.replied(7, &[7]);
         assert!((1..=5).all(|seq| breaker.step(person(seq, 7)) == Verdict::Pass));
-        assert_eq!(breaker.step(person(6, 7)), Verdict::Stop { is_first: true, is_echo: true });
+        assert_eq!(breaker.step(person(6, 7)), Verdict::Stop { is_first: true, circle: Circle::Echo });
         breaker.replied(8, &[8]);
         assert_eq!(breaker.step(person(7, 7)), Verdict::Pass);
     }
 
     #[test]
     fn what_left_early_and_was_all_of_an_answer_is_known_until_the_next_one() {
-        let person = |seq: i64, hash| Message { seq, hash, is_automatic: false, at_ms: seq.unsigned_abs() };
         let mut breaker = Breaker::default();
         breaker.said(7);
         breaker.replied(7, &[]);
         assert!((1..=5).all(|seq| breaker.step(person(seq, 7)) == Verdict::Pass));
-        assert_eq!(breaker.step(person(6, 7)), Verdict::Stop { is_first: true, is_echo: true });
+        assert_eq!(breaker.step(person(6, 7)), Verdict::Stop { is_first: true, circle: Circle::Echo });
         breaker.replied(8, &[8]);
         assert!((7..=50).all(|seq| breaker.step(person(seq, 7)) == Verdict::Pass));
     }
@@ -208,14 +276,66 @@ mod tests {
         let mut passed = 0;
         for seq in 1..=20_i64 {
             let hash = seq.unsigned_abs();
-            let message = Message { seq, hash, is_automatic: false, at_ms: hash };
-            match breaker.step(message) {
+            match breaker.step(person(seq, hash)) {
                 Verdict::Pass => passed += 1,
                 Verdict::Stop { .. } => break,
             }
             breaker.replied(hash + 1, &[hash + 1]); // and it comes back
         }
         assert_eq!(passed, REPEATS_MAX);
+    }
+
+    /// Messages that each come after we spoke, so far apart; which of them pass.
+    fn answers(breaker: &mut Breaker, seqs: std::ops::RangeInclusive<i64>, apart_ms: u64) -> Vec<bool> {
+        let answer = |seq: i64| {
+            let passes = breaker.step(Message { at_ms: seq.unsigned_abs() * apart_ms, ..person(seq, 7) }) == Verdict::Pass;
+            breaker.speaks(seq);
+            breaker.replied(1_000 + seq.unsigned_abs(), &[]);
+            passes
+        };
+        seqs.map(answer).collect()
+    }
+
+    #[test]
+    fn who_answers_everything_with_the_same_words_is_stopped_whoever_that_is() {
+        let mut breaker = Breaker::default();
+        assert_eq!(answers(&mut breaker, 1..=10, SECOND_MS), [true; ANSWERS_MAX]);
+        let next = |seq: i64| Message { at_ms: 11 * SECOND_MS, ..person(seq, 7) };
+        assert_eq!(breaker.step(next(11)), Verdict::Stop { is_first: true, circle: Circle::Answers });
+        assert_eq!(breaker.step(next(12)), Verdict::Stop { is_first: false, circle: Circle::Answers }, "nothing was said since");
+        assert_eq!(breaker.step(Message { hash: 8, likeness: Some(8), ..next(13) }), Verdict::Pass);
+        assert_eq!(breaker.open(12 * SECOND_MS), None);
+        assert_eq!(answers(&mut Breaker::default(), 1..=50, WINDOW_MS / ANSWERS_MAX as u64), [true; 50], "slow ones go on");
+    }
+
+    #[test]
+    fn answers_that_differ_only_in_what_may_change_are_the_same() {
+        let mut breaker = Breaker::default();
+        let mut steps = (1..=11_i64).map(|seq| {
+            let verdict = breaker.step(Message { hash: 100 + seq.unsigned_abs(), ..person(seq, 7) });
+            breaker.speaks(seq);
+            verdict
+        });
+        assert!(steps.by_ref().take(ANSWERS_MAX).all(|verdict| verdict == Verdict::Pass));
+        assert_eq!(steps.next(), Some(Verdict::Stop { is_first: true, circle: Circle::Answers }));
+    }
+
+    #[test]
+    fn what_says_nothing_is_like_nothing() {
+        let mut breaker = Breaker::default();
+        for seq in 1..=50 {
+            assert_eq!(breaker.step(Message { likeness: None, ..person(seq, 7) }), Verdict::Pass);
+            breaker.speaks(seq);
+        }
+    }
+
+    #[test]
+    fn what_was_sent_before_we_spoke_answers_nothing() {
+        let mut breaker = Breaker::default();
+        for seq in 1..=50 {
+            assert_eq!(breaker.step(person(seq, 7)), Verdict::Pass);
+            breaker.speaks(50); // all of them were there by then
+        }
     }
 
     #[test]
@@ -268,7 +388,7 @@ mod tests {
         // Each is answered while those behind it are still to come.
         while let Some(hash) = coming.pop_front() {
             let seq = i64::try_from(passed + 1).unwrap();
-            if breaker.step(Message { seq, hash, is_automatic: false, at_ms: 1 }) != Verdict::Pass {
+            if breaker.step(person(seq, hash)) != Verdict::Pass {
                 break;
             }
             passed += 1;
@@ -289,6 +409,26 @@ mod tests {
     }
 
     proptest! {
+        /// Also of what persons may have sent: in no window do more than ten of one text in a row pass that each answer us.
+        #[test]
+        fn no_more_answers_pass_than_may(steps in prop::collection::vec((0_u64..2, 0_u64..100_000), 0..120)) {
+            let mut breaker = Breaker::default();
+            let (mut at_ms, mut in_a_row, mut before) = (0, Vec::new(), None);
+            for (seq, (hash, apart_ms)) in (1_i64..).zip(steps) {
+                at_ms += apart_ms;
+                if before != Some(hash) {
+                    in_a_row.clear();
+                }
+                before = Some(hash);
+                if breaker.step(Message { at_ms, ..person(seq, hash) }) == Verdict::Pass {
+                    in_a_row.push(at_ms);
+                    let recent = in_a_row.iter().filter(|then| at_ms - **then < WINDOW_MS).count();
+                    prop_assert!(recent <= ANSWERS_MAX, "{in_a_row:?}");
+                    breaker.speaks(seq);
+                }
+            }
+        }
+
         /// However they come: in no window do more than five of one text in a row pass.
         #[test]
         fn no_more_pass_than_may(steps in prop::collection::vec((0_u64..3, 0_u64..200_000), 0..120)) {

@@ -52,7 +52,7 @@ pub use problem::Problem;
 pub use projects::{GIT_SCHEMES, Git, ProjectOverride, ProjectProtocol, ProjectRestart, Projects};
 pub use reference::reference_markdown;
 pub use storage::{Bus, BusMode, Ledgers, Retention};
-pub use timer::{Cron, Missed, Timer};
+pub use timer::{Cron, CronDeliver, Missed, Timer};
 
 use decode::{Decode, Section, named};
 use node::{FileId, Kind, Node};
@@ -226,6 +226,9 @@ fn references(mut config: Config, node: &Node, faults: &mut Faults) -> Config {
     if let Some(agents) = node.get("agents") {
         agents::check_fallbacks(&config.agents, agents, faults);
         agents::check_times(&config.agents, agents, config.pipeline.timeout_ms, faults);
+    }
+    if let Some(timer) = node.get("timer") {
+        timer::check_deliver(&config.adapters, timer, faults);
     }
     config
 }

@@ -131,6 +131,8 @@ pub struct Parts {
     pub projects_unwell: Vec<String>,
     /// What is wrong with relays of Nostr; a sentence for each thing.
     pub nostr_unwell: Vec<String>,
+    /// Sessions that a breaker stops; a sentence for each.
+    pub sessions_stopped: Vec<String>,
     /// Why the wall clock isn't believed, if it isn't.
     pub clock_doubt: Option<Doubt>,
 }
@@ -138,9 +140,9 @@ pub struct Parts {
 /// The overall state and one reason for each thing that is wrong, the worst first; none when healthy.
 ///
 /// Unhealthy: the pipeline, a ledger or the disk fails. Degraded: an adapter is errored, in
-/// backoff, degraded or disconnected, a plugin, a project or Nostr isn't well, a task was restarted or given up, deliveries are stuck, or
-/// the clock is in doubt. An adapter that is or is being stopped counts for nothing, and health nobody knows yet is no
-/// fault.
+/// backoff, degraded or disconnected, a plugin, a project or Nostr isn't well, a breaker stops a session, a task was
+/// restarted or given up, deliveries are stuck, or the clock is in doubt. An adapter that is or is being stopped counts
+/// for nothing, and health nobody knows yet is no fault.
 pub fn overall(parts: &Parts) -> (Overall, Vec<String>) {
     let mut reasons = broken(parts);
     let state = if reasons.is_empty() { Overall::Degraded } else { Overall::Unhealthy };
@@ -185,7 +187,8 @@ fn worn(parts: &Parts) -> Vec<String> {
         let count = parts.stuck_deliveries;
         reasons.push(format!("{count} {} stuck", plural(count, "delivery is", "deliveries are")));
     }
-    reasons.extend(parts.plugins_unwell.iter().chain(&parts.projects_unwell).chain(&parts.nostr_unwell).cloned());
+    let sentences = [&parts.plugins_unwell, &parts.projects_unwell, &parts.nostr_unwell, &parts.sessions_stopped];
+    reasons.extend(sentences.into_iter().flatten().cloned());
     reasons.extend(parts.clock_doubt.map(|doubt| format!("nothing but timer slots expires: {doubt}")));
     reasons
 }
@@ -236,6 +239,7 @@ mod tests {
             plugins_unwell: Vec::new(),
             projects_unwell: Vec::new(),
             nostr_unwell: Vec::new(),
+            sessions_stopped: Vec::new(),
             clock_doubt: None,
         }
     }
@@ -298,6 +302,7 @@ mod tests {
             plugins_unwell: vec!["plugin `tags` is not asked: 5 errors in a row".to_owned()],
             projects_unwell: vec!["project demo is quarantined".to_owned()],
             nostr_unwell: vec!["nostr: no relay can be reached".to_owned()],
+            sessions_stopped: vec!["session `s` is stopped".to_owned()],
             clock_doubt: Some(Doubt::Behind { by_ms: 5_000 }),
             ..well()
         };
@@ -311,6 +316,7 @@ mod tests {
             "plugin `tags` is not asked: 5 errors in a row",
             "project demo is quarantined",
             "nostr: no relay can be reached",
+            "session `s` is stopped",
             "nothing but timer slots expires: the clock is 5 s before the newest event of earlier runs; set it",
         ];
         assert_eq!(overall(&parts), (Overall::Unhealthy, reasons.map(str::to_owned).to_vec()));
@@ -359,9 +365,10 @@ mod tests {
             plugins_unwell in prop::collection::vec("[a-z]{1,4}", 0..2),
             projects_unwell in prop::collection::vec("[a-z]{1,4}", 0..2),
             nostr_unwell in prop::collection::vec("[a-z]{1,4}", 0..2),
+            sessions_stopped in prop::collection::vec("[a-z]{1,4}", 0..2),
             clock_doubt in prop::option::of((1_i64..i64::MAX).prop_map(|by_ms| Doubt::Behind { by_ms })),
         ) -> Parts {
-            Parts { ledgers, pipeline_ok, disk_ok, adapters, tasks_restarted, tasks_lost, stuck_deliveries, plugins_unwell, projects_unwell, nostr_unwell, clock_doubt }
+            Parts { ledgers, pipeline_ok, disk_ok, adapters, tasks_restarted, tasks_lost, stuck_deliveries, plugins_unwell, projects_unwell, nostr_unwell, sessions_stopped, clock_doubt }
         }
     }
 

@@ -269,7 +269,8 @@ pub struct NexusRequest {
     pub event_seq: i64,
     /// Unix milliseconds.
     pub created_at: i64,
-    /// Whose event it is, by the name in the configuration; not shown.
+    /// Who delivers the answer: whose event it is, or from stage 5 on where the entry of a scheduled one leads. By the
+    /// name in the configuration; not shown.
     #[serde(skip)]
     pub adapter: String,
     pub event: Event,

@@ -19,6 +19,7 @@ pub mod recovery;
 mod reply;
 pub mod router;
 mod run;
+mod scheduled;
 mod settle;
 pub mod spending;
 mod steering;
@@ -47,6 +48,7 @@ use nexus_core::config::{self, Queue, QueueMode};
 use nexus_core::hook::Hook;
 use nexus_core::notice::NoticeType;
 use nexus_core::request::{HookTrace, NexusRequest, Stage, StageTrace, Status};
+use scheduled::Deliver;
 use serde::Serialize;
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
@@ -145,7 +147,7 @@ pub const SETTLING_MAX: usize = 1024;
 /// A request that has an agent, a session and its context, and waits for its turn.
 #[derive(Debug)]
 pub struct Prepared {
-    /// The adapter whose event it is, and which delivers the answer.
+    /// The adapter whose event it is; which one delivers the answer, the request says.
     pub adapter: String,
     pub request: NexusRequest,
     pub agent: Arc<Agent>,
@@ -166,7 +168,7 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Timer turns: they may take only a part of an agent's slots.
+    /// Timer turns: they have slots of their own.
     pub fn is_system(&self) -> bool {
         self.request.event.channel == crate::routes::TIMER_CHANNEL
     }
@@ -246,13 +248,15 @@ impl Pipeline {
         let active = Active::begin(&self.metrics);
         let adapter = row.adapter.clone();
         let mut request = row.into_request(request_id, clock::wall_ms());
+        // As it was recorded: a plugin may say something else in its metadata.
+        let deliver = scheduled::deliver_of(&request);
         self.bus.publish(NoticeType::RequestStarted, json!({ "request_id": request.request_id, "event_id": request.event.event_id }));
         if is_revived {
             self.let_in(request.event_seq);
         }
         let mut budget = Budget { timeout: Duration::from_millis(settings.pipeline.timeout_ms), spent: Duration::ZERO };
         let seq = request.event_seq;
-        match self.whole(seq, self.stages_before_agent(&mut request, &adapter, &settings, &mut budget)).await {
+        match self.whole(seq, self.stages_before_agent(&mut request, &adapter, deliver, &settings, &mut budget)).await {
             Ok((agent, session)) => {
                 let formerly = assemble::formerly(&request, &session);
                 let Budget { timeout, spent } = budget;
@@ -271,6 +275,7 @@ impl Pipeline {
         &self,
         request: &mut NexusRequest,
         adapter: &str,
+        deliver: Option<Deliver>,
         settings: &Settings,
         budget: &mut Budget,
     ) -> Result<(Arc<Agent>, String), Exit> {
@@ -281,7 +286,14 @@ impl Pipeline {
             self.automate(request, settings, &principal, left).await
         })
         .await?;
-        self.stage(request, Stage::AssembleContext, budget, async |request| self.assemble(request, settings, &principal)).await
+        self.stage(request, Stage::AssembleContext, budget, async |request| {
+            let assembled = self.assemble(request, settings, &principal)?;
+            if let Some(deliver) = deliver {
+                self.lead_answer(request, deliver).await?;
+            }
+            Ok(assembled)
+        })
+        .await
     }
 
     /// Stages 1 to 3: who speaks, and whether they may.

@@ -20,7 +20,11 @@ use tokio::time::Instant;
 pub const CLI_CHANNEL: &str = "cli";
 /// The channel of the timer.
 pub const TIMER_CHANNEL: &str = "timer";
-/// The account of both.
+/// The type of the timer's events that a schedule makes, as against heartbeats.
+pub const CRON_TYPE: &str = "system/cron";
+/// The part of their metadata that says where their answer goes.
+pub const CRON_DELIVER: &str = "deliver";
+/// The account of the control socket and of the timer.
 pub const DEFAULT_ACCOUNT: &str = "default";
 
 /// Says one delivery on its platform.
@@ -71,6 +75,8 @@ pub struct Route {
     pub blocks: bool,
     /// What is said in it is said live.
     pub streamer: Option<Arc<dyn Streamer>>,
+    /// The channel that `info` named; `None` where there is no `info`, or no answer yet.
+    pub channel: Option<String>,
 }
 
 impl std::fmt::Debug for Route {
@@ -99,6 +105,7 @@ impl Route {
             ttl_ms: send.ttl_ms,
             blocks: send.stream == Streaming::Blocks,
             streamer: streamer.filter(|_| send.stream == Streaming::Auto),
+            channel: None,
         }
     }
 

@@ -4,7 +4,7 @@
 use crate::adapter::intake::Sinks;
 use crate::clock;
 use crate::ledger::events::{Append, Disposition, Lines, NewEvent};
-use crate::routes::{DEFAULT_ACCOUNT, TIMER_CHANNEL};
+use crate::routes::{CRON_DELIVER, CRON_TYPE, DEFAULT_ACCOUNT, TIMER_CHANNEL};
 use jiff::tz::TimeZone;
 use nexus_core::config;
 use nexus_core::event::PeerKind;
@@ -36,7 +36,8 @@ pub async fn run(mut schedule: Schedule, mut settings: watch::Receiver<config::T
     loop {
         crate::torture::point("task.timer");
         for due in schedule.step(clock::wall_ms()) {
-            fire(due, &sinks).await;
+            let deliver = deliver(&due, &settings.borrow());
+            fire(due, deliver, &sinks).await;
         }
         let wait = schedule.deadline().map_or(SLICE, |at| {
             let left = at.saturating_sub(clock::wall_ms()).max(0);
@@ -57,7 +58,15 @@ pub async fn run(mut schedule: Schedule, mut settings: watch::Receiver<config::T
     }
 }
 
-async fn fire(due: Due, sinks: &Sinks) {
+/// Where answers to a slot go, as its entry says when it fires.
+fn deliver(due: &Due, timer: &config::Timer) -> Option<config::CronDeliver> {
+    match due {
+        Due::Fire { job: Job::Cron { label, .. }, .. } => timer.cron.iter().find(|entry| entry.label == *label)?.deliver.clone(),
+        Due::Fire { job: Job::Heartbeat, .. } | Due::Missed { .. } => None,
+    }
+}
+
+async fn fire(due: Due, deliver: Option<config::CronDeliver>, sinks: &Sinks) {
     match due {
         Due::Missed { job, slot_ms_first, slot_ms_last, count } => {
             let notice = json!({ "job": name(&job), "first_slot": slot_ms_first, "last_slot": slot_ms_last, "count": count });
@@ -67,7 +76,7 @@ async fn fire(due: Due, sinks: &Sinks) {
             }
         }
         Due::Fire { job, slot_ms, event_id } => {
-            let event = event(&job, slot_ms, event_id.clone());
+            let event = event(&job, slot_ms, event_id.clone(), deliver.as_ref());
             let append = Append {
                 adapter: TIMER_CHANNEL.into(),
                 account: DEFAULT_ACCOUNT.into(),
@@ -88,11 +97,17 @@ async fn fire(due: Due, sinks: &Sinks) {
     }
 }
 
-/// The requirement's timer events, field by field.
-fn event(job: &Job, slot_ms: i64, event_id: String) -> NewEvent {
+/// The requirement's timer events, field by field, and with a slot where its answer goes.
+fn event(job: &Job, slot_ms: i64, event_id: String, deliver: Option<&config::CronDeliver>) -> NewEvent {
     let (content_type, metadata) = match job {
         Job::Heartbeat => ("system/heartbeat", None),
-        Job::Cron { label, expr } => ("system/cron", Some(json!({ "cron_label": label, "cron_expr": expr }).to_string())),
+        Job::Cron { label, expr } => {
+            let mut metadata = json!({ "cron_label": label, "cron_expr": expr });
+            if let Some(deliver) = deliver {
+                metadata[CRON_DELIVER] = json!(deliver);
+            }
+            (CRON_TYPE, Some(metadata.to_string()))
+        }
     };
     NewEvent {
         event_id,

@@ -108,7 +108,7 @@ section! {
         cwd: Option<String> = None => optional_text;
         /// Milliseconds one run may take.
         timeout_ms: u64 [1..=RUN_MS_MAX] = 120_000;
-        /// Runs of this agent that may go on at one time.
+        /// Runs of this agent that may go on at one time; those of the timer have slots of their own, a quarter as many.
         max_concurrent: u32 [1..=CONCURRENT_RUNS_MAX] = 16;
         /// What it is told of the past beyond its session's newest turns.
         memory: Memory = Memory::default();

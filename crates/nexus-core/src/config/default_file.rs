@@ -254,6 +254,8 @@ timer:
       #missed: once
       # Lateness, in milliseconds, beyond which a missed slot is dropped in any case.
       #max_lateness_ms: 86400000
+      # Where an agent's answer is sent, as in: { adapter: gog, account: me@example.org, to: me@example.org }
+      #deliver:
 
 # What is held for those who follow what happens.
 bus:

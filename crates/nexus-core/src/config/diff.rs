@@ -213,6 +213,10 @@ mod tests {
         config.automations.budgets.get_mut("digest").unwrap()
     }
 
+    fn deliver(config: &mut Config) -> &mut CronDeliver {
+        config.timer.cron[0].deliver.as_mut().unwrap()
+    }
+
     /// One change of each key of every section; lists count as one key.
     const MUTATIONS: &[Mutation] = &[
         ("daemon.host", |c| c.daemon.host.push('1')),
@@ -330,6 +334,9 @@ mod tests {
         ("timer.cron.label", |c| c.timer.cron[0].label.push('1')),
         ("timer.cron.missed", |c| c.timer.cron[0].missed = Missed::All),
         ("timer.cron.max_lateness_ms", |c| c.timer.cron[0].max_lateness_ms += 1),
+        ("timer.cron.deliver.adapter", |c| deliver(c).adapter.push('1')),
+        ("timer.cron.deliver.account", |c| deliver(c).account.push('1')),
+        ("timer.cron.deliver.to", |c| deliver(c).to.push('1')),
         ("bus.mode", |c| c.bus.mode = BusMode::Memory),
         ("bus.ring", |c| c.bus.ring += 1),
         ("bus.retention_days", |c| c.bus.retention_days += 1),

@@ -3,8 +3,8 @@
 
 use super::decode::Section;
 use super::{
-    Access, Account, Adapter, Agent, AgentPermissions, Agents, Automations, Bus, CallBudget, CatchUp, Condition, Cron, Daemon, Git,
-    Ledgers, Match, McpServer, Memory, Nostr, Permissions, Pipeline, PluginCircuit, Plugins, Policy, PrincipalMatch, ProjectOverride,
+    Access, Account, Adapter, Agent, AgentPermissions, Agents, Automations, Bus, CallBudget, CatchUp, Condition, Cron, CronDeliver, Daemon,
+    Git, Ledgers, Match, McpServer, Memory, Nostr, Permissions, Pipeline, PluginCircuit, Plugins, Policy, PrincipalMatch, ProjectOverride,
     ProjectRestart, Projects, Queue, Rate, Restart, Retention, Send, SessionRoute, Spending, Timer, Tools,
 };
 use schemars::{JsonSchema, schema_for};
@@ -51,6 +51,7 @@ pub fn reference_markdown() -> String {
     table::<CallBudget>(&mut page, "automations.budgets.NAME");
     table::<Timer>(&mut page, "timer");
     table::<Cron>(&mut page, "timer.cron[]");
+    table::<CronDeliver>(&mut page, "timer.cron[].deliver");
     table::<Bus>(&mut page, "bus");
     table::<Nostr>(&mut page, "nostr");
     table::<Projects>(&mut page, "projects");

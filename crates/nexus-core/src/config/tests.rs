@@ -271,6 +271,27 @@ fn more_time_for_an_agent_than_for_its_request_is_a_warning() {
 }
 
 #[test]
+fn answers_of_the_timer_go_only_where_somebody_can_send_them() {
+    let with = |deliver: &str| {
+        let adapters = "adapters: {a: {command: a, accounts: {me: {}, you: {}}}, hook: {command: 'builtin:webhook', accounts: {me: {}}}}";
+        format!("{adapters}\ntimer: {{cron: [{{expr: '0 8 * * *', label: l, deliver: {{{deliver}}}}}]}}")
+    };
+    let told = |deliver: &str| {
+        let told = errors(&with(deliver));
+        told.iter().map(|error| error.split_once(' ').unwrap().1.to_owned()).collect::<Vec<_>>()
+    };
+    let deliver = loaded(&with("adapter: a, account: you, to: '#all'")).config.timer.cron[0].deliver.clone();
+    assert_eq!(deliver, Some(CronDeliver { adapter: "a".into(), account: "you".into(), to: "#all".into() }));
+    assert_eq!(told("adapter: b, account: me, to: x"), ["`b` is not an adapter; `adapters` has a, hook"]);
+    assert_eq!(told("adapter: a, account: her, to: x"), ["`her` is not an account of `a`, which has me, you"]);
+    assert_eq!(told("adapter: hook, account: me, to: x"), ["`hook` can't send: it is `builtin:webhook`; name another adapter"]);
+    assert_eq!(told("adapter: a, account: me"), ["`deliver` needs `to`, for example `to: \"+15551234567\"`"]);
+    for to in ["''", "\"a\\nb\"", "x".repeat(1025).as_str()] {
+        assert_eq!(told(&format!("adapter: a, account: me, to: {to}")).len(), 1, "{to}");
+    }
+}
+
+#[test]
 fn unknown_keys_are_warnings_with_the_nearest_known() {
     assert_eq!(
         warnings("daemon:\n  prot: 1\nweather: {}\nadapters: {a: {command: a, restart: {max_restart: 1}}}\n"),
@@ -417,6 +438,7 @@ fn the_default_file_shows_every_key_with_its_default() {
         Automations::KEYS,
         Timer::KEYS,
         Cron::KEYS,
+        CronDeliver::KEYS,
         Bus::KEYS,
         Nostr::KEYS,
         Projects::KEYS,

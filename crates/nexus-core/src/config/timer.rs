@@ -1,15 +1,19 @@
 //! The section `timer`: the heartbeat and scheduled events. When a slot is due is decided elsewhere.
 
-use super::decode::{Decode, NAME_CHARS_MAX, WAIT_MS_MAX, check_unique, number};
+use super::adapter::{Adapter, BUILTIN_WEBHOOK};
+use super::decode::{Decode, NAME_CHARS_MAX, WAIT_MS_MAX, check_unique, nonempty, number};
 use super::node::Node;
 use super::problem::{Faults, quoted};
 use jiff::tz::TimeZone;
+use std::collections::BTreeMap;
 use std::str::FromStr;
 
 /// Shortest heartbeat period, in milliseconds.
 const HEARTBEAT_MS_MIN: u64 = 1000;
 /// Longest cron expression, in characters: no sensible one is longer.
 const EXPR_CHARS_MAX: usize = 256;
+/// Longest id of whom something is sent to, in bytes; longer ones no event has.
+const TARGET_BYTES_MAX: usize = 1024;
 
 words! {
     /// What happens to slots that passed while nothing ran.
@@ -47,7 +51,56 @@ section! {
         missed: Missed = Missed::default();
         /// Lateness, in milliseconds, beyond which a missed slot is dropped in any case.
         max_lateness_ms: u64 [0..=WAIT_MS_MAX] = 86_400_000;
+        /// Where an agent's answer to its events is sent; nowhere, if not given.
+        deliver: Option<CronDeliver> = None;
     }
+}
+
+section! {
+    /// Where answers to a scheduled event are sent.
+    CronDeliver {
+        /// The adapter that sends them, by its name in `adapters`.
+        adapter: String = String::new() => nonempty, required "chat";
+        /// The account that they come from.
+        account: String = String::new() => nonempty, required "me";
+        /// Whom they go to: a person, group or channel as the adapter names it in `peer_id`.
+        to: String = String::new() => target, required "\"+15551234567\"";
+    }
+}
+
+/// Whoever a scheduled event's answers are sent by must exist and be able to send.
+pub(super) fn check_deliver(adapters: &BTreeMap<String, Adapter>, timer: &Node, faults: &mut Faults) {
+    let entries = timer.get("cron").map(Node::items).unwrap_or_default();
+    for deliver in entries.iter().filter_map(|entry| entry.get("deliver")) {
+        let Some((node, name)) = deliver.get("adapter").and_then(|node| Some((node, node.text()?))) else { continue };
+        let Some(adapter) = adapters.get(name) else {
+            faults.error(node.at, format!("{} is not an adapter; `adapters` has {}", quoted(name), names(adapters)));
+            continue;
+        };
+        if adapter.argv.first().is_some_and(|program| program == BUILTIN_WEBHOOK) {
+            faults.error(node.at, format!("{} can't send: it is `{BUILTIN_WEBHOOK}`; name another adapter", quoted(name)));
+        }
+        let Some((node, id)) = deliver.get("account").and_then(|node| Some((node, node.text()?))) else { continue };
+        if !adapter.accounts.contains_key(id) {
+            let known = names(&adapter.accounts);
+            faults.error(node.at, format!("{} is not an account of {}, which has {known}", quoted(id), quoted(name)));
+        }
+    }
+}
+
+fn names<T>(all: &BTreeMap<String, T>) -> String {
+    let names: Vec<&str> = all.keys().map(String::as_str).collect();
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+}
+
+/// Reads whom something is sent to: it becomes an argument.
+fn target(node: &Node, name: &str, faults: &mut Faults) -> Option<String> {
+    let text = nonempty(node, name, faults)?;
+    if text.len() > TARGET_BYTES_MAX || text.chars().any(char::is_control) {
+        faults.error(node.at, format!("`{name}` must be at most {TARGET_BYTES_MAX} bytes without control characters"));
+        return None;
+    }
+    Some(text)
 }
 
 fn heartbeat(node: &Node, name: &str, faults: &mut Faults) -> Option<u64> {

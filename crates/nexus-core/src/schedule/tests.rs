@@ -20,7 +20,7 @@ fn at(text: &str) -> i64 {
 }
 
 fn cron(label: &str, expr: &str, missed: Missed, max_lateness_ms: u64) -> config::Cron {
-    config::Cron { expr: expr.to_owned(), label: label.to_owned(), missed, max_lateness_ms }
+    config::Cron { expr: expr.to_owned(), label: label.to_owned(), missed, max_lateness_ms, deliver: None }
 }
 
 fn timer(heartbeat_interval_ms: u64, cron: Vec<config::Cron>) -> Timer {

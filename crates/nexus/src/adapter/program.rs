@@ -204,6 +204,7 @@ pub(super) fn no_answer(adapter: &str, account: Option<&str>, words: &[&str], er
 fn refine_route(routes: &Routes, name: &str, info: &AdapterInfo) {
     if let Some(mut route) = routes.get(name) {
         route.known = true;
+        route.channel = Some(info.channel.clone());
         if !info.can(Capability::Send) {
             route.sender = None;
         }

@@ -153,13 +153,17 @@ fn counted(turns: u64) -> String {
 fn row(session: &Value, zone: &TimeZone) -> [Cell; 5] {
     let text = |key: &str| session[key].as_str().unwrap_or("-");
     let updated = session["updated_at"].as_i64().map_or_else(|| "-".to_owned(), |ms| units::second(ms, zone));
-    let archived = if session["archived_at"].is_null() { "" } else { "archived" };
+    let state = match (session["archived_at"].is_null(), session["stopped"].is_null()) {
+        (true, true) => "",
+        (true, false) => "stopped",
+        (false, _) => "archived",
+    };
     [
         Cell::colored(updated, Color::Dim),
         Cell::new(one_line(text("label"), LABEL_CHARS_MAX)),
         Cell::new(text("agent")),
         Cell::new(counted(session["turns"].as_u64().unwrap_or(0))),
-        Cell::colored(archived, Color::Yellow),
+        Cell::colored(state, Color::Yellow),
     ]
 }
 
@@ -172,6 +176,9 @@ fn render(shown: &Value, paint: Paint, zone: &TimeZone) -> String {
     lines.push(format!("  Turns:    {}", units::thousands(session["turns"].as_u64().unwrap_or(0))));
     if !session["archived_at"].is_null() {
         lines.push(format!("  Archived: {}; its label begins anew with the next message", time(&session["archived_at"])));
+    }
+    if let Some(why) = session["stopped"].as_str() {
+        lines.push(format!("  Stopped:  it goes round in circles: {}", visible(why)));
     }
     let aliases: Vec<String> = shown["aliases"].as_array().into_iter().flatten().map(text).collect();
     if !aliases.is_empty() {
@@ -247,10 +254,14 @@ mod tests {
     }
 
     #[test]
-    fn a_row_says_what_is_archived() {
+    fn a_row_says_what_is_archived_or_stopped() {
         let mut session = json!({ "label": "dm:a", "agent": "echo", "turns": 1, "updated_at": 1_770_301_807_000_i64, "archived_at": null });
         let line = |session: &Value| table::lines(&[row(session, &TimeZone::UTC)], &[], Paint::PLAIN);
         assert_eq!(line(&session), ["2026-02-05 14:30:07  dm:a  echo  1 turn"]);
+        session["stopped"] = "the same message without a person behind it".into();
+        assert_eq!(line(&session), ["2026-02-05 14:30:07  dm:a  echo  1 turn  stopped"]);
+        let shown = render(&json!({ "session": session }), Paint::PLAIN, &TimeZone::UTC);
+        assert!(shown.ends_with("\n  Stopped:  it goes round in circles: the same message without a person behind it"), "{shown}");
         session["archived_at"] = 5.into();
         assert_eq!(line(&session), ["2026-02-05 14:30:07  dm:a  echo  1 turn  archived"]);
     }

@@ -346,6 +346,10 @@ impl Verbs for Control {
         Box::pin(sessions::archive(&self.ledgers, name, undo))
     }
 
+    fn session_stopped(&self, label: &str) -> Option<&'static str> {
+        self.pipeline.breakers.open_in(label, clock::mono_ms())
+    }
+
     fn adapter_info(&self, name: String) -> BoxFuture<'_, Answer> {
         Box::pin(async move { Ok(json!(self.adapters.info(&name).await.map_err(refused)?)) })
     }

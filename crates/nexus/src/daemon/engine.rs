@@ -214,5 +214,6 @@ fn cli_route() -> Route {
         ttl_ms: 3_600_000,
         blocks: false,
         streamer: None,
+        channel: None,
     }
 }

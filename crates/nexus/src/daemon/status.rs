@@ -3,6 +3,7 @@
 use super::control::Control;
 use super::projects;
 use crate::adapter::account::AccountReport;
+use crate::clock;
 use crate::error_text::describe;
 use crate::keeper::KillLevel;
 use crate::pipeline::router::{ADMISSION, ROUTER};
@@ -207,6 +208,7 @@ fn judge(control: &Control, reports: &[AccountReport]) -> (Overall, Vec<String>)
         plugins_unwell: control.plugins.unwell().into_iter().chain(control.pipeline.automations.unwell()).collect(),
         projects_unwell: control.projects.unwell(),
         nostr_unwell: control.nostr.status().unwell(),
+        sessions_stopped: control.pipeline.breakers.open(clock::mono_ms()),
         clock_doubt: control.sinks.expiry.doubt(),
     })
 }

@@ -77,6 +77,8 @@ pub trait Verbs: Send + Sync + 'static {
     fn backup(&self, directory: Option<PathBuf>) -> BoxFuture<'_, Result<Lines, Refusal>>;
     fn fork_session(&self, name: String, fork: Fork) -> BoxFuture<'_, Answer>;
     fn archive_session(&self, name: String, undo: bool) -> BoxFuture<'_, Answer>;
+    /// Why a breaker stops the session of this very label, if one does.
+    fn session_stopped(&self, label: &str) -> Option<&'static str>;
     fn adapter_info(&self, name: String) -> BoxFuture<'_, Answer>;
     fn adapter_accounts(&self, name: String) -> BoxFuture<'_, Answer>;
     fn adapter_verb(&self, adapter: String, account: String, verb: String) -> BoxFuture<'_, Answer>;

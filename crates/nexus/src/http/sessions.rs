@@ -7,6 +7,7 @@ use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::response::Response;
 use serde::Deserialize;
+use serde_json::Value;
 
 #[derive(Debug, Deserialize)]
 pub(super) struct List {
@@ -36,12 +37,27 @@ pub(super) struct Archive {
 }
 
 pub(super) async fn list(State(api): State<Api>, Query(list): Query<List>) -> Response {
-    shown(ask(&api, move |record| record.sessions(list.all, list.limit)).await)
+    let mut answer = ask(&api, move |record| record.sessions(list.all, list.limit)).await;
+    if let Some(sessions) = answer.as_mut().ok().and_then(|all| all["sessions"].as_array_mut()) {
+        sessions.iter_mut().for_each(|session| add_stop(session, &api));
+    }
+    shown(answer)
 }
 
 pub(super) async fn show(State(api): State<Api>, Path(label): Path<String>, Query(list): Query<List>) -> Response {
     let (what, budgets) = (crate::unknown::session(&label), api.daemon.session_budgets());
-    found(ask(&api, move |record| record.session(&label, list.limit, &budgets)).await, &what)
+    let mut answer = ask(&api, move |record| record.session(&label, list.limit, &budgets)).await;
+    if let Ok(Some(shown)) = &mut answer {
+        add_stop(&mut shown["session"], &api);
+    }
+    found(answer, &what)
+}
+
+/// Says of a session whose turns are stopped why that is: no ledger knows it.
+fn add_stop(session: &mut Value, api: &Api) {
+    if let Some(why) = session["label"].as_str().and_then(|label| api.daemon.session_stopped(label)) {
+        session["stopped"] = why.into();
+    }
 }
 
 pub(super) async fn fork(State(api): State<Api>, Path(label): Path<String>, Json(fork): Json<Fork>) -> Response {

@@ -52,6 +52,7 @@ pub(crate) fn route(nostr: &Nostr, ttl_ms: u64) -> Route {
         ttl_ms,
         blocks: false,
         streamer: None,
+        channel: None,
     }
 }
 
@@ -68,6 +69,7 @@ pub(crate) fn route_to_be(ttl_ms: u64) -> Route {
         ttl_ms,
         blocks: false,
         streamer: None,
+        channel: None,
     }
 }
 

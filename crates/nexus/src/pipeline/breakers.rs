@@ -4,8 +4,8 @@
 
 use super::{Exit, Pipeline, router};
 use crate::clock;
-use crate::routes::CLI_CHANNEL;
-use nexus_core::breaker::{Breaker, Message, QUIET_MS, REPEATS_MAX, Verdict, WINDOW_MS};
+use crate::routes::{CLI_CHANNEL, CRON_TYPE, TIMER_CHANNEL};
+use nexus_core::breaker::{ANSWERS_MAX, Breaker, Circle, Message, QUIET_MS, REPEATS_MAX, Verdict, WINDOW_MS};
 use nexus_core::config::PrincipalType;
 use nexus_core::event::Event;
 use nexus_core::notice::NoticeType;
@@ -20,6 +20,12 @@ const SESSIONS_MAX: usize = 4096;
 /// Messages of plugins and automations that are remembered; the newest.
 const SENT_MAX: usize = 1024;
 const MINUTE_MS: u64 = 60_000;
+/// Letters that a text has at least which is compared without its numbers: of shorter ones they may be all that it says.
+const LETTERS_MIN: usize = 12;
+/// Longest text that is, in bytes.
+const COMPARED_BYTES_MAX: usize = 2048;
+/// Sessions and conversations that are stopped of which is told; of the others how many there are.
+const TOLD_MAX: usize = 10;
 
 /// A breaker per session, and per conversation that brings back what was sent. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -35,6 +41,9 @@ struct Returns {
     sent: VecDeque<(u64, u64)>,
     conversations: HashMap<String, Breaker>,
 }
+
+/// Of the breakers of conversations.
+const CAME_BACK: &str = "what plugins or automations sent came back";
 
 /// Why a message has no turn.
 #[derive(Debug)]
@@ -55,16 +64,45 @@ impl Breakers {
             PrincipalType::System | PrincipalType::Webhook | PrincipalType::Agent => true,
             PrincipalType::Owner | PrincipalType::Known | PrincipalType::Unknown => false,
         };
-        let message = Message { seq: request.event_seq, hash: hash_of(&event.content), is_automatic, at_ms };
+        let hash = hash_of(&event.content);
+        // Machines report numbers, and so may the owner's own programs.
+        let is_exact = is_automatic || principal == PrincipalType::Owner;
+        let likeness = if is_exact { hash } else { likeness_of(&event.content) };
+        let likeness = Some(likeness).filter(|_| !event.content.trim().is_empty());
+        let message = Message { seq: request.event_seq, hash, likeness, is_automatic, at_ms };
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
         make_room(&mut sessions, session, at_ms);
         match sessions.entry(session.to_owned()).or_default().step(message) {
             Verdict::Pass => None,
-            Verdict::Stop { is_first, is_echo: true } => Some(Stopped { reason: reason("what the agent said came back"), is_first }),
-            Verdict::Stop { is_first, is_echo: false } => {
-                Some(Stopped { reason: reason("the same message without a person behind it"), is_first })
+            Verdict::Stop { is_first, circle } => Some(Stopped { reason: reason(what(circle), max_of(circle)), is_first }),
+        }
+    }
+
+    /// Sentences about the sessions that are stopped, and about the conversations in which what plugins and automations
+    /// sent comes back; by their labels.
+    pub fn open(&self, at_ms: u64) -> Vec<String> {
+        let mut all = Vec::new();
+        for (session, breaker) in self.sessions.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            let circle = breaker.open(at_ms);
+            all.extend(circle.map(|circle| format!("session `{session}` goes round in circles and is stopped: {}", what(circle))));
+        }
+        for (conversation, breaker) in &self.returns.lock().unwrap_or_else(PoisonError::into_inner).conversations {
+            if breaker.open(at_ms).is_some() {
+                let conversation = shown(conversation);
+                all.push(format!("conversation `{conversation}` goes round in circles and is stopped: {CAME_BACK}"));
             }
         }
+        all.sort();
+        let more = all.len().saturating_sub(TOLD_MAX);
+        all.truncate(TOLD_MAX);
+        all.extend((more > 0).then(|| format!("{more} more sessions and conversations are stopped")));
+        all
+    }
+
+    /// Why a session is stopped, if it is.
+    pub fn open_in(&self, session: &str, at_ms: u64) -> Option<&'static str> {
+        let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        sessions.get(session).and_then(|breaker| breaker.open(at_ms)).map(what)
     }
 
     /// Remembers what a plugin or an automation is about to send, to know it when it comes back.
@@ -92,12 +130,19 @@ impl Breakers {
         }
         make_room(&mut returns.conversations, conversation, at_ms);
         // What repeats is that it comes back, whatever it says.
-        let message = Message { seq: request.event_seq, hash: 0, is_automatic: true, at_ms };
+        let message = Message { seq: request.event_seq, hash: 0, likeness: None, is_automatic: true, at_ms };
         match returns.conversations.entry(conversation.to_owned()).or_default().step(message) {
             Verdict::Pass => None,
-            Verdict::Stop { is_first, is_echo: _ } => {
-                Some(Stopped { reason: reason("what plugins or automations sent came back"), is_first })
-            }
+            Verdict::Stop { is_first, circle: _ } => Some(Stopped { reason: reason(CAME_BACK, REPEATS_MAX), is_first }),
+        }
+    }
+
+    /// Something is about to leave that answers a session's message; events up to this seq came before it.
+    pub(super) fn speaks(&self, session: &str, upto: i64) {
+        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        // Sessions whose messages aren't looked at have none.
+        if let Some(breaker) = sessions.get_mut(session) {
+            breaker.speaks(upto);
         }
     }
 
@@ -105,7 +150,6 @@ impl Breakers {
     pub(super) fn replied(&self, session: &str, text: &str, messages: &[&str]) {
         let messages: Vec<u64> = messages.iter().map(|message| hash_of(message)).collect();
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        // Sessions whose messages aren't looked at have none.
         if let Some(breaker) = sessions.get_mut(session) {
             breaker.replied(hash_of(text), &messages);
         }
@@ -120,9 +164,10 @@ impl Breakers {
     }
 }
 
-/// Who types a message or asks for a replay means it.
+/// Who types a message or asks for a replay means it, and who configured a schedule each of its slots.
 fn is_meant(event: &Event) -> bool {
-    event.channel == CLI_CHANNEL || event.event_id.contains("#replay:")
+    let is_scheduled = event.channel == TIMER_CHANNEL && event.content_type == CRON_TYPE;
+    is_scheduled || event.channel == CLI_CHANNEL || event.event_id.contains("#replay:")
 }
 
 fn hash_on(channel: &str, text: &str) -> u64 {
@@ -137,6 +182,22 @@ fn hash_of(text: &str) -> u64 {
     hasher.finish()
 }
 
+/// The same without numbers: what answers by itself likes to name the time, or a ticket.
+fn likeness_of(text: &str) -> u64 {
+    let has_letters = || text.chars().filter(|c| c.is_alphabetic()).nth(LETTERS_MIN - 1).is_some();
+    if text.len() > COMPARED_BYTES_MAX || !has_letters() {
+        return hash_of(text);
+    }
+    let mut compared = String::with_capacity(text.len());
+    for c in text.chars() {
+        let c = if c.is_numeric() { '0' } else { c };
+        if c != '0' || !compared.ends_with('0') {
+            compared.push(c);
+        }
+    }
+    hash_of(&compared)
+}
+
 fn make_room(sessions: &mut HashMap<String, Breaker>, session: &str, at_ms: u64) {
     if sessions.len() < SESSIONS_MAX || sessions.contains_key(session) {
         return;
@@ -149,10 +210,30 @@ fn make_room(sessions: &mut HashMap<String, Breaker>, session: &str, at_ms: u64)
     }
 }
 
-fn reason(what: &str) -> String {
+fn what(circle: Circle) -> &'static str {
+    match circle {
+        Circle::Echo => "what the agent said came back",
+        Circle::Same => "the same message without a person behind it",
+        Circle::Answers => "the same message in answer to each of ours",
+    }
+}
+
+fn max_of(circle: Circle) -> usize {
+    match circle {
+        Circle::Echo | Circle::Same => REPEATS_MAX,
+        Circle::Answers => ANSWERS_MAX,
+    }
+}
+
+fn reason(what: &str, max: usize) -> String {
     let (window, quiet) = (WINDOW_MS / MINUTE_MS, QUIET_MS / MINUTE_MS);
-    let often = format!("more than {REPEATS_MAX} times in a row within {window} minutes");
+    let often = format!("more than {max} times in a row within {window} minutes");
     format!("breaker: {what}, {often}; closes after {quiet} quiet minutes, or with another message")
+}
+
+/// A conversation's key as people read it.
+fn shown(conversation: &str) -> String {
+    conversation.replace('\u{1f}', "/")
 }
 
 impl Pipeline {
@@ -165,7 +246,12 @@ impl Pipeline {
     pub(super) fn ask_breaker_of_returns(&self, request: &NexusRequest, adapter: &str) -> Result<(), Exit> {
         let conversation = router::conversation_of(adapter, &request.event);
         let stopped = self.breakers.look_at_return(request, &conversation, clock::mono_ms());
-        self.stop(request, &conversation.replace('\u{1f}', "/"), stopped)
+        self.stop(request, &shown(&conversation), stopped)
+    }
+
+    /// Something is about to leave in this session that answers what came so far.
+    pub(super) fn speaks(&self, session: &str) {
+        self.breakers.speaks(session, *self.admitted.borrow());
     }
 
     fn stop(&self, request: &NexusRequest, session: &str, stopped: Option<Stopped>) -> Result<(), Exit> {
@@ -219,6 +305,62 @@ mod tests {
         assert_eq!(passed(&breakers, CLI_CHANNEL, PrincipalType::System, 50), 50);
         breakers.replied("s", "again", &["again"]);
         assert_eq!(passed(&breakers, CLI_CHANNEL, PrincipalType::Owner, 50), 50);
+    }
+
+    #[test]
+    fn whoever_answers_each_of_our_messages_alike_is_stopped_after_ten() {
+        let said = |n: i64| format!("I am out of office until 2026-12-{}. Ticket {}", 10 + n, n * 77);
+        for (principal, is_told_apart) in [(PrincipalType::Known, false), (PrincipalType::Unknown, false), (PrincipalType::Owner, true)] {
+            let breakers = Breakers::default();
+            let look = |seq: i64, content: &str| {
+                let stopped = breakers.look(&request(seq, "fake", content), principal, "s", seq.unsigned_abs());
+                breakers.speaks("s", seq);
+                stopped.map(|stopped| stopped.reason)
+            };
+            assert!((1..=10).all(|seq| look(seq, &said(seq)).is_none()));
+            let eleventh = look(11, &said(11));
+            assert_eq!(eleventh.is_none(), is_told_apart, "{principal:?}: {eleventh:?}");
+            assert!((21..=30).all(|seq| look(seq, "just so").is_none()));
+            let reason = look(31, "just so").unwrap();
+            assert!(reason.starts_with("breaker: the same message in answer to each of ours, more than 10 times"), "{reason}");
+            assert_eq!(breakers.open_in("s", 32), Some("the same message in answer to each of ours"));
+            assert_eq!(breakers.open(32).len(), 1);
+            assert!(breakers.open(32 + QUIET_MS).is_empty());
+        }
+    }
+
+    #[test]
+    fn short_texts_are_told_apart_by_their_numbers() {
+        assert_eq!(likeness_of("It is 9:05 at number 17 now"), likeness_of("It is 19:5 at number 1 now"));
+        assert_ne!(likeness_of("It is 9:05 at number 17 now"), likeness_of("It was 9:05 at number 17 now"));
+        assert_ne!(likeness_of("message 1"), likeness_of("message 2"));
+        let long = |n: u32| format!("{}{n}", "x".repeat(COMPARED_BYTES_MAX));
+        assert_ne!(likeness_of(&long(1)), likeness_of(&long(2)));
+    }
+
+    #[test]
+    fn slots_of_a_schedule_are_meant_and_heartbeats_are_not() {
+        let breakers = Breakers::default();
+        let passed = |session: &str, content_type: &str| {
+            let look = |seq: i64| {
+                let mut request = request(seq, TIMER_CHANNEL, "");
+                request.event.content_type = content_type.to_owned();
+                breakers.look(&request, PrincipalType::System, session, seq.unsigned_abs())
+            };
+            (1..=50).filter(|seq| look(*seq).is_none()).count()
+        };
+        assert_eq!((passed("a", CRON_TYPE), passed("b", "system/heartbeat")), (50, REPEATS_MAX));
+    }
+
+    #[test]
+    fn of_many_that_are_stopped_some_are_told_and_the_others_counted() {
+        let breakers = Breakers::default();
+        for session in 0..TOLD_MAX + 3 {
+            let look = |seq: i64| breakers.look(&request(seq, "fake", "x"), PrincipalType::System, &session.to_string(), 1);
+            assert_eq!((1..=6).filter(|seq| look(*seq).is_some()).count(), 1);
+        }
+        let told = breakers.open(1);
+        assert_eq!((told.len(), told.last().map(String::as_str)), (TOLD_MAX + 1, Some("3 more sessions and conversations are stopped")));
     }
 
     #[test]

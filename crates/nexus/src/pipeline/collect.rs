@@ -14,11 +14,17 @@ impl Prepared {
     /// one place is answered there and nowhere else, though a session has several.
     pub(super) fn may_share(&self, other: &Self) -> bool {
         let permissions = |prepared: &Self| prepared.request.access.as_ref().map(|access| access.permissions.clone());
+        let goes = |prepared: &Self| {
+            let to = &prepared.request.delivery;
+            [&prepared.request.adapter, &to.channel, &to.account_id, &to.target].map(String::clone)
+        };
         let is_equal = self.agent.name == other.agent.name && self.is_system() == other.is_system();
-        is_equal && self.conversation() == other.conversation() && permissions(self) == permissions(other)
+        // Slots of several schedules come from one place and may be answered in several.
+        let is_one_place = self.conversation() == other.conversation() && goes(self) == goes(other);
+        is_equal && is_one_place && permissions(self) == permissions(other)
     }
 
-    /// Where it was said, and where its answer goes; that of its fellows as well.
+    /// Where it was said; that of its fellows as well.
     pub(super) fn conversation(&self) -> String {
         router::conversation_of(&self.adapter, &self.request.event)
     }

@@ -110,7 +110,7 @@ impl Pipeline {
         let end = verdict.stream_end(left.last_part(verdict.streamed(&seen.text)));
         let unfiled = std::mem::take(&mut seen.unfiled);
         let turn = turn_record(&prepared, &run_id, &verdict.finished, seen, started_at, spent);
-        let route = self.routes.settled(&prepared.adapter).await;
+        let route = self.routes.settled(&prepared.request.adapter).await;
         let here = route.as_ref().is_some_and(|route| route.here);
         // What its processes had to say, a project has published by itself.
         let (text, rest) = if prepared.agent.is_for_projects() { (verdict.told(""), "") } else { (verdict.text(), left.rest.as_str()) };
@@ -262,6 +262,9 @@ impl Pipeline {
         let shown = left.shown(end);
         // Of an answer that was cut off, what was shown is all that can come back.
         let whole = if text.trim().is_empty() { shown } else { text };
+        if !deliveries.is_empty() || left.next > 0 {
+            self.speaks(&prepared.session);
+        }
         if !whole.trim().is_empty() {
             self.breakers.replied(&prepared.session, whole, &messages);
         }
@@ -353,7 +356,7 @@ pub(super) fn new_delivery(prepared: &Prepared, route: &Route, run_id: &str, ide
         request_id: request.request_id.clone(),
         event_seq: request.event_seq,
         run_id: Some(run_id.to_owned()),
-        adapter: prepared.adapter.clone(),
+        adapter: request.adapter.clone(),
         channel: request.delivery.channel.clone(),
         account_id: request.delivery.account_id.clone(),
         target: request.delivery.target.clone(),

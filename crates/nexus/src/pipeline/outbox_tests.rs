@@ -67,6 +67,7 @@ impl Place {
             ttl_ms: 3_600_000,
             blocks: false,
             streamer: None,
+            channel: None,
         };
         routes.set("fake", fake);
         let (bus, watch_over) = (Bus::new(EPOCH, 16), Watch::new(Metrics::new()));

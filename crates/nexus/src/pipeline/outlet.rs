@@ -216,7 +216,7 @@ impl Pipeline {
         if self.plugins.is_asked(Hook::AfterRunAgent) {
             return Outlet::Whole;
         }
-        let route = self.routes.get(&prepared.adapter).filter(|route| route.known && !route.here && route.sender.is_some());
+        let route = self.routes.get(&prepared.request.adapter).filter(|route| route.known && !route.here && route.sender.is_some());
         match route {
             Some(route) if route.streamer.is_some() => {
                 let speaking = new_stream(prepared, &route, run_id, 0);
@@ -239,6 +239,7 @@ impl Pipeline {
                 stream.speaking.push(StreamEvent::Token { text: text.to_owned() });
                 let part = said.get(stream.before.bytes..).unwrap_or_default();
                 if stream.waiting.is_none() && !part.trim().is_empty() {
+                    self.speaks(&prepared.session);
                     stream.waiting = Some(self.outbox.stream(stream.speaking.live().clone()));
                 }
             }
@@ -277,7 +278,7 @@ impl Pipeline {
     /// Ends one stream and begins the next. Where that can't be, the one stays.
     async fn part_stream(&self, prepared: &Prepared, run_id: &str, said: &str, stream: &mut Stream) {
         let can_part = stream.waiting.is_some() && stream.before.count < PARTS_MAX;
-        let Some(route) = self.routes.get(&prepared.adapter).filter(|_| can_part) else { return };
+        let Some(route) = self.routes.get(&prepared.request.adapter).filter(|_| can_part) else { return };
         let part = said.get(stream.before.bytes..).unwrap_or_default().trim().to_owned();
         let next = new_stream(prepared, &route, run_id, stream.before.count + 1);
         self.breakers.said(&prepared.session, &part);
@@ -341,6 +342,7 @@ impl Pipeline {
         let Some(writing) = &mut blocks.writing else { return false };
         let is_written = writing.is_written().await;
         let Some(Writing { row, then, .. }) = blocks.writing.take().filter(|_| is_written) else { return false };
+        self.speaks(session);
         self.breakers.said(session, &row.content);
         blocks.cutter = then;
         blocks.count += 1;

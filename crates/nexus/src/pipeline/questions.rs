@@ -49,7 +49,7 @@ impl Pipeline {
     pub(super) async fn ask_owner(&self, prepared: &Prepared, run_id: &str, question: Question, seen: &mut Seen) {
         let request = &prepared.request;
         let place = if is_owner(request) {
-            Some(Place { adapter: prepared.adapter.clone(), target: request.delivery.clone() })
+            Some(Place { adapter: request.adapter.clone(), target: request.delivery.clone() })
         } else {
             self.questions.owner_place()
         };

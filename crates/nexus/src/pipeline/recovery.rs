@@ -7,7 +7,7 @@ use crate::ledger::agents::{ToolCall, TurnRecord};
 use crate::ledger::events::by_seq;
 use crate::ledger::nexus::{Interrupted, NewDelivery, ReviveRequest, request_id_of, run_turn};
 use crate::ledger::{Ledgers, ReadError, writer::WriteError};
-use crate::routes::CLI_CHANNEL;
+use crate::routes::{CLI_CHANNEL, TIMER_CHANNEL};
 use nexus_core::config::OnInterrupted;
 use nexus_core::request::{AgentSection, NexusRequest, ResponseSection, Stage, Status};
 use serde_json::{Value, json};
@@ -165,9 +165,9 @@ fn trace(mut request: NexusRequest, one: &Interrupted, turn: Option<TurnRecord>,
 }
 
 /// One line for the user whose message was not answered. None for the client of the control socket, which
-/// asks for the request's end.
+/// asks for the request's end, nor for the timer, which is nobody.
 pub(super) fn note(request: &NexusRequest, adapter: String, run_id: Option<String>) -> Option<NewDelivery> {
-    if request.event.channel == CLI_CHANNEL {
+    if [CLI_CHANNEL, TIMER_CHANNEL].contains(&request.event.channel.as_str()) {
         return None;
     }
     let now = clock::wall_ms();

@@ -38,6 +38,9 @@ impl Pipeline {
         // What comes back as a message is known by what was said, and by each message that it goes out in.
         let messages: Vec<&str> = deliveries.iter().map(|delivery| delivery.content.as_str()).collect();
         self.breakers.replied(&session, &text, &messages);
+        if !deliveries.is_empty() {
+            self.speaks(&session);
+        }
         if deliveries.iter().any(|delivery| delivery.here) {
             self.outbox.sent().notify_one(); // sent with its request's end
         } else {

@@ -44,7 +44,7 @@ impl Pipeline {
     }
 
     fn capabilities(&self, prepared: &Prepared) -> Value {
-        self.routes.get(&prepared.adapter).map_or(Value::Null, |route| route.capabilities)
+        self.routes.get(&prepared.request.adapter).map_or(Value::Null, |route| route.capabilities)
     }
 }
 

@@ -1,5 +1,5 @@
 //! Sessions and agents: which prepared request may run next. One turn at a time per session, in
-//! order of arrival; so many runs per agent, of which the timer may take a quarter. What is collected waits
+//! order of arrival; so many runs per agent, and beside them some for the timer. What is collected waits
 //! for quiet and runs together, what interrupts ends the turn before it, what steers is given to it, what is too much is
 //! dropped: as `nexus_core::lane` decides. Pure bookkeeping; the time comes in as milliseconds of one clock.
 //!
@@ -27,14 +27,42 @@ struct Session {
     due_ms: Option<u64>,
 }
 
+/// Turns of the timer have slots of their own, this part of an agent's but one at least: they keep nobody waiting, and
+/// nobody them.
+const SYSTEM_PART: usize = 4;
+
 #[derive(Debug, Default)]
 struct Agent {
-    /// Slots that are taken: by runs, and by requests that are prepared again to run in theirs.
+    people: Slots,
+    system: Slots,
+}
+
+impl Agent {
+    fn slots(&mut self, system: bool) -> &mut Slots {
+        if system { &mut self.system } else { &mut self.people }
+    }
+
+    /// The slots in which the oldest request may begin that may begin at all, and that request.
+    fn next(&self) -> Option<(bool, i64)> {
+        let next = |system: bool, slots: &Slots| slots.next().map(|seq| (seq, system));
+        let (seq, system) = [next(false, &self.people), next(true, &self.system)].into_iter().flatten().min()?;
+        Some((system, seq))
+    }
+}
+
+#[derive(Debug, Default)]
+struct Slots {
+    /// How many are taken: by runs, and by requests that are prepared again to run in theirs.
     taken: usize,
-    taken_by_system: usize,
-    /// First request of each idle session, by seq: (session, from the timer).
-    ready: BTreeMap<i64, (String, bool)>,
-    max_concurrent: usize,
+    max: usize,
+    /// First request of each idle session, by seq: its session.
+    ready: BTreeMap<i64, String>,
+}
+
+impl Slots {
+    fn next(&self) -> Option<i64> {
+        self.ready.first_key_value().filter(|_| self.taken < self.max).map(|(seq, _)| *seq)
+    }
 }
 
 /// A request whose context was dropped and which is prepared again: it has its session and its slot.
@@ -158,7 +186,8 @@ impl Sessions {
         if let Some((before, place)) = entry.shown.take()
             && let Some(lane) = self.agents.get_mut(&before)
         {
-            lane.ready.remove(&place);
+            lane.people.ready.remove(&place);
+            lane.system.ready.remove(&place);
         }
         let (seq, first) = entry.waiting.first()?;
         let due_ms = entry.waiting.due_ms();
@@ -170,8 +199,8 @@ impl Sessions {
         let (agent, system, max_concurrent) = (first.agent.clone(), first.system, first.max_concurrent);
         entry.shown = Some((agent.clone(), seq));
         let lane = self.agents.entry(agent.clone()).or_default();
-        lane.max_concurrent = max_concurrent;
-        lane.ready.insert(seq, (session.to_owned(), system));
+        (lane.people.max, lane.system.max) = (max_concurrent, (max_concurrent / SYSTEM_PART).max(1));
+        lane.slots(system).ready.insert(seq, session.to_owned());
         Some(agent)
     }
 
@@ -194,19 +223,14 @@ impl Sessions {
     /// The next turn of `agent` that may begin.
     pub(super) fn start_next(&mut self, agent: &str) -> Option<Turn> {
         let lane = self.agents.get_mut(agent)?;
-        if lane.taken >= lane.max_concurrent {
-            return None;
-        }
-        let system_max = (lane.max_concurrent / 4).max(1);
-        let system_full = lane.taken_by_system >= system_max;
-        let seq = lane.ready.iter().find(|(_, (_, system))| !(*system && system_full)).map(|(&seq, _)| seq)?;
-        let (session, system) = lane.ready.remove(&seq)?;
+        let (system, seq) = lane.next()?;
+        let slots = lane.slots(system);
+        let session = slots.ready.remove(&seq)?;
         let entry = self.sessions.get_mut(&session)?;
         let first = entry.waiting.remove(seq)?;
         entry.busy = true; // no later request of the session may pass
         entry.shown = None;
-        lane.taken += 1;
-        lane.taken_by_system += usize::from(system);
+        slots.taken += 1;
         let Some(prepared) = first.prepared else {
             self.again.insert(seq, Again { session, agent: agent.to_owned(), system, came_ms: first.came_ms });
             return Some(Turn { seq, prepared: None, is_aborted: false, given: Vec::new() });
@@ -229,8 +253,8 @@ impl Sessions {
     /// A run is over, or never started.
     pub(super) fn released(&mut self, session: &str, agent: &str, system: bool, now_ms: u64) -> Vec<String> {
         if let Some(lane) = self.agents.get_mut(agent) {
-            lane.taken = lane.taken.saturating_sub(1);
-            lane.taken_by_system = lane.taken_by_system.saturating_sub(usize::from(system));
+            let slots = lane.slots(system);
+            slots.taken = slots.taken.saturating_sub(1);
         }
         let mut look = vec![agent.to_owned()];
         look.extend(self.go_on(session, now_ms));
@@ -248,7 +272,7 @@ impl Sessions {
     }
 
     pub(super) fn running(&self) -> usize {
-        let taken: usize = self.agents.values().map(|agent| agent.taken).sum();
+        let taken: usize = self.agents.values().map(|agent| agent.people.taken + agent.system.taken).sum();
         taken.saturating_sub(self.again.len())
     }
 }

@@ -369,10 +369,10 @@ impl World {
     }
 
     fn has_slot(&self, wanted: Found) -> bool {
-        let slots = SLOTS[wanted.agent];
-        let taken = self.count(|at| at.turn().is_some_and(|found| found.agent == wanted.agent));
-        let by_system = self.count(|at| at.turn().is_some_and(|found| found.agent == wanted.agent && found.system));
-        taken < slots && (!wanted.system || by_system < (slots / 4).max(1))
+        let of_people = SLOTS[wanted.agent];
+        let slots = if wanted.system { (of_people / 4).max(1) } else { of_people };
+        let taken = |found: Found| found.agent == wanted.agent && found.system == wanted.system;
+        self.count(|at| at.turn().is_some_and(taken)) < slots
     }
 
     fn check_nothing_is_forgotten(&self) {

@@ -118,6 +118,7 @@ fn routes(platform: &Arc<Platform>) -> Routes {
         ttl_ms: 3_600_000,
         blocks: false,
         streamer: None,
+        channel: None,
     };
     routes.set("fake", route(Some(platform.clone()), 0, false));
     routes.set("mail", route(Some(platform.clone()), TEXT_LIMIT_CHARS, false));

@@ -80,6 +80,23 @@ fn only_the_newest_of_messages_that_interrupt_runs_to_its_end() {
 }
 
 #[test]
+fn people_and_the_timer_take_no_slot_of_each_other() {
+    let mut sessions = Sessions::default();
+    let of = |session: usize, system: bool| Found { system, ..found(session, 0).unwrap() };
+    let push = |sessions: &mut Sessions, seq, found| drop(sessions.push(seq, prepared(seq, found), 9, 0));
+    let begun = |sessions: &mut Sessions| sessions.start_next(&agent(0)).map(|turn| turn.seq);
+    push(&mut sessions, 1, of(0, true));
+    push(&mut sessions, 2, of(1, true));
+    push(&mut sessions, 3, of(2, false));
+    push(&mut sessions, 4, of(3, false));
+    assert_eq!((begun(&mut sessions), begun(&mut sessions), begun(&mut sessions)), (Some(1), Some(3), None));
+    sessions.released(&session(2), &agent(0), false, 0);
+    assert_eq!((begun(&mut sessions), begun(&mut sessions)), (Some(4), None), "the timer's slot is still taken");
+    sessions.released(&session(0), &agent(0), true, 0);
+    assert_eq!((begun(&mut sessions), begun(&mut sessions), sessions.running()), (Some(2), None, 2));
+}
+
+#[test]
 fn a_message_is_not_collected_with_one_that_may_do_more() {
     let mut sessions = Sessions::default();
     let more = |seq| {
