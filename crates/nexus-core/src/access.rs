@@ -6,7 +6,7 @@
 
 use crate::config::{Access, Condition, DataAccess, Day, Effect, Match, Permissions, Policy, PrincipalMatch};
 use crate::config::{PrincipalType, Queue, QueueMode, TimeRange, Tools, public_key_hex};
-use crate::event::PeerKind;
+use crate::event::{PeerKind, is_incidental};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +46,7 @@ pub struct Ask {
     pub channel: String,
     pub account: String,
     pub peer_kind: PeerKind,
+    pub content_type: String,
     /// Local minutes since midnight, 0 to 1439.
     pub minute_of_day: u16,
     /// The local day of the week.
@@ -76,6 +77,9 @@ pub struct Decision {
     /// decision out counts, with [`Rates`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub per_minute: Option<u32>,
+    /// A policy that allows it names its content type.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub names_content_type: bool,
     /// One sentence for each policy in config order, then one for the outcome.
     #[serde(default)]
     pub why: Vec<String>,
@@ -85,6 +89,11 @@ impl Decision {
     /// The sentence that decided.
     pub fn reason(&self) -> &str {
         self.why.last().map_or("", String::as_str)
+    }
+
+    /// Whether an event of this kind, let in so, may ask an agent.
+    pub fn wakes_agent(&self, content_type: &str) -> bool {
+        self.names_content_type || !is_incidental(content_type)
     }
 
     /// The same ask, denied since it comes too often for the policy that would have let it in.
@@ -121,6 +130,8 @@ fn whitelist_policy(access: &Access) -> Option<Policy> {
             conditions: vec![Condition { channel: Some(NOSTR_CHANNEL.to_owned()), ..Condition::default() }],
         },
         effect: Effect::Allow,
+        // A project is one conversation of all its authors.
+        permissions: Permissions { data_access: DataAccess::Contextual, ..Permissions::default() },
         priority: i64::MIN,
         ..Policy::default()
     })
@@ -171,7 +182,14 @@ pub fn decide(access: &Access, principal: &Principal, ask: &Ask) -> Decision {
             }
         }
     }
-    allowed(foremost(&allows), permissions, why)
+    let names_content_type = allows.iter().any(|policy| names_content_type(policy, ask));
+    Decision { names_content_type, ..allowed(foremost(&allows), permissions, why) }
+}
+
+/// Whether a condition that holds names the kind of the event.
+fn names_content_type(policy: &Policy, ask: &Ask) -> bool {
+    let conditions = &policy.match_.conditions;
+    conditions.iter().any(|condition| !condition.content_type.is_empty() && condition_mismatch(condition, ask).is_none())
 }
 
 fn denied(matched_policy: Option<String>, why: Vec<String>) -> Decision {
@@ -184,6 +202,7 @@ fn denied(matched_policy: Option<String>, why: Vec<String>) -> Decision {
         queue_mode: QueueMode::default(),
         queue: Queue::default(),
         per_minute: None,
+        names_content_type: false,
         why,
     }
 }
@@ -198,6 +217,7 @@ fn allowed(policy: Option<&Policy>, permissions: Permissions, why: Vec<String>) 
         queue_mode: policy.map(|policy| policy.queue_mode).unwrap_or_default(),
         queue: policy.map(|policy| policy.queue.clone()).unwrap_or_default(),
         per_minute: policy.and_then(|policy| policy.rate.as_ref()).map(|rate| rate.per_minute),
+        names_content_type: false,
         why,
     }
 }
@@ -298,7 +318,18 @@ fn condition_mismatch(condition: &Condition, ask: &Ask) -> Option<String> {
     {
         return Some(format!("the peer is a {}, not a {}", ask.peer_kind.as_str(), peer_kind.as_str()));
     }
+    let kinds = &condition.content_type;
+    if !kinds.is_empty() && !kinds.iter().any(|kind| is_kind(kind, &ask.content_type)) {
+        return Some(format!("the content type is `{}`, not {}", ask.content_type, kinds.join(" or ")));
+    }
     when_mismatch(condition, ask)
+}
+
+fn is_kind(wanted: &str, content_type: &str) -> bool {
+    match wanted.strip_suffix('*') {
+        Some(stem) => content_type.starts_with(stem),
+        None => content_type == wanted,
+    }
 }
 
 fn when_mismatch(condition: &Condition, ask: &Ask) -> Option<String> {

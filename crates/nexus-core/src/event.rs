@@ -10,12 +10,21 @@ use std::borrow::Cow;
 
 /// Longest `event_id`, in bytes: it is a key, and is echoed in acknowledgements and logs.
 pub const EVENT_ID_BYTES_MAX: usize = 512;
+/// Longest `content_type`, in bytes: decisions name it.
+pub const CONTENT_TYPE_BYTES_MAX: usize = 128;
 /// Longest sender, peer or thread id, in bytes.
 pub const ID_BYTES_MAX: usize = 1024;
 /// Largest `metadata`, in bytes of JSON as it is written.
 pub const METADATA_BYTES_MAX: usize = 64 * 1024;
 /// The last millisecond of the year 9999, beyond which a timestamp is a mistake.
 pub const TIMESTAMP_MS_MAX: i64 = 253_402_300_799_999;
+
+/// Kinds of content besides those of [`SYSTEM_CONTENT`].
+pub const CONTENT_TYPES: [&str; 6] = ["text", "image", "audio", "video", "file", "reaction"];
+/// What the kinds begin with that tell of something instead of saying it, such as `system/member_joined`.
+pub const SYSTEM_CONTENT: &str = "system/";
+/// Somebody's mark on another message.
+const REACTION: &str = "reaction";
 
 /// Where a message was said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -106,6 +115,11 @@ impl Event {
     }
 }
 
+/// Whether an event of this kind says nothing to anybody: it asks an agent only where a policy names its kind.
+pub fn is_incidental(content_type: &str) -> bool {
+    content_type == REACTION || content_type.starts_with(SYSTEM_CONTENT)
+}
+
 /// Why a line is not an event. The text says what is wrong and what would be right.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Reject {
@@ -192,9 +206,12 @@ fn validate(event: &EventLine<'_>) -> Result<(), Reject> {
     if !(0..=TIMESTAMP_MS_MAX).contains(&event.timestamp) {
         return wrong(format!("timestamp {} is not Unix milliseconds up to the year 9999 (0 = unknown)", event.timestamp));
     }
-    let known = matches!(&*event.content_type, "text" | "image" | "audio" | "video" | "file" | "reaction");
-    if !known && !event.content_type.starts_with("system/") {
+    let known = CONTENT_TYPES.contains(&&*event.content_type);
+    if !known && !event.content_type.starts_with(SYSTEM_CONTENT) {
         return wrong(format!("content_type `{}` is none of text image audio video file reaction system/...", event.content_type));
+    }
+    if event.content_type.len() > CONTENT_TYPE_BYTES_MAX {
+        return wrong(format!("content_type is longer than {CONTENT_TYPE_BYTES_MAX} bytes"));
     }
     Ok(())
 }
@@ -257,7 +274,14 @@ mod tests {
             assert_eq!(reject(&line(|v| v["event_id"] = bad.into())).code(), "not_an_event", "{bad}");
         }
         assert_eq!(reject(&line(|v| v["content_type"] = "exe".into())).code(), "not_an_event");
+        assert_eq!(reject(&line(|v| v["content_type"] = format!("system/{}", "x".repeat(200)).into())).code(), "not_an_event");
         assert_eq!(reject(&line(|v| v["event_id"] = format!("chat:{}", "x".repeat(600)).into())).code(), "not_an_event");
+    }
+
+    #[test]
+    fn what_says_nothing_is_told_from_what_does() {
+        let incidental = ["reaction", "system/member_joined", "system/"].map(is_incidental);
+        assert_eq!((incidental, CONTENT_TYPES.iter().filter(|kind| !is_incidental(kind)).count()), ([true; 3], CONTENT_TYPES.len() - 1));
     }
 
     #[test]

@@ -217,6 +217,9 @@ pub struct AgentSection {
     /// Messages of earlier turns given along, and how many were left out by the budget.
     pub history_messages: u32,
     pub history_dropped: u32,
+    /// Messages of those turns that were kept back by `data_access`.
+    #[serde(default)]
+    pub history_withheld: u32,
     /// Other texts of the past that were found for the message and given along.
     #[serde(default)]
     pub memory_matches: u32,
@@ -242,6 +245,7 @@ impl AgentSection {
             fallback_from: None,
             history_messages: 0,
             history_dropped: 0,
+            history_withheld: 0,
             memory_matches: 0,
             memory_error: None,
             fellows: Vec::new(),

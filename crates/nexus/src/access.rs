@@ -22,6 +22,13 @@ use rusqlite::Connection;
 
 /// The channel of the bundled webhook adapter: machines speak there.
 const WEBHOOK_CHANNEL: &str = "webhook";
+/// The relationship of an entity that is no person but an agent of somebody's.
+const AGENT_RELATIONSHIP: &str = "agent";
+
+/// Why a request ends that was let in and asks no agent.
+pub fn recorded_only(content_type: &str) -> String {
+    format!("recorded only: no policy that allows it names the content type `{content_type}`")
+}
 
 /// What is known of a sender before anybody is looked up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,7 +88,7 @@ impl Speaker {
                 principal
             }
             Given::Anybody => match entity_of(connection, &self.channel, &self.sender_id)? {
-                Some(known) => self.of_entity(PrincipalType::Known, Some(known)),
+                Some(known) => self.of_entity(type_of(&known), Some(known)),
                 None if self.channel == WEBHOOK_CHANNEL => self.plain(PrincipalType::Webhook, self.name.clone()),
                 None => self.plain(PrincipalType::Unknown, self.name.clone()),
             },
@@ -108,6 +115,14 @@ impl Speaker {
             }
         }
         principal
+    }
+}
+
+/// What a linked sender is.
+fn type_of(entity: &Entity) -> PrincipalType {
+    match entity.relationship.as_deref() {
+        Some(AGENT_RELATIONSHIP) => PrincipalType::Agent,
+        Some(_) | None => PrincipalType::Known,
     }
 }
 

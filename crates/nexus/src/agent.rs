@@ -9,6 +9,7 @@ pub mod echo;
 pub mod llm;
 pub mod mcp;
 mod notes;
+pub(crate) mod plain;
 pub mod project;
 pub mod questions;
 mod steer;
@@ -41,6 +42,8 @@ pub struct Turn {
     pub agent: String,
     /// The text of the message.
     pub content: String,
+    /// The same for an agent that is told nothing but text: behind its sender's name where others may speak, and never empty.
+    pub text: String,
     /// The event's attachments as they came: an array, or null.
     pub attachments: serde_json::Value,
     pub sender: Sender,
@@ -63,6 +66,9 @@ pub struct Turn {
     pub deadline: Option<Instant>,
     /// Instead of the system prompt that is configured: what a project's definition says of its agent.
     pub instructions: Option<String>,
+    /// What an agent that remembers conversations by itself may know of this one.
+    #[serde(skip)]
+    pub remembers: Remembers,
     /// What the process of a project is handed, where the event is one's.
     #[serde(skip)]
     pub project: Option<project::ProjectTurn>,
@@ -75,6 +81,7 @@ impl Turn {
             run_id,
             session_label: String::new(),
             agent,
+            text: content.clone(),
             content,
             attachments: serde_json::Value::Null,
             sender,
@@ -87,6 +94,7 @@ impl Turn {
             allowance: None,
             deadline: None,
             instructions: None,
+            remembers: Remembers::Nothing,
             project: None,
         }
     }
@@ -96,6 +104,18 @@ impl Turn {
         let tools = self.permissions.get("tools").and_then(|tools| serde_json::from_value(tools.clone()).ok());
         tools.unwrap_or_default()
     }
+}
+
+/// What may be known of a session beyond the message, as `data_access` of its request says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Remembers {
+    /// Nothing of it.
+    #[default]
+    Nothing,
+    /// The turns in which nobody else spoke than this one, by a key of ours.
+    Own(String),
+    /// All.
+    Session,
 }
 
 /// Who wrote the message.
@@ -112,6 +132,9 @@ pub struct Sender {
 pub struct Message {
     pub role: Role,
     pub content: String,
+    /// Who said it, where others may speak too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
 }
 
 /// An earlier text that was found for the message.

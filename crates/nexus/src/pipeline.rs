@@ -14,6 +14,7 @@ pub mod outbox;
 mod outlet;
 pub mod pending;
 mod questions;
+mod reach;
 mod recall;
 pub mod recovery;
 mod reply;

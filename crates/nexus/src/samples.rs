@@ -2,7 +2,7 @@
 //! says itself what it changes about it.
 #![allow(clippy::unwrap_used)]
 
-use crate::agent::{Runner, Sender, Turn};
+use crate::agent::{Remembers, Runner, Sender, Turn};
 use crate::ledger::events::{Disposition, NewEvent};
 use crate::ledger::nexus::{AdmitRow, NewDelivery};
 use crate::pipeline::Agent;
@@ -97,7 +97,7 @@ pub(crate) fn delivery(delivery_id: &str) -> NewDelivery {
 pub(crate) fn turn() -> Turn {
     let sender = Sender { id: "u1".into(), name: None, principal: "owner".into() };
     let message = Turn::of_message("run_1".into(), "a".into(), "hello".into(), sender);
-    Turn { session_label: "dm:me".into(), channel: "fake".into(), ..message }
+    Turn { session_label: "dm:me".into(), channel: "fake".into(), remembers: Remembers::Session, ..message }
 }
 
 /// The built-in agent, which answers one at a time.

@@ -105,6 +105,37 @@ fn who_is_linked_is_known_at_the_next_message_and_each_decision_is_kept() {
 }
 
 #[test]
+fn a_contact_that_is_an_agent_is_none_of_the_known() {
+    let policies = [allow("people", json!({ "type": "known" })), allow("agents", json!({ "type": "agent" }))];
+    let daemon = start(json!({ "policies": policies }));
+    daemon.nexus_ok(&["access", "link", "fake:u1", "bot", "--relationship", "agent"]);
+    let bot = say(&daemon, 1, "u1");
+    let decided = |request: &Value| (request["trace"]["principal"]["type"].clone(), request["trace"]["access"]["matched_policy"].clone());
+    assert_eq!(decided(&bot), (json!("agent"), json!("agents")));
+    assert_eq!(bot["session"], "dm:bot");
+    daemon.nexus_ok(&["access", "set", "bot", "--relationship", "friend"]);
+    assert_eq!(decided(&say(&daemon, 2, "u1")), (json!("known"), json!("people")));
+}
+
+#[test]
+fn whoever_the_configuration_names_as_the_owner_is_shown_as_that() {
+    let mut daemon = start(json!({ "owner": ["fake:u1"], "default": "allow" }));
+    say(&daemon, 1, "u1");
+    say(&daemon, 2, "u2");
+    let entity_of = |daemon: &Daemon, sender: &str| {
+        let all = access(daemon, &["who"])["contacts"].take();
+        let contact = all.as_array().unwrap().iter().find(|contact| contact["sender_id"] == sender).cloned()?;
+        Some(contact["entity"]["entity_id"].clone())
+    };
+    assert_eq!(find("the owner wrote", || entity_of(&daemon, "u1")), "owner");
+    assert_eq!(find("somebody else wrote", || entity_of(&daemon, "u2")), Value::Null);
+    let told = daemon.nexus_ok(&["access", "who", "fake:u1"]);
+    assert!(told.contains("the owner, by `access.owner`"), "{told}");
+    daemon.stop();
+    assert_eq!(entity_of(&daemon, "u1"), Some(json!("owner")), "from the files");
+}
+
+#[test]
 fn the_merged_have_their_tags_in_common_until_they_are_parted() {
     let daemon = start(json!({ "policies": [allow("trusted", json!({ "tags": ["trusted"] }))] }));
     daemon.nexus_ok(&["access", "link", "fake:u1", "ann"]);

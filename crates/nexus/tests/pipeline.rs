@@ -128,7 +128,7 @@ fn of_a_wedged_agent_the_whole_tree_goes_at_its_time_and_the_user_is_told() {
     daemon.launch();
     let end = daemon.open(&send("one")).body.end();
     assert_eq!((&end["status"], &end["reason"]), (&json!("failed"), &json!("the agent's time is up")), "{end}");
-    assert!(end["text"].as_str().is_some_and(|text| text.contains("took too long")), "{end}");
+    assert!(end["text"].as_str().is_some_and(|text| text.contains("took too long") && text.contains("nexus trace show req_")), "{end}");
     let pid = |file: &str| find("its PID", || fs::read_to_string(file).ok()?.trim().parse::<i32>().ok());
     let pids = [pid(&own), pid(&escaped)];
     eventually("the agent and what it left are gone", || !pids.into_iter().any(procfs::exists));

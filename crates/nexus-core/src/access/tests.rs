@@ -34,7 +34,14 @@ fn principal(type_: PrincipalType) -> Principal {
 }
 
 fn ask_at(day: Day, minute_of_day: u16) -> Ask {
-    Ask { channel: "gmail".to_owned(), account: "me".to_owned(), peer_kind: PeerKind::Dm, minute_of_day, day }
+    Ask {
+        channel: "gmail".to_owned(),
+        account: "me".to_owned(),
+        peer_kind: PeerKind::Dm,
+        content_type: "text".to_owned(),
+        minute_of_day,
+        day,
+    }
 }
 
 fn ask() -> Ask {
@@ -235,6 +242,38 @@ fn each_policy_gets_its_sentence() {
             "denied by policy `none`: a deny wins over every allow",
         ]
     );
+}
+
+#[test]
+fn a_condition_may_name_content_types_and_incidental_ones_wake_nobody_else() {
+    let of = |kinds: &[&str], content_type: &str| {
+        let mut only = policy("only", Effect::Allow, 0);
+        let wanted = kinds.iter().map(|kind| (*kind).to_owned()).collect();
+        only.match_.conditions = vec![Condition { content_type: wanted, ..anytime() }];
+        let ask = Ask { content_type: content_type.to_owned(), ..ask() };
+        let decision = decide(&access(Effect::Deny, vec![only]), &principal(PrincipalType::Known), &ask);
+        (decision.effect == Effect::Allow, decision.wakes_agent(content_type))
+    };
+    assert_eq!(of(&[], "text"), (true, true));
+    assert_eq!(of(&["text"], "text"), (true, true));
+    assert_eq!(of(&["text"], "image"), (false, true), "it is denied, so nobody asks");
+    assert_eq!(of(&[], "reaction"), (true, false), "let in, and nobody names it");
+    assert_eq!(of(&["text", "reaction"], "reaction"), (true, true));
+    assert_eq!(of(&["system/*"], "system/member_joined"), (true, true));
+    assert_eq!(of(&["system/member_joined"], "system/member_left"), (false, false));
+    assert_eq!(of(&["system/member_joined"], "system/member_joined_again"), (false, false), "no prefix without an asterisk");
+}
+
+#[test]
+fn a_policy_that_denies_a_kind_names_it_for_nobody() {
+    let mut shut = policy("shut", Effect::Deny, 0);
+    shut.match_.conditions = vec![Condition { content_type: vec!["reaction".to_owned()], ..anytime() }];
+    let asked = |content_type: &str| {
+        let ask = Ask { content_type: content_type.to_owned(), ..ask() };
+        decide(&access(Effect::Allow, vec![shut.clone()]), &principal(PrincipalType::Owner), &ask)
+    };
+    assert_eq!((asked("text").effect, asked("reaction").effect), (Effect::Allow, Effect::Deny));
+    assert!(!asked("reaction").names_content_type);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::decode::{Decode, check_unique, nonempty, number, optional_text, word}
 use super::node::Node;
 use super::problem::{Faults, quoted};
 use crate::access::{PLACEHOLDERS, TemplateError, check_template};
-use crate::event::PeerKind;
+use crate::event::{CONTENT_TYPES, PeerKind, SYSTEM_CONTENT};
 use serde::Deserialize;
 use std::collections::BTreeSet;
 
@@ -40,22 +40,22 @@ words! {
         System = "system",
         /// A webhook.
         Webhook = "webhook",
-        /// Another agent.
+        /// A contact whose entity has the relationship `agent`.
         Agent = "agent",
     }
 }
 
 words! {
-    /// How much of what is stored an agent may see for a request.
+    /// How much of what was said before an agent is told with a request.
     DataAccess {
-        /// Nothing.
+        /// Nothing: no history, no memory.
         None = "none",
-        /// The message and its sender.
+        /// Of the session's history the turns in which nobody but this sender spoke; no memory.
         #[default]
         Minimal = "minimal",
-        /// The conversation as well.
+        /// The session's history, and a memory of the session.
         Contextual = "contextual",
-        /// Everything.
+        /// The session's history, and a memory of all that the agent was ever asked.
         Full = "full",
     }
 }
@@ -178,6 +178,9 @@ section! {
         account: Option<String> = None => optional_text;
         /// Where it was said: dm, group or channel.
         peer_kind: Option<PeerKind> = None;
+        /// Content types of the event, such as text, image or reaction; what begins with `system/` may end in `*`. None means all.
+        /// A reaction or a `system/...` event of an adapter goes to an agent only by a policy that names it here.
+        content_type: Vec<String> = Vec::new() => content_types;
         /// Hours of the day as `HH:MM-HH:MM`, the end not included; may pass midnight.
         time: Option<String> = None => optional_text;
         /// Days of the week: mon, tue, wed, thu, fri, sat, sun; none means all.
@@ -194,9 +197,11 @@ section! {
     Permissions also(Deserialize) {
         /// Tools that the agent may use.
         tools: Tools = Tools::default();
-        /// Credentials that the agent may use.
+        /// Names of credentials, which the agent and plugins are told of. Information only: the daemon hands out none by it,
+        /// and refuses none.
         credentials: Vec<String> = Vec::new();
-        /// How much of what is stored the agent may see: none, minimal, contextual or full.
+        /// How much of what was said before the agent is told: none, minimal (of the session the turns in which nobody else
+        /// spoke), contextual (the session) or full (the session, and all that it was ever asked).
         data_access: DataAccess = DataAccess::default();
     }
 }
@@ -320,6 +325,29 @@ fn identities(node: &Node, name: &str, faults: &mut Faults) -> Option<Vec<String
     Some(owner)
 }
 
+/// A name that no event can have is a mistake: it would never match.
+fn content_types(node: &Node, name: &str, faults: &mut Faults) -> Option<Vec<String>> {
+    let types = Vec::<String>::decode(node, name, faults)?;
+    for item in node.items() {
+        let Some(text) = item.text() else { continue };
+        if !is_content_type(text) {
+            let text = quoted(text);
+            let types = CONTENT_TYPES.join(", ");
+            faults.error(item.at, format!("`{name}` {text} is no content type; write {types}, or system/..., whose end may be `*`"));
+        }
+    }
+    Some(types)
+}
+
+/// Whether it names content types: one, or all that begin with what stands before the `*` at its end.
+fn is_content_type(text: &str) -> bool {
+    CONTENT_TYPES.contains(&text)
+        || text.strip_prefix(SYSTEM_CONTENT).is_some_and(|rest| {
+            let stem = rest.strip_suffix('*').unwrap_or(rest);
+            !rest.is_empty() && !stem.contains('*')
+        })
+}
+
 /// Other gateways' words are understood as well.
 fn queue_mode(node: &Node, name: &str, faults: &mut Faults) -> Option<QueueMode> {
     let parse = |text: &str| match text {
@@ -368,6 +396,16 @@ mod tests {
         }
         let evening = TimeRange::parse("18:00 - 24:00").unwrap();
         assert!(evening.contains(1439) && !evening.contains(0));
+    }
+
+    #[test]
+    fn a_content_type_is_one_that_an_event_can_have() {
+        for text in ["text", "reaction", "system/*", "system/member_*", "system/member_joined"] {
+            assert!(is_content_type(text), "{text}");
+        }
+        for text in ["", "*", "rea*", "Text", "system", "system/", "system/*joined", "system/**", "exe"] {
+            assert!(!is_content_type(text), "{text}");
+        }
     }
 
     #[test]

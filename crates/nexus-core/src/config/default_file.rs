@@ -115,16 +115,18 @@ access:
           #entity: ent_1
           #name: Ada
         #conditions:
-          # Hours may pass midnight. peer_kind is dm, group or channel; days are mon to sun.
+          # Hours may pass midnight. peer_kind is dm, group or channel; days are mon to sun. A reaction or system/...
+          # event goes to an agent only where its content type is named.
           #- channel: imessage
             #account: me
             #peer_kind: dm
+            #content_type: [text, reaction, "system/*"]
             #time: "18:00-22:00"
             #days: [sat, sun]
       # allow or deny.
       #effect: allow
-      # Tools (a denied one is denied even if allowed), credentials, and what the agent may see: none,
-      # minimal, contextual or full.
+      # Tools (a denied one is denied even if allowed), credentials (information only), and what the agent is told
+      # of what was said before: none, minimal (what this sender said), contextual (the session) or full.
       #permissions:
         #tools:
           #allow: [calendar]

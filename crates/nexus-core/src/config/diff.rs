@@ -270,6 +270,7 @@ mod tests {
         ("access.policies.match.conditions.channel", |c| policy(c).match_.conditions[0].channel = None),
         ("access.policies.match.conditions.account", |c| policy(c).match_.conditions[0].account = None),
         ("access.policies.match.conditions.peer_kind", |c| policy(c).match_.conditions[0].peer_kind = None),
+        ("access.policies.match.conditions.content_type", |c| policy(c).match_.conditions[0].content_type.clear()),
         ("access.policies.match.conditions.time", |c| policy(c).match_.conditions[0].time = None),
         ("access.policies.match.conditions.days", |c| policy(c).match_.conditions[0].days.clear()),
         ("access.policies.effect", |c| policy(c).effect = Effect::Deny),

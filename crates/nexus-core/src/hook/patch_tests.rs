@@ -47,6 +47,7 @@ pub(in crate::hook) fn request() -> NexusRequest {
         queue_mode: QueueMode::default(),
         queue: Queue::default(),
         per_minute: None,
+        names_content_type: false,
         why: Vec::new(),
     });
     request.triggers = Some(TriggersSection::default());

@@ -54,6 +54,15 @@ CREATE TABLE messages (
   PRIMARY KEY (turn_id, n)
 ) STRICT, WITHOUT ROWID;
 
+-- Whose words a turn answers, as channel:sender.
+CREATE TABLE speakers (
+  turn_id TEXT NOT NULL,
+  speaker TEXT NOT NULL,
+  -- What that one was called, where others may speak too.
+  name    TEXT,
+  PRIMARY KEY (turn_id, speaker)
+) STRICT, WITHOUT ROWID;
+
 CREATE TABLE tool_calls (
   turn_id TEXT NOT NULL,
   n       INTEGER NOT NULL,

@@ -1,7 +1,7 @@
 //! What the policies would decide about a sender: the whole decision with its reasons, by the code that
 //! stages 2 and 3 run. It counts for no rate, writes nothing, and asks no adapter.
 
-use super::{Given, People, Speaker, minute_and_day, section, to_local};
+use super::{Given, People, Speaker, minute_and_day, recorded_only, section, to_local};
 use crate::ledger::ReadError;
 use crate::ledger::identity::{contact, link_of};
 use crate::routes::DEFAULT_ACCOUNT;
@@ -13,7 +13,7 @@ use nexus_core::event::PeerKind;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-/// Who is asked about, where and when. What isn't given is a direct message on the account `default`, now.
+/// Who is asked about, what, where and when. What isn't given is a text in a direct message on the account `default`, now.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Check {
     pub channel: String,
@@ -22,9 +22,14 @@ pub struct Check {
     pub peer_kind: Option<PeerKind>,
     /// Where it is said; the sender itself if that isn't given.
     pub peer: Option<String>,
+    /// What kind of event it is; `text` if that isn't given.
+    pub content_type: Option<String>,
     /// Local date and time; see [`local_time`].
     pub at: Option<String>,
 }
+
+/// What most events are.
+const TEXT: &str = "text";
 
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
@@ -90,17 +95,28 @@ impl Rules {
         let account = asked.account.as_deref().unwrap_or(DEFAULT_ACCOUNT);
         let peer_kind = asked.peer_kind.unwrap_or(PeerKind::Dm);
         let peer_id = asked.peer.as_deref().unwrap_or(sender);
-        let ask = Ask { channel: channel.clone(), account: account.to_owned(), peer_kind, minute_of_day, day };
+        let content_type = asked.content_type.as_deref().unwrap_or(TEXT);
+        let ask = Ask {
+            channel: channel.clone(),
+            account: account.to_owned(),
+            peer_kind,
+            content_type: content_type.to_owned(),
+            minute_of_day,
+            day,
+        };
         let decision = decide(&self.access, &principal, &ask);
         let conversation = Conversation { channel, account, sender_id: sender, peer_kind, peer_id, thread_id: None };
         let session = session_label(&principal, &conversation, decision.session_key.as_deref());
         let agent = decision.agent.as_ref().unwrap_or(&self.default_agent);
-        let goes_on = (decision.effect == Effect::Allow).then_some((agent, session)).unzip();
+        let (is_allowed, wakes) = (decision.effect == Effect::Allow, decision.wakes_agent(content_type));
+        let goes_on = (is_allowed && wakes).then_some((agent, session)).unzip();
         let mut answer = json!(decision);
         (answer["agent"], answer["session_label"]) = (json!(goes_on.0), json!(goes_on.1));
+        answer["recorded_only"] = json!((is_allowed && !wakes).then(|| recorded_only(content_type)));
         (answer["principal"], answer["link"]) = (json!(section(&principal)), json!(link));
         answer["asked"] = json!({
             "channel": channel, "sender": sender, "account": account, "peer_kind": peer_kind, "peer": peer_id,
+            "content_type": content_type,
             "at": local.strftime("%Y-%m-%dT%H:%M").to_string(), "day": day,
         });
         Ok(answer)

@@ -1,10 +1,12 @@
 //! Questions about contacts, entities and decisions, answered alike by a running daemon and, when none runs,
 //! by the CLI straight from the ledger files.
 
-use crate::ledger::identity::{Contact, contact, contacts, details, entity, link_of};
+use super::Given;
+use crate::ledger::identity::{Contact, OWNER_ENTITY, contact, contacts, details, entity, link_of};
 use crate::ledger::nexus::{AuditQuery, audit, left_out};
 use crate::ledger::{Ledger, ReadError, Readers};
 use crate::query::{self, QueryError, ROWS_MAX};
+use nexus_core::config;
 use rusqlite::Connection;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -31,22 +33,23 @@ impl People {
         Ok(Self { identity, nexus })
     }
 
-    /// The contacts that wrote last, those first, each with the entity that it counts as.
+    /// The contacts that wrote last, those first, each with the entity that it counts as: that of the owner for whoever
+    /// `access.owner` names, whatever it is linked to.
     ///
     /// # Errors
     /// When the ledger can't be read; so with all questions here.
-    pub fn contacts(&self, limit: usize) -> Result<Value, ReadError> {
+    pub fn contacts(&self, access: &config::Access, limit: usize) -> Result<Value, ReadError> {
         let contacts = self.identity.read_now(|connection| {
             let found = contacts(connection, limit.min(ROWS_MAX))?;
-            found.iter().map(|contact| contact_json(connection, contact)).collect::<rusqlite::Result<Vec<_>>>()
+            found.iter().map(|contact| contact_json(connection, access, contact)).collect::<rusqlite::Result<Vec<_>>>()
         })?;
         Ok(json!({ "contacts": contacts }))
     }
 
     /// All that is known of a sender (`CHANNEL:SENDER`) or of an entity; `None` of nobody.
-    pub fn who(&self, of: &str) -> Result<Option<Value>, ReadError> {
+    pub fn who(&self, access: &config::Access, of: &str) -> Result<Option<Value>, ReadError> {
         self.identity.read_now(|connection| match sender(of) {
-            Some((channel, sender_id)) => known_sender(connection, channel, sender_id),
+            Some((channel, sender_id)) => known_sender(connection, access, channel, sender_id),
             None => Ok(details(connection, of)?.map(|entity| json!({ "entity": entity }))),
         })
     }
@@ -63,12 +66,15 @@ impl People {
     }
 }
 
-fn contact_json(connection: &Connection, contact: &Contact) -> rusqlite::Result<Value> {
+fn contact_json(connection: &Connection, access: &config::Access, contact: &Contact) -> rusqlite::Result<Value> {
+    let is_owner = is_owner(access, &contact.channel, &contact.sender_id);
     let counted = match contact.link.as_ref().filter(|link| link.counts) {
+        _ if is_owner => entity(connection, OWNER_ENTITY)?,
         Some(link) => entity(connection, &link.entity_id)?,
         None => None,
     };
     let mut value = json!(contact);
+    value["is_owner"] = is_owner.into();
     value["entity"] = match counted {
         Some(entity) => json!({ "entity_id": entity.entity_id, "name": entity.name, "relationship": entity.relationship }),
         None => Value::Null,
@@ -76,16 +82,26 @@ fn contact_json(connection: &Connection, contact: &Contact) -> rusqlite::Result<
     Ok(value)
 }
 
-fn known_sender(connection: &Connection, channel: &str, sender_id: &str) -> rusqlite::Result<Option<Value>> {
+/// As stage 2 finds it: no adapter may serve the two channels whose adapter is the daemon.
+fn is_owner(access: &config::Access, channel: &str, sender_id: &str) -> bool {
+    Given::of(access, channel, channel, sender_id) == Given::Owner
+}
+
+fn known_sender(connection: &Connection, access: &config::Access, channel: &str, sender_id: &str) -> rusqlite::Result<Option<Value>> {
     let (contact, link) = (contact(connection, channel, sender_id)?, link_of(connection, channel, sender_id)?);
     if contact.is_none() && link.is_none() {
         return Ok(None);
     }
+    let is_owner = is_owner(access, channel, sender_id);
     let entity = match &link {
+        _ if is_owner => details(connection, OWNER_ENTITY)?,
         Some(link) => details(connection, &link.entity_id)?,
         None => None,
     };
-    Ok(Some(json!({ "channel": channel, "sender_id": sender_id, "contact": contact, "link": link, "entity": entity })))
+    let sender = json!({
+        "channel": channel, "sender_id": sender_id, "contact": contact, "link": link, "entity": entity, "is_owner": is_owner,
+    });
+    Ok(Some(sender))
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ fn turn() -> Turn {
         sender: super::super::Sender { id: "u1".into(), name: Some("Ann".into()), principal: "owner".into() },
         channel: "webchat".into(),
         capabilities: json!({"text_limit": 4000}),
-        history: vec![super::super::Message { role: super::super::Role::User, content: "hi".into() }],
+        history: vec![super::super::Message { role: super::super::Role::User, content: "hi".into(), name: None }],
         permissions: json!({"tools": {"allow": ["*"]}}),
         ..crate::samples::turn()
     }

@@ -30,7 +30,7 @@ use self::talk::Talk;
 use self::text_file::Audience;
 use self::tools::Toolbox;
 use super::mcp::Servers;
-use super::{AgentError, Finished, Input, Role, Sink, Turn, notes};
+use super::{AgentError, Finished, Input, Role, Sink, Turn, notes, plain};
 
 pub use self::event_bound::EVENT_BYTES_MAX;
 pub use self::relay::RESPONSE_BYTES_MAX;
@@ -192,7 +192,7 @@ impl LlmRunner {
         let max_tokens = wishes.max_tokens.or(self.endpoint.max_tokens);
         let mut talk = Talk::new(self, key, request, max_tokens, toolbox, turn.allowance.clone());
         talk.deadline = turn.deadline;
-        talk.listen(input, &turn.sender);
+        talk.listen(input);
         let ended = tokio::select! {
             // First: the first question needs it.
             biased;
@@ -240,11 +240,12 @@ impl LlmRunner {
 
     async fn request(&self, turn: &Turn, system: Option<&str>) -> Result<ChatRequest, AgentError> {
         let earlier = turn.history.iter().map(|message| match message.role {
-            Role::User => ChatMessage::user(message.content.as_str()),
+            Role::User => ChatMessage::user(message.text()),
             Role::Assistant => ChatMessage::assistant(message.content.as_str()),
         });
         let notes = notes::text(&turn.memory).map(ChatMessage::system);
-        let messages = notes.into_iter().chain(earlier).chain([ChatMessage::user(turn.content.as_str())]).collect();
+        let question = ChatMessage::user(plain::with_attached(&turn.text, &turn.attachments));
+        let messages = notes.into_iter().chain(earlier).chain([question]).collect();
         let request = ChatRequest::from_messages(messages);
         if let Some(system) = system.or(turn.instructions.as_deref()) {
             return Ok(request.with_system(system));

@@ -18,6 +18,8 @@ pub struct Steer {
     /// By which the agent says that it took the message in: the id of its request.
     pub message_id: String,
     pub content: String,
+    /// As [`super::Turn::text`].
+    pub text: String,
     pub attachments: serde_json::Value,
     pub sender: Sender,
     pub channel: String,
@@ -25,16 +27,6 @@ pub struct Steer {
     /// Tells once the agent said that it took the message in whether its request shares the run now, on disk. An error is
     /// no. A command doesn't wait for it.
     pub joined: oneshot::Receiver<bool>,
-}
-
-impl Steer {
-    /// Its text for an agent that is told nothing else of it: behind the name of its sender, if that isn't who `began` the turn.
-    pub(super) fn text_beside(&self, began: &Sender) -> String {
-        if self.sender.id == began.id {
-            return self.content.clone();
-        }
-        format!("{}: {}", self.sender.name.as_deref().unwrap_or(&self.sender.id), self.content)
-    }
 }
 
 #[derive(Serialize)]
@@ -95,17 +87,8 @@ mod tests {
     fn steer(message_id: &str) -> Steer {
         let sender = Sender { id: "u1".into(), name: None, principal: "owner".into() };
         let (attachments, capabilities) = (json!([]), Value::Null);
-        let (content, channel, (_, joined)) = ("one\ntwo".into(), "fake".into(), oneshot::channel());
-        Steer { message_id: message_id.into(), content, attachments, sender, channel, capabilities, joined }
-    }
-
-    #[test]
-    fn a_model_is_told_who_speaks_where_that_is_somebody_else() {
-        let sender = |id: &str, name: Option<&str>| Sender { id: id.into(), name: name.map(str::to_owned), principal: "owner".into() };
-        let named = Steer { sender: sender("u1", Some("Ann")), ..steer("req_1") };
-        assert_eq!(named.text_beside(&sender("u1", None)), "one\ntwo");
-        assert_eq!(named.text_beside(&sender("u2", Some("Ann"))), "Ann: one\ntwo");
-        assert_eq!(steer("req_1").text_beside(&sender("u2", None)), "u1: one\ntwo");
+        let (content, channel, (_, joined)) = ("one\ntwo".to_owned(), "fake".into(), oneshot::channel());
+        Steer { message_id: message_id.into(), text: content.clone(), content, attachments, sender, channel, capabilities, joined }
     }
 
     #[tokio::test]

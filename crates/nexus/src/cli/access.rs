@@ -8,9 +8,11 @@ use super::failure::{Exit, Failure};
 use super::{Global, block_on, ledger};
 use crate::access::{Check, Edit, People, Rules, local_time, sender};
 use crate::clock;
+use crate::daemon::Paths;
 use crate::ledger::nexus::AuditQuery;
 use crate::query::QueryError;
 use crate::unknown;
+use nexus_core::config::Config;
 use nexus_core::event::PeerKind;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -142,6 +144,9 @@ pub(crate) enum Verb {
         /// The group's or channel's id [default: the sender]
         #[arg(long)]
         peer: Option<String>,
+        /// What it is: text, image, reaction, system/... [default: text]
+        #[arg(long, value_name = "TYPE")]
+        content_type: Option<String>,
         /// Local date and time, as 2026-01-02T23:30 [default: now]
         #[arg(long, value_name = "TIME", value_parser = time)]
         at: Option<String>,
@@ -182,8 +187,8 @@ pub(crate) fn run(verb: Verb, global: &Global) -> anyhow::Result<Exit> {
             Verb::Merge { from, into, as_owner } => edit(Edit::Merge { from, into, as_owner }, global).await,
             Verb::Unmerge { entity } => edit(Edit::Unmerge { entity }, global).await,
             Verb::Policies => policies(global).await,
-            Verb::Check { identity: Identity { channel, sender }, account, peer_kind, peer, at } => {
-                check(&Check { channel, sender, account, peer_kind, peer, at }, global).await
+            Verb::Check { identity: Identity { channel, sender }, account, peer_kind, peer, content_type, at } => {
+                check(&Check { channel, sender, account, peer_kind, peer, content_type, at }, global).await
             }
             Verb::Audit { limit, denied, sender, since, all } => {
                 let since = since.map(|ms| clock::wall_ms().saturating_sub(i64::try_from(ms).unwrap_or(i64::MAX)));
@@ -196,16 +201,34 @@ pub(crate) fn run(verb: Verb, global: &Global) -> anyhow::Result<Exit> {
 
 async fn contacts(limit: u32, global: &Global) -> anyhow::Result<Exit> {
     let path = with_query("/control/access/who", &[("limit", Some(limit.to_string()))]);
-    let offline = |directory: PathBuf| -> Result<Value, QueryError> { Ok(People::offline(&directory)?.contacts(limit as usize)?) };
-    let answer = ledger::ask(global, &path, offline).await?;
+    let paths = global.paths()?;
+    let answer = match if_running(Client::new(&paths).get(&path).await)? {
+        Some(answer) => answer,
+        None => {
+            let (people, config) = offline(&paths)?;
+            people.contacts(&config.access, limit as usize)?
+        }
+    };
     show::contacts(&answer, global.out())
 }
 
 async fn who(of: &str, global: &Global) -> anyhow::Result<Exit> {
     let path = with_query("/control/access/who", &[("of", Some(of.to_owned()))]);
-    let offline = |directory: PathBuf| -> Result<Option<Value>, QueryError> { Ok(People::offline(&directory)?.who(of)?) };
-    let answer = ledger::find(global, unknown::sender(of), &path, offline).await?;
+    let paths = global.paths()?;
+    let answer = match if_running(Client::new(&paths).get(&path).await)? {
+        Some(answer) => answer,
+        None => {
+            let (people, config) = offline(&paths)?;
+            people.who(&config.access, of)?.ok_or_else(|| Failure::not_found(unknown::sender(of)))?
+        }
+    };
     show::who(&answer, global.out())
+}
+
+/// What the ledgers and the configuration say while no daemon runs.
+fn offline(paths: &Paths) -> anyhow::Result<(People, Config)> {
+    let config = ledger::configuration(paths)?.config;
+    Ok((People::offline(&paths.data_dir(&config.ledgers.directory))?, config))
 }
 
 /// Has the daemon write a change. What can't be meant is wrong usage, whether or not a daemon runs.
@@ -225,26 +248,26 @@ async fn policies(global: &Global) -> anyhow::Result<Exit> {
     show::policies(&answer, global.out())
 }
 
-fn rules(config: &nexus_core::config::Config) -> anyhow::Result<Rules> {
+fn rules(config: &Config) -> anyhow::Result<Rules> {
     Rules::of(config).map_err(|error| Failure::new(Exit::BadConfig, error).into())
 }
 
 async fn check(asked: &Check, global: &Global) -> anyhow::Result<Exit> {
     let paths = global.paths()?;
-    let Check { channel, sender, account, peer_kind, peer, at } = asked;
+    let Check { channel, sender, account, peer_kind, peer, content_type, at } = asked;
     let query = [
         ("channel", Some(channel.clone())),
         ("sender", Some(sender.clone())),
         ("account", account.clone()),
         ("peer_kind", peer_kind.map(|kind| kind.as_str().to_owned())),
         ("peer", peer.clone()),
+        ("content_type", content_type.clone()),
         ("at", at.clone()),
     ];
     let answer = match if_running(Client::new(&paths).get(&with_query("/control/access/check", &query)).await)? {
         Some(answer) => answer,
         None => {
-            let config = ledger::configuration(&paths)?.config;
-            let people = People::offline(&paths.data_dir(&config.ledgers.directory))?;
+            let (people, config) = offline(&paths)?;
             rules(&config)?.check(&people, asked, clock::wall_ms())?
         }
     };

@@ -171,6 +171,9 @@ impl Page {
         if let Some(dropped) = request["trace"]["agent"]["history_dropped"].as_u64().filter(|dropped| *dropped > 0) {
             self.field("History", &format!("{dropped} older messages left out"));
         }
+        if let Some(withheld) = request["trace"]["agent"]["history_withheld"].as_u64().filter(|withheld| *withheld > 0) {
+            self.field("Withheld", &format!("{withheld} messages of its session, by data_access"));
+        }
         let section = &request["trace"]["agent"];
         let fellows: Vec<&str> = section["fellows"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         if !fellows.is_empty() {

@@ -33,12 +33,12 @@ struct Who {
 }
 
 async fn who(State(api): State<Api>, Query(asked): Query<Who>) -> Response {
-    let people = api.daemon.people();
+    let (people, access) = (api.daemon.people(), api.daemon.rules().access);
     let Who { of: Some(of), .. } = asked else {
-        return shown(looked(move || people.contacts(asked.limit)).await);
+        return shown(looked(move || people.contacts(&access, asked.limit)).await);
     };
     let what = crate::unknown::sender(&of);
-    found(looked(move || people.who(&of)).await, &what)
+    found(looked(move || people.who(&access, &of)).await, &what)
 }
 
 #[derive(Debug, Deserialize)]

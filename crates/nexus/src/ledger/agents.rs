@@ -24,6 +24,9 @@ pub const SOURCE: &str = "nexus.finish";
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct TurnRecord {
     pub turn_id: String,
+    /// Who spoke in it besides the agent.
+    #[serde(default)]
+    pub speakers: Vec<Speaker>,
     pub request_id: String,
     pub session: String,
     /// The label that the session had when its sender was not known.
@@ -47,6 +50,16 @@ pub struct TurnRecord {
     pub charged: Option<String>,
     #[serde(default)]
     pub cost_usd: Option<f64>,
+}
+
+/// Somebody whose words a turn answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Speaker {
+    /// As `channel:sender`.
+    pub id: String,
+    /// What that one is called, where others may speak too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -132,6 +145,10 @@ fn apply_turn(connection: &Connection, turn: &TurnRecord) -> rusqlite::Result<bo
     if !turn.assistant.is_empty() {
         message.execute(params![turn.turn_id, 1, "assistant", turn.assistant])?;
     }
+    for Speaker { id, name } in &turn.speakers {
+        let sql = "INSERT INTO speakers (turn_id, speaker, name) VALUES (?1, ?2, ?3)";
+        connection.prepare_cached(sql)?.execute(params![turn.turn_id, id, name])?;
+    }
     for (n, call) in turn.tool_calls.iter().enumerate() {
         connection.prepare_cached("INSERT INTO tool_calls VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?.execute(params![
             turn.turn_id,
@@ -158,7 +175,7 @@ impl Weight for ApplyTurns {
         self.turns.iter().map(TurnRecord::bytes).sum::<usize>() + 64
     }
     fn rows(&self) -> usize {
-        self.turns.iter().map(|turn| 4 + turn.tool_calls.len()).sum::<usize>().max(1)
+        self.turns.iter().map(|turn| 4 + turn.speakers.len() + turn.tool_calls.len()).sum::<usize>().max(1)
     }
 }
 
@@ -173,7 +190,8 @@ impl TurnRecord {
     fn bytes(&self) -> usize {
         let of = |text: &Option<String>| text.as_ref().map_or(0, String::len);
         let calls = self.tool_calls.iter().map(|call| 128 + of(&call.summary) + of(&call.arguments) + of(&call.result));
-        self.user.len() + self.assistant.len() + calls.sum::<usize>() + 512
+        let speakers = self.speakers.iter().map(|speaker| 64 + speaker.id.len() + of(&speaker.name));
+        self.user.len() + self.assistant.len() + calls.sum::<usize>() + speakers.sum::<usize>() + 512
     }
 }
 
@@ -195,21 +213,52 @@ pub fn spent(connection: &Connection, charged: &str, session: &str, since: i64) 
         .query_row(params![charged, since], |row| Ok(Spent { session_tokens, session_usd, day_tokens: row.get(0)?, day_usd: row.get(1)? }))
 }
 
-/// A session's newest messages, oldest first, within `bytes_max`; and how many older ones exist.
+/// Which of a session's turns may be told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reach {
+    Nothing,
+    /// Those in which nobody spoke but one person: all that this one is known as, each `channel:sender`.
+    Own(Vec<String>),
+    All,
+}
+
+impl Reach {
+    /// The speakers that a turn may have, as a JSON array; none for anybody.
+    fn speakers(&self) -> Option<String> {
+        match self {
+            Self::Nothing => Some("[]".to_owned()),
+            Self::Own(ids) => Some(serde_json::Value::from(ids.clone()).to_string()),
+            Self::All => None,
+        }
+    }
+}
+
+/// One message of a turn.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Said {
+    pub role: String,
+    pub content: String,
+    /// Who said it, where others might have.
+    pub name: Option<String>,
+}
+
+/// A session's newest messages, oldest first, within `bytes_max`; how many older ones exist, and how many between these were
+/// not to be told.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct History {
     pub head: Option<String>,
-    /// (role, content)
-    pub messages: Vec<(String, String)>,
+    pub messages: Vec<Said>,
     pub dropped: u32,
+    pub withheld: u32,
 }
 
-/// Reads back from the session's head along the parents. A session that has none yet, or none any more,
-/// goes on from that of `formerly`, as its next turn will.
+/// Reads back from the session's head along the parents, `turns_max` turns, those among them that are out of reach. A session that
+/// has none yet, or none any more, goes on from that of `formerly`, as its next turn will.
 pub fn history(
     connection: &Connection,
     session: &str,
     formerly: Option<&str>,
+    reach: &Reach,
     turns_max: u32,
     bytes_max: usize,
 ) -> rusqlite::Result<History> {
@@ -223,27 +272,39 @@ pub fn history(
            SELECT ?1, 0 UNION ALL
            SELECT t.parent_turn_id, line.n + 1 FROM line JOIN turns t ON t.turn_id = line.turn_id
              WHERE t.parent_turn_id IS NOT NULL AND line.n + 1 < ?2)
-         SELECT m.role, m.content FROM line JOIN messages m ON m.turn_id = line.turn_id ORDER BY line.n, m.n DESC",
+         SELECT m.role, m.content,
+           CASE WHEN m.role = 'user' AND (SELECT count(*) FROM speakers s WHERE s.turn_id = line.turn_id) = 1
+             THEN (SELECT s.name FROM speakers s WHERE s.turn_id = line.turn_id) END,
+           ?3 IS NULL OR (EXISTS (SELECT 1 FROM speakers s WHERE s.turn_id = line.turn_id)
+             AND NOT EXISTS (SELECT 1 FROM speakers s WHERE s.turn_id = line.turn_id
+               AND s.speaker NOT IN (SELECT value FROM json_each(?3))))
+         FROM line JOIN messages m ON m.turn_id = line.turn_id ORDER BY line.n, m.n DESC",
     )?;
-    let rows = query.query_map(params![head, turns_max], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
-    let (mut messages, mut bytes) = (Vec::new(), 0);
+    let rows = query.query_map(params![head, turns_max, reach.speakers()], |row| {
+        Ok((Said { role: row.get(0)?, content: row.get(1)?, name: row.get(2)? }, row.get::<_, bool>(3)?))
+    })?;
+    let (mut messages, mut bytes, mut withheld) = (Vec::new(), 0, 0_u32);
     for row in rows {
-        let row = row?;
-        bytes += row.1.len();
+        let (said, is_in_reach) = row?;
+        if !is_in_reach {
+            withheld += u32::from(said.role == "user");
+            continue;
+        }
+        bytes += said.content.len() + said.name.as_ref().map_or(0, String::len);
         if bytes > bytes_max {
             break;
         }
-        messages.push(row);
+        messages.push(said);
     }
     messages.reverse();
     // Whole turns only: an answer without its question would mislead the agent.
-    if messages.first().is_some_and(|(role, _)| role == "assistant") {
+    if messages.first().is_some_and(|said| said.role == "assistant") {
         messages.remove(0);
     }
     // A turn has one question, but not always an answer.
-    let given = messages.iter().filter(|(role, _)| role == "user").count();
-    let dropped = turns.saturating_sub(u32::try_from(given).unwrap_or(u32::MAX)) * 2;
-    Ok(History { head: Some(head), messages, dropped })
+    let given = u32::try_from(messages.iter().filter(|said| said.role == "user").count()).unwrap_or(u32::MAX);
+    let dropped = turns.saturating_sub(given).saturating_sub(withheld) * 2;
+    Ok(History { head: Some(head), messages, dropped, withheld: withheld * 2 })
 }
 
 /// The turns that lead to `head`, itself first: what its session is made of now, whatever the session's label was when
@@ -278,6 +339,7 @@ mod tests {
     pub(super) fn turn(id: &str, session: &str) -> TurnRecord {
         TurnRecord {
             turn_id: id.to_owned(),
+            speakers: Vec::new(),
             request_id: format!("req_{id}"),
             session: session.to_owned(),
             formerly: None,
@@ -352,7 +414,7 @@ mod tests {
         let connection = ledger();
         let apply = |seq: i64, turns: Vec<TurnRecord>| ApplyTurns { upto_finish_seq: seq, turns }.apply(&connection).unwrap();
         let of = |label: &str, formerly: Option<&str>| -> Vec<String> {
-            let head = history(&connection, label, formerly, 50, 1 << 20).unwrap().head;
+            let head = history(&connection, label, formerly, &Reach::All, 50, 1 << 20).unwrap().head;
             head.map(|head| line(&connection, &head, 10).unwrap()).unwrap_or_default()
         };
         apply(1, vec![turn("t1", "dm:sms:1"), turn("t2", "dm:sms:1")]);
@@ -368,6 +430,38 @@ mod tests {
         apply(3, vec![turn("t4", "dm:ann")]);
         assert_eq!(of("dm:ann", None), ["t4"]);
         assert_eq!(line(&connection, "t3", 2).unwrap(), ["t3", "t2"]);
+    }
+
+    fn spoken(id: &str, speakers: &[(&str, Option<&str>)]) -> TurnRecord {
+        let speaker = |(id, name): &(&str, Option<&str>)| Speaker { id: (*id).to_owned(), name: name.map(str::to_owned) };
+        TurnRecord { speakers: speakers.iter().map(speaker).collect(), ..turn(id, "group:g") }
+    }
+
+    #[test]
+    fn of_a_session_those_turns_are_told_that_are_in_reach() {
+        let connection = ledger();
+        let turns = vec![
+            spoken("t1", &[("sms:ann", Some("Ann"))]),
+            spoken("t2", &[("sms:bob", None)]),
+            spoken("t3", &[("mail:ann", None), ("sms:bob", None)]),
+            spoken("t4", &[("mail:ann", Some("Ann"))]),
+            spoken("t5", &[]),
+        ];
+        ApplyTurns { upto_finish_seq: 1, turns }.apply(&connection).unwrap();
+        let told = |reach: Reach| {
+            let told = history(&connection, "group:g", None, &reach, 50, 1 << 20).unwrap();
+            assert_eq!(told.head.as_deref(), Some("t5"), "whatever is told of it, the next turn stands behind it");
+            let asked = told.messages.into_iter().filter(|said| said.role == "user");
+            let asked: Vec<String> = asked.map(|said| format!("{}{}", said.name.unwrap_or_default(), said.content)).collect();
+            (asked, told.dropped, told.withheld)
+        };
+        let own = |ids: &[&str]| told(Reach::Own(ids.iter().map(|id| (*id).to_owned()).collect()));
+        let all = ["Annasked t1", "asked t2", "asked t3", "Annasked t4", "asked t5"].map(str::to_owned).to_vec();
+        assert_eq!(told(Reach::All), (all, 0, 0));
+        assert_eq!(told(Reach::Nothing), (Vec::new(), 0, 10));
+        assert_eq!(own(&["sms:ann", "mail:ann"]), (vec!["Annasked t1".to_owned(), "Annasked t4".to_owned()], 0, 6));
+        assert_eq!(own(&["sms:bob"]), (vec!["asked t2".to_owned()], 0, 8), "what was answered with another's words is theirs too");
+        assert_eq!(own(&["sms:eve"]), (Vec::new(), 0, 10));
     }
 
     #[test]

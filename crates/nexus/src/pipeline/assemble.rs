@@ -3,7 +3,7 @@
 use super::{Agent, Exit, Pipeline, Prepared, Settings};
 use crate::agent::project::ProjectTurn;
 use crate::agent::{Message, Role};
-use crate::ledger::agents::history;
+use crate::ledger::agents::{Said, history};
 use crate::project::STOP_KIND;
 use crate::routes::TIMER_CHANNEL;
 use nexus_core::access::{Conversation, Principal, session_label};
@@ -75,19 +75,21 @@ impl Pipeline {
             Some(all) => {
                 let memory = &prepared.agent.memory;
                 let notes = if memory.matches == 0 { 0 } else { usize::try_from(memory.max_bytes).unwrap_or(usize::MAX) };
-                let fixed = prepared.agent.runner.prompt_bytes().await + prepared.told().len();
+                let fixed = prepared.agent.runner.prompt_bytes().await + prepared.told_as_text().len();
                 (CONTEXT_TURNS_MAX, all.saturating_sub(fixed).saturating_sub(notes))
             }
         };
-        let read = move |connection: &Connection| history(connection, &session, formerly.as_deref(), turns_max, bytes_max);
+        let reach = prepared.reach();
+        let read = move |connection: &Connection| history(connection, &session, formerly.as_deref(), &reach, turns_max, bytes_max);
         let told = self.ledgers.agents.readers.read_until_done(read, &self.abandon).await?;
         if let Some(agent) = &mut prepared.request.agent {
             agent.parent_turn_id.clone_from(&told.head);
             agent.history_messages = u32::try_from(told.messages.len()).unwrap_or(u32::MAX);
             agent.history_dropped = told.dropped;
+            agent.history_withheld = told.withheld;
         }
         let message =
-            |(role, content): (String, String)| Message { role: if role == "assistant" { Role::Assistant } else { Role::User }, content };
+            |Said { role, content, name }| Message { role: if role == "assistant" { Role::Assistant } else { Role::User }, content, name };
         Some(told.messages.into_iter().map(message).collect())
     }
 }

@@ -2,6 +2,7 @@
 //! remembers is written with what it said; a request that passes here again, as after a crash, is told that.
 
 use super::{Exit, Pipeline, READ_PATIENCE, Settings, assemble};
+use crate::access::recorded_only;
 use crate::clock;
 use crate::ledger::nexus::{Claim, Recollection, RememberAdvice, recollect};
 use crate::ledger::writer::WriteError;
@@ -32,7 +33,8 @@ enum Part {
 
 impl Pipeline {
     /// Asks the automations whose triggers fit, one after the other, until one ends the request. A timer event goes
-    /// on only if one fires, or a policy routes it to an agent: a heartbeat costs no run.
+    /// on only if one fires, or a policy routes it to an agent: a heartbeat costs no run. What an adapter tells without saying
+    /// anything, as a reaction, goes on only if one fires, or a policy names its content type.
     pub(super) async fn automate(
         &self,
         request: &mut NexusRequest,
@@ -52,9 +54,8 @@ impl Pipeline {
                 break;
             }
         }
-        let routed = request.access.as_ref().is_some_and(|access| access.agent.is_some());
-        if exit.is_none() && request.event.channel == TIMER_CHANNEL && !routed && triggers.fired_by.is_none() {
-            exit = Some(Exit::Handled { by: "timer: no policy routes this event to an agent".to_owned() });
+        if exit.is_none() && triggers.fired_by.is_none() {
+            exit = unasked(request).map(|by| Exit::Handled { by });
         }
         if let Some(Exit::Handled { by } | Exit::Replied { by, .. }) = &exit {
             (triggers.handled, triggers.handled_by) = (true, Some(by.clone()));
@@ -181,6 +182,17 @@ fn note(triggers: &mut TriggersSection, automation: &str, part: &Part, took: Dur
     };
     triggers.evaluated += 1;
     triggers.results.push(AutomationTrace { automation: automation.to_owned(), ms: took.as_secs_f64() * 1000.0, did, repeated, error });
+}
+
+/// Why an event asks no agent by itself.
+fn unasked(request: &NexusRequest) -> Option<String> {
+    let (event, access) = (&request.event, request.access.as_ref());
+    if event.channel == TIMER_CHANNEL {
+        let is_routed = access.is_some_and(|access| access.agent.is_some());
+        return (!is_routed).then(|| "timer: no policy routes this event to an agent".to_owned());
+    }
+    let wakes = access.is_none_or(|access| access.wakes_agent(&event.content_type));
+    (!wakes).then(|| recorded_only(&event.content_type))
 }
 
 /// Puts one text behind another, as far as there is room.

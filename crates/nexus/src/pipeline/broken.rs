@@ -101,7 +101,7 @@ impl Pipeline {
             status: Status::Failed,
             reason: request.reason.clone(),
             turn_json: None,
-            deliveries: recovery::note(request, adapter, Some(run_id.clone())).into_iter().collect(),
+            deliveries: recovery::note(request, &self.settings.load().access, adapter, Some(run_id.clone())).into_iter().collect(),
             stream: None,
             wait: None,
             trace: super::trace_json(request),

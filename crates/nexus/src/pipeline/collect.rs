@@ -1,7 +1,10 @@
 //! Several messages of a session that are answered in one turn, those that joined it later among them: which may be, and
 //! what they say together.
 
+use super::reach::{called, others_may_speak};
 use super::{Prepared, router};
+use crate::agent::plain;
+use crate::routes::TIMER_CHANNEL;
 use nexus_core::request::NexusRequest;
 use serde_json::Value;
 
@@ -42,26 +45,42 @@ impl Prepared {
 
     /// The text of the turn's messages, each with its sender where there are several.
     pub(super) fn said(&self) -> String {
-        let sender = &self.request.event.sender_id;
-        let is_talk = self.requests().any(|request| request.event.sender_id != *sender);
+        let is_talk = self.is_talk();
         let text = |request: &NexusRequest| {
-            let event = &request.event;
-            let name = event.sender_name.as_deref().unwrap_or(&event.sender_id);
-            // An event without a text says what the automation asks that fired at it.
-            let content: &str = if event.content.is_empty() { asked(request).unwrap_or_default() } else { &event.content };
-            if is_talk { format!("{name}: {content}") } else { content.to_owned() }
+            let content = content(request);
+            if is_talk { plain::named(&called(request), content) } else { content.to_owned() }
         };
         self.requests().map(text).collect::<Vec<_>>().join(BETWEEN)
     }
 
     /// The same, behind what automations and plugins have to say about them.
     pub(super) fn told(&self) -> String {
+        self.with_added(self.said())
+    }
+
+    /// The same for an agent that is told nothing but text: each message with its sender wherever others may speak, and with
+    /// what it is where it has no words.
+    pub(super) fn told_as_text(&self) -> String {
+        let is_talk = self.is_talk();
+        let text = |request: &NexusRequest| {
+            let words = if content(request).trim().is_empty() { wordless(request) } else { content(request).to_owned() };
+            if is_talk || others_may_speak(request) { plain::named(&called(request), &words) } else { words }
+        };
+        self.with_added(self.requests().map(text).collect::<Vec<_>>().join(BETWEEN))
+    }
+
+    fn is_talk(&self) -> bool {
+        let sender = &self.request.event.sender_id;
+        self.requests().any(|request| request.event.sender_id != *sender)
+    }
+
+    fn with_added(&self, said: String) -> String {
         let added = self.requests().flat_map(|request| {
             let enrichment = request.triggers.as_ref().and_then(|triggers| triggers.enrichment.clone());
             let asked = asked(request).filter(|_| !request.event.content.is_empty()).map(str::to_owned);
             [enrichment, asked, request.context.clone()].into_iter().flatten()
         });
-        added.chain([self.said()]).collect::<Vec<_>>().join(BETWEEN)
+        added.chain([said]).collect::<Vec<_>>().join(BETWEEN)
     }
 
     /// The attachments of the turn's messages.
@@ -85,6 +104,22 @@ impl Prepared {
                 agent.fellows = ids.iter().filter(|id| **id != request.request_id).cloned().collect();
             }
         }
+    }
+}
+
+/// An event without a text says what the automation asks that fired at it.
+fn content(request: &NexusRequest) -> &str {
+    let own = request.event.content.as_str();
+    if own.is_empty() { asked(request).unwrap_or_default() } else { own }
+}
+
+/// What an event is that says nothing; a slot of the timer by its label.
+fn wordless(request: &NexusRequest) -> String {
+    let event = &request.event;
+    let label = event.metadata.get("cron_label").and_then(Value::as_str).filter(|_| event.channel == TIMER_CHANNEL);
+    match label {
+        Some(label) => plain::wordless(&format!("{} {label}", event.content_type)),
+        None => plain::wordless(&event.content_type),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The end of a run, and stages 7 and 8: commit, let the session go on, deliver, finalize.
 
 use super::outlet::Left;
+use super::recovery::is_between_us;
 use super::run::{Seen, Work};
 use super::steering::Held;
 use super::{Exit, Pipeline, Prepared, trace_json, trace_value};
@@ -96,7 +97,7 @@ impl Verdict {
 impl Pipeline {
     pub(super) async fn finish(&self, ended: Ended, held: &mut Held) {
         let Ended { mut prepared, run_id, work, mut seen, started_at, spent } = ended;
-        let mut verdict = judge(work, &seen.text, &prepared.request.request_id);
+        let mut verdict = judge(work, &seen.text, &self.hint(&prepared.request, &prepared.adapter));
         // Of all attempts, the failed ones too.
         verdict.finished.usage = seen.usage.unwrap_or(verdict.finished.usage);
         self.note_response(&mut prepared, &run_id, &verdict, &seen.tool_calls, spent);
@@ -189,7 +190,8 @@ impl Pipeline {
         let asked = self.plugins.ask(Hook::AfterRunAgent, &mut prepared.request, left).await;
         match asked.exit {
             Some(HookExit::Failed(error)) => {
-                *verdict = withheld(error, &prepared.request.request_id, verdict.finished.usage);
+                let hint = self.hint(&prepared.request, &prepared.adapter);
+                *verdict = withheld(error, &hint, verdict.finished.usage);
                 self.note_response(prepared, run_id, verdict, tool_calls, spent);
             }
             // Nobody can skip what was done already.
@@ -200,6 +202,14 @@ impl Pipeline {
             }
         }
         asked.traces
+    }
+
+    /// Where the owner finds more, behind a sentence that tells of a failure; nothing where others read it.
+    fn hint(&self, request: &NexusRequest, adapter: &str) -> String {
+        match is_between_us(&self.settings.load().access, adapter, &request.event) {
+            true => format!(" (see `nexus trace show {}`)", request.request_id),
+            false => String::new(),
+        }
     }
 
     fn note_response(&self, prepared: &mut Prepared, run_id: &str, verdict: &Verdict, tool_calls: &[ToolCall], spent: Duration) {
@@ -370,9 +380,14 @@ pub(super) fn new_delivery(prepared: &Prepared, route: &Route, run_id: &str, ide
     }
 }
 
-/// `heard` is what the agent had said when its time was up.
-fn judge(work: Work, heard: &str, request_id: &str) -> Verdict {
-    let sorry = |what: &str| format!("{what} (see `nexus trace show {request_id}`)");
+/// `heard` is what the agent had said until then, `hint` goes behind what is told of a failure.
+fn judge(work: Work, heard: &str, hint: &str) -> Verdict {
+    let sorry = |what: &str| format!("{what}{hint}");
+    // Below a part of an answer it would be wrong that there is none.
+    let cut = |what: &str, silent: &str, said: &str| {
+        let is_silent = said.trim().is_empty() && heard.trim().is_empty();
+        if is_silent { format!("{silent}{hint}") } else { format!("{what}; its answer above is not complete.{hint}") }
+    };
     let failed = |content: String, notice: Option<String>, stop_reason, error: String| Verdict {
         finished: Finished { content, usage: Usage::default(), stop_reason, model: None, provider: None },
         notice,
@@ -387,16 +402,16 @@ fn judge(work: Work, heard: &str, request_id: &str) -> Verdict {
         Work::Failed(AgentError::Exhausted { problem, partial, .. }) => failed(partial, Some(problem.clone()), StopReason::Error, problem),
         Work::Failed(error) => {
             let awaits = error.awaits();
-            let notice = sorry(match awaits {
-                None => "The agent failed; this message was not answered.",
-                Some(Awaited::Approval(_)) => "This waits for an approval of whoever runs the project, and is answered after that.",
-                Some(Awaited::Configuration) => "This waits until the project is configured, and is answered after that.",
-            });
+            let notice = match awaits {
+                None => cut("The agent failed", "The agent failed; this message was not answered.", error.partial()),
+                Some(Awaited::Approval(_)) => sorry("This waits for an approval of whoever runs the project, and is answered after that."),
+                Some(Awaited::Configuration) => sorry("This waits until the project is configured, and is answered after that."),
+            };
             let verdict = failed(error.partial().to_owned(), Some(notice), StopReason::Error, crate::error_text::describe(&error));
             Verdict { awaits, ..verdict }
         }
         Work::TimedOut => {
-            let notice = sorry("The agent took too long and was stopped.");
+            let notice = cut("The agent took too long and was stopped", "The agent took too long and was stopped.", "");
             failed(heard.to_owned(), Some(notice), StopReason::Timeout, "the agent's time is up".into())
         }
         // Runs that are abandoned are interrupted and never get here; their request isn't over.
@@ -417,8 +432,8 @@ fn unanswered(finished: &Finished) -> Option<&'static str> {
 }
 
 /// Of an answer that a plugin failed to look at, though it had to.
-fn withheld(error: String, request_id: &str, usage: Usage) -> Verdict {
-    let notice = format!("The answer was held back (see `nexus trace show {request_id}`)");
+fn withheld(error: String, hint: &str, usage: Usage) -> Verdict {
+    let notice = format!("The answer was held back.{hint}");
     let finished = Finished { content: String::new(), usage, stop_reason: StopReason::Error, model: None, provider: None };
     Verdict { finished, notice: Some(notice), error: Some(error), awaits: None }
 }
@@ -433,6 +448,7 @@ pub(super) fn turn_record(
 ) -> TurnRecord {
     TurnRecord {
         turn_id: turn_id(run_id),
+        speakers: prepared.speakers(),
         request_id: prepared.request.request_id.clone(),
         session: prepared.session.clone(),
         formerly: prepared.formerly.clone(),

@@ -45,7 +45,14 @@ impl Pipeline {
     pub(super) fn authorize(&self, request: &mut NexusRequest, settings: &Settings, principal: &Principal) -> Result<(), Exit> {
         let (minute_of_day, day) = minute_and_day(to_local(clock::wall_ms(), &settings.time_zone));
         let event = &request.event;
-        let ask = Ask { channel: event.channel.clone(), account: event.account_id.clone(), peer_kind: event.peer_kind, minute_of_day, day };
+        let ask = Ask {
+            channel: event.channel.clone(),
+            account: event.account_id.clone(),
+            peer_kind: event.peer_kind,
+            content_type: event.content_type.clone(),
+            minute_of_day,
+            day,
+        };
         let decided = decide(&settings.access, principal, &ask);
         let is_often = self.is_too_often(&decided, principal, request);
         let decision = if is_often { decided.over_rate() } else { decided };

@@ -2,13 +2,15 @@
 //! (contract: `on_interrupted`). The rest of recovery is normal running.
 
 use super::{Settings, trace_value};
+use crate::access::Given;
 use crate::clock;
 use crate::ledger::agents::{ToolCall, TurnRecord};
 use crate::ledger::events::by_seq;
 use crate::ledger::nexus::{Interrupted, NewDelivery, ReviveRequest, request_id_of, run_turn};
 use crate::ledger::{Ledgers, ReadError, writer::WriteError};
 use crate::routes::{CLI_CHANNEL, TIMER_CHANNEL};
-use nexus_core::config::OnInterrupted;
+use nexus_core::config::{self, OnInterrupted};
+use nexus_core::event::{Event, PeerKind};
 use nexus_core::request::{AgentSection, NexusRequest, ResponseSection, Stage, Status};
 use serde_json::{Value, json};
 use std::collections::{HashMap, HashSet};
@@ -51,7 +53,7 @@ pub async fn recover(
         let (to, reason, told) = match verdict {
             Verdict::Rerun => (Status::Waiting, None, Told::default()),
             Verdict::Fail(reason) => {
-                let mut told = tell(ledgers, &one, reason).await?;
+                let mut told = tell(ledgers, &settings.access, &one, reason).await?;
                 told.note = told.note.filter(|_| spoken.contains(&seq));
                 (Status::Failed, Some(reason), told)
             }
@@ -127,7 +129,7 @@ struct Told {
     note: Option<NewDelivery>,
 }
 
-async fn tell(ledgers: &Ledgers, one: &Interrupted, reason: &str) -> Result<Told, ReadError> {
+async fn tell(ledgers: &Ledgers, access: &config::Access, one: &Interrupted, reason: &str) -> Result<Told, ReadError> {
     let seq = one.event_seq;
     let event = ledgers.events.readers.read(move |connection| by_seq(connection, seq)).await?;
     let request_id = ledgers.nexus.readers.read(move |connection| request_id_of(connection, seq)).await?;
@@ -138,7 +140,7 @@ async fn tell(ledgers: &Ledgers, one: &Interrupted, reason: &str) -> Result<Told
     };
     let adapter = event.adapter.clone();
     let request = event.into_request(request_id, clock::wall_ms());
-    let note = note(&request, adapter, one.run_id.clone());
+    let note = note(&request, access, adapter, one.run_id.clone());
     Ok(Told { trace: Some(trace(request, one, turn, reason)), note })
 }
 
@@ -164,20 +166,27 @@ fn trace(mut request: NexusRequest, one: &Interrupted, turn: Option<TurnRecord>,
     trace.to_string()
 }
 
+/// Whether it was the owner who said it, and nobody else reads the answer: then that may tell of the daemon's inside.
+pub(super) fn is_between_us(access: &config::Access, adapter: &str, event: &Event) -> bool {
+    event.peer_kind == PeerKind::Dm && Given::of(access, adapter, &event.channel, &event.sender_id) == Given::Owner
+}
+
 /// One line for the user whose message was not answered. None for the client of the control socket, which
 /// asks for the request's end, nor for the timer, which is nobody.
-pub(super) fn note(request: &NexusRequest, adapter: String, run_id: Option<String>) -> Option<NewDelivery> {
+pub(super) fn note(request: &NexusRequest, access: &config::Access, adapter: String, run_id: Option<String>) -> Option<NewDelivery> {
     if [CLI_CHANNEL, TIMER_CHANNEL].contains(&request.event.channel.as_str()) {
         return None;
     }
     let now = clock::wall_ms();
     let (id, target) = (&request.request_id, request.delivery.clone());
+    let hint = match is_between_us(access, &adapter, &request.event) {
+        true => format!(" (`nexus trace show {id}` tells more, `nexus trace retry {id}` runs it again)"),
+        false => String::new(),
+    };
     let run = run_id.as_ref().unwrap_or(id);
     Some(NewDelivery {
         delivery_id: format!("dlv_{}", ulid::Ulid::generate()),
-        content: format!(
-            "Your message was interrupted while it was being answered (`nexus trace show {id}` tells more, `nexus trace retry {id}` runs it again)."
-        ),
+        content: format!("Your message was interrupted while it was being answered{hint}."),
         request_id: id.clone(),
         event_seq: request.event_seq,
         idempotency_key: format!("{run}:interrupted:0"),
@@ -239,8 +248,14 @@ mod tests {
 
     #[test]
     fn the_note_is_one_line_and_says_what_to_do() {
-        let note = note(&request(), "fake".to_owned(), None).unwrap();
-        assert!(note.content.contains("`nexus trace retry req_1`") && !note.content.contains('\n'), "{}", note.content);
-        assert_eq!((note.target.as_str(), note.reply_to_id.as_deref()), ("p", Some("1")));
+        let ours = config::Access { owner: vec!["fake:u".to_owned()], ..config::Access::default() };
+        let told = note(&request(), &ours, "fake".to_owned(), None).unwrap();
+        assert!(told.content.contains("`nexus trace retry req_1`") && !told.content.contains('\n'), "{}", told.content);
+        assert_eq!((told.target.as_str(), told.reply_to_id.as_deref()), ("p", Some("1")));
+        let plain = "Your message was interrupted while it was being answered.";
+        assert_eq!(note(&request(), &config::Access::default(), "fake".to_owned(), None).unwrap().content, plain, "to a guest");
+        let mut in_group = request();
+        in_group.event.peer_kind = PeerKind::Group;
+        assert_eq!(note(&in_group, &ours, "fake".to_owned(), None).unwrap().content, plain, "others read it");
     }
 }

@@ -15,6 +15,7 @@ impl Pipeline {
             session_label: prepared.session.clone(),
             agent: prepared.agent.name.clone(),
             content: prepared.told(),
+            text: prepared.told_as_text(),
             attachments: prepared.attachments(),
             sender: sender(request),
             channel: request.event.channel.clone(),
@@ -26,6 +27,7 @@ impl Pipeline {
             allowance: None,
             deadline: None,
             instructions: None,
+            remembers: prepared.remembers(),
             project: if prepared.agent.is_for_projects() { ProjectTurn::of(request) } else { None },
         }
     }
@@ -35,6 +37,7 @@ impl Pipeline {
         Steer {
             message_id: given.request.request_id.clone(),
             content: given.told(),
+            text: given.told_as_text(),
             attachments: given.attachments(),
             sender: sender(&given.request),
             channel: given.request.event.channel.clone(),

@@ -144,6 +144,7 @@ pub(super) fn sample(event: Event) -> NexusRequest {
         queue_mode: QueueMode::default(),
         queue: Queue::default(),
         per_minute: None,
+        names_content_type: false,
         why: Vec::new(),
     };
     let mut request = NexusRequest::new("req_test".to_owned(), 0, clock::wall_ms(), event);

@@ -3,7 +3,7 @@
 
 use super::link::Link;
 use super::reply::reply_to;
-use crate::agent::{Finished, Output, Runner, Turn};
+use crate::agent::{Finished, Output, Remembers, Runner, Sender, Turn, plain};
 use crate::error_text::describe;
 use crate::project::prepare::{Prepared, ProjectAgent};
 use crate::project::process::Context;
@@ -113,6 +113,7 @@ impl Desk {
             session_label: format!("project:{}", self.project.slug),
             parent_turn_id: None,
             agent: agent.slug.clone(),
+            text: said(&frame.sender, &frame.event.content),
             content: frame.event.content,
             attachments: Value::Null,
             sender: frame.sender,
@@ -124,9 +125,16 @@ impl Desk {
             allowance: None,
             deadline: None,
             instructions: Some(instructions(agent, &self.project.title)),
+            remembers: Remembers::Session,
             project: None,
         }
     }
+}
+
+/// A message of the project, in which several may speak.
+fn said(sender: &Sender, content: &str) -> String {
+    let words = if content.trim().is_empty() { plain::wordless("a message") } else { content.to_owned() };
+    plain::named(&plain::name(sender.name.as_deref().unwrap_or(&sender.id)), &words)
 }
 
 /// What an agent may call: of what access control allows those tools that it names and that were approved. A name fits a

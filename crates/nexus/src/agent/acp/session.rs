@@ -3,7 +3,7 @@
 
 use super::agent::AcpAgent;
 use super::link::{Known, Link, told};
-use crate::agent::{AgentError, Role, Turn, notes};
+use crate::agent::{AgentError, Remembers, Role, Turn, notes};
 use crate::error_text::describe;
 use crate::ledger::agents::{KeepAcpSession, acp_session, turn_id};
 use agent_client_protocol::Error;
@@ -37,18 +37,30 @@ pub(super) struct Opened {
 /// [`AgentError::Unavailable`] when its process ends, or what the agent said to a new session.
 pub(super) async fn open(agent: &AcpAgent, link: &Link, turn: &Turn) -> Result<Opened, AgentError> {
     let is_next = |known: &Known| turn.parent_turn_id.as_ref() == Some(&known.turn_id);
-    if let Some(known) = link.session(&turn.session_label).filter(is_next) {
-        return Ok(Opened { id: known.id, is_new: false });
-    }
-    if let Some(id) = resumed(agent, link, turn).await? {
-        return Ok(Opened { id, is_new: false });
+    if let Some(label) = label(turn) {
+        if let Some(known) = link.session(&label).filter(is_next) {
+            return Ok(Opened { id: known.id, is_new: false });
+        }
+        if let Some(id) = resumed(agent, link, turn, label).await? {
+            return Ok(Opened { id, is_new: false });
+        }
     }
     Ok(Opened { id: begin(agent, link).await?, is_new: true })
 }
 
+/// Under what the agent's session is kept: where it may know of its sender's turns alone, each sender has one. None where it
+/// may know nothing of the turns before, nor those after it of this one.
+pub(super) fn label(turn: &Turn) -> Option<String> {
+    match &turn.remembers {
+        Remembers::Nothing => None,
+        Remembers::Own(who) => Some(format!("{}\u{1f}{who}", turn.session_label)),
+        Remembers::Session => Some(turn.session_label.clone()),
+    }
+}
+
 /// The session that an earlier process had for this label, if this one can take it up.
-async fn resumed(agent: &AcpAgent, link: &Link, turn: &Turn) -> Result<Option<SessionId>, AgentError> {
-    let Some(id) = kept(agent, link, turn).await else { return Ok(None) };
+async fn resumed(agent: &AcpAgent, link: &Link, turn: &Turn, label: String) -> Result<Option<SessionId>, AgentError> {
+    let Some(id) = kept(agent, link, turn, label).await else { return Ok(None) };
     match resume(agent, link, &id).await {
         Ok(()) => Ok(Some(id)),
         Err(error) if link.is_lost(&error) => Err(agent.lost(link).await),
@@ -60,11 +72,11 @@ async fn resumed(agent: &AcpAgent, link: &Link, turn: &Turn) -> Result<Option<Se
     }
 }
 
-async fn kept(agent: &AcpAgent, link: &Link, turn: &Turn) -> Option<SessionId> {
+async fn kept(agent: &AcpAgent, link: &Link, turn: &Turn, label: String) -> Option<SessionId> {
     if !link.can().load_session && link.can().session_capabilities.resume.is_none() {
         return None;
     }
-    let (name, label, head) = (agent.name().to_owned(), turn.session_label.clone(), turn.parent_turn_id.clone());
+    let (name, head) = (agent.name().to_owned(), turn.parent_turn_id.clone());
     match agent.ledger().readers.read(move |connection| acp_session(connection, &name, &label, head.as_deref())).await {
         Ok(id) => id.map(SessionId::new),
         Err(error) => {
@@ -98,10 +110,11 @@ async fn begin(agent: &AcpAgent, link: &Link) -> Result<SessionId, AgentError> {
 /// Notes that the agent's session hears this turn now. Without the note the next process begins anew, with
 /// the history.
 pub(super) async fn note(agent: &AcpAgent, link: &Link, turn: &Turn, id: &SessionId) {
-    link.remember(&turn.session_label, Known { id: id.clone(), turn_id: turn_id(&turn.run_id) });
+    let Some(label) = label(turn) else { return };
+    link.remember(&label, Known { id: id.clone(), turn_id: turn_id(&turn.run_id) });
     let keep = KeepAcpSession {
         agent: agent.name().to_owned(),
-        label: turn.session_label.clone(),
+        label,
         session_id: id.0.to_string(),
         turn_id: turn_id(&turn.run_id),
         parent_turn_id: turn.parent_turn_id.clone(),
@@ -115,7 +128,7 @@ pub(super) async fn note(agent: &AcpAgent, link: &Link, turn: &Turn, id: &Sessio
 /// was said before; and with links to what was attached. Every agent takes text and links.
 pub(super) fn prompt(turn: &Turn, is_new: bool) -> Vec<ContentBlock> {
     let earlier = if is_new { history(turn) } else { None };
-    let texts = notes::text(&turn.memory).into_iter().chain(earlier).chain([turn.content.clone()]);
+    let texts = notes::text(&turn.memory).into_iter().chain(earlier).chain([turn.text.clone()]);
     let mut blocks: Vec<ContentBlock> = texts.map(|text| ContentBlock::Text(TextContent::new(text))).collect();
     let attached = turn.attachments.as_array().map(Vec::as_slice).unwrap_or_default();
     blocks.extend(attached.iter().filter_map(link_to).take(ATTACHMENTS_MAX));
@@ -130,7 +143,7 @@ fn history(turn: &Turn) -> Option<String> {
             Role::User => "user",
             Role::Assistant => "you",
         };
-        let line = format!("{who}: {}", message.content);
+        let line = format!("{who}: {}", message.text());
         bytes += line.len() + 1;
         if bytes > HISTORY_BYTES_MAX {
             break;
@@ -161,11 +174,11 @@ mod tests {
     use serde_json::json;
 
     fn turn(history: Vec<Message>, attachments: Value) -> Turn {
-        Turn { content: "and now?".into(), attachments, history, ..crate::samples::turn() }
+        Turn { text: "and now?".into(), attachments, history, ..crate::samples::turn() }
     }
 
     fn said(role: Role, content: &str) -> Message {
-        Message { role, content: content.into() }
+        Message { role, content: content.into(), name: None }
     }
 
     fn texts(blocks: &[ContentBlock]) -> Vec<String> {
@@ -203,6 +216,15 @@ mod tests {
         assert_eq!(history(&turn(Vec::new(), Value::Null)), None);
         let huge = "x".repeat(2 * HISTORY_BYTES_MAX);
         assert_eq!(history(&turn(vec![said(Role::User, &huge)], Value::Null)), None);
+    }
+
+    #[test]
+    fn a_session_of_the_agents_is_for_those_alone_who_may_know_what_it_heard() {
+        let of = |remembers: Remembers| label(&Turn { remembers, ..turn(Vec::new(), Value::Null) });
+        assert_eq!(of(Remembers::Session).as_deref(), Some("dm:me"));
+        assert_eq!(of(Remembers::Nothing), None);
+        let own = |who: &str| of(Remembers::Own(who.to_owned()));
+        assert!(own("a").is_some() && own("a") == own("a") && own("a") != own("b") && own("a") != of(Remembers::Session));
     }
 
     #[test]

@@ -274,7 +274,9 @@ impl<'a> Talk<'a> {
             Err(error) if self.link.is_lost(&error) => return Err(self.died().await),
             Err(error) => {
                 // It may not know the session any more; the next turn sees.
-                self.link.forget(&self.turn.session_label);
+                if let Some(label) = session::label(self.turn) {
+                    self.link.forget(&label);
+                }
                 return Err(self.reported(told(&error)));
             }
         };

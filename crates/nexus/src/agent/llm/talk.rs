@@ -16,7 +16,7 @@ use super::answer::{Answer, CALLS_PER_ROUND_MAX, Call, stop_reason, too_many};
 use super::fault::{Explainer, Fault};
 use super::provider::{self, CallStyle};
 use super::tools::Toolbox;
-use crate::agent::{Input, Output, Sender, Sink, StopReason, TRIES_MAX, Usage, emit, pause_after, plausible, taken};
+use crate::agent::{Input, Output, Sink, StopReason, TRIES_MAX, Usage, emit, pause_after, plain, plausible, taken};
 
 /// The most that one turn may send at once, in bytes of text: history, results of tools, and what was said meanwhile.
 pub const TALK_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -39,8 +39,8 @@ pub(super) struct Talk<'a> {
     pub(super) deadline: Option<Instant>,
     /// A tool was called: trying the whole turn again is nobody's choice any more.
     has_called: bool,
-    /// Where messages come from that it may still take in, and who began the turn.
-    meanwhile: Option<(Input, Sender)>,
+    /// Where messages come from that it may still take in.
+    meanwhile: Option<Input>,
     /// Under which ids calls were told: some servers begin anew in each round.
     told: Vec<String>,
     pub(super) answer: Answer,
@@ -78,8 +78,8 @@ impl<'a> Talk<'a> {
     }
 
     /// Takes in what comes by `input`. Without tools there is one question, and none behind it that could have more.
-    pub(super) fn listen(&mut self, input: Option<Input>, began: &Sender) {
-        self.meanwhile = input.filter(|_| self.request.tools.is_some()).map(|input| (input, began.clone()));
+    pub(super) fn listen(&mut self, input: Option<Input>) {
+        self.meanwhile = input.filter(|_| self.request.tools.is_some());
     }
 
     /// Asks until the model has answered.
@@ -141,9 +141,9 @@ impl<'a> Talk<'a> {
     /// this run, so that no crash has the model told of it in two. From one on for which there is no room, or which did
     /// not join, all have a turn of their own.
     async fn take_in(&mut self, out: &Sink) {
-        while let Some((input, began)) = &mut self.meanwhile {
+        while let Some(input) = &mut self.meanwhile {
             let Ok(steer) = input.try_recv() else { return };
-            let text = steer.text_beside(began);
+            let text = plain::with_attached(&steer.text, &steer.attachments);
             if self.bytes + text.len() > TALK_BYTES_MAX {
                 break;
             }

@@ -88,6 +88,9 @@ fn who_lines(answer: &Value, paint: Paint, zone: &TimeZone) -> Vec<String> {
         }
         let entity = link["entity_id"].as_str();
         field(&mut lines, "Linked to", &entity.map_or_else(|| "nobody".to_owned(), |entity| format!("{entity}, {}", sure(link))));
+        if answer["is_owner"] == true {
+            field(&mut lines, "Counts as", "the owner, by `access.owner`");
+        }
     }
     if answer["entity"].is_object() {
         if !lines.is_empty() {
@@ -259,6 +262,7 @@ fn check_lines(answer: &Value, paint: Paint) -> Vec<String> {
     let who = visible(&format!("{}:{}", text(asked, "channel"), text(asked, "sender")));
     let mut lines = vec![format!("{who} would be {}", paint.apply(color_of(decision), word))];
     field(&mut lines, "Where", &format!("account {}, {} {}", text(asked, "account"), text(asked, "peer_kind"), text(asked, "peer")));
+    field(&mut lines, "Content", Some(text(asked, "content_type")).filter(|kind| *kind != "text").unwrap_or_default());
     field(&mut lines, "When", &format!("{}, {}", text(asked, "at"), text(asked, "day")));
     lines.extend([String::new(), paint.apply(Color::Bold, "Principal")]);
     field(&mut lines, "Type", text(principal, "type"));
@@ -272,7 +276,9 @@ fn check_lines(answer: &Value, paint: Paint) -> Vec<String> {
     }
     lines.extend([String::new(), paint.apply(Color::Bold, "Why")]);
     lines.extend(list(&answer["why"]).iter().filter_map(Value::as_str).map(|why| format!("  {}", visible(why))));
-    if decision == "allow" {
+    if let Some(recorded_only) = answer["recorded_only"].as_str() {
+        lines.extend([String::new(), paint.apply(Color::Bold, "Then"), format!("  {}", visible(recorded_only))]);
+    } else if decision == "allow" {
         lines.extend([String::new(), paint.apply(Color::Bold, "Then")]);
         field(&mut lines, "Agent", text(answer, "agent"));
         field(&mut lines, "Session", text(answer, "session_label"));
@@ -331,6 +337,17 @@ mod tests {
         assert_eq!(contact(linked.clone(), linked.clone()), "1970-01-01 00:00:00  sms:1  ann  messages: 1,200  A");
         assert!(contact(Value::Null, linked).contains("  ann?  "));
         assert!(contact(Value::Null, Value::Null).contains("  -  "));
+    }
+
+    #[test]
+    fn what_is_let_in_and_asks_nobody_is_told() {
+        let answer = json!({
+            "asked": { "channel": "sms", "sender": "1", "account": "me", "peer_kind": "dm", "content_type": "reaction", "at": "t", "day": "fri" },
+            "principal": { "type": "known" }, "decision": "allow", "why": [], "recorded_only": "recorded only: because",
+        });
+        let lines = check_lines(&answer, Paint::PLAIN);
+        assert!(lines.contains(&"  Content:      reaction".to_owned()), "{lines:?}");
+        assert_eq!(lines[lines.len() - 2..], ["Then", "  recorded only: because"]);
     }
 
     #[test]

@@ -31,7 +31,7 @@ fn exists(connection: &Connection, label: &str) -> rusqlite::Result<bool> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::super::tests::{ledger, texts, turn};
-    use super::super::{ApplyTurns, TurnRecord, history};
+    use super::super::{ApplyTurns, Reach, TurnRecord, history};
     use super::*;
 
     const KNOWN: &str = "dm:e1";
@@ -46,8 +46,8 @@ mod tests {
     }
 
     fn said(connection: &Connection, label: &str, formerly: Option<&str>) -> Vec<String> {
-        let told = history(connection, label, formerly, 50, 1 << 20).unwrap();
-        told.messages.into_iter().filter(|(role, _)| role == "user").map(|(_, content)| content).collect()
+        let told = history(connection, label, formerly, &Reach::All, 50, 1 << 20).unwrap();
+        told.messages.into_iter().filter(|said| said.role == "user").map(|said| said.content).collect()
     }
 
     #[test]

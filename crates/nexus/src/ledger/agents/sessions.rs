@@ -254,7 +254,7 @@ impl Weight for ArchiveSession {}
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::super::tests::{ledger, texts, turn};
-    use super::super::{ApplyTurns, history};
+    use super::super::{ApplyTurns, Reach, history};
     use super::*;
 
     fn apply(connection: &Connection, seq: i64, id: &str, label: &str) {
@@ -278,8 +278,8 @@ mod tests {
     }
 
     fn said(connection: &Connection, label: &str) -> Vec<String> {
-        let told = history(connection, label, None, 50, 1 << 20).unwrap();
-        told.messages.into_iter().filter(|(role, _)| role == "user").map(|(_, content)| content).collect()
+        let told = history(connection, label, None, &Reach::All, 50, 1 << 20).unwrap();
+        told.messages.into_iter().filter(|said| said.role == "user").map(|said| said.content).collect()
     }
 
     #[test]
