@@ -12,6 +12,7 @@ mod notes;
 pub(crate) mod plain;
 pub mod project;
 pub mod questions;
+mod status;
 mod steer;
 
 use std::io::ErrorKind;

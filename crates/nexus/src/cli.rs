@@ -95,7 +95,7 @@ enum Verb {
     /// Show and decide about messages on their way out
     #[command(subcommand, after_help = "Example:\n  nexus deliveries list --status uncertain")]
     Deliveries(deliveries::Verb),
-    /// Show what was said in each session; fork and archive sessions
+    /// Show what was said in each session; fork, archive and stop sessions
     #[command(subcommand, after_help = "Example:\n  nexus sessions list")]
     Sessions(sessions::Verb),
     /// Look at everything that the daemon needs and keeps, and say what to do about what is wrong
@@ -316,6 +316,7 @@ mod tests {
         "sessions show dm:owner --limit 3",
         "sessions fork dm:owner what-if --at turn_1",
         "sessions archive --undo dm:owner",
+        "sessions stop dm:owner",
         "doctor",
         "doctor --repair --json",
         "backup",

@@ -10,6 +10,7 @@ mod collect;
 mod finish;
 pub mod followers;
 mod identify;
+mod notices;
 pub mod outbox;
 mod outlet;
 pub mod pending;
@@ -20,6 +21,7 @@ pub mod recovery;
 mod reply;
 pub mod router;
 mod run;
+pub mod running;
 mod scheduled;
 mod settle;
 pub mod spending;
@@ -27,6 +29,7 @@ mod steering;
 mod told;
 pub mod unsettled;
 mod withdrawn;
+pub mod words;
 
 use crate::agent::Runner;
 use crate::agent::questions::Questions;
@@ -137,6 +140,10 @@ pub struct Pipeline {
     pub rates: std::sync::Mutex<Rates>,
     /// What runs use before the ledger has it.
     pub meters: spending::Meters,
+    /// The turns that run.
+    pub turns: running::Turns,
+    /// How the daemon is, for the owner who asks.
+    pub wellbeing: words::Wellbeing,
 }
 
 /// How long a request is read again before it is left to the next start: it holds a place that others need.
@@ -159,8 +166,8 @@ pub struct Prepared {
     fellows: Vec<Prepared>,
     /// Later ones that its agent took in while the turn was under way, in their order.
     joined: Vec<Prepared>,
-    /// Cancelled when a newer message of the session ends its turn.
-    abort: CancellationToken,
+    /// Ends its turn.
+    abort: running::Abort,
     /// Time spent in stages so far, which counts against `pipeline.timeout_ms`.
     spent: Duration,
     timeout: Duration,
@@ -198,9 +205,10 @@ pub(crate) enum Exit {
     Handled {
         by: String,
     },
-    /// An automation answers in place of an agent.
+    /// An automation answers in place of an agent, or the daemon a word of its owner.
     Replied {
         by: String,
+        /// Which of them, in the key of the answer.
         automation: String,
         text: String,
         /// Its session's label, by which the text is known when it comes back.
@@ -251,7 +259,10 @@ impl Pipeline {
         let mut request = row.into_request(request_id, clock::wall_ms());
         // As it was recorded: a plugin may say something else in its metadata.
         let deliver = scheduled::deliver_of(&request);
-        self.bus.publish(NoticeType::RequestStarted, json!({ "request_id": request.request_id, "event_id": request.event.event_id }));
+        let notice = json!({
+            "request_id": request.request_id, "event_id": request.event.event_id, "adapter": adapter, "account": request.event.account_id,
+        });
+        self.bus.publish(NoticeType::RequestStarted, notice);
         if is_revived {
             self.let_in(request.event_seq);
         }
@@ -261,7 +272,7 @@ impl Pipeline {
             Ok((agent, session)) => {
                 let formerly = assemble::formerly(&request, &session);
                 let Budget { timeout, spent } = budget;
-                let (fellows, joined, abort) = (Vec::new(), Vec::new(), CancellationToken::new());
+                let (fellows, joined, abort) = (Vec::new(), Vec::new(), running::Abort::default());
                 let prepared = Prepared { adapter, request, agent, session, formerly, fellows, joined, abort, spent, timeout, is_revived };
                 Outcome::Run(Box::new(prepared))
             }
@@ -284,6 +295,7 @@ impl Pipeline {
         let left = budget.left();
         self.stage(request, Stage::RunAutomations, budget, async |request| {
             self.take_answer(request, adapter).await?;
+            self.take_word(request, settings, &principal, left).await?;
             self.automate(request, settings, &principal, left).await
         })
         .await?;
@@ -381,6 +393,8 @@ impl Pipeline {
         let notice = StageNotice {
             request_id: &request.request_id,
             event_id: &request.event.event_id,
+            adapter: &request.adapter,
+            account: &request.event.account_id,
             stage: stage.as_str(),
             duration_ms,
             exit_reason: exit_reason.as_deref(),
@@ -431,8 +445,10 @@ impl Pipeline {
         totals.latency_us.fetch_add(latency.unsigned_abs() * 1000, Ordering::Relaxed);
         self.metrics.requests.get_or_create(&StatusLabel { status: request.status.as_str() }).inc();
         let kind = if request.status == Status::Failed { NoticeType::RequestError } else { NoticeType::RequestCompleted };
+        let agent = request.agent.as_ref();
         let notice = json!({
-            "request_id": request.request_id, "event_id": request.event.event_id,
+            "request_id": request.request_id, "event_id": request.event.event_id, "run_id": agent.and_then(|agent| agent.run_id.as_deref()),
+            "adapter": request.adapter, "account": request.event.account_id, "session": agent.map(|agent| &agent.session_label),
             "status": request.status, "reason": request.reason, "duration_ms": latency,
         });
         self.bus.publish(kind, notice);
@@ -443,8 +459,8 @@ impl Pipeline {
                 status: request.status,
                 reason: request.reason.clone(),
                 text: text.map(str::to_owned),
-                agent: request.agent.as_ref().map(|agent| agent.agent_id.clone()),
-                session: request.agent.as_ref().map(|agent| agent.session_label.clone()),
+                agent: agent.map(|agent| agent.agent_id.clone()),
+                session: agent.map(|agent| agent.session_label.clone()),
             },
         );
     }
@@ -455,6 +471,8 @@ impl Pipeline {
 struct StageNotice<'a> {
     request_id: &'a str,
     event_id: &'a str,
+    adapter: &'a str,
+    account: &'a str,
     stage: &'a str,
     duration_ms: f64,
     exit_reason: Option<&'a str>,

@@ -176,7 +176,7 @@ async fn work(prologue: Prologue) -> Result<(), RunError> {
             let started = Keeper::start(keeper, &instance, lock, Arc::new(Cgroup::none()), watch_over.part("keeper"));
             let (keeper, task) = started.map_err(RunError::Keeper)?;
             let supervisor = Supervisor::new(keeper.clone(), Metrics::new(), watch_over);
-            let servers = Servers::new(supervisor, place_of(&context.project.path, &workspace));
+            let servers = Servers::new(supervisor, place_of(&context.project.path, &workspace), None);
             let runner = runner(&name, &agent, &keeper, &servers, &workspace)?;
             let named = BTreeMap::from([(name.clone(), agent.clone())]);
             servers.apply(&Agents { default: name.clone(), named }).await;

@@ -42,6 +42,9 @@ pub trait Program: Send + Sync + 'static {
 
     /// Called once a process is gone and read to its end. `was_told`: it was to stop.
     fn ended(&self, _status: ExitStatus, _was_told: bool) {}
+
+    /// Called whenever the child is in another phase. It must not wait.
+    fn changed(&self, _status: &ChildStatus) {}
 }
 
 /// Ends `patience` after a process is gone with its tree: from then on only a descriptor that was passed to a stranger

@@ -19,7 +19,7 @@ fn anytime() -> Condition {
 }
 
 fn access(default: Effect, policies: Vec<Policy>) -> Access {
-    Access { owner: Vec::new(), default, policies, whitelist: BTreeSet::new() }
+    Access { owner: Vec::new(), default, owner_words: true, policies, whitelist: BTreeSet::new() }
 }
 
 fn principal(type_: PrincipalType) -> Principal {

@@ -107,6 +107,8 @@ section! {
         owner: Vec<String> = Vec::new() => identities;
         /// What happens to requests that no policy matches.
         default: Effect = Effect::default();
+        /// The owner's messages `/stop`, `/new` and `/status` are taken as commands, and no agent gets them.
+        owner_words: bool = true;
         /// Rules for requests; the highest priority that matches decides.
         policies: Vec<Policy> = Vec::new() => policy_list;
     }

@@ -101,6 +101,8 @@ access:
   owner: ["cli:*"]
   # What happens to requests that no policy matches: deny or allow.
   #default: deny
+  # Whether your messages /stop, /new and /status are commands, which no agent gets.
+  #owner_words: true
   # Rules; of those that match, the highest priority decides.
   #policies:
     # A unique name, and what it is for.

@@ -43,8 +43,8 @@ impl Changes {
 
 /// The whitelist that access knows is one of `nostr`, whose change is told as that.
 fn is_other_access(old: &Access, new: &Access) -> bool {
-    let Access { owner, default, policies, whitelist: _ } = new;
-    old.owner != *owner || old.default != *default || old.policies != *policies
+    let Access { owner, default, owner_words, policies, whitelist: _ } = new;
+    old.owner != *owner || old.default != *default || old.owner_words != *owner_words || old.policies != *policies
 }
 
 fn diff_daemon(old: &Daemon, new: &Daemon, changes: &mut Changes) {
@@ -260,6 +260,7 @@ mod tests {
         ("adapters.gog.accounts.me.config.label", |c| me(c).config.clear()),
         ("access.owner", |c| c.access.owner.clear()),
         ("access.default", |c| c.access.default = Effect::Deny),
+        ("access.owner_words", |c| c.access.owner_words ^= true),
         ("access.policies.name", |c| policy(c).name.push('1')),
         ("access.policies.description", |c| policy(c).description = None),
         ("access.policies.match.principal.type", |c| policy(c).match_.principal.type_ = None),

@@ -15,6 +15,7 @@ mod wire;
 
 use super::questions::Questions;
 use super::{AgentError, Finished, Sink, Turn};
+use crate::bus::Bus;
 use crate::ledger::Database;
 use crate::ledger::agents::AgentsCommand;
 use crate::supervisor::Supervisor;
@@ -33,6 +34,7 @@ struct Shared {
     supervisor: Supervisor,
     ledger: Database<AgentsCommand>,
     questions: Questions,
+    bus: Bus,
     watch_over: Watch,
     /// Turns, and who waits to end a process that nobody needs any more.
     tasks: TaskTracker,
@@ -51,11 +53,12 @@ pub struct AcpAgents {
 }
 
 impl AcpAgents {
-    pub fn new(supervisor: Supervisor, ledger: Database<AgentsCommand>, questions: Questions, watch_over: Watch) -> Self {
+    pub fn new(supervisor: Supervisor, ledger: Database<AgentsCommand>, questions: Questions, bus: Bus, watch_over: Watch) -> Self {
         let shared = Shared {
             supervisor,
             ledger,
             questions,
+            bus,
             watch_over,
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),

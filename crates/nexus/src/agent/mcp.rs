@@ -20,6 +20,7 @@ use tokio::sync::{Mutex, watch};
 
 use self::server::{Link, Server};
 use super::llm::head;
+use crate::bus::Bus;
 use crate::supervisor::Supervisor;
 
 /// How long one call of a tool may take.
@@ -47,6 +48,8 @@ pub struct Servers {
 struct Inner {
     supervisor: Supervisor,
     workspace: PathBuf,
+    /// Where their statuses are told, if anywhere.
+    bus: Option<Bus>,
     state: watch::Sender<State>,
     /// Held while servers are exchanged.
     exchange: Mutex<()>,
@@ -83,9 +86,9 @@ impl State {
 
 impl Servers {
     /// None yet. Commands run in the workspace.
-    pub fn new(supervisor: Supervisor, workspace: PathBuf) -> Self {
+    pub fn new(supervisor: Supervisor, workspace: PathBuf, bus: Option<Bus>) -> Self {
         let (state, exchange) = (watch::Sender::new(State::default()), Mutex::default());
-        Self { inner: Arc::new(Inner { supervisor, workspace, state, exchange }) }
+        Self { inner: Arc::new(Inner { supervisor, workspace, bus, state, exchange }) }
     }
 
     /// Says which servers are about to be wanted, before the agents are that name them: from here on their turns wait
@@ -106,7 +109,8 @@ impl Servers {
             state.wanted.iter().filter(is_missing).map(|(name, config)| (name.clone(), config.clone())).collect()
         };
         for (name, config) in missing {
-            let server = Server::start(&self.inner.supervisor, &name.0, &name.1, config, &self.inner.workspace).await;
+            let Inner { supervisor, workspace, bus, .. } = &*self.inner;
+            let server = Server::start(supervisor, &name, config, workspace, bus.clone()).await;
             self.inner.state.send_modify(|state| drop(state.running.insert(name, server)));
         }
     }

@@ -19,8 +19,14 @@ use tokio::runtime::Runtime;
 const PROMPT: &str = "you> ";
 /// Most lines that are kept for the up key.
 const HISTORY_LINES_MAX: usize = 1000;
-const HELP: &str =
-    "Type a message and press Enter. Ctrl+C stops waiting for an answer.\n  /help  this text\n  /quit  leave, as Ctrl+D does";
+const HELP: &str = concat!(
+    "Type a message and press Enter. Ctrl+C stops waiting for an answer.\n",
+    "  /help    this text\n",
+    "  /new     begin the conversation anew\n",
+    "  /status  what runs, and how the daemon is\n",
+    "  /stop    stop the answer that is being made\n",
+    "  /quit    leave, as Ctrl+D does",
+);
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  nexus chat\n  printf 'hello\\n' | nexus chat")]
@@ -85,6 +91,8 @@ fn read(line: &str) -> Line<'_> {
         "" => Line::Nothing,
         "/help" | "/?" => Line::Help,
         "/quit" | "/exit" => Line::Quit,
+        // The daemon's own.
+        word @ ("/stop" | "/new" | "/status") => Line::Say(word),
         // A path or `//` is something to say.
         word if word.starts_with('/') && word[1..].chars().all(|c| c.is_ascii_lowercase()) && word.len() > 1 => Line::Unknown(word),
         text => Line::Say(text),
@@ -186,6 +194,7 @@ mod tests {
     fn commands_and_messages_are_told_apart() {
         assert_eq!(read("  "), Line::Nothing);
         assert_eq!(read("/quit\n"), Line::Quit);
+        assert_eq!(read(" /new "), Line::Say("/new"));
         assert_eq!(read(" /help "), Line::Help);
         assert_eq!(read("/fly"), Line::Unknown("/fly"));
         assert_eq!(read("/etc/passwd is what?"), Line::Say("/etc/passwd is what?"));

@@ -1,4 +1,4 @@
-//! `nexus sessions ...`: what was said in each session, and labels moved: forked and archived.
+//! `nexus sessions ...`: what was said in each session, labels moved, forked and archived, and a turn that runs stopped.
 
 use super::client::{Client, encoded, with_query};
 use super::failure::Exit;
@@ -57,6 +57,12 @@ pub(crate) enum Verb {
         #[arg(long)]
         undo: bool,
     },
+    /// Stop the turn that runs in a session; what waits there goes on
+    #[command(after_help = "Example:\n  nexus sessions stop dm:owner")]
+    Stop {
+        /// The session's label
+        label: String,
+    },
 }
 
 pub(crate) fn run(verb: &Verb, global: &Global) -> anyhow::Result<Exit> {
@@ -66,6 +72,7 @@ pub(crate) fn run(verb: &Verb, global: &Global) -> anyhow::Result<Exit> {
             Verb::Show { label, limit } => show(label, *limit, global).await,
             Verb::Fork { label, new_label, at } => fork(label, new_label, at.as_deref(), global).await,
             Verb::Archive { label, undo } => archive(label, *undo, global).await,
+            Verb::Stop { label } => stop(label, global).await,
         }
     })?
 }
@@ -137,6 +144,25 @@ async fn archive(label: &str, undo: bool, global: &Global) -> anyhow::Result<Exi
         (true, true) => "not archived; it has its",
     };
     out.line(&format!("{}: {what} {turns}", visible(name)))?;
+    Ok(Exit::Done)
+}
+
+async fn stop(label: &str, global: &Global) -> anyhow::Result<Exit> {
+    let answer = change(label, "stop", &json!({}), global).await?;
+    let out = global.out();
+    if out.json {
+        out.json(&answer)?;
+        return Ok(Exit::Done);
+    }
+    let name = visible(answer["session"].as_str().unwrap_or(label));
+    let request_id = visible(answer["request_id"].as_str().unwrap_or("-"));
+    let what = match answer["result"].as_str().unwrap_or_default() {
+        "stopped" => format!("its turn was stopped ({request_id})"),
+        "stopping" => format!("its turn was told to stop and has not ended yet ({request_id})"),
+        "ended" => format!("its turn had just come to its end ({request_id})"),
+        _ => "nothing runs".to_owned(),
+    };
+    out.line(&format!("{name}: {what}"))?;
     Ok(Exit::Done)
 }
 

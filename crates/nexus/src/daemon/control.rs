@@ -350,6 +350,10 @@ impl Verbs for Control {
         self.pipeline.breakers.open_in(label, clock::mono_ms())
     }
 
+    fn stop_session(&self, name: String) -> BoxFuture<'_, Answer> {
+        Box::pin(sessions::stop(self, name))
+    }
+
     fn adapter_info(&self, name: String) -> BoxFuture<'_, Answer> {
         Box::pin(async move { Ok(json!(self.adapters.info(&name).await.map_err(refused)?)) })
     }

@@ -140,6 +140,8 @@ pub(super) async fn start(ground: Ground<'_>, interrupted: Vec<Interrupted>, plu
         unsettled: Default::default(),
         rates: std::sync::Mutex::default(),
         meters,
+        turns: Default::default(),
+        wellbeing: Default::default(),
     });
     let tasks = follow(&ground, &pipeline, turns, &committed);
     let pending = Pending::default();

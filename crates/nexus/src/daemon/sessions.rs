@@ -1,15 +1,23 @@
 //! `nexus sessions fork` and `archive`: labels moved in `agents.db`, where they are primary. Turns under way
-//! are not touched: each finds its label as it is when the turn ends.
+//! are not touched by that: each finds its label as it is when the turn ends. `nexus sessions stop` ends one.
 
+use super::control::Control;
 use crate::clock;
+use crate::error_text::describe;
 use crate::http::control::{Answer, Refusal};
 use crate::http::sessions::Fork;
 use crate::ledger::Ledgers;
-use crate::ledger::agents::{ArchiveSession, Archived, ForkSession, Forked};
+use crate::ledger::agents::{ArchiveSession, Archived, ForkSession, Forked, label_of};
 use crate::ledger::writer::WriteError;
 use axum::http::StatusCode;
 use nexus_core::access::LABEL_BYTES_MAX;
 use serde_json::json;
+use std::time::Duration;
+
+/// What the trace of a turn says that was ended by the verb.
+const STOPPED: &str = "stopped: by `nexus sessions stop`";
+/// How long the answer to `stop` waits for the turn's end: an agent that is told to stop has a part of that.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Gives a session, or an earlier turn of it, a second label.
 pub(super) async fn fork(ledgers: &Ledgers, from: String, fork: Fork) -> Answer {
@@ -36,12 +44,52 @@ pub(super) async fn fork(ledgers: &Ledgers, from: String, fork: Fork) -> Answer 
 
 /// Puts a session away, or takes it back.
 pub(super) async fn archive(ledgers: &Ledgers, name: String, undo: bool) -> Answer {
-    let asked = ArchiveSession { name, undo, at: clock::wall_ms() };
+    let asked = ArchiveSession { name, undo, begun_by: None, at: clock::wall_ms() };
+    let name = &asked.name;
     match ledgers.agents.writer.write_until_done(asked.clone()).await.map_err(not_now)? {
         Archived::Done(session) => Ok(json!({ "session": session, "changed": true })),
         Archived::Before(session) => Ok(json!({ "session": session, "changed": false })),
-        Archived::NoSession => Err(missing(&asked.name)),
+        Archived::NoSession => Err(missing(name)),
+        Archived::NotArchived => {
+            Err(Refusal::new(StatusCode::CONFLICT, format!("session `{name}` is not archived: there is nothing to take back")))
+        }
+        Archived::BegunAnew { head, turns } => {
+            let why = format!(
+                "`{name}` has begun anew since it was archived with {turns} turn{}; `nexus sessions fork {name} NEW-LABEL --at {head}` \
+                 brings what was said back under another label",
+                if turns == 1 { "" } else { "s" }
+            );
+            Err(Refusal::new(StatusCode::CONFLICT, why))
+        }
     }
+}
+
+/// Ends the turn that runs in a session. What waits there goes on after that.
+pub(super) async fn stop(control: &Control, name: String) -> Answer {
+    let turns = &control.pipeline.turns;
+    // The label first: the session of its first turn is in no file yet.
+    let mut found = turns.stop(&name, None, STOPPED);
+    let mut label = name;
+    if found.is_none() {
+        let asked = label.clone();
+        let known = control.ledgers.agents.readers.read(move |connection| label_of(connection, &asked)).await;
+        let known = known.map_err(|error| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, describe(&error)))?;
+        let Some(known) = known else { return Err(missing(&label)) };
+        found = turns.stop(&known, None, STOPPED);
+        label = known;
+    }
+    let Some(mut stopping) = found else { return Ok(json!({ "session": label, "result": "idle" })) };
+    let request_id = stopping.request_id.clone();
+    tracing::info!(session = label, request_id, "a turn is stopped by `nexus sessions stop`");
+    let result = match stopping.is_over(STOP_PATIENCE).await {
+        false => "stopping",
+        true => {
+            let end = control.known_end(stopping.event_seq).await.map_err(|error| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, error))?;
+            let is_ours = end.is_some_and(|end| end.reason.as_deref() == Some(STOPPED));
+            if is_ours { "stopped" } else { "ended" }
+        }
+    };
+    Ok(json!({ "session": label, "result": result, "request_id": request_id }))
 }
 
 fn missing(name: &str) -> Refusal {

@@ -92,9 +92,9 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
     admitted.await.map_err(|error| StartError::Keeper(std::io::Error::other(error)))?;
     let supervisor = Supervisor::new(keeper, metrics.clone(), watch_over.clone());
     let plugins = Arc::new(Plugins::new(&config.plugins.enabled));
-    let servers = Servers::new(supervisor.clone(), paths.workspace.clone());
+    let servers = Servers::new(supervisor.clone(), paths.workspace.clone(), Some(bus.clone()));
     let questions = Questions::default();
-    let acp = AcpAgents::new(supervisor.clone(), ledgers.agents.clone(), questions.clone(), watch_over.clone());
+    let acp = AcpAgents::new(supervisor.clone(), ledgers.agents.clone(), questions.clone(), bus.clone(), watch_over.clone());
     // Before the requests that an earlier daemon left.
     servers.apply(&config.agents).await;
     let near = projects::Near {
@@ -179,6 +179,8 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
         deliveries: ArcSwap::default(),
         stop: stop.clone(),
     });
+    let of_health = Arc::downgrade(&control);
+    control.pipeline.wellbeing.ask(Box::new(move || of_health.upgrade().map(|control| status::wellbeing(&control))));
     control.set_bus_mode(&config).await?;
     let server = serve(&control, &config).await?;
     steps.done("HTTP server");

@@ -45,6 +45,12 @@ pub(super) fn health(control: &Control) -> (Overall, Value) {
     (word, document)
 }
 
+/// The overall word, and why it isn't `healthy`.
+pub(super) fn wellbeing(control: &Control) -> (&'static str, Vec<String>) {
+    let (word, reasons) = judge(control, &control.adapters.report());
+    (word.as_str(), reasons)
+}
+
 /// What `nexus daemon status` shows.
 pub(super) fn status(control: &Control) -> Value {
     let reports = control.adapters.report();

@@ -79,6 +79,7 @@ pub trait Verbs: Send + Sync + 'static {
     fn archive_session(&self, name: String, undo: bool) -> BoxFuture<'_, Answer>;
     /// Why a breaker stops the session of this very label, if one does.
     fn session_stopped(&self, label: &str) -> Option<&'static str>;
+    fn stop_session(&self, name: String) -> BoxFuture<'_, Answer>;
     fn adapter_info(&self, name: String) -> BoxFuture<'_, Answer>;
     fn adapter_accounts(&self, name: String) -> BoxFuture<'_, Answer>;
     fn adapter_verb(&self, adapter: String, account: String, verb: String) -> BoxFuture<'_, Answer>;
@@ -119,6 +120,7 @@ pub(super) fn routes(api: Api) -> Router {
         .route("/control/sessions/{label}", get(sessions::show))
         .route("/control/sessions/{label}/fork", post(sessions::fork))
         .route("/control/sessions/{label}/archive", post(sessions::archive))
+        .route("/control/sessions/{label}/stop", post(sessions::stop))
         .route("/control/adapters", get(async |State(api): State<Api>| Json(api.daemon.adapters().await)))
         .route("/control/adapters/{name}/info", get(async |State(api): State<Api>, Path(name)| answer(api.daemon.adapter_info(name).await)))
         .route(

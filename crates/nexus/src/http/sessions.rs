@@ -1,4 +1,4 @@
-//! `/control/sessions...`: sessions listed, shown, forked and archived. It maps requests to [`super::control`]'s
+//! `/control/sessions...`: sessions listed, shown, forked, archived and stopped. It maps requests to [`super::control`]'s
 //! verbs and to questions about the record, and back.
 
 use super::Api;
@@ -66,4 +66,8 @@ pub(super) async fn fork(State(api): State<Api>, Path(label): Path<String>, Json
 
 pub(super) async fn archive(State(api): State<Api>, Path(label): Path<String>, Json(archive): Json<Archive>) -> Response {
     answer(whole(api.verbs.clone(), async move { api.daemon.archive_session(label, archive.undo).await }).await)
+}
+
+pub(super) async fn stop(State(api): State<Api>, Path(label): Path<String>) -> Response {
+    answer(whole(api.verbs.clone(), async move { api.daemon.stop_session(label).await }).await)
 }

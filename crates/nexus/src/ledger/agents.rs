@@ -9,7 +9,7 @@ mod sessions;
 
 pub use acp::{KeepAcpSession, acp_session};
 pub use calls::{RecordCall, called};
-pub use sessions::{ArchiveSession, Archived, ForkSession, Forked, Listed, SessionBudget, SessionBudgets, session, sessions};
+pub use sessions::{ArchiveSession, Archived, ForkSession, Forked, Listed, SessionBudget, SessionBudgets, label_of, session, sessions};
 
 use super::writer::{Weight, commands};
 use super::{Ledger, follow, optional};
@@ -87,8 +87,17 @@ pub struct ApplyTurns {
     pub turns: Vec<TurnRecord>,
 }
 
-/// Labels of sessions that began with these turns.
-pub type NewSessions = Vec<String>;
+/// A session that began, with its first turn.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NewSession {
+    pub session: String,
+    pub agent: String,
+    pub turn_id: String,
+    pub request_id: String,
+}
+
+/// Those that began with these turns.
+pub type NewSessions = Vec<NewSession>;
 
 commands! { Ledger::Agents, AgentsCommand / AgentsReply {
     ApplyTurns -> NewSessions,
@@ -104,7 +113,7 @@ impl ApplyTurns {
         if follow::advance(connection, SOURCE, self.upto_finish_seq)? {
             for turn in &self.turns {
                 if apply_turn(connection, turn)? {
-                    new.push(turn.session.clone());
+                    new.push(turn.begun());
                 }
             }
         }
@@ -187,6 +196,16 @@ impl ToolCall {
 }
 
 impl TurnRecord {
+    /// The session that begins with it.
+    fn begun(&self) -> NewSession {
+        NewSession {
+            session: self.session.clone(),
+            agent: self.agent.clone(),
+            turn_id: self.turn_id.clone(),
+            request_id: self.request_id.clone(),
+        }
+    }
+
     fn bytes(&self) -> usize {
         let of = |text: &Option<String>| text.as_ref().map_or(0, String::len);
         let calls = self.tool_calls.iter().map(|call| 128 + of(&call.summary) + of(&call.arguments) + of(&call.result));
@@ -425,7 +444,7 @@ mod tests {
         let (from, to, turn_2) = ("dm:ann".to_owned(), "what-if".to_owned(), Some("t2".to_owned()));
         ForkSession { from, to, turn: turn_2, at: 5 }.apply(&connection).unwrap();
         assert_eq!(of("what-if", None), ["t2", "t1"]);
-        ArchiveSession { name: "dm:ann".to_owned(), undo: false, at: 6 }.apply(&connection).unwrap();
+        ArchiveSession { name: "dm:ann".to_owned(), undo: false, begun_by: None, at: 6 }.apply(&connection).unwrap();
         assert!(of("dm:ann", None).is_empty(), "what was put away is remembered no more");
         apply(3, vec![turn("t4", "dm:ann")]);
         assert_eq!(of("dm:ann", None), ["t4"]);

@@ -10,6 +10,7 @@ use crate::ledger::events::{Append, Lines};
 use crate::ledger::nexus::{Admit, AuditQuery, BeginEpoch, Claim, RequestRow, audit};
 use crate::metrics::Metrics;
 use crate::pipeline::outbox::Outbox;
+use crate::pipeline::running::Abort;
 use crate::pipeline::steering::Held;
 use crate::pipeline::unsettled::ENDS;
 use crate::pipeline::{Agent, Prepared, SETTLING_MAX, Settings};
@@ -102,7 +103,7 @@ fn prepared(seq: i64, timeout: Duration) -> Prepared {
         formerly: None,
         fellows: Vec::new(),
         joined: Vec::new(),
-        abort: CancellationToken::new(),
+        abort: Abort::default(),
         spent: Duration::ZERO,
         timeout,
         is_revived: false,
@@ -162,6 +163,8 @@ fn pipeline(ledgers: Ledgers, admitted: watch::Receiver<i64>) -> Pipeline {
         unsettled: Default::default(),
         rates: std::sync::Mutex::default(),
         meters: Default::default(),
+        turns: Default::default(),
+        wellbeing: Default::default(),
     }
 }
 

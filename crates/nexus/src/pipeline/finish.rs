@@ -1,8 +1,10 @@
 //! The end of a run, and stages 7 and 8: commit, let the session go on, deliver, finalize.
 
+use super::notices::OfRun;
 use super::outlet::Left;
 use super::recovery::is_between_us;
 use super::run::{Seen, Work};
+use super::running::Abort;
 use super::steering::Held;
 use super::{Exit, Pipeline, Prepared, trace_json, trace_value};
 use crate::agent::project::ProjectTurn;
@@ -19,8 +21,6 @@ use nexus_core::request::{HookTrace, NexusRequest, ResponseSection, Stage, Statu
 use serde_json::json;
 use std::time::{Duration, Instant};
 
-/// Why a run has no whole answer that a newer message of its session ended.
-const ABORTED: &str = "aborted: a newer message of its session ended this turn";
 /// How long stage 7 waits for its deliveries; those that take longer go on without it.
 const DELIVERY_WAIT: Duration = Duration::from_secs(30);
 /// What plugins have for an answer at least, though the agent used up the request's time.
@@ -89,8 +89,8 @@ impl Verdict {
         Some(NewWait { project: asked.coordinate.to_string(), awaited })
     }
 
-    fn reason(&self) -> Option<String> {
-        self.error.clone().or_else(|| self.is_aborted().then(|| ABORTED.to_owned()))
+    fn reason(&self, abort: &Abort) -> Option<String> {
+        self.error.clone().or_else(|| self.is_aborted().then(|| abort.why().to_owned()))
     }
 }
 
@@ -140,7 +140,7 @@ impl Pipeline {
         match self.ledgers.nexus.writer.write_until_done(finish).await {
             Ok(Some(finish_seq)) => {
                 crate::torture::point("run.finished");
-                self.announce_turn(&prepared, &run_id, &verdict);
+                self.announce_end_of_run(&prepared, &run_id, &verdict);
                 self.note_reply(&prepared, &text, &deliveries, &left, &end);
                 // The answer leaves whether or not the agents ledger can follow.
                 left.end(end);
@@ -152,6 +152,7 @@ impl Pipeline {
                     self.outbox.sent().notify_one(); // sent with its run's end
                 }
                 self.wait_for_turn(finish_seq).await;
+                self.announce_turn(&prepared, &run_id, &verdict);
                 drop(unfiled);
                 held.release();
                 prepared.fellows.iter().chain(&prepared.joined).for_each(|fellow| self.announce_end(&fellow.request, None));
@@ -215,7 +216,7 @@ impl Pipeline {
     fn note_response(&self, prepared: &mut Prepared, run_id: &str, verdict: &Verdict, tool_calls: &[ToolCall], spent: Duration) {
         let request = &mut prepared.request;
         request.status = if verdict.error.is_some() { Status::Failed } else { Status::Completed };
-        request.reason = verdict.reason();
+        request.reason = verdict.reason(&prepared.abort);
         if let Some(agent) = &mut request.agent {
             agent.run_id = Some(run_id.to_owned());
             agent.model.clone_from(&verdict.finished.model);
@@ -284,16 +285,18 @@ impl Pipeline {
         }
     }
 
-    fn announce_turn(&self, prepared: &Prepared, run_id: &str, verdict: &Verdict) {
-        let ids = json!({
-            "request_id": prepared.request.request_id, "event_id": prepared.request.event.event_id, "run_id": run_id,
-            "agent": prepared.agent.name, "session": prepared.session, "stop_reason": stop_word(verdict.finished.stop_reason),
-        });
-        self.bus.publish(NoticeType::StreamEnd, &ids);
-        self.bus.publish(NoticeType::TurnCompleted, &ids);
+    fn announce_end_of_run(&self, prepared: &Prepared, run_id: &str, verdict: &Verdict) {
+        let said = json!({ "stop_reason": stop_word(verdict.finished.stop_reason) });
+        self.bus.publish(NoticeType::StreamEnd, OfRun::new(prepared, run_id, said));
         if let Some(error) = &verdict.error {
-            self.bus.publish(NoticeType::AgentError, json!({ "agent": prepared.agent.name, "run_id": run_id, "error": error }));
+            self.bus.publish(NoticeType::AgentError, OfRun::new(prepared, run_id, json!({ "error": error })));
         }
+    }
+
+    /// Once the agents ledger has the turn: who hears of it finds it there, and has heard of its session.
+    fn announce_turn(&self, prepared: &Prepared, run_id: &str, verdict: &Verdict) {
+        let said = json!({ "turn_id": turn_id(run_id), "stop_reason": stop_word(verdict.finished.stop_reason) });
+        self.bus.publish(NoticeType::TurnCompleted, OfRun::new(prepared, run_id, said));
     }
 
     /// The next turn of this session must see this one.

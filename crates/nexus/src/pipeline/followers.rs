@@ -4,7 +4,7 @@
 use crate::bus::Bus;
 use crate::clock;
 use crate::error_text::describe;
-use crate::ledger::agents::{ApplyTurns, TurnRecord};
+use crate::ledger::agents::{ApplyTurns, NewSessions, TurnRecord};
 use crate::ledger::events::{Disposition, NewEvent, RecordOutbound, SCAN_ROWS, SENT_SOURCE, senders_after};
 use crate::ledger::identity::ApplyContacts;
 use crate::ledger::nexus::{Delivery, finished_after, sent_after};
@@ -82,14 +82,14 @@ async fn apply_turns(ledgers: &Ledgers, bus: &Bus, applied: &watch::Sender<i64>)
         done => done?,
     };
     for session in applied_now {
-        bus.publish(NoticeType::SessionCreated, json!({ "session": session }));
+        bus.publish(NoticeType::SessionCreated, session);
     }
     applied.send_replace(upto);
     Ok(is_full)
 }
 
 /// A turn that the ledger refuses must not keep the others from it: it is left out, and told.
-async fn one_by_one(ledgers: &Ledgers, upto: i64, turns: Vec<(i64, TurnRecord)>) -> Result<Vec<String>, WriteError> {
+async fn one_by_one(ledgers: &Ledgers, upto: i64, turns: Vec<(i64, TurnRecord)>) -> Result<NewSessions, WriteError> {
     let mut sessions = Vec::new();
     for (seq, turn) in turns {
         let id = turn.turn_id.clone();

@@ -58,7 +58,7 @@ impl Pipeline {
         let decision = if is_often { decided.over_rate() } else { decided };
         let event = &request.event;
         let notice = json!({
-            "request_id": request.request_id, "event_id": event.event_id,
+            "request_id": request.request_id, "event_id": event.event_id, "adapter": request.adapter, "account": event.account_id,
             "decision": decision.effect, "policy": decision.matched_policy, "principal": principal.type_,
         });
         self.bus.publish(NoticeType::AclDecision, notice);

@@ -3,6 +3,7 @@
 
 use super::finish::{Ended, turn_record};
 use super::identify::audit;
+use super::notices::OfRun;
 use super::outlet::Outlet;
 use super::spending::Unfiled;
 use super::steering::{Held, Next, Steering};
@@ -43,7 +44,7 @@ enum Cut {
     TimedOut,
     /// The daemon is stopping.
     Abandoned,
-    /// A newer message came.
+    /// A newer message came, or a person says so.
     Aborted,
     /// It was about to act without a word of it on disk.
     Unmarked(WriteError),
@@ -172,12 +173,9 @@ impl Pipeline {
     }
 
     fn announce_start(&self, prepared: &Prepared, run_id: &str) {
-        let ids = json!({
-            "request_id": prepared.request.request_id, "event_id": prepared.request.event.event_id, "run_id": run_id,
-            "agent": prepared.agent.name, "session": prepared.session,
-        });
-        self.bus.publish(NoticeType::TurnCreated, &ids);
-        self.bus.publish(NoticeType::StreamStart, &ids);
+        let notice = OfRun::new(prepared, run_id, json!({}));
+        self.bus.publish(NoticeType::TurnCreated, &notice);
+        self.bus.publish(NoticeType::StreamStart, &notice);
     }
 
     /// Runs the agent; while its endpoint can't answer and nothing was said or done, those that are to take its
@@ -225,7 +223,7 @@ impl Pipeline {
         steering: &mut Steering,
         deadline: tokio::time::Instant,
     ) -> Work {
-        // Of a turn that a newer message ended by now nobody is told that its budget is used up.
+        // Of a turn that was ended by now nobody is told that its budget is used up.
         let payer = self.payer(agent, turn);
         if let Some(refused) = self.refuse(&payer, turn).await.filter(|_| !prepared.abort.is_cancelled()) {
             return refused;
@@ -360,7 +358,7 @@ impl Pipeline {
                 if seen.text.len() + text.len() <= MAX_ANSWER_BYTES {
                     seen.text.push_str(&text);
                 }
-                self.bus.publish(NoticeType::StreamToken, json!({ "run_id": run_id, "text": text }));
+                self.bus.publish(NoticeType::StreamToken, OfRun::new(prepared, run_id, json!({ "text": text })));
                 if self.replies.has(event_id) {
                     self.replies.tell(event_id, &Part::Token { text: text.clone() });
                 }
@@ -369,7 +367,7 @@ impl Pipeline {
             Output::Reasoning(text) => {
                 seen.tokens += 1;
                 seen.unpaid_bytes += text.len();
-                self.bus.publish(NoticeType::StreamToken, json!({ "run_id": run_id, "reasoning": text }));
+                self.bus.publish(NoticeType::StreamToken, OfRun::new(prepared, run_id, json!({ "reasoning": text })));
                 seen.outlet.aside(|| StreamEvent::Reasoning { text });
             }
             Output::Asked { bytes } => {
@@ -388,7 +386,7 @@ impl Pipeline {
                 seen.tool_detail_bytes += detail.as_ref().map_or(0, String::len);
                 let (arguments, result) = if status == ToolStatus::Started { (detail, None) } else { (None, detail) };
                 let call = ToolCall { call_id, name, status: word(status).into(), summary, arguments, result };
-                self.hear_tool(event_id, run_id, call, status, seen);
+                self.hear_tool(prepared, run_id, call, status, seen);
             }
             Output::Ask(question) => self.ask_owner(prepared, run_id, question, seen).await,
             Output::Steering => self.open(steering),
@@ -397,13 +395,14 @@ impl Pipeline {
         Ok(())
     }
 
-    fn hear_tool(&self, event_id: &str, run_id: &str, mut call: ToolCall, status: ToolStatus, seen: &mut Seen) {
+    fn hear_tool(&self, prepared: &Prepared, run_id: &str, mut call: ToolCall, status: ToolStatus, seen: &mut Seen) {
         let kind = match status {
             ToolStatus::Started => NoticeType::ToolStarted,
             ToolStatus::Completed | ToolStatus::Failed => NoticeType::ToolCompleted,
         };
-        self.bus.publish(kind, json!({ "run_id": run_id, "tool": call.name, "call_id": call.call_id, "status": call.status }));
-        self.replies.tell(event_id, &Part::Tool { name: call.name.clone(), status: call.status.clone() });
+        let said = json!({ "tool": call.name, "call_id": call.call_id, "status": call.status });
+        self.bus.publish(kind, OfRun::new(prepared, run_id, said));
+        self.replies.tell(&prepared.request.event.event_id, &Part::Tool { name: call.name.clone(), status: call.status.clone() });
         seen.outlet.aside(|| StreamEvent::ToolStatus {
             tool_name: call.name.clone(),
             tool_call_id: call.call_id.clone(),
@@ -454,7 +453,7 @@ fn cut_off(why: Cut, agent: &Agent, seen: &Seen) -> Work {
     }
 }
 
-/// What was said until a newer message ended the turn.
+/// What was said until the turn was ended.
 fn aborted(seen: &Seen) -> Finished {
     partial(seen.text.clone())
 }

@@ -4,11 +4,11 @@
 use super::*;
 use crate::ledger::nexus::{Admit, AdmitRow, StartRun, request_by_event};
 use crate::pipeline::broken::tests::Place;
+use crate::pipeline::running::Abort;
 use crate::samples;
 use futures_util::FutureExt;
 use nexus_core::request::NexusRequest;
 use std::sync::Arc;
-use tokio_util::sync::CancellationToken;
 
 const EPOCH: i64 = 1;
 /// How long anything here may take.
@@ -24,7 +24,7 @@ fn prepared(seq: i64) -> Prepared {
         formerly: None,
         fellows: Vec::new(),
         joined: Vec::new(),
-        abort: CancellationToken::new(),
+        abort: Abort::default(),
         spent: Duration::ZERO,
         timeout: DEADLINE,
         is_revived: false,

@@ -62,7 +62,6 @@ mod tests {
     use crate::samples;
     use serde_json::json;
     use std::time::Duration;
-    use tokio_util::sync::CancellationToken;
 
     /// A message of `alice`, whose event has this id.
     fn prepared(seq: i64, id: &str) -> Prepared {
@@ -78,7 +77,7 @@ mod tests {
             formerly: None,
             fellows: Vec::new(),
             joined: Vec::new(),
-            abort: CancellationToken::new(),
+            abort: Default::default(),
             spent: Duration::ZERO,
             timeout: Duration::from_secs(60),
             is_revived: false,

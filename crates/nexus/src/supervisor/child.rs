@@ -67,7 +67,8 @@ pub(super) async fn run(
     while let Err(panicked) = panics::caught(task.serve(&mut inbox)).await {
         task.lose_process(&panicked).await;
         if !part.failed(&panicked.to_string(), &never).await {
-            task.report.send_modify(|status| status.phase = Phase::Errored);
+            let known = task.report.borrow().clone();
+            task.tell(ChildStatus { phase: Phase::Errored, ..known });
             return;
         }
     }
@@ -106,10 +107,9 @@ impl Task {
         self.metrics.child_running.get_or_create(&self.label()).set(0);
         self.last_error = Some(panicked.to_string());
         let (had_process, last_error) = (self.unheard.is_some(), self.last_error.clone());
-        self.report.send_modify(|status| {
-            let phase = if had_process { Phase::Backoff } else { status.phase };
-            *status = ChildStatus { phase, pid: None, started_at: None, last_error, ..status.clone() };
-        });
+        let known = self.report.borrow().clone();
+        let phase = if had_process { Phase::Backoff } else { known.phase };
+        self.tell(ChildStatus { phase, pid: None, started_at: None, last_error, ..known });
     }
 
     /// The next thing that happens, and who wants to know that it was taken.
@@ -306,6 +306,15 @@ impl Task {
             generation: self.generation,
             last_error: self.last_error.clone(),
         };
+        self.tell(status);
+    }
+
+    /// Reports it, and tells the program of another phase.
+    fn tell(&self, status: ChildStatus) {
+        let is_other_phase = self.report.borrow().phase != status.phase;
+        if is_other_phase {
+            self.spec.program.changed(&status);
+        }
         self.report.send_if_modified(|known| {
             let changed = *known != status;
             *known = status;

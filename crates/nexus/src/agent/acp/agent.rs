@@ -6,6 +6,7 @@ use super::link::Link;
 use super::process::AcpProgram;
 use crate::agent::AgentError;
 use crate::agent::questions::Questions;
+use crate::bus::Bus;
 use crate::environment;
 use crate::keeper::{SpawnSpec, Stdin};
 use crate::ledger::Database;
@@ -113,6 +114,10 @@ impl AcpAgent {
 
     pub(super) fn questions(&self) -> &Questions {
         &self.shared.questions
+    }
+
+    pub(super) fn bus(&self) -> &Bus {
+        &self.shared.bus
     }
 
     pub(super) fn links(&self) -> &Arc<Links> {

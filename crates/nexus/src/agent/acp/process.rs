@@ -6,10 +6,12 @@ use super::agent::{AcpAgent, Links};
 use super::hub::Hub;
 use super::link::{Link, told};
 use super::wire::{self, Traffic};
+use crate::agent::status::announce;
+use crate::bus::Bus;
 use crate::keeper::{Killer, Process, SpawnSpec};
 use crate::panics::finally;
 use crate::stderr::log_errors;
-use crate::supervisor::{BoxFuture, NotReady, Program, after_exit};
+use crate::supervisor::{BoxFuture, ChildStatus, NotReady, Program, after_exit};
 use agent_client_protocol::schema::ProtocolVersion;
 use agent_client_protocol::v1::ConnectionTo;
 use agent_client_protocol::v1::schema::{ClientCapabilities, Implementation, InitializeRequest, RequestPermissionRequest};
@@ -32,11 +34,14 @@ const LAST_WORDS_LIMIT: Duration = Duration::from_secs(1);
 pub(super) struct AcpProgram {
     /// Weak: the agent owns the child that owns this.
     agent: Weak<AcpAgent>,
+    /// Its process may end after it.
+    name: String,
+    bus: Bus,
 }
 
 impl AcpProgram {
     pub(super) fn new(agent: &Arc<AcpAgent>) -> Self {
-        Self { agent: Arc::downgrade(agent) }
+        Self { agent: Arc::downgrade(agent), name: agent.name().to_owned(), bus: agent.bus().clone() }
     }
 
     async fn spec(&self) -> Result<SpawnSpec, NotReady> {
@@ -69,6 +74,10 @@ impl Program for AcpProgram {
             let logged = log_errors(talker.id.clone(), errors, exited.clone());
             tokio::join!(talker.serve(stdin, stdout, exited), logged);
         })
+    }
+
+    fn changed(&self, status: &ChildStatus) {
+        announce(&self.bus, &self.name, None, status);
     }
 }
 

@@ -18,12 +18,15 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::Name;
 use super::guard::{Guard, LINE_BYTES_MAX, Verdict};
+use crate::agent::status::announce;
+use crate::bus::Bus;
 use crate::environment;
 use crate::keeper::{Killer, Process, SpawnSpec, Stdin};
 use crate::panics::finally;
 use crate::stderr::log_errors;
-use crate::supervisor::{BoxFuture, Child, ChildSpec, NotReady, Phase, Program, Supervisor, after_exit};
+use crate::supervisor::{BoxFuture, Child, ChildSpec, ChildStatus, NotReady, Phase, Program, Supervisor, after_exit};
 
 /// How long a server may take until it has told its tools.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(30);
@@ -59,11 +62,14 @@ pub(super) struct Server {
 
 impl Server {
     /// Starts it; waits neither for the process nor for its tools.
-    pub(super) async fn start(supervisor: &Supervisor, agent: &str, name: &str, config: McpServer, workspace: &Path) -> Self {
-        let id = ChildId::new(format!("mcp/{agent}/{name}"));
+    pub(super) async fn start(supervisor: &Supervisor, name: &Name, config: McpServer, workspace: &Path, bus: Option<Bus>) -> Self {
+        let (agent, server) = name;
+        let id = ChildId::new(format!("mcp/{agent}/{server}"));
         let (sender, link) = watch::channel(None);
         let program = Stdio {
             id: id.clone(),
+            name: name.clone(),
+            bus,
             argv: config.argv.clone(),
             env: config.env.clone(),
             pass_env: config.pass_env.clone(),
@@ -116,6 +122,8 @@ impl Server {
 /// What is started, and who talks to it.
 struct Stdio {
     id: ChildId,
+    name: Name,
+    bus: Option<Bus>,
     argv: Vec<String>,
     env: BTreeMap<String, String>,
     pass_env: Vec<String>,
@@ -144,6 +152,12 @@ impl Program for Stdio {
             let talking = talk(id, stdin, stdout, &link, killer, exited);
             tokio::join!(talking, log_errors(of_errors.0, errors, of_errors.1));
         })
+    }
+
+    fn changed(&self, status: &ChildStatus) {
+        if let Some(bus) = &self.bus {
+            announce(bus, &self.name.0, Some(&self.name.1), status);
+        }
     }
 }
 

@@ -68,6 +68,11 @@ fn find(connection: &Connection, name: &str) -> rusqlite::Result<Option<Listed>>
     label.map_or(Ok(None), |label| own(connection, &label))
 }
 
+/// The label of a session, by itself or by an alias.
+pub fn label_of(connection: &Connection, name: &str) -> rusqlite::Result<Option<String>> {
+    Ok(find(connection, name)?.map(|found| found.label))
+}
+
 /// The session of this very label.
 fn own(connection: &Connection, label: &str) -> rusqlite::Result<Option<Listed>> {
     let sql = format!("SELECT {LISTED} FROM sessions WHERE label = ?1");
@@ -207,6 +212,8 @@ pub struct ArchiveSession {
     /// A label or an alias.
     pub name: String,
     pub undo: bool,
+    /// Only one that began by then, in Unix ms: who asks twice doesn't put away what began in between.
+    pub begun_by: Option<i64>,
     /// Unix ms.
     pub at: i64,
 }
@@ -214,23 +221,44 @@ pub struct ArchiveSession {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Archived {
     Done(Listed),
-    /// It had been put away, or taken back, before.
+    /// It had been put away before.
     Before(Listed),
+    /// None of that label, or none that had begun by then.
     NoSession,
+    /// To be taken back, it would have to be put away.
+    NotArchived,
+    /// It was put away with so many turns up to `head`, and its label has newer turns since.
+    BegunAnew {
+        head: String,
+        turns: u32,
+    },
 }
 
 impl ArchiveSession {
     pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Archived> {
         let Some(found) = find(connection, &self.name)? else { return Ok(Archived::NoSession) };
-        let is_archived = found.archived_at.is_some();
+        if self.begun_by.is_some_and(|by| found.created_at > by) {
+            return Ok(Archived::NoSession);
+        }
+        if self.undo && found.archived_at.is_none() {
+            return not_archived(connection, &found.label);
+        }
         // The same time is our own, by an attempt whose end nobody heard of.
-        if is_archived != self.undo && found.archived_at != Some(self.at) {
+        if !self.undo && found.archived_at.is_some_and(|at| at != self.at) {
             return Ok(Archived::Before(found));
         }
         let sql = "UPDATE sessions SET archived_at = CASE WHEN ?2 THEN NULL ELSE ?3 END WHERE label = ?1";
         connection.prepare_cached(sql)?.execute(params![found.label, self.undo, self.at])?;
         Ok(own(connection, &found.label)?.map_or(Archived::NoSession, Archived::Done))
     }
+}
+
+/// Why there is nothing to take back.
+fn not_archived(connection: &Connection, label: &str) -> rusqlite::Result<Archived> {
+    let sql = "SELECT head, turns FROM session_history WHERE label = ?1 AND reason = 'archived' ORDER BY seq DESC LIMIT 1";
+    let begun_anew = |row: &Row<'_>| Ok(Archived::BegunAnew { head: row.get(0)?, turns: row.get(1)? });
+    let before = connection.prepare_cached(sql)?.query_row([label], begun_anew);
+    Ok(optional(before)?.unwrap_or(Archived::NotArchived))
 }
 
 /// The next turn of an archived session is its label's first.
@@ -254,7 +282,7 @@ impl Weight for ArchiveSession {}
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::super::tests::{ledger, texts, turn};
-    use super::super::{ApplyTurns, Reach, history};
+    use super::super::{ApplyTurns, Reach, TurnRecord, history};
     use super::*;
 
     fn apply(connection: &Connection, seq: i64, id: &str, label: &str) {
@@ -274,7 +302,7 @@ mod tests {
     }
 
     fn archive(connection: &Connection, undo: bool) -> Archived {
-        ArchiveSession { name: "dm:a".to_owned(), undo, at: 50 }.apply(connection).unwrap()
+        ArchiveSession { name: "dm:a".to_owned(), undo, begun_by: None, at: 50 }.apply(connection).unwrap()
     }
 
     fn said(connection: &Connection, label: &str) -> Vec<String> {
@@ -332,14 +360,47 @@ mod tests {
     }
 
     #[test]
-    fn what_was_done_before_is_told_so_and_changes_nothing() {
+    fn what_was_put_away_before_is_told_so_and_stays_as_it_is() {
         let connection = three();
-        assert!(matches!(archive(&connection, true), Archived::Before(open) if open.archived_at.is_none()));
         assert!(matches!(archive(&connection, false), Archived::Done(_)));
         assert!(matches!(archive(&connection, false), Archived::Done(_)), "the same command, repeated");
-        let later = ArchiveSession { name: "dm:a".to_owned(), undo: false, at: 51 }.apply(&connection).unwrap();
+        let later = ArchiveSession { name: "dm:a".to_owned(), undo: false, begun_by: None, at: 51 }.apply(&connection).unwrap();
         assert!(matches!(later, Archived::Before(put) if put.archived_at == Some(50)));
         assert!(matches!(archive(&connection, true), Archived::Done(_)));
+    }
+
+    #[test]
+    fn what_is_not_put_away_can_not_be_taken_back() {
+        let connection = three();
+        assert_eq!(archive(&connection, true), Archived::NotArchived);
+        archive(&connection, false);
+        apply(&connection, 4, "t4", "dm:a");
+        assert_eq!(archive(&connection, true), Archived::BegunAnew { head: "t3".to_owned(), turns: 3 });
+        assert_eq!(said(&connection, "dm:a"), ["asked t4"], "nothing was changed");
+    }
+
+    #[test]
+    fn who_asks_again_to_put_it_away_spares_what_began_since() {
+        let connection = ledger();
+        let apply = |seq: i64, id: &str, started_at: i64| {
+            let turns = vec![TurnRecord { started_at, ..turn(id, "dm:a") }];
+            ApplyTurns { upto_finish_seq: seq, turns }.apply(&connection).unwrap();
+        };
+        let asked = || ArchiveSession { name: "dm:a".to_owned(), undo: false, begun_by: Some(20), at: 21 }.apply(&connection).unwrap();
+        apply(1, "t1", 10);
+        assert!(matches!(asked(), Archived::Done(_)) && matches!(asked(), Archived::Done(_)));
+        apply(2, "t2", 30);
+        assert_eq!(asked(), Archived::NoSession);
+        assert_eq!(said(&connection, "dm:a"), ["asked t2"]);
+    }
+
+    #[test]
+    fn a_label_is_found_by_itself_and_by_its_aliases() {
+        let connection = three();
+        connection.execute("INSERT INTO session_aliases VALUES ('dm:sms:1', 'dm:a', 1)", []).unwrap();
+        for (name, label) in [("dm:a", Some("dm:a")), ("dm:sms:1", Some("dm:a")), ("nobody", None)] {
+            assert_eq!(label_of(&connection, name).unwrap().as_deref(), label, "{name}");
+        }
     }
 
     #[test]

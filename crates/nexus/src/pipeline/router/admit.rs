@@ -6,7 +6,7 @@ use crate::ledger::events::{Disposition, StoredEvent, page_after};
 use crate::ledger::nexus::{Admit, AdmitRow, Claim, OpenRequest, counter};
 use crate::ledger::writer::WriteError;
 use crate::panics;
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Pipeline, words};
 use nexus_core::event::Event;
 use nexus_core::request::Status;
 use std::sync::Arc;
@@ -70,11 +70,12 @@ impl Admission {
     }
 
     async fn admit(&self, from: i64, upto: i64, page: Vec<StoredEvent>) -> Vec<Admitted> {
-        let now = clock::wall_ms();
+        let (now, settings) = (clock::wall_ms(), self.pipeline.settings.load_full());
         let mut rows = Vec::with_capacity(page.len());
         let mut admitted = Vec::with_capacity(page.len());
         for event in page {
-            let row = row_of(&event, now);
+            let mut row = row_of(&event, now);
+            row.conversation = words::lane(&settings.access, &event, row.conversation);
             if row.status == Status::Waiting {
                 let request = OpenRequest {
                     event_seq: row.event_seq,

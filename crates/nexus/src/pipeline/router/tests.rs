@@ -6,6 +6,7 @@ mod cases;
 
 use super::lanes::Lanes;
 use super::sessions::{Pushed, Sessions, Turn};
+use crate::pipeline::running::Abort;
 use crate::pipeline::{Agent, Prepared};
 use crate::routes::TIMER_CHANNEL;
 use nexus_core::config::{QueueDrop, QueueMode};
@@ -18,7 +19,6 @@ use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio_util::sync::CancellationToken;
 
 const CONVERSATIONS: usize = 5;
 const SESSIONS: usize = 3;
@@ -161,7 +161,7 @@ fn prepared(seq: i64, found: Found) -> Prepared {
         formerly: None,
         fellows: Vec::new(),
         joined: Vec::new(),
-        abort: CancellationToken::new(),
+        abort: Abort::default(),
         spent: Duration::ZERO,
         timeout: Duration::ZERO,
         is_revived: false,

@@ -5,12 +5,12 @@ use super::sessions::{Pushed, Turn};
 use super::{PREPARED_MAX, State, Told, tell};
 use crate::clock;
 use crate::panics;
+use crate::pipeline::running::Abort;
 use crate::pipeline::steering::{Held, Release};
 use crate::pipeline::{Outcome, Prepared};
 use nexus_core::lane::STEER_MESSAGES_MAX;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
 
 /// Why a request is dropped that found too many of its session waiting, or was the oldest of too many.
 const DROPPED: &str = "dropped: more messages of its session waited than `queue.cap` of its policy lets wait";
@@ -19,7 +19,7 @@ const DROPPED: &str = "dropped: more messages of its session waited than `queue.
 #[derive(Debug)]
 pub(super) struct Begun {
     /// Ends it.
-    abort: CancellationToken,
+    abort: Abort,
     /// Where it gets messages, if its agent may take input.
     give: Option<mpsc::Sender<Box<Prepared>>>,
     /// Those that it was given.
@@ -131,17 +131,19 @@ impl State {
     fn start_run(&mut self, seq: i64, mut prepared: Box<Prepared>, is_aborted: bool) {
         let (pipeline, told) = (self.pipeline.clone(), self.told.clone());
         let (session, agent, system) = (prepared.session.clone(), prepared.agent.name.clone(), prepared.is_system());
-        let (fellows, abort) = (prepared.fellow_seqs(), CancellationToken::new());
+        let (fellows, abort) = (prepared.fellow_seqs(), Abort::default());
         if is_aborted {
             abort.cancel();
         }
         prepared.abort = abort.clone();
+        let at_work = pipeline.turns.begin(&prepared);
         let (give, given) = prepared.agent.takes_input.then(|| mpsc::channel(STEER_MESSAGES_MAX)).unzip();
         self.turns.insert(seq, Begun { abort, give, given: Vec::new() });
         let work = self.under_way.track_future(async move {
             let (session_held, released) = oneshot::channel();
             let run = crate::watch::helper("run", async move { pipeline.run(*prepared, Held::new(session_held, given)).await });
             let release = released.await.unwrap_or_default(); // an error: it broke off
+            drop(at_work); // what runs in the session next is another turn
             tell(&told, Told::Released { seq, fellows, session, agent, system, release }).await;
             if let Err(error) = run.await {
                 tracing::error!(seq, %error, "a run failed; the next start decides by on_interrupted");
