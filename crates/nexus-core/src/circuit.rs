@@ -1,4 +1,4 @@
-//! Whether a plugin that keeps failing is asked at all: a pure machine, one per plugin. It never asks
+//! Whether a plugin that keeps failing is asked at all: a pure machine, one per hook of a plugin. It never asks
 //! anybody; instants are monotonic milliseconds.
 
 /// When a circuit opens, and for how long.

@@ -101,9 +101,23 @@ pub struct Event {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reply_to_id: Option<String>,
     #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+    #[schemars(with = "Option<Vec<Attachment>>")]
     pub attachments: serde_json::Value,
     #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+    #[schemars(with = "Option<std::collections::BTreeMap<String, serde_json::Value>>")]
     pub metadata: serde_json::Value,
+}
+
+/// What came with a message, by the adapter protocol. It is kept as the adapter wrote it, and nothing of it is checked.
+#[derive(Debug, JsonSchema)]
+pub struct Attachment {
+    pub id: Option<String>,
+    pub filename: Option<String>,
+    /// A media type, such as `image/png`.
+    pub content_type: Option<String>,
+    pub size_bytes: Option<u64>,
+    pub url: Option<String>,
+    pub path: Option<String>,
 }
 
 impl Event {

@@ -5,12 +5,15 @@
 //! command itself, which examines the files too when nothing runs.
 
 pub mod adapters;
+pub mod agents;
 mod cortex;
 mod cross;
 pub mod git;
+pub mod health;
 pub mod host;
 pub mod leftovers;
 pub mod permissions;
+pub mod plugins;
 pub mod record;
 pub mod repair;
 mod rows;
@@ -46,6 +49,15 @@ pub enum Check {
     Clock,
     Port,
     Adapters,
+    /// Whether those that are enabled load, and are asked.
+    Plugins,
+    Automations,
+    /// Their programs and keys.
+    Agents,
+    /// The programs that give agents tools.
+    Mcp,
+    /// Why a running daemon isn't healthy.
+    Health,
     /// The program that clones projects' repositories.
     Git,
     Repair,
@@ -69,6 +81,11 @@ impl Check {
             Self::Clock => "clock",
             Self::Port => "port",
             Self::Adapters => "adapters",
+            Self::Plugins => "plugins",
+            Self::Automations => "automations",
+            Self::Agents => "agents",
+            Self::Mcp => "mcp",
+            Self::Health => "health",
             Self::Git => "git",
             Self::Repair => "repair",
         }
@@ -194,7 +211,7 @@ mod tests {
 
     #[test]
     fn check_names_are_those_of_the_json() {
-        for check in [Check::Lock, Check::Records, Check::Repair] {
+        for check in [Check::Lock, Check::Records, Check::Repair, Check::Mcp, Check::Automations] {
             assert_eq!(serde_json::to_value(check).unwrap(), check.as_str());
         }
     }

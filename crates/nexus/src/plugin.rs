@@ -3,13 +3,15 @@
 //!
 //! Theory of operation: a plugin that may change requests is asked, in the order of the priorities, and
 //! the pipeline waits within the plugin's time; one that observes is told through a bounded queue and
-//! nothing waits for it. Whatever goes wrong with a plugin is counted, opens its circuit in the end, and
+//! nothing waits for it. Whatever goes wrong with a plugin is counted, opens that hook's circuit in the end, and
 //! costs a request its answer only if the plugin says so (`on_error: fail`).
 
 mod analytics;
 mod automations;
 mod builtin;
 pub mod calls;
+mod circuits;
+mod disk;
 mod found;
 mod frame;
 mod judge;
@@ -30,7 +32,8 @@ pub use loaded::Shared;
 pub use report::PluginReport;
 pub use trial::TrialError;
 
-pub(crate) use automations::{Candidate, SOURCE_BYTES_MAX as AUTOMATION_BYTES_MAX, names_on_disk as automations_on_disk};
+pub(crate) use automations::{Candidate, SOURCE_BYTES_MAX as AUTOMATION_BYTES_MAX, load_on_disk, names_on_disk as automations_on_disk};
+pub(crate) use disk::{Load, heard, plugin as plugin_on_disk};
 pub(crate) use found::names as names_on_disk;
 
 use arc_swap::{ArcSwap, ArcSwapOption};

@@ -125,9 +125,9 @@ fn its_circuit_opens_after_five_errors_and_a_good_answer_closes_it() {
     let found = report(&daemon, "x");
     assert_eq!((&found["calls"], &found["errors"], &found["circuit"]), (&json!(5), &json!(5), &json!("open")), "{found}");
     assert_eq!(daemon.metric(r#"nexus_automation_calls_total{automation="x",result="open"}"#), 2);
-    let status = daemon.status();
-    assert_eq!(status["health"], "degraded");
-    assert!(status["reasons"].to_string().contains("automation `x`: it is not asked after too many errors"), "{status}");
+    let health = daemon.get("/health").json();
+    assert_eq!(health["status"], "degraded");
+    assert!(health["reasons"].to_string().contains("automation `x`: it is not asked after too many errors"), "{health}");
     daemon.stop();
     // The same with a time that passes within a test: half open, and closed by a good answer.
     let mut wanted = config(json!({}));

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Daemon, eventually, only, procfs, program};
+use common::{Daemon, eventually, only, only_with_restarts, procfs, program};
 use rusqlite::Connection;
 use serde_json::{Value, json};
 use std::fs;
@@ -58,6 +58,7 @@ fn started() -> Daemon {
     // Whatever the umask of who runs the tests is.
     mode(&daemon.config_file(), 0o644);
     daemon.launch();
+    eventually("it is healthy", || daemon.status()["health"] == "healthy");
     eventually("all is said and followed", || {
         let turns = daemon.count("agents", "SELECT count(*) FROM turns");
         daemon.ended("completed") == EVENTS && daemon.deliveries("sent") == EVENTS && turns == EVENTS
@@ -89,7 +90,7 @@ fn assert_well(daemon: &Daemon) {
     let all = document["findings"].as_array().unwrap();
     let checks =
         ["lock", "permissions", "config", "schema", "integrity", "promise", "records", "deliveries", "leftovers", "disk", "clock", "port"];
-    for check in checks.into_iter().chain(["adapters"]) {
+    for check in checks.into_iter().chain(["adapters", "plugins", "automations", "agents", "mcp"]) {
         assert!(all.iter().any(|finding| finding["check"] == check), "nothing is said of {check}: {document:#}");
     }
 }
@@ -106,6 +107,7 @@ fn a_sound_home_is_well_with_a_daemon_without_one_and_before_the_first() {
     let (code, document) = look(&daemon, &["--repair"]);
     assert_eq!((code, &document["status"]), (Some(0), &json!("ok")), "{document:#}");
     daemon.launch();
+    eventually("it is healthy", || daemon.status()["health"] == "healthy");
     assert_well(&daemon);
 
     let fresh = Daemon::new();
@@ -273,6 +275,66 @@ fn a_command_that_works_on_the_ledgers_is_waited_for_and_no_error() {
 }
 
 #[test]
+fn what_does_not_load_and_what_is_not_there_is_an_error_with_a_daemon_and_without_one() {
+    let mut daemon = Daemon::new();
+    for (directory, file, text) in [
+        ("plugins", "bad.js", "export const plugin = {\n  name: 'bad',\n  onFinalize() { return (; },\n};\n"),
+        ("plugins", "good.js", "export const plugin = { name: 'good', onFinalize() {} };"),
+        ("state/automations", "broken.js", "export const automation = { name: 'broken' };"),
+        ("state/automations", "fine.js", "export const automation = { name: 'fine', handler() {} };"),
+    ] {
+        fs::create_dir_all(daemon.workspace().join(directory)).unwrap();
+        fs::write(daemon.workspace().join(directory).join(file), text).unwrap();
+    }
+    let mut wanted = configuration();
+    wanted["plugins"]["enabled"] = json!(["logging", "good", "bad"]);
+    let model = json!({ "runner": "llm", "model": "m", "url": "http://127.0.0.1:1/v1", "key_file": "nowhere",
+        "mcp": { "tools": { "command": "./no-such-server" } } });
+    wanted["agents"] = json!({ "default": "echo", "gone": { "runner": "acp", "command": "no-such-acp" }, "model": model });
+    daemon.configure(&wanted);
+    mode(&daemon.config_file(), 0o644);
+    let judged = |daemon: &Daemon| {
+        let (code, document) = look(daemon, &[]);
+        assert_eq!(code, Some(1), "{document:#}");
+        let all = document["findings"].as_array().unwrap().clone();
+        let of = |check: &str, place: &str| {
+            let found = all.iter().find(|finding| finding["check"] == check && finding["where"] == place);
+            found.unwrap_or_else(|| panic!("nothing is said of {check} {place}: {document:#}")).clone()
+        };
+        for (check, place, told) in [
+            ("plugins", "bad", "bad.js:3:"),
+            ("automations", "broken", "`automation.handler` must be a function"),
+            ("agents", "gone", "no program `no-such-acp`"),
+            ("agents", "model", "nowhere` can't be read"),
+            ("mcp", "model/tools", "no program `./no-such-server`"),
+        ] {
+            let found = of(check, place);
+            assert!(found["severity"] == "error" && found["fix"].is_string(), "{found:#}");
+            assert!(found["what"].as_str().unwrap().contains(told), "{found:#}");
+        }
+        for (check, place) in [("plugins", "good"), ("automations", "fine")] {
+            assert_eq!(of(check, place)["severity"], "ok", "{document:#}");
+        }
+    };
+    judged(&daemon);
+    daemon.launch();
+    judged(&daemon);
+    assert!(!daemon.nexus(&["doctor"]).stdout.contains("all is well"));
+}
+
+#[test]
+fn why_a_daemon_is_degraded_is_told_with_what_to_do() {
+    let mut wanted = only_with_restarts("fake", 1, json!({}));
+    wanted["adapters"]["fake"]["command"] = json!("/nowhere/adapter");
+    let daemon = Daemon::start(&wanted);
+    eventually("it is given up", || daemon.get("/health").json()["reasons"] == json!(["1 adapter is errored"]));
+    let (_, document) = look(&daemon, &[]);
+    let found = document["findings"].as_array().unwrap().iter().find(|finding| finding["check"] == "health").unwrap();
+    assert_eq!((&found["severity"], &found["what"]), (&json!("warning"), &json!("1 adapter is errored")), "{document:#}");
+    assert!(found["fix"].as_str().unwrap().contains("nexus adapter list"), "{found:#}");
+}
+
+#[test]
 fn a_killed_daemon_leaves_work_for_the_next_start_and_no_error() {
     let mut daemon = started();
     daemon.kill9();
@@ -283,6 +345,7 @@ fn a_killed_daemon_leaves_work_for_the_next_start_and_no_error() {
     let (code, document) = look(&daemon, &["--repair"]);
     assert_eq!((code, &document["status"]), (Some(0), &json!("ok")), "{document:#}");
     daemon.launch();
+    eventually("it is healthy", || daemon.status()["health"] == "healthy");
     assert_well(&daemon);
     assert_eq!(daemon.ended("completed"), EVENTS);
 }

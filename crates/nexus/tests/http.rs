@@ -30,7 +30,7 @@ fn health_has_the_required_fields_and_tells_the_truth() {
     let answer = daemon.tcp(&Ask::get("/health"));
     assert_eq!(answer.status, 200);
     let health = answer.json();
-    let allowed = BTreeSet::from(["projects", "nostr"]);
+    let allowed = BTreeSet::from(["projects", "nostr", "reasons"]);
     let top: BTreeSet<&str> = keys(&health).difference(&allowed).copied().collect();
     let required = ["status", "version", "uptime_ms", "pid", "adapters", "pipeline", "ledgers"];
     assert_eq!(top, BTreeSet::from(required));
@@ -41,7 +41,7 @@ fn health_has_the_required_fields_and_tells_the_truth() {
     assert_eq!(keys(&health["pipeline"]), pipeline);
     let ledgers = json!({ "events_db": "ok", "agents_db": "ok", "identity_db": "ok", "nexus_db": "ok" });
     assert_eq!(health["ledgers"], ledgers);
-    assert_eq!(health["status"], "healthy");
+    assert_eq!((&health["status"], &health["reasons"]), (&json!("healthy"), &json!([])));
     assert_eq!(health["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(health["pid"], daemon.pid());
     assert_eq!((&health["adapters"]["total"], &health["adapters"]["running"]), (&json!(1), &json!(1)));

@@ -284,11 +284,15 @@ fn a_promise_that_nobody_awaits_is_told() {
 fn the_examples_do_what_their_page_says() {
     let read = |name: &str| fs::read_to_string(format!("{EXAMPLES}/{name}")).unwrap();
     let (redact, audit) = (read("redact.ts"), read("audit.js"));
-    assert!(fs::read_to_string(PAGE).unwrap().contains(&format!("```ts\n{redact}```\n")), "the page shows another redact.ts");
+    for (kind, shown) in [("ts", &redact), ("js", &audit)] {
+        assert!(fs::read_to_string(PAGE).unwrap().contains(&format!("```{kind}\n{shown}```\n")), "the page shows another .{kind}");
+    }
     let mut host = Host::ready("redact.ts", &redact, &[]);
     let answer = host.ask(1, &with_content("pay with 4111 1111 1111 1111 please"));
     assert_eq!(answer, json!({ "id": 1, "patch": { "event": { "content": "pay with [card number] please" } } }));
-    assert_eq!(host.ask(2, &with_content(" ")), json!({ "id": 2, "result": "skip" }));
+    let mut blank = with_content(" ");
+    blank["event"]["content_type"] = json!("text");
+    assert_eq!(host.ask(2, &blank), json!({ "id": 2, "result": "skip" }));
     host.call(3, "afterAssembleContext", &request());
     assert_eq!(host.next(), json!({ "call": 1, "id": 3, "method": "search", "params": { "query": "hello", "limit": 3 } }));
     host.send(&json!({ "call": 1, "result": { "hits": [{ "text": "hello there" }] } }));

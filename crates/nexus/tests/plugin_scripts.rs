@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Ask, Daemon, config, eventually, replace};
+use common::{Ask, Daemon, config, eventually, fake, replace};
 use serde_json::{Value, json};
 use std::fs;
 
@@ -60,6 +60,40 @@ fn the_example_of_the_page_runs() {
     eventually("it was told of the end", || report(&daemon, "redact")["calls"].as_u64().is_some_and(|calls| calls >= 3));
     let found = report(&daemon, "redact");
     assert_eq!((&found["errors"], &found["ignored"]), (&json!(0), &json!(0)), "{found}");
+}
+
+#[test]
+fn the_example_lets_through_what_has_no_text_by_its_nature() {
+    let mut daemon = Daemon::new();
+    script(&daemon, "redact.ts", &fs::read_to_string(REDACT).unwrap());
+    let event = |id: &str, kind: &str, attachments: Value| {
+        let event = json!({
+            "event_id": format!("fake:{id}"), "timestamp": 1, "content": "", "content_type": kind, "channel": "fake", "account_id": "me",
+            "sender_id": "u1", "peer_id": id, "peer_kind": "dm", "attachments": attachments,
+        });
+        format!("{event}\n")
+    };
+    let picture = json!([{ "id": "a1", "filename": "cat.png", "content_type": "image/png" }]);
+    let all = [event("blank", "text", json!([])), event("picture", "image", picture.clone()), event("attached", "text", picture)];
+    let file = daemon.file("lines");
+    fs::write(&file, all.concat()).unwrap();
+    let mut wanted = with(&["redact"], &json!({ "redact": ["search"] }));
+    wanted["adapters"] = json!({ "fake": fake(json!({ "lines_file": file, "events": 0 })) });
+    wanted["timer"] = json!({ "heartbeat_interval_ms": 1000 });
+    wanted["access"]["policies"] = json!([{
+        "name": "beat", "match": { "principal": { "type": "system" } }, "effect": "allow", "session": { "agent": "echo", "key": "beat" },
+    }]);
+    daemon.configure(&wanted);
+    daemon.launch();
+    let ended = |channel: &str| {
+        daemon.count("nexus", &format!("SELECT count(*) FROM nexus_requests WHERE completed_at IS NOT NULL AND channel = '{channel}'"))
+    };
+    eventually("the messages and a heartbeat have an end", || ended("fake") == 3 && ended("timer") > 0);
+    let skipped = "SELECT event_id FROM nexus_requests WHERE reason = 'plugin:redact'";
+    assert_eq!(daemon.texts("nexus", skipped), ["fake:blank"]);
+    assert!(daemon.count("nexus", "SELECT count(*) FROM runs WHERE session LIKE 'system:%'") > 0, "a heartbeat reached its agent");
+    let found = report(&daemon, "redact");
+    assert_eq!(found["errors"], 0, "{found}");
 }
 
 #[test]
@@ -125,6 +159,41 @@ fn a_loop_that_never_ends_costs_a_message_its_plugin_and_nothing_more() {
     assert_eq!((&end["status"], &end["text"]), (&json!("completed"), &json!("loop")), "{end}");
     assert_eq!(report(&daemon, "loop")["errors"], 1);
     eventually("it answers again", || sent(&daemon, "two")["text"] == "two!");
+}
+
+#[test]
+fn a_hook_that_always_fails_is_left_out_and_the_others_go_on() {
+    let text = "export const plugin = { name: 'mixed',\n\
+                afterReceiveEvent(req) { req.event.content += '!'; },\n\
+                afterAssembleContext() { throw new Error('boom'); } };";
+    let daemon = daemon_with("mixed.js", text, &json!({}));
+    for n in 0..5 {
+        let end = sent(&daemon, &n.to_string());
+        assert_eq!((&end["status"], &end["text"]), (&json!("completed"), &json!(format!("{n}!"))), "{end}");
+        let open = report(&daemon, "mixed")["open_at"].clone();
+        assert_eq!(open, if n == 4 { json!(["afterAssembleContext"]) } else { json!([]) }, "after {n}");
+    }
+    for n in 0..3 {
+        assert_eq!(sent(&daemon, &n.to_string())["text"], format!("{n}!"), "the other hook is called still");
+    }
+    let found = report(&daemon, "mixed");
+    assert_eq!((&found["circuit"], &found["calls"], &found["errors"]), (&json!("open"), &json!(13), &json!(5)), "{found}");
+    let named = "it is not asked at `afterAssembleContext` after too many errors in a row, the last: it failed: ";
+    let health = daemon.get("/health").json();
+    assert_eq!(health["status"], "degraded");
+    assert!(health["reasons"].to_string().contains(&format!("plugin `mixed`: {named}")), "{health}");
+    assert!(daemon.nexus_ok(&["plugin", "list"]).contains(named));
+    let info = daemon.nexus_ok(&["plugin", "info", "mixed"]);
+    assert!(info.lines().any(|line| line.starts_with("open_at:") && line.ends_with(" afterAssembleContext")), "{info}");
+}
+
+#[test]
+fn to_be_granted_the_log_changes_nothing() {
+    let text = "export const plugin = { name: 'says', afterReceiveEvent(req) { console.warn('seen'); req.event.content += '!'; } };";
+    let daemon = daemon_with("says.js", text, &json!({ "says": ["log"] }));
+    assert_eq!(sent(&daemon, "one")["text"], "one!");
+    let found = report(&daemon, "says");
+    assert_eq!((&found["grants"], &found["timeout_ms"], &found["errors"]), (&json!(["log"]), &json!(3000), &json!(0)), "{found}");
 }
 
 #[test]

@@ -10,7 +10,7 @@ export const automation: Automation = {
 
   async handler({ config, nexus }) {
     const { rows } = await nexus.ledger.query("SELECT count(*) FROM deliveries WHERE status = 'failed'", [], "nexus");
-    const failed = rows[0][0];
+    const failed = Number(rows[0][0]);
     if (failed < config.failed) return;
     return {
       fire: true,

@@ -1,4 +1,6 @@
 // Names every request that went wrong in the daemon's log, in plain JavaScript.
+
+/** @type {import("./nexus").Plugin} */
 export const plugin = {
   name: "audit",
 

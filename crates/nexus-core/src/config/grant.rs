@@ -15,7 +15,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 const HOST_BYTES_MAX: usize = 253;
 const LABEL_BYTES_MAX: usize = 63;
 
-const UNKNOWN: &str = "is no grant; there are ledger.query, llm, search, send and fetch:HOST";
+const UNKNOWN: &str = "is no grant; there are ledger.query, llm, log, search, send and fetch:HOST";
 const NO_HOST: &str = "names no host; write fetch:api.example.org, fetch:api.example.org:8443, fetch:10.0.0.1 or \"fetch:[::1]:8080\"";
 const NO_PATTERN: &str = "has a `*`; name each host by itself";
 const NOT_ASCII: &str = "is not ASCII; write the host as DNS has it, with `xn--`";
@@ -29,6 +29,8 @@ pub enum Grant {
     LedgerQuery,
     /// Asking a model, by an agent with `runner: llm`.
     Llm,
+    /// Lines for the daemon's log: what every plugin may do, granted or not.
+    Log,
     /// Searching what agents were asked and said.
     Search,
     /// Sending messages.
@@ -51,6 +53,7 @@ impl Grant {
         match text {
             "ledger.query" => Ok(Self::LedgerQuery),
             "llm" => Ok(Self::Llm),
+            "log" => Ok(Self::Log),
             "search" => Ok(Self::Search),
             "send" => Ok(Self::Send),
             _ => {
@@ -114,6 +117,7 @@ impl fmt::Display for Grant {
         match self {
             Self::LedgerQuery => f.write_str("ledger.query"),
             Self::Llm => f.write_str("llm"),
+            Self::Log => f.write_str("log"),
             Self::Search => f.write_str("search"),
             Self::Send => f.write_str("send"),
             Self::Fetch { host, port } => {
@@ -160,7 +164,7 @@ impl JsonSchema for Grant {
         let mut object = Map::new();
         object.insert("type".to_owned(), Value::from("string"));
         object.insert("description".to_owned(), Value::from("One thing that a plugin may do."));
-        object.insert("pattern".to_owned(), Value::from("^(ledger\\.query|llm|search|send|fetch:.+)$"));
+        object.insert("pattern".to_owned(), Value::from("^(ledger\\.query|llm|log|search|send|fetch:.+)$"));
         Schema::from(object)
     }
 }
@@ -181,6 +185,7 @@ mod tests {
         for (text, grant, shown) in [
             ("ledger.query", Grant::LedgerQuery, "ledger.query"),
             ("llm", Grant::Llm, "llm"),
+            ("log", Grant::Log, "log"),
             ("search", Grant::Search, "search"),
             ("send", Grant::Send, "send"),
             ("fetch:API.Example.org", fetch("api.example.org", None), "fetch:api.example.org"),
@@ -203,6 +208,7 @@ mod tests {
             ("searches", UNKNOWN),
             ("fetch", UNKNOWN),
             ("LLM", UNKNOWN),
+            ("logs", UNKNOWN),
             ("fetch:", NO_HOST),
             ("fetch:example.org.", NO_HOST),
             ("fetch:https://example.org", NO_HOST),

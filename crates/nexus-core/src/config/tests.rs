@@ -122,7 +122,7 @@ fn plugins_are_named_once_and_granted_what_there_is() {
     let told = errors(text);
     assert_eq!(told.len(), 4, "{told:?}");
     assert!(told[0].contains("`enabled` names `tags` twice"), "{told:?}");
-    assert!(told[1].contains("`root` is no grant; there are ledger.query, llm, search, send and fetch:HOST"), "{told:?}");
+    assert!(told[1].contains("`root` is no grant; there are ledger.query, llm, log, search, send and fetch:HOST"), "{told:?}");
 }
 
 #[test]

@@ -8,7 +8,9 @@ use super::{Global, block_on};
 use crate::clock;
 use crate::daemon::{Paths, instance};
 use crate::doctor::repair::{self, Repaired};
-use crate::doctor::{Check, Finding, Presence, Severity, adapters, git, host, leftovers, permissions, record, setting, worst};
+use crate::doctor::{
+    Check, Finding, Presence, Severity, adapters, agents, git, host, leftovers, permissions, plugins, record, setting, worst,
+};
 use crate::error_text::describe;
 use futures_util::StreamExt;
 use nexus_core::config::{Config, Ledgers};
@@ -58,7 +60,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     Ok(if worst(&findings) == Severity::Error { Exit::Failed } else { Exit::Done })
 }
 
-/// What a running daemon says of its files, its port and its adapters.
+/// What a running daemon says of its files, its port, its adapters, plugins and agents, and its health.
 async fn asked(paths: &Paths, config: Option<&Config>) -> Vec<Finding> {
     let client = Client::new(paths);
     let mut findings = match client.get("/control/doctor").await {
@@ -90,7 +92,7 @@ fn no_answer(error: &ClientError) -> Finding {
 
 /// The lock is held by nobody who answers: a daemon that is starting may be about to open the files.
 fn not_now(paths: &Paths) -> Finding {
-    let what = "ledgers, port and adapters were not looked at while the lock is held";
+    let what = "ledgers, port, adapters, plugins and agents were not looked at while the lock is held";
     Finding::warning(Check::Promise, what, "run `nexus doctor` again in a moment").at(&paths.pid_file())
 }
 
@@ -122,12 +124,14 @@ fn looked(paths: &Paths, config: Option<&Config>, data: Option<&Path>, repaired:
     let (Some(config), Some(data)) = (config, data) else {
         let usual = paths.data_dir(&Ledgers::default().directory);
         let fix = "correct the configuration first: it says where the ledgers are, and which adapters there are";
-        return vec![Finding::warning(Check::Promise, "ledgers, port and adapters were not looked at", fix).at(&usual)];
+        return vec![Finding::warning(Check::Promise, "ledgers, port, adapters, plugins and agents were not looked at", fix).at(&usual)];
     };
     let mut findings = ledgers(data, repaired);
     findings.push(host::port(&config.daemon.host, config.daemon.port));
     let instance = instance::known(paths);
     findings.extend(adapters::ask(config, &paths.workspace, instance.as_deref()));
+    findings.extend(plugins::load(config, paths, instance.as_deref()));
+    findings.extend(agents::findings(config, &paths.workspace));
     findings
 }
 

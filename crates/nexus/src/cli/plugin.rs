@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 
 /// What `info` tells, in this order.
-const TOLD: [&str; 22] = [
+const TOLD: [&str; 23] = [
     "name",
     "kind",
     "status",
@@ -31,6 +31,7 @@ const TOLD: [&str; 22] = [
     "grants",
     "budget",
     "circuit",
+    "open_at",
     "calls",
     "mean_ms",
     "p50_ms",
@@ -147,7 +148,16 @@ fn row(plugin: &Value) -> [Cell; 4] {
 fn info(name: &str, global: &Global) -> anyhow::Result<Exit> {
     let missing = || Failure::not_found(format!("no plugin `{name}`; `nexus plugin list` shows those that are there"));
     let shown = script::find(&look(global)?, "plugins", name).ok_or_else(missing)?;
-    script::tell(&shown, &TOLD, global.out())
+    let out = global.out();
+    script::tell(&if out.json { shown } else { rounded(shown) }, &TOLD, out)
+}
+
+/// Times to the microsecond, for people.
+fn rounded(mut shown: Value) -> Value {
+    if let Some(ms) = shown["mean_ms"].as_f64() {
+        shown["mean_ms"] = format!("{ms:.3}").into();
+    }
+    shown
 }
 
 fn set_enabled(name: &str, enabled: bool, global: &Global) -> anyhow::Result<Exit> {
@@ -243,6 +253,12 @@ mod tests {
         assert!(fields.is_empty());
         set_names(&mut fields, Vec::new(), None);
         assert_eq!(fields["enabled"], json!([]));
+    }
+
+    #[test]
+    fn times_are_told_to_the_microsecond() {
+        assert_eq!(rounded(json!({ "name": "a", "mean_ms": 243.653_574_8 }))["mean_ms"], "243.654");
+        assert_eq!(rounded(json!({ "name": "a", "mean_ms": null })), json!({ "name": "a", "mean_ms": null }));
     }
 
     #[test]

@@ -174,7 +174,7 @@ impl Control {
         }))
     }
 
-    /// Looks at this daemon's ledgers and clock, on a thread that may block.
+    /// Looks at this daemon's ledgers and what its agents need, on a thread that may block; at its clock, plugins and health.
     async fn look(&self) -> Answer {
         let Ok(room) = self.examining.clone().try_acquire_owned() else {
             return Err(Refusal::new(StatusCode::CONFLICT, "the ledgers are being examined; try again in a moment"));
@@ -182,12 +182,17 @@ impl Control {
         let directory = self.ledgers.nexus.readers.path().parent().map(std::path::Path::to_owned).unwrap_or_default();
         let kept = (room, self.ledgers.long_reads());
         let asked = doctor::record::Examined { directory, epoch: Some(self.pipeline.epoch), now_ms: clock::wall_ms() };
+        let (config, workspace) = (self.config.load_full(), self.paths.workspace.clone());
         let looked = crate::watch::blocking("doctor", move || {
             let _kept = kept; // to the end, whether or not who asked still waits
-            doctor::record::examine(&asked)
+            let mut findings = doctor::record::examine(&asked);
+            findings.extend(doctor::agents::findings(&config, &workspace));
+            findings
         });
         let mut findings = looked.await.map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
         findings.push(doctor::host::clock(self.sinks.expiry.doubt()));
+        findings.extend(doctor::plugins::reported(&self.plugins.report(), &self.pipeline.automations.report()));
+        findings.extend(doctor::health::findings(&status::parts(self)));
         Ok(json!({ "findings": findings }))
     }
 

@@ -15,10 +15,10 @@ use nexus_core::health::{AdapterHealth, AdapterStatus, Overall, Parts, overall};
 use serde_json::{Map, Value, json};
 use std::sync::atomic::Ordering;
 
-/// Health as the requirement's document, and the overall word.
+/// Health as the requirement's document, with why it isn't healthy beside it, and the overall word.
 pub(super) fn health(control: &Control) -> (Overall, Value) {
     let reports = control.adapters.report();
-    let (word, _) = judge(control, &reports);
+    let (word, reasons) = judge(control, &reports);
     let count = |status: AdapterStatus| reports.iter().filter(|report| report.status == status).count();
     let details: Vec<Value> = reports
         .iter()
@@ -31,6 +31,7 @@ pub(super) fn health(control: &Control) -> (Overall, Value) {
         .collect();
     let document = json!({
         "status": word,
+        "reasons": reasons,
         "version": env!("CARGO_PKG_VERSION"),
         "uptime_ms": uptime_ms(control),
         "pid": std::process::id(),
@@ -202,8 +203,17 @@ fn timer(heartbeat_ms: u64, cron_jobs: usize) -> String {
 }
 
 fn judge(control: &Control, reports: &[AccountReport]) -> (Overall, Vec<String>) {
+    overall(&parts_of(control, reports))
+}
+
+/// All that health is made of.
+pub(super) fn parts(control: &Control) -> Parts {
+    parts_of(control, &control.adapters.report())
+}
+
+fn parts_of(control: &Control, reports: &[AccountReport]) -> Parts {
     let tasks_lost = control.watch_over.lost();
-    overall(&Parts {
+    Parts {
         ledgers: control.ledgers.troubles().into_iter().map(|(ledger, trouble)| (format!("{}_db", ledger.name()), trouble)).collect(),
         pipeline_ok: !tasks_lost.iter().any(|name| [ROUTER, ADMISSION].contains(&name.as_str())),
         disk_ok: !*control.disk_low.borrow(),
@@ -216,7 +226,7 @@ fn judge(control: &Control, reports: &[AccountReport]) -> (Overall, Vec<String>)
         nostr_unwell: control.nostr.status().unwell(),
         sessions_stopped: control.pipeline.breakers.open(clock::mono_ms()),
         clock_doubt: control.sinks.expiry.doubt(),
-    })
+    }
 }
 
 /// How many relays there are, and of those that don't hear everything which.

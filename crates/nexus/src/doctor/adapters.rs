@@ -1,5 +1,5 @@
 //! Whether each configured adapter answers `info`, asked by this process itself: for when no daemon
-//! runs, whose keeper would start the program. How a program is asked, `git` uses too.
+//! runs, whose keeper would start the program. How a program is asked, `git` and `plugins` use too.
 
 use super::{Check, Finding};
 use crate::adapter::{Call, PROBE_LIMIT, call, read_info};
@@ -77,9 +77,24 @@ fn one(name: &str, adapter: &config::Adapter, workspace: &Path, instance: Option
 
 /// What a program prints. Its process group is gone on return, however it ended.
 pub(super) fn run(call: &Call, verb: &str, limit: Duration) -> Result<Vec<u8>, String> {
+    let program = call.argv.first().map(String::as_str).unwrap_or_default();
+    let Heard { status, stdout, stderr } = hear(call, &[verb], Stdio::null(), limit)?;
+    judge(program, verb, status, stdout, &stderr)
+}
+
+/// How a program ended, and what it said.
+#[derive(Debug)]
+pub(super) struct Heard {
+    status: ExitStatus,
+    pub(super) stdout: Vec<u8>,
+    stderr: Vec<u8>,
+}
+
+/// Starts a program with these words added, and hears it to its end. Its process group is gone on return, however it ended.
+pub(super) fn hear(call: &Call, words: &[&str], stdin: Stdio, limit: Duration) -> Result<Heard, String> {
     let deadline = Instant::now() + limit;
     let program = call.argv.first().map(String::as_str).unwrap_or_default();
-    let mut child = start(call, verb).map_err(|error| format!("`{program}` can't be started: {error}"))?;
+    let mut child = start(call, words, stdin).map_err(|error| format!("`{program}` can't be started: {error}"))?;
     let (stdout, stderr) = (gather(child.stdout.take()), gather(child.stderr.take()));
     let text = stdout.recv_timeout(left(deadline));
     let is_over = text.is_ok() && has_ended(&child, deadline);
@@ -87,8 +102,11 @@ pub(super) fn run(call: &Call, verb: &str, limit: Duration) -> Result<Vec<u8>, S
     kill_process_group(Pid::from_child(&child), Signal::KILL).ok();
     let status = child.wait().map_err(|error| format!("`{program}` can't be waited for: {error}"))?;
     match text {
-        Ok(text) if is_over => judge(program, verb, status, text, &stderr.recv_timeout(left(deadline)).unwrap_or_default()),
-        Ok(_) | Err(_) => Err(format!("`{program} {verb}` did not end within {} s and was killed", limit.as_secs())),
+        Ok(stdout) if is_over => Ok(Heard { status, stdout, stderr: stderr.recv_timeout(left(deadline)).unwrap_or_default() }),
+        Ok(_) | Err(_) => {
+            let said = [&[program][..], words].concat().join(" ");
+            Err(format!("`{said}` did not end within {} s and was killed", limit.as_secs()))
+        }
     }
 }
 
@@ -103,15 +121,15 @@ fn judge(program: &str, verb: &str, status: ExitStatus, text: Vec<u8>, stderr: &
     Ok(text)
 }
 
-fn start(call: &Call, verb: &str) -> std::io::Result<Child> {
+fn start(call: &Call, words: &[&str], stdin: Stdio) -> std::io::Result<Child> {
     let (program, arguments) = call.argv.split_first().ok_or(std::io::ErrorKind::InvalidInput)?;
     #[expect(
         clippy::disallowed_methods,
         reason = "the keeper belongs to a daemon, and there is none: a child of this command, ended with its group"
     )]
     let mut command = std::process::Command::new(program);
-    command.args(arguments).arg(verb).env_clear().envs(call.env.iter().cloned()).current_dir(&call.cwd);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).spawn()
+    command.args(arguments).args(words).env_clear().envs(call.env.iter().cloned()).current_dir(&call.cwd);
+    command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).spawn()
 }
 
 /// Reads to the end in a thread of its own, which a pipe that stays open keeps and nobody waits for.

@@ -7,7 +7,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use nexus_core::health::Overall;
 
-/// The requirement's health document; 503 when unhealthy.
+/// The requirement's health document, with `reasons`, `projects` and `nostr` besides; 503 when unhealthy.
 pub(super) async fn health(State(api): State<Api>) -> Response {
     let (overall, document) = api.daemon.health();
     let status = if overall == Overall::Unhealthy { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };

@@ -15,6 +15,7 @@ use super::writer::{Weight, commands};
 use super::{Ledger, follow, optional};
 use nexus_core::spend::Spent;
 use rusqlite::{Connection, params};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The name under which agents.db follows nexus.db.
@@ -73,6 +74,15 @@ pub struct ToolCall {
     pub arguments: Option<String>,
     #[serde(default)]
     pub result: Option<String>,
+}
+
+/// What a request has of a call: not what went in and out, which the agents ledger has.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub struct ToolOutline {
+    pub call_id: String,
+    pub name: String,
+    pub status: String,
+    pub summary: Option<String>,
 }
 
 /// The turn of a run.
@@ -189,9 +199,10 @@ impl Weight for ApplyTurns {
 }
 
 impl ToolCall {
-    /// The call without what went in and out, which the agents ledger has.
+    /// The call as a [`ToolOutline`].
     pub fn outline(&self) -> serde_json::Value {
-        serde_json::json!({ "call_id": self.call_id, "name": self.name, "status": self.status, "summary": self.summary })
+        let (call_id, name, status, summary) = (self.call_id.clone(), self.name.clone(), self.status.clone(), self.summary.clone());
+        serde_json::json!(ToolOutline { call_id, name, status, summary })
     }
 }
 

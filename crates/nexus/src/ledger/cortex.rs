@@ -10,6 +10,7 @@ use super::migrate::{self, MigrateError, Migration};
 use super::{BUSY_TIMEOUT, follow, private_file};
 use crate::file_error::FileError;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior, params};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::io;
@@ -32,7 +33,7 @@ const COMPANIONS: [&str; 2] = ["-wal", "-shm"];
 pub(crate) const STEPS: &[Migration] = &[Migration { version: 1, sql: include_str!("../../migrations/cortex/0001_entries.sql") }];
 
 /// What an entry is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// What came in, and the agent was asked about.

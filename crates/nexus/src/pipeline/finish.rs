@@ -1,6 +1,7 @@
 //! The end of a run, and stages 7 and 8: commit, let the session go on, deliver, finalize.
 
 use super::notices::OfRun;
+use super::outbox::DeliveryResult;
 use super::outlet::Left;
 use super::recovery::is_between_us;
 use super::run::{Seen, Work};
@@ -118,7 +119,7 @@ impl Pipeline {
         let deliveries = deliveries(&prepared, route, &run_id, left.next, &verdict.told(rest));
         if here {
             // Delivered by the commit that ends the run: the last stages are part of it.
-            let result = json!({ "deliveries": deliveries.len(), "pending": 0 });
+            let result = json!(DeliveryResult { deliveries: deliveries.len(), settled: None, pending: 0 });
             self.note_delivery(&mut prepared.request, result, 0, clock::wall_ms(), Duration::ZERO);
         }
         let finish = FinishRun {
@@ -320,7 +321,7 @@ impl Pipeline {
             let why = outcome.error.as_deref().unwrap_or("a message could not be delivered");
             self.plugins.failed(&prepared.request, Stage::DeliverResponse, why);
         }
-        let result = json!({ "deliveries": total, "settled": outcomes, "pending": pending });
+        let result = json!(DeliveryResult { deliveries: total, settled: Some(outcomes), pending });
         self.note_delivery(&mut prepared.request, result, pending, started_at, started.elapsed());
         let save = SaveTrace { event_seq: prepared.request.event_seq, trace: trace_json(&prepared.request) };
         if let Err(error) = self.ledgers.nexus.writer.write(save).await {

@@ -118,8 +118,19 @@ pub enum TakeUpError {
     Write(#[from] WriteError),
 }
 
+/// What stage 7 came to, as a request's `delivery_result` tells it.
+#[derive(Debug, Clone, serde::Serialize, schemars::JsonSchema)]
+pub struct DeliveryResult {
+    pub deliveries: usize,
+    /// Those that were waited for; nothing of an answer without an agent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub settled: Option<Vec<Outcome>>,
+    pub pending: usize,
+}
+
 /// How one delivery ended.
-#[derive(Debug, Clone, serde::Serialize)]
+#[derive(Debug, Clone, serde::Serialize, schemars::JsonSchema)]
+#[schemars(rename = "DeliveryOutcome")]
 pub struct Outcome {
     pub delivery_id: String,
     pub status: &'static str,

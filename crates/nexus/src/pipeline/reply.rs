@@ -2,7 +2,7 @@
 //! queued as every other. It decides neither what is said nor when that is written.
 
 use super::Pipeline;
-use super::outbox::Message;
+use super::outbox::{DeliveryResult, Message};
 use crate::ledger::nexus::{NewDelivery, REPLY_MARK};
 use crate::routes::Place;
 use nexus_core::request::NexusRequest;
@@ -27,7 +27,7 @@ impl Pipeline {
             Message { key: &key, request_id, event_seq, place: &place, text: &text, ttl_ms: route.ttl_ms }.pieces(&route)
         });
         let pending = deliveries.iter().filter(|delivery| !delivery.here).count();
-        request.delivery_result = Some(json!({ "deliveries": deliveries.len(), "pending": pending }));
+        request.delivery_result = Some(json!(DeliveryResult { deliveries: deliveries.len(), settled: None, pending }));
         Answer { deliveries, text, session }
     }
 

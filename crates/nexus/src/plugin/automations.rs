@@ -5,12 +5,15 @@
 //! another guest of the process, and takes the place of the one before once it has loaded. Whatever goes wrong with
 //! one is counted, opens its circuit in the end, and never keeps the event from going on.
 
+mod disk;
 mod files;
 mod host;
 mod one;
 mod report;
 mod trial;
 
+pub(super) use disk::judge;
+pub(crate) use disk::on_disk as load_on_disk;
 pub(crate) use files::{SOURCE_BYTES_MAX, names_on_disk};
 pub use report::AutomationReport;
 

@@ -10,6 +10,7 @@ mod params;
 mod query;
 mod search;
 mod send;
+pub mod shapes;
 #[cfg(test)]
 mod tests;
 

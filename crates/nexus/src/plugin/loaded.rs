@@ -1,7 +1,8 @@
-//! One plugin that was loaded: its child, its circuit, and how it is called. What a call's answer does
+//! One plugin that was loaded: its child, its circuits, and how it is called. What a call's answer does
 //! to a request, others decide.
 
 use super::calls::{CallerKind, CallerRequest, Calls};
+use super::circuits::{Circuits, Open};
 use super::found::{Found, Kind};
 use super::frame::{self, Ready, Reply};
 use super::large::{self, Files};
@@ -11,12 +12,11 @@ use super::session::{Desk, Lost, Session, Standing};
 use super::table::Roster;
 use super::told::{self, Told};
 use crate::bus::Bus;
-use crate::clock;
 use crate::metrics::{Metrics, PluginLabel, PluginResult};
 use crate::supervisor::{Child, ChildSpec, Phase, Supervisor};
 use crate::watch::Watch;
 use arc_swap::ArcSwapOption;
-use nexus_core::circuit::{Circuit, CircuitPolicy, Leave};
+use nexus_core::circuit::{CircuitPolicy, Leave};
 use nexus_core::config::{Grant, OnPluginError, PluginMode, PluginSection};
 use nexus_core::hook::{Hook, PatchError, view};
 use nexus_core::ids::ChildId;
@@ -223,7 +223,7 @@ pub(super) struct Plugin {
     declared: ArcSwapOption<Declared>,
     grants: watch::Sender<Arc<[Grant]>>,
     calls: Arc<ArcSwapOption<Calls>>,
-    circuit: Mutex<Circuit>,
+    circuits: Circuits,
     room: Semaphore,
     id: ChildId,
     child: OnceLock<Child>,
@@ -256,7 +256,7 @@ impl Plugin {
             declared: ArcSwapOption::empty(),
             grants: watch::Sender::new(grants),
             calls,
-            circuit: Mutex::new(Circuit::new(policy)),
+            circuits: Circuits::new(policy),
             room: Semaphore::new(OUTSTANDING_MAX as usize),
             id: ChildId::new(format!("plugin/{}/{slot}", found.name)),
             child: OnceLock::new(),
@@ -315,7 +315,8 @@ impl Plugin {
                 mode: PluginMode::Mutate,
                 sees: Sees::of_script(ready),
                 priority: ready.priority,
-                timeout: if self.grants.borrow().is_empty() { SCRIPT_LIMIT } else { SCRIPT_GRANTED_LIMIT },
+                // To log is no call, which takes time.
+                timeout: if self.grants.borrow().iter().all(|grant| *grant == Grant::Log) { SCRIPT_LIMIT } else { SCRIPT_GRANTED_LIMIT },
                 on_error: OnPluginError::Skip,
             },
             // One that was ready once may be again.
@@ -331,11 +332,12 @@ impl Plugin {
     }
 
     pub(super) fn set_circuit(&self, policy: CircuitPolicy) {
-        self.lock_circuit().set_policy(policy);
+        self.circuits.set_policy(policy);
     }
 
-    pub(super) fn circuit(&self) -> Circuit {
-        self.lock_circuit().clone()
+    /// The hooks at which it is not asked now, or by one call that tries.
+    pub(super) fn open_circuits(&self) -> Vec<Open> {
+        self.circuits.open()
     }
 
     /// What its processes have in common.
@@ -347,7 +349,7 @@ impl Plugin {
     /// Calls one hook, within the plugin's own time and `left`. Its outcome is to be given to
     /// [`Self::settle`] once it was judged.
     pub(super) async fn call(&self, declared: &Declared, ask: &mut Ask, left: Duration) -> (Option<Leave>, Result<Reply, Fault>) {
-        let Some(leave) = self.lock_circuit().admit(clock::mono_ms()) else { return (None, Err(Fault::Open)) };
+        let Some(leave) = self.circuits.admit(ask.hook) else { return (None, Err(Fault::Open)) };
         self.figures.calls.fetch_add(1, Ordering::Relaxed);
         let limit = declared.timeout.min(left);
         let deadline = Instant::now() + limit;
@@ -421,12 +423,12 @@ impl Plugin {
         self.shared.metrics.plugin_seconds.get_or_create(&PluginLabel { plugin: plugin.to_owned() }).observe(took.as_secs_f64());
         let opened = match (leave, outcome) {
             (Some(leave), Ok(_)) => {
-                if self.lock_circuit().succeeded(leave) {
-                    tracing::info!(plugin, "a plugin answers again");
+                if self.circuits.succeeded(ask.hook, leave) {
+                    tracing::info!(plugin, hook, "a plugin answers again");
                 }
                 false
             }
-            (Some(leave), Err(fault)) if fault.counts() => self.lock_circuit().failed(leave, clock::mono_ms()),
+            (Some(leave), Err(fault)) if fault.counts() => self.circuits.failed(ask.hook, leave, fault.to_string()),
             (Some(_) | None, Err(_)) | (None, Ok(_)) => false,
         };
         let ms = took.as_secs_f64() * 1000.0;
@@ -442,7 +444,7 @@ impl Plugin {
         }
         self.note_error(fault);
         if opened {
-            tracing::error!(plugin, hook, request_id, error = %fault, "a plugin failed too often in a row; it is not asked for a while");
+            tracing::error!(plugin, hook, request_id, error = %fault, "a plugin failed too often in a row at a hook, which now rests");
         } else if fault.counts() {
             tracing::warn!(plugin, hook, request_id, error = %fault, "a plugin failed");
         }
@@ -468,10 +470,6 @@ impl Plugin {
         }
         self.figures.errors.fetch_add(1, Ordering::Relaxed);
         *self.figures.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault.to_string());
-    }
-
-    fn lock_circuit(&self) -> std::sync::MutexGuard<'_, Circuit> {
-        self.circuit.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,6 +1,7 @@
 //! How the plugins are, for status, health and `nexus plugin`.
 
 use super::builtin::{Builtin, Figure};
+use super::circuits::Open;
 use super::found::Kind;
 use super::session::Standing;
 use super::table::Slot;
@@ -9,6 +10,10 @@ use nexus_core::circuit::CircuitState;
 use serde::Serialize;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+
+/// Words of circuits.
+const CLOSED: &str = "closed";
+const OPEN: &str = "open";
 
 /// One plugin as it stands.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -26,8 +31,10 @@ pub struct PluginReport {
     pub timeout_ms: Option<u64>,
     pub on_error: Option<&'static str>,
     pub grants: Vec<String>,
-    /// `closed`, `open` or `half_open`.
+    /// `closed`, or else `open` or `half_open` at one hook at least.
     pub circuit: &'static str,
+    /// The hooks whose circuit isn't closed.
+    pub open_at: Vec<&'static str>,
     pub calls: u64,
     /// Of a call, on the average; nothing before the first.
     pub mean_ms: Option<f64>,
@@ -50,7 +57,7 @@ pub(super) fn of_builtin(plugin: Builtin, figure: &Figure) -> PluginReport {
         kind: Some("builtin"),
         status: "running",
         mode: Some("observe"),
-        circuit: "closed",
+        circuit: CLOSED,
         calls,
         mean_ms: mean_ms(calls, took_ns),
         p50_ms: figure.recent.median_ms(),
@@ -66,16 +73,16 @@ pub(super) fn of_slot(name: &str, slot: &Slot, grants: Vec<String>) -> PluginRep
     let refused = slot.refused.as_ref().map(|(_, why)| why.as_str());
     let Some(plugin) = &slot.plugin else {
         let problem = Some(format!("it does not load: {}", refused.unwrap_or("it was not looked for yet")));
-        return PluginReport { name: name.to_owned(), status: "errored", circuit: "closed", grants, problem, ..PluginReport::default() };
+        return PluginReport { name: name.to_owned(), status: "errored", circuit: CLOSED, grants, problem, ..PluginReport::default() };
     };
     let status = plugin.child().map(crate::supervisor::Child::status);
-    let (declared, circuit) = (plugin.declared(), plugin.circuit().state());
+    let (declared, open) = (plugin.declared(), plugin.open_circuits());
     let figures = &plugin.figures;
     let count = |figure: &std::sync::atomic::AtomicU64| figure.load(Ordering::Relaxed);
     let last_error = figures.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let of_process = status.as_ref().and_then(|status| status.last_error.clone());
     let of_child = down(status.as_ref(), "its process", "its process ended");
-    let problem = problem(&plugin.standing.borrow(), circuit, last_error.as_deref(), of_child, refused);
+    let problem = problem(&plugin.standing.borrow(), not_asked_at(&open), of_child, refused);
     let declared = declared.as_deref();
     PluginReport {
         name: name.to_owned(),
@@ -93,7 +100,8 @@ pub(super) fn of_slot(name: &str, slot: &Slot, grants: Vec<String>) -> PluginRep
         timeout_ms: declared.map(|declared| u64::try_from(declared.timeout.as_millis()).unwrap_or(u64::MAX)),
         on_error: declared.map(|declared| declared.on_error.as_str()),
         grants,
-        circuit: circuit_word(circuit),
+        circuit: worst_word(&open),
+        open_at: open.iter().map(|open| open.hook.as_str()).collect(),
         calls: count(&figures.calls),
         mean_ms: mean_ms(count(&figures.calls), count(&figures.took_ns)),
         p50_ms: figures.recent.median_ms(),
@@ -105,25 +113,39 @@ pub(super) fn of_slot(name: &str, slot: &Slot, grants: Vec<String>) -> PluginRep
     }
 }
 
-/// What is wrong with a plugin or an automation, in one sentence without its name.
-pub(super) fn problem(
-    standing: &Standing,
-    circuit: CircuitState,
-    last_error: Option<&str>,
-    down: Option<String>,
-    refused: Option<&str>,
-) -> Option<String> {
+/// What is wrong with a plugin or an automation, in one sentence without its name; `not_asked` is that of its circuit.
+pub(super) fn problem(standing: &Standing, not_asked: Option<String>, down: Option<String>, refused: Option<&str>) -> Option<String> {
     if let Standing::Fatal(message) = standing {
         return Some(format!("it does not load: {message}"));
     }
-    let is_open = match circuit {
-        CircuitState::Closed { .. } => false,
-        CircuitState::Open { .. } | CircuitState::HalfOpen { .. } => true,
-    };
-    if is_open {
-        return Some(format!("it is not asked after too many errors in a row, the last: {}", last_error.unwrap_or("unknown")));
+    let old = || refused.map(|why| format!("its new version does not load, the one before goes on: {why}"));
+    not_asked.or(down).or_else(old)
+}
+
+/// That nobody asks, where a circuit isn't closed.
+pub(super) fn not_asked(circuit: CircuitState, last_error: Option<&str>) -> Option<String> {
+    match circuit {
+        CircuitState::Closed { .. } => None,
+        CircuitState::Open { .. } | CircuitState::HalfOpen { .. } => {
+            Some(format!("it is not asked after too many errors in a row, the last: {}", last_error.unwrap_or("unknown")))
+        }
     }
-    down.or_else(|| refused.map(|why| format!("its new version does not load, the one before goes on: {why}")))
+}
+
+/// The same of a plugin, with the hooks.
+fn not_asked_at(open: &[Open]) -> Option<String> {
+    let at = |open: &Open| {
+        let (hook, error) = (open.hook.as_str(), open.last_error.as_deref().unwrap_or("unknown"));
+        format!("at `{hook}` after too many errors in a row, the last: {error}")
+    };
+    let all: Vec<String> = open.iter().map(at).collect();
+    (!all.is_empty()).then(|| format!("it is not asked {}", all.join("; nor ")))
+}
+
+/// `open` if one is.
+fn worst_word(open: &[Open]) -> &'static str {
+    let words: Vec<&str> = open.iter().map(|open| circuit_word(open.state)).collect();
+    if words.contains(&OPEN) { OPEN } else { words.first().copied().unwrap_or(CLOSED) }
 }
 
 /// That `process` is not up, where it should be, and why: `unknown` if nobody knows.
@@ -134,8 +156,8 @@ pub(super) fn down(status: Option<&ChildStatus>, process: &str, unknown: &str) -
 
 pub(super) fn circuit_word(circuit: CircuitState) -> &'static str {
     match circuit {
-        CircuitState::Closed { .. } => "closed",
-        CircuitState::Open { .. } => "open",
+        CircuitState::Closed { .. } => CLOSED,
+        CircuitState::Open { .. } => OPEN,
         CircuitState::HalfOpen { .. } => "half_open",
     }
 }
@@ -148,5 +170,24 @@ pub(super) fn word(phase: Phase) -> &'static str {
         Phase::Stopping => "stopping",
         Phase::Backoff => "backoff",
         Phase::Errored => "errored",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nexus_core::hook::Hook;
+
+    #[test]
+    fn each_hook_that_is_not_asked_is_named_with_its_error() {
+        let open = |hook, state, error: &str| Open { hook, state, last_error: Some(error.to_owned()) };
+        let half = open(Hook::AfterReceiveEvent, CircuitState::HalfOpen { until_ms: 1 }, "a");
+        let whole = open(Hook::OnError, CircuitState::Open { until_ms: 1 }, "b");
+        assert_eq!((not_asked_at(&[]), worst_word(&[])), (None, "closed"));
+        assert_eq!(worst_word(std::slice::from_ref(&half)), "half_open");
+        let both = [half, whole];
+        let told = "it is not asked at `afterReceiveEvent` after too many errors in a row, the last: a; nor at `onError` after too many \
+                    errors in a row, the last: b";
+        assert_eq!((not_asked_at(&both).as_deref(), worst_word(&both)), (Some(told), "open"));
     }
 }

@@ -1,13 +1,19 @@
 //! `nexus.d.ts`: what a TypeScript plugin or automation is written against, made from the types of the request, of
-//! triggers and advice, and the list of hooks. What it finds besides them (`nexus`, `console`) is text here. It
-//! describes only.
+//! triggers and advice, of what calls take and answer, and the list of hooks. Which methods there are, and `console`,
+//! is text here. It describes only.
 
+use crate::agent::Usage;
+use crate::ledger::agents::ToolOutline;
+use crate::pipeline::outbox::DeliveryResult;
+use crate::plugin::calls::shapes::{
+    FetchAnswer, FetchAsk, LlmAnswer, LlmAsk, QueryAnswer, QueryAsk, SearchAnswer, SearchAsk, SendAnswer, SendAsk,
+};
 use nexus_core::automation::{Advice, Triggers};
 use nexus_core::config::PluginSection;
 use nexus_core::hook::Hook;
 use nexus_core::request::NexusRequest;
-use schemars::SchemaGenerator;
-use serde_json::Value;
+use schemars::{JsonSchema, SchemaGenerator};
+use serde_json::{Map, Value};
 
 const HEAD: &str = "// What a plugin or an automation of Nexus is written against. Written by `nexus __generate`; change the types, not
 // this file.
@@ -71,31 +77,17 @@ export interface Automation {
  */
 export interface Nexus {
   ledger: {
-    /** Reads a ledger, `events` if none is named. Grant: `ledger.query`. */
-    query(
-      sql: string,
-      params?: Array<string | number | boolean | null>,
-      ledger?: \"events\" | \"agents\" | \"identity\" | \"nexus\",
-    ): Promise<{ columns: string[]; rows: any[][] }>;
+    /** Reads a ledger. Grant: `ledger.query`. */
+    query(sql: QueryAsk[\"sql\"], params?: QueryAsk[\"params\"], ledger?: QueryAsk[\"ledger\"]): Promise<QueryAnswer>;
   };
   /** Asks an agent that is a model. Grant: `llm`. */
-  llm(request: { agent: string; prompt: string; system?: string; max_tokens?: number }): Promise<{ text: string; usage: any }>;
-  /** Searches what agents were asked and said; 1 to 20 hits, 5 if `limit` isn't given. Grant: `search`. */
-  search(request: { query: string; limit?: number; agent?: string }): Promise<{ hits: any[] }>;
-  /** Sends a message; without `to` where the request came from. Grant: `send`. */
-  send(message: {
-    text: string;
-    to?: string;
-    adapter?: string;
-    account?: string;
-    thread_id?: string;
-    n?: number | string;
-  }): Promise<{ delivery_id: string; messages: number; repeated: boolean }>;
+  llm(ask: LlmAsk): Promise<LlmAnswer>;
+  /** Searches what agents were asked and said. Grant: `search`. */
+  search(ask: SearchAsk): Promise<SearchAnswer>;
+  /** Sends a message. Grant: `send`. */
+  send(ask: SendAsk): Promise<SendAnswer>;
   /** One HTTP request. Grant: `fetch:HOST`. */
-  fetch(
-    url: string,
-    init?: { method?: string; headers?: Record<string, string>; body?: string },
-  ): Promise<{ status: number; headers: Record<string, string>; body: string; encoding: \"text\" | \"hex\" }>;
+  fetch(url: FetchAsk[\"url\"], init?: Omit<FetchAsk, \"url\">): Promise<FetchAnswer>;
 }
 
 /** Lines for the daemon's log: at most 200 in 10 s. */
@@ -117,11 +109,8 @@ declare global {
 
 /// The whole file.
 pub(super) fn declarations() -> String {
-    let mut generator = SchemaGenerator::default();
-    // Called for what they leave in the generator.
-    drop((generator.subschema_for::<NexusRequest>(), generator.subschema_for::<Advice>(), generator.subschema_for::<Triggers>()));
     let mut page = HEAD.to_owned();
-    for (name, definition) in generator.definitions() {
+    for (name, definition) in &definitions() {
         declare(name, definition, &mut page);
     }
     page.push_str(PLUGIN_HEAD);
@@ -136,6 +125,29 @@ pub(super) fn declarations() -> String {
     }
     page.push_str(TAIL);
     page
+}
+
+/// The schemas of all types, by name.
+fn definitions() -> Map<String, Value> {
+    let mut generator = SchemaGenerator::default();
+    named::<(NexusRequest, Advice, Triggers)>(&mut generator);
+    named::<(QueryAsk, QueryAnswer, LlmAsk, LlmAnswer, SearchAsk, SearchAnswer)>(&mut generator);
+    named::<(SendAsk, SendAnswer, FetchAsk, FetchAnswer)>(&mut generator);
+    // What the core has as any JSON, and this crate writes.
+    let usage = generator.subschema_for::<Option<Usage>>().to_value();
+    let tool_calls = generator.subschema_for::<Vec<ToolOutline>>().to_value();
+    let delivery_result = generator.subschema_for::<Option<DeliveryResult>>().to_value();
+    let definitions = generator.definitions_mut();
+    definitions["ResponseSection"]["properties"]["usage"] = usage;
+    definitions["ResponseSection"]["properties"]["tool_calls"] = tool_calls;
+    definitions["NexusRequest"]["properties"]["delivery_result"] = delivery_result;
+    generator.take_definitions(false)
+}
+
+/// Has the generator know the types of a tuple, and all that is in them.
+fn named<T: JsonSchema>(generator: &mut SchemaGenerator) {
+    // Called for what it leaves there.
+    drop(generator.subschema_for::<T>());
 }
 
 /// An interface for an object with known keys, a type for anything else.
@@ -193,6 +205,9 @@ fn plain(kind: &str, schema: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ledger::agents::ToolCall;
+    use crate::pipeline::outbox::Outcome;
+    use std::collections::BTreeSet;
 
     #[test]
     fn every_hook_is_there_and_optional_fields_are_optional() {
@@ -209,9 +224,20 @@ mod tests {
             "export interface Event {\n",
             "  timestamp: number;\n",
             "  sender_name?: string | null;\n",
-            "  metadata?: any;\n",
+            "  attachments?: Array<Attachment> | null;\n",
+            "  metadata?: Record<string, any> | null;\n",
             "  tags: Array<string>;\n",
-            "  tool_calls: Array<any>;\n",
+            "  tool_calls: Array<ToolOutline>;\n",
+            "  usage: Usage | null;\n",
+            "  delivery_result?: DeliveryResult | null;\n",
+            "  key?: string | null;\n",
+            "  n?: SendNumber | null;\n",
+            "export type SendNumber = number | string;\n",
+            "export type Cell = null | number | string;\n",
+            "  rows: Array<Array<Cell>>;\n",
+            "  hits: Array<SearchHit>;\n",
+            "  stop_reason: StopReason;\n",
+            "  encoding: Encoding;\n",
             "export type Status = \"waiting\" | \"processing\" | ",
             "  type: PrincipalType;\n",
             "export type PeerKind = \"dm\" | \"group\" | \"channel\";\n",
@@ -234,13 +260,31 @@ mod tests {
 
     #[test]
     fn every_type_that_is_named_is_declared() {
-        let page = declarations();
-        let schema = schemars::schema_for!(NexusRequest).to_value();
-        let text = schema.to_string();
-        for (_, rest) in text.match_indices("#/$defs/").map(|(at, found)| (at, &text[at + found.len()..])) {
-            let name: String = rest.chars().take_while(|c| c.is_ascii_alphanumeric()).collect();
+        let (page, all) = (declarations(), definitions());
+        let text = Value::Object(all).to_string();
+        let mut names: Vec<String> = Vec::new();
+        for (at, found) in text.match_indices("#/$defs/") {
+            names.push(text[at + found.len()..].chars().take_while(|c| c.is_ascii_alphanumeric()).collect());
+        }
+        names.extend(["Ask", "Answer"].iter().flat_map(|end| ["Query", "Llm", "Search", "Send", "Fetch"].map(|of| format!("{of}{end}"))));
+        for name in names {
             let declared = [format!("export interface {name} {{"), format!("export type {name} =")];
             assert!(declared.iter().any(|line| page.contains(line)), "{name} is not in\n{page}");
         }
+    }
+
+    /// What is told as any JSON in the core is written from the types that are declared for it.
+    #[test]
+    fn what_is_put_into_a_request_is_what_is_declared() {
+        let all = definitions();
+        let keys = |name: &str| all[name]["properties"].as_object().map(|fields| fields.keys().cloned().collect::<BTreeSet<_>>());
+        let of = |value: Value| value.as_object().map(|fields| fields.keys().cloned().collect::<BTreeSet<_>>());
+        let call = ToolCall { call_id: "1".into(), name: "t".into(), status: "ok".into(), summary: None, arguments: None, result: None };
+        assert_eq!(of(call.outline()), keys("ToolOutline"));
+        assert_eq!(of(serde_json::json!(Usage::default())), keys("Usage"));
+        let outcome = Outcome { delivery_id: "1".into(), status: "failed", error: Some("x".into()) };
+        assert_eq!(of(serde_json::json!(&outcome)), keys("DeliveryOutcome"));
+        let result = DeliveryResult { deliveries: 1, settled: Some(vec![outcome]), pending: 0 };
+        assert_eq!(of(serde_json::json!(result)), keys("DeliveryResult"));
     }
 }

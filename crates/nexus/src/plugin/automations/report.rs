@@ -1,6 +1,6 @@
 //! How the automations are, for status, health and `nexus automation`.
 
-use super::super::report::{circuit_word, down, problem, word};
+use super::super::report::{circuit_word, down, not_asked, problem, word};
 use super::Slot;
 use crate::supervisor::ChildStatus;
 use nexus_core::automation::Triggers;
@@ -45,7 +45,7 @@ pub(super) fn of(name: &str, slot: &Slot, status: Option<&ChildStatus>, grants: 
     let count = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
     let last_error = figures.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let down = down(status, "the process of the automations", "it ended");
-    let problem = problem(&one.standing.borrow(), circuit, last_error.as_deref(), down, refused);
+    let problem = problem(&one.standing.borrow(), not_asked(circuit, last_error.as_deref()), down, refused);
     AutomationReport {
         name: name.to_owned(),
         status: status.map_or("stopped", |status| word(status.phase)),

@@ -3,11 +3,13 @@
 
 use super::address::{LOCALHOST, Resolver};
 use super::params::{Params, shown, wrong};
+use super::shapes::{Encoding, FetchAnswer, FetchAsk};
 use super::{CallError, Caller};
 use nexus_core::config::Grant;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, Method, Response, Url};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 use tokio::sync::OnceCell;
@@ -70,7 +72,7 @@ impl Fetcher {
 
     /// Answers `{url, method?, headers?, body?}` with `{status, headers, body, encoding}`.
     pub(super) async fn call(&self, caller: &Caller, params: Value) -> Result<Value, CallError> {
-        let mut params = Params::new(params)?;
+        let mut params = Params::of::<FetchAsk>(params)?;
         let url = url(&params.text("url", URL_BYTES_MAX)?)?;
         permit(&url, caller)?;
         let wish = Wish {
@@ -93,10 +95,10 @@ impl Fetcher {
         let (status, headers) = (response.status().as_u16(), told(response.headers()));
         let body = body(response).await?;
         let (encoding, body) = match String::from_utf8(body) {
-            Ok(text) => ("text", text),
-            Err(error) => ("hex", hex::encode(error.into_bytes())),
+            Ok(text) => (Encoding::Text, text),
+            Err(error) => (Encoding::Hex, hex::encode(error.into_bytes())),
         };
-        Ok(json!({ "status": status, "headers": headers, "body": body, "encoding": encoding }))
+        Ok(json!(FetchAnswer { status, headers, body, encoding }))
     }
 
     async fn client(&self, is_secure: bool) -> Result<&Client, CallError> {
@@ -210,13 +212,12 @@ fn content(given: Option<Value>) -> Result<Option<String>, CallError> {
 }
 
 /// The answer's headers: those that came several times in one text.
-fn told(headers: &HeaderMap) -> Map<String, Value> {
-    let mut told = Map::new();
-    for name in headers.keys() {
+fn told(headers: &HeaderMap) -> BTreeMap<String, String> {
+    let joined = |name: &HeaderName| {
         let values: Vec<_> = headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
-        told.insert(name.as_str().to_owned(), Value::from(values.join(", ")));
-    }
-    told
+        (name.as_str().to_owned(), values.join(", "))
+    };
+    headers.keys().map(joined).collect()
 }
 
 async fn body(mut response: Response) -> Result<Vec<u8>, CallError> {

@@ -3,9 +3,10 @@
 
 use super::account::Account;
 use super::params::{Params, shown, wrong};
+use super::shapes::{LlmAnswer, LlmAsk};
 use super::{CallError, Caller, Calls};
 use crate::agent::llm::{SYSTEM_PROMPT_BYTES_MAX, Wishes};
-use crate::agent::{AgentError, Runner, Sender, Turn};
+use crate::agent::{AgentError, Finished, Runner, Sender, Turn};
 use crate::pipeline::Settings;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -18,7 +19,7 @@ const OUTPUT_MAX: usize = 256;
 
 /// Answers `{agent, prompt, system?, max_tokens?}` with `{text, usage, model, stop_reason}`.
 pub(super) async fn call(calls: &Calls, settings: &Settings, caller: &Caller, params: Value) -> Result<Value, CallError> {
-    let mut params = Params::new(params)?;
+    let mut params = Params::of::<LlmAsk>(params)?;
     let name = params.text("agent", NAME_BYTES_MAX)?;
     let prompt = params.text("prompt", PROMPT_BYTES_MAX)?;
     let wishes = Wishes {
@@ -55,9 +56,8 @@ pub(super) async fn call(calls: &Calls, settings: &Settings, caller: &Caller, pa
     let late = |_| CallError::Limit(format!("the model took longer than its agent's {} ms", agent.timeout.as_millis()));
     let finished = ended.map_err(late)?;
     let finished = finished.map_err(|error| CallError::failed("ask the model", error))?;
-    Ok(json!({
-        "text": finished.content, "usage": finished.usage, "model": finished.model, "stop_reason": finished.stop_reason,
-    }))
+    let Finished { content: text, usage, stop_reason, model, provider: _ } = finished;
+    Ok(json!(LlmAnswer { text, usage, model, stop_reason }))
 }
 
 fn turn(agent: String, content: String, plugin: &str) -> Turn {

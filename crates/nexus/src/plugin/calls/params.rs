@@ -1,13 +1,14 @@
 //! The parameters of a call, taken out one by one, each with what is wrong with it.
 
 use super::CallError;
+use super::shapes::Ask;
 use serde_json::{Map, Value};
 use std::ops::RangeInclusive;
 
 /// Longest stretch of a text of the plugin's that an error repeats, in characters.
 const SHOWN_CHARS_MAX: usize = 80;
 
-/// The fields that were not taken yet. What nobody takes is ignored, as everywhere.
+/// The fields that were not taken yet. What no call has is ignored, as everywhere.
 #[derive(Debug)]
 pub(super) struct Params(Map<String, Value>);
 
@@ -20,6 +21,16 @@ impl Params {
             Value::Null => Ok(Self(Map::new())),
             Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => Err(wrong("params", "must be an object")),
         }
+    }
+
+    /// The same, without what `T` doesn't have.
+    ///
+    /// # Errors
+    /// When they are no object.
+    pub(super) fn of<T: Ask>(params: Value) -> Result<Self, CallError> {
+        let Self(mut fields) = Self::new(params)?;
+        fields.retain(|field, _| T::FIELDS.contains(&field.as_str()));
+        Ok(Self(fields))
     }
 
     /// A field's value; null counts as none.
@@ -79,6 +90,7 @@ pub(super) fn shown(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use super::super::shapes::SearchAsk;
     use super::*;
     use serde_json::json;
 
@@ -99,6 +111,12 @@ mod tests {
         for value in [json!([]), json!("x"), json!(1), json!(true)] {
             assert!(Params::new(value).is_err());
         }
+    }
+
+    #[test]
+    fn what_a_call_does_not_have_does_not_reach_it() {
+        let mut params = Params::of::<SearchAsk>(json!({ "query": "x", "to": "ann" })).unwrap();
+        assert_eq!((params.take("query"), params.take("to")), (Some(json!("x")), None));
     }
 
     #[test]

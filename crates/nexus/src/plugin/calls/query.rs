@@ -3,6 +3,7 @@
 
 use super::CallError;
 use super::params::{Params, wrong};
+use super::shapes::{QueryAnswer, QueryAsk};
 use crate::ledger::{Ledgers, Readers};
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::limits::Limit;
@@ -105,7 +106,7 @@ const TABLES: [&str; 3] = ["sqlite_master", "json_each", "json_tree"];
 
 /// Answers `{sql, params?, ledger?}` with `{columns, rows}`.
 pub(super) async fn call(ledgers: &Ledgers, room: &Arc<Semaphore>, params: Value) -> Result<Value, CallError> {
-    let mut params = Params::new(params)?;
+    let mut params = Params::of::<QueryAsk>(params)?;
     let ledger = params.optional_text("ledger", LEDGER_BYTES_MAX)?.unwrap_or_else(|| LEDGER_DEFAULT.to_owned());
     let readers = readers(ledgers, &ledger).ok_or_else(|| wrong("ledger", format!("must be one of {READS}")))?.clone();
     let question = Question::read(&mut params)?;
@@ -193,9 +194,9 @@ impl Question {
                 }
                 cells.push(json_of(cell, column)?);
             }
-            rows.push(Value::Array(cells));
+            rows.push(cells);
         }
-        Ok(json!({ "columns": columns, "rows": rows }))
+        Ok(json!(QueryAnswer { columns, rows }))
     }
 }
 

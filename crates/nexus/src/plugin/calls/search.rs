@@ -3,8 +3,9 @@
 
 use super::CallError;
 use super::params::{Params, wrong};
+use super::shapes::{SearchAnswer, SearchAsk, SearchHit};
 use crate::pipeline::Settings;
-use crate::search::{Found, Question, Search, SearchError};
+use crate::search::{Question, Search, SearchError};
 use nexus_core::search::QUERY_BYTES_MAX;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -21,7 +22,7 @@ const TEXT_BYTES_MAX: usize = 16 * 1024;
 
 /// Answers `{query, limit?, agent?}` with `{hits}`, best first.
 pub(super) async fn call(search: &Search, settings: &Settings, params: Value) -> Result<Value, CallError> {
-    let mut params = Params::new(params)?;
+    let mut params = Params::of::<SearchAsk>(params)?;
     let query = params.text("query", QUERY_BYTES_MAX)?;
     let agent = params.optional_text("agent", AGENT_BYTES_MAX)?;
     let limit = params.whole("limit", 1..=HITS_MAX)?.unwrap_or(HITS_DEFAULT);
@@ -29,14 +30,7 @@ pub(super) async fn call(search: &Search, settings: &Settings, params: Value) ->
     let question = Question { query, agent, session: None, kind: None, since: None, limit, text_bytes_max: TEXT_BYTES_MAX };
     let configured: BTreeSet<String> = settings.agents.keys().cloned().collect();
     let answer = search.hits(question, configured, TIME_MAX).await.map_err(refused)?;
-    Ok(json!({ "hits": answer.hits.iter().map(shown).collect::<Vec<_>>() }))
-}
-
-/// A hit with its text, which people are shown only a snippet of.
-fn shown(found: &Found) -> Value {
-    let mut hit = json!(found);
-    hit["text"] = found.hit.text.as_str().into();
-    hit
+    Ok(json!(SearchAnswer { hits: answer.hits.into_iter().map(SearchHit::from).collect() }))
 }
 
 fn refused(error: SearchError) -> CallError {

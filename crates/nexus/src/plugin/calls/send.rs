@@ -2,6 +2,7 @@
 //! committed, queued, sent, taken up again after a crash. It waits for the commit and not for the sending.
 
 use super::params::{Params, shown, wrong};
+use super::shapes::{SendAnswer, SendAsk};
 use super::{CallError, Caller, CallerRequest, Calls};
 use crate::clock;
 use crate::ledger::nexus::{NO_REQUEST_SEQ, channel_of};
@@ -32,7 +33,7 @@ pub(super) async fn call(calls: &Calls, caller: &Caller, mut params: Value) -> R
     if sends > SENDS_PER_HOOK_MAX {
         return Err(CallError::Limit(format!("one hook call may send {SENDS_PER_HOOK_MAX} messages")));
     }
-    let mut params = Params::new(params)?;
+    let mut params = Params::of::<SendAsk>(params)?;
     let text = params.text("text", TEXT_BYTES_MAX)?;
     let key = key(caller, &mut params)?;
     let mut place = place(caller.request.as_ref(), &mut params)?;
@@ -53,7 +54,10 @@ pub(super) async fn call(calls: &Calls, caller: &Caller, mut params: Value) -> R
     pieces.iter().for_each(|piece| calls.breakers.sent(&piece.channel, &piece.content, clock::mono_ms()));
     let told = calls.outbox.say(key, pieces, calls.admitted.clone()).await;
     let told = told.map_err(|error| CallError::failed("put the message into the ledger", error))?;
-    Ok(json!({ "delivery_id": told.delivery_ids.first(), "messages": told.delivery_ids.len(), "repeated": told.was_before }))
+    let (messages, repeated) = (told.delivery_ids.len(), told.was_before);
+    let first = told.delivery_ids.into_iter().next();
+    let delivery_id = first.ok_or_else(|| CallError::failed("put the message into the ledger", "there is nothing of it to send"))?;
+    Ok(json!(SendAnswer { delivery_id, messages, repeated }))
 }
 
 /// The key under which this message is said once: of its request and number, or else of the name that the

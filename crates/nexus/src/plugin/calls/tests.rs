@@ -1,6 +1,7 @@
 //! Calls of plugins on real ledgers, with an outbox that sends.
 #![allow(clippy::unwrap_used)]
 
+use super::shapes::{Ask, FetchAsk, LlmAsk, QueryAsk, SearchAsk, SendAsk};
 use super::*;
 use crate::bus::Bus;
 use crate::clock::Expiry;
@@ -157,6 +158,29 @@ fn request(hook: &str) -> CallerRequest {
 
 fn within(hook: &str) -> Caller {
     caller(Some(request(hook)))
+}
+
+/// With what is declared for scripts: nothing of it is left out by the call.
+#[tokio::test]
+async fn every_parameter_that_is_declared_is_judged() {
+    let place = Place::new().await;
+    let fetch = Grant::parse("fetch:a.example").unwrap();
+    let grants = vec![Grant::LedgerQuery, Grant::Llm, Grant::Search, Grant::Send, fetch].into();
+    let all = Caller { grants, ..within("onFinalize") };
+    for (method, params, fields) in [
+        ("ledger.query", json!({ "sql": "SELECT 1" }), QueryAsk::FIELDS),
+        ("llm", json!({ "agent": "a", "prompt": "x" }), LlmAsk::FIELDS),
+        ("search", json!({ "query": "x" }), SearchAsk::FIELDS),
+        ("send", json!({ "text": "x" }), SendAsk::FIELDS),
+        ("fetch", json!({ "url": "https://a.example/" }), FetchAsk::FIELDS),
+    ] {
+        for field in fields {
+            let mut wrong = params.clone();
+            wrong[*field] = json!(true);
+            let told = soon(place.calls.call(&all, method, wrong)).await.unwrap_err().told();
+            assert!(told.starts_with(&format!("`{field}` ")), "{method}: {told}");
+        }
+    }
 }
 
 #[tokio::test]
