@@ -20,7 +20,7 @@ export interface NexusRequest {
   /** What a plugin has the agent told before the message. */
   context?: string | null;
   response?: ResponseSection | null;
-  delivery_result?: any;
+  delivery_result?: DeliveryResult | null;
   pipeline: Array<StageTrace>;
   status: Status;
   reason?: string | null;
@@ -41,12 +41,23 @@ export interface Event {
   sender_name?: string | null;
   thread_id?: string | null;
   reply_to_id?: string | null;
-  attachments?: any;
-  metadata?: any;
+  attachments?: Array<Attachment> | null;
+  metadata?: Record<string, any> | null;
 }
 
 /** Where a message was said. */
 export type PeerKind = "dm" | "group" | "channel";
+
+/** What came with a message, by the adapter protocol. It is kept as the adapter wrote it, and nothing of it is checked. */
+export interface Attachment {
+  id?: string | null;
+  filename?: string | null;
+  /** A media type, such as `image/png`. */
+  content_type?: string | null;
+  size_bytes?: number | null;
+  url?: string | null;
+  path?: string | null;
+}
 
 /** Where an answer goes. */
 export interface DeliveryTarget {
@@ -86,6 +97,8 @@ export interface Decision {
   queue?: Queue;
   /** How often a minute the matched policy lets this principal ask on this channel. Whoever carries the decision out counts, with [`Rates`]. */
   per_minute?: number | null;
+  /** A policy that allows it names its content type. */
+  names_content_type?: boolean;
   /** One sentence for each policy in config order, then one for the outcome. */
   why?: Array<string>;
 }
@@ -97,9 +110,9 @@ export type Effect = "allow" | "deny";
 export interface Permissions {
   /** Tools that the agent may use. */
   tools?: Tools;
-  /** Credentials that the agent may use. */
+  /** Names of credentials, which the agent and plugins are told of. Information only: the daemon hands out none by it, and refuses none. */
   credentials?: Array<string>;
-  /** How much of what is stored the agent may see: none, minimal, contextual or full. */
+  /** How much of what was said before the agent is told: none, minimal (of the session the turns in which nobody else spoke), contextual (the session) or full (the session, and all that it was ever asked). */
   data_access?: DataAccess;
 }
 
@@ -111,7 +124,7 @@ export interface Tools {
   deny?: Array<string>;
 }
 
-/** How much of what is stored an agent may see for a request. */
+/** How much of what was said before an agent is told with a request. */
 export type DataAccess = "none" | "minimal" | "contextual" | "full";
 
 /** What becomes of a message that comes while its session is busy. */
@@ -173,6 +186,8 @@ export interface AgentSection {
   /** Messages of earlier turns given along, and how many were left out by the budget. */
   history_messages: number;
   history_dropped: number;
+  /** Messages of those turns that were kept back by `data_access`. */
+  history_withheld?: number;
   /** Other texts of the past that were found for the message and given along. */
   memory_matches?: number;
   /** Why none could be looked for. */
@@ -184,8 +199,8 @@ export interface AgentSection {
 /** What the agent answered. */
 export interface ResponseSection {
   content: string;
-  tool_calls: Array<any>;
-  usage: any;
+  tool_calls: Array<ToolOutline>;
+  usage: Usage | null;
   stop_reason: string;
   duration_ms: number;
   error?: string | null;
@@ -264,6 +279,167 @@ export interface EventTrigger {
   types?: Array<string>;
 }
 
+/** A question to a ledger. */
+export interface QueryAsk {
+  /** One SELECT, with places `?1`, `?2`, ... */
+  sql: string;
+  /** What stands in the places. */
+  params?: Array<Bound> | null;
+  /** `events` if none is named. */
+  ledger?: LedgerName | null;
+}
+
+/** A value for a place in a question. */
+export type Bound = null | boolean | number | string;
+
+/** The ledgers that can be asked. */
+export type LedgerName = "events" | "agents" | "identity" | "nexus";
+
+/** What a ledger has. */
+export interface QueryAnswer {
+  columns: Array<string>;
+  rows: Array<Array<Cell>>;
+}
+
+/** What can stand in a row. */
+export type Cell = null | number | string;
+
+/** A question to an agent that is a model. */
+export interface LlmAsk {
+  agent: string;
+  prompt: string;
+  /** Instead of the agent's own system prompt. */
+  system?: string | null;
+  /** Instead of the agent's own. */
+  max_tokens?: number | null;
+}
+
+/** What a model said. */
+export interface LlmAnswer {
+  text: string;
+  usage: Usage;
+  model?: string | null;
+  stop_reason: StopReason;
+}
+
+/** Tokens that were used, where anybody counts. */
+export interface Usage {
+  input_tokens?: number | null;
+  output_tokens?: number | null;
+  /** Some of it is counted from the length of texts, since the model didn't. */
+  estimated?: boolean;
+}
+
+/** Why the answer ended. */
+export type StopReason = "end_turn" | "max_tokens" | "timeout" | "aborted" | "error";
+
+/** What is looked for in what agents were asked and said. */
+export interface SearchAsk {
+  /** All of these words. */
+  query: string;
+  /** 1 to 20; 5 if it isn't given. */
+  limit?: number | null;
+  /** Of all agents if none is named. */
+  agent?: string | null;
+}
+
+/** What was found, best first. */
+export interface SearchAnswer {
+  hits: Array<SearchHit>;
+}
+
+/** A text that was found. */
+export interface SearchHit {
+  agent: string;
+  kind: Kind;
+  /** The event's id, or the turn's. */
+  source: string;
+  session: string;
+  channel: string;
+  sender: string;
+  /** Unix milliseconds. */
+  at: number;
+  /** The less, the better. */
+  score: number;
+  /** The text around what was found. */
+  snippet: string;
+  text: string;
+}
+
+/** What an entry is. */
+export type Kind = "event" | "turn";
+
+/** A message; without more than its text it goes where the request's answer goes. */
+export interface SendAsk {
+  text: string;
+  to?: string | null;
+  /** Another one needs `account` and `to`. */
+  adapter?: string | null;
+  account?: string | null;
+  thread_id?: string | null;
+  /** Which message of the request it is: each is sent once. */
+  n?: SendNumber | null;
+  /** The same where there is no request. */
+  key?: string | null;
+}
+
+/** A whole number, or a short name. */
+export type SendNumber = number | string;
+
+/** What became of a message: it is in the ledger. */
+export interface SendAnswer {
+  /** Of the first of its messages. */
+  delivery_id: string;
+  /** Into how many it was split. */
+  messages: number;
+  /** It was there before, and is not sent again. */
+  repeated: boolean;
+}
+
+/** One HTTP request. */
+export interface FetchAsk {
+  url: string;
+  /** `GET` if it isn't given. */
+  method?: string | null;
+  headers?: Record<string, string> | null;
+  body?: string | null;
+}
+
+/** What an HTTP server answered. */
+export interface FetchAnswer {
+  status: number;
+  /** Those that came several times in one text. */
+  headers: Record<string, string>;
+  body: string;
+  encoding: Encoding;
+}
+
+/** How `body` is written. */
+export type Encoding = "text" | "hex";
+
+/** What a request has of a call: not what went in and out, which the agents ledger has. */
+export interface ToolOutline {
+  call_id: string;
+  name: string;
+  status: string;
+  summary?: string | null;
+}
+
+/** What stage 7 came to, as a request's `delivery_result` tells it. */
+export interface DeliveryResult {
+  deliveries: number;
+  /** Those that were waited for; nothing of an answer without an agent. */
+  settled?: Array<DeliveryOutcome> | null;
+  pending: number;
+}
+
+/** How one delivery ended. */
+export interface DeliveryOutcome {
+  delivery_id: string;
+  status: string;
+  error?: string | null;
+}
+
 /** What went wrong, and in which stage. */
 export interface StageError {
   stage: Stage;
@@ -327,31 +503,17 @@ export interface Automation {
  */
 export interface Nexus {
   ledger: {
-    /** Reads a ledger, `events` if none is named. Grant: `ledger.query`. */
-    query(
-      sql: string,
-      params?: Array<string | number | boolean | null>,
-      ledger?: "events" | "agents" | "identity" | "nexus",
-    ): Promise<{ columns: string[]; rows: any[][] }>;
+    /** Reads a ledger. Grant: `ledger.query`. */
+    query(sql: QueryAsk["sql"], params?: QueryAsk["params"], ledger?: QueryAsk["ledger"]): Promise<QueryAnswer>;
   };
   /** Asks an agent that is a model. Grant: `llm`. */
-  llm(request: { agent: string; prompt: string; system?: string; max_tokens?: number }): Promise<{ text: string; usage: any }>;
-  /** Searches what agents were asked and said; 1 to 20 hits, 5 if `limit` isn't given. Grant: `search`. */
-  search(request: { query: string; limit?: number; agent?: string }): Promise<{ hits: any[] }>;
-  /** Sends a message; without `to` where the request came from. Grant: `send`. */
-  send(message: {
-    text: string;
-    to?: string;
-    adapter?: string;
-    account?: string;
-    thread_id?: string;
-    n?: number | string;
-  }): Promise<{ delivery_id: string; messages: number; repeated: boolean }>;
+  llm(ask: LlmAsk): Promise<LlmAnswer>;
+  /** Searches what agents were asked and said. Grant: `search`. */
+  search(ask: SearchAsk): Promise<SearchAnswer>;
+  /** Sends a message. Grant: `send`. */
+  send(ask: SendAsk): Promise<SendAnswer>;
   /** One HTTP request. Grant: `fetch:HOST`. */
-  fetch(
-    url: string,
-    init?: { method?: string; headers?: Record<string, string>; body?: string },
-  ): Promise<{ status: number; headers: Record<string, string>; body: string; encoding: "text" | "hex" }>;
+  fetch(url: FetchAsk["url"], init?: Omit<FetchAsk, "url">): Promise<FetchAnswer>;
 }
 
 /** Lines for the daemon's log: at most 200 in 10 s. */

@@ -814,6 +814,9 @@ _nexus() {
             nexus__subcmd__help__subcmd__sessions,show)
                 cmd="nexus__subcmd__help__subcmd__sessions__subcmd__show"
                 ;;
+            nexus__subcmd__help__subcmd__sessions,stop)
+                cmd="nexus__subcmd__help__subcmd__sessions__subcmd__stop"
+                ;;
             nexus__subcmd__help__subcmd__trace,list)
                 cmd="nexus__subcmd__help__subcmd__trace__subcmd__list"
                 ;;
@@ -1102,6 +1105,9 @@ _nexus() {
             nexus__subcmd__sessions,show)
                 cmd="nexus__subcmd__sessions__subcmd__show"
                 ;;
+            nexus__subcmd__sessions,stop)
+                cmd="nexus__subcmd__sessions__subcmd__stop"
+                ;;
             nexus__subcmd__sessions__subcmd__help,archive)
                 cmd="nexus__subcmd__sessions__subcmd__help__subcmd__archive"
                 ;;
@@ -1116,6 +1122,9 @@ _nexus() {
                 ;;
             nexus__subcmd__sessions__subcmd__help,show)
                 cmd="nexus__subcmd__sessions__subcmd__help__subcmd__show"
+                ;;
+            nexus__subcmd__sessions__subcmd__help,stop)
+                cmd="nexus__subcmd__sessions__subcmd__help__subcmd__stop"
                 ;;
             nexus__subcmd__trace,help)
                 cmd="nexus__subcmd__trace__subcmd__help"
@@ -1252,7 +1261,7 @@ _nexus() {
             return 0
             ;;
         nexus__subcmd__access__subcmd__check)
-            opts="-c -h --account --peer-kind --peer --at --json --config --help"
+            opts="-c -h --account --peer-kind --peer --content-type --at --json --config --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1267,6 +1276,10 @@ _nexus() {
                     return 0
                     ;;
                 --peer)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --content-type)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -5366,7 +5379,7 @@ _nexus() {
             return 0
             ;;
         nexus__subcmd__help__subcmd__sessions)
-            opts="list show fork archive"
+            opts="list show fork archive stop"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -5422,6 +5435,20 @@ _nexus() {
             return 0
             ;;
         nexus__subcmd__help__subcmd__sessions__subcmd__show)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        nexus__subcmd__help__subcmd__sessions__subcmd__stop)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -7270,7 +7297,7 @@ _nexus() {
             return 0
             ;;
         nexus__subcmd__sessions)
-            opts="-c -h --json --config --help list show fork archive help"
+            opts="-c -h --json --config --help list show fork archive stop help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -7340,7 +7367,7 @@ _nexus() {
             return 0
             ;;
         nexus__subcmd__sessions__subcmd__help)
-            opts="list show fork archive help"
+            opts="list show fork archive stop help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -7423,6 +7450,20 @@ _nexus() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        nexus__subcmd__sessions__subcmd__help__subcmd__stop)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         nexus__subcmd__sessions__subcmd__list)
             opts="-n -c -h --all --limit --json --config --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
@@ -7468,6 +7509,28 @@ _nexus() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -c)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        nexus__subcmd__sessions__subcmd__stop)
+            opts="-c -h --json --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
                 --config)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0

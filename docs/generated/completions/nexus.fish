@@ -39,7 +39,7 @@ complete -c nexus -n "__fish_nexus_needs_command" -f -a "trace" -d 'Show what be
 complete -c nexus -n "__fish_nexus_needs_command" -f -a "search" -d 'Find what agents were asked and what they answered'
 complete -c nexus -n "__fish_nexus_needs_command" -f -a "access" -d 'Say who is who, and see what they may and why'
 complete -c nexus -n "__fish_nexus_needs_command" -f -a "deliveries" -d 'Show and decide about messages on their way out'
-complete -c nexus -n "__fish_nexus_needs_command" -f -a "sessions" -d 'Show what was said in each session; fork and archive sessions'
+complete -c nexus -n "__fish_nexus_needs_command" -f -a "sessions" -d 'Show what was said in each session; fork, archive and stop sessions'
 complete -c nexus -n "__fish_nexus_needs_command" -f -a "doctor" -d 'Look at everything that the daemon needs and keeps, and say what to do about what is wrong'
 complete -c nexus -n "__fish_nexus_needs_command" -f -a "backup" -d 'Copy the ledgers and the configuration, of a running daemon too'
 complete -c nexus -n "__fish_nexus_needs_command" -f -a "restore" -d 'Put a backup in the place of the ledgers'
@@ -406,6 +406,7 @@ complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subc
 complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from check" -l account -d 'The account that gets the message [default: default]' -r
 complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from check" -l peer-kind -d 'Where it is said: dm, group or channel [default: dm]' -r
 complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from check" -l peer -d 'The group\'s or channel\'s id [default: the sender]' -r
+complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from check" -l content-type -d 'What it is: text, image, reaction, system/... [default: text]' -r
 complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from check" -l at -d 'Local date and time, as 2026-01-02T23:30 [default: now]' -r
 complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from check" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
 complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from check" -l json -d 'Print JSON, in a form that stays stable'
@@ -458,14 +459,15 @@ complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_
 complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from help" -f -a "retry" -d 'Send one again; an uncertain one may then arrive twice'
 complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from help" -f -a "discard" -d 'Give one up'
 complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
-complete -c nexus -n "__fish_nexus_using_subcommand sessions; and not __fish_seen_subcommand_from list show fork archive help" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
-complete -c nexus -n "__fish_nexus_using_subcommand sessions; and not __fish_seen_subcommand_from list show fork archive help" -l json -d 'Print JSON, in a form that stays stable'
-complete -c nexus -n "__fish_nexus_using_subcommand sessions; and not __fish_seen_subcommand_from list show fork archive help" -s h -l help -d 'Print help'
-complete -c nexus -n "__fish_nexus_using_subcommand sessions; and not __fish_seen_subcommand_from list show fork archive help" -f -a "list" -d 'List sessions, those with the newest turns first'
-complete -c nexus -n "__fish_nexus_using_subcommand sessions; and not __fish_seen_subcommand_from list show fork archive help" -f -a "show" -d 'Show a session: what was said, newest last, and what it has used of its agents\' budgets'
-complete -c nexus -n "__fish_nexus_using_subcommand sessions; and not __fish_seen_subcommand_from list show fork archive help" -f -a "fork" -d 'Begin a session under a new label that knows what was said in another one'
-complete -c nexus -n "__fish_nexus_using_subcommand sessions; and not __fish_seen_subcommand_from list show fork archive help" -f -a "archive" -d 'Put a session away: its label begins anew with the next message'
-complete -c nexus -n "__fish_nexus_using_subcommand sessions; and not __fish_seen_subcommand_from list show fork archive help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and not __fish_seen_subcommand_from list show fork archive stop help" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and not __fish_seen_subcommand_from list show fork archive stop help" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and not __fish_seen_subcommand_from list show fork archive stop help" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and not __fish_seen_subcommand_from list show fork archive stop help" -f -a "list" -d 'List sessions, those with the newest turns first'
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and not __fish_seen_subcommand_from list show fork archive stop help" -f -a "show" -d 'Show a session: what was said, newest last, and what it has used of its agents\' budgets'
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and not __fish_seen_subcommand_from list show fork archive stop help" -f -a "fork" -d 'Begin a session under a new label that knows what was said in another one'
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and not __fish_seen_subcommand_from list show fork archive stop help" -f -a "archive" -d 'Put a session away: its label begins anew with the next message'
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and not __fish_seen_subcommand_from list show fork archive stop help" -f -a "stop" -d 'Stop the turn that runs in a session; what waits there goes on'
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and not __fish_seen_subcommand_from list show fork archive stop help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c nexus -n "__fish_nexus_using_subcommand sessions; and __fish_seen_subcommand_from list" -s n -l limit -d 'How many at most' -r
 complete -c nexus -n "__fish_nexus_using_subcommand sessions; and __fish_seen_subcommand_from list" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
 complete -c nexus -n "__fish_nexus_using_subcommand sessions; and __fish_seen_subcommand_from list" -l all -d 'Archived ones too'
@@ -483,10 +485,14 @@ complete -c nexus -n "__fish_nexus_using_subcommand sessions; and __fish_seen_su
 complete -c nexus -n "__fish_nexus_using_subcommand sessions; and __fish_seen_subcommand_from archive" -l undo -d 'Take it back, as long as its label has not begun anew'
 complete -c nexus -n "__fish_nexus_using_subcommand sessions; and __fish_seen_subcommand_from archive" -l json -d 'Print JSON, in a form that stays stable'
 complete -c nexus -n "__fish_nexus_using_subcommand sessions; and __fish_seen_subcommand_from archive" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and __fish_seen_subcommand_from stop" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and __fish_seen_subcommand_from stop" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and __fish_seen_subcommand_from stop" -s h -l help -d 'Print help'
 complete -c nexus -n "__fish_nexus_using_subcommand sessions; and __fish_seen_subcommand_from help" -f -a "list" -d 'List sessions, those with the newest turns first'
 complete -c nexus -n "__fish_nexus_using_subcommand sessions; and __fish_seen_subcommand_from help" -f -a "show" -d 'Show a session: what was said, newest last, and what it has used of its agents\' budgets'
 complete -c nexus -n "__fish_nexus_using_subcommand sessions; and __fish_seen_subcommand_from help" -f -a "fork" -d 'Begin a session under a new label that knows what was said in another one'
 complete -c nexus -n "__fish_nexus_using_subcommand sessions; and __fish_seen_subcommand_from help" -f -a "archive" -d 'Put a session away: its label begins anew with the next message'
+complete -c nexus -n "__fish_nexus_using_subcommand sessions; and __fish_seen_subcommand_from help" -f -a "stop" -d 'Stop the turn that runs in a session; what waits there goes on'
 complete -c nexus -n "__fish_nexus_using_subcommand sessions; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c nexus -n "__fish_nexus_using_subcommand doctor" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
 complete -c nexus -n "__fish_nexus_using_subcommand doctor" -l repair -d 'Mend what is safe to mend: modes, and with no daemon running what a dead one left'
@@ -721,7 +727,7 @@ complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_su
 complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore nostr project credential config completions version __generate help" -f -a "search" -d 'Find what agents were asked and what they answered'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore nostr project credential config completions version __generate help" -f -a "access" -d 'Say who is who, and see what they may and why'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore nostr project credential config completions version __generate help" -f -a "deliveries" -d 'Show and decide about messages on their way out'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore nostr project credential config completions version __generate help" -f -a "sessions" -d 'Show what was said in each session; fork and archive sessions'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore nostr project credential config completions version __generate help" -f -a "sessions" -d 'Show what was said in each session; fork, archive and stop sessions'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore nostr project credential config completions version __generate help" -f -a "doctor" -d 'Look at everything that the daemon needs and keeps, and say what to do about what is wrong'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore nostr project credential config completions version __generate help" -f -a "backup" -d 'Copy the ledgers and the configuration, of a running daemon too'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and not __fish_seen_subcommand_from daemon adapter plugin automation send chat events trace search access deliveries sessions doctor backup restore nostr project credential config completions version __generate help" -f -a "restore" -d 'Put a backup in the place of the ledgers'
@@ -791,6 +797,7 @@ complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcom
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from sessions" -f -a "show" -d 'Show a session: what was said, newest last, and what it has used of its agents\' budgets'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from sessions" -f -a "fork" -d 'Begin a session under a new label that knows what was said in another one'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from sessions" -f -a "archive" -d 'Put a session away: its label begins anew with the next message'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from sessions" -f -a "stop" -d 'Stop the turn that runs in a session; what waits there goes on'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from nostr" -f -a "status" -d 'Show how each relay is, and what waits to be published'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from nostr" -f -a "whitelist" -d 'Say whose events are heeded'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from nostr" -f -a "keys" -d 'Show the keys by which the daemon and its agents speak, or bring one along'
