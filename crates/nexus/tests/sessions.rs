@@ -317,7 +317,8 @@ fn sessions_are_listed_shown_forked_and_archived() {
     assert!(again["changed"] == false && again["session"]["archived_at"].is_i64(), "{again}");
     assert_eq!(listed(&daemon, &[]), [("what/if".to_owned(), 1)]);
     daemon.nexus_ok(&["sessions", "archive", "--undo", "dm:owner"]);
-    assert_eq!(daemon.nexus_ok(&["sessions", "archive", "--undo", "dm:owner"]), "dm:owner: not archived; it has its 2 turns\n");
+    let again = daemon.nexus(&["sessions", "archive", "--undo", "dm:owner"]);
+    assert!(again.code == Some(1) && again.stderr.contains("nothing to take back"), "{again:?}");
     assert_eq!(send(&daemon, "three"), "4");
     daemon.nexus_ok(&["sessions", "archive", "dm:owner"]);
     assert_eq!(send(&daemon, "four"), "0", "an archived session's label begins anew");

@@ -137,11 +137,10 @@ async fn archive(label: &str, undo: bool, global: &Global) -> anyhow::Result<Exi
     }
     let session = &answer["session"];
     let (name, turns) = (session["label"].as_str().unwrap_or(label), counted(session["turns"].as_u64().unwrap_or(0)));
-    let what = match (answer["changed"] == false, undo) {
+    let what = match (undo, answer["changed"] == false) {
+        (true, _) => "goes on with its",
+        (false, true) => "archived already, with its",
         (false, false) => "archived with its",
-        (false, true) => "goes on with its",
-        (true, false) => "archived already, with its",
-        (true, true) => "not archived; it has its",
     };
     out.line(&format!("{}: {what} {turns}", visible(name)))?;
     Ok(Exit::Done)
