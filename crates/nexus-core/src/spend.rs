@@ -27,7 +27,7 @@ pub fn cost_usd(spending: &Spending, input_tokens: u64, output_tokens: u64) -> O
 /// What an agent has used so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Spent {
-    /// In this session, ever.
+    /// By the turns that the session is made of now.
     pub session_tokens: u64,
     pub session_usd: f64,
     /// In all sessions, since the day began.
@@ -136,6 +136,9 @@ impl PartialEq for Watched {
 /// What one run may use: the limits, what was used before it, and what it has used itself.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Allowance {
+    /// Whose budget it is, as the beginning of a sentence: `The agent's`.
+    #[serde(skip)]
+    pub whose: String,
     pub limits: Spending,
     pub spent: Spent,
     /// When the next day begins, as a person reads it.
@@ -143,6 +146,50 @@ pub struct Allowance {
     /// What this run and those beside it use meanwhile, where somebody counts that.
     #[serde(skip)]
     pub watched: Option<Watched>,
+}
+
+/// What a limit is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Span {
+    Session,
+    Day,
+}
+
+/// One limit, and what is used of it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Share {
+    Tokens { used: u64, limit: u64 },
+    Usd { used: f64, limit: f64 },
+}
+
+impl Share {
+    fn is_used_up(self) -> bool {
+        match self {
+            Self::Tokens { used, limit } => used >= limit,
+            Self::Usd { used, limit } => used >= limit,
+        }
+    }
+
+    fn used(self) -> String {
+        match self {
+            Self::Tokens { used, limit } => format!("{} of {} tokens", grouped(used), grouped(limit)),
+            Self::Usd { used, limit } => format!("${used:.4} of ${limit:.4}"),
+        }
+    }
+
+    fn left(self) -> String {
+        match self {
+            Self::Tokens { used, limit } => format!("{} of {} tokens", grouped(limit.saturating_sub(used)), grouped(limit)),
+            Self::Usd { used, limit } => format!("${:.4} of ${limit:.4}", (limit - used).max(0.0)),
+        }
+    }
+
+    fn whole(self) -> String {
+        match self {
+            Self::Tokens { limit, .. } => format!("{} tokens", grouped(limit)),
+            Self::Usd { limit, .. } => format!("${limit:.4}"),
+        }
+    }
 }
 
 impl Allowance {
@@ -162,35 +209,91 @@ impl Allowance {
     /// Whether the agent may be asked once more.
     ///
     /// # Errors
-    /// What is used up, and until when, for the user to read.
+    /// What is used up, and until when, for people to read.
     pub fn check(&self) -> Result<(), String> {
+        match self.shares().find(|(_, share)| share.is_used_up()) {
+            Some((span, share)) => Err(self.used_up(span, &share.used())),
+            None => Ok(()),
+        }
+    }
+
+    /// The most tokens that the answer to a question of so many may have; `None` where nothing is limited.
+    ///
+    /// # Errors
+    /// That less is left than the question itself takes, for people to read.
+    pub fn room(&self, question: u64) -> Result<Option<u64>, String> {
+        let mut least: Option<u64> = None;
+        for (span, share) in self.shares() {
+            let Some(tokens) = self.room_within(share, question) else {
+                let (whose, of, left, until) = (&self.whose, span_words(span), share.left(), self.until(span));
+                let question = grouped(question);
+                return Err(format!("{whose} budget {of} has {left} left, too little for this question of about {question} tokens{until}."));
+            };
+            least = Some(least.map_or(tokens, |least| least.min(tokens)));
+        }
+        Ok(least)
+    }
+
+    /// Whether such a question may have an answer of so many tokens, by what is left now.
+    ///
+    /// # Errors
+    /// What that would use up, and until when, for people to read.
+    pub fn allows(&self, question: u64, answer: u64) -> Result<(), String> {
+        let is_passed = |share: Share| self.room_within(share, question).is_none_or(|room| answer > room);
+        match self.shares().find(|(_, share)| is_passed(*share)) {
+            Some((span, share)) => Err(self.used_up(span, &share.whole())),
+            None => Ok(()),
+        }
+    }
+
+    fn shares(&self) -> impl Iterator<Item = (Span, Share)> {
         let (limits, spent) = (&self.limits, &self.spent);
-        let ever = |used: String| format!("The agent's budget for this session is used up ({used}).");
-        if let Some(limit) = limits.tokens_per_session.filter(|limit| spent.session_tokens >= *limit) {
-            return Err(ever(format!("{} of {} tokens", grouped(spent.session_tokens), grouped(limit))));
-        }
-        if let Some(limit) = limits.usd_per_session.filter(|limit| spent.session_usd >= *limit) {
-            return Err(ever(format!("${:.4} of ${limit:.4}", spent.session_usd)));
-        }
         let meanwhile = self.watched.as_ref().map(Watched::used).unwrap_or_default();
         let today = Amount { tokens: spent.day_tokens, usd: spent.day_usd }.plus(meanwhile);
-        check_day("The agent's", limits.tokens_per_day, limits.usd_per_day, today, &self.next_day)
+        let tokens = |limit: Option<u64>, used: u64| limit.map(|limit| Share::Tokens { used, limit });
+        let usd = |limit: Option<f64>, used: f64| limit.map(|limit| Share::Usd { used, limit });
+        let shares = [
+            (Span::Session, tokens(limits.tokens_per_session, spent.session_tokens)),
+            (Span::Session, usd(limits.usd_per_session, spent.session_usd)),
+            (Span::Day, tokens(limits.tokens_per_day, today.tokens)),
+            (Span::Day, usd(limits.usd_per_day, today.usd)),
+        ];
+        shares.into_iter().filter_map(|(span, share)| Some((span, share?)))
+    }
+
+    /// Tokens that a limit leaves for the answer to a question of so many; none where not even that fits.
+    fn room_within(&self, share: Share, question: u64) -> Option<u64> {
+        let tokens = match share {
+            Share::Tokens { used, limit } => limit.checked_sub(used)?.checked_sub(question)?,
+            Share::Usd { used, limit } => {
+                let left = limit - used - cost_usd(&self.limits, question, 0).unwrap_or(0.0);
+                if left <= 0.0 {
+                    return None;
+                }
+                // What costs nothing has no end: the cast stops at the largest number.
+                (left * 1_000_000.0 / self.limits.usd_per_million_output.unwrap_or(0.0)) as u64
+            }
+        };
+        (tokens > 0).then_some(tokens)
+    }
+
+    fn used_up(&self, span: Span, what: &str) -> String {
+        format!("{} budget {} is used up ({what}){}.", self.whose, span_words(span), self.until(span))
+    }
+
+    fn until(&self, span: Span) -> String {
+        match span {
+            Span::Session => String::new(),
+            Span::Day => format!("; it continues at {}", self.next_day),
+        }
     }
 }
 
-/// Whether more may be used today; `whose` budget it is begins the sentence.
-///
-/// # Errors
-/// What is used up, and until when, for people to read.
-pub fn check_day(whose: &str, tokens_per_day: Option<u64>, usd_per_day: Option<f64>, used: Amount, next_day: &str) -> Result<(), String> {
-    let today = |used: String| format!("{whose} budget for today is used up ({used}); it continues at {next_day}.");
-    if let Some(limit) = tokens_per_day.filter(|limit| used.tokens >= *limit) {
-        return Err(today(format!("{} of {} tokens", grouped(used.tokens), grouped(limit))));
+fn span_words(span: Span) -> &'static str {
+    match span {
+        Span::Session => "for this session",
+        Span::Day => "for today",
     }
-    if let Some(limit) = usd_per_day.filter(|limit| used.usd >= *limit) {
-        return Err(today(format!("${:.4} of ${limit:.4}", used.usd)));
-    }
-    Ok(())
 }
 
 /// A number with a comma between each three digits.
@@ -216,7 +319,8 @@ mod tests {
     }
 
     fn allowance(limits: Spending) -> Allowance {
-        Allowance { limits, spent: Spent::default(), next_day: "tomorrow".to_owned(), watched: None }
+        let (whose, next_day) = ("The agent's".to_owned(), "tomorrow".to_owned());
+        Allowance { whose, limits, spent: Spent::default(), next_day, watched: None }
     }
 
     #[test]
@@ -227,7 +331,7 @@ mod tests {
             let (unfiled, watched) = meter.read();
             let spent = Spent { day_tokens: filed + unfiled.tokens, ..Spent::default() };
             let limits = Spending { tokens_per_day: Some(100), ..Spending::default() };
-            Allowance { limits, spent, next_day: "tomorrow".to_owned(), watched: Some(watched) }
+            Allowance { spent, watched: Some(watched), ..allowance(limits) }
         };
         let (one, mut other) = (begin(0), begin(0));
         meter.add(run());
@@ -270,13 +374,60 @@ mod tests {
 
     #[test]
     fn a_day_is_checked_for_whoever_has_a_budget() {
-        let used = |tokens: u64, usd: f64| Amount { tokens, usd };
-        let check = |tokens, usd, used| check_day("the plugin's", tokens, usd, used, "tomorrow");
-        assert_eq!(check(None, None, used(u64::MAX, 1e9)), Ok(()), "without a limit there is none");
-        assert_eq!(check(Some(100), Some(1.0), used(99, 0.99)), Ok(()));
-        let told = check(Some(1_000), None, used(1_234, 0.0)).unwrap_err();
+        let check = |tokens_per_day, usd_per_day, day_tokens, day_usd| {
+            let limits = Spending { tokens_per_day, usd_per_day, ..Spending::default() };
+            let spent = Spent { day_tokens, day_usd, ..Spent::default() };
+            Allowance { whose: "the plugin's".to_owned(), spent, ..allowance(limits) }.check()
+        };
+        assert_eq!(check(None, None, u64::MAX, 1e9), Ok(()), "without a limit there is none");
+        assert_eq!(check(Some(100), Some(1.0), 99, 0.99), Ok(()));
+        let told = check(Some(1_000), None, 1_234, 0.0).unwrap_err();
         assert_eq!(told, "the plugin's budget for today is used up (1,234 of 1,000 tokens); it continues at tomorrow.");
-        assert!(check(None, Some(0.0), used(0, 0.0)).unwrap_err().contains("$0.0000 of $0.0000"), "nothing may be spent at all");
+        assert!(check(None, Some(0.0), 0, 0.0).unwrap_err().contains("$0.0000 of $0.0000"), "nothing may be spent at all");
+    }
+
+    #[test]
+    fn an_answer_has_what_is_left_behind_its_question() {
+        let tokens = Spending { tokens_per_session: Some(2_000), tokens_per_day: Some(50_000), ..Spending::default() };
+        let mut run = allowance(tokens);
+        assert_eq!((run.room(500), run.allows(500, 1_500)), (Ok(Some(1_500)), Ok(())));
+        assert_eq!(run.allows(500, 1_501).unwrap_err(), "The agent's budget for this session is used up (2,000 tokens).");
+        run.add(900, 1_000);
+        assert_eq!(run.room(99), Ok(Some(1)), "one token is an answer");
+        let told = "The agent's budget for this session has 100 of 2,000 tokens left, too little for this question of about 100 tokens.";
+        assert_eq!(run.room(100).unwrap_err(), told);
+        run.spent = Spent { day_tokens: 49_990, ..Spent::default() };
+        assert_eq!(run.room(3), Ok(Some(7)), "the least of all limits counts");
+        assert!(run.allows(3, 8).unwrap_err().ends_with("today is used up (50,000 tokens); it continues at tomorrow."));
+        assert_eq!(allowance(Spending::default()).room(u64::MAX), Ok(None), "without a limit there is none");
+    }
+
+    #[test]
+    fn dollars_leave_an_answer_what_they_buy_behind_its_question() {
+        let limits = Spending {
+            usd_per_session: Some(1.0),
+            usd_per_million_input: Some(1.0),
+            usd_per_million_output: Some(4.0),
+            ..Spending::default()
+        };
+        let mut run = allowance(limits);
+        assert_eq!(run.room(500_000), Ok(Some(125_000)));
+        assert!(run.allows(500_000, 125_001).unwrap_err().contains("this session is used up ($1.0000)"));
+        run.add(0, 200_000);
+        let told = run.room(200_001).unwrap_err();
+        assert!(told.contains("has $0.2000 of $1.0000 left, too little for this question of about 200,001 tokens"), "{told}");
+        run.limits.usd_per_million_output = Some(0.0);
+        assert_eq!(run.room(1), Ok(Some(u64::MAX)), "what costs nothing is not limited by its cost");
+    }
+
+    #[test]
+    fn what_others_use_meanwhile_leaves_an_answer_less() {
+        let meter = Meter::default();
+        let limits = Spending { tokens_per_day: Some(100), ..Spending::default() };
+        let run = Allowance { watched: Some(meter.read().1), ..allowance(limits) };
+        assert_eq!(run.allows(10, 90), Ok(()));
+        meter.add(Amount { tokens: 50, usd: 0.0 });
+        assert_eq!((run.room(10), run.allows(10, 41).is_err()), (Ok(Some(40)), true));
     }
 
     #[test]

@@ -5,7 +5,7 @@ mod automation;
 mod common;
 
 use automation::{doing, put, sent, text_of};
-use common::model::{INPUT_TOKENS, Model, OUTPUT_TOKENS, reply, text};
+use common::model::{INPUT_TOKENS, Model, OUTPUT_TOKENS, endless_text, reply, text};
 use common::{Ask, Daemon, Signal, config, eventually, find, send_signal};
 use serde_json::{Value, json};
 use std::fs;
@@ -82,6 +82,23 @@ fn a_plugin_that_has_used_up_its_day_is_told_so_also_after_a_crash() {
     assert!(reload.contains("plugins.budgets changed"), "{reload}");
     assert_eq!(told(&daemon, "four"), "Second.");
     assert!(daemon.nexus_ok(&["plugin", "info", "asks"]).contains(" 26 of 26 tokens until "));
+}
+
+#[test]
+fn an_answer_without_end_is_cut_at_the_plugins_budget() {
+    let (begin, piece) = endless_text("openai", 400);
+    let model = Model::endless(begin, piece);
+    let daemon = daemon_with(&wanted(&model, &json!({}), &json!({ "tokens_per_day": 2_000 })));
+    let refused = told(&daemon, "one");
+    assert!(refused.starts_with("the plugin's budget for today is used up (2,000 tokens); it continues at "), "{refused}");
+    // The question's twelve bytes, and what is left behind them.
+    assert_eq!(model.asked()[0].1["max_tokens"], 1_997);
+    let row = find("it is counted", || rows(&daemon).pop());
+    let output = row.strip_prefix("plugin:asks small 3 ").and_then(|rest| rest.strip_suffix(" 1")).unwrap_or_else(|| panic!("{row}"));
+    assert!((1_998..2_100).contains(&output.parse::<u64>().unwrap()), "{row}");
+    let refused = told(&daemon, "two");
+    assert!(refused.starts_with("the plugin's budget for today is used up (2,"), "{refused}");
+    assert_eq!(model.asked().len(), 1);
 }
 
 #[test]

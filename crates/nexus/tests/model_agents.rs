@@ -3,8 +3,8 @@
 
 mod common;
 
-use common::model::{INPUT_TOKENS, Model, OUTPUT_TOKENS, reply, text};
-use common::{Daemon, config, eventually, find};
+use common::model::{INPUT_TOKENS, Model, OUTPUT_TOKENS, endless_text, reply, text};
+use common::{Ask, Daemon, config, eventually, find};
 use serde_json::{Value, json};
 
 const TOKENS: u64 = INPUT_TOKENS + OUTPUT_TOKENS;
@@ -56,6 +56,51 @@ fn a_budget_stops_the_agent_before_it_is_asked() {
         assert_eq!(model.asked().len(), 1, "a hard stop asks nobody");
         assert_eq!(daemon.metric("nexus_agent_tokens_total{agent=\"model\",kind=\"input\"}"), INPUT_TOKENS);
     }
+}
+
+#[test]
+fn an_answer_without_end_is_cut_at_the_budget_and_what_came_is_told_and_counted() {
+    let (begin, piece) = endless_text("openai", 400);
+    let model = Model::endless(begin, piece);
+    let mut one = agent(&model);
+    one["budget"] = json!({ "tokens_per_session": 2_000 });
+    let mut daemon = Daemon::start(&with(json!({ "default": "model", "model": one })));
+    let end = daemon.open(&Ask::post("/control/send", &json!({ "text": "one" }))).body.end();
+    let told = "The agent's budget for this session is used up (2,000 tokens).";
+    assert_eq!((&end["status"], &end["reason"]), (&json!("failed"), &json!(told)), "{end}");
+    let text = end["text"].as_str().unwrap();
+    assert!(text.starts_with("xxxx") && text.ends_with(&format!("{told} Its answer above is not complete.")), "{text}");
+    let rows = "SELECT t.output_tokens || ' ' || ((length(m.content) + 3) / 4) || ' ' || t.input_tokens
+                FROM turns t JOIN messages m ON m.turn_id = t.turn_id AND m.role = 'assistant'";
+    let row = find("the turn is in the ledger", || daemon.texts("agents", rows).pop());
+    let numbers: Vec<u64> = row.split(' ').map(|number| number.parse().unwrap()).collect();
+    assert!(matches!(numbers[..], [counted, said, 1] if counted == said && (2_000..2_100).contains(&counted)), "{row}");
+    daemon.kill9();
+    daemon.launch();
+    assert_eq!(daemon.nexus(&["send", "two"]).code, Some(1));
+    assert_eq!(model.asked().len(), 1, "nor is it asked again, after a crash");
+}
+
+#[test]
+fn a_session_that_begins_anew_has_its_budget_again() {
+    let model = Model::start(vec![text("openai", "First."), text("openai", "Second.")]);
+    let mut one = agent(&model);
+    one["budget"] = json!({ "tokens_per_session": TOKENS });
+    let daemon = Daemon::start(&with(json!({ "default": "model", "model": one })));
+    assert!(daemon.nexus_ok(&["send", "one"]).contains("First."));
+    assert_eq!(daemon.nexus(&["send", "two"]).code, Some(1));
+    eventually("both turns are in the ledger", || daemon.count("agents", "SELECT count(*) FROM turns") == 2);
+    let label = daemon.texts("agents", "SELECT label FROM sessions").pop().unwrap();
+    daemon.nexus_ok(&["sessions", "fork", &label, "what-if"]);
+    let shown = daemon.nexus_ok(&["sessions", "show", "what-if"]);
+    assert!(shown.contains("model 13 of 13 tokens"), "a fork has used what led to it: {shown}");
+    daemon.nexus_ok(&["sessions", "archive", &label]);
+    assert!(daemon.nexus_ok(&["send", "three"]).contains("Second."));
+    eventually("its turn is in the ledger", || daemon.count("agents", "SELECT count(*) FROM turns") == 3);
+    let shown = daemon.nexus_ok(&["sessions", "show", &label]);
+    assert!(shown.contains("model 13 of 13 tokens"), "{shown}");
+    assert_eq!(daemon.nexus(&["send", "four"]).code, Some(1));
+    assert_eq!(model.asked().len(), 2);
 }
 
 #[test]

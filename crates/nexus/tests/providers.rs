@@ -6,10 +6,10 @@ mod common;
 #[path = "common/turn.rs"]
 mod turn;
 
-use common::model::{INPUT_TOKENS, Model, OUTPUT_TOKENS, PROVIDERS, reply, text};
+use common::model::{ENDLESS, INPUT_TOKENS, Model, OUTPUT_TOKENS, PROVIDERS, asked_with, endless_text, reply, text};
 use nexus::agent::llm::{EVENT_BYTES_MAX, KeySource, LlmEndpoint, LlmRunner, RESPONSE_BYTES_MAX};
-use nexus::agent::{AgentError, Finished, StopReason, Turn, Usage};
-use nexus_core::config::Provider;
+use nexus::agent::{AgentError, Finished, Output, StopReason, Turn, Usage};
+use nexus_core::config::{Provider, Spending};
 use nexus_core::spend::{Allowance, Spent};
 use serde_json::json;
 use std::io::Write;
@@ -37,15 +37,37 @@ fn endpoint(name: &str, url: String) -> LlmEndpoint {
 }
 
 async fn run(endpoint: LlmEndpoint, turn: Turn) -> Result<Finished, AgentError> {
+    run_counted(endpoint, turn).await.0
+}
+
+/// The same, and what it was said to have used.
+async fn run_counted(endpoint: LlmEndpoint, turn: Turn) -> (Result<Finished, AgentError>, Vec<Usage>) {
     let runner = LlmRunner::connect_to("model", endpoint).unwrap();
     let (out, mut reader) = mpsc::channel(64);
     #[expect(clippy::disallowed_methods, reason = "a test waits for it, or is over before it")]
-    let drain = tokio::spawn(async move { while reader.recv().await.is_some() {} });
+    let drain = tokio::spawn(async move {
+        let mut used = Vec::new();
+        while let Some(piece) = reader.recv().await {
+            if let Output::Used(usage) = piece {
+                used.push(usage);
+            }
+        }
+        used
+    });
     let result = tokio::time::timeout(Duration::from_secs(60), runner.run(&turn, &out, None)).await.unwrap();
     drop(out);
-    drain.await.unwrap();
-    result
+    (result, drain.await.unwrap())
 }
+
+/// The turn of an agent that may use so many tokens in its session. Its question has [`QUESTION_TOKENS`] of them.
+fn limited(tokens: u64) -> Turn {
+    let limits = Spending { tokens_per_session: Some(tokens), ..Spending::default() };
+    let (whose, next_day) = ("The agent's".to_owned(), "tomorrow".to_owned());
+    Turn { allowance: Some(Allowance { whose, limits, spent: Spent::default(), next_day, watched: None }), ..turn() }
+}
+
+/// Of `Hi`, `Hello` and `And now?`, by their length.
+const QUESTION_TOKENS: u64 = 4;
 
 fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
@@ -202,12 +224,89 @@ async fn tool_calls_without_end_and_a_spent_budget_stop_the_turn() {
     assert!(error.to_string().contains("tool_rounds_max") && !error.retryable(), "{error}");
     assert_eq!(model.asked().len(), 4);
 
-    let limits = nexus_core::config::Spending { tokens_per_day: Some(2 * (INPUT_TOKENS + OUTPUT_TOKENS)), ..Default::default() };
-    let allowance = Allowance { limits, spent: Spent::default(), next_day: "tomorrow".into(), watched: None };
-    let model = Model::start(replies(4));
-    let error = run(endpoint("openai", model.url()), Turn { allowance: Some(allowance), ..turn() }).await.unwrap_err();
-    assert!(matches!(&error, AgentError::Exhausted { problem, .. } if problem.contains("26 of 26 tokens")), "{error:?}");
+    let each = 1_000;
+    let model = Model::start(replies(4).iter().map(|reply| asked_with(reply, each - OUTPUT_TOKENS)).collect());
+    let error = run(endpoint("openai", model.url()), limited(2 * each)).await.unwrap_err();
+    assert!(matches!(&error, AgentError::Exhausted { problem, .. } if problem.contains("2,000 of 2,000 tokens")), "{error:?}");
     assert_eq!(model.asked().len(), 2, "checked before each round");
+}
+
+#[tokio::test]
+async fn what_a_budget_leaves_is_the_longest_answer_that_is_asked_for() {
+    for name in PROVIDERS {
+        let asked = async |own: Option<u32>, tokens: u64| {
+            let model = Model::start(vec![text(name, "Hello")]);
+            let asking = LlmEndpoint { max_tokens: own, ..endpoint(name, model.url()) };
+            run(asking, limited(tokens)).await.unwrap_or_else(|error| panic!("{name}: {error}"));
+            model.asked()[0].1.pointer(places(name).0).cloned()
+        };
+        assert_eq!(asked(Some(77), QUESTION_TOKENS + 50).await, Some(json!(50)), "{name}");
+        assert_eq!(asked(Some(77), QUESTION_TOKENS + 78).await, Some(json!(77)), "{name}");
+        assert_eq!(asked(None, QUESTION_TOKENS + 50).await, Some(json!(50)), "{name}");
+        let many = asked(None, 1_000_000).await;
+        assert_ne!(many, Some(json!(1_000_000 - QUESTION_TOKENS)), "{name}: models refuse more than they can say");
+    }
+}
+
+#[tokio::test]
+async fn a_question_that_is_too_long_for_what_is_left_is_not_asked() {
+    let model = Model::start(vec![text("openai", "Hello")]);
+    let (ended, used) = run_counted(endpoint("openai", model.url()), limited(QUESTION_TOKENS)).await;
+    let error = ended.unwrap_err();
+    let told = "The agent's budget for this session has 4 of 4 tokens left, too little for this question of about 4 tokens.";
+    assert!(matches!(&error, AgentError::Exhausted { problem, partial, .. } if problem == told && partial.is_empty()), "{error:?}");
+    assert!(model.asked().is_empty() && used.is_empty(), "{used:?}");
+}
+
+#[tokio::test]
+async fn an_answer_without_end_is_cut_where_the_budget_ends() {
+    const PIECE_TOKENS: u64 = 100;
+    for name in ["openai", "anthropic", "gemini", "ollama", "openai_resp"] {
+        let (begin, piece) = endless_text(name, 400);
+        let model = Model::endless(begin, piece);
+        let asking = LlmEndpoint { max_tokens: None, ..endpoint(name, model.url()) };
+        let (ended, used) = run_counted(asking, limited(2_000)).await;
+        let error = ended.unwrap_err();
+        assert!(!error.retryable(), "{name}");
+        let AgentError::Exhausted { problem, partial, .. } = error else { panic!("{name}: {error:?}") };
+        assert_eq!(problem, "The agent's budget for this session is used up (2,000 tokens).", "{name}");
+        let said = u64::try_from(partial.len().div_ceil(4)).unwrap();
+        let usage = Usage { input_tokens: Some(QUESTION_TOKENS), output_tokens: Some(said), estimated: true };
+        assert_eq!(used, [usage], "{name}: what came is counted, once");
+        let left = 2_000 - QUESTION_TOKENS;
+        assert!(said > left && said <= left + PIECE_TOKENS, "{name}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn a_call_of_a_tool_without_end_is_cut_where_the_budget_ends() {
+    let event = |call: serde_json::Value| {
+        let delta = json!({"choices": [{"index": 0, "finish_reason": null, "delta": {"tool_calls": [call]}}]});
+        format!("data: {delta}\n\n")
+    };
+    let first = event(json!({"index": 0, "id": "call_a", "type": "function", "function": {"name": "t", "arguments": ""}}));
+    let piece = event(json!({"index": 0, "function": {"arguments": "x".repeat(400)}}));
+    let model = Model::endless(format!("{ENDLESS}{first}"), piece);
+    let (ended, used) = run_counted(LlmEndpoint { max_tokens: None, ..endpoint("openai", model.url()) }, limited(2_000)).await;
+    assert!(matches!(ended, Err(AgentError::Exhausted { .. })), "{ended:?}");
+    let output: Vec<u64> = used.iter().filter_map(|usage| usage.output_tokens).collect();
+    assert!(output.len() == 1 && (1_997..2_200).contains(&output[0]), "{used:?}");
+}
+
+#[tokio::test]
+async fn an_answer_that_its_provider_ended_where_the_budget_does_is_not_complete() {
+    let ended_early = || {
+        let whole = text("openai", "Half");
+        let (_, body) = whole.split_once("\r\n\r\n").unwrap();
+        reply("200 OK", "content-type: text/event-stream\r\n", &body.replace("\"stop\"", "\"length\""))
+    };
+    let model = Model::start(vec![ended_early(), ended_early()]);
+    let (ended, used) = run_counted(endpoint("openai", model.url()), limited(50)).await;
+    let counted = Usage { input_tokens: Some(INPUT_TOKENS), output_tokens: Some(OUTPUT_TOKENS), estimated: false };
+    assert!(matches!(&ended, Err(AgentError::Exhausted { partial, .. }) if partial == "Half"), "{ended:?}");
+    assert_eq!(used, [counted], "the provider's own number");
+    let finished = run(endpoint("openai", model.url()), limited(1_000)).await.unwrap();
+    assert_eq!((finished.content.as_str(), finished.stop_reason), ("Half", StopReason::MaxTokens), "the agent's own limit");
 }
 
 /// Answers one request with this head and then the piece again and again, as often as it is taken; how many bytes were.

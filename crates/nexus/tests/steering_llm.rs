@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::model::{INPUT_TOKENS, Model, OUTPUT_TOKENS, PROVIDERS, call, reply, text};
+use common::model::{Model, OUTPUT_TOKENS, PROVIDERS, asked_with, call, reply, text};
 use common::{Ask, Body, Daemon, NEXUS, config, eventually, fake, find, lines};
 use serde_json::{Value, json};
 use std::fs;
@@ -308,13 +308,15 @@ fn a_run_that_fails_or_takes_too_long_ends_for_all_that_it_was_told() {
 
 #[test]
 fn what_a_budget_kept_the_model_from_hearing_has_a_turn_of_its_own() {
-    let limit = json!({ "tokens_per_session": INPUT_TOKENS + OUTPUT_TOKENS });
+    // Enough for the question with its tools.
+    let tokens = 20_000;
+    let limit = json!({ "tokens_per_session": tokens });
     let steered = Steered::start("openai", "good", |wanted| wanted["agents"]["model"]["budget"] = limit);
     let one = steered.send("one");
     steered.question(1);
     let two = steered.send("two");
     steered.waiting(1);
-    steered.give_call();
+    steered.give(asked_with(&call("openai", "fake__echo", "ping"), tokens - OUTPUT_TOKENS));
     assert_eq!((ended(one).0, ended(two).0), ("failed".to_owned(), "failed".to_owned()));
     assert_eq!((steered.runs(), steered.model.asked().len()), (2, 1));
     steered.turns(&["one", "two"]);

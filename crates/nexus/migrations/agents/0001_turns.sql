@@ -24,9 +24,18 @@ CREATE TABLE turns (
   cost_usd       REAL
 ) STRICT;
 
--- What a day and what a session has used.
+-- What a day has used.
 CREATE INDEX turns_by_charge ON turns (charged, started_at);
-CREATE INDEX turns_by_session ON turns (session);
+
+-- What a turn and those that lead to it have used together, by the agents that they count for: what a session has used,
+-- by its head. A fork goes on from the sums of its turn, and what begins anew has none.
+CREATE TABLE line_use (
+  turn_id TEXT NOT NULL,
+  charged TEXT NOT NULL,
+  tokens  INTEGER NOT NULL,
+  usd     REAL NOT NULL,
+  PRIMARY KEY (turn_id, charged)
+) STRICT, WITHOUT ROWID;
 
 -- What plugins and automations asked models for: no turns, but each counts for a day of its agent and of its caller.
 CREATE TABLE calls (

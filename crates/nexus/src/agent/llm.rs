@@ -21,6 +21,7 @@ use genai::chat::{ChatMessage, ChatRequest};
 use genai::resolver::{AuthData, Endpoint};
 use genai::{ModelIden, ServiceTarget};
 use nexus_core::config::{Agent, Provider};
+use nexus_core::spend::Allowance;
 use reqwest::Url;
 use secrecy::{ExposeSecret, SecretString};
 
@@ -80,13 +81,15 @@ pub struct LlmEndpoint {
     pub tool_rounds_max: u32,
 }
 
-/// What one turn has instead of what is configured.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// What one turn has instead of what is configured, or beside it.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Wishes {
     /// Instead of the system prompt of the file.
     pub system: Option<String>,
     /// The longest answer.
     pub max_tokens: Option<u32>,
+    /// Budgets besides the turn's own.
+    pub allowances: Vec<Allowance>,
 }
 
 /// Runs turns against one endpoint, each question on a connection of its own.
@@ -190,7 +193,8 @@ impl LlmRunner {
             None => Toolbox::default(),
         };
         let max_tokens = wishes.max_tokens.or(self.endpoint.max_tokens);
-        let mut talk = Talk::new(self, key, request, max_tokens, toolbox, turn.allowance.clone());
+        let allowances = turn.allowance.iter().chain(&wishes.allowances).cloned().collect();
+        let mut talk = Talk::new(self, key, request, max_tokens, toolbox, allowances);
         talk.deadline = turn.deadline;
         talk.listen(input);
         let ended = tokio::select! {

@@ -209,10 +209,11 @@ pub(super) const AGENTS: &[Rule] = &[
     },
     Rule {
         check: Check::Records,
-        what: "message(s), speaker(s) or tool call(s) of no turn",
+        what: "message(s), speaker(s), tool call(s) or sums of no turn",
         sql: "SELECT turn_id FROM messages m WHERE NOT EXISTS (SELECT 1 FROM turns t WHERE t.turn_id = m.turn_id)
               UNION ALL SELECT turn_id FROM speakers s WHERE NOT EXISTS (SELECT 1 FROM turns t WHERE t.turn_id = s.turn_id)
-              UNION ALL SELECT turn_id FROM tool_calls c WHERE NOT EXISTS (SELECT 1 FROM turns t WHERE t.turn_id = c.turn_id)",
+              UNION ALL SELECT turn_id FROM tool_calls c WHERE NOT EXISTS (SELECT 1 FROM turns t WHERE t.turn_id = c.turn_id)
+              UNION ALL SELECT turn_id FROM line_use u WHERE NOT EXISTS (SELECT 1 FROM turns t WHERE t.turn_id = u.turn_id)",
     },
 ];
 
@@ -330,6 +331,7 @@ mod tests {
             ("INSERT INTO session_aliases VALUES ('dm:c', 'dm:d', 1)", "of no session (dm:c)"),
             ("INSERT INTO messages VALUES ('t', 0, 'user', 'hi')", "of no turn (t)"),
             ("INSERT INTO speakers VALUES ('t', 'sms:1', NULL)", "of no turn (t)"),
+            ("INSERT INTO line_use VALUES ('t', 'model', 1, 0.5)", "of no turn (t)"),
             (
                 "INSERT INTO turns VALUES ('t', 'gone', 2, 's', 'echo', 'r', NULL, NULL, 'end_turn', NULL, NULL, 1, 1.0, 'echo', NULL)",
                 "that isn't there (t)",

@@ -6,14 +6,15 @@ mod acp;
 mod calls;
 mod promote;
 mod sessions;
+mod used;
 
 pub use acp::{KeepAcpSession, acp_session};
 pub use calls::{RecordCall, called};
 pub use sessions::{ArchiveSession, Archived, ForkSession, Forked, Listed, SessionBudget, SessionBudgets, label_of, session, sessions};
+pub use used::{used_in_session, used_since};
 
 use super::writer::{Weight, commands};
 use super::{Ledger, follow, optional};
-use nexus_core::spend::Spent;
 use rusqlite::{Connection, params};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -180,6 +181,7 @@ fn apply_turn(connection: &Connection, turn: &TurnRecord) -> rusqlite::Result<bo
             call.result
         ])?;
     }
+    used::add(connection, turn, head.as_ref().map(|(id, _)| id.as_str()))?;
     connection
         .prepare_cached(
             "INSERT INTO sessions VALUES (?1, ?2, ?3, 1, ?4, ?4, NULL)
@@ -194,7 +196,7 @@ impl Weight for ApplyTurns {
         self.turns.iter().map(TurnRecord::bytes).sum::<usize>() + 64
     }
     fn rows(&self) -> usize {
-        self.turns.iter().map(|turn| 4 + turn.speakers.len() + turn.tool_calls.len()).sum::<usize>().max(1)
+        self.turns.iter().map(|turn| 5 + turn.speakers.len() + turn.tool_calls.len()).sum::<usize>().max(1)
     }
 }
 
@@ -223,24 +225,6 @@ impl TurnRecord {
         let speakers = self.speakers.iter().map(|speaker| 64 + speaker.id.len() + of(&speaker.name));
         self.user.len() + self.assistant.len() + calls.sum::<usize>() + speakers.sum::<usize>() + 512
     }
-}
-
-/// What an agent has used in a session, and since a moment in Unix milliseconds in all, with what plugins and automations
-/// asked it for. A turn counts for the day on which it began.
-pub fn spent(connection: &Connection, charged: &str, session: &str, since: i64) -> rusqlite::Result<Spent> {
-    let tokens = "coalesce(sum(coalesce(input_tokens, 0) + coalesce(output_tokens, 0)), 0)";
-    let usd = "coalesce(sum(cost_usd), 0.0)";
-    let of_session = format!("SELECT {tokens}, {usd} FROM turns WHERE session = ?1 AND charged = ?2");
-    let (session_tokens, session_usd) =
-        connection.prepare_cached(&of_session)?.query_row([session, charged], |row| Ok((row.get(0)?, row.get(1)?)))?;
-    let of_day = format!(
-        "SELECT {tokens}, {usd} FROM (
-           SELECT input_tokens, output_tokens, cost_usd FROM turns WHERE charged = ?1 AND started_at >= ?2 UNION ALL
-           SELECT input_tokens, output_tokens, cost_usd FROM calls WHERE agent = ?1 AND started_at >= ?2)"
-    );
-    connection
-        .prepare_cached(&of_day)?
-        .query_row(params![charged, since], |row| Ok(Spent { session_tokens, session_usd, day_tokens: row.get(0)?, day_usd: row.get(1)? }))
 }
 
 /// Which of a session's turns may be told.
@@ -391,36 +375,6 @@ mod tests {
 
     pub(super) fn texts(connection: &Connection, sql: &str) -> Vec<String> {
         connection.prepare(sql).unwrap().query_map([], |row| row.get(0)).unwrap().collect::<rusqlite::Result<_>>().unwrap()
-    }
-
-    fn used(n: i64, session: &str, charged: Option<&str>, tokens: Option<u64>) -> TurnRecord {
-        TurnRecord {
-            agent: "model".to_owned(),
-            input_tokens: tokens,
-            output_tokens: tokens,
-            started_at: n,
-            charged: charged.map(str::to_owned),
-            cost_usd: tokens.map(|tokens| tokens as f64),
-            ..turn(&format!("turn_{n}"), session)
-        }
-    }
-
-    #[test]
-    fn what_was_spent_is_counted_by_agent_session_and_day() {
-        let turns = vec![
-            used(1, "a", None, Some(5)),
-            used(2, "a", None, Some(10)),
-            used(3, "b", None, Some(100)),
-            used(4, "a", Some("spare"), Some(1000)),
-            used(5, "a", None, None),
-        ];
-        let connection = ledger();
-        ApplyTurns { upto_finish_seq: 1, turns }.apply(&connection).unwrap();
-        let found = spent(&connection, "model", "a", 2).unwrap();
-        assert_eq!(found, Spent { session_tokens: 30, session_usd: 15.0, day_tokens: 220, day_usd: 110.0 });
-        let spare = Spent { session_tokens: 2000, session_usd: 1000.0, ..Spent::default() };
-        assert_eq!(spent(&connection, "spare", "a", 5).unwrap(), spare);
-        assert_eq!(spent(&connection, "nobody", "a", 0).unwrap(), Spent::default());
     }
 
     #[test]

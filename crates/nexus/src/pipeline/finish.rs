@@ -403,7 +403,11 @@ fn judge(work: Work, heard: &str, hint: &str) -> Verdict {
             None => Verdict { finished, notice: None, error: None, awaits: None },
             Some(why) => Verdict { finished, notice: Some(sorry("The agent gave no answer.")), error: Some(why.to_owned()), awaits: None },
         },
-        Work::Failed(AgentError::Exhausted { problem, partial, .. }) => failed(partial, Some(problem.clone()), StopReason::Error, problem),
+        Work::Failed(AgentError::Exhausted { problem, partial, .. }) => {
+            let is_silent = partial.trim().is_empty() && heard.trim().is_empty();
+            let notice = if is_silent { problem.clone() } else { format!("{problem} Its answer above is not complete.") };
+            failed(partial, Some(notice), StopReason::Error, problem)
+        }
         Work::Failed(error) => {
             let awaits = error.awaits();
             let notice = match awaits {

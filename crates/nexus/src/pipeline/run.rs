@@ -225,7 +225,7 @@ impl Pipeline {
     ) -> Work {
         // Of a turn that was ended by now nobody is told that its budget is used up.
         let payer = self.payer(agent, turn);
-        if let Some(refused) = self.refuse(&payer, turn).await.filter(|_| !prepared.abort.is_cancelled()) {
+        if let Some(refused) = self.refuse(&payer, turn, prepared.formerly.clone()).await.filter(|_| !prepared.abort.is_cancelled()) {
             return refused;
         }
         seen.charged = payer.spending.is_some().then_some(payer);

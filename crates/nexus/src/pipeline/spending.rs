@@ -7,10 +7,10 @@ use super::{Agent, Pipeline, READ_PATIENCE};
 use crate::agent::{AgentError, Runner, Turn, Usage};
 use crate::clock;
 use crate::ledger::ReadError;
-use crate::ledger::agents::{called, spent};
+use crate::ledger::agents::{called, used_in_session, used_since};
 use crate::metrics::{AgentLabel, AgentTokens, Metrics};
 use nexus_core::config::{CallBudget, Spending};
-use nexus_core::spend::{Allowance, Amount, Meter, cost_usd, day, estimated_tokens};
+use nexus_core::spend::{Allowance, Amount, Meter, Spent, cost_usd, day, estimated_tokens};
 use rusqlite::Connection;
 use serde::Serialize;
 use std::collections::HashMap;
@@ -127,10 +127,9 @@ impl Pipeline {
         let readers = &self.ledgers.agents.readers;
         let (filed, limits) = match &payer {
             Payer::Agent(name) => {
-                // A session of this name has nothing: its sum isn't looked at.
-                let used = readers.read(move |connection| spent(connection, &key, "", since)).await?;
+                let used = readers.read(move |connection| used_since(connection, &key, since)).await?;
                 let limits = settings.agents.get(name).and_then(|agent| agent.spending.as_ref()).map(Spending::day);
-                (Amount { tokens: used.day_tokens, usd: used.day_usd }, limits)
+                (used, limits)
             }
             Payer::Plugin(_) | Payer::Automation(_) => {
                 (readers.read(move |connection| called(connection, &key, since)).await?, settings.callers.get(&payer).cloned())
@@ -149,24 +148,30 @@ impl Pipeline {
         name.and_then(|name| self.settings.load().agents.get(&name).cloned()).unwrap_or_else(|| agent.clone())
     }
 
-    /// Says in the turn what the agent may use; how the run ends, when that is nothing or can't be read.
-    pub(super) async fn refuse(&self, agent: &Agent, turn: &mut Turn) -> Option<Work> {
+    /// Says in the turn what the agent may use; how the run ends, when that is nothing or can't be read. `formerly` is the
+    /// label that the session had when its sender was not known.
+    pub(super) async fn refuse(&self, agent: &Agent, turn: &mut Turn, formerly: Option<String>) -> Option<Work> {
         turn.allowance = None;
         let limits = agent.spending.as_ref().filter(|spending| spending.is_limited())?;
         let today = day(clock::wall_ms(), &self.settings.load().time_zone);
         let (name, session, since) = (agent.name.clone(), turn.session_label.clone(), today.from_ms);
         // Before the ledger is read: better counted twice for a moment than not at all.
         let (unfiled, watched) = self.meters.of(&agent.name).read();
-        let read = move |connection: &Connection| spent(connection, &name, &session, since);
-        let Some(mut spent) = self.ledgers.agents.readers.read_patiently(read, READ_PATIENCE, &self.abandon).await else {
+        let read = move |connection: &Connection| -> rusqlite::Result<(Amount, Amount)> {
+            let of_session = used_in_session(connection, &name, &session, formerly.as_deref())?;
+            Ok((of_session, used_since(connection, &name, since)?))
+        };
+        let Some((of_session, of_day)) = self.ledgers.agents.readers.read_patiently(read, READ_PATIENCE, &self.abandon).await else {
             let problem = "what it has spent can't be read".to_owned();
             let stopping = self.abandon.is_cancelled();
             let failed = AgentError::Config { agent: agent.name.clone(), problem };
             return Some(if stopping { Work::Abandoned } else { Work::Failed(failed) });
         };
-        spent.day_tokens = spent.day_tokens.saturating_add(unfiled.tokens);
-        spent.day_usd += unfiled.usd;
-        let allowance = Allowance { limits: limits.clone(), spent, next_day: today.until, watched: Some(watched) };
+        let of_day = of_day.plus(unfiled);
+        let spent =
+            Spent { session_tokens: of_session.tokens, session_usd: of_session.usd, day_tokens: of_day.tokens, day_usd: of_day.usd };
+        let (whose, limits, next_day) = ("The agent's".to_owned(), limits.clone(), today.until);
+        let allowance = Allowance { whose, limits, spent, next_day, watched: Some(watched) };
         if let Err(problem) = allowance.check() {
             return Some(Work::Failed(AgentError::Exhausted { agent: agent.name.clone(), problem, partial: String::new() }));
         }

@@ -68,6 +68,24 @@ impl Model {
         (Self { address, asked }, give)
     }
 
+    /// Answers each request with this beginning and then with the piece again and again, for as long as it is taken. One at a time.
+    pub fn endless(begin: String, piece: String) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (address, asked) = (listener.local_addr().unwrap(), Arc::new(Mutex::new(Vec::new())));
+        let kept = asked.clone();
+        std::thread::spawn(move || {
+            while let Ok((mut socket, _)) = listener.accept() {
+                let request = read(&mut socket);
+                kept.lock().unwrap().push(request);
+                let mut part = begin.as_bytes();
+                while socket.write_all(part).is_ok() {
+                    part = piece.as_bytes();
+                }
+            }
+        });
+        Self { address, asked }
+    }
+
     pub fn url(&self) -> String {
         format!("http://{}/v1/", self.address)
     }
@@ -136,6 +154,30 @@ pub fn text(provider: &str, text: &str) -> String {
         ]),
         other => completions(other, "stop", &[json!({"role": "assistant", "content": first}), json!({"content": rest})]),
     }
+}
+
+/// The head of an answer whose end nobody tells.
+pub const ENDLESS: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n";
+
+/// For [`Model::endless`]: an answer of so many bytes in each piece.
+pub fn endless_text(provider: &str, piece_bytes: usize) -> (String, String) {
+    let words = "x".repeat(piece_bytes);
+    let whole = text(provider, &words.repeat(2));
+    let (_, body) = whole.split_once("\r\n\r\n").unwrap();
+    let piece = body.split_inclusive('\n').find(|line| line.contains(&words)).unwrap();
+    let (begin, _) = body.split_once(piece).unwrap();
+    // Some name each event in a line ahead of it.
+    let name = begin.rsplit("\n\n").next().unwrap_or_default();
+    let end = if provider == "ollama" { "" } else { "\n" };
+    (format!("{ENDLESS}{begin}"), format!("{piece}{end}{name}"))
+}
+
+/// The same answer of a server that speaks as OpenAI does, but for the tokens that it tells for the question.
+pub fn asked_with(answer: &str, input_tokens: u64) -> String {
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    let told = |tokens: u64| format!("\"prompt_tokens\":{tokens}");
+    assert!(body.contains(&told(INPUT_TOKENS)), "{body}");
+    stream("text/event-stream", &[body.replace(&told(INPUT_TOKENS), &told(input_tokens))])
 }
 
 /// An answer that calls a tool with the argument `text`, which comes in two pieces where the provider does so.

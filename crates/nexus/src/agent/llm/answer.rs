@@ -55,7 +55,7 @@ impl Answer {
             }
             ChatStreamEvent::ToolCallChunk(chunk) => match style {
                 CallStyle::Fragments => self.calls.add(chunk.tool_call)?,
-                CallStyle::Whole => Calls::check(&chunk.tool_call)?,
+                CallStyle::Whole => self.calls.see(&chunk.tool_call)?,
             },
             ChatStreamEvent::End(end) => return Ok(Some(end)),
             ChatStreamEvent::Start | ChatStreamEvent::Heartbeat | ChatStreamEvent::ThoughtSignatureChunk(_) => {}
@@ -127,6 +127,8 @@ fn parse(text: &str) -> Result<Map<String, Value>, String> {
 #[derive(Debug, Default)]
 pub(super) struct Calls {
     begun: Vec<(String, String, String)>,
+    /// Ids and bytes of those that others put together.
+    whole: Vec<(String, usize)>,
     bytes: usize,
 }
 
@@ -164,10 +166,24 @@ impl Calls {
         Ok(())
     }
 
-    /// Checks a call that others put together.
-    fn check(call: &ToolCall) -> Result<(), Fault> {
-        if call.size() > CALLS_BYTES_MAX {
+    /// Counts a call that others put together: what comes of it has all that came before.
+    fn see(&mut self, call: &ToolCall) -> Result<(), Fault> {
+        let size = call.size();
+        match self.whole.iter_mut().find(|(id, _)| *id == call.call_id) {
+            Some((_, known)) => {
+                self.bytes = self.bytes - *known + size;
+                *known = size;
+            }
+            None => {
+                self.bytes += size;
+                self.whole.push((call.call_id.clone(), size));
+            }
+        }
+        if self.bytes > CALLS_BYTES_MAX {
             return Err(Fault::TooLarge { what: "tool calls", limit_bytes: CALLS_BYTES_MAX });
+        }
+        if self.whole.len() > CALLS_PER_ROUND_MAX {
+            return Err(too_many());
         }
         Ok(())
     }
@@ -265,6 +281,20 @@ mod tests {
         let mut large = Calls::default();
         large.add(fragment("a", "t", "")).unwrap();
         let over = large.add(fragment("a", "", &"x".repeat(CALLS_BYTES_MAX)));
+        assert!(matches!(over, Err(Fault::TooLarge { .. })), "{over:?}");
+    }
+
+    #[test]
+    fn a_call_that_grows_is_counted_once() {
+        let mut calls = Calls::default();
+        for text in ["", "{\"path\":", "{\"path\":\"x\"}"] {
+            calls.see(&fragment("a", "t", text)).unwrap();
+        }
+        assert_eq!(calls.bytes(), fragment("a", "t", "{\"path\":\"x\"}").size());
+        let other = fragment("b", "t", "{}");
+        calls.see(&other).unwrap();
+        assert_eq!(calls.bytes(), fragment("a", "t", "{\"path\":\"x\"}").size() + other.size());
+        let over = calls.see(&fragment("b", "t", &"x".repeat(CALLS_BYTES_MAX)));
         assert!(matches!(over, Err(Fault::TooLarge { .. })), "{over:?}");
     }
 

@@ -1,5 +1,6 @@
 //! One turn's conversation with an endpoint: ask, count, call the tools it asks for, take in what was said meanwhile, ask
-//! again. Owns the order of these and the bound of their number; never decides whether the whole turn is tried again.
+//! again; no further than the budgets of the turn let it. Owns the order of these and the bound of their number; never decides
+//! whether the whole turn is tried again.
 
 use std::time::Duration;
 
@@ -24,17 +25,24 @@ pub const TALK_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// How long a turn that has called tools waits for an endpoint that asks to be left alone.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 
+/// What a budget leaves is asked for as the longest answer only below this, in tokens, unless the agent has a `max_tokens` that
+/// is longer: every model takes so small a number, but some refuse one that is above their own limit.
+const REST_TOKENS_MAX: u64 = 4_096;
+
 #[derive(Debug)]
 pub(super) struct Talk<'a> {
     runner: &'a LlmRunner,
     key: Option<SecretString>,
     request: ChatRequest,
-    /// The longest answer to one question.
+    /// The longest answer to one question, where the agent or who asks says so.
     max_tokens: Option<u32>,
+    /// Tokens that budgets left for the present answer, if it was asked for no more than these.
+    rest: Option<u64>,
     /// Bytes of text in the request.
     bytes: usize,
     toolbox: Toolbox,
-    allowance: Option<Allowance>,
+    /// All of them hold.
+    allowances: Vec<Allowance>,
     /// When the turn is ended.
     pub(super) deadline: Option<Instant>,
     /// A tool was called: trying the whole turn again is nobody's choice any more.
@@ -54,7 +62,7 @@ impl<'a> Talk<'a> {
         mut request: ChatRequest,
         max_tokens: Option<u32>,
         toolbox: Toolbox,
-        allowance: Option<Allowance>,
+        allowances: Vec<Allowance>,
     ) -> Self {
         request.tools = toolbox.definitions();
         let tools = request.tools.iter().flatten().map(genai::chat::Tool::size).sum::<usize>();
@@ -65,9 +73,10 @@ impl<'a> Talk<'a> {
             key,
             request,
             max_tokens,
+            rest: None,
             bytes,
             toolbox,
-            allowance,
+            allowances,
             deadline: None,
             has_called: false,
             meanwhile: None,
@@ -89,15 +98,19 @@ impl<'a> Talk<'a> {
         }
         let rounds_max = self.runner.endpoint.tool_rounds_max;
         for round in 0..=rounds_max {
-            if let Some(allowance) = &self.allowance {
+            for allowance in &self.allowances {
                 allowance.check().map_err(|problem| Fault::Exhausted { problem })?;
             }
             let end = self.round(out).await?;
+            let stop = stop_reason(end.captured_stop_reason.as_ref());
+            // It ended where the budget does, and not the answer.
+            let rest = self.rest.filter(|_| stop == StopReason::MaxTokens);
+            let left = rest.map_or(Ok(()), |rest| self.allowed(rest.saturating_add(1)));
             let used = self.count(&end);
             emit(out, Output::Used(used)).await;
             // It must be charged before the next round is allowed.
             taken(out).await;
-            let stop = stop_reason(end.captured_stop_reason.as_ref());
+            left?;
             let (said, calls) = self.calls(end)?;
             // A call that was cut off is not to be made.
             if calls.is_empty() || stop != StopReason::EndTurn {
@@ -158,10 +171,10 @@ impl<'a> Talk<'a> {
     }
 
     async fn ask(&mut self, out: &Sink) -> Result<StreamEnd, Fault> {
-        let runner = self.runner;
+        let (runner, max_tokens) = (self.runner, self.longest()?);
         let (endpoint, explainer) = (&runner.endpoint, Explainer { key: self.key.as_ref() });
         let style = provider::call_style(endpoint.provider);
-        let options = provider::options(endpoint.provider, &endpoint.model, self.max_tokens, endpoint.stream_idle);
+        let options = provider::options(endpoint.provider, &endpoint.model, max_tokens, endpoint.stream_idle);
         let target = runner.target(self.key.as_ref());
         emit(out, Output::Asked { bytes: self.bytes }).await;
         let response = runner.client.exec_chat_stream(target, self.request.clone(), Some(&options)).await;
@@ -179,18 +192,53 @@ impl<'a> Talk<'a> {
                 let is_real = end.captured_stop_reason.is_some() || !provider::end_needs_reason(endpoint.provider);
                 return if is_real { Ok(end) } else { Err(broken_off(&self.answer)) };
             }
+            if let Err(fault) = self.allowed(self.said_tokens()) {
+                drop(stream); // the endpoint has no reason to go on
+                let used = self.use_up(None, None);
+                emit(out, Output::Used(used)).await;
+                return Err(fault);
+            }
         }
     }
 
-    /// What this round used; by the length of the texts where the provider doesn't say.
+    /// The longest answer to ask for now: as it is set, or what budgets leave, if that is less.
+    fn longest(&mut self) -> Result<Option<u32>, Fault> {
+        let (question, mut rest) = (estimated_tokens(self.bytes), None);
+        for allowance in &self.allowances {
+            let room = allowance.room(question).map_err(|problem| Fault::Exhausted { problem })?;
+            rest = [rest, room].into_iter().flatten().min();
+        }
+        let most = self.max_tokens.map_or(REST_TOKENS_MAX, u64::from);
+        self.rest = rest.filter(|rest| *rest < most);
+        Ok(self.rest.and_then(|rest| u32::try_from(rest).ok()).or(self.max_tokens))
+    }
+
+    /// Whether budgets let the present answer have so many tokens.
+    fn allowed(&self, answer: u64) -> Result<(), Fault> {
+        let question = estimated_tokens(self.bytes);
+        let mut allowances = self.allowances.iter();
+        allowances.try_for_each(|allowance| allowance.allows(question, answer)).map_err(|problem| Fault::Exhausted { problem })
+    }
+
+    /// Tokens of what came in this round, by its length.
+    fn said_tokens(&self) -> u64 {
+        estimated_tokens(self.answer.round_bytes + self.answer.calls.bytes())
+    }
+
+    /// What this round used, as the provider tells it.
     fn count(&mut self, end: &StreamEnd) -> Usage {
         let number = |tokens: Option<i32>| tokens.and_then(|tokens| u64::try_from(tokens).ok()).and_then(plausible);
         let told = end.captured_usage.as_ref();
         let input = told.and_then(|usage| number(usage.prompt_tokens));
         let output = told.and_then(|usage| number(usage.completion_tokens));
+        self.use_up(input, output)
+    }
+
+    /// Counts what this round used; by the length of the texts where nobody says.
+    fn use_up(&mut self, input: Option<u64>, output: Option<u64>) -> Usage {
         let input_tokens = input.unwrap_or_else(|| estimated_tokens(self.bytes));
-        let output_tokens = output.unwrap_or_else(|| estimated_tokens(self.answer.round_bytes + self.answer.calls.bytes()));
-        if let Some(allowance) = &mut self.allowance {
+        let output_tokens = output.unwrap_or_else(|| self.said_tokens());
+        for allowance in &mut self.allowances {
             allowance.add(input_tokens, output_tokens);
         }
         let estimated = input.is_none() || output.is_none();

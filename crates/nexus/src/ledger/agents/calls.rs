@@ -55,7 +55,7 @@ pub fn called(connection: &Connection, caller: &str, since: i64) -> rusqlite::Re
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::super::tests::ledger;
-    use super::super::{ApplyTurns, spent};
+    use super::super::{ApplyTurns, used_in_session, used_since};
     use super::*;
 
     fn call(id: &str, caller: &str, agent: &str, at: i64) -> RecordCall {
@@ -91,7 +91,7 @@ mod tests {
         let mut turn = super::super::tests::turn("t1", "s");
         (turn.agent, turn.started_at) = ("model".to_owned(), 5);
         ApplyTurns { upto_finish_seq: 1, turns: vec![turn] }.apply(&connection).unwrap();
-        let model = spent(&connection, "model", "s", 5).unwrap();
-        assert_eq!((model.session_tokens, model.day_tokens, model.day_usd), (2, 28, 1.0), "a call is in no session");
+        assert_eq!(used_since(&connection, "model", 5).unwrap(), Amount { tokens: 28, usd: 1.0 });
+        assert_eq!(used_in_session(&connection, "model", "s", None).unwrap().tokens, 2, "a call is in no session");
     }
 }

@@ -100,29 +100,24 @@ pub fn session(connection: &Connection, name: &str, limit: usize, budgets: &Sess
         })?
         .collect::<rusqlite::Result<_>>()?;
     let turns = turns(connection, &found.head, limit)?;
-    let used = used(connection, &found.label, budgets)?;
+    let used = used(connection, &found.head, budgets)?;
     Ok(Some(json!({ "session": found, "aliases": aliases, "past": past, "used": used, "turns": turns })))
 }
 
-/// What the turns of a label have used, by the agents that they count for: what a budget per session is compared with.
-/// Agents that have neither counted anything nor a limit are left out.
-fn used(connection: &Connection, label: &str, budgets: &SessionBudgets) -> rusqlite::Result<Vec<Value>> {
-    let sql = "SELECT charged, coalesce(sum(coalesce(input_tokens, 0) + coalesce(output_tokens, 0)), 0), coalesce(sum(cost_usd), 0.0)
-               FROM turns WHERE session = ?1 GROUP BY charged ORDER BY charged LIMIT ?2";
+/// What the turns that lead to `head` have used, by the agents that they count for: what a budget per session is compared
+/// with. Agents that have counted nothing are left out.
+fn used(connection: &Connection, head: &str, budgets: &SessionBudgets) -> rusqlite::Result<Vec<Value>> {
+    let sql = "SELECT charged, tokens, usd FROM line_use WHERE turn_id = ?1 ORDER BY charged LIMIT ?2";
     let mut query = connection.prepare_cached(sql)?;
-    let rows = query.query_map(params![label, AGENTS_MAX], |row| {
+    let rows = query.query_map(params![head, AGENTS_MAX], |row| {
         let (agent, tokens, usd): (String, u64, f64) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        let budget = budgets.get(&agent).copied().unwrap_or_default();
-        let SessionBudget { tokens_per_session, usd_per_session } = budget;
-        let is_told = tokens > 0 || usd > 0.0 || budget != SessionBudget::default();
-        Ok(is_told.then(|| {
-            json!({
-                "agent": agent, "tokens": tokens, "tokens_per_session": tokens_per_session,
-                "usd": usd, "usd_per_session": usd_per_session,
-            })
+        let SessionBudget { tokens_per_session, usd_per_session } = budgets.get(&agent).copied().unwrap_or_default();
+        Ok(json!({
+            "agent": agent, "tokens": tokens, "tokens_per_session": tokens_per_session,
+            "usd": usd, "usd_per_session": usd_per_session,
         }))
     })?;
-    rows.filter_map(Result::transpose).collect()
+    rows.collect()
 }
 
 /// The line of turns that ends with `head`, the newest `limit` of them, newest last.
@@ -421,15 +416,14 @@ mod tests {
         let connection = three();
         let used = |budgets: &SessionBudgets| session(&connection, "dm:a", 2, budgets).unwrap().unwrap()["used"].clone();
         assert_eq!(used(&SessionBudgets::new())[0]["tokens"], 6, "of all its turns, and not of those that are shown");
-        let sql = "UPDATE turns SET charged = 'spare', cost_usd = 0.25 WHERE turn_id = 't3'";
-        connection.execute(sql, []).unwrap();
+        let other = TurnRecord { charged: Some("spare".to_owned()), cost_usd: Some(0.25), ..turn("t4", "dm:a") };
+        let silent = TurnRecord { charged: Some("silent".to_owned()), output_tokens: None, ..turn("t5", "dm:a") };
+        ApplyTurns { upto_finish_seq: 4, turns: vec![other, silent] }.apply(&connection).unwrap();
         let budget = SessionBudget { tokens_per_session: Some(100), usd_per_session: Some(1.0) };
         let expected = json!([
-            { "agent": "echo", "tokens": 4, "tokens_per_session": null, "usd": 0.0, "usd_per_session": null },
+            { "agent": "echo", "tokens": 6, "tokens_per_session": null, "usd": 0.0, "usd_per_session": null },
             { "agent": "spare", "tokens": 2, "tokens_per_session": 100, "usd": 0.25, "usd_per_session": 1.0 },
         ]);
-        assert_eq!(used(&SessionBudgets::from([("spare".to_owned(), budget)])), expected);
-        connection.execute("UPDATE turns SET output_tokens = NULL, cost_usd = NULL", []).unwrap();
-        assert_eq!(used(&SessionBudgets::new()), json!([]), "who counts nothing isn't told");
+        assert_eq!(used(&SessionBudgets::from([("spare".to_owned(), budget)])), expected, "who counts nothing isn't told");
     }
 }

@@ -1,16 +1,16 @@
-//! What a call of `llm` costs: whether its caller and the agent that it asks may use more today, and what it has used,
-//! which is counted however it ends. It asks no model.
+//! What a call of `llm` costs: what its caller and the agent that it asks may still use today, and what it has used,
+//! which is counted however it ends. It asks no model, and ends no answer.
 
 use super::{CallError, Caller, CallerKind, Calls};
 use crate::agent::{Output, Usage};
 use crate::clock;
-use crate::ledger::agents::{AgentsCommand, RecordCall, called, spent};
+use crate::ledger::agents::{AgentsCommand, RecordCall, called, used_since};
 use crate::ledger::writer::Writer;
 use crate::metrics::{CallerLabel, CallerTokens, Metrics};
 use crate::pipeline::spending::{Meters, Payer, Unfiled, charge_agent};
 use crate::pipeline::{Agent, Settings};
 use nexus_core::config::{CallBudget, Spending};
-use nexus_core::spend::{Amount, check_day, cost_usd, day, estimated_tokens};
+use nexus_core::spend::{Allowance, Amount, Spent, Watched, cost_usd, day, estimated_tokens};
 use std::sync::Arc;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
@@ -37,7 +37,7 @@ pub(super) struct Account {
 }
 
 impl Account {
-    /// Opens the account of a call that asks `agent`.
+    /// Opens the account of a call that asks `agent`; with it comes what the budgets of the two leave for the answer.
     ///
     /// # Errors
     /// [`CallError::Limit`] when one of the two has used up its day, or what it would cost can't be told though that is
@@ -48,30 +48,24 @@ impl Account {
         caller: &Caller,
         agent: &Arc<Agent>,
         call_id: &str,
-    ) -> Result<Self, CallError> {
+    ) -> Result<(Self, Vec<Allowance>), CallError> {
         let payer = match caller.kind {
             CallerKind::Plugin => Payer::Plugin(caller.plugin.clone()),
             CallerKind::Automation => Payer::Automation(caller.plugin.clone()),
         };
         let started_at = clock::wall_ms();
         let budget = settings.callers.get(&payer).cloned().unwrap_or_default();
-        let of_agent = agent.spending.as_ref().map(Spending::day).unwrap_or_default();
         let whose = format!("the {}'s", caller.kind.noun());
         if budget.usd_per_day.is_some() && cost_of(agent, Usage::default()).is_none() {
             let prices = "`usd_per_million_input` and `usd_per_million_output`";
             let missing = format!("{whose} budget is in US dollars, and agent `{}` has no prices: give it {prices}", agent.name);
             return Err(CallError::Limit(missing));
         }
-        if budget.is_limited() || of_agent.is_limited() {
-            let today = day(started_at, &settings.time_zone);
-            let [own, agents] = used(calls, payer.key(), agent.name.clone(), today.from_ms).await?;
-            let check = |whose: &str, limits: &CallBudget, used: Amount| {
-                check_day(whose, limits.tokens_per_day, limits.usd_per_day, used, &today.until).map_err(CallError::Limit)
-            };
-            check(&whose, &budget, own)?;
-            check("the agent's", &of_agent, agents)?;
+        let allowances = allowances(calls, settings, (&payer, whose, budget), agent, started_at).await?;
+        for allowance in &allowances {
+            allowance.check().map_err(CallError::Limit)?;
         }
-        Ok(Self {
+        let account = Self {
             call_id: call_id.to_owned(),
             caller: payer.key(),
             request_id: caller.request.as_ref().map(|request| request.request_id.clone()),
@@ -86,7 +80,8 @@ impl Account {
             used: None,
             cost_usd: None,
             unfiled: Unfiled::default(),
-        })
+        };
+        Ok((account, allowances))
     }
 
     /// Takes in what the model says while it answers.
@@ -177,13 +172,38 @@ fn cost_of(agent: &Agent, usage: Usage) -> Option<f64> {
     cost_usd(agent.spending.as_ref()?, usage.input_tokens.unwrap_or(0), usage.output_tokens.unwrap_or(0))
 }
 
-/// What the caller and the agent have used since the day began, with what goes on.
-async fn used(calls: &Calls, caller: String, agent: String, since: i64) -> Result<[Amount; 2], CallError> {
+/// What the day of the caller, with its budget and whose that is, and that of the agent leave; nothing where neither is limited.
+async fn allowances(
+    calls: &Calls,
+    settings: &Settings,
+    (payer, whose, budget): (&Payer, String, CallBudget),
+    agent: &Agent,
+    now_ms: i64,
+) -> Result<Vec<Allowance>, CallError> {
+    let prices = agent.spending.clone().unwrap_or_default();
+    let of_agent = prices.day();
+    if !budget.is_limited() && !of_agent.is_limited() {
+        return Ok(Vec::new());
+    }
+    let today = day(now_ms, &settings.time_zone);
+    let [own, agents] = used(calls, payer.key(), agent.name.clone(), today.from_ms).await?;
+    let allowance = |whose: String, limits: CallBudget, (used, watched): (Amount, Watched)| {
+        let CallBudget { tokens_per_day, usd_per_day } = limits;
+        // A call is in no session.
+        let limits = Spending { tokens_per_session: None, usd_per_session: None, tokens_per_day, usd_per_day, ..prices.clone() };
+        let spent = Spent { day_tokens: used.tokens, day_usd: used.usd, ..Spent::default() };
+        Allowance { whose, limits, spent, next_day: today.until.clone(), watched: Some(watched) }
+    };
+    Ok(vec![allowance(whose, budget, own), allowance("the agent's".to_owned(), of_agent, agents)])
+}
+
+/// What the caller and the agent have used since the day began, with what goes on, and a watch over what they use from now on.
+async fn used(calls: &Calls, caller: String, agent: String, since: i64) -> Result<[(Amount, Watched); 2], CallError> {
     // Before the ledger is read: better counted twice for a moment than not at all.
-    let unfiled = [calls.meters.of(&caller).unfiled(), calls.meters.of(&agent).unfiled()];
-    // A session of this name has nothing: its sum isn't looked at.
+    let (own_unfiled, own_watched) = calls.meters.of(&caller).read();
+    let (agents_unfiled, agents_watched) = calls.meters.of(&agent).read();
     let readers = &calls.ledgers.agents.readers;
-    let filed = readers.read(move |connection| Ok((called(connection, &caller, since)?, spent(connection, &agent, "", since)?)));
+    let filed = readers.read(move |connection| Ok((called(connection, &caller, since)?, used_since(connection, &agent, since)?)));
     let (own, agents) = filed.await.map_err(|error| CallError::failed("look up what was used today", error))?;
-    Ok([own.plus(unfiled[0]), Amount { tokens: agents.day_tokens, usd: agents.day_usd }.plus(unfiled[1])])
+    Ok([(own.plus(own_unfiled), own_watched), (agents.plus(agents_unfiled), agents_watched)])
 }

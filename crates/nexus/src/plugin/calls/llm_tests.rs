@@ -68,7 +68,7 @@ async fn used(place: &Place) -> Amount {
 async fn what_a_call_used_that_nobody_waits_for_any_more_is_counted() {
     let (listener, place) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), Place::new().await);
     let agents = HashMap::from([("model".to_owned(), agent(&listener, DEADLINE))]);
-    let budget = config::CallBudget { tokens_per_day: Some(2), usd_per_day: None };
+    let budget = config::CallBudget { tokens_per_day: Some(3), usd_per_day: None };
     let callers = BTreeMap::from([(Payer::Plugin("greeter".to_owned()), budget)]);
     place.calls.settings.store(Arc::new(Settings { callers, ..settings(agents) }));
     let (caller, params) = (caller(None), json!({ "agent": "model", "prompt": "Well?" }));
@@ -82,7 +82,8 @@ async fn what_a_call_used_that_nobody_waits_for_any_more_is_counted() {
     }
     eventually(async || used(&place).await == Amount { tokens: 2, usd: 0.0 }).await;
     let refused = place.calls.call(&caller, "llm", params).await.unwrap_err().told();
-    assert!(refused.starts_with("the plugin's budget for today is used up (2 of 2 tokens)"), "{refused}");
+    let told = "the plugin's budget for today has 1 of 3 tokens left, too little for this question of about 2 tokens; it continues at ";
+    assert!(refused.starts_with(told), "{refused}");
 }
 
 #[tokio::test]
