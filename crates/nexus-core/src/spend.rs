@@ -227,7 +227,9 @@ impl Allowance {
             let Some(tokens) = self.room_within(share, question) else {
                 let (whose, of, left, until) = (&self.whose, span_words(span), share.left(), self.until(span));
                 let question = grouped(question);
-                return Err(format!("{whose} budget {of} has {left} left, too little for this question of about {question} tokens{until}."));
+                return Err(format!(
+                    "{whose} budget {of} has {left} left, too little for this question of about {question} tokens{until}."
+                ));
             };
             least = Some(least.map_or(tokens, |least| least.min(tokens)));
         }

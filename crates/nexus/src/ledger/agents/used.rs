@@ -73,7 +73,7 @@ mod tests {
     }
 
     fn archive(connection: &Connection, session: &str, undo: bool) {
-        ArchiveSession { name: session.to_owned(), undo, at: 90 }.apply(connection).unwrap();
+        ArchiveSession { name: session.to_owned(), undo, begun_by: None, at: 90 }.apply(connection).unwrap();
     }
 
     #[test]
