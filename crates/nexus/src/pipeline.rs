@@ -393,7 +393,7 @@ impl Pipeline {
         let notice = StageNotice {
             request_id: &request.request_id,
             event_id: &request.event.event_id,
-            adapter: &request.adapter,
+            adapter: scheduled::heard_by(request),
             account: &request.event.account_id,
             stage: stage.as_str(),
             duration_ms,
@@ -448,7 +448,7 @@ impl Pipeline {
         let agent = request.agent.as_ref();
         let notice = json!({
             "request_id": request.request_id, "event_id": request.event.event_id, "run_id": agent.and_then(|agent| agent.run_id.as_deref()),
-            "adapter": request.adapter, "account": request.event.account_id, "session": agent.map(|agent| &agent.session_label),
+            "adapter": scheduled::heard_by(request), "account": request.event.account_id, "session": agent.map(|agent| &agent.session_label),
             "status": request.status, "reason": request.reason, "duration_ms": latency,
         });
         self.bus.publish(kind, notice);

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Daemon, config, eventually, fake, json_lines, lines};
+use common::{Ask, Daemon, config, eventually, fake, find, json_lines, lines};
 use rusqlite::Connection;
 use serde_json::{Value, json};
 use std::fs;
@@ -143,4 +143,50 @@ fn a_turn_of_the_timer_takes_nobodys_slot() {
     fs::write(&gate, "").unwrap();
     eventually("the timer's turn ends", || json_lines(&sends).len() == 1);
     assert_eq!(json_lines(&sends)[0]["text"].as_str().map(str::trim), Some("done"));
+}
+
+#[test]
+fn whoever_waits_for_an_answer_hears_that_a_kill_took_it() {
+    let mut daemon = asleep_for(60);
+    let (sends, log) = (daemon.file("sends"), daemon.file("told"));
+    let command = format!("sh -c 'cat >> {log}; sleep 100000'");
+    daemon.configure(&wanted("once", &command, json!({ "send_log": sends })));
+    daemon.launch();
+    eventually("the agent is called", || json_lines(&log).len() == 1);
+    let known = "SELECT count(*) FROM adapter_instances WHERE adapter = 'fake' AND channel = 'fake'";
+    eventually("the adapter's channel is known", || daemon.count("nexus", known) == 1);
+    daemon.kill9();
+    daemon.launch();
+    let told = find("it is told", || json_lines(&sends).pop());
+    assert_eq!((&told["to"], &told["account"]), (&json!("boss"), &json!("me")));
+    assert_eq!(told["text"], "The scheduled `monthly` was interrupted while it was being answered.");
+    assert_eq!((daemon.ended("failed"), json_lines(&log).len()), (1, 1));
+}
+
+#[test]
+fn whoever_wrote_nothing_is_not_told_of_their_message() {
+    let mut daemon = asleep_for(60);
+    let sends = daemon.file("sends");
+    daemon.configure(&wanted("once", "sh -c 'cat > /dev/null; exit 3'", json!({ "send_log": sends })));
+    daemon.launch();
+    let told = find("it is told", || json_lines(&sends).pop());
+    assert_eq!(told["text"], "The agent failed; the scheduled `monthly` was not answered.");
+}
+
+#[test]
+fn the_notices_of_a_slot_name_the_timer_and_its_account() {
+    let mut daemon = asleep_for(60);
+    daemon.configure(&wanted("once", "sh -c 'cat > /dev/null; echo good morning'", json!({})));
+    daemon.launch();
+    eventually("it is answered", || daemon.deliveries("sent") == 1);
+    let kinds = ["nex.request.started", "nex.request.stage", "nex.request.completed"];
+    let mut notices = daemon.sse(&Ask::get(&format!("/api/events/stream?types={}&since=0:0", kinds.join(","))));
+    assert_eq!(notices.wait().event, "gap", "no daemon has this place");
+    let mut last = String::new();
+    while last != kinds[2] {
+        let notice = notices.wait();
+        let said = notice.json()["properties"].clone();
+        assert_eq!((&said["adapter"], &said["account"]), (&json!("timer"), &json!("default")), "{} {said}", notice.event);
+        last = notice.event;
+    }
 }

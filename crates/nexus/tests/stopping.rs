@@ -4,9 +4,12 @@
 
 mod common;
 
-use common::{Ask, Body, Daemon, config, eventually, find, json_lines, only};
+use common::model::{Model, text};
+use common::{Ask, Body, Daemon, config, eventually, fake, find, json_lines, only};
+use rusqlite::Connection;
 use serde_json::{Value, json};
 use std::fs;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 const WAITING: &str = "SELECT count(*) FROM nexus_requests WHERE status = 'waiting'";
 const EXIT_NOT_FOUND: Option<i32> = Some(4);
@@ -14,26 +17,48 @@ const EXIT_NOT_FOUND: Option<i32> = Some(4);
 /// An agent that writes down what it is told, says half of its answer, and goes on once a file is there.
 struct Slow {
     daemon: Daemon,
+    wanted: Value,
     log: String,
     gate: String,
 }
 
 impl Slow {
     fn start(more: Value) -> Self {
+        Self::altered(|wanted| wanted["access"].as_object_mut().unwrap().extend(more.as_object().cloned().unwrap()))
+    }
+
+    /// One that answers one message at a time, each conversation in a session of its own, and is asked again after a kill.
+    fn start_apart() -> Self {
+        Self::altered(|wanted| {
+            wanted["agents"]["slow"]["max_concurrent"] = json!(1);
+            wanted["pipeline"] = json!({ "on_interrupted": "rerun" });
+            wanted["access"]["policies"] =
+                json!([{ "name": "apart", "match": {}, "effect": "allow", "session": { "key": "{peer_id}" } }]);
+        })
+    }
+
+    fn altered(alter: impl FnOnce(&mut Value)) -> Self {
         let mut daemon = Daemon::new();
         let (log, gate) = (daemon.file("told"), daemon.file("gate"));
         let script = format!("cat >> {log}; echo half of it; until rm {gate} 2>/dev/null; do sleep 0.1; done; echo and the rest");
         let mut wanted = config(json!({}));
         wanted["agents"] = json!({ "default": "slow", "slow": { "runner": "command", "command": format!("sh -c '{script}'") } });
-        wanted["access"].as_object_mut().unwrap().extend(more.as_object().cloned().unwrap());
+        alter(&mut wanted);
         daemon.configure(&wanted);
         daemon.launch();
-        Self { daemon, log, gate }
+        Self { daemon, wanted, log, gate }
     }
 
     /// Sends a message and doesn't wait for its answer.
     fn send(&self, text: &str) -> Body {
         let answer = self.daemon.open(&Ask::post("/control/send", &json!({ "text": text })));
+        assert_eq!(answer.status, 200);
+        answer.body
+    }
+
+    /// The same, in a conversation.
+    fn send_in(&self, conversation: &str, text: &str) -> Body {
+        let answer = self.daemon.open(&Ask::post("/control/send", &json!({ "text": text, "conversation": conversation })));
         assert_eq!(answer.status, 200);
         answer.body
     }
@@ -172,8 +197,16 @@ fn what_never_was_archived_is_not_taken_back() {
 }
 
 fn line(n: u32, sender: &str, content: &str) -> String {
+    line_at(n, sender, content, 1)
+}
+
+fn now_ms() -> i64 {
+    i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap()
+}
+
+fn line_at(n: u32, sender: &str, content: &str, timestamp: i64) -> String {
     let event = json!({
-        "event_id": format!("fake:{n}"), "timestamp": 1, "content": content, "content_type": "text", "channel": "fake",
+        "event_id": format!("fake:{n}"), "timestamp": timestamp, "content": content, "content_type": "text", "channel": "fake",
         "account_id": "me", "sender_id": sender, "peer_id": sender, "peer_kind": "dm",
     });
     format!("{event}\n")
@@ -235,4 +268,131 @@ fn a_kill_while_a_turn_is_stopped_leaves_one_end_for_each() {
     let answers = "SELECT count(*) FROM deliveries WHERE event_seq = 2";
     assert_eq!(slow.daemon.count("nexus", answers), 1);
     eventually("nothing is left", || !slow.is_at_work());
+}
+
+#[test]
+fn a_turn_that_has_yet_to_begin_is_stopped_as_it_begins_and_the_next_is_not() {
+    let slow = Slow::start_apart();
+    let first = slow.send_in("a", "one");
+    slow.called(1);
+    let second = slow.send_in("b", "two");
+    eventually("it waits for its agent", || slow.daemon.count("nexus", WAITING) == 1);
+    assert_eq!(slow.send_in("b", "/stop").end()["text"], "Nothing runs here.");
+    let third = slow.send_in("b", "three");
+    slow.pass();
+    assert_eq!(first.end()["status"], "completed");
+    assert_eq!(second.end()["status"], "completed");
+    assert!(slow.row(2).1.starts_with("stopped: the owner said /stop (req_"), "{:?}", slow.row(2));
+    slow.called(2);
+    slow.pass();
+    assert_eq!(third.end()["text"].as_str().map(str::trim), Some("half of it\nand the rest"));
+    assert_eq!(slow.told(), ["one", "three"]);
+}
+
+#[test]
+fn a_word_that_no_daemon_heard_before_a_kill_stops_the_turn_that_runs_again() {
+    let mut slow = Slow::start_apart();
+    let first = slow.send_in("a", "one");
+    slow.called(1);
+    slow.daemon.kill9();
+    drop(first);
+    let insert = "INSERT INTO events (key, event_id, channel, account_id, adapter, direction, sender_id, sender_name, peer_id, peer_kind,
+                    content_type, content, timestamp, received_at, disposition)
+                  SELECT zeroblob(16), event_id || '-word', channel, account_id, adapter, direction, sender_id, sender_name, peer_id,
+                    peer_kind, content_type, '/stop', timestamp, received_at, disposition FROM events WHERE seq = 1";
+    let events = Connection::open(slow.daemon.workspace().join("data/events.db")).unwrap();
+    assert_eq!(events.execute(insert, []).unwrap(), 1);
+    drop(events);
+    slow.daemon.launch();
+    eventually("both have an end", || slow.daemon.terminal() == 2);
+    assert!(slow.row(1).1.starts_with("stopped: the owner said /stop (req_"), "{:?}", slow.row(1));
+    assert_eq!(slow.row(2), ("handled_by_automation".to_owned(), "owner: /stop".to_owned()));
+    eventually("nothing is left", || !slow.is_at_work());
+}
+
+#[test]
+fn words_that_come_hours_late_leave_alone_what_was_said_since() {
+    let mut slow = Slow::start(json!({}));
+    let first = slow.send("one");
+    slow.called(1);
+    slow.pass();
+    assert_eq!(first.end()["status"], "completed");
+    let second = slow.send("two");
+    slow.called(2);
+    let (lines, sends) = (slow.daemon.file("lines"), slow.daemon.file("sends"));
+    let hours_ago = now_ms() - 2 * 60 * 60 * 1000;
+    fs::write(&lines, line_at(1, "me", "/stop", hours_ago) + &line_at(2, "me", "/new", hours_ago)).unwrap();
+    slow.wanted["adapters"] = json!({ "fake": fake(json!({ "lines_file": lines, "send_log": sends })) });
+    slow.daemon.configure(&slow.wanted);
+    slow.daemon.nexus_ok(&["daemon", "reload"]);
+    eventually("both are answered", || json_lines(&sends).len() == 2);
+    let mut answers: Vec<String> = json_lines(&sends).iter().map(|call| call["text"].as_str().unwrap().to_owned()).collect();
+    answers.sort();
+    assert!(answers[0].starts_with("This came late") && answers[1] == "What runs here came after that, and goes on.", "{answers:?}");
+    slow.pass();
+    assert_eq!(second.end()["text"].as_str().map(str::trim), Some("half of it\nand the rest"));
+    let sessions = "SELECT label || ' ' || turns FROM sessions WHERE archived_at IS NULL";
+    eventually("both turns are one session's", || slow.daemon.texts("agents", sessions) == ["dm:owner 2"]);
+}
+
+#[test]
+fn the_owner_begins_anew_past_what_they_said_as_a_stranger() {
+    let mut daemon = Daemon::new();
+    let (lines, sends) = (daemon.file("lines"), daemon.file("sends"));
+    fs::write(&lines, line(1, "me", "one")).unwrap();
+    let mut wanted = only("fake", json!({ "lines_file": lines, "send_log": sends }));
+    wanted["access"] = json!({ "default": "allow", "owner": [] });
+    daemon.configure(&wanted);
+    daemon.launch();
+    let turns = "SELECT count(*) FROM turns";
+    eventually("the stranger has a turn", || daemon.count("agents", turns) == 1 && daemon.deliveries("sent") == 1);
+    daemon.stop();
+    fs::write(&lines, line(1, "me", "one") + &line_at(2, "me", "/new", now_ms())).unwrap();
+    wanted["access"]["owner"] = json!(["fake:me"]);
+    daemon.configure(&wanted);
+    daemon.launch();
+    eventually("the word is answered", || json_lines(&sends).len() == 2);
+    assert_eq!(json_lines(&sends)[1]["text"], "This conversation begins anew; 1 turn is put away.");
+    assert_eq!(daemon.count("agents", "SELECT count(*) FROM sessions WHERE archived_at IS NULL"), 0);
+}
+
+#[test]
+fn a_word_of_the_same_catch_up_stops_what_came_before_it_in_private_and_in_a_group() {
+    let hours_ago = now_ms() - 2 * 60 * 60 * 1000;
+    let private = line_at(1, "me", "one", hours_ago) + &line_at(2, "me", "/stop", hours_ago + 1_000);
+    let in_group = line_at(3, "me", "two", hours_ago) + &line_at(4, "me", "/stop", hours_ago + 1_000);
+    let in_group = in_group.replace(r#""peer_kind":"dm""#, r#""peer_kind":"group""#).replace(r#""peer_id":"me""#, r#""peer_id":"g""#);
+    let mut slow = Slow::start(json!({}));
+    let lines = slow.daemon.file("lines");
+    fs::write(&lines, private + &in_group).unwrap();
+    slow.wanted["adapters"] = json!({ "fake": fake(json!({ "lines_file": lines })) });
+    slow.daemon.configure(&slow.wanted);
+    slow.daemon.nexus_ok(&["daemon", "reload"]);
+    eventually("all have an end", || slow.daemon.terminal() == 4);
+    for (message, word) in [(1, 2), (3, 4)] {
+        assert!(slow.row(message).1.starts_with("stopped: the owner said /stop (req_"), "{:?}", slow.row(message));
+        assert_eq!(slow.row(word), ("handled_by_automation".to_owned(), "owner: /stop".to_owned()));
+    }
+    eventually("nothing is left", || !slow.is_at_work());
+}
+
+#[test]
+fn a_models_turn_is_stopped_and_what_waits_is_asked_next() {
+    let (model, replies) = Model::given();
+    let mut wanted = config(json!({}));
+    wanted["agents"] = json!({ "default": "model", "model": {
+        "runner": "llm", "provider": "openai", "url": model.url(), "model": "m", "timeout_ms": 60_000,
+    } });
+    let daemon = Daemon::start(&wanted);
+    let send = |text: &str| daemon.open(&Ask::post("/control/send", &json!({ "text": text }))).body;
+    let first = send("one");
+    eventually("the model is asked", || model.asked().len() == 1);
+    let second = send("two");
+    eventually("it waits", || daemon.count("nexus", WAITING) == 1);
+    assert_eq!(send("/stop").end()["text"], "Stopped.");
+    assert_eq!(first.end()["status"], "completed");
+    replies.send(String::new()).unwrap(); // to who hung up
+    replies.send(text("openai", "Second.")).unwrap();
+    assert_eq!(second.end()["text"], "Second.");
+    assert_eq!(daemon.count("nexus", "SELECT count(*) FROM nexus_requests WHERE reason LIKE 'stopped: %' AND event_seq = 1"), 1);
 }

@@ -7,7 +7,7 @@ use crate::error_text::describe;
 use crate::http::control::{Answer, Refusal};
 use crate::http::sessions::Fork;
 use crate::ledger::Ledgers;
-use crate::ledger::agents::{ArchiveSession, Archived, ForkSession, Forked, label_of};
+use crate::ledger::agents::{ArchiveSession, Archived, ForkSession, Forked, label_of, put_away};
 use crate::ledger::writer::WriteError;
 use axum::http::StatusCode;
 use nexus_core::access::LABEL_BYTES_MAX;
@@ -44,7 +44,8 @@ pub(super) async fn fork(ledgers: &Ledgers, from: String, fork: Fork) -> Answer 
 
 /// Puts a session away, or takes it back.
 pub(super) async fn archive(ledgers: &Ledgers, name: String, undo: bool) -> Answer {
-    let asked = ArchiveSession { name, undo, begun_by: None, at: clock::wall_ms() };
+    let found = if undo { found_put_away(ledgers, name.clone()).await? } else { None };
+    let asked = ArchiveSession { name, formerly: None, undo, found, begun_by: None, at: clock::wall_ms() };
     let name = &asked.name;
     match ledgers.agents.writer.write_until_done(asked.clone()).await.map_err(not_now)? {
         Archived::Done(session) => Ok(json!({ "session": session, "changed": true })),
@@ -64,18 +65,23 @@ pub(super) async fn archive(ledgers: &Ledgers, name: String, undo: bool) -> Answ
     }
 }
 
+async fn found_put_away(ledgers: &Ledgers, name: String) -> Result<Option<i64>, Refusal> {
+    let found = ledgers.agents.readers.read(move |connection| put_away(connection, &name)).await;
+    found.map_err(|error| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, describe(&error)))
+}
+
 /// Ends the turn that runs in a session. What waits there goes on after that.
 pub(super) async fn stop(control: &Control, name: String) -> Answer {
     let turns = &control.pipeline.turns;
     // The label first: the session of its first turn is in no file yet.
-    let mut found = turns.stop(&name, None, STOPPED);
+    let mut found = turns.stop(&name, STOPPED);
     let mut label = name;
     if found.is_none() {
         let asked = label.clone();
         let known = control.ledgers.agents.readers.read(move |connection| label_of(connection, &asked)).await;
         let known = known.map_err(|error| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, describe(&error)))?;
         let Some(known) = known else { return Err(missing(&label)) };
-        found = turns.stop(&known, None, STOPPED);
+        found = turns.stop(&known, STOPPED);
         label = known;
     }
     let Some(mut stopping) = found else { return Ok(json!({ "session": label, "result": "idle" })) };

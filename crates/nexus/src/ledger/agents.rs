@@ -10,7 +10,9 @@ mod used;
 
 pub use acp::{KeepAcpSession, acp_session};
 pub use calls::{RecordCall, called};
-pub use sessions::{ArchiveSession, Archived, ForkSession, Forked, Listed, SessionBudget, SessionBudgets, label_of, session, sessions};
+pub use sessions::{
+    ArchiveSession, Archived, ForkSession, Forked, Listed, SessionBudget, SessionBudgets, label_of, put_away, session, sessions,
+};
 pub use used::{used_in_session, used_since};
 
 use super::writer::{Weight, commands};
@@ -409,7 +411,8 @@ mod tests {
         let (from, to, turn_2) = ("dm:ann".to_owned(), "what-if".to_owned(), Some("t2".to_owned()));
         ForkSession { from, to, turn: turn_2, at: 5 }.apply(&connection).unwrap();
         assert_eq!(of("what-if", None), ["t2", "t1"]);
-        ArchiveSession { name: "dm:ann".to_owned(), undo: false, begun_by: None, at: 6 }.apply(&connection).unwrap();
+        let name = "dm:ann".to_owned();
+        ArchiveSession { name, formerly: None, undo: false, found: None, begun_by: None, at: 6 }.apply(&connection).unwrap();
         assert!(of("dm:ann", None).is_empty(), "what was put away is remembered no more");
         apply(3, vec![turn("t4", "dm:ann")]);
         assert_eq!(of("dm:ann", None), ["t4"]);

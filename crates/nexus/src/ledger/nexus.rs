@@ -36,7 +36,7 @@ pub use publish::{
 pub use read::{
     DeliveryCounts, OpenRequest, RequestRow, deliveries, deliveries_of, delivery, delivery_counts, finished_after, open_by_conversation,
     open_deliveries, open_requests, request_by_event, request_by_id, request_id_of, request_state, requests, run_turn, sent_after,
-    status_counts, uncertain_deliveries,
+    status_counts, uncertain_deliveries, was_ended_for,
 };
 pub use recover::{BeginEpoch, Interrupted, Prune, ReviveRequest};
 pub use requests::{Admit, AdmitRow, Fellow, FellowEnd, FinishRun, InterruptRun, JoinRun, MarkActed, SaveTrace, SettleRequest, StartRun};

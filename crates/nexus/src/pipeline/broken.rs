@@ -2,10 +2,10 @@
 //! lane and session that frees is the router's.
 
 use super::unsettled::Ending;
-use super::{Active, Exit, Outcome, Pipeline, recovery, router};
+use super::{Active, Exit, Outcome, Pipeline, recovery, router, scheduled};
 use crate::clock;
 use crate::error_text::describe;
-use crate::ledger::nexus::{Audit, Fellow, FellowEnd, FinishRun, StartRun, deliveries_of, request_by_event};
+use crate::ledger::nexus::{Audit, Fellow, FellowEnd, FinishRun, NewDelivery, StartRun, deliveries_of, request_by_event};
 use crate::panics::{self, Panicked};
 use nexus_core::request::{NexusRequest, Status};
 use rusqlite::Connection;
@@ -35,14 +35,13 @@ impl Pipeline {
         let endings: Vec<Arc<Ending>> = seqs.map(|seq| self.unsettled.begin(conversation, seq)).collect();
         let ended = panics::caught(async {
             let (request_id, event) = router::load(self, event_seq, None).await?;
-            let adapter = event.adapter.clone();
             let mut request = event.into_request(request_id, clock::wall_ms());
             let mut others = Vec::with_capacity(fellows.len());
             for fellow in &fellows {
                 let (request_id, event) = router::load(self, fellow.event_seq, None).await?;
                 others.push(event.into_request(request_id, clock::wall_ms()));
             }
-            self.fail_run(&mut request, others, adapter, run_id, &reason, &endings).await
+            self.fail_run(&mut request, others, run_id, &reason, &endings).await
         });
         match ended.await {
             Ok(Some(true) | None) => {}
@@ -71,13 +70,21 @@ impl Pipeline {
         }
     }
 
+    /// What is said in place of the answer.
+    async fn apology(&self, request: &NexusRequest, run_id: &str) -> Option<NewDelivery> {
+        let place = scheduled::place_of(&self.ledgers, request).await.unwrap_or_else(|error| {
+            tracing::error!(run_id, error = %describe(&error), "nobody is told that a run broke off: where to could not be read");
+            None
+        })?;
+        Some(recovery::note(request, &self.settings.load().access, place, Some(run_id.to_owned())))
+    }
+
     /// Ends the run as failed, and has said what there is to say. False when it is not the request's run, `None` when
     /// that could not be written.
     async fn fail_run(
         &self,
         request: &mut NexusRequest,
         mut others: Vec<NexusRequest>,
-        adapter: String,
         run_id: String,
         reason: &str,
         endings: &[Arc<Ending>],
@@ -101,7 +108,7 @@ impl Pipeline {
             status: Status::Failed,
             reason: request.reason.clone(),
             turn_json: None,
-            deliveries: recovery::note(request, &self.settings.load().access, adapter, Some(run_id.clone())).into_iter().collect(),
+            deliveries: self.apology(request, &run_id).await.into_iter().collect(),
             stream: None,
             wait: None,
             trace: super::trace_json(request),

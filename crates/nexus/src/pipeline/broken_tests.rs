@@ -93,7 +93,7 @@ fn conversation() -> String {
 }
 
 /// A request on its way to the built-in echo.
-fn prepared(seq: i64, timeout: Duration) -> Prepared {
+pub(in crate::pipeline) fn prepared(seq: i64, timeout: Duration) -> Prepared {
     let agent = Agent { timeout, ..samples::echo() };
     Prepared {
         adapter: "fake".to_owned(),

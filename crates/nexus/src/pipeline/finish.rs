@@ -7,7 +7,7 @@ use super::recovery::is_between_us;
 use super::run::{Seen, Work};
 use super::running::Abort;
 use super::steering::Held;
-use super::{Exit, Pipeline, Prepared, trace_json, trace_value};
+use super::{Exit, Pipeline, Prepared, scheduled, trace_json, trace_value};
 use crate::agent::project::ProjectTurn;
 use crate::agent::{AgentError, Finished, StopReason, Usage};
 use crate::clock;
@@ -98,7 +98,8 @@ impl Verdict {
 impl Pipeline {
     pub(super) async fn finish(&self, ended: Ended, held: &mut Held) {
         let Ended { mut prepared, run_id, work, mut seen, started_at, spent } = ended;
-        let mut verdict = judge(work, &seen.text, &self.hint(&prepared.request, &prepared.adapter));
+        let asked = scheduled::asked(&prepared.request, "this message");
+        let mut verdict = judge(work, &seen.text, &self.hint(&prepared.request, &prepared.adapter), &asked);
         // Of all attempts, the failed ones too.
         verdict.finished.usage = seen.usage.unwrap_or(verdict.finished.usage);
         self.note_response(&mut prepared, &run_id, &verdict, &seen.tool_calls, spent);
@@ -384,8 +385,9 @@ pub(super) fn new_delivery(prepared: &Prepared, route: &Route, run_id: &str, ide
     }
 }
 
-/// `heard` is what the agent had said until then, `hint` goes behind what is told of a failure.
-fn judge(work: Work, heard: &str, hint: &str) -> Verdict {
+/// `heard` is what the agent had said until then, `hint` goes behind what is told of a failure, and `asked` is what has no
+/// answer then.
+fn judge(work: Work, heard: &str, hint: &str, asked: &str) -> Verdict {
     let sorry = |what: &str| format!("{what}{hint}");
     // Below a part of an answer it would be wrong that there is none.
     let cut = |what: &str, silent: &str, said: &str| {
@@ -411,7 +413,7 @@ fn judge(work: Work, heard: &str, hint: &str) -> Verdict {
         Work::Failed(error) => {
             let awaits = error.awaits();
             let notice = match awaits {
-                None => cut("The agent failed", "The agent failed; this message was not answered.", error.partial()),
+                None => cut("The agent failed", &format!("The agent failed; {asked} was not answered."), error.partial()),
                 Some(Awaited::Approval(_)) => sorry("This waits for an approval of whoever runs the project, and is answered after that."),
                 Some(Awaited::Configuration) => sorry("This waits until the project is configured, and is answered after that."),
             };

@@ -1,14 +1,14 @@
 //! What a start decides about requests that were under way when the daemon before it stopped
 //! (contract: `on_interrupted`). The rest of recovery is normal running.
 
-use super::{Settings, trace_value};
+use super::{Settings, scheduled, trace_value};
 use crate::access::Given;
 use crate::clock;
 use crate::ledger::agents::{ToolCall, TurnRecord};
 use crate::ledger::events::by_seq;
 use crate::ledger::nexus::{Interrupted, NewDelivery, ReviveRequest, request_id_of, run_turn};
 use crate::ledger::{Ledgers, ReadError, writer::WriteError};
-use crate::routes::{CLI_CHANNEL, TIMER_CHANNEL};
+use crate::routes::Place;
 use nexus_core::config::{self, OnInterrupted};
 use nexus_core::event::{Event, PeerKind};
 use nexus_core::request::{AgentSection, NexusRequest, ResponseSection, Stage, Status};
@@ -138,9 +138,9 @@ async fn tell(ledgers: &Ledgers, access: &config::Access, one: &Interrupted, rea
         Some(run_id) => ledgers.nexus.readers.read(move |connection| run_turn(connection, &run_id)).await?,
         None => None,
     };
-    let adapter = event.adapter.clone();
     let request = event.into_request(request_id, clock::wall_ms());
-    let note = note(&request, access, adapter, one.run_id.clone());
+    let place = scheduled::place_of(ledgers, &request).await?;
+    let note = place.map(|place| note(&request, access, place, one.run_id.clone()));
     Ok(Told { trace: Some(trace(request, one, turn, reason)), note })
 }
 
@@ -171,22 +171,20 @@ pub(super) fn is_between_us(access: &config::Access, adapter: &str, event: &Even
     event.peer_kind == PeerKind::Dm && Given::of(access, adapter, &event.channel, &event.sender_id) == Given::Owner
 }
 
-/// One line for the user whose message was not answered. None for the client of the control socket, which
-/// asks for the request's end, nor for the timer, which is nobody.
-pub(super) fn note(request: &NexusRequest, access: &config::Access, adapter: String, run_id: Option<String>) -> Option<NewDelivery> {
-    if [CLI_CHANNEL, TIMER_CHANNEL].contains(&request.event.channel.as_str()) {
-        return None;
-    }
+/// One line, at `place`, for who waits for an answer to a request as it was recorded.
+pub(super) fn note(request: &NexusRequest, access: &config::Access, place: Place, run_id: Option<String>) -> NewDelivery {
     let now = clock::wall_ms();
-    let (id, target) = (&request.request_id, request.delivery.clone());
-    let hint = match is_between_us(access, &adapter, &request.event) {
+    let (id, Place { adapter, target }) = (&request.request_id, place);
+    let hint = match is_between_us(access, &request.adapter, &request.event) {
         true => format!(" (`nexus trace show {id}` tells more, `nexus trace retry {id}` runs it again)"),
         false => String::new(),
     };
+    let mut asked = scheduled::asked(request, "your message");
+    asked[..1].make_ascii_uppercase();
     let run = run_id.as_ref().unwrap_or(id);
-    Some(NewDelivery {
+    NewDelivery {
         delivery_id: format!("dlv_{}", ulid::Ulid::generate()),
-        content: format!("Your message was interrupted while it was being answered{hint}."),
+        content: format!("{asked} was interrupted while it was being answered{hint}."),
         request_id: id.clone(),
         event_seq: request.event_seq,
         idempotency_key: format!("{run}:interrupted:0"),
@@ -200,7 +198,7 @@ pub(super) fn note(request: &NexusRequest, access: &config::Access, adapter: Str
         created_at: now,
         expires_at: now + NOTE_TTL_MS,
         here: false,
-    })
+    }
 }
 
 #[cfg(test)]
@@ -210,7 +208,11 @@ mod tests {
 
     fn request() -> NexusRequest {
         let event = crate::samples::event("fake:1");
-        NexusRequest::new("req_1".to_owned(), 1, 0, event)
+        NexusRequest { adapter: "fake".to_owned(), ..NexusRequest::new("req_1".to_owned(), 1, 0, event) }
+    }
+
+    fn place(request: &NexusRequest) -> Place {
+        Place { adapter: request.adapter.clone(), target: request.delivery.clone() }
     }
 
     fn interrupted(stopped_at: Option<i64>) -> Interrupted {
@@ -249,13 +251,13 @@ mod tests {
     #[test]
     fn the_note_is_one_line_and_says_what_to_do() {
         let ours = config::Access { owner: vec!["fake:u".to_owned()], ..config::Access::default() };
-        let told = note(&request(), &ours, "fake".to_owned(), None).unwrap();
+        let told = note(&request(), &ours, place(&request()), None);
         assert!(told.content.contains("`nexus trace retry req_1`") && !told.content.contains('\n'), "{}", told.content);
         assert_eq!((told.target.as_str(), told.reply_to_id.as_deref()), ("p", Some("1")));
         let plain = "Your message was interrupted while it was being answered.";
-        assert_eq!(note(&request(), &config::Access::default(), "fake".to_owned(), None).unwrap().content, plain, "to a guest");
+        assert_eq!(note(&request(), &config::Access::default(), place(&request()), None).content, plain, "to a guest");
         let mut in_group = request();
         in_group.event.peer_kind = PeerKind::Group;
-        assert_eq!(note(&in_group, &ours, "fake".to_owned(), None).unwrap().content, plain, "others read it");
+        assert_eq!(note(&in_group, &ours, place(&in_group), None).content, plain, "others read it");
     }
 }

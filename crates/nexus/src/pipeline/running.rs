@@ -1,12 +1,15 @@
 //! The turns that run, by session: how one is ended before its time, and what is told of them. It begins none and writes
 //! nothing: what the end of one comes to, `run` and `finish` say.
 
-use super::Prepared;
-use std::collections::HashMap;
+use super::{Prepared, words};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+/// Stops that are kept for turns that have yet to begin; of more the earliest are forgotten.
+const KEPT_STOPS_MAX: usize = 256;
 
 /// Why a turn has no whole answer that a newer message of its session ended.
 const SUPERSEDED: &str = "aborted: a newer message of its session ended this turn";
@@ -50,12 +53,43 @@ impl Abort {
 /// The turns that run. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Turns {
-    inner: Arc<Mutex<HashMap<String, Entry>>>,
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    running: HashMap<String, Entry>,
+    /// By session and the place of the word that asked for it: each ends the first turn of an earlier message.
+    stops: BTreeMap<(String, i64), Kept>,
+}
+
+/// A stop that found no turn of a message before it.
+#[derive(Debug)]
+struct Kept {
+    before: Before,
+    why: String,
+}
+
+/// What a word that ends a turn came after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Before {
+    /// The word's own place.
+    pub(super) event_seq: i64,
+    /// Of one that came late: when it was said, in Unix ms. Since then messages may have come that have earlier places.
+    pub(super) said_at: Option<i64>,
+}
+
+impl Before {
+    fn is_after(self, event_seq: i64, said_at: i64) -> bool {
+        event_seq < self.event_seq && self.said_at.is_none_or(|at| said_at <= at)
+    }
 }
 
 #[derive(Debug)]
 struct Entry {
     event_seq: i64,
+    /// Unix ms.
+    said_at: i64,
     request_id: String,
     agent: String,
     began: Instant,
@@ -92,56 +126,144 @@ pub(super) struct AtWork {
 impl Drop for AtWork {
     fn drop(&mut self) {
         let mut turns = self.turns.lock();
-        if turns.get(&self.session).is_some_and(|entry| entry.event_seq == self.event_seq) {
-            turns.remove(&self.session);
+        if turns.running.get(&self.session).is_some_and(|entry| entry.event_seq == self.event_seq) {
+            turns.running.remove(&self.session);
         }
     }
 }
 
 impl Turns {
-    /// The turn of this request runs from here on.
+    /// The turn of this request runs from here on. A stop that came before it, and after its message, ends it at once.
     pub(super) fn begin(&self, prepared: &Prepared) -> AtWork {
         let (sender, over) = watch::channel(());
-        let event_seq = prepared.request.event_seq;
+        let (event_seq, session) = (prepared.request.event_seq, prepared.session.clone());
         let entry = Entry {
             event_seq,
+            said_at: words::said_at(&prepared.request),
             request_id: prepared.request.request_id.clone(),
             agent: prepared.agent.name.clone(),
             began: Instant::now(),
             abort: prepared.abort.clone(),
             over,
         };
-        self.lock().insert(prepared.session.clone(), entry);
-        AtWork { turns: self.clone(), session: prepared.session.clone(), event_seq, _over: sender }
+        let mut turns = self.lock();
+        if let Some(why) = turns.take_stop(&session, &entry) {
+            tracing::info!(session, request_id = entry.request_id, why, "a turn is stopped before it began");
+            entry.abort.cancel_for(&why);
+        }
+        turns.running.insert(session.clone(), entry);
+        AtWork { turns: self.clone(), session, event_seq, _over: sender }
     }
 
-    /// Has the turn of a session ended, for the reason that its trace is to give; of a message that came before `before`
-    /// only, if that is given. `None` if there is none.
-    pub fn stop(&self, session: &str, before: Option<i64>, why: &str) -> Option<Stopping> {
-        let turns = self.lock();
-        let entry = turns.get(session).filter(|entry| before.is_none_or(|before| entry.event_seq < before))?;
-        entry.abort.cancel_for(why);
-        Some(Stopping { event_seq: entry.event_seq, request_id: entry.request_id.clone(), over: entry.over.clone() })
+    /// Has the turn of a session ended, for the reason that its trace is to give. `None` if there is none.
+    pub fn stop(&self, session: &str, why: &str) -> Option<Stopping> {
+        self.lock().running.get(session).map(|entry| entry.stop(why))
+    }
+
+    /// As [`Self::stop`], of a message that came before the word only. Where there is none, the first such turn that
+    /// begins is ended: its message may be on its way still, or wait.
+    pub(super) fn stop_before(&self, session: &str, before: Before, why: &str) -> Option<Stopping> {
+        let mut turns = self.lock();
+        let running = turns.running.get(session).filter(|entry| before.is_after(entry.event_seq, entry.said_at));
+        if let Some(entry) = running {
+            return Some(entry.stop(why));
+        }
+        if turns.stops.len() >= KEPT_STOPS_MAX
+            && let Some(earliest) = turns.stops.keys().min_by_key(|(_, event_seq)| *event_seq).cloned()
+        {
+            turns.stops.remove(&earliest);
+        }
+        turns.stops.insert((session.to_owned(), before.event_seq), Kept { before, why: why.to_owned() });
+        None
     }
 
     /// The agent whose turn of a session runs, and for how long.
     pub(super) fn of(&self, session: &str) -> Option<(String, Duration)> {
-        self.lock().get(session).map(|entry| (entry.agent.clone(), entry.began.elapsed()))
+        self.lock().running.get(session).map(|entry| (entry.agent.clone(), entry.began.elapsed()))
     }
 
     pub(super) fn count(&self) -> usize {
-        self.lock().len()
+        self.lock().running.len()
     }
 
     /// Whatever broke off while it held this: an entry is put in or taken out in one step.
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    /// The earliest stop that is kept for this turn: why it ends.
+    fn take_stop(&mut self, session: &str, entry: &Entry) -> Option<String> {
+        let of_session = (session.to_owned(), entry.event_seq)..=(session.to_owned(), i64::MAX);
+        let mut kept = self.stops.range(of_session).filter(|(_, kept)| kept.before.is_after(entry.event_seq, entry.said_at));
+        let key = kept.next()?.0.clone();
+        self.stops.remove(&key).map(|kept| kept.why)
+    }
+}
+
+impl Entry {
+    fn stop(&self, why: &str) -> Stopping {
+        self.abort.cancel_for(why);
+        Stopping { event_seq: self.event_seq, request_id: self.request_id.clone(), over: self.over.clone() }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pipeline::broken::tests::prepared;
+
+    fn word(event_seq: i64) -> Before {
+        Before { event_seq, said_at: None }
+    }
+
+    /// Why the turn of this message was ended when it began, if it was.
+    fn ended(turns: &Turns, seq: i64) -> Option<String> {
+        let prepared = prepared(seq, Duration::ZERO);
+        drop(turns.begin(&prepared));
+        prepared.abort.is_cancelled().then(|| prepared.abort.why().to_owned())
+    }
+
+    #[test]
+    fn a_stop_that_finds_no_turn_ends_the_first_that_begins_of_a_message_before_it() {
+        let turns = Turns::default();
+        assert!(turns.stop_before("s", word(2), "first").is_none() && turns.stop_before("s", word(4), "second").is_none());
+        assert!(turns.stop_before("other", word(9), "third").is_none());
+        assert_eq!(ended(&turns, 5), None, "it came after both");
+        assert_eq!((ended(&turns, 1).as_deref(), ended(&turns, 3).as_deref()), (Some("first"), Some("second")));
+        assert_eq!((ended(&turns, 1), ended(&turns, 3)), (None, None), "each ends one");
+    }
+
+    #[test]
+    fn the_verb_ends_what_runs_and_nothing_that_begins_later() {
+        let turns = Turns::default();
+        assert!(turns.stop("s", "by the verb").is_none());
+        assert_eq!(ended(&turns, 1), None);
+        let prepared = prepared(2, Duration::ZERO);
+        let at_work = turns.begin(&prepared);
+        assert!(turns.stop_before("s", word(2), "too early").is_none() && !prepared.abort.is_cancelled());
+        assert_eq!(turns.stop("s", "by the verb").map(|stopping| stopping.event_seq), Some(2));
+        assert_eq!(prepared.abort.why(), "by the verb");
+        drop(at_work);
+        assert_eq!(turns.count(), 0);
+    }
+
+    #[test]
+    fn a_word_that_came_late_ends_nothing_that_was_said_after_it() {
+        let late = Before { event_seq: 9, said_at: Some(1_000) };
+        assert!(late.is_after(8, 1_000) && !late.is_after(8, 1_001) && !late.is_after(9, 1));
+        assert!(word(9).is_after(8, i64::MAX));
+    }
+
+    #[test]
+    fn no_more_stops_are_kept_than_may_be() {
+        let turns = Turns::default();
+        let last = i64::try_from(KEPT_STOPS_MAX).map_or(0, |max| max + 2);
+        (2..=last + 1).for_each(|seq| drop(turns.stop_before("s", word(seq), "stopped")));
+        assert_eq!(turns.lock().stops.len(), KEPT_STOPS_MAX);
+        assert!(turns.lock().stops.contains_key(&("s".to_owned(), last + 1)), "the newest is kept");
+    }
 
     #[test]
     fn who_ends_a_turn_first_is_told() {

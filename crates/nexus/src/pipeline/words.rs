@@ -2,24 +2,29 @@
 //! access: what it asks for is done, and the answer ends its request, in one commit. No agent hears of it, and no word of
 //! anybody else's is one.
 
-use super::{Exit, Pipeline, Settings, assemble};
+use super::running::Before;
+use super::{Exit, Pipeline, READ_PATIENCE, Settings, assemble};
 use crate::access::Given;
 use crate::clock;
 use crate::error_text::describe;
 use crate::ledger::agents::{ArchiveSession, Archived};
 use crate::ledger::events::StoredEvent;
+use crate::ledger::nexus::{counter, request_by_event, was_ended_for};
 use crate::ledger::writer::WriteError;
 use crate::nostr;
 use nexus_core::access::Principal;
 use nexus_core::config::{self, PrincipalType};
 use nexus_core::event::{Event, PeerKind};
-use nexus_core::request::{NexusRequest, TriggersSection};
+use nexus_core::request::{NexusRequest, Status, TriggersSection};
+use rusqlite::Connection;
 use std::fmt;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 /// How long the answer to `/stop` waits for the turn's end: an agent that is told to stop has a part of that.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a word may have been on its way, in milliseconds, to be one about what goes on now.
+const ON_ITS_WAY_MS_MAX: i64 = 300_000;
 /// Characters of what is wrong with the daemon that the owner is told.
 const REASONS_CHARS_MAX: usize = 500;
 
@@ -119,7 +124,7 @@ impl Pipeline {
         let Some(word) = Word::read(&request.adapter, &request.event) else { return Ok(()) };
         let session = assemble::label(request, principal);
         let text = match word {
-            Word::Stop => self.stop_turn(request, &session, STOP_PATIENCE.min(left / 2)).await,
+            Word::Stop => self.stop_turn(request, &session, STOP_PATIENCE.min(left / 2)).await?,
             Word::New => self.begin_session_anew(request, &session).await?,
             Word::Status => self.tell_status(request, &session),
         };
@@ -128,21 +133,58 @@ impl Pipeline {
         Err(Exit::Replied { by, automation: word.name().to_owned(), text, session })
     }
 
-    /// Ends the turn that runs in the session, if its message came before the word: said again after a crash, it must not
-    /// end a later one.
-    async fn stop_turn(&self, request: &NexusRequest, session: &str, patience: Duration) -> String {
+    /// Ends the turn that runs in the session, or is the next to begin, if its message came before the word. Said again
+    /// after a crash, it ends no second one.
+    async fn stop_turn(&self, request: &NexusRequest, session: &str, patience: Duration) -> Result<String, Exit> {
         let why = format!("stopped: the owner said /stop ({})", request.request_id);
-        let Some(mut stopping) = self.turns.stop(session, Some(request.event_seq), &why) else { return "Nothing runs here.".to_owned() };
-        tracing::info!(session, request_id = stopping.request_id, by = request.request_id, "the owner stops a turn");
-        match stopping.is_over(patience).await {
-            true => "Stopped.".to_owned(),
-            false => "Told to stop; it has not ended yet.".to_owned(),
+        let (seq, asked) = (request.event_seq, why.clone());
+        if self.look_up(move |connection| was_ended_for(connection, &asked, seq)).await? {
+            return Ok("Stopped.".to_owned());
         }
+        let before = Before { event_seq: seq, said_at: came_late(request) };
+        let Some(mut stopping) = self.turns.stop_before(session, before, &why) else {
+            let runs = self.turns.of(session).is_some();
+            return Ok(if runs { "What runs here came after that, and goes on." } else { "Nothing runs here." }.to_owned());
+        };
+        tracing::info!(session, request_id = stopping.request_id, by = request.request_id, "the owner stops a turn");
+        let stopped = stopping.event_seq;
+        let row = match stopping.is_over(patience).await {
+            true => self.look_up(move |connection| request_by_event(connection, stopped)).await?,
+            false => None,
+        };
+        // Its whole answer may have been on its way to the disk when the word came.
+        let end = row.filter(|row| Status::parse(&row.status).is_some_and(Status::is_terminal));
+        Ok(match end {
+            None => "Told to stop; it has not ended yet.",
+            Some(row) if row.reason.as_deref() == Some(why.as_str()) => "Stopped.",
+            Some(_) => "It had just come to its end.",
+        }
+        .to_owned())
+    }
+
+    /// What nexus.db says, for a stage; one that can't be read for long ends the request.
+    pub(super) async fn look_up<T: Send + 'static>(
+        &self,
+        query: impl Fn(&Connection) -> rusqlite::Result<T> + Clone + Send + 'static,
+    ) -> Result<T, Exit> {
+        let known = self.ledgers.nexus.readers.read_patiently(query, READ_PATIENCE, &self.abandon).await;
+        known.ok_or_else(|| match self.abandon.is_cancelled() {
+            true => Exit::Stopping,
+            false => Exit::Failed(format!("nexus.db could not be read for {} s; see the log", READ_PATIENCE.as_secs())),
+        })
     }
 
     async fn begin_session_anew(&self, request: &NexusRequest, session: &str) -> Result<String, Exit> {
+        if came_late(request).is_some() {
+            return Ok("This came late, and puts nothing away: say it again if you still want that.".to_owned());
+        }
+        // An answer may be read before its turn is in the agents ledger.
+        let finished = self.look_up(|connection| counter(connection, "finish_seq")).await?;
+        self.wait_for_turn(finished).await;
         let at = clock::wall_ms();
-        let asked = ArchiveSession { name: session.to_owned(), undo: false, begun_by: Some(admitted_at(request).unwrap_or(at)), at };
+        let (name, formerly) = (session.to_owned(), assemble::formerly(request, session));
+        let begun_by = Some(admitted_at(request).unwrap_or(at));
+        let asked = ArchiveSession { name, formerly, undo: false, found: None, begun_by, at };
         let told = match self.ledgers.agents.writer.write_until_done(asked).await {
             Ok(Archived::Done(put) | Archived::Before(put)) => {
                 let turns = if put.turns == 1 { "1 turn is".to_owned() } else { format!("{} turns are", put.turns) };
@@ -173,6 +215,19 @@ impl Pipeline {
         };
         format!("{here}{elsewhere}.\n{}", self.wellbeing.line(request.event.peer_kind == PeerKind::Dm))
     }
+}
+
+/// When a word was said that came too late to be about what goes on now, in Unix milliseconds: as from an adapter that was
+/// offline. `None` for one that came in time, and where its event doesn't say or is from the future.
+fn came_late(request: &NexusRequest) -> Option<i64> {
+    let (said_at, came_at) = (request.event.timestamp, admitted_at(request)?);
+    (said_at > 0 && came_at.saturating_sub(said_at) > ON_ITS_WAY_MS_MAX).then_some(said_at)
+}
+
+/// When a message was said, in Unix milliseconds, or else came.
+pub(super) fn said_at(request: &NexusRequest) -> i64 {
+    let came_at = admitted_at(request).unwrap_or(request.created_at);
+    if request.event.timestamp > 0 { request.event.timestamp.min(came_at) } else { came_at }
 }
 
 /// When the request was admitted, in Unix milliseconds: its id tells, however often it is prepared.
@@ -213,6 +268,23 @@ mod tests {
         let id = ulid::Ulid::from_parts(1_770_301_807_000, 7);
         assert_eq!(at(&format!("req_{id}")), Some(1_770_301_807_000));
         assert_eq!((at("req_1"), at("1")), (None, None));
+    }
+
+    #[test]
+    fn a_word_comes_late_only_if_it_says_so() {
+        let came_at = 1_770_301_807_000_u64;
+        let id = format!("req_{}", ulid::Ulid::from_parts(came_at, 7));
+        let came_at = i64::try_from(came_at).unwrap();
+        let at = |timestamp: i64| {
+            let request = NexusRequest::new(id.clone(), 1, 0, Event { timestamp, ..said("/new") });
+            (came_late(&request), said_at(&request))
+        };
+        let old = came_at - ON_ITS_WAY_MS_MAX - 1;
+        assert_eq!(at(old), (Some(old), old));
+        assert_eq!(at(old + 1), (None, old + 1));
+        for says_nothing in [0, -1, i64::MIN, i64::MAX] {
+            assert_eq!(at(says_nothing), (None, came_at), "{says_nothing}");
+        }
     }
 
     #[test]

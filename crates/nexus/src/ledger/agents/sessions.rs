@@ -201,12 +201,22 @@ fn is_in_line(connection: &Connection, label: &str, turn: &str) -> rusqlite::Res
     connection.prepare_cached(sql)?.exists([label, turn])
 }
 
+/// Whether a session of this label or alias is put away, and then when it began, in Unix ms.
+pub fn put_away(connection: &Connection, name: &str) -> rusqlite::Result<Option<i64>> {
+    Ok(find(connection, name)?.filter(|found| found.archived_at.is_some()).map(|found| found.created_at))
+}
+
 /// Puts a session away, or takes it back. Its label begins anew with its next turn.
 #[derive(Debug, Clone)]
 pub struct ArchiveSession {
     /// A label or an alias.
     pub name: String,
+    /// The label from before its speaker was known, which the next turn would go on from: put away with it.
+    pub formerly: Option<String>,
     pub undo: bool,
+    /// Of one to be taken back that was found put away: when it began, in Unix ms. If that one isn't put away any more, an
+    /// attempt whose end nobody heard of took it back.
+    pub found: Option<i64>,
     /// Only one that began by then, in Unix ms: who asks twice doesn't put away what began in between.
     pub begun_by: Option<i64>,
     /// Unix ms.
@@ -231,12 +241,27 @@ pub enum Archived {
 
 impl ArchiveSession {
     pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Archived> {
-        let Some(found) = find(connection, &self.name)? else { return Ok(Archived::NoSession) };
+        let named = self.apply_to(connection, find(connection, &self.name)?)?;
+        let Some(formerly) = &self.formerly else { return Ok(named) };
+        // By its own name: as an alias it leads to the one above.
+        let former = self.apply_to(connection, own(connection, formerly)?)?;
+        Ok(match (named, former) {
+            (Archived::Done(one), Archived::Done(other)) => {
+                Archived::Done(Listed { turns: one.turns.saturating_add(other.turns), ..one })
+            }
+            (_, done @ Archived::Done(_)) => done,
+            (Archived::NoSession, former) => former,
+            (named, _) => named,
+        })
+    }
+
+    fn apply_to(&self, connection: &Connection, found: Option<Listed>) -> rusqlite::Result<Archived> {
+        let Some(found) = found else { return Ok(Archived::NoSession) };
         if self.begun_by.is_some_and(|by| found.created_at > by) {
             return Ok(Archived::NoSession);
         }
         if self.undo && found.archived_at.is_none() {
-            return not_archived(connection, &found.label);
+            return if self.found == Some(found.created_at) { Ok(Archived::Done(found)) } else { not_archived(connection, &found.label) };
         }
         // The same time is our own, by an attempt whose end nobody heard of.
         if !self.undo && found.archived_at.is_some_and(|at| at != self.at) {
@@ -297,7 +322,8 @@ mod tests {
     }
 
     fn archive(connection: &Connection, undo: bool) -> Archived {
-        ArchiveSession { name: "dm:a".to_owned(), undo, begun_by: None, at: 50 }.apply(connection).unwrap()
+        let (name, found) = ("dm:a".to_owned(), put_away(connection, "dm:a").unwrap());
+        ArchiveSession { name, formerly: None, undo, found, begun_by: None, at: 50 }.apply(connection).unwrap()
     }
 
     fn said(connection: &Connection, label: &str) -> Vec<String> {
@@ -359,7 +385,8 @@ mod tests {
         let connection = three();
         assert!(matches!(archive(&connection, false), Archived::Done(_)));
         assert!(matches!(archive(&connection, false), Archived::Done(_)), "the same command, repeated");
-        let later = ArchiveSession { name: "dm:a".to_owned(), undo: false, begun_by: None, at: 51 }.apply(&connection).unwrap();
+        let later = ArchiveSession { name: "dm:a".to_owned(), formerly: None, undo: false, found: None, begun_by: None, at: 51 };
+        let later = later.apply(&connection).unwrap();
         assert!(matches!(later, Archived::Before(put) if put.archived_at == Some(50)));
         assert!(matches!(archive(&connection, true), Archived::Done(_)));
     }
@@ -375,13 +402,46 @@ mod tests {
     }
 
     #[test]
+    fn what_is_taken_back_by_a_repeated_command_is_taken_back() {
+        let connection = three();
+        archive(&connection, false);
+        let found = put_away(&connection, "dm:a").unwrap();
+        let back = ArchiveSession { name: "dm:a".to_owned(), formerly: None, undo: true, found, begun_by: None, at: 60 };
+        assert!(matches!(back.apply(&connection).unwrap(), Archived::Done(_)));
+        assert!(matches!(back.apply(&connection).unwrap(), Archived::Done(back) if back.archived_at.is_none()), "repeated");
+        assert_eq!(put_away(&connection, "dm:a").unwrap(), None);
+        assert_eq!(archive(&connection, true), Archived::NotArchived, "asked anew");
+    }
+
+    #[test]
+    fn what_its_speaker_said_as_a_stranger_is_put_away_too() {
+        let connection = ledger();
+        apply(&connection, 1, "t1", "dm:sms:1");
+        let put = |at: i64| {
+            let (name, formerly) = ("dm:a".to_owned(), Some("dm:sms:1".to_owned()));
+            ArchiveSession { name, formerly, undo: false, found: None, begun_by: None, at }.apply(&connection).unwrap()
+        };
+        let told = || history(&connection, "dm:a", Some("dm:sms:1"), &Reach::All, 50, 1 << 20).unwrap().messages;
+        assert!(matches!(put(50), Archived::Done(put) if put.turns == 1 && put.label == "dm:sms:1"));
+        assert!(told().is_empty(), "the next message would be told of it");
+        apply(&connection, 2, "t2", "dm:sms:1");
+        apply(&connection, 3, "t3", "dm:a");
+        assert!(matches!(put(60), Archived::Done(put) if put.turns == 2 && put.label == "dm:a"));
+        assert!(told().is_empty());
+        assert!(matches!(put(70), Archived::Before(_)));
+    }
+
+    #[test]
     fn who_asks_again_to_put_it_away_spares_what_began_since() {
         let connection = ledger();
         let apply = |seq: i64, id: &str, started_at: i64| {
             let turns = vec![TurnRecord { started_at, ..turn(id, "dm:a") }];
             ApplyTurns { upto_finish_seq: seq, turns }.apply(&connection).unwrap();
         };
-        let asked = || ArchiveSession { name: "dm:a".to_owned(), undo: false, begun_by: Some(20), at: 21 }.apply(&connection).unwrap();
+        let asked = || {
+            let again = ArchiveSession { name: "dm:a".to_owned(), formerly: None, undo: false, found: None, begun_by: Some(20), at: 21 };
+            again.apply(&connection).unwrap()
+        };
         apply(1, "t1", 10);
         assert!(matches!(asked(), Archived::Done(_)) && matches!(asked(), Archived::Done(_)));
         apply(2, "t2", 30);

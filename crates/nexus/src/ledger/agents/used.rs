@@ -73,7 +73,8 @@ mod tests {
     }
 
     fn archive(connection: &Connection, session: &str, undo: bool) {
-        ArchiveSession { name: session.to_owned(), undo, begun_by: None, at: 90 }.apply(connection).unwrap();
+        let name = session.to_owned();
+        ArchiveSession { name, formerly: None, undo, found: None, begun_by: None, at: 90 }.apply(connection).unwrap();
     }
 
     #[test]

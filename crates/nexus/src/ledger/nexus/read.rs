@@ -6,6 +6,9 @@ use crate::ledger::optional;
 use rusqlite::{Connection, Row, params};
 use serde::Serialize;
 
+/// Requests among which one is looked for that ended for a reason.
+const REASONS_LOOKED_AT: i64 = 10_000;
+
 /// A request as `trace` shows it.
 #[derive(Debug, Clone, Serialize)]
 pub struct RequestRow {
@@ -57,6 +60,12 @@ pub fn request_by_id(connection: &Connection, request_id: &str) -> rusqlite::Res
 pub fn request_by_event(connection: &Connection, event_seq: i64) -> rusqlite::Result<Option<RequestRow>> {
     let sql = format!("SELECT {REQUEST} FROM nexus_requests WHERE event_seq = ?1");
     optional(connection.prepare_cached(&sql)?.query_row([event_seq], request))
+}
+
+/// Whether one of the newest requests before `before` ended for this reason.
+pub fn was_ended_for(connection: &Connection, reason: &str, before: i64) -> rusqlite::Result<bool> {
+    let sql = "SELECT 1 FROM nexus_requests WHERE event_seq < ?1 AND event_seq >= ?1 - ?2 AND reason = ?3";
+    connection.prepare_cached(sql)?.exists(params![before, REASONS_LOOKED_AT, reason])
 }
 
 /// The newest `limit` requests, newest first, of one status if given.
@@ -224,6 +233,20 @@ mod tests {
 
     fn ledger() -> Connection {
         crate::samples::nexus_ledger()
+    }
+
+    #[test]
+    fn who_ended_a_request_is_found_among_those_before_it() {
+        let connection = ledger();
+        let insert = "INSERT INTO nexus_requests (event_seq, request_id, event_id, channel, account_id, adapter, conversation, status,
+                        stage, created_at, reason, epoch)
+                      VALUES (?1, ?2, '', '', '', '', '', 'completed', '', 0, ?3, 1)";
+        for (event_seq, reason) in [(1, Some("one")), (REASONS_LOOKED_AT, Some("two")), (REASONS_LOOKED_AT + 1, None)] {
+            connection.execute(insert, params![event_seq, event_seq.to_string(), reason]).unwrap();
+        }
+        let ended = |reason: &str, before: i64| was_ended_for(&connection, reason, before).unwrap();
+        assert!(ended("one", 2) && !ended("one", 1) && !ended("three", 2));
+        assert!(ended("two", REASONS_LOOKED_AT + 2) && !ended("one", REASONS_LOOKED_AT + 2), "it is not looked for any further");
     }
 
     #[test]
