@@ -26,6 +26,16 @@ pub enum CircuitState {
     },
 }
 
+impl CircuitState {
+    /// Whether nobody is asked at `now_ms`. Where the time is over, the next call tries, whenever that comes.
+    pub fn rests(self, now_ms: u64) -> bool {
+        match self {
+            Self::Closed { .. } => false,
+            Self::Open { until_ms } | Self::HalfOpen { until_ms } => now_ms < until_ms,
+        }
+    }
+}
+
 /// Leave to ask, which is given back with how it went. One from before the last change of state says
 /// nothing about the present one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,9 +67,11 @@ impl Circuit {
 
     /// Leave to ask now; `None` while the circuit is open.
     pub fn admit(&mut self, now_ms: u64) -> Option<Leave> {
+        if self.state.rests(now_ms) {
+            return None;
+        }
         match self.state {
             CircuitState::Closed { .. } => {}
-            CircuitState::Open { until_ms } | CircuitState::HalfOpen { until_ms } if now_ms < until_ms => return None,
             CircuitState::Open { .. } | CircuitState::HalfOpen { .. } => {
                 self.turn(CircuitState::HalfOpen { until_ms: now_ms.saturating_add(self.policy.half_open_ms) });
             }
@@ -136,6 +148,7 @@ mod tests {
         }
         assert!(fail(&mut circuit, 10));
         assert_eq!(circuit.admit(300_009), None);
+        assert!(circuit.state().rests(300_009) && !circuit.state().rests(300_010), "nobody has to call for its time to be over");
         let leave = circuit.admit(300_010).unwrap();
         assert_eq!(circuit.admit(300_011), None, "one at a time");
         assert!(circuit.succeeded(leave));

@@ -43,7 +43,7 @@ pub trait Program: Send + Sync + 'static {
     /// Called once a process is gone and read to its end. `was_told`: it was to stop.
     fn ended(&self, _status: ExitStatus, _was_told: bool) {}
 
-    /// Called whenever the child is in another phase. It must not wait.
+    /// Called whenever the child is in another phase, which who asks for its status sees by then. It must not wait.
     fn changed(&self, _status: &ChildStatus) {}
 }
 
@@ -96,6 +96,19 @@ pub enum Phase {
     Stopping,
     Backoff,
     Errored,
+}
+
+impl Phase {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stopped => "stopped",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Stopping => "stopping",
+            Self::Backoff => "backoff",
+            Self::Errored => "errored",
+        }
+    }
 }
 
 /// A child as its task last reported it.

@@ -315,11 +315,15 @@ mod tests {
         assert!(waiting.await.is_err(), "what it had is dropped: nobody waits for it for ever");
         let broken = blocking("probe.blocking", || assert_eq!(Some("what is there"), None, "a defect"));
         assert!(broken.await.unwrap_err().is_panic());
+        let tracker = TaskTracker::new();
+        drop(tracked("probe.tracked", &tracker, async { assert_eq!(Some("what is there"), None, "a defect") }));
+        tracker.close();
+        tracker.wait().await; // who asked is gone: it is told all the same
         let text = watch.inner.metrics.text().unwrap();
-        for name in ["probe.helper", "probe.blocking"] {
+        for name in ["probe.helper", "probe.blocking", "probe.tracked"] {
             assert!(text.contains(&format!("nexus_task_failures_total{{task=\"{name}\"}} 1")), "{name} is not in {text}");
         }
-        assert!(bus.bounds().1 >= 3, "two failures, two notices, beside those of other tests of this process");
+        assert!(bus.bounds().1 >= 4, "three failures, three notices, beside those of other tests of this process");
         assert!(watch.failed().is_empty(), "nothing that should run is missing");
         assert_eq!(helper("probe.helper", async { 1 }).await.unwrap() + blocking("probe.blocking", || 1).await.unwrap(), 2);
     }

@@ -139,6 +139,10 @@ fn its_circuit_opens_after_five_errors_and_a_good_answer_closes_it() {
         sent(&daemon, "x");
         report(&daemon, "x")["circuit"] != "closed"
     });
+    eventually("it is no problem once its time is over, though no event comes", || {
+        let found = report(&daemon, "x");
+        found["circuit"] == "due" && found["problem"].is_null() && daemon.status()["health"] == "healthy"
+    });
     eventually("it is closed", || {
         sent(&daemon, "good");
         report(&daemon, "x")["circuit"] == "closed"

@@ -32,6 +32,13 @@ fn trouble(document: &Value) -> Vec<(String, String)> {
         .collect()
 }
 
+/// What is said of a thing with that name.
+fn of(document: &Value, check: &str, place: &str) -> Value {
+    let mut all = document["findings"].as_array().unwrap().iter();
+    let found = all.find(|finding| finding["check"] == check && finding["where"] == place);
+    found.unwrap_or_else(|| panic!("nothing is said of {check} {place}: {document:#}")).clone()
+}
+
 fn pair(check: &str, severity: &str) -> (String, String) {
     (check.to_owned(), severity.to_owned())
 }
@@ -293,33 +300,62 @@ fn what_does_not_load_and_what_is_not_there_is_an_error_with_a_daemon_and_withou
     wanted["agents"] = json!({ "default": "echo", "gone": { "runner": "acp", "command": "no-such-acp" }, "model": model });
     daemon.configure(&wanted);
     mode(&daemon.config_file(), 0o644);
-    let judged = |daemon: &Daemon| {
+    let judged = |daemon: &Daemon, by_name: &str| {
         let (code, document) = look(daemon, &[]);
         assert_eq!(code, Some(1), "{document:#}");
-        let all = document["findings"].as_array().unwrap().clone();
-        let of = |check: &str, place: &str| {
-            let found = all.iter().find(|finding| finding["check"] == check && finding["where"] == place);
-            found.unwrap_or_else(|| panic!("nothing is said of {check} {place}: {document:#}")).clone()
-        };
-        for (check, place, told) in [
-            ("plugins", "bad", "bad.js:3:"),
-            ("automations", "broken", "`automation.handler` must be a function"),
-            ("agents", "gone", "no program `no-such-acp`"),
-            ("agents", "model", "nowhere` can't be read"),
-            ("mcp", "model/tools", "no program `./no-such-server`"),
+        for (check, place, severity, told) in [
+            ("plugins", "bad", "error", "bad.js:3:"),
+            ("automations", "broken", "error", "`automation.handler` must be a function"),
+            ("agents", "gone", by_name, "no program `no-such-acp`"),
+            ("agents", "model", "error", "nowhere` can't be read"),
+            ("mcp", "model/tools", "error", "no program `./no-such-server`"),
         ] {
-            let found = of(check, place);
-            assert!(found["severity"] == "error" && found["fix"].is_string(), "{found:#}");
+            let found = of(&document, check, place);
+            assert!(found["severity"] == severity && found["fix"].is_string(), "{found:#}");
             assert!(found["what"].as_str().unwrap().contains(told), "{found:#}");
         }
         for (check, place) in [("plugins", "good"), ("automations", "fine")] {
-            assert_eq!(of(check, place)["severity"], "ok", "{document:#}");
+            assert_eq!(of(&document, check, place)["severity"], "ok", "{document:#}");
         }
     };
-    judged(&daemon);
+    // The next daemon may be started with another PATH.
+    judged(&daemon, "warning");
     daemon.launch();
-    judged(&daemon);
+    judged(&daemon, "error");
     assert!(!daemon.nexus(&["doctor"]).stdout.contains("all is well"));
+}
+
+#[test]
+fn without_a_daemon_the_program_of_a_plugin_is_looked_for_where_it_would_run() {
+    let daemon = Daemon::new();
+    let plugins = daemon.workspace().join("plugins");
+    for (name, command) in [("here", "./run"), ("gone", "./nowhere"), ("flat", "./plugin.yaml"), ("named", "no-such-program")] {
+        fs::create_dir_all(plugins.join(name)).unwrap();
+        let text = json!({ "command": command, "hooks": ["onFinalize"] }).to_string();
+        fs::write(plugins.join(name).join("plugin.yaml"), text).unwrap();
+    }
+    fs::write(plugins.join("here/run"), "#!/bin/sh\n").unwrap();
+    mode(&plugins.join("here/run"), 0o755);
+    fs::create_dir_all(daemon.workspace().join("state/automations")).unwrap();
+    fs::write(daemon.workspace().join("state/automations/off.js"), "no automation").unwrap();
+    let mut wanted = configuration();
+    wanted["plugins"]["enabled"] = json!(["here", "gone", "flat", "named"]);
+    wanted["automations"]["disabled"] = json!(["off"]);
+    daemon.configure(&wanted);
+    mode(&daemon.config_file(), 0o644);
+    let (code, document) = look(&daemon, &[]);
+    assert_eq!(code, Some(1), "{document:#}");
+    for (place, severity, told) in [
+        ("here", "ok", "plugins/here/./run`"),
+        ("gone", "error", "no program `./nowhere`"),
+        ("flat", "error", "can't be executed"),
+        ("named", "warning", "no program `no-such-program` in PATH"),
+    ] {
+        let found = of(&document, "plugins", place);
+        assert!(found["severity"] == severity && found["what"].as_str().unwrap().contains(told), "{found:#}");
+    }
+    let told: Vec<&Value> = document["findings"].as_array().unwrap().iter().filter(|one| one["check"] == "automations").collect();
+    assert!(told.len() == 1 && told[0]["severity"] == "ok" && told[0]["where"].is_null(), "one that is disabled is left out: {told:?}");
 }
 
 #[test]

@@ -230,9 +230,13 @@ fn its_circuit_opens_after_five_errors_and_a_good_answer_closes_it() {
     plugin(&daemon, "it", "throw", json!({ "timeout_ms": 20_000 }));
     daemon.configure(&with(&["it"]));
     daemon.launch();
-    for n in 0..7 {
-        assert_eq!(sent(&daemon, &n.to_string())["status"], "completed");
-    }
+    let completes = |n: i32| assert_eq!(sent(&daemon, &n.to_string())["status"], "completed");
+    let times = || ["mean_ms", "p50_ms"].map(|key| report(&daemon, "it")[key].clone());
+    (0..5).for_each(completes);
+    let before = times();
+    (5..7).for_each(completes);
+    assert_eq!(times(), before, "what isn't called takes no time");
+    assert_eq!(daemon.metric(r#"nexus_plugin_seconds_count{plugin="it"}"#), 5);
     assert_eq!(calls(&daemon, "it").len(), 5, "it was asked while its circuit was open");
     assert_eq!(report(&daemon, "it")["circuit"], "open");
     assert_eq!(daemon.metric(r#"nexus_plugin_calls_total{plugin="it",result="open"}"#), 2);
@@ -250,6 +254,7 @@ fn its_circuit_opens_after_five_errors_and_a_good_answer_closes_it() {
         sent(&daemon, "x");
         report(&daemon, "it")["circuit"] != "closed"
     });
+    eventually("nobody has to call", || report(&daemon, "it")["circuit"] == "due" && daemon.status()["health"] == "healthy");
     set_mode(&daemon, "it", "continue");
     eventually("it is closed", || {
         sent(&daemon, "y");

@@ -105,16 +105,15 @@ impl AcpRunner {
     ///
     /// # Errors
     /// [`AgentError`], with the answer as far as it had come.
-    #[expect(clippy::disallowed_methods, reason = "a panic goes on to who waits, and is told there")]
     pub async fn run(&self, turn: &Turn, out: &Sink) -> Result<Finished, AgentError> {
         let cancelled = CancellationToken::new();
         let _cancelled_with_this = cancelled.clone().drop_guard();
         // In a task of its own: it outlives this future for as long as it takes to end the turn well.
         let task = turn::run(self.agent.clone(), self.permissions.clone(), turn.clone(), out.clone(), cancelled);
-        match self.agent.tasks().spawn(task).await {
+        match crate::watch::tracked("acp.turn", self.agent.tasks(), task).await {
             Ok(result) => result,
             Err(error) => match error.try_into_panic() {
-                Ok(panicked) => std::panic::resume_unwind(panicked), // told where every agent's panic is
+                Ok(panicked) => std::panic::resume_unwind(panicked), // it is the end of the run, as with any agent
                 Err(_) => std::future::pending().await,              // the runtime goes down, and with it whoever asked
             },
         }

@@ -8,7 +8,7 @@ use serde_json::json;
 
 /// Tells that the process of an agent, or of its MCP server `server`, is in another phase.
 pub(super) fn announce(bus: &Bus, agent: &str, server: Option<&str>, status: &ChildStatus) {
-    let mut notice = json!({ "agent": agent, "status": word(status.phase), "pid": status.pid });
+    let mut notice = json!({ "agent": agent, "status": status.phase.as_str(), "pid": status.pid });
     if let Some(server) = server {
         notice["server"] = server.into();
     }
@@ -16,15 +16,4 @@ pub(super) fn announce(bus: &Bus, agent: &str, server: Option<&str>, status: &Ch
         notice["error"] = status.last_error.clone().into();
     }
     bus.publish(NoticeType::AgentStatus, notice);
-}
-
-fn word(phase: Phase) -> &'static str {
-    match phase {
-        Phase::Stopped => "stopped",
-        Phase::Starting => "starting",
-        Phase::Running => "running",
-        Phase::Stopping => "stopping",
-        Phase::Backoff => "backoff",
-        Phase::Errored => "errored",
-    }
 }

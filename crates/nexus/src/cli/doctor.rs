@@ -131,7 +131,7 @@ fn looked(paths: &Paths, config: Option<&Config>, data: Option<&Path>, repaired:
     let instance = instance::known(paths);
     findings.extend(adapters::ask(config, &paths.workspace, instance.as_deref()));
     findings.extend(plugins::load(config, paths, instance.as_deref()));
-    findings.extend(agents::findings(config, &paths.workspace));
+    findings.extend(agents::findings(config, &paths.workspace, agents::Looker::Command));
     findings
 }
 

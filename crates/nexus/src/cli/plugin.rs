@@ -154,8 +154,10 @@ fn info(name: &str, global: &Global) -> anyhow::Result<Exit> {
 
 /// Times to the microsecond, for people.
 fn rounded(mut shown: Value) -> Value {
-    if let Some(ms) = shown["mean_ms"].as_f64() {
-        shown["mean_ms"] = format!("{ms:.3}").into();
+    for key in ["mean_ms", "p50_ms"] {
+        if let Some(ms) = shown[key].as_f64() {
+            shown[key] = format!("{ms:.3}").into();
+        }
     }
     shown
 }
@@ -257,7 +259,8 @@ mod tests {
 
     #[test]
     fn times_are_told_to_the_microsecond() {
-        assert_eq!(rounded(json!({ "name": "a", "mean_ms": 243.653_574_8 }))["mean_ms"], "243.654");
+        let shown = rounded(json!({ "name": "a", "mean_ms": 243.653_574_8, "p50_ms": 0.012_345_6 }));
+        assert_eq!((&shown["mean_ms"], &shown["p50_ms"]), (&json!("243.654"), &json!("0.012")));
         assert_eq!(rounded(json!({ "name": "a", "mean_ms": null })), json!({ "name": "a", "mean_ms": null }));
     }
 

@@ -186,7 +186,7 @@ impl Control {
         let looked = crate::watch::blocking("doctor", move || {
             let _kept = kept; // to the end, whether or not who asked still waits
             let mut findings = doctor::record::examine(&asked);
-            findings.extend(doctor::agents::findings(&config, &workspace));
+            findings.extend(doctor::agents::findings(&config, &workspace, doctor::agents::Looker::Daemon));
             findings
         });
         let mut findings = looked.await.map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;

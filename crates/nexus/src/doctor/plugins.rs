@@ -2,17 +2,19 @@
 //! hosts that it would start for them. Programs are looked for and not started: one says nothing until it is asked.
 
 use super::adapters::hear;
-use super::{Check, Finding, agents};
+use super::agents::{self, Looker};
+use super::{Check, Finding};
 use crate::adapter::{Call, PROBE_LIMIT};
 use crate::daemon::Paths;
 use crate::keeper::SpawnSpec;
 use crate::plugin::{AutomationReport, Load, PluginReport, heard, load_on_disk, plugin_on_disk};
-use nexus_core::config::{Config, PLUGINS};
+use nexus_core::config::{Config, PLUGIN_FILE, PLUGINS};
 use rustix::fs::{MemfdFlags, memfd_create};
 use std::fs::File;
 use std::io::{Seek, Write};
 use std::path::Path;
 use std::process::Stdio;
+use std::thread::ScopedJoinHandle;
 
 /// Hosts started at a time.
 const AT_ONCE: usize = 8;
@@ -59,27 +61,40 @@ pub fn load(config: &Config, paths: &Paths, instance: Option<&str>) -> Vec<Findi
 type Named = (String, Result<Load, String>);
 
 fn tried(check: Check, all: &[Named], workspace: &Path, instance: Option<&str>) -> Vec<Finding> {
-    let mut findings = Vec::new();
+    each(check, all, |name, load| one(check, name, load, workspace, instance))
+}
+
+/// What `look` finds, of several at a time; a panic in it is found as well.
+fn each(check: Check, all: &[Named], look: impl Fn(&str, &Result<Load, String>) -> Finding + Sync) -> Vec<Finding> {
+    let (look, mut findings) = (&look, Vec::new());
     for some in all.chunks(AT_ONCE) {
         std::thread::scope(|scope| {
-            let asked: Vec<_> = some.iter().map(|(name, load)| scope.spawn(move || one(check, name, load, workspace, instance))).collect();
-            findings.extend(asked.into_iter().filter_map(|thread| thread.join().ok())); // its hook told of a panic
+            let looks: Vec<_> = some.iter().map(|(name, load)| scope.spawn(move || look(name, load))).collect();
+            let found = |(thread, (name, _)): (ScopedJoinHandle<'_, Finding>, &Named)| {
+                thread.join().unwrap_or_else(|_panicked| broken(check, name))
+            };
+            findings.extend(looks.into_iter().zip(some).map(found));
         });
     }
     findings
+}
+
+fn broken(check: Check, name: &str) -> Finding {
+    Finding::error(check, "looking at it broke off: a defect of this program", "report it").at_place(name)
 }
 
 fn one(check: Check, name: &str, load: &Result<Load, String>, workspace: &Path, instance: Option<&str>) -> Finding {
     let outcome = match load {
         Err(why) => Err(why.clone()),
         Ok(Load::Program(spec)) => {
-            let cwd = spec.cwd.as_deref().unwrap_or(workspace);
-            agents::program(&spec.argv, &spec.env, cwd).map(|path| format!("its program is `{}`", path.display()))
+            let found = agents::program(&spec.argv, &spec.env, spec.cwd.as_deref().unwrap_or(workspace));
+            let keys = format!("`command` in {name}/{PLUGIN_FILE}, or `nexus plugin disable {name}`");
+            return agents::judge(check, name, &keys, found, Looker::Command);
         }
-        Ok(Load::Host { spec, lines }) => hosted(spec, lines, name, workspace, instance).map(|()| "loads".to_owned()),
+        Ok(Load::Host { spec, lines }) => hosted(spec, lines, name, workspace, instance),
     };
     match outcome {
-        Ok(what) => Finding::ok(check, what).at_place(name),
+        Ok(()) => Finding::ok(check, "loads").at_place(name),
         Err(why) => wrong(check, name, &format!("it does not load: {why}")),
     }
 }
@@ -108,6 +123,19 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::super::Severity;
     use super::*;
+
+    #[test]
+    fn a_look_that_breaks_off_is_told_and_costs_no_other() {
+        let named = |name: &str| (name.to_owned(), Err("no file".to_owned()));
+        let all: Vec<Named> = (0..2 * AT_ONCE).map(|n| named(&format!("p{n}"))).collect();
+        let found = each(Check::Plugins, &all, |name, _| {
+            assert_ne!(name, "p3", "a defect");
+            Finding::ok(Check::Plugins, "loads").at_place(name)
+        });
+        assert_eq!(found.len(), all.len(), "{found:?}");
+        let bad: Vec<_> = found.iter().filter(|one| one.severity == Severity::Error).map(|one| one.place.as_deref()).collect();
+        assert_eq!(bad, [Some("p3")]);
+    }
 
     #[test]
     fn what_a_daemon_says_is_repeated() {

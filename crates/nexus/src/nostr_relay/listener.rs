@@ -38,6 +38,7 @@ struct Upgrade {
 }
 
 /// Serves until `stop`; then says goodbye to all, and returns when they are gone.
+#[expect(clippy::disallowed_methods, reason = "another program: a panic is on its stderr, and costs that connection")]
 pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>, stop: &CancellationToken) {
     let mut connections = JoinSet::new();
     let mut sweep = interval(SWEEP_INTERVAL);

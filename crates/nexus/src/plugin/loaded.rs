@@ -417,10 +417,10 @@ impl Plugin {
     pub(super) fn settle(&self, ask: &Ask, leave: Option<Leave>, took: Duration, outcome: Result<&'static str, &Fault>) {
         let word = outcome.unwrap_or_else(Fault::word);
         let (plugin, hook) = (self.name.as_ref(), ask.hook.as_str());
-        self.figures.recent.add(took);
-        self.figures.took_ns.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
         self.shared.metrics.plugin_calls.get_or_create(&PluginResult { plugin: plugin.to_owned(), result: word }).inc();
-        self.shared.metrics.plugin_seconds.get_or_create(&PluginLabel { plugin: plugin.to_owned() }).observe(took.as_secs_f64());
+        if leave.is_some() {
+            self.note_time(took);
+        }
         let opened = match (leave, outcome) {
             (Some(leave), Ok(_)) => {
                 if self.circuits.succeeded(ask.hook, leave) {
@@ -462,6 +462,14 @@ impl Plugin {
         if dropped.is_power_of_two() {
             tracing::warn!(plugin = %self.name, hook = hook.as_str(), dropped, "a plugin is too slow; it isn't told of everything");
         }
+    }
+
+    /// Of a call that was made.
+    fn note_time(&self, took: Duration) {
+        self.figures.recent.add(took);
+        self.figures.took_ns.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        let label = PluginLabel { plugin: self.name.as_ref().to_owned() };
+        self.shared.metrics.plugin_seconds.get_or_create(&label).observe(took.as_secs_f64());
     }
 
     fn note_error(&self, fault: &Fault) {

@@ -5,6 +5,7 @@ use super::circuits::Open;
 use super::found::Kind;
 use super::session::Standing;
 use super::table::Slot;
+use crate::clock;
 use crate::supervisor::{ChildStatus, Phase};
 use nexus_core::circuit::CircuitState;
 use serde::Serialize;
@@ -14,6 +15,9 @@ use std::sync::atomic::Ordering;
 /// Words of circuits.
 const CLOSED: &str = "closed";
 const OPEN: &str = "open";
+const HALF_OPEN: &str = "half_open";
+/// Its time is over: the next call tries.
+const DUE: &str = "due";
 
 /// One plugin as it stands.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -31,7 +35,7 @@ pub struct PluginReport {
     pub timeout_ms: Option<u64>,
     pub on_error: Option<&'static str>,
     pub grants: Vec<String>,
-    /// `closed`, or else `open` or `half_open` at one hook at least.
+    /// `closed`, or else the first of `open`, `half_open` and `due` in which one hook at least is.
     pub circuit: &'static str,
     /// The hooks whose circuit isn't closed.
     pub open_at: Vec<&'static str>,
@@ -76,13 +80,13 @@ pub(super) fn of_slot(name: &str, slot: &Slot, grants: Vec<String>) -> PluginRep
         return PluginReport { name: name.to_owned(), status: "errored", circuit: CLOSED, grants, problem, ..PluginReport::default() };
     };
     let status = plugin.child().map(crate::supervisor::Child::status);
-    let (declared, open) = (plugin.declared(), plugin.open_circuits());
+    let (declared, open, now_ms) = (plugin.declared(), plugin.open_circuits(), clock::mono_ms());
     let figures = &plugin.figures;
     let count = |figure: &std::sync::atomic::AtomicU64| figure.load(Ordering::Relaxed);
     let last_error = figures.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let of_process = status.as_ref().and_then(|status| status.last_error.clone());
     let of_child = down(status.as_ref(), "its process", "its process ended");
-    let problem = problem(&plugin.standing.borrow(), not_asked_at(&open), of_child, refused);
+    let problem = problem(&plugin.standing.borrow(), not_asked_at(&open, now_ms), of_child, refused);
     let declared = declared.as_deref();
     PluginReport {
         name: name.to_owned(),
@@ -90,7 +94,7 @@ pub(super) fn of_slot(name: &str, slot: &Slot, grants: Vec<String>) -> PluginRep
             Kind::Script(_) => "script",
             Kind::Program { .. } => "program",
         }),
-        status: status.as_ref().map_or("starting", |status| word(status.phase)),
+        status: status.as_ref().map_or("starting", |status| status.phase.as_str()),
         pid: status.as_ref().and_then(|status| status.pid),
         restarts: status.as_ref().map_or(0, |status| status.restarts),
         hooks: declared.map(|declared| declared.hooks.iter().map(|hook| hook.as_str()).collect()).unwrap_or_default(),
@@ -100,7 +104,7 @@ pub(super) fn of_slot(name: &str, slot: &Slot, grants: Vec<String>) -> PluginRep
         timeout_ms: declared.map(|declared| u64::try_from(declared.timeout.as_millis()).unwrap_or(u64::MAX)),
         on_error: declared.map(|declared| declared.on_error.as_str()),
         grants,
-        circuit: worst_word(&open),
+        circuit: worst_word(&open, now_ms),
         open_at: open.iter().map(|open| open.hook.as_str()).collect(),
         calls: count(&figures.calls),
         mean_ms: mean_ms(count(&figures.calls), count(&figures.took_ns)),
@@ -122,54 +126,40 @@ pub(super) fn problem(standing: &Standing, not_asked: Option<String>, down: Opti
     not_asked.or(down).or_else(old)
 }
 
-/// That nobody asks, where a circuit isn't closed.
-pub(super) fn not_asked(circuit: CircuitState, last_error: Option<&str>) -> Option<String> {
-    match circuit {
-        CircuitState::Closed { .. } => None,
-        CircuitState::Open { .. } | CircuitState::HalfOpen { .. } => {
-            Some(format!("it is not asked after too many errors in a row, the last: {}", last_error.unwrap_or("unknown")))
-        }
-    }
+/// That nobody asks, as long as a circuit rests.
+pub(super) fn not_asked(circuit: CircuitState, now_ms: u64, last_error: Option<&str>) -> Option<String> {
+    let told = || format!("it is not asked after too many errors in a row, the last: {}", last_error.unwrap_or("unknown"));
+    circuit.rests(now_ms).then(told)
 }
 
 /// The same of a plugin, with the hooks.
-fn not_asked_at(open: &[Open]) -> Option<String> {
+fn not_asked_at(open: &[Open], now_ms: u64) -> Option<String> {
     let at = |open: &Open| {
         let (hook, error) = (open.hook.as_str(), open.last_error.as_deref().unwrap_or("unknown"));
         format!("at `{hook}` after too many errors in a row, the last: {error}")
     };
-    let all: Vec<String> = open.iter().map(at).collect();
+    let all: Vec<String> = open.iter().filter(|open| open.state.rests(now_ms)).map(at).collect();
     (!all.is_empty()).then(|| format!("it is not asked {}", all.join("; nor ")))
 }
 
-/// `open` if one is.
-fn worst_word(open: &[Open]) -> &'static str {
-    let words: Vec<&str> = open.iter().map(|open| circuit_word(open.state)).collect();
-    if words.contains(&OPEN) { OPEN } else { words.first().copied().unwrap_or(CLOSED) }
+/// `open` if one is, or else `half_open` if one is.
+fn worst_word(open: &[Open], now_ms: u64) -> &'static str {
+    let words: Vec<&str> = open.iter().map(|open| circuit_word(open.state, now_ms)).collect();
+    [OPEN, HALF_OPEN, DUE].into_iter().find(|word| words.contains(word)).unwrap_or(CLOSED)
 }
 
 /// That `process` is not up, where it should be, and why: `unknown` if nobody knows.
 pub(super) fn down(status: Option<&ChildStatus>, process: &str, unknown: &str) -> Option<String> {
     let status = status.filter(|status| matches!(status.phase, Phase::Errored | Phase::Backoff))?;
-    Some(format!("{process} is {}: {}", word(status.phase), status.last_error.as_deref().unwrap_or(unknown)))
+    Some(format!("{process} is {}: {}", status.phase.as_str(), status.last_error.as_deref().unwrap_or(unknown)))
 }
 
-pub(super) fn circuit_word(circuit: CircuitState) -> &'static str {
+pub(super) fn circuit_word(circuit: CircuitState, now_ms: u64) -> &'static str {
     match circuit {
         CircuitState::Closed { .. } => CLOSED,
-        CircuitState::Open { .. } => OPEN,
-        CircuitState::HalfOpen { .. } => "half_open",
-    }
-}
-
-pub(super) fn word(phase: Phase) -> &'static str {
-    match phase {
-        Phase::Stopped => "stopped",
-        Phase::Starting => "starting",
-        Phase::Running => "running",
-        Phase::Stopping => "stopping",
-        Phase::Backoff => "backoff",
-        Phase::Errored => "errored",
+        CircuitState::Open { .. } if circuit.rests(now_ms) => OPEN,
+        CircuitState::HalfOpen { .. } if circuit.rests(now_ms) => HALF_OPEN,
+        CircuitState::Open { .. } | CircuitState::HalfOpen { .. } => DUE,
     }
 }
 
@@ -183,11 +173,24 @@ mod tests {
         let open = |hook, state, error: &str| Open { hook, state, last_error: Some(error.to_owned()) };
         let half = open(Hook::AfterReceiveEvent, CircuitState::HalfOpen { until_ms: 1 }, "a");
         let whole = open(Hook::OnError, CircuitState::Open { until_ms: 1 }, "b");
-        assert_eq!((not_asked_at(&[]), worst_word(&[])), (None, "closed"));
-        assert_eq!(worst_word(std::slice::from_ref(&half)), "half_open");
+        assert_eq!((not_asked_at(&[], 0), worst_word(&[], 0)), (None, "closed"));
+        assert_eq!(worst_word(std::slice::from_ref(&half), 0), "half_open");
         let both = [half, whole];
         let told = "it is not asked at `afterReceiveEvent` after too many errors in a row, the last: a; nor at `onError` after too many \
                     errors in a row, the last: b";
-        assert_eq!((not_asked_at(&both).as_deref(), worst_word(&both)), (Some(told), "open"));
+        assert_eq!((not_asked_at(&both, 0).as_deref(), worst_word(&both, 0)), (Some(told), "open"));
+    }
+
+    #[test]
+    fn a_hook_that_nobody_calls_is_no_problem_once_its_time_is_over() {
+        let open = |hook, until_ms| Open { hook, state: CircuitState::Open { until_ms }, last_error: Some("a".to_owned()) };
+        let (rare, other) = (open(Hook::OnError, 10), open(Hook::AfterReceiveEvent, 20));
+        let both = [rare, other];
+        let told = "it is not asked at `afterReceiveEvent` after too many errors in a row, the last: a";
+        assert_eq!((not_asked_at(&both, 10).as_deref(), worst_word(&both, 10)), (Some(told), "open"));
+        assert_eq!((not_asked_at(&both, 20), worst_word(&both, 20)), (None, "due"));
+        let lone = CircuitState::HalfOpen { until_ms: 10 };
+        assert!(not_asked(lone, 9, None).is_some_and(|told| told.ends_with("unknown")) && not_asked(lone, 10, None).is_none());
+        assert_eq!((circuit_word(lone, 9), circuit_word(lone, 10)), ("half_open", "due"));
     }
 }

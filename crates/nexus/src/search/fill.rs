@@ -86,7 +86,7 @@ fn tell(error: &FillError, told: &mut Option<String>) {
 
 /// One round on a thread that may block; nothing when the runtime is going down.
 async fn round(mut filler: Filler, configured: BTreeSet<String>, is_low: bool) -> Option<(Filler, Result<bool, FillError>)> {
-    #[expect(clippy::disallowed_methods, reason = "a panic goes on to who waits, and is told there")]
+    #[expect(clippy::disallowed_methods, reason = "a panic goes on to the kept task that waits to the end, and is told there")]
     let working = tokio::task::spawn_blocking(move || {
         let done = filler.round(configured, is_low, Instant::now());
         (filler, done)

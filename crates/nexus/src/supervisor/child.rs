@@ -312,14 +312,14 @@ impl Task {
     /// Reports it, and tells the program of another phase.
     fn tell(&self, status: ChildStatus) {
         let is_other_phase = self.report.borrow().phase != status.phase;
+        self.report.send_if_modified(|known| {
+            let changed = *known != status;
+            known.clone_from(&status);
+            changed
+        });
         if is_other_phase {
             self.spec.program.changed(&status);
         }
-        self.report.send_if_modified(|known| {
-            let changed = *known != status;
-            *known = status;
-            changed
-        });
     }
 
     fn label(&self) -> ChildLabel {

@@ -3,15 +3,15 @@
 
 use crate::keeper::{Cgroup, Keeper, Link, Process, SpawnSpec};
 use crate::metrics::Metrics;
-use crate::supervisor::{BoxFuture, Child, ChildSpec, NotReady, Phase, Program, Supervisor};
+use crate::supervisor::{BoxFuture, Child, ChildSpec, ChildStatus, NotReady, Phase, Program, Supervisor};
 use crate::watch::Watch;
 use nexus_core::ids::ChildId;
 use nexus_core::lifecycle::RestartPolicy;
 use rustix::fd::OwnedFd;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::fs::File;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -35,6 +35,30 @@ impl Program for Defective {
 
     fn attach(&self, _: &mut Process, _: CancellationToken) -> JoinHandle<()> {
         unreachable!("nothing is ever spawned")
+    }
+}
+
+/// Is never ready, and asks for the status of its child whenever it is told of one.
+#[derive(Default)]
+struct Asking {
+    child: OnceLock<Child>,
+    same: AtomicUsize,
+    other: AtomicUsize,
+}
+
+impl Program for Asking {
+    fn prepare(&self) -> BoxFuture<'_, Result<SpawnSpec, NotReady>> {
+        Box::pin(async { Err(NotReady { reason: "not ready".to_owned(), lasting: true }) })
+    }
+
+    fn attach(&self, _: &mut Process, _: CancellationToken) -> JoinHandle<()> {
+        unreachable!("nothing is ever spawned")
+    }
+
+    fn changed(&self, status: &ChildStatus) {
+        let known = self.child.get().map(Child::status);
+        let count = if known.as_ref() == Some(status) { &self.same } else { &self.other };
+        count.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -82,4 +106,17 @@ async fn a_program_that_panics_before_the_spawn_is_tried_again_and_obeys() {
     assert_eq!(child.status().phase, Phase::Stopped);
     supervisor.remove(&ChildId::new("adapter/x/y")).await;
     assert!(supervisor.list().is_empty());
+}
+
+#[tokio::test]
+async fn who_is_told_of_a_phase_finds_it_in_the_status() {
+    let (supervisor, _socket) = supervisor();
+    let program = Arc::new(Asking::default());
+    let child = supervisor.add(ChildSpec { id: ChildId::new("adapter/x/y"), policy: policy(), program: program.clone() });
+    program.child.set(child.clone()).unwrap();
+    child.start().await;
+    once(&child, Phase::Errored).await;
+    child.stop().await;
+    let count = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
+    assert!(count(&program.same) >= 3 && count(&program.other) == 0, "starting, errored and stopped: {}", count(&program.other));
 }

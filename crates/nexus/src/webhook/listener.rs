@@ -39,6 +39,7 @@ pub(super) enum Ending {
 /// Serves `intake` until `stop` resolves or the daemon is gone; `acks` are its acknowledged ids.
 ///
 /// On `stop`: no new connections or events, a while for acks under way, then 503 for the rest.
+#[expect(clippy::disallowed_methods, reason = "another program: a panic is on its stderr, and costs that connection")]
 pub(super) async fn serve(
     listener: TcpListener,
     intake: Arc<Intake>,

@@ -1,7 +1,8 @@
 //! How the automations are, for status, health and `nexus automation`.
 
-use super::super::report::{circuit_word, down, not_asked, problem, word};
+use super::super::report::{circuit_word, down, not_asked, problem};
 use super::Slot;
+use crate::clock;
 use crate::supervisor::ChildStatus;
 use nexus_core::automation::Triggers;
 use nexus_core::config::Grant;
@@ -21,7 +22,7 @@ pub struct AutomationReport {
     /// It has a state.
     pub remembers: bool,
     pub grants: Vec<String>,
-    /// `closed`, `open` or `half_open`.
+    /// `closed`, `open`, `half_open`, or `due`: its time is over, and the next event tries.
     pub circuit: &'static str,
     pub calls: u64,
     pub errors: u64,
@@ -41,20 +42,20 @@ pub(super) fn of(name: &str, slot: &Slot, status: Option<&ChildStatus>, grants: 
         let (name, status, circuit) = (name.to_owned(), "errored", "closed");
         return AutomationReport { name, status, circuit, grants, problem, ..AutomationReport::default() };
     };
-    let (declared, circuit, figures) = (one.declared(), one.circuit().state(), &one.figures);
+    let (declared, circuit, figures, now_ms) = (one.declared(), one.circuit().state(), &one.figures, clock::mono_ms());
     let count = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
     let last_error = figures.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let down = down(status, "the process of the automations", "it ended");
-    let problem = problem(&one.standing.borrow(), not_asked(circuit, last_error.as_deref()), down, refused);
+    let problem = problem(&one.standing.borrow(), not_asked(circuit, now_ms, last_error.as_deref()), down, refused);
     AutomationReport {
         name: name.to_owned(),
-        status: status.map_or("stopped", |status| word(status.phase)),
+        status: status.map_or("stopped", |status| status.phase.as_str()),
         pid: status.and_then(|status| status.pid),
         description: declared.description,
         triggers: Some(declared.triggers),
         remembers: declared.remembers,
         grants,
-        circuit: circuit_word(circuit),
+        circuit: circuit_word(circuit, now_ms),
         calls: count(&figures.calls),
         errors: count(&figures.errors),
         ignored: count(&figures.ignored),

@@ -152,7 +152,7 @@ impl Account {
         };
         let (writer, unfiled) = (self.writer.clone(), std::mem::take(&mut self.unfiled));
         let _entered = self.runtime.enter(); // dropped on any thread
-        Some(crate::watch::helper("plugin.call", async move {
+        Some(crate::watch::helper("plugin.account", async move {
             let (caller, tokens) = (row.caller.clone(), row.input_tokens.saturating_add(row.output_tokens));
             if let Err(error) = writer.write_until_done(row).await {
                 tracing::error!(caller, tokens, %error, "what a call of a model used is not written; it counts until the daemon stops");

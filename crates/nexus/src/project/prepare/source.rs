@@ -198,11 +198,10 @@ fn remove_if_empty(path: &Path) -> Result<bool, PrepareError> {
 }
 
 /// Works on files on a thread that may block.
-#[expect(clippy::disallowed_methods, reason = "a panic goes on to who waits, and is told there")]
 pub(in crate::project) async fn blocking<T: Send + 'static, E: Send + 'static>(
     work: impl FnOnce() -> Result<T, E> + Send + 'static,
 ) -> Result<T, E> {
-    match tokio::task::spawn_blocking(work).await {
+    match crate::watch::blocking("project.files", work).await {
         Ok(done) => done,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         // The runtime is going down, and with it whoever asked.
