@@ -1,6 +1,6 @@
-//! Events that find their project waiting for an approval or for its configuration: they fail, and once nothing is waited for
-//! any more each is answered, once and in order, whoever dies in between. Relay, git server, daemon and processes are real;
-//! what answers is the daemon's own process with the agent `echo`.
+//! Events that find their project waiting for an approval, for its configuration, or for what it is made from: they fail, and
+//! once nothing is waited for any more each is answered, once and in order, whoever dies in between. Relay, git server, daemon
+//! and processes are real; what answers is the daemon's own process with the agent `echo`.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -55,6 +55,20 @@ fn text(n: impl std::fmt::Display) -> String {
 fn said(world: &World, to: &str) -> Vec<String> {
     let stored = Client::connect(world.relay.url()).stored(json!({ "kinds": [1], "#e": [to] }));
     stored.iter().map(|event| event["content"].as_str().unwrap().to_owned()).collect()
+}
+
+/// How many events wait for this, in the ledger's word.
+fn awaiting(world: &World, word: &str) -> i64 {
+    world.daemon.count("nexus", &format!("SELECT count(*) FROM project_waits WHERE awaits = '{word}'"))
+}
+
+/// None of these was run again, and who asked was told once why not.
+fn told_once(world: &World, events: &[String], why: &str) {
+    for event in events {
+        find("who asked is told", || said(world, event).pop().filter(|said| said.contains(why)));
+        assert_eq!(said(world, event).len(), 1, "{event}");
+    }
+    assert_eq!(world.daemon.texts("events", ONCE_MORE), Vec::<String>::new());
 }
 
 /// Once all events were answered: each was once, in their order, and what had failed is as it was.
@@ -163,8 +177,8 @@ fn what_a_daemon_did_not_come_to_after_its_last_commit_the_next_one_does() {
     answered(&world, &events, &ends);
     world.daemon.stop();
     // The moment between the commit of the new event and that of what it was made from.
-    let columns = "event_seq, project, approval, at";
-    change(&world, &format!("INSERT INTO project_waits ({columns}) VALUES ({seq}, '{project}', {approval}, {})", i64::MAX / 2));
+    let columns = "event_seq, project, awaits, approval, at";
+    change(&world, &format!("INSERT INTO project_waits ({columns}) VALUES ({seq}, '{project}', 'approval', {approval}, {})", i64::MAX / 2));
     world.daemon.launch();
     eventually("it is seen to be done", || world.daemon.count("nexus", WAITS) == 0);
     nothing_more(&world, &events, &ends);
@@ -248,4 +262,136 @@ fn a_configuration_that_was_mended_while_nothing_ran_counts_at_the_start() {
     configure(&world, |config| config["agents"]["default"] = json!("parrot"));
     world.daemon.launch();
     answered(&world, &events, &ends);
+}
+
+#[test]
+fn what_waited_for_a_day_waits_no_more_though_nobody_decided() {
+    let (mut world, project) = unapproved();
+    let events = waiting(&world, &project, 2);
+    let ends = ends(&world);
+    world.daemon.stop();
+    change(&world, "UPDATE project_waits SET at = 1");
+    world.daemon.launch();
+    eventually("nothing waits any more", || world.daemon.count("nexus", WAITS) == 0);
+    let approval = world.approvals().remove(0);
+    assert_eq!((&approval["status"], &approval["waiting"]), (&json!("pending"), &json!(0)));
+    eventually("it is told", || world.daemon.stdout().contains("events have waited too long"));
+    world.approve(&approval);
+    nothing_more(&world, &events, &ends);
+}
+
+#[test]
+fn a_repository_that_is_away_for_a_while_costs_no_event() {
+    let world = World::new();
+    let project = world.project("demo", Some(&world.server.url("good")));
+    let events = waiting(&world, &project, 2);
+    let ends = ends(&world);
+    assert!(ends.iter().all(|end| end.contains("git failed to clone")), "{ends:?}");
+    let first = format!("nostr:{}", events[0]);
+    assert_eq!(trace(&world, &first)["waits"]["for"], "project_source");
+    assert!(world.daemon.nexus_ok(&["trace", "show", &first]).contains("Waits for: its project's definition or repository"));
+    let before = world.server.clones("good");
+    eventually("it is tried again", || world.server.clones("good") > before);
+    told_once(&world, &events, "waits until the project can be prepared");
+    world.server.repository("good", |_| {});
+    answered(&world, &events, &ends);
+}
+
+#[test]
+fn a_definition_that_arrives_after_its_events_has_them_answered() {
+    let mut world = World::new();
+    let events = waiting(&world, &world.coordinate("demo"), 2);
+    let ends = ends(&world);
+    assert!(ends.iter().all(|end| end.contains("no relay has it")), "{ends:?}");
+    assert_eq!(awaiting(&world, "source"), 2);
+    // The next daemon knows of the project by its events alone.
+    world.daemon.kill9();
+    world.daemon.launch();
+    world.project("demo", None);
+    answered(&world, &events, &ends);
+}
+
+#[test]
+fn an_approval_counts_once_the_project_was_prepared() {
+    let world = World::with(|projects| projects["git"]["allow_hosts"] = json!(["*"]));
+    let project = world.project("demo", Some(&world.server.url("good")));
+    let events = waiting(&world, &project, 2);
+    let ends = ends(&world);
+    let id = world.approvals()[0]["id"].to_string();
+    let ran = world.daemon.nexus(&["project", "approve", &id]);
+    assert!(ran.code == Some(0) && ran.stderr.contains("`nexus project show demo-"), "{ran:?}");
+    eventually("they wait for the repository", || awaiting(&world, "source") == 2);
+    eventually("it is tried again", || world.server.clones("good") > 1);
+    told_once(&world, &events, "waits for an approval");
+    world.server.repository("good", |_| {});
+    answered(&world, &events, &ends);
+}
+
+#[test]
+fn what_waits_for_one_thing_after_another_is_told_of_the_first() {
+    let world = World::with_all(|config| {
+        config["projects"]["git"]["allow_hosts"] = json!(["*"]);
+        let program = json!({ "runner": "acp", "command": "true" });
+        config["agents"] = json!({ "default": "program", "program": program, "parrot": { "runner": "echo" } });
+    });
+    world.server.repository("good", |_| {});
+    let project = world.project("demo", Some(&world.server.url("good")));
+    let events = waiting(&world, &project, 2);
+    let ends = ends(&world);
+    world.approve(&world.approvals()[0]);
+    eventually("they wait for the configuration", || awaiting(&world, "configuration") == 2);
+    told_once(&world, &events, "waits for an approval");
+    world.daemon.nexus_ok(&["project", "setup", "demo", "--agent", "parrot"]);
+    answered(&world, &events, &ends);
+}
+
+#[test]
+fn what_waited_for_a_host_waits_for_the_one_that_a_newer_definition_names() {
+    let world = World::with(|projects| projects["git"]["allow_hosts"] = json!(["*"]));
+    world.server.repository("good", |_| {});
+    let url = world.server.url("good");
+    let project = world.project("demo", Some(&url.replace("127.0.0.1", "127.0.0.2")));
+    let events = waiting(&world, &project, 2);
+    let ends = ends(&world);
+    let first = world.approvals().remove(0);
+    assert_eq!(first["subject"], "127.0.0.2");
+    let agent = world.tell(4199, &[&["title", "Another"]], "Be brief.");
+    let tags: &[&[&str]] = &[&["d", "demo"], &["title", "demo"], &["agent", &agent], &["repo", &url]];
+    world.publish(&world.owner.sign_at(relays::now_s() + 1, 31_933, tags, ""));
+    let next = find("the other host is asked for", || world.approvals().pop().filter(|one| one["id"] != first["id"]));
+    eventually("they wait for that", || world.approvals()[0]["waiting"] == 2);
+    told_once(&world, &events, "waits for an approval");
+    world.approve(&next);
+    answered(&world, &events, &ends);
+}
+
+#[test]
+fn what_a_project_lacks_is_seen_also_where_its_agents_cannot_be_fetched() {
+    let world = World::with_all(|config| {
+        let program = json!({ "runner": "acp", "command": "true" });
+        config["agents"] = json!({ "default": "parrot", "program": program, "parrot": { "runner": "echo" } });
+    });
+    let agent = world.tell(4199, &[&["title", "Project Manager"]], "Be brief.");
+    let nowhere = "b".repeat(64);
+    world.tell(31_933, &[&["d", "demo"], &["title", "demo"], &["agent", &agent], &["agent", &nowhere]], "");
+    let event = world.tell(1, &[&["a", &world.coordinate("demo")]], &text(0));
+    eventually("it is answered", || world.daemon.ended("completed") == 1);
+    let shown = "SELECT status FROM projects";
+    assert_eq!(world.daemon.texts("nexus", shown), ["ready"]);
+    // Nobody can be asked for the other agent, and the one that does the turns can't any more.
+    let World { mut daemon, relay, .. } = world;
+    daemon.stop();
+    relay.kill9();
+    let mut config: Value = serde_json::from_slice(&fs::read(daemon.config_file()).unwrap()).unwrap();
+    config["agents"]["default"] = json!("program");
+    daemon.configure(&config);
+    daemon.launch();
+    daemon.nexus_ok(&["events", "replay", &format!("nostr:{event}")]);
+    eventually("it waits", || daemon.count("nexus", WAITS) == 1);
+    assert_eq!(daemon.texts("nexus", shown), ["needs_configuration"]);
+    config["agents"]["default"] = json!("parrot");
+    daemon.configure(&config);
+    daemon.nexus_ok(&["daemon", "reload"]);
+    eventually("it is answered again", || daemon.ended("completed") == 2);
+    assert_eq!((daemon.ended("failed"), daemon.texts("events", ONCE_MORE).len()), (1, 2));
 }

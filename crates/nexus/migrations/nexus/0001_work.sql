@@ -192,16 +192,16 @@ CREATE TABLE approvals (
   UNIQUE (project, kind, subject, command, event_id)
 ) STRICT;
 
--- Requests that failed only because their project waited for an approval or for its configuration. Their ends are final: once
--- nothing is waited for any more each event is replayed, and its row goes.
+-- Requests that failed only because their project waited: for an approval, for its configuration, or for where its definition
+-- and repository come from. Their ends are final: once nothing is waited for any more each event is replayed, and its row goes.
 CREATE TABLE project_waits (
   event_seq INTEGER PRIMARY KEY,
   project   TEXT NOT NULL,
-  -- NULL: the configuration.
-  approval  INTEGER,
+  awaits    TEXT NOT NULL CHECK (awaits IN ('approval', 'configuration', 'source')),
+  approval  INTEGER CHECK ((approval IS NOT NULL) = (awaits = 'approval')),
   at        INTEGER NOT NULL
 ) STRICT;
-CREATE INDEX waits_by_project ON project_waits (project, approval);
+CREATE INDEX waits_by_project ON project_waits (project, awaits, approval);
 
 -- Verified definitions that came over Nostr. `slot` is the place of which only one event counts: the coordinate of a
 -- replaceable one, else the event's own id.

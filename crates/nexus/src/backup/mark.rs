@@ -177,7 +177,7 @@ mod tests {
 
     #[test]
     fn what_waited_for_its_project_is_not_run_again_by_itself() {
-        let wait = "INSERT INTO project_waits (event_seq, project, at) VALUES (5, 'p', 1)";
+        let wait = "INSERT INTO project_waits (event_seq, project, awaits, at) VALUES (5, 'p', 'source', 1)";
         let count = "SELECT CAST(count(*) AS TEXT) FROM project_waits";
         for (resume, left) in [(false, "0"), (true, "1")] {
             let mut nexus = nexus();

@@ -299,6 +299,9 @@ impl Page {
 fn waits_for(waits: &Value) -> String {
     match waits["approval"].as_i64() {
         Some(id) => format!("approval {id}; within a day `nexus project approve {id}` has it run again"),
+        None if waits["for"] == "project_source" => {
+            "its project's definition or repository, which is tried again within a day; see `nexus project show`".to_owned()
+        }
         None => "the configuration of its project, which has it run again within a day; see `nexus project show`".to_owned(),
     }
 }
@@ -454,6 +457,9 @@ Said before run_1 was interrupted
         trace["waits"] = json!({ "for": "project_approval", "approval": 3 });
         let text = render(&trace, Paint::PLAIN, &TimeZone::UTC);
         assert!(text.contains("  Waits for: approval 3; within a day"), "{text}");
+        trace["waits"] = json!({ "for": "project_source", "approval": null });
+        let text = render(&trace, Paint::PLAIN, &TimeZone::UTC);
+        assert!(text.contains("  Waits for: its project's definition or repository"), "{text}");
     }
 
     #[test]

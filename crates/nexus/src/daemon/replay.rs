@@ -6,7 +6,7 @@ use crate::clock;
 use crate::error_text::describe;
 use crate::http::control::{Refusal, Verbs};
 use crate::http::replay::{Replay, Replayed};
-use crate::ledger::events::{self, Disposition, StoredEvent, replay_id};
+use crate::ledger::events::{self, Disposition, StoredEvent, is_of_wait, replay_id, waited_key};
 use crate::ledger::nexus::{ForgetWaits, Wait, request_id_of};
 use crate::ledger::writer::WriteError;
 use crate::ledger::{ReadError, raise};
@@ -26,6 +26,8 @@ const ADMISSION_WAIT: Duration = Duration::from_secs(5);
 /// Attempts at one event, whoever asked for them, after which it is not run again for having waited: something is wrong
 /// then with what it waits for.
 const ATTEMPTS_MAX: usize = 10;
+/// Pause before an event that was run again for having waited is so once more; it doubles with each time.
+const PAUSE_MS_MIN: i64 = 5000;
 
 /// What is known before anything is written.
 struct Found {
@@ -73,21 +75,43 @@ pub(super) async fn replay(control: &Control, id: String, ask: Replay) -> Result
     Ok(Replayed { answer, parts })
 }
 
-/// Runs an event again that waited for its project. False when that was done already: by a person, or before a crash.
-pub(super) async fn take_up(control: &Control, wait: &Wait) -> Result<bool, Refusal> {
-    let key = format!("waited-{}", wait.event_seq);
+/// What became of an event that waited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TakenUp {
+    Again,
+    /// That was done already, by a person or before a crash; or it never will be.
+    Settled,
+    /// It was run again a moment ago, and waits once more.
+    Later,
+}
+
+/// Runs an event again that waited for its project.
+pub(super) async fn take_up(control: &Control, wait: &Wait) -> Result<TakenUp, Refusal> {
+    let key = waited_key(wait.event_seq);
     let _one = control.replaying.lock().await;
     let found = find(control, &wait.event_seq.to_string(), &key).await?;
     let is_done = found.is_known || found.attempts.iter().any(|attempt| attempt.event_seq > wait.event_seq);
     if !is_done && found.attempts.len() < ATTEMPTS_MAX {
+        let times = found.attempts.iter().filter(|attempt| is_of_wait(&attempt.event_id)).count();
+        if is_too_soon(times, clock::wall_ms().saturating_sub(wait.at)) {
+            return Ok(TakenUp::Later);
+        }
         write(control, &found, key).await?;
-        return Ok(true);
+        return Ok(TakenUp::Again);
     }
     if !is_done {
         tracing::warn!(event = found.event.first_id(), attempts = found.attempts.len(), "an event waited too often; it stays failed");
     }
     wait_no_more(control, vec![wait.event_seq]).await;
-    Ok(false)
+    Ok(TakenUp::Settled)
+}
+
+/// Whether an event that was run again so many `times` and failed so long ago rests. Of a clock that went back nothing is
+/// known: then it doesn't.
+fn is_too_soon(times: usize, failed_ms_ago: i64) -> bool {
+    let doubled = u32::try_from(times).ok().and_then(|times| times.checked_sub(1));
+    let pause = doubled.map_or(0, |doubled| PAUSE_MS_MIN << doubled.min(ATTEMPTS_MAX as u32));
+    (0..pause).contains(&failed_ms_ago)
 }
 
 /// These wait for their project no more, if they did.
@@ -274,6 +298,18 @@ mod tests {
     fn history_has_nothing_to_retry() {
         let told = may_be_retried(&event(1, Disposition::History), &[attempt(1, None)]).unwrap_err().error;
         assert!(told.contains("history") && told.contains("nexus events replay"), "{told}");
+    }
+
+    #[test]
+    fn what_waits_again_rests_for_longer_each_time() {
+        assert!(!is_too_soon(0, 0), "what was never run again doesn't rest");
+        for (times, pause) in [(1, PAUSE_MS_MIN), (2, 2 * PAUSE_MS_MIN), (4, 8 * PAUSE_MS_MIN)] {
+            assert!(is_too_soon(times, 0) && is_too_soon(times, pause - 1) && !is_too_soon(times, pause), "{times}");
+            assert!(!is_too_soon(times, -1), "the clock went back");
+        }
+        assert!(!is_too_soon(usize::MAX, i64::MAX));
+        let of_wait = replay_id("nostr:ab", &waited_key(7));
+        assert!(is_of_wait(&of_wait) && !is_of_wait("nostr:ab") && !is_of_wait(&replay_id("nostr:ab", "01J")));
     }
 
     #[test]

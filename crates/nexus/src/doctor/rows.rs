@@ -312,7 +312,7 @@ mod tests {
                 "INSERT INTO approvals (project, kind, subject, command, event_id, status, asked_at) VALUES ('c', 'mcp', 's', 'x', '', 'approved', 1)",
                 "its time don't fit together (c s)",
             ),
-            ("INSERT INTO project_waits (event_seq, project, at) VALUES (1, 'p', 1)", "without having failed (1 of p)"),
+            ("INSERT INTO project_waits (event_seq, project, awaits, at) VALUES (1, 'p', 'source', 1)", "without having failed (1 of p)"),
         ];
         for (sql, told) in cases {
             let broken = after(sql);

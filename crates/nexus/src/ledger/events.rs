@@ -6,7 +6,7 @@ mod replay;
 
 pub use read::*;
 pub use relays::{FIRST, RelayCursor, TakeIn, relay_cursors};
-pub use replay::{Replay, Replayed, replay_id};
+pub use replay::{Replay, Replayed, is_of_wait, replay_id, waited_key};
 
 use super::Ledger;
 use super::writer::{Weight, commands};

@@ -20,7 +20,7 @@ mod waits;
 pub use self::nostr::{
     Definition, Deleted, Put, PutDefinitions, coordinate, nostr_coordinates, nostr_event, nostr_events_by_ids, nostr_is_deleted,
 };
-pub use approvals::{Approval, ApprovalKind, AskApprovals, DecideApproval, Wish, approval, approvals};
+pub use approvals::{Approval, ApprovalKind, AskApprovals, DecideApproval, Wish, approvals};
 pub use audit::{Audit, AuditQuery, AuditRow, LEFT_OUT_MAX, audit, left_out};
 pub use automations::{ForgetAutomation, Knowledge, Recollection, RememberAdvice, ReviveAutomation, all_knowledge, recollect};
 pub use deliveries::{ClaimDelivery, Delivery, NewDelivery, REPLY_MARK, Resolution, ResolveDelivery, SettleDelivery, Settled, lane_of};
@@ -43,7 +43,7 @@ pub use requests::{Admit, AdmitRow, Fellow, FellowEnd, FinishRun, InterruptRun, 
 pub use say::{NO_REQUEST_SEQ, Said, Say, channel_of};
 pub use speak::{EndStream, Speak, StreamText};
 pub use split::SplitDelivery;
-pub use waits::{Awaited, ForgetWaits, NewWait, Wait, wait_groups, wait_of, waits, waits_by_approval};
+pub use waits::{Awaited, ForgetWaits, MoveWaits, NewWait, Wait, wait_groups, wait_of, waits, waits_by_approval};
 
 use super::Ledger;
 use super::writer::commands;
@@ -95,6 +95,7 @@ commands! { Ledger::Nexus, NexusCommand / NexusReply {
     AskApprovals -> Vec<Approval>,
     DecideApproval -> Option<Approval>,
     ForgetWaits -> usize,
+    MoveWaits -> usize,
 } }
 
 /// The next value of a counter kept in this file.

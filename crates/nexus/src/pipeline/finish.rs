@@ -12,6 +12,7 @@ use crate::agent::project::ProjectTurn;
 use crate::agent::{AgentError, Finished, StopReason, Usage};
 use crate::clock;
 use crate::ledger::agents::{ToolCall, TurnRecord, turn_id};
+use crate::ledger::events::is_of_wait;
 use crate::ledger::nexus::{Awaited, FellowEnd, FinishRun, NewDelivery, NewWait, SaveTrace};
 use crate::live::End;
 use crate::plugin::HookExit;
@@ -90,6 +91,12 @@ impl Verdict {
         Some(NewWait { project: asked.coordinate.to_string(), awaited })
     }
 
+    /// Of an event that was run again and waits once more, who asked was told when it first waited.
+    fn told_once(self, request: &NexusRequest) -> Self {
+        let was_told = self.awaits.is_some() && is_of_wait(&request.event.event_id);
+        if was_told { Self { notice: None, ..self } } else { self }
+    }
+
     fn reason(&self, abort: &Abort) -> Option<String> {
         self.error.clone().or_else(|| self.is_aborted().then(|| abort.why().to_owned()))
     }
@@ -99,7 +106,7 @@ impl Pipeline {
     pub(super) async fn finish(&self, ended: Ended, held: &mut Held) {
         let Ended { mut prepared, run_id, work, mut seen, started_at, spent } = ended;
         let asked = scheduled::asked(&prepared.request, "this message");
-        let mut verdict = judge(work, &seen.text, &self.hint(&prepared.request, &prepared.adapter), &asked);
+        let mut verdict = judge(work, &seen.text, &self.hint(&prepared.request, &prepared.adapter), &asked).told_once(&prepared.request);
         // Of all attempts, the failed ones too.
         verdict.finished.usage = seen.usage.unwrap_or(verdict.finished.usage);
         self.note_response(&mut prepared, &run_id, &verdict, &seen.tool_calls, spent);
@@ -416,6 +423,7 @@ fn judge(work: Work, heard: &str, hint: &str, asked: &str) -> Verdict {
                 None => cut("The agent failed", &format!("The agent failed; {asked} was not answered."), error.partial()),
                 Some(Awaited::Approval(_)) => sorry("This waits for an approval of whoever runs the project, and is answered after that."),
                 Some(Awaited::Configuration) => sorry("This waits until the project is configured, and is answered after that."),
+                Some(Awaited::Source) => sorry("This waits until the project can be prepared, and is answered after that."),
             };
             let verdict = failed(error.partial().to_owned(), Some(notice), StopReason::Error, crate::error_text::describe(&error));
             Verdict { awaits, ..verdict }

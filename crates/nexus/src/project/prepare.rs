@@ -328,7 +328,11 @@ impl Preparer {
                 self.note_failure(project, present.as_ref(), &error).await;
                 match present {
                     // What is there works on; the relays may have the rest later.
-                    Some(present) if !ask.anew && error.retryable() => self.look(&present).await.map(|(_, prepared)| prepared),
+                    Some(present) if !ask.anew && error.retryable() => {
+                        let (definition, prepared) = self.look(&present).await?;
+                        self.note_readiness(&definition, &present, &prepared).await?;
+                        Ok(prepared)
+                    }
                     Some(_) | None => Err(error),
                 }
             }
@@ -464,7 +468,7 @@ pub(super) fn readiness_of(prepared: &Prepared) -> (&'static str, Option<String>
 }
 
 /// Whether it was prepared to the end, and its directory is still there.
-fn is_there(row: &ProjectRow) -> bool {
+pub(super) fn is_there(row: &ProjectRow) -> bool {
     let is_done = matches!(row.status.as_str(), "ready" | "needs_configuration") && row.definition.is_some();
     is_done && Path::new(&row.path).symlink_metadata().is_ok_and(|metadata| metadata.is_dir())
 }

@@ -261,8 +261,22 @@ impl Projects {
             };
             match self.inner.ground.preparer.look(row).await {
                 Ok((_, prepared)) => self.reconsidered(row, lane.as_ref(), prepared).await,
-                Err(error) => tracing::warn!(project = %project, error = %describe(&error), "what a project lacks can't be looked at"),
+                Err(error) => self.unreadable(row, &error).await,
             }
+        }
+    }
+
+    /// Told once for as long as it is so: the ledger has it then.
+    async fn unreadable(&self, row: &ProjectRow, error: &PrepareError) {
+        let reason = format!("what it lacks can't be looked at: {}", describe(error));
+        if row.reason.as_ref() == Some(&reason) {
+            return;
+        }
+        tracing::warn!(project = row.coordinate, reason, "a project can't be looked at");
+        let (coordinate, status) = (row.coordinate.clone(), row.status.clone());
+        let mark = MarkProject { coordinate, status, reason: Some(reason), at: clock::wall_ms() };
+        if let Err(error) = self.inner.ledgers.nexus.writer.write(mark).await {
+            tracing::warn!(%error, project = row.coordinate, "that a project can't be looked at was not put down");
         }
     }
 

@@ -31,6 +31,19 @@ pub fn replay_id(replay_of: &str, key: &str) -> String {
     format!("{replay_of}#replay:{key}")
 }
 
+/// What begins the key of a replay that the daemon asked for itself, because the event had waited for its project.
+const WAITED: &str = "waited-";
+
+/// The key of the replay of an event that waited, by its place.
+pub fn waited_key(event_seq: i64) -> String {
+    format!("{WAITED}{event_seq}")
+}
+
+/// Whether this is the id of the replay of an event that waited.
+pub fn is_of_wait(event_id: &str) -> bool {
+    event_id.rsplit_once("#replay:").is_some_and(|(_, key)| key.starts_with(WAITED))
+}
+
 impl Replay {
     /// `None` when there is no such event that came in, or its replay's id is another event's.
     pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Option<Replayed>> {

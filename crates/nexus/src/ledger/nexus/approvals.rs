@@ -148,12 +148,6 @@ pub fn approvals(connection: &Connection, project: Option<&str>) -> rusqlite::Re
     connection.prepare_cached(&sql)?.query_map([project], read)?.collect()
 }
 
-/// One approval.
-pub fn approval(connection: &Connection, id: i64) -> rusqlite::Result<Option<Approval>> {
-    let sql = format!("SELECT {COLUMNS} FROM approvals WHERE id = ?1");
-    optional(connection.prepare_cached(&sql)?.query_row([id], read))
-}
-
 fn read(row: &Row<'_>) -> rusqlite::Result<Approval> {
     Ok(Approval {
         id: row.get(0)?,

@@ -1,6 +1,6 @@
-//! Events that failed only because their project waited for somebody: for an approval, or for its configuration. A row comes
-//! with the end of its request and goes when the event is run again, or never will be; the end itself stays. When it is
-//! time for either is not decided here.
+//! Events that failed only because their project waited: for an approval, for its configuration, or for where it comes from.
+//! A row comes with the end of its request and goes when the event is run again, or never will be; the end itself stays.
+//! When it is time for either is not decided here.
 
 use crate::ledger::optional;
 use crate::ledger::writer::Weight;
@@ -15,6 +15,8 @@ pub enum Awaited {
     /// The approval of this id.
     Approval(i64),
     Configuration,
+    /// What it is made from, a definition and perhaps a repository, which could not be had.
+    Source,
 }
 
 impl Awaited {
@@ -23,18 +25,33 @@ impl Awaited {
         match self {
             Self::Approval(_) => "project_approval",
             Self::Configuration => "project_configuration",
+            Self::Source => "project_source",
+        }
+    }
+
+    /// The word in the ledger.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Approval(_) => "approval",
+            Self::Configuration => "configuration",
+            Self::Source => "source",
         }
     }
 
     pub fn approval(self) -> Option<i64> {
         match self {
             Self::Approval(id) => Some(id),
-            Self::Configuration => None,
+            Self::Configuration | Self::Source => None,
         }
     }
 
-    fn of(approval: Option<i64>) -> Self {
-        approval.map_or(Self::Configuration, Self::Approval)
+    fn of(word: &str, approval: Option<i64>) -> rusqlite::Result<Self> {
+        match (word, approval) {
+            ("approval", Some(id)) => Ok(Self::Approval(id)),
+            ("configuration", None) => Ok(Self::Configuration),
+            ("source", None) => Ok(Self::Source),
+            _ => Err(rusqlite::Error::InvalidQuery), // the table's checks let nothing else in
+        }
     }
 }
 
@@ -49,15 +66,19 @@ pub struct NewWait {
 impl NewWait {
     /// Has these events wait, in the transaction that ends their requests.
     pub(super) fn insert(&self, connection: &Connection, seqs: impl Iterator<Item = i64>, at: i64) -> rusqlite::Result<()> {
-        let insert = "INSERT INTO project_waits (event_seq, project, approval, at) VALUES (?1, ?2, ?3, ?4)
+        let insert = "INSERT INTO project_waits (event_seq, project, awaits, approval, at) VALUES (?1, ?2, ?3, ?4, ?5)
                       ON CONFLICT (event_seq) DO NOTHING";
         let mut insert = connection.prepare_cached(insert)?;
         for seq in seqs {
-            insert.execute(params![seq, self.project, self.awaited.approval(), at])?;
+            insert.execute(params![seq, self.project, self.awaited.word(), self.awaited.approval(), at])?;
         }
         let make_room = "DELETE FROM project_waits WHERE project = ?1 AND event_seq <=
                            (SELECT event_seq FROM project_waits WHERE project = ?1 ORDER BY event_seq DESC LIMIT 1 OFFSET ?2)";
-        connection.prepare_cached(make_room)?.execute(params![self.project, WAITS_KEPT_MAX]).map(drop)
+        let dropped = connection.prepare_cached(make_room)?.execute(params![self.project, WAITS_KEPT_MAX])?;
+        if dropped > 0 {
+            tracing::warn!(project = self.project, events = dropped, "too many events wait for a project; the oldest stay failed");
+        }
+        Ok(())
     }
 }
 
@@ -79,6 +100,25 @@ impl ForgetWaits {
     }
 }
 
+/// What waits for one thing waits for another by now.
+#[derive(Debug, Clone)]
+pub struct MoveWaits {
+    /// The coordinate.
+    pub project: String,
+    pub from: Awaited,
+    pub to: Awaited,
+}
+
+impl MoveWaits {
+    /// How many did.
+    pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<usize> {
+        let Self { project, from, to } = self;
+        let sql = "UPDATE project_waits SET awaits = ?4, approval = ?5 WHERE project = ?1 AND awaits = ?2 AND approval IS ?3";
+        let values = params![project, from.word(), from.approval(), to.word(), to.approval()];
+        connection.prepare_cached(sql)?.execute(values)
+    }
+}
+
 /// An event that waits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wait {
@@ -90,7 +130,7 @@ pub struct Wait {
     pub at: i64,
 }
 
-const COLUMNS: &str = "event_seq, project, approval, at";
+const COLUMNS: &str = "event_seq, project, awaits, approval, at";
 
 /// All that wait for one project, in their order.
 pub fn waits(connection: &Connection, project: &str) -> rusqlite::Result<Vec<Wait>> {
@@ -106,8 +146,8 @@ pub fn wait_of(connection: &Connection, event_seq: i64) -> rusqlite::Result<Opti
 
 /// The projects that events wait for, each with what it waits for itself; whose events came first is first.
 pub fn wait_groups(connection: &Connection) -> rusqlite::Result<Vec<(String, Awaited)>> {
-    let sql = "SELECT project, approval FROM project_waits GROUP BY project, approval ORDER BY min(event_seq)";
-    connection.prepare_cached(sql)?.query_map([], |row| Ok((row.get(0)?, Awaited::of(row.get(1)?))))?.collect()
+    let sql = "SELECT project, awaits, approval FROM project_waits GROUP BY project, awaits, approval ORDER BY min(event_seq)";
+    connection.prepare_cached(sql)?.query_map([], |row| Ok((row.get(0)?, awaited(row, 1)?)))?.collect()
 }
 
 /// How many events wait for each approval.
@@ -117,7 +157,12 @@ pub fn waits_by_approval(connection: &Connection) -> rusqlite::Result<Vec<(i64, 
 }
 
 fn read(row: &Row<'_>) -> rusqlite::Result<Wait> {
-    Ok(Wait { event_seq: row.get(0)?, project: row.get(1)?, awaited: Awaited::of(row.get(2)?), at: row.get(3)? })
+    Ok(Wait { event_seq: row.get(0)?, project: row.get(1)?, awaited: awaited(row, 2)?, at: row.get(4)? })
+}
+
+/// From the column of the word and the one behind it.
+fn awaited(row: &Row<'_>, column: usize) -> rusqlite::Result<Awaited> {
+    Awaited::of(row.get_ref(column)?.as_str()?, row.get(column + 1)?)
 }
 
 impl Weight for ForgetWaits {
@@ -126,6 +171,12 @@ impl Weight for ForgetWaits {
     }
     fn rows(&self) -> usize {
         self.event_seqs.len().max(1)
+    }
+}
+
+impl Weight for MoveWaits {
+    fn rows(&self) -> usize {
+        WAITS_KEPT_MAX
     }
 }
 
@@ -192,6 +243,22 @@ mod tests {
         let one = wait_of(&connection, 15).unwrap().unwrap();
         assert_eq!((one.awaited.code(), one.awaited.approval(), one.at), ("project_configuration", None, 5));
         assert_eq!(wait_of(&connection, 4).unwrap(), None);
+    }
+
+    #[test]
+    fn what_is_waited_for_instead_is_waited_for_by_the_same_since_the_same_time() {
+        let connection = crate::samples::nexus_ledger();
+        for (project, awaited, seq) in [("p", Awaited::Approval(1), 1), ("p", Awaited::Source, 2), ("q", Awaited::Approval(1), 3)] {
+            wait(project, awaited).insert(&connection, [seq].into_iter(), seq * 10).unwrap();
+        }
+        let moved = |from, to| MoveWaits { project: "p".to_owned(), from, to }.apply(&connection).unwrap();
+        assert_eq!(moved(Awaited::Approval(1), Awaited::Source), 1);
+        assert_eq!(wait_groups(&connection).unwrap()[0], ("p".to_owned(), Awaited::Source));
+        assert_eq!(moved(Awaited::Source, Awaited::Approval(2)), 2);
+        let kept: Vec<_> = waits(&connection, "p").unwrap().iter().map(|one| (one.event_seq, one.awaited, one.at)).collect();
+        assert_eq!(kept, [(1, Awaited::Approval(2), 10), (2, Awaited::Approval(2), 20)]);
+        assert_eq!(waits_by_approval(&connection).unwrap(), [(1, 1), (2, 2)]);
+        assert_eq!(moved(Awaited::Configuration, Awaited::Source), 0);
     }
 
     #[test]

@@ -98,7 +98,10 @@ impl PrepareError {
 
     /// What it waits for, where nothing else is in the way.
     pub fn awaits(&self) -> Option<Awaited> {
-        if let Self::HostAwaits { approval, .. } = self { approval.map(Awaited::Approval) } else { None }
+        if let Self::HostAwaits { approval, .. } = self {
+            return approval.map(Awaited::Approval);
+        }
+        self.retryable().then_some(Awaited::Source)
     }
 
     /// For `map_err` of the file system.
