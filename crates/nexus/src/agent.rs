@@ -291,7 +291,7 @@ pub enum AgentError {
     #[error("agent `{agent}` died: {problem}")]
     Died { agent: String, problem: String, partial: String },
     #[error("project `{project}`: {problem}")]
-    Project { project: String, problem: String, retryable: bool, awaits: Option<Awaited>, partial: String },
+    Project { project: String, problem: String, retryable: bool, awaits: Option<Awaited>, told: Option<String>, partial: String },
 }
 
 impl AgentError {
@@ -318,6 +318,11 @@ impl AgentError {
     /// What the turn's project waits for, where that alone keeps it from being done.
     pub fn awaits(&self) -> Option<Awaited> {
         if let Self::Project { awaits, .. } = self { *awaits } else { None }
+    }
+
+    /// Why, as whoever asked may be told; nothing where that is of the inside.
+    pub fn told(&self) -> Option<&str> {
+        if let Self::Project { told, .. } = self { told.as_deref() } else { None }
     }
 
     /// How long the other side asked to be left alone.

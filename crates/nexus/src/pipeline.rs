@@ -32,6 +32,7 @@ mod withdrawn;
 pub mod words;
 
 use crate::agent::Runner;
+use crate::agent::project::project_of;
 use crate::agent::questions::Questions;
 use crate::bus::Bus;
 use crate::clock;
@@ -261,6 +262,7 @@ impl Pipeline {
         let deliver = scheduled::deliver_of(&request);
         let notice = json!({
             "request_id": request.request_id, "event_id": request.event.event_id, "adapter": adapter, "account": request.event.account_id,
+            "project": project_of(&adapter, &request.event.metadata),
         });
         self.bus.publish(NoticeType::RequestStarted, notice);
         if is_revived {
@@ -450,6 +452,7 @@ impl Pipeline {
             "request_id": request.request_id, "event_id": request.event.event_id, "run_id": agent.and_then(|agent| agent.run_id.as_deref()),
             "adapter": scheduled::heard_by(request), "account": request.event.account_id, "session": agent.map(|agent| &agent.session_label),
             "status": request.status, "reason": request.reason, "duration_ms": latency,
+            "project": project_of(&request.adapter, &request.event.metadata),
         });
         self.bus.publish(kind, notice);
         self.replies.end(

@@ -170,9 +170,9 @@ impl Projects {
             let problem = "the event is not one of a project".to_owned();
             return Err(AgentError::Config { agent: turn.agent.clone(), problem });
         };
-        self.handed(project, turn, sink).await.map_err(|Fault { problem, retryable, awaits, .. }| {
+        self.handed(project, turn, sink).await.map_err(|Fault { problem, retryable, awaits, told, .. }| {
             tracing::error!(error = problem, event = asked.event.id, project = %project, "Error handling event");
-            AgentError::Project { project: project.slug(), problem, retryable, awaits, partial: String::new() }
+            AgentError::Project { project: project.slug(), problem, retryable, awaits, told, partial: String::new() }
         })
     }
 
@@ -189,6 +189,9 @@ impl Projects {
         self.prepare(&lane).await?;
         self.note_use(&lane).await;
         self.bring_up(&lane).await?;
+        if !asked.is_asked {
+            return Ok(nothing_to_say()); // it was to start the project
+        }
         let plan = lane.post.plan.load_full();
         if plan.is_some_and(|plan| plan.protocol == ProjectProtocol::None) {
             return Ok(nothing_to_say()); // it finds its events itself
@@ -245,7 +248,12 @@ impl Projects {
         let progress = Progress::new(self.inner.ground.bus.clone(), &lane.post.coordinate);
         let prepared = self.inner.ground.preparer.ensure(&lane.post.coordinate, &progress).await;
         drop(preparing);
-        let fault = |error: PrepareError| Fault { retryable: error.retryable(), awaits: error.awaits(), ..Fault::last(describe(&error)) };
+        let fault = |error: PrepareError| Fault {
+            retryable: error.retryable(),
+            awaits: error.awaits(),
+            told: error.told(),
+            ..Fault::last(describe(&error))
+        };
         let prepared = prepared.map_err(fault)?;
         let missing = prepared.missing.join("; ");
         self.adopt(lane, prepared).await;
@@ -261,7 +269,6 @@ impl Projects {
     async fn adopt(&self, lane: &Arc<Lane>, prepared: Prepared) {
         let before = lane.prepared();
         let is_other = before.is_some_and(|before| before.definition_id != prepared.definition_id);
-        self.inner.roster.set(lane.post.coordinate.clone(), prepared.pubkeys());
         lane.post.plan.store(Some(Arc::new(self.inner.settings.load().plan(&prepared))));
         lane.set_prepared(Some(Arc::new(prepared)));
         if is_other {

@@ -190,6 +190,9 @@ fn a_daemon_that_dies_while_it_clones_leaves_nothing_half() {
     assert!(row["reason"].as_str().unwrap().contains("the daemon ended"), "{row}");
 }
 
+/// Versions of git that must be among them, such as `2.39 2.47`: `.ci/run` says which.
+const REQUIRED: &str = "NEXUS_TEST_GITS";
+
 /// The git programs of this machine, each version once.
 fn gits() -> Vec<(PathBuf, String)> {
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -201,6 +204,10 @@ fn gits() -> Vec<(PathBuf, String)> {
         if !found.iter().any(|(_, known)| *known == version) {
             found.push((place, version));
         }
+    }
+    for required in std::env::var(REQUIRED).unwrap_or_default().split_whitespace() {
+        let is_there = found.iter().any(|(_, version)| version.starts_with(&format!("git version {required}.")));
+        assert!(is_there, "git {required} is not on this machine, and {REQUIRED} says that it is tested: {found:?}");
     }
     found
 }

@@ -87,13 +87,11 @@ fn a_daemon_that_dies_while_an_event_has_its_project_cloned_begins_anew() {
 }
 
 #[test]
-fn after_a_restart_an_event_may_speak_to_agents_of_two_projects() {
-    let mut world = World::new();
+fn an_event_may_speak_to_agents_of_two_projects() {
+    let world = World::new();
     let projects = ["one", "two"].map(|name| world.project(name, None));
     let agents: Vec<String> =
         projects.iter().map(|project| world.prepared(project)["agents"][0]["pubkey"].as_str().unwrap().to_owned()).collect();
-    world.daemon.stop();
-    world.daemon.launch();
     let tags: [&[&str]; 4] = [&["a", &projects[0]], &["a", &projects[1]], &["p", &agents[0]], &["p", &agents[1]]];
     let event = world.tell(1, &tags, "hello");
     let both = find("both answer", || Some(answers(&world, &event)).filter(|all| all.len() == 2));

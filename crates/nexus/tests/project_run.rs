@@ -74,15 +74,20 @@ impl World {
 
     /// Publishes the definition of a project with two agents, of which the first is the manager; its coordinate.
     fn define(&self, identifier: &str) -> String {
+        self.define_by(&self.owner, identifier)
+    }
+
+    /// The same of another author's.
+    fn define_by(&self, author: &Key, identifier: &str) -> String {
         let mut client = self.client();
         let agents: Vec<Value> = ["Planner", "Builder"]
             .into_iter()
-            .map(|name| self.owner.sign(4199, &[&["title", name], &["role", "helper"]], "Be brief."))
+            .map(|name| author.sign(4199, &[&["title", name], &["role", "helper"]], "Be brief."))
             .collect();
         agents.iter().for_each(|agent| client.published(agent));
         let tags: [&[&str]; 4] = [&["d", identifier], &["title", identifier], &["agent", id(&agents[0])], &["agent", id(&agents[1])]];
-        client.published(&self.owner.sign(31_933, &tags, "A project"));
-        format!("31933:{}:{identifier}", self.owner.public())
+        client.published(&author.sign(31_933, &tags, "A project"));
+        format!("31933:{}:{identifier}", author.public())
     }
 
     /// Publishes an event for a project; its id.
@@ -425,7 +430,7 @@ fn a_stop_over_nostr_ends_what_is_going_on_and_starts_nothing() {
 
 #[test]
 fn two_authors_may_use_one_identifier() {
-    let mut world = World::new("answer", json!({}));
+    let mut world = World::with(Daemon::new(), json!({}));
     let other = Key::new(9);
     let mut wanted = config(json!({}));
     let path = world.daemon.config_file();
@@ -434,13 +439,16 @@ fn two_authors_may_use_one_identifier() {
     wanted["nostr"] = json!({ "relays": [world.relay.url()], "whitelist": [world.owner.npub(), other.npub()] });
     world.daemon.configure(&wanted);
     world.daemon.launch();
-    let mine = world.define("demo");
-    let theirs = format!("31933:{}:demo", other.public());
-    world.client().published(&other.sign(31_933, &[&["d", "demo"], &["title", "Theirs"]], ""));
-    for project in [&mine, &theirs] {
-        let event = world.ask(project, "hello");
-        eventually("the event has its end", || !world.answers(&event).is_empty() || world.daemon.terminal() == 2);
-    }
+    let (mine, theirs) = (world.define("demo"), world.define_by(&other, "demo"));
+    let answering = [&mine, &theirs].map(|project| {
+        let answer = world.answer(&world.ask(project, "hello"));
+        let prepared: Value = serde_json::from_str(&world.daemon.nexus_ok(&["project", "init", project, "--json"])).unwrap();
+        let is_its_own = prepared["agents"].as_array().unwrap().iter().any(|agent| agent["pubkey"] == answer["pubkey"]);
+        assert!(is_its_own, "{answer}: none of {prepared}");
+        assert!(answer["tags"].as_array().unwrap().contains(&json!(["a", project])), "{answer}");
+        answer["pubkey"].clone()
+    });
+    assert_ne!(answering[0], answering[1]);
     let paths = [&mine, &theirs].map(|project| world.project(project)["path"].as_str().unwrap_or_default().to_owned());
     assert!(!paths[0].is_empty() && paths[0] != paths[1], "{paths:?}");
 }

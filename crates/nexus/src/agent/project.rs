@@ -5,11 +5,14 @@ use super::{AgentError, Finished, Sink, Turn};
 use crate::project::Projects;
 use crate::project::coordinate::Coordinate;
 use crate::project::protocol::Received;
+use nexus_core::access::Decision;
 use nexus_core::request::NexusRequest;
 use serde_json::Value;
 
 /// What the labels of projects' sessions begin with.
 const SESSION: &str = "project:";
+/// What the label of the session beside it ends with.
+const UNASKED: &str = ":unasked";
 
 /// The event of a project, as its process is to get it; the text is the turn's.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,15 +21,22 @@ pub struct ProjectTurn {
     /// The event's id in the ledger: a replay has one of its own.
     pub id: String,
     pub event: Received,
+    /// False where it says nothing to anybody, as a reaction, and nobody wants an agent asked all the same: it has the
+    /// project started, and is not handed over.
+    pub is_asked: bool,
+}
+
+/// The project that an event of the Nostr client is for, as its metadata say.
+pub fn project_of<'a>(adapter: &str, metadata: &'a Value) -> Option<&'a str> {
+    (adapter == crate::nostr::ADAPTER).then(|| metadata.get("project")?.as_str()).flatten()
 }
 
 impl ProjectTurn {
     /// Of a request whose event the Nostr client took in for a project: what others write into their events'
     /// metadata counts for nothing.
     pub fn of(request: &NexusRequest) -> Option<Self> {
-        let metadata = (request.adapter == crate::nostr::ADAPTER).then_some(&request.event.metadata)?;
-        let coordinate = Coordinate::parse(metadata.get("project")?.as_str()?).ok()?;
-        let origin = metadata.get("nostr")?;
+        let coordinate = Coordinate::parse(project_of(&request.adapter, &request.event.metadata)?).ok()?;
+        let origin = request.event.metadata.get("nostr")?;
         let text = |key: &str| origin.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
         let number = |key: &str| origin.get(key).and_then(Value::as_u64);
         let event = Received {
@@ -38,12 +48,17 @@ impl ProjectTurn {
             tags: origin.get("tags").and_then(|tags| serde_json::from_value(tags.clone()).ok()).unwrap_or_default(),
             sig: text("sig"),
         };
-        Some(Self { coordinate, id: request.event.event_id.clone(), event })
+        let has_fired = request.triggers.as_ref().is_some_and(|triggers| triggers.fired_by.is_some());
+        let wakes = |access: &Decision| access.wakes_agent(&request.event.content_type);
+        let is_asked = has_fired || request.access.as_ref().is_none_or(wakes);
+        Some(Self { coordinate, id: request.event.event_id.clone(), event, is_asked })
     }
 
-    /// The session of all that is said in the project.
+    /// The session of all that is said in the project. What says nothing has one beside it: it waits for no turn, is
+    /// answered with none, and no agent is told of it later.
     pub fn session(&self) -> String {
-        format!("{SESSION}{}", self.coordinate.slug())
+        let beside = if self.is_asked { "" } else { UNASKED };
+        format!("{SESSION}{}{beside}", self.coordinate.slug())
     }
 }
 

@@ -61,6 +61,7 @@ pub(super) async fn make(near: Near<'_>) -> Result<(Nostr, Preparer, Projects), 
         ledgers: ledgers.clone(),
         nostr: nostr.clone(),
         bus: bus.clone(),
+        roster: roster.clone(),
     });
     let places = Places { config_file: paths.config_file.clone(), state_dir: paths.state_dir.clone(), run_dir: paths.run_dir() };
     let parts = Parts {

@@ -5,6 +5,7 @@ mod relays;
 mod replay;
 
 pub use read::*;
+pub(crate) use relays::nostr_event_of;
 pub use relays::{FIRST, RelayCursor, TakeIn, relay_cursors};
 pub use replay::{Replay, Replayed, is_of_wait, replay_id, waited_key};
 
@@ -149,10 +150,20 @@ pub fn key(channel: &str, event_id: &str) -> [u8; 16] {
 
 impl Append {
     fn apply(&self, connection: &Connection) -> rusqlite::Result<Appended> {
-        let mut seqs = Vec::with_capacity(self.lines.events.len());
-        for event in &self.lines.events {
-            seqs.push(insert(connection, &self.adapter, "inbound", event)?);
-        }
+        self.apply_by(connection, |event| self.insert(connection, event))
+    }
+
+    fn insert(&self, connection: &Connection, event: &NewEvent) -> rusqlite::Result<Option<i64>> {
+        insert(connection, &self.adapter, "inbound", event)
+    }
+
+    /// Where `put` says which events are new.
+    fn apply_by<'s>(
+        &'s self,
+        connection: &Connection,
+        put: impl FnMut(&'s NewEvent) -> rusqlite::Result<Option<i64>>,
+    ) -> rusqlite::Result<Appended> {
+        let seqs = self.lines.events.iter().map(put).collect::<rusqlite::Result<Appended>>()?;
         for reject in &self.lines.rejects {
             insert_reject(connection, &self.adapter, &self.account, reject)?;
         }

@@ -9,7 +9,7 @@ use super::{ADAPTER, Inner, Plan};
 use crate::adapter::intake::Sinks;
 use crate::clock;
 use crate::error_text::describe;
-use crate::ledger::events::{Append, Appended, Disposition, FIRST, Lines, NewEvent, RelayCursor, TakeIn, appended_since};
+use crate::ledger::events::{Append, Appended, Disposition, FIRST, Lines, NewEvent, RelayCursor, TakeIn, appended_since, nostr_event_of};
 use crate::ledger::nexus::{Definition, Deleted, Put, PutDefinitions, RESTORED_AT, counter, projects_defined_by};
 use crate::ledger::writer::WriteError;
 use crate::ledger::{Ledgers, optional};
@@ -236,8 +236,12 @@ impl Taking<'_> {
         }
         let all = append(events);
         if is_refused(self.commit(all.clone(), &brought_by, &cursors).await)? {
-            for (event, relay) in all.lines.events.iter().zip(brought_by.chunks(1)) {
-                is_refused(self.commit(append(vec![event.clone()]), relay, &[]).await)?;
+            // What one Nostr event is for stays together: without its first row the others would never be written.
+            let mut left = brought_by.as_slice();
+            for one in all.lines.events.chunk_by(|a, b| nostr_event_of(&a.event_id) == nostr_event_of(&b.event_id)) {
+                let (relays, others) = left.split_at(one.len());
+                is_refused(self.commit(append(one.to_vec()), relays, &[]).await)?;
+                left = others;
             }
             is_refused(self.commit(append(Vec::new()), &[], &cursors).await)?;
         }
@@ -359,7 +363,7 @@ impl Taking<'_> {
         for (event, seq) in fresh() {
             let notice = json!({
                 "event_id": event.event_id, "seq": seq, "adapter": ADAPTER, "account": DEFAULT_ACCOUNT, "channel": ADAPTER,
-                "sender_id": event.sender_id, "disposition": event.disposition.as_str(),
+                "sender_id": event.sender_id, "disposition": event.disposition.as_str(), "project": sort::project_of(event),
             });
             self.sinks.bus.publish(NoticeType::EventReceived, notice);
         }

@@ -12,6 +12,8 @@ use crate::ledger::nexus::{
     Answered, DuePublication, PUT_OFF_MS_MAX, PrunePublished, SettlePublished, SpreadPublished, due_publications, next_publication,
 };
 use crate::ledger::writer::WriteError;
+use crate::project::coordinate::Coordinate;
+use ::nostr::event::Event;
 use nexus_core::notice::NoticeType;
 use serde_json::json;
 use std::collections::HashMap;
@@ -199,10 +201,26 @@ impl Sending {
         }
         if is_accepted {
             self.inner.published(&relay);
-            self.inner.ground.bus.publish(NoticeType::NostrPublished, json!({ "event_id": event_id, "relay": &*relay }));
+            let project = self.project_of(&event_id).await;
+            let notice = json!({ "event_id": event_id, "relay": &*relay, "project": project });
+            self.inner.ground.bus.publish(NoticeType::NostrPublished, notice);
         }
         // Also when it was refused: whoever waits for it looks at how it stands.
         self.inner.settled.notify_waiters();
+    }
+
+    /// The project that a published event names.
+    async fn project_of(&self, event_id: &str) -> Option<String> {
+        let event_id = event_id.to_owned();
+        let read = move |connection: &rusqlite::Connection| {
+            let sql = "SELECT event FROM nostr_published WHERE event_id = ?1";
+            crate::ledger::optional(connection.prepare_cached(sql)?.query_row([event_id.as_str()], |row| row.get::<_, String>(0)))
+        };
+        let event = self.inner.ground.ledgers.nexus.readers.read(read).await.ok().flatten()?;
+        let event = Event::from_json(event).ok()?;
+        let kinds = self.inner.plan.load().project_kinds.clone();
+        let project = codec::tag_value(&event, "a").and_then(|value| Coordinate::parse(value).ok());
+        project.filter(|project| kinds.contains(&project.kind)).map(|project| project.to_string())
     }
 
     async fn attempts(&self, relay: &Arc<str>, event_id: &str) -> u32 {

@@ -33,6 +33,8 @@ struct Parent {
     kind: u16,
     tags: Vec<Vec<String>>,
     relay: String,
+    /// Of which project it was heard; what is said about it belongs there.
+    project: Option<String>,
 }
 
 /// Says deliveries of the channel `nostr`. The client knows the routes, so these don't keep the client.
@@ -124,7 +126,8 @@ fn parent(asked: &StoredEvent) -> Option<Parent> {
     let text = |key: &str| event[key].as_str().map(str::to_owned);
     let kind = event["kind"].as_u64().and_then(|kind| u16::try_from(kind).ok())?;
     let tags = serde_json::from_value(event["tags"].clone()).ok()?;
-    Some(Parent { id: text("id")?, pubkey: text("pubkey")?, kind, tags, relay: text("relay").unwrap_or_default() })
+    let project = asked.event.metadata.get("project").and_then(Value::as_str).map(str::to_owned);
+    Some(Parent { id: text("id")?, pubkey: text("pubkey")?, kind, tags, relay: text("relay").unwrap_or_default(), project })
 }
 
 /// A reply: a note to a note (NIP-10), a comment to anything else (NIP-22).
@@ -136,6 +139,7 @@ fn reply(to: &Parent, content: &str) -> Template {
             tags.push(tag);
         }
     }
+    tags.extend(to.project.iter().map(|project| tag(&["a", project])));
     Template { kind, content: content.to_owned(), tags, created_at: None }
 }
 
@@ -187,7 +191,16 @@ mod tests {
 
     fn parent_of(kind: u16, tags: &[&[&str]]) -> Parent {
         let tags = tags.iter().map(|parts| tag(parts)).collect();
-        Parent { id: "id".to_owned(), pubkey: "ann".to_owned(), kind, tags, relay: "ws://r".to_owned() }
+        Parent { id: "id".to_owned(), pubkey: "ann".to_owned(), kind, tags, relay: "ws://r".to_owned(), project: None }
+    }
+
+    #[test]
+    fn what_is_said_about_an_event_of_a_project_names_that() {
+        for kind in [1, 11] {
+            let parent = Parent { project: Some("31933:ann:demo".to_owned()), ..parent_of(kind, &[&["a", "31933:ann:demo"]]) };
+            let named = reply(&parent, "hi").tags.into_iter().filter(|one| *one == tag(&["a", "31933:ann:demo"]));
+            assert_eq!(named.count(), 1, "{kind}");
+        }
     }
 
     #[test]

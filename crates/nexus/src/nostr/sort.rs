@@ -6,11 +6,12 @@ use super::codec::{is_hex, short, tag_value, tags_of};
 use super::subscriptions::DEFINING_KINDS;
 use crate::ledger::events::{Disposition, NewEvent};
 use crate::ledger::nexus::{Definition, Deleted};
+use crate::project::STOP_KIND;
 use crate::project::activate::{Activation, Roster, activation};
 use crate::project::coordinate::Coordinate;
 use crate::routes::DEFAULT_ACCOUNT;
 use ::nostr::event::Event;
-use nexus_core::event::PeerKind;
+use nexus_core::event::{PeerKind, SYSTEM_CONTENT};
 use serde::Serialize;
 use std::collections::BTreeSet;
 
@@ -18,6 +19,8 @@ use std::collections::BTreeSet;
 pub(crate) const DELETION: u16 = 5;
 /// Notes, threads and comments: what a person says to the daemon.
 const SPOKEN_KINDS: [u16; 3] = [1, 11, 1_111];
+/// The kind of a reaction (NIP-25).
+const REACTION: u16 = 7;
 /// What running projects tell about themselves: it activates none.
 const TOLD_KINDS: [u16; 4] = [24_010, 24_011, 24_012, 24_135];
 /// How far an event may be ahead of our clock before its time is taken for ours, in seconds.
@@ -174,13 +177,28 @@ fn message(event: &Event, tags: &[Vec<String>], relay: &str, rules: &Rules<'_>, 
         sender_id: pubkey,
         thread_id: root(tags, event.kind.as_u16()),
         reply_to_id: Some(id),
-        content_type: "text".to_owned(),
+        content_type: content_type(event.kind.as_u16()),
         content: event.content.clone(),
         attachments: None,
         metadata: Some(metadata),
         timestamp: timestamp(event.created_at.as_secs(), rules.now_ms),
         received_at: rules.now_ms,
         disposition: disposition(event.created_at.as_secs(), rules),
+    }
+}
+
+/// The project that an event of the pipeline is for; its place is the whole project.
+pub(crate) fn project_of(event: &NewEvent) -> Option<&str> {
+    (event.peer_kind == PeerKind::Channel).then_some(event.peer_id.as_str())
+}
+
+/// What is said to somebody is text. Anything else that is about a project wakes no agent unless a policy names its kind;
+/// the project is started by it all the same.
+fn content_type(kind: u16) -> String {
+    match kind {
+        REACTION => "reaction".to_owned(),
+        _ if SPOKEN_KINDS.contains(&kind) || kind == STOP_KIND => "text".to_owned(),
+        _ => format!("{SYSTEM_CONTENT}nostr/{kind}"),
     }
 }
 
@@ -293,6 +311,25 @@ mod tests {
         place.roster.set(Coordinate::parse(&b).unwrap(), vec![y.clone()]);
         let both = messages(place.sort(1, &[&["a", &a], &["a", &b], &["p", &x], &["p", &y]]));
         assert_eq!((both.len(), both[0].event_id.matches(':').count(), both[1].event_id.matches(':').count()), (2, 1, 2));
+    }
+
+    #[test]
+    fn only_what_is_said_asks_an_agent_of_a_project() {
+        let place = Place::new();
+        let project = place.project("a");
+        for (kind, wanted) in [
+            (1, "text"),
+            (11, "text"),
+            (1_111, "text"),
+            (STOP_KIND, "text"),
+            (7, "reaction"),
+            (6, "system/nostr/6"),
+            (513, "system/nostr/513"),
+            (24_000, "system/nostr/24000"),
+            (30_023, "system/nostr/30023"),
+        ] {
+            assert_eq!(messages(place.sort(kind, &[&["a", &project]]))[0].content_type, wanted, "{kind}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use super::{Exit, Pipeline, READ_PATIENCE, Settings, assemble};
 use crate::access::recorded_only;
+use crate::agent::project::ProjectTurn;
 use crate::clock;
 use crate::ledger::nexus::{Claim, Recollection, RememberAdvice, recollect};
 use crate::ledger::writer::WriteError;
@@ -34,7 +35,7 @@ enum Part {
 impl Pipeline {
     /// Asks the automations whose triggers fit, one after the other, until one ends the request. A timer event goes
     /// on only if one fires, or a policy routes it to an agent: a heartbeat costs no run. What an adapter tells without saying
-    /// anything, as a reaction, goes on only if one fires, or a policy names its content type.
+    /// anything, as a reaction, goes on only if one fires, or a policy names its content type; or to have its project started.
     pub(super) async fn automate(
         &self,
         request: &mut NexusRequest,
@@ -190,6 +191,10 @@ fn unasked(request: &NexusRequest) -> Option<String> {
     if event.channel == TIMER_CHANNEL {
         let is_routed = access.is_some_and(|access| access.agent.is_some());
         return (!is_routed).then(|| "timer: no policy routes this event to an agent".to_owned());
+    }
+    // It starts its project, even where it asks none of its agents.
+    if ProjectTurn::of(request).is_some() {
+        return None;
     }
     let wakes = access.is_none_or(|access| access.wakes_agent(&event.content_type));
     (!wakes).then(|| recorded_only(&event.content_type))

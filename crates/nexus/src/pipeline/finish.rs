@@ -362,7 +362,9 @@ fn without_answer(response: &ResponseSection) -> ResponseSection {
 
 /// One row per message to send, from number `first` of the run's on; long texts are split, never cut off.
 fn deliveries(prepared: &Prepared, route: Option<Route>, run_id: &str, first: usize, content: &str) -> Vec<NewDelivery> {
-    let Some(route) = route.filter(|route| route.sender.is_some()) else { return Vec::new() };
+    // Whoever said nothing to anybody is told nothing, also when that failed.
+    let is_asked = ProjectTurn::of(&prepared.request).is_none_or(|turn| turn.is_asked);
+    let Some(route) = route.filter(|route| is_asked && route.sender.is_some()) else { return Vec::new() };
     let pieces = route.pieces(content);
     let split = pieces.len() > 1;
     let key = |n: usize| if split { format!("{run_id}:1:{first}/{}", n + 1) } else { format!("{run_id}:1:{first}") };
@@ -420,7 +422,10 @@ fn judge(work: Work, heard: &str, hint: &str, asked: &str) -> Verdict {
         Work::Failed(error) => {
             let awaits = error.awaits();
             let notice = match awaits {
-                None => cut("The agent failed", &format!("The agent failed; {asked} was not answered."), error.partial()),
+                None => match error.told() {
+                    Some(why) => sorry(&format!("The project can't be prepared: {why}. The message was not answered.")),
+                    None => cut("The agent failed", &format!("The agent failed; {asked} was not answered."), error.partial()),
+                },
                 Some(Awaited::Approval(_)) => sorry("This waits for an approval of whoever runs the project, and is answered after that."),
                 Some(Awaited::Configuration) => sorry("This waits until the project is configured, and is answered after that."),
                 Some(Awaited::Source) => sorry("This waits until the project can be prepared, and is answered after that."),

@@ -3,6 +3,7 @@
 
 use super::{Exit, Pipeline, READ_PATIENCE, Settings};
 use crate::access::{Given, Speaker, minute_and_day, section, to_local};
+use crate::agent::project::project_of;
 use crate::clock;
 use crate::ledger::nexus::Audit;
 use nexus_core::access::{Ask, Decision, Principal, decide};
@@ -60,6 +61,7 @@ impl Pipeline {
         let notice = json!({
             "request_id": request.request_id, "event_id": event.event_id, "adapter": request.adapter, "account": event.account_id,
             "decision": decision.effect, "policy": decision.matched_policy, "principal": principal.type_,
+            "project": project_of(&request.adapter, &event.metadata),
         });
         self.bus.publish(NoticeType::AclDecision, notice);
         let exit = match (decision.effect, &decision.matched_policy) {

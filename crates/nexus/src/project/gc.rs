@@ -99,7 +99,7 @@ impl Preparer {
             return if delete { Err(PrepareError::Kept { reason }) } else { Ok(done(PutAway::Before, None)) };
         }
         if path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
-            self.mark_archived(row).await?;
+            self.mark_archived(row, &coordinate).await?;
             return Ok(done(PutAway::Missing, None));
         }
         let unsaved = unsaved(&self.git(&self.settings()), &path).await;
@@ -111,7 +111,7 @@ impl Preparer {
         let moved = path.clone();
         let aside = super::prepare::blocking(move || move_aside(&moved, &name)).await;
         let aside = aside.map_err(|source| PrepareError::Io { operation: "archive", path: path.clone(), source })?;
-        self.mark_archived(row).await?;
+        self.mark_archived(row, &coordinate).await?;
         if !delete {
             return Ok(done(PutAway::Archived, Some(aside.display().to_string())));
         }
@@ -121,9 +121,11 @@ impl Preparer {
         Ok(done(PutAway::Deleted, None))
     }
 
-    async fn mark_archived(&self, row: &ProjectRow) -> Result<(), PrepareError> {
+    /// Within the project's turn: one that is prepared after this is known again.
+    async fn mark_archived(&self, row: &ProjectRow, project: &Coordinate) -> Result<(), PrepareError> {
         let mark = MarkProject { coordinate: row.coordinate.clone(), status: "archived".to_owned(), reason: None, at: clock::wall_ms() };
         self.ledgers().nexus.writer.write_until_done(mark).await?;
+        self.forget(project);
         Ok(())
     }
 }

@@ -17,6 +17,7 @@ pub use load::{Prepared, ProjectAgent, ProjectMcp};
 pub use progress::Progress;
 pub(super) use source::blocking;
 
+use super::activate::Roster;
 use super::approvals;
 use super::coordinate::Coordinate;
 use super::definition::Definition;
@@ -95,6 +96,8 @@ pub struct Ground {
     pub ledgers: Ledgers,
     pub nostr: Nostr,
     pub bus: Bus,
+    /// Kept here: what is prepared is known from then on, what was put away is not.
+    pub roster: Roster,
 }
 
 type Runs = Arc<dyn Fn(&Coordinate) -> bool + Send + Sync>;
@@ -111,6 +114,7 @@ struct Inner {
     ledgers: Ledgers,
     nostr: Nostr,
     bus: Bus,
+    roster: Roster,
     flights: Mutex<BTreeMap<Coordinate, Arc<tokio::sync::Mutex<()>>>>,
     /// Whether a project's process is there.
     runs: OnceLock<Runs>,
@@ -138,13 +142,14 @@ pub struct Ask {
 
 impl Preparer {
     pub fn new(ground: Ground) -> Self {
-        let Ground { settings, keeper, ledgers, nostr, bus } = ground;
+        let Ground { settings, keeper, ledgers, nostr, bus, roster } = ground;
         let inner = Inner {
             settings: ArcSwap::from_pointee(settings),
             keeper,
             ledgers,
             nostr,
             bus,
+            roster,
             flights: Mutex::default(),
             runs: OnceLock::new(),
             decided: broadcast::Sender::new(DECIDED_MAX),
@@ -183,6 +188,11 @@ impl Preparer {
 
     pub(crate) fn ledgers(&self) -> &Ledgers {
         &self.inner.ledgers
+    }
+
+    /// Its events are heeded only if its author's are, until it is prepared again.
+    pub(super) fn forget(&self, project: &Coordinate) {
+        self.inner.roster.remove(project);
     }
 
     pub(super) fn git(&self, settings: &Settings) -> Git {
@@ -299,6 +309,7 @@ impl Preparer {
         {
             let prepared = self.load(&definition, &settings, Path::new(&present.path)).await?;
             self.note_readiness(&definition, present, &prepared).await?;
+            self.inner.roster.set(project.clone(), prepared.pubkeys());
             return Ok(prepared);
         }
         let _room = match present {
@@ -320,6 +331,8 @@ impl Preparer {
                 let readiness = readiness_of(&prepared);
                 let status = readiness.0;
                 self.save(row_of(&definition, &path, readiness, Some(&event), prepared.pubkeys())).await?;
+                // Whoever had it prepared: its events are heeded, as after a restart.
+                self.inner.roster.set(project.clone(), prepared.pubkeys());
                 self.publish_profiles(&prepared).await;
                 progress.step(status);
                 Ok(prepared)

@@ -26,11 +26,13 @@ pub(super) struct Fault {
     pub(super) leaves_work: bool,
     /// The event would have been handed over, did the project not wait for this.
     pub(super) awaits: Option<Awaited>,
+    /// As whoever asked may be told, if it is nothing of the inside.
+    pub(super) told: Option<String>,
 }
 
 impl Fault {
     pub(super) fn last(problem: impl Into<String>) -> Self {
-        Self { problem: problem.into(), retryable: false, leaves_work: false, awaits: None }
+        Self { problem: problem.into(), retryable: false, leaves_work: false, awaits: None, told: None }
     }
 
     pub(super) fn passing(problem: impl Into<String>) -> Self {

@@ -326,7 +326,6 @@ impl Projects {
         // Before another lane of it can be made: that has a child of the same id.
         self.inner.supervisor.remove(&lane.post.child_id()).await;
         self.inner.lanes.remove(&project);
-        self.inner.roster.remove(&project);
         leaving.is_gone = true;
         Ok(Some(archived))
     }

@@ -1,5 +1,6 @@
 //! What came over Nostr, with how far each relay's answers are proven to be whole, in one transaction. A cursor
-//! is never an event's time: those are whatever their authors wrote.
+//! is never an event's time: those are whatever their authors wrote. What a Nostr event is for is decided once:
+//! all of its rows are written together, or none.
 
 use super::{Append, Appended};
 use crate::ledger::writer::Weight;
@@ -22,7 +23,9 @@ pub struct RelayCursor {
     pub until: i64,
 }
 
-/// Appends events and moves the cursors that they bring with them.
+/// Appends events and moves the cursors that they bring with them. Of a Nostr event that the ledger knows
+/// nothing is appended, whatever it would be for today: its first row has the Nostr event's own id, the others stand
+/// right behind that.
 #[derive(Debug, Clone)]
 pub struct TakeIn {
     pub append: Append,
@@ -33,7 +36,7 @@ pub struct TakeIn {
 
 impl TakeIn {
     pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Appended> {
-        let appended = self.append.apply(connection)?;
+        let appended = self.append_decided_once(connection)?;
         // A cursor beyond our own clock was left by one that was ahead.
         let sql = "INSERT INTO relay_cursors (relay, filter, until, updated_at) VALUES (?1, ?2, ?3, ?4)
                    ON CONFLICT (relay, filter) DO UPDATE SET updated_at = excluded.updated_at,
@@ -48,6 +51,28 @@ impl TakeIn {
         }
         Ok(appended)
     }
+
+    /// Which projects are known, and by which agents, may be another answer each time that a relay gives an event.
+    fn append_decided_once(&self, connection: &Connection) -> rusqlite::Result<Appended> {
+        let mut first: Option<(&str, bool)> = None;
+        self.append.apply_by(connection, |event| {
+            let id = nostr_event_of(&event.event_id);
+            let is_first_new = first.filter(|(known, _)| *known == id && event.event_id != id).map(|(_, is_new)| is_new);
+            if is_first_new == Some(false) {
+                return Ok(None);
+            }
+            let seq = self.append.insert(connection, event)?;
+            if is_first_new.is_none() {
+                first = Some((id, seq.is_some()));
+            }
+            Ok(seq)
+        })
+    }
+}
+
+/// What all rows of one Nostr event have in common: their ids are that, `CHANNEL:ID`, and for further projects `:SLUG`.
+pub(crate) fn nostr_event_of(event_id: &str) -> &str {
+    event_id.match_indices(':').nth(1).map_or(event_id, |(end, _)| &event_id[..end])
 }
 
 impl Weight for TakeIn {
@@ -93,6 +118,18 @@ mod tests {
         assert_eq!(until(&connection), 5_000);
         take(&connection, &[], 300, 300_000);
         assert_eq!(until(&connection), 300, "the clock was ahead by an hour");
+    }
+
+    #[test]
+    fn what_a_nostr_event_is_for_is_decided_once() {
+        let connection = crate::samples::events_ledger();
+        let took = |events: &[&str]| -> Vec<bool> { take(&connection, events, 1, 1_000).iter().map(Option::is_some).collect() };
+        assert_eq!(took(&["n:1", "n:1:b"]), [true, true], "both of one decision");
+        assert_eq!(took(&["n:1", "n:1:a", "n:1:c", "n:2", "n:2:b"]), [false, false, false, true, true]);
+        assert_eq!(took(&["n:3"]), [true]);
+        assert_eq!(took(&["n:3", "n:3:a"]), [false, false], "one project was known before, and two are now");
+        assert_eq!(took(&["n:4", "n:4", "n:4:a"]), [true, false, false], "twice in one lot");
+        assert_eq!(["n:1", "n:1:b", "n"].map(nostr_event_of), ["n:1", "n:1", "n"]);
     }
 
     #[test]

@@ -104,6 +104,39 @@ impl PrepareError {
         self.retryable().then_some(Awaited::Source)
     }
 
+    /// What is wrong with the project's repository, for whoever asked, in words that say nothing of this machine.
+    pub fn told(&self) -> Option<String> {
+        match self {
+            // Not the address, which a name server of this network may have told.
+            Self::Remote(RemoteError::Private { host, .. }) | Self::Git(GitError::Remote(RemoteError::Private { host, .. })) => {
+                Some(format!("the repository's host `{host}` is not a public one"))
+            }
+            Self::Remote(error) | Self::Git(GitError::Remote(error)) => Some(error.to_string()),
+            Self::Git(GitError::TooLarge { .. }) => Some("the repository is too large".to_owned()),
+            Self::Git(GitError::Escapes { .. }) => Some("a link in the repository leads out of it".to_owned()),
+            Self::Git(GitError::Run { operation, .. } | GitError::Failed { operation, .. }) => Some(format!("git failed to {operation}")),
+            Self::HostDenied { host } => Some(format!("the repository's host `{host}` was denied")),
+            Self::Git(GitError::DiskFull { .. } | GitError::Look { .. })
+            | Self::Fetch { .. }
+            | Self::Members { .. }
+            | Self::Definition { .. }
+            | Self::Deleted { .. }
+            | Self::OtherProject { .. }
+            | Self::Unknown { .. }
+            | Self::Name(_)
+            | Self::HostAwaits { .. }
+            | Self::Occupied { .. }
+            | Self::Kept { .. }
+            | Self::Files(_)
+            | Self::Secret(_)
+            | Self::Key(_)
+            | Self::Io { .. }
+            | Self::Write(_)
+            | Self::Read(_)
+            | Self::Broken(_) => None,
+        }
+    }
+
     /// For `map_err` of the file system.
     pub(super) fn io(operation: &'static str, path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
