@@ -155,6 +155,8 @@ pub struct Metrics {
     pub project_ready: Histogram,
     /// From an event's turn to a process that takes it.
     pub project_receive_to_ready: Histogram,
+    /// The same of each project's last event.
+    pub project_receive_to_ready_last: Family<ProjectLabel, Gauge<f64, AtomicU64>>,
     pub project_uptime: Family<ProjectLabel, Gauge<f64, AtomicU64>>,
     pub project_queue: Family<ProjectLabel, Gauge>,
     /// The daemon's own tasks that panicked or ended by themselves.
@@ -220,6 +222,7 @@ impl Metrics {
             project_lifetime: Histogram::new(exponential_buckets(0.1, 8.0, 9)),
             project_ready: Histogram::new(exponential_buckets(0.005, 2.0, 14)),
             project_receive_to_ready: Histogram::new(exponential_buckets(0.000_1, 4.0, 12)),
+            project_receive_to_ready_last: Family::default(),
             project_uptime: Family::default(),
             project_queue: Family::default(),
             task_failures: Family::default(),
@@ -271,6 +274,8 @@ impl Metrics {
         registry.register("project_ready_seconds", "From the spawn of a project to its readiness", self.project_ready.clone());
         let to_ready = "From an event's turn to a process that takes it";
         registry.register("project_receive_to_ready_seconds", to_ready, self.project_receive_to_ready.clone());
+        let last = "The same of the project's last event";
+        registry.register("project_last_receive_to_ready_seconds", last, self.project_receive_to_ready_last.clone());
         registry.register("project_uptime_seconds", "How long the project's process has run", self.project_uptime.clone());
         registry.register("project_queue", "Events that wait for the project or are being answered", self.project_queue.clone());
     }

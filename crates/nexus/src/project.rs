@@ -41,7 +41,7 @@ use crate::error_text::describe;
 use crate::ledger::Ledgers;
 use crate::ledger::nexus::{self, Awaited, ProjectRow, QuarantineProject, SettleProjects, UseProject};
 use crate::metrics::Metrics;
-use crate::nostr::Nostr;
+use crate::nostr::{FetchError, Nostr};
 use crate::supervisor::{Phase, Supervisor};
 use activate::Roster;
 use arc_swap::ArcSwap;
@@ -197,6 +197,7 @@ impl Projects {
             return Ok(nothing_to_say()); // it finds its events itself
         }
         let session = self.ready(&lane).await?;
+        lane.set_receive_to_ready(began.elapsed());
         self.inner.ground.metrics.project_receive_to_ready.observe(began.elapsed().as_secs_f64());
         let frame = EventFrame {
             id: asked.id.clone(),
@@ -254,6 +255,7 @@ impl Projects {
             told: error.told(),
             ..Fault::last(describe(&error))
         };
+        lane.set_problem(prepared.as_ref().err().map(unprepared));
         let prepared = prepared.map_err(fault)?;
         let missing = prepared.missing.join("; ");
         self.adopt(lane, prepared).await;
@@ -416,6 +418,16 @@ fn nothing_to_say() -> Finished {
     Finished { content: String::new(), usage: Usage::default(), stop_reason: StopReason::EndTurn, model: None, provider: None }
 }
 
+/// Why a project could not be prepared, for people.
+fn unprepared(error: &PrepareError) -> String {
+    if let PrepareError::Fetch { source: FetchError::NotFound { silent, .. }, .. } = error
+        && silent.is_empty()
+    {
+        return "no relay has its definition".to_owned();
+    }
+    describe(error)
+}
+
 fn quarantined(lane: &Lane, reason: &str) -> Fault {
     Fault::last(format!("it is quarantined ({reason}); `nexus project release {}` lets it run again", lane.post.slug))
 }
@@ -455,7 +467,10 @@ impl Drop for Handing<'_> {
         if tokio::runtime::Handle::try_current().is_ok() {
             crate::watch::helper("project.restart", async move {
                 let _turning = lane.turning.lock().await;
-                lane.child.restart().await;
+                // Whoever stopped it meanwhile wants it down.
+                if lane.is_up() {
+                    lane.child.restart().await;
+                }
             });
         }
     }

@@ -163,8 +163,11 @@ fn what_becomes_of_a_project_is_told() {
         assert_eq!(told.wait_for(notice).json()["properties"]["project"], project, "{notice}");
     }
     let running = once(&world, &project, "running");
-    for name in ["startedAt", "pid", "uptime_ms", "cpu_seconds", "rss_bytes", "fds", "queue", "restarts", "crashes"] {
-        assert!(!running[name].is_null(), "{name}: {running}");
+    let shown = world.show(&project);
+    for name in
+        ["startedAt", "pid", "uptime_ms", "cpu_seconds", "rss_bytes", "fds", "queue", "restarts", "crashes", "receive_to_ready_ms"]
+    {
+        assert!(!running[name].is_null() && !shown[name].is_null(), "{name}: {running} {shown}");
     }
     assert_eq!(world.daemon.get("/health").json()["projects"]["states"]["running"], 1);
     assert_eq!(world.daemon.status()["projects"][0]["id"], project);
@@ -182,6 +185,7 @@ fn what_becomes_of_a_project_is_told() {
         "nexus_project_lifetime_seconds_count ",
         "nexus_project_ready_seconds_count ",
         "nexus_project_receive_to_ready_seconds_count ",
+        &format!("nexus_project_last_receive_to_ready_seconds{own}"),
         &format!("nexus_project_uptime_seconds{own}"),
         &format!("nexus_project_queue{own}"),
         &format!("nexus_child_cpu_seconds_total{child}"),

@@ -335,7 +335,7 @@ fn people_start_stop_and_restart_a_project() {
     let event = world.ask(&project, "hello");
     world.answer(&event);
     let stopped = world.daemon.nexus_ok(&["project", "stop", "demo"]);
-    assert!(stopped.contains(": ready"), "{stopped}");
+    assert!(stopped.contains(": stopped"), "{stopped}");
     let shown = || serde_json::from_str::<Value>(&world.daemon.nexus_ok(&["project", "show", "demo", "--json"])).unwrap();
     assert!(shown()["state"] == "ready" && shown()["startedAt"].is_null(), "{}", shown());
     let begun: Value = serde_json::from_str(&world.daemon.nexus_ok(&["project", "start", "demo", "--json"])).unwrap();

@@ -1,9 +1,10 @@
-//! What README.md shows a newcomer, taken from README.md itself and done in an empty home directory:
+//! What README.md, and docs/nostr.md, show a newcomer, taken from these pages themselves and done in an empty home directory:
 //! each command, configuration and program there must work as it stands and come to what is promised.
 //! Only what a test can't share with its neighbours is changed, by an overlay: ports, and a model's address.
 #![allow(clippy::unwrap_used)]
 
 mod common;
+mod relays;
 
 use common::{Ask, DEADLINE, Daemon, Ran, Response, eventually, http, lines, program};
 use serde_json::{Value, json};
@@ -13,11 +14,16 @@ use std::net::{TcpListener, TcpStream};
 use std::process::Stdio;
 
 const README: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../README.md");
+const NOSTR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/nostr.md");
 
-/// The blocks of code in this language below this heading.
+/// The blocks of code in this language below this heading of README.
 fn blocks(heading: &str, language: &str) -> Vec<String> {
-    let readme = fs::read_to_string(README).unwrap();
-    let section = readme.split("\n## ").find_map(|section| section.strip_prefix(heading)).unwrap_or_else(|| panic!("no `## {heading}`"));
+    blocks_of(README, heading, language)
+}
+
+fn blocks_of(page: &str, heading: &str, language: &str) -> Vec<String> {
+    let page = fs::read_to_string(page).unwrap();
+    let section = page.split("\n## ").find_map(|section| section.strip_prefix(heading)).unwrap_or_else(|| panic!("no `## {heading}`"));
     let open = format!("\n```{language}\n");
     let code = section.split(open.as_str()).skip(1).filter_map(|rest| rest.split_once("\n```"));
     let found: Vec<String> = code.map(|(code, _)| format!("{code}\n")).collect();
@@ -240,4 +246,36 @@ fn the_webhook_is_recorded_denied_and_with_a_policy_allowed() {
     assert!(home.nexus_ok(&["trace", "webhook:deploys:build-2"]).contains("completed"));
     home.nexus_ok(&["daemon", "stop"]);
     home.nothing_runs();
+}
+
+/// Does a block of shell as it stands; what it printed.
+fn shell(home: &Daemon, block: &str) -> String {
+    // What comes behind the script is its name: the binary.
+    let words = ["sh", "-eu", "-c", &format!("nexus() {{ \"$0\" \"$@\"; }}\n{block}")].map(str::to_owned);
+    let done = home.command(&words).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(done.status.success(), "{block}{}{}", text(&done.stdout), text(&done.stderr));
+    text(&done.stdout)
+}
+
+#[test]
+fn nostr_leads_from_nothing_to_an_answer() {
+    const HEADING: &str = "From nothing to an answer";
+    let home = empty_home();
+    let address = http::free_address();
+    let _relay = relays::Relay::start_at(&home.root().join("relay"), &address, &[]);
+    let yaml = blocks_of(NOSTR, HEADING, "yaml").remove(0);
+    assert!(yaml.contains("127.0.0.1:7410"), "the relay's own address: {yaml}");
+    fs::write(home.config_file(), yaml.replace("127.0.0.1:7410", &address)).unwrap();
+    let [start, key, ask, read]: [String; 4] = blocks_of(NOSTR, HEADING, "sh").try_into().unwrap();
+    let verbs = commands(&start, "nexus");
+    assert_eq!(verbs[0], ["nostr", "relay"], "this test has started it");
+    run(&home, &verbs[1]);
+    shell(&home, &key);
+    eventually("the relay is live", || home.nexus_ok(&["nostr", "status"]).contains("live"));
+    let asked = shell(&home, &ask);
+    assert!(asked.contains("is prepared in") && asked.contains("helper: Helper"), "{asked}");
+    eventually("it is answered", || home.ended("completed") == 1);
+    eventually("the answer is read", || shell(&home, &read).contains("< hello"));
+    home.nexus_ok(&["daemon", "stop"]);
 }

@@ -172,6 +172,8 @@ CREATE TABLE projects (
   definition    TEXT,
   -- Public keys of its agents: a JSON array of strings in hex.
   agents        TEXT NOT NULL DEFAULT '[]',
+  -- What of its definition could not be used: a JSON array of sentences.
+  problems      TEXT NOT NULL DEFAULT '[]',
   prepared_at   INTEGER,
   last_used     INTEGER,
   created_at    INTEGER NOT NULL,

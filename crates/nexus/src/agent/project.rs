@@ -2,10 +2,11 @@
 //! pipeline says; what becomes of the process, [`crate::project`].
 
 use super::{AgentError, Finished, Sink, Turn};
-use crate::project::Projects;
 use crate::project::coordinate::Coordinate;
 use crate::project::protocol::Received;
+use crate::project::STOP_KIND;
 use nexus_core::access::Decision;
+use nexus_core::event::Event;
 use nexus_core::request::NexusRequest;
 use serde_json::Value;
 
@@ -58,8 +59,21 @@ impl ProjectTurn {
     /// answered with none, and no agent is told of it later.
     pub fn session(&self) -> String {
         let beside = if self.is_asked { "" } else { UNASKED };
-        format!("{SESSION}{}{beside}", self.coordinate.slug())
+        format!("{}{beside}", session_of(&self.coordinate))
     }
+}
+
+/// The session of all that is said in a project.
+pub fn session_of(project: &Coordinate) -> String {
+    format!("{SESSION}{}", project.slug())
+}
+
+/// The session of a project that an event gives something to do; none of one that only ends what is going on there.
+pub fn session_to_wake(adapter: &str, event: &Event) -> Option<String> {
+    let metadata = (adapter == crate::nostr::ADAPTER).then_some(&event.metadata)?;
+    let project = Coordinate::parse(metadata.get("project")?.as_str()?).ok()?;
+    let is_stop = metadata.get("nostr")?.get("kind")?.as_u64() == Some(u64::from(STOP_KIND));
+    (!is_stop).then(|| session_of(&project))
 }
 
 /// Runs turns by handing them to projects.
@@ -97,7 +111,7 @@ impl ProjectRunner {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use nexus_core::event::{Event, PeerKind};
+    use nexus_core::event::PeerKind;
     use serde_json::json;
 
     fn request(adapter: &str, metadata: Value) -> NexusRequest {
@@ -129,7 +143,12 @@ mod tests {
         assert_eq!((turn.coordinate.to_string(), turn.id.as_str(), turn.event.content.as_str()), (project, "nostr:ab", "hello"));
         assert_eq!(turn.event.tags, [["e", "z"]]);
         assert!(turn.session().starts_with("project:x-y-"), "{}", turn.session());
-        assert_eq!(ProjectTurn::of(&request("webhook", metadata)), None, "another adapter says so");
+        assert_eq!(ProjectTurn::of(&request("webhook", metadata.clone())), None, "another adapter says so");
+        let mut waking = request("nostr", metadata.clone());
+        assert_eq!(session_to_wake("nostr", &waking.event).as_deref(), Some(turn.session().as_str()));
+        assert_eq!(session_to_wake("webhook", &waking.event), None);
+        waking.event.metadata["nostr"]["kind"] = STOP_KIND.into();
+        assert_eq!(session_to_wake("nostr", &waking.event), None, "it only ends something");
         for metadata in [Value::Null, json!({}), json!({ "project": "x" }), json!({ "project": 1, "nostr": {} }), json!([1])] {
             assert_eq!(ProjectTurn::of(&request("nostr", metadata)), None);
         }

@@ -253,7 +253,9 @@ fn list_keys(global: &Global) -> anyhow::Result<Exit> {
         .iter()
         .map(|key| {
             let shown = key.npub.clone().or_else(|| key.error.clone()).unwrap_or_default();
-            [Cell::new(&key.credential), Cell::colored(shown, if key.error.is_some() { Color::Red } else { Color::Bold })]
+            // What no verb takes is told by where it lies.
+            let name = key.name.clone().unwrap_or_else(|| format!("(credential {})", key.credential));
+            [Cell::new(name), Cell::colored(shown, if key.error.is_some() { Color::Red } else { Color::Bold })]
         })
         .collect();
     for line in table::lines(&rows, &[], out.paint) {
@@ -272,9 +274,9 @@ fn import_key(name: &str, global: &Global) -> anyhow::Result<Exit> {
     let pubkey = keys::import(&running::paths(global)?.credentials_dir(), name, &secret)?;
     let out = global.out();
     if out.json {
-        out.json(&json!({ "credential": reference, "pubkey": pubkey }))?;
+        out.json(&json!({ "name": name, "credential": reference, "pubkey": pubkey }))?;
     } else {
-        out.line(&format!("{reference}: {pubkey}"))?;
+        out.line(&format!("{name}: {pubkey}"))?;
     }
     Ok(Exit::Done)
 }

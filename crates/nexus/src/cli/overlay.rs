@@ -49,7 +49,8 @@ pub(crate) fn edit<T>(
 }
 
 /// As [`edit`], of all sections at once, so that none counts without the others; `before` tells of `section`. What the
-/// outcome needs beside the overlay, `beside` writes, once it is known that it loads and before it counts.
+/// outcome needs beside the overlay, `beside` writes, once it is known that it loads and before it counts: that stays where
+/// the overlay can't be written after it.
 ///
 /// # Errors
 /// Those of [`edit`], and of `beside`.

@@ -37,7 +37,7 @@ pub(crate) enum Verb {
     /// Start a project's process, prepared first if need be
     #[command(after_help = "Example:\n  nexus project start demo")]
     Start(order::Target),
-    /// Stop a project's process, until the next event for it
+    /// Stop a project's process and the turn it is at, until the next event for it
     #[command(after_help = "Example:\n  nexus project stop demo")]
     Stop(order::Target),
     /// Restart a project's process

@@ -28,7 +28,7 @@ use crate::metrics::Metrics;
 use crate::nostr::Nostr;
 use crate::pipeline::Pipeline;
 use crate::pipeline::outbox::{Outbox, Resolved};
-use crate::pipeline::router::RouterStats;
+use crate::pipeline::router::{Router, RouterStats};
 use crate::plugin::{Plugins, TrialError};
 use crate::project::gc::Archived;
 use crate::project::prepare::{PrepareError, Preparer};
@@ -76,6 +76,7 @@ pub(super) struct Control {
     pub(super) metrics: Metrics,
     pub(super) plugins: Arc<Plugins>,
     pub(super) pipeline: Arc<Pipeline>,
+    pub(super) router: Router,
     pub(super) router_stats: watch::Receiver<RouterStats>,
     pub(super) adapters: Arc<Adapters>,
     pub(super) acp: AcpAgents,
@@ -412,6 +413,10 @@ impl Verbs for Control {
 
     fn project_verb(&self, name: String, verb: ProjectVerb) -> BoxFuture<'_, Answer> {
         Box::pin(projects::verb(self, name, verb))
+    }
+
+    fn unmade_project(&self, name: String) -> BoxFuture<'_, Result<Option<ProjectRow>, Refusal>> {
+        Box::pin(projects::unmade(self, name))
     }
 
     fn project_logs(&self, name: String, after: u64, lines: usize) -> BoxFuture<'_, Answer> {

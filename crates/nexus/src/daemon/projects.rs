@@ -3,8 +3,10 @@
 
 use super::control::Control;
 use super::paths::Paths;
+use crate::agent::project::session_of;
 use crate::bus::Bus;
 use crate::http::control::{Answer, Refusal};
+use crate::ledger::nexus::ProjectRow;
 use crate::ledger::{Ledgers, ReadError};
 use crate::metrics::Metrics;
 use crate::nostr::{self, Nostr};
@@ -17,7 +19,13 @@ use crate::watch::Watch;
 use axum::http::StatusCode;
 use nexus_core::config::Config;
 use serde_json::{Value, json};
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
+
+/// Why a turn has no whole answer that ended with its project.
+const STOPPED: &str = "stopped: by `nexus project stop`";
+/// How long the end of such a turn is waited for.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is there before them.
 pub(super) struct Near<'a> {
@@ -86,8 +94,42 @@ pub(super) async fn list(control: &Control) -> Value {
     json!({ "projects": control.projects.list().await })
 }
 
+/// Does what a person says. To stop a project ends what it is doing too, or it would begin the same anew: what waits behind that
+/// stays until the project's next event, or until somebody starts it.
 pub(super) async fn verb(control: &Control, name: String, verb: ProjectVerb) -> Answer {
-    Ok(json!(control.projects.verb(&name, verb).await.map_err(refused)?))
+    let session = session_of(&control.projects.meant(&name, verb).await.map_err(refused)?);
+    let mut ended = None;
+    let end_turn = async { ended = stop_turn(control, &session).await };
+    let done = control.projects.verb(&name, verb, end_turn).await;
+    let goes_on = match verb {
+        ProjectVerb::Start | ProjectVerb::Restart => done.is_ok(),
+        ProjectVerb::Stop => done.is_err(),
+        ProjectVerb::Release => false,
+    };
+    if goes_on {
+        control.router.wake(&session).await;
+    }
+    let mut answer = json!(done.map_err(refused)?);
+    if verb == ProjectVerb::Stop {
+        answer["ended"] = ended.into();
+    }
+    Ok(answer)
+}
+
+/// Begins no other turn of the session, and ends the one under way: the request of that.
+async fn stop_turn(control: &Control, session: &str) -> Option<String> {
+    control.router.rest(session).await;
+    let mut stopping = control.pipeline.turns.stop(session, None, STOPPED)?;
+    tracing::info!(session, request_id = stopping.request_id, "a turn is stopped by `nexus project stop`");
+    if !stopping.is_over(STOP_PATIENCE).await {
+        tracing::warn!(session, request_id = stopping.request_id, "the end of a turn that was stopped is not on disk yet");
+    }
+    Some(stopping.request_id)
+}
+
+/// A project that no ledger knows, as one would.
+pub(super) async fn unmade(control: &Control, name: String) -> Result<Option<ProjectRow>, Refusal> {
+    control.projects.unmade(&name).await.map_err(refused)
 }
 
 pub(super) async fn logs(control: &Control, name: String, after: u64, lines: usize) -> Answer {

@@ -155,6 +155,7 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
         metrics,
         plugins,
         pipeline: engine.pipeline.clone(),
+        router: engine.router.clone(),
         router_stats: engine.router_stats.clone(),
         adapters,
         acp,
@@ -291,6 +292,9 @@ async fn tell(control: &Control, engine: &Engine, ready: &Ready) {
         failed = engine.recovered.failed,
         "Daemon started"
     );
+    if let Some(warning) = status::unheard(control) {
+        tracing::warn!("{warning}");
+    }
     ready.succeeded(&status::summary(control));
     if !control.options.detached {
         // Ready is said already; the summary may wait until most adapters are what they will be.

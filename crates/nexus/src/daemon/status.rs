@@ -186,7 +186,14 @@ pub(super) fn summary(control: &Control) -> String {
     lines.push(format!("  Timer:     {}", timer(config.timer.heartbeat_interval_ms, config.timer.cron.len())));
     lines.push(format!("  Ledgers:   {ok}/4 ok"));
     lines.extend(missing_at_all(&config, &control.paths.workspace).into_iter().map(|missing| format!("  Projects:  {missing}")));
+    lines.extend(unheard(control).map(|warning| format!("  Warning:   {warning}")));
     lines.join("\n")
+}
+
+/// That nobody of whom the command line speaks is heard.
+pub(super) fn unheard(control: &Control) -> Option<&'static str> {
+    let is_deaf = !control.options.whitelist.is_empty() && control.config.load().nostr.relays.is_empty();
+    is_deaf.then_some("--whitelist is of no use while `nostr.relays` is empty: nothing of Nostr runs")
 }
 
 fn timer(heartbeat_ms: u64, cron_jobs: usize) -> String {

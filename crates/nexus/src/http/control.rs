@@ -90,6 +90,8 @@ pub trait Verbs: Send + Sync + 'static {
     fn automation_decide(&self, name: String, decision: Decision) -> BoxFuture<'_, Answer>;
     fn projects(&self) -> BoxFuture<'_, Value>;
     fn project_verb(&self, name: String, verb: ProjectVerb) -> BoxFuture<'_, Answer>;
+    /// A project that is in sight and was never prepared, as the ledger would have it.
+    fn unmade_project(&self, name: String) -> BoxFuture<'_, Result<Option<ProjectRow>, Refusal>>;
     fn project_logs(&self, name: String, after: u64, lines: usize) -> BoxFuture<'_, Answer>;
     fn nostr(&self) -> Nostr;
     fn preparer(&self) -> Preparer;

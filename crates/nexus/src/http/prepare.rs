@@ -25,6 +25,23 @@ const PREPARE_WAIT: Duration = Duration::from_secs(20);
 /// Projects that one command may put away.
 const ARCHIVED_MAX: usize = 100;
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+/// What is told of a project's process, as in the list.
+const OF_PROCESS: [&str; 14] = [
+    "state",
+    "startedAt",
+    "pid",
+    "uptime_ms",
+    "restarts",
+    "crashes",
+    "last_error",
+    "queue",
+    "doing",
+    "last_used",
+    "cpu_seconds",
+    "rss_bytes",
+    "fds",
+    "receive_to_ready_ms",
+];
 
 #[derive(Debug, Deserialize)]
 struct Init {
@@ -100,12 +117,19 @@ async fn show(State(api): State<Api>, Path(name): Path<String>) -> Response {
 /// With what its process is doing, which no ledger knows.
 async fn show_whole(api: &Api, name: &str) -> Answer {
     let preparer = api.daemon.preparer();
-    let mut shown = look(&preparer, name).await?;
+    let mut shown = match preparer.find(name).await {
+        Ok(row) => look(&preparer, row).await?,
+        Err(error) => {
+            let is_unknown = matches!(error, PrepareError::Unknown { .. });
+            let unmade = if is_unknown { api.daemon.unmade_project(name.to_owned()).await? } else { None };
+            look(&preparer, unmade.ok_or_else(|| refused(error))?).await?
+        }
+    };
     shown["waiting"] = waiting(&preparer, &shown["project"]["coordinate"]).await?;
     let all = api.daemon.projects().await;
     let is_it = |one: &&Value| one["id"] == shown["project"]["coordinate"];
     if let Some(one) = all["projects"].as_array().into_iter().flatten().find(is_it) {
-        for key in ["state", "startedAt", "pid", "uptime_ms", "restarts", "crashes", "last_error", "queue", "doing", "last_used"] {
+        for key in OF_PROCESS {
             shown[key] = one[key].clone();
         }
     }
@@ -121,8 +145,7 @@ async fn waiting(preparer: &Preparer, coordinate: &Value) -> Answer {
     Ok(json!({ "events": taken.len(), "left": left.len() }))
 }
 
-async fn look(preparer: &Preparer, name: &str) -> Answer {
-    let row = preparer.find(name).await.map_err(refused)?;
+async fn look(preparer: &Preparer, row: ProjectRow) -> Answer {
     let asked = of_project(preparer, Some(row.coordinate.clone())).await?;
     let project = Coordinate::parse(&row.coordinate).map_err(|error| Refusal::new(StatusCode::CONFLICT, error.to_string()))?;
     // Of one that was never prepared to its end, or was put away, there is no directory to look into.

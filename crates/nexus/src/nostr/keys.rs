@@ -161,6 +161,9 @@ pub fn reference(key: &str) -> Result<String, KeyError> {
 /// A stored key, without its secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct StoredKey {
+    /// `daemon`, `PROJECT/AGENT`, as the verbs take it. Of a long one only its credential is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// `nostr/daemon`, `nostr/PROJECT.AGENT`.
     pub credential: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -186,10 +189,18 @@ fn look(directory: &Path, credential: String) -> StoredKey {
         Ok(value) => parse(value.expose_secret()).ok_or_else(|| "it is no secret key".to_owned()),
         Err(error) => Err(crate::error_text::describe(&error)),
     };
+    let name = name_of(&credential);
     match found.map(|keys| shown(&keys)) {
-        Ok((pubkey, npub)) => StoredKey { credential, pubkey: Some(pubkey), npub: Some(npub), error: None },
-        Err(error) => StoredKey { credential, pubkey: None, npub: None, error: Some(error) },
+        Ok((pubkey, npub)) => StoredKey { name, credential, pubkey: Some(pubkey), npub: Some(npub), error: None },
+        Err(error) => StoredKey { name, credential, pubkey: None, npub: None, error: Some(error) },
     }
+}
+
+/// The name under which a credential is a key; none of what was stored by another name, or was cut off.
+fn name_of(credential: &str) -> Option<String> {
+    let stored = credential.strip_prefix(SERVICE)?.strip_prefix('/')?;
+    let name = if stored == DAEMON { stored.to_owned() } else { stored.replacen('.', "/", 1) };
+    reference(&name).is_ok_and(|found| found == credential).then_some(name)
 }
 
 /// Stores a key without a daemon that runs, under the rules of `Keyring::import`.
@@ -244,6 +255,17 @@ mod tests {
     }
 
     #[test]
+    fn a_key_is_listed_by_the_name_that_verbs_take() {
+        for name in ["daemon", "demo-1a2b3c4d/coder"] {
+            assert_eq!(name_of(&reference(name).unwrap()).as_deref(), Some(name));
+        }
+        let long = reference(&format!("p/{}", "a".repeat(200))).unwrap();
+        for other in [long.as_str(), "nostr/me.user.x", "nostr/alone", "git/daemon"] {
+            assert_eq!(name_of(other), None, "{other}");
+        }
+    }
+
+    #[test]
     fn a_key_that_is_there_is_never_replaced() {
         let directory = tempfile::tempdir().unwrap();
         let (one, other) = (Keys::generate(), Keys::generate());
@@ -256,6 +278,7 @@ mod tests {
         assert!(matches!(import(directory.path(), "p/b", &bech32(one.secret_key())), Err(KeyError::Malformed { .. })));
         let all = list(directory.path()).unwrap();
         assert_eq!((all.len(), all[0].pubkey.as_deref(), all[1].error.is_some()), (2, Some(hex.as_str()), true));
+        assert_eq!(all[0].name.as_deref(), Some("p/a"), "as it was named");
         assert!(!format!("{all:?}").contains("nsec"));
     }
 

@@ -208,6 +208,8 @@ impl Machine {
     pub(crate) fn state(&self) -> State {
         match self.link {
             Link::Connecting => State::Connecting,
+            // The first connection only waits for its moment.
+            Link::Backoff { .. } if self.failures == 0 => State::Connecting,
             Link::Backoff { .. } => State::Backoff,
             Link::Up { .. } if self.auth != Auth::Settled => State::Authenticating,
             Link::Up { .. } if self.subs.any_refused() => State::Deaf,

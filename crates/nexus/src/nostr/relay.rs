@@ -125,7 +125,7 @@ pub(crate) async fn run(parts: Parts, stop: CancellationToken) {
         asked: Asked::default(),
         held: Held::default(),
         awaiting: HashMap::new(),
-        before: State::Backoff,
+        before: State::Connecting,
         stop,
         parts,
     };

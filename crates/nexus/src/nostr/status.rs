@@ -22,7 +22,7 @@ pub(crate) struct View {
 impl Default for View {
     fn default() -> Self {
         Self {
-            state: State::Backoff,
+            state: State::Connecting,
             may_publish: false,
             connected_at: None,
             last_eose_at: None,

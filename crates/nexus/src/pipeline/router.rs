@@ -24,6 +24,7 @@ pub(crate) use admit::{conversation_of, row_of};
 use super::pending::Pending;
 use super::steering::Release;
 use super::{Outcome, Pipeline, READ_PATIENCE};
+use crate::agent::project::session_to_wake;
 use crate::clock;
 use crate::ledger::events::{StoredEvent, by_seq, count_after};
 use crate::ledger::nexus::{OpenRequest, counter, open_requests, request_id_of};
@@ -85,6 +86,9 @@ enum Told {
     /// Requests of an account wait until it has caught up.
     Hold(AccountKey, oneshot::Sender<()>),
     Release(AccountKey),
+    /// No turn of this session begins until it is woken, or a new event of its project comes.
+    Rest(String, oneshot::Sender<()>),
+    Wake(String),
 }
 
 /// Handle to the router.
@@ -154,6 +158,19 @@ impl Router {
         crate::watch::helper("router.hold", keep_held(self.told.clone(), account.clone(), done, dropped, limit));
         drop(in_force.await); // an error means that the router has stopped
         Hold { _alive: alive }
+    }
+
+    /// Begins no turn of the session of a project until it is woken, a new event of the project comes, or the daemon is started
+    /// again; returns once that is in force. The turn under way goes on.
+    pub async fn rest(&self, session: &str) {
+        let (done, in_force) = oneshot::channel();
+        tell(&self.told, Told::Rest(session.to_owned(), done)).await;
+        drop(in_force.await); // an error means that the router has stopped
+    }
+
+    /// Goes on with what waits in a session.
+    pub async fn wake(&self, session: &str) {
+        tell(&self.told, Told::Wake(session.to_owned())).await;
     }
 
     /// Cancelled once nothing new is to be started.
@@ -254,6 +271,11 @@ impl State {
         } else {
             0
         };
+        if let Some(event) = event.as_ref().filter(|_| self.sessions.is_any_resting())
+            && let Some(session) = session_to_wake(&request.adapter, &event.event)
+        {
+            self.wake(&session);
+        }
         let account = AccountKey::new(request.adapter, request.account_id);
         let place = self.lanes.push(&request.conversation, &account, request.event_seq);
         let at_hand = event.filter(|_| place.soon).map(|event| Box::new((request.request_id, *event)));
@@ -278,6 +300,17 @@ impl State {
                 done.send(()).ok(); // the asker may have given up
             }
             Told::Release(account) => self.lanes.release(&account),
+            Told::Rest(session, done) => {
+                self.sessions.rest(session, clock::mono_ms());
+                done.send(()).ok(); // the asker may have given up
+            }
+            Told::Wake(session) => self.wake(&session),
+        }
+    }
+
+    fn wake(&mut self, session: &str) {
+        if let Some(agent) = self.sessions.wake(session, clock::mono_ms()) {
+            self.start_runs(&[agent]);
         }
     }
 

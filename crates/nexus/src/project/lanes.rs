@@ -11,6 +11,7 @@ use nexus_core::config::ProjectProtocol;
 use nexus_core::lifecycle::RestartPolicy;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::sync::Notify;
 
 /// Projects that may be known to one daemon.
@@ -74,6 +75,10 @@ struct View {
     last_event_at: Option<i64>,
     /// How the ledger had it when it came in sight.
     before: Option<ProjectState>,
+    /// Why it could not be prepared, when it was tried last.
+    problem: Option<String>,
+    /// How long the last event that was handed over took until its process was ready.
+    receive_to_ready: Option<Duration>,
 }
 
 /// One project.
@@ -158,6 +163,22 @@ impl Lane {
 
     pub(super) fn before(&self) -> Option<ProjectState> {
         self.view().before
+    }
+
+    pub(super) fn problem(&self) -> Option<String> {
+        self.view().problem.clone()
+    }
+
+    pub(super) fn set_problem(&self, problem: Option<String>) {
+        self.view().problem = problem;
+    }
+
+    pub(super) fn receive_to_ready(&self) -> Option<Duration> {
+        self.view().receive_to_ready
+    }
+
+    pub(super) fn set_receive_to_ready(&self, took: Duration) {
+        self.view().receive_to_ready = Some(took);
     }
 
     pub(super) fn ring(&self) {

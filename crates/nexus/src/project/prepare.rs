@@ -295,6 +295,9 @@ impl Preparer {
         let settings = self.settings();
         let row = self.row(project).await?;
         let present = row.clone().filter(is_there);
+        if let (Some(present), Some(wanted)) = (&present, &ask.path) {
+            check_place(present, wanted)?;
+        }
         let (event, definition) = match self.definition(project, row.as_ref()).await {
             Ok(found) => found,
             Err(error) => {
@@ -310,7 +313,7 @@ impl Preparer {
             let prepared = self.load(&definition, &settings, Path::new(&present.path)).await?;
             self.note_readiness(&definition, present, &prepared).await?;
             self.inner.roster.set(project.clone(), prepared.pubkeys());
-            return Ok(prepared);
+            return Ok(prepared.with_problems(&present.problems));
         }
         let _room = match present {
             None => Some(settings.room.clone().acquire_owned().await.map_err(|error| PrepareError::Broken(error.to_string()))?),
@@ -327,10 +330,11 @@ impl Preparer {
         }
         let made = self.make(&definition, &settings, &path, present.is_some(), progress).await;
         match made {
-            Ok(prepared) => {
+            Ok((prepared, problems)) => {
                 let readiness = readiness_of(&prepared);
                 let status = readiness.0;
-                self.save(row_of(&definition, &path, readiness, Some(&event), prepared.pubkeys())).await?;
+                let row = row_of(&definition, &path, readiness, Some(&event), prepared.pubkeys());
+                self.save(ProjectRow { problems, ..row }).await?;
                 // Whoever had it prepared: its events are heeded, as after a restart.
                 self.inner.roster.set(project.clone(), prepared.pubkeys());
                 self.publish_profiles(&prepared).await;
@@ -352,6 +356,7 @@ impl Preparer {
         }
     }
 
+    /// Beside what is prepared, what of its definition could not be used.
     async fn make(
         &self,
         definition: &Definition,
@@ -359,7 +364,7 @@ impl Preparer {
         path: &Path,
         is_there: bool,
         progress: &Progress,
-    ) -> Result<Prepared, PrepareError> {
+    ) -> Result<(Prepared, Vec<String>), PrepareError> {
         progress.step("fetching agents");
         let members = self.members(definition).await?;
         let mut problems = members.problems.clone();
@@ -374,10 +379,9 @@ impl Preparer {
             };
             self.make_directory(definition, settings, path, progress, fill).await?;
         }
-        let mut prepared = self.load(definition, settings, path).await?;
+        let prepared = self.load(definition, settings, path).await?;
         problems.iter().for_each(|problem| tracing::warn!(project = %definition.coordinate, "{problem}"));
-        prepared.problems.extend(problems);
-        Ok(prepared)
+        Ok((prepared.with_problems(&problems), problems))
     }
 
     /// The newest definition: of what was prepared from and what the relays have. Ties go to the lowest id (NIP-01). What
@@ -468,6 +472,7 @@ fn row_of(
         definition_id: event.map(|event| event.id.to_hex()),
         definition: event.map(Event::as_json),
         agents,
+        problems: Vec::new(),
         prepared_at: event.map(|_| now),
         last_used: None,
         created_at: now,
@@ -484,6 +489,16 @@ pub(super) fn readiness_of(prepared: &Prepared) -> (&'static str, Option<String>
 pub(super) fn is_there(row: &ProjectRow) -> bool {
     let is_done = matches!(row.status.as_str(), "ready" | "needs_configuration") && row.definition.is_some();
     is_done && Path::new(&row.path).symlink_metadata().is_ok_and(|metadata| metadata.is_dir())
+}
+
+/// What lies somewhere already stays there.
+fn check_place(row: &ProjectRow, wanted: &Path) -> Result<(), PrepareError> {
+    let present = Path::new(&row.path);
+    let real = |path: &Path| path.canonicalize().ok();
+    if present == wanted || real(present).is_some_and(|present| real(wanted) == Some(present)) {
+        return Ok(());
+    }
+    Err(PrepareError::Placed { project: row.slug.clone(), path: present.to_owned() })
 }
 
 fn is_newer(found: &Event, kept: &Event) -> bool {

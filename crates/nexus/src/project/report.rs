@@ -41,6 +41,8 @@ pub struct ProjectStatus {
     pub cpu_seconds: Option<f64>,
     pub rss_bytes: Option<i64>,
     pub fds: Option<i64>,
+    /// From the turn of the event that was handed over last to a process that took it.
+    pub receive_to_ready_ms: Option<f64>,
 }
 
 impl ProjectStatus {
@@ -66,6 +68,7 @@ impl ProjectStatus {
             cpu_seconds: None,
             rss_bytes: None,
             fds: None,
+            receive_to_ready_ms: None,
         }
     }
 }
@@ -131,6 +134,9 @@ impl Projects {
             active += i64::from(status.phase == Phase::Running);
             let uptime_ms = status.started_at.map_or(0, |at| clock::wall_ms().saturating_sub(at).max(0));
             metrics.project_uptime.get_or_create(&label).set(uptime_ms as f64 / 1000.0);
+            if let Some(took) = lane.receive_to_ready() {
+                metrics.project_receive_to_ready_last.get_or_create(&label).set(took.as_secs_f64());
+            }
             let queue = queues.get(&lane.post.coordinate.to_string()).copied().unwrap_or(0);
             metrics.project_queue.get_or_create(&label).set(i64::try_from(queue).unwrap_or(i64::MAX));
             if let Some((cpu, rss, fds)) = status.pid.and_then(tree::usage) {
@@ -196,7 +202,7 @@ impl Projects {
             slug: lane.post.slug.clone(),
             title: prepared.as_ref().map_or_else(|| known(|row| row.title.clone()), |prepared| prepared.title.clone()),
             state: state.as_str(),
-            reason: lane.quarantined().or(missing).or_else(|| row.and_then(|row| row.reason.clone())),
+            reason: lane.quarantined().or(missing).or_else(|| row.and_then(|row| row.reason.clone())).or_else(|| lane.problem()),
             pid: status.pid,
             uptime_ms: status.started_at.map(|at| clock::wall_ms().saturating_sub(at).max(0).unsigned_abs()),
             restarts: status.restarts,
@@ -207,6 +213,7 @@ impl Projects {
             cpu_seconds: usage.map(|(cpu, _, _)| cpu),
             rss_bytes: usage.map(|(_, rss, _)| rss),
             fds: usage.map(|(_, _, fds)| fds),
+            receive_to_ready_ms: lane.receive_to_ready().map(|took| took.as_secs_f64() * 1000.0),
         }
     }
 

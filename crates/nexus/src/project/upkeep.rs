@@ -140,7 +140,7 @@ impl Projects {
         lane.child.restart().await;
     }
 
-    async fn count_queues(&self) {
+    pub(super) async fn count_queues(&self) {
         match self.inner.ledgers.nexus.readers.read(|connection| open_by_conversation(connection, crate::nostr::ADAPTER)).await {
             Ok(counts) => {
                 let mut queues: HashMap<String, u64> = HashMap::new();

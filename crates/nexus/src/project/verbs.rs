@@ -48,23 +48,39 @@ impl ProjectVerb {
 }
 
 impl Projects {
-    /// Does it, and tells how the project is then.
+    /// The project that a verb is about.
     ///
     /// # Errors
     /// [`VerbError`].
-    pub async fn verb(&self, name: &str, verb: ProjectVerb) -> Result<ProjectStatus, VerbError> {
-        let (project, row) = match verb {
-            ProjectVerb::Start | ProjectVerb::Restart => self.named(name).await?,
+    pub async fn meant(&self, name: &str, verb: ProjectVerb) -> Result<Coordinate, VerbError> {
+        Ok(self.about(name, verb).await?.0)
+    }
+
+    async fn about(&self, name: &str, verb: ProjectVerb) -> Result<(Coordinate, Option<ProjectRow>), VerbError> {
+        match verb {
+            ProjectVerb::Start | ProjectVerb::Restart => self.named(name).await,
             // There is nothing to stop or to release of one that nobody knows.
-            ProjectVerb::Stop | ProjectVerb::Release => self.known(name).await?,
-        };
+            ProjectVerb::Stop | ProjectVerb::Release => self.known(name).await,
+        }
+    }
+
+    /// Does it, and tells how the project is then. To stop it, `end_turn` ends what it is doing: its process is not brought up
+    /// again meanwhile.
+    ///
+    /// # Errors
+    /// [`VerbError`].
+    pub async fn verb(&self, name: &str, verb: ProjectVerb, end_turn: impl Future<Output = ()> + Send) -> Result<ProjectStatus, VerbError> {
+        let (project, row) = self.about(name, verb).await?;
         let refused = |Fault { problem, .. }: Fault| VerbError::Refused { project: project.slug(), problem };
         let lane = self.lane(&project).await.map_err(refused)?;
         match verb {
             ProjectVerb::Start => self.start(&lane).await.map_err(refused)?,
             ProjectVerb::Stop => {
-                let _turning = lane.turning.lock().await;
+                let turning = lane.turning.lock().await;
+                end_turn.await;
                 self.stop_process(&lane).await;
+                drop(turning);
+                self.count_queues().await;
             }
             ProjectVerb::Restart => {
                 if let Some(reason) = lane.quarantined() {
@@ -129,9 +145,54 @@ impl Projects {
         let asked = given.as_ref().map_or_else(|| name.to_owned(), ToString::to_string);
         let row = self.inner.ledgers.nexus.readers.read(move |connection| nexus::project_named(connection, &asked)).await?;
         let known = row.as_ref().and_then(|row| Coordinate::parse(&row.coordinate).ok());
-        match known.or(given.filter(|given| self.inner.lanes.get(given).is_some())) {
-            Some(project) => Ok((project, row)),
-            None => Err(VerbError::Unknown(name.to_owned())),
+        if let Some(project) = known {
+            return Ok((project, row));
         }
+        let in_sight = match given {
+            Some(given) => self.inner.lanes.get(&given).map(|_| given),
+            None => self.unmade(name).await?.and_then(|row| Coordinate::parse(&row.coordinate).ok()),
+        };
+        in_sight.map(|project| (project, None)).ok_or_else(|| VerbError::Unknown(name.to_owned()))
+    }
+
+    /// The project of this address, slug or beginning of one that no ledger knows, since it was never prepared, but with which
+    /// something was to be done: as the ledger would have it.
+    ///
+    /// # Errors
+    /// [`VerbError`].
+    pub async fn unmade(&self, name: &str) -> Result<Option<ProjectRow>, VerbError> {
+        let given = Coordinate::meant(name)?;
+        let rows = self.rows().await?;
+        let mut lanes = self.inner.lanes.all();
+        lanes.retain(|lane| rows.iter().all(|row| row.slug != lane.post.slug));
+        let is_exact = |lane: &Arc<Lane>| given.as_ref().map_or(lane.post.slug == name, |given| lane.post.coordinate == *given);
+        if let Some(lane) = lanes.iter().find(|lane| is_exact(lane)) {
+            return Ok(Some(row_of(lane)));
+        }
+        let begins = |slug: &str| given.is_none() && !name.is_empty() && slug.starts_with(name);
+        lanes.retain(|lane| begins(&lane.post.slug));
+        let is_meant = lanes.len() == 1 && !rows.iter().any(|row| begins(&row.slug));
+        Ok(lanes.first().filter(|_| is_meant).map(|lane| row_of(lane)))
+    }
+}
+
+fn row_of(lane: &Lane) -> ProjectRow {
+    let project = &lane.post.coordinate;
+    ProjectRow {
+        coordinate: project.to_string(),
+        slug: lane.post.slug.clone(),
+        path: String::new(),
+        title: project.identifier.clone(),
+        status: lane.state().as_str().to_owned(),
+        reason: lane.problem(),
+        quarantined: None,
+        definition_id: None,
+        definition: None,
+        agents: Vec::new(),
+        problems: Vec::new(),
+        prepared_at: None,
+        last_used: lane.last_event_at(),
+        created_at: 0,
+        updated_at: 0,
     }
 }

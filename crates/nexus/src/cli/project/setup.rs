@@ -1,5 +1,6 @@
 //! `nexus project setup`: which agent does the turns of projects, and where its model is. What isn't said by a flag it has
-//! asked, at a terminal only. It writes the overlay and the key, both or neither, and never `nex.yaml`.
+//! asked, at a terminal only. It writes the key and then the overlay that names its file, neither unless the outcome loads, and
+//! never `nex.yaml`.
 
 use super::named;
 use super::questions::{self, Questions};
@@ -179,8 +180,13 @@ fn key(args: &Args, questions: &mut Questions, provider: Provider) -> anyhow::Re
     if args.key_stdin {
         return Ok(Key::Told(credential::value("the key")?));
     }
-    if provider == Provider::Ollama || !questions.is_interactive() {
+    // An address of one's own may want none.
+    if provider == Provider::Ollama || (!questions.is_interactive() && args.url.is_some()) {
         return Ok(Key::None);
+    }
+    if !questions.is_interactive() {
+        let why = "the provider wants a key; give --key-env, --key-file or --key-stdin, or run this at a terminal";
+        return Err(Failure::new(Exit::Usage, why).into());
     }
     let question = "Environment variable that has the key (empty: type the key; -: it needs none)";
     let is_fine = |answer: &str| if matches!(answer, "" | "-") { Ok(()) } else { questions::variable(answer) };
@@ -251,6 +257,11 @@ mod tests {
         assert!(told(Args { provider: Some("openai".into()), ..args() }).contains("--url"));
         assert!(told(Args { provider: Some("nobody".into()), ..args() }).contains("no provider"));
         assert!(told(Args { url: Some("example.org".into()), ..args() }).contains("write http://host/path"));
+        let keyless = told(Args { key_env: None, ..args() });
+        assert!(["--key-env", "--key-file", "--key-stdin"].iter().all(|flag| keyless.contains(flag)), "{keyless}");
+        for fine in [Args { provider: Some("ollama".into()), ..args() }, Args { url: Some("http://h/v1".into()), ..args() }] {
+            assert!(chosen(&Args { key_env: None, ..fine }).is_ok());
+        }
         let pasted = told(Args { key_env: Some("sk-1234".into()), ..args() });
         assert!(pasted.contains("no name of a variable") && !pasted.contains("1234"), "{pasted}");
     }

@@ -6,6 +6,8 @@ use crate::cli::out::{Color, Out, visible};
 use crate::cli::{Global, units};
 use serde_json::Value;
 
+const MIB_BYTES: u64 = 1024 * 1024;
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The project: its slug or the beginning of it, naddr1..., or kind:pubkey:identifier
@@ -41,7 +43,7 @@ fn tell(shown: &Value, out: Out) -> anyhow::Result<()> {
         ("About", &shown["description"]),
     ];
     for (name, value) in rows {
-        if let Some(text) = value.as_str() {
+        if let Some(text) = value.as_str().filter(|text| !text.is_empty()) {
             out.line(&format!("  {:<12} {}", format!("{name}:"), visible(text)))?;
         }
     }
@@ -86,6 +88,10 @@ fn process(shown: &Value) -> Option<String> {
     let facts = [
         shown["pid"].as_u64().map(|pid| format!("PID {pid}")),
         shown["uptime_ms"].as_u64().map(|ms| format!("up {}", units::duration(ms))),
+        shown["cpu_seconds"].as_f64().map(|seconds| format!("{seconds:.1} s CPU")),
+        shown["rss_bytes"].as_u64().map(|bytes| format!("{} MiB memory", bytes / MIB_BYTES)),
+        count("fds", "open files"),
+        shown["receive_to_ready_ms"].as_f64().map(|ms| format!("ready for the last event after {ms:.0} ms")),
         count("queue", "waiting"),
         text("doing"),
         count("restarts", "restarted"),
@@ -105,6 +111,9 @@ mod tests {
     fn what_a_process_does_is_one_line_and_nothing_is_none() {
         let shown = json!({ "pid": 7, "uptime_ms": 61_000, "queue": 2, "doing": "at work", "restarts": 1, "crashes": 0 });
         assert_eq!(process(&shown).as_deref(), Some("PID 7, up 1m 1s, 2 waiting, at work, 1 restarted"));
+        let measured = json!({ "pid": 7, "cpu_seconds": 0.5, "fds": 12, "receive_to_ready_ms": 41.6 });
+        let told = "PID 7, 0.5 s CPU, 12 open files, ready for the last event after 42 ms";
+        assert_eq!(process(&measured).as_deref(), Some(told));
         assert_eq!(process(&json!({ "pid": null, "restarts": 0, "queue": 0 })), None);
     }
 }

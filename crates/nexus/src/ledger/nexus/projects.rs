@@ -28,6 +28,9 @@ pub struct ProjectRow {
     /// Public keys of its agents, as it was prepared last: an event may speak to one before it is prepared again.
     #[serde(skip)]
     pub agents: Vec<String>,
+    /// What of its definition could not be used when it was prepared from that; saved with a definition only.
+    #[serde(skip)]
+    pub problems: Vec<String>,
     /// Unix ms, as all times.
     pub prepared_at: Option<i64>,
     pub last_used: Option<i64>,
@@ -44,14 +47,16 @@ pub struct SaveProject {
 impl SaveProject {
     pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<()> {
         let sql = "INSERT INTO projects (coordinate, slug, path, title, status, reason, definition_id, definition, prepared_at, last_used,
-                     created_at, updated_at, agents)
-                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
+                     created_at, updated_at, agents, problems)
+                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)
                    ON CONFLICT (coordinate) DO UPDATE SET slug = ?2, path = ?3, title = ?4, status = ?5, reason = ?6,
                      definition_id = coalesce(?7, definition_id), definition = coalesce(?8, definition),
                      prepared_at = coalesce(?9, prepared_at), last_used = coalesce(?10, last_used), updated_at = ?12,
                      agents = CASE ?13 WHEN '[]' THEN agents ELSE ?13 END,
+                     problems = CASE WHEN ?8 IS NULL THEN problems ELSE ?14 END,
                      quarantined = CASE WHEN coalesce(?7, definition_id) IS definition_id THEN quarantined END";
         let (row, agents) = (&self.row, Value::from(self.row.agents.clone()).to_string());
+        let problems = Value::from(row.problems.clone()).to_string();
         let values = params![
             row.coordinate,
             row.slug,
@@ -65,7 +70,8 @@ impl SaveProject {
             row.last_used,
             row.created_at,
             row.updated_at,
-            agents
+            agents,
+            problems
         ];
         connection.prepare_cached(sql)?.execute(values).map(drop)
     }
@@ -134,7 +140,7 @@ impl SettleProjects {
 }
 
 const COLUMNS: &str = "coordinate, slug, path, title, status, reason, quarantined, definition_id, definition, prepared_at, last_used,
-    created_at, updated_at, agents";
+    created_at, updated_at, agents, problems";
 
 /// One project.
 pub fn project(connection: &Connection, coordinate: &str) -> rusqlite::Result<Option<ProjectRow>> {
@@ -190,13 +196,15 @@ fn read(row: &Row<'_>) -> rusqlite::Result<ProjectRow> {
         updated_at: row.get(12)?,
         // Written by us alone; what can't be read is known again after the next preparation.
         agents: serde_json::from_str(&row.get::<_, String>(13)?).unwrap_or_default(),
+        problems: serde_json::from_str(&row.get::<_, String>(14)?).unwrap_or_default(),
     })
 }
 
 impl Weight for SaveProject {
     fn bytes(&self) -> usize {
         let agents: usize = self.row.agents.iter().map(|key| key.len() + 3).sum();
-        self.row.definition.as_ref().map_or(0, String::len) + self.row.path.len() + self.row.title.len() + agents + 512
+        let problems: usize = self.row.problems.iter().map(|problem| problem.len() + 3).sum();
+        self.row.definition.as_ref().map_or(0, String::len) + self.row.path.len() + self.row.title.len() + agents + problems + 512
     }
 }
 
@@ -225,6 +233,7 @@ mod tests {
             definition_id: Some("e1".into()),
             definition: Some("{}".into()),
             agents: Vec::new(),
+            problems: Vec::new(),
             prepared_at: None,
             last_used: None,
             created_at: 1,
@@ -240,6 +249,19 @@ mod tests {
         let kept = project(&connection, "31933:aa:demo").unwrap().unwrap();
         assert_eq!((kept.definition.as_deref(), kept.prepared_at, kept.updated_at), (Some("{}"), Some(5), 9));
         assert_eq!(kept.definition_id.as_deref(), Some("e1"));
+    }
+
+    #[test]
+    fn problems_are_those_of_the_definition_that_was_prepared_from_last() {
+        let connection = crate::samples::nexus_ledger();
+        let save = |problems: &[&str], definition: Option<&str>| {
+            let (problems, definition) = (problems.iter().map(|one| (*one).to_owned()).collect(), definition.map(str::to_owned));
+            SaveProject { row: ProjectRow { problems, definition, ..row("demo") } }.apply(&connection).unwrap();
+            project(&connection, "31933:aa:demo").unwrap().unwrap().problems
+        };
+        assert_eq!(save(&["p1", "p2"], Some("{}")), ["p1", "p2"]);
+        assert_eq!(save(&[], None), ["p1", "p2"]);
+        assert!(save(&[], Some("{}")).is_empty());
     }
 
     #[test]

@@ -466,3 +466,13 @@ proptest! {
         prop_assert!(wire.open.contains("a") && wire.open.contains("b"));
     }
 }
+
+#[test]
+fn the_first_connection_waits_for_its_moment_and_backs_off_only_once_it_failed() {
+    let mut machine = Machine::new(false, 1, at(0));
+    assert_eq!(machine.state(), State::Connecting);
+    let due = machine.deadline().unwrap();
+    assert_eq!(machine.step(at(due), Input::Tick), [Action::Connect]);
+    machine.step(at(due), Input::Lost("refused".to_owned()));
+    assert_eq!(machine.state(), State::Backoff);
+}

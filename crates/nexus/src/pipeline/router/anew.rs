@@ -5,6 +5,7 @@
 use super::lanes::Lanes;
 use super::sessions::Sessions;
 use super::{ROUTER, State, Told};
+use crate::clock;
 use crate::ledger::nexus::open_requests;
 use crate::panics;
 use crate::pipeline::{Outcome, SETTLING_MAX};
@@ -62,7 +63,7 @@ impl State {
         tracing::info!(requests = open.len(), "the router goes on with what is open in the ledger");
         self.under_way = TaskTracker::new();
         self.lanes = Lanes::holding_as(std::mem::take(&mut self.lanes));
-        self.sessions = Sessions::default();
+        self.sessions = Sessions::resting_as(std::mem::take(&mut self.sessions));
         self.turns.clear();
         self.pipeline.unsettled.forget_left();
         let still_open: HashSet<i64> = open.iter().map(|request| request.event_seq).collect();
@@ -92,6 +93,12 @@ impl State {
                 done.send(()).ok(); // the asker may have given up
             }
             Told::Release(account) => self.lanes.release(&account),
+            Told::Rest(session, done) => {
+                self.sessions.rest(session, clock::mono_ms());
+                done.send(()).ok(); // the asker may have given up
+            }
+            // What it lets begin is read back.
+            Told::Wake(session) => drop(self.sessions.wake(&session, clock::mono_ms())),
         }
     }
 }

@@ -7,10 +7,11 @@
 //! asks [`Sessions::start_next`] of each until there is none.
 
 use super::line::{Line, Waiting};
+use crate::agent::project::session_to_wake;
 use crate::pipeline::Prepared;
 use nexus_core::config::Queue;
 use nexus_core::lane::{self, COLLECT_BYTES_MAX, COLLECT_REQUESTS_MAX, Lane, UnderWay, Verdict};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 #[derive(Debug, Default)]
 struct Session {
@@ -111,10 +112,33 @@ pub(super) struct Sessions {
     again: BTreeMap<i64, Again>,
     /// Sessions that collect, by when they are due.
     delayed: BTreeSet<(u64, String)>,
+    /// Sessions of projects that somebody stopped, each project once: what waits there stays until they are woken.
+    resting: HashSet<String>,
     kept: usize,
 }
 
 impl Sessions {
+    /// None yet, of which the same are to rest.
+    pub(super) fn resting_as(before: Self) -> Self {
+        Self { resting: before.resting, ..Self::default() }
+    }
+
+    /// Begins no turn of a session any more.
+    pub(super) fn rest(&mut self, session: String, now_ms: u64) {
+        self.resting.insert(session.clone());
+        self.offer(&session, now_ms); // it is shown to nobody now
+    }
+
+    /// Whether any rests.
+    pub(super) fn is_any_resting(&self) -> bool {
+        !self.resting.is_empty()
+    }
+
+    /// Goes on with what waits in a session; the agent of which a run may be able to start now.
+    pub(super) fn wake(&mut self, session: &str, now_ms: u64) -> Option<String> {
+        if self.resting.remove(session) { self.offer(session, now_ms) } else { None }
+    }
+
     /// Takes in a prepared request; its context is kept only while fewer than `kept_max` are, or if it
     /// was prepared again for a slot that it still has.
     pub(super) fn push(&mut self, seq: i64, prepared: Prepared, kept_max: usize, now_ms: u64) -> Pushed {
@@ -190,6 +214,11 @@ impl Sessions {
             lane.system.ready.remove(&place);
         }
         let (seq, first) = entry.waiting.first()?;
+        // What only ends something may go: it starts nothing.
+        let is_work = |kept: &Prepared| session_to_wake(&kept.request.adapter, &kept.request.event).is_some();
+        if self.resting.contains(session) && first.prepared.as_ref().is_none_or(|kept| is_work(kept)) {
+            return None;
+        }
         let due_ms = entry.waiting.due_ms();
         if due_ms > now_ms {
             entry.due_ms = Some(due_ms);

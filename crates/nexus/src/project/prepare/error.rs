@@ -46,6 +46,8 @@ pub enum PrepareError {
     HostDenied { host: String },
     #[error("`{}` can't become the project's directory: {reason}", .path.display())]
     Occupied { path: PathBuf, reason: String },
+    #[error("project `{project}` lies in `{}` already; `nexus project gc` puts it away, before it gets another place", .path.display())]
+    Placed { project: String, path: PathBuf },
     /// It is not put away.
     #[error("{reason}")]
     Kept { reason: String },
@@ -89,6 +91,7 @@ impl PrepareError {
             | Self::HostAwaits { .. }
             | Self::HostDenied { .. }
             | Self::Occupied { .. }
+            | Self::Placed { .. }
             | Self::Kept { .. }
             | Self::Files(_)
             | Self::Secret(_)

@@ -44,7 +44,7 @@ impl Preparer {
         let settings = self.settings();
         let definition = defined(row)?;
         let prepared = self.load(&definition, &settings, Path::new(&row.path)).await?;
-        Ok((definition, prepared))
+        Ok((definition, prepared.with_problems(&row.problems)))
     }
 }
 

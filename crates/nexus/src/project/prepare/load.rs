@@ -38,6 +38,13 @@ impl Prepared {
     pub(in crate::project) fn pubkeys(&self) -> Vec<String> {
         self.agents.iter().map(|agent| agent.pubkey.clone()).collect()
     }
+
+    /// With what else of the definition could not be used, which its directory doesn't show.
+    pub(super) fn with_problems(mut self, problems: &[String]) -> Self {
+        let more: Vec<String> = problems.iter().filter(|problem| !self.problems.contains(problem)).cloned().collect();
+        self.problems.extend(more);
+        self
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

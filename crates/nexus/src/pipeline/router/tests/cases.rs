@@ -254,3 +254,40 @@ fn a_context_that_a_turn_gave_back_is_kept_only_while_there_is_room() {
     let turn = sessions.start_next(&agent(2)).unwrap();
     assert_eq!((turn.seq, turn.prepared.is_some()), (2, false), "it is prepared again");
 }
+
+/// A request of a project whose event has this kind.
+fn of_project(seq: i64, kind: u16) -> Prepared {
+    let mut prepared = prepared(seq, moded(0, 2, QueueMode::Followup).unwrap());
+    prepared.request.adapter = crate::nostr::ADAPTER.to_owned();
+    let project = format!("31933:{}:demo", "a".repeat(64));
+    prepared.request.event.metadata = json!({ "project": project, "nostr": { "kind": kind } });
+    prepared
+}
+
+#[test]
+fn a_session_that_rests_goes_on_once_it_is_woken_whatever_was_under_way() {
+    let mut sessions = Sessions::default();
+    sessions.push(1, of_project(1, 1), 9, 0);
+    assert_eq!(begun(&mut sessions), Some((1, false, vec![])));
+    sessions.push(2, of_project(2, 1), 9, 0);
+    sessions.rest(session(0), 0);
+    sessions.released(&session(0), &agent(2), false, 0);
+    assert_eq!(begun(&mut sessions), None);
+    let mut sessions = Sessions::resting_as(sessions);
+    sessions.push(2, of_project(2, 1), 9, 0);
+    assert_eq!(begun(&mut sessions), None, "it rests after a panic of the router too");
+    assert_eq!(sessions.wake(&session(0), 0), Some(agent(2)));
+    assert_eq!(begun(&mut sessions), Some((2, false, vec![])));
+}
+
+#[test]
+fn what_was_shown_is_taken_back_by_a_rest_and_what_only_ends_something_may_go() {
+    let mut sessions = Sessions::default();
+    sessions.push(1, of_project(1, 1), 9, 0);
+    sessions.rest(session(0), 0);
+    assert_eq!(begun(&mut sessions), None, "it was about to begin");
+    let mut sessions = Sessions::default();
+    sessions.rest(session(0), 0);
+    sessions.push(1, of_project(1, crate::project::STOP_KIND), 9, 0);
+    assert_eq!(begun(&mut sessions), Some((1, false, vec![])));
+}
