@@ -24,8 +24,10 @@ pub struct Message {
     /// Its event's place: a message that passes is counted once, however often it is asked about. They come in
     /// any order, since a session may have several conversations.
     pub seq: i64,
-    /// Of what it says.
+    /// Of all that it says, what is attached included.
     pub hash: u64,
+    /// Of its words alone, as answers are known that come back.
+    pub words: u64,
     /// The same, as answers are compared: without what may change from one to the next. `None` if it says nothing, as a
     /// picture does.
     pub likeness: Option<u64>,
@@ -80,7 +82,7 @@ pub struct Breaker {
 impl Breaker {
     /// Decides about a message and remembers it.
     pub fn step(&mut self, message: Message) -> Verdict {
-        let Message { seq, hash, likeness, is_automatic: _, at_ms } = message;
+        let Message { seq, hash, words: _, likeness, is_automatic: _, at_ms } = message;
         if self.has_passed(seq) {
             return Verdict::Pass;
         }
@@ -111,9 +113,9 @@ impl Breaker {
 
     /// What the message repeats, if it does.
     fn circle(&mut self, message: Message) -> Option<Circle> {
-        let Message { seq, hash, likeness, is_automatic, at_ms: _ } = message;
+        let Message { seq, hash, words, likeness, is_automatic, at_ms: _ } = message;
         let is_answer = self.spoken_at.take_if(|upto| seq > *upto).is_some();
-        if self.reply == Some(hash) || self.pieces.contains(&hash) {
+        if self.reply == Some(words) || self.pieces.contains(&words) {
             Some(Circle::Echo)
         } else if is_automatic && self.hash == Some(hash) {
             Some(Circle::Same)
@@ -203,11 +205,11 @@ mod tests {
     const SECOND_MS: u64 = 1000;
 
     fn message(seq: i64, hash: u64, at_ms: u64) -> Message {
-        Message { seq, hash, likeness: Some(hash), is_automatic: true, at_ms }
+        Message { seq, hash, words: hash, likeness: Some(hash), is_automatic: true, at_ms }
     }
 
     fn person(seq: i64, hash: u64) -> Message {
-        Message { seq, hash, likeness: Some(hash), is_automatic: false, at_ms: seq.unsigned_abs() }
+        Message { seq, hash, words: hash, likeness: Some(hash), is_automatic: false, at_ms: seq.unsigned_abs() }
     }
 
     /// Asks about messages that say the same, so far apart; which of them pass.

@@ -5,12 +5,17 @@ use crate::config::Spending;
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, Zoned};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Bytes of text that count as one token where a provider doesn't count.
 pub const BYTES_PER_TOKEN: usize = 4;
 
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+/// What isn't filed is counted by pieces of time of this length: days begin at a full quarter of an hour everywhere.
+const QUARTER_MS: i64 = 15 * 60 * 1000;
+/// Quarters that are kept, more than the longest day has.
+const QUARTERS_MAX: usize = 200;
 
 /// Tokens of a text that nobody counted, rounded up.
 pub fn estimated_tokens(bytes: usize) -> u64 {
@@ -77,36 +82,49 @@ impl Amount {
 #[derive(Debug, Clone, Default)]
 pub struct Meter(Arc<Mutex<Counts>>);
 
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Default)]
 struct Counts {
     /// Ever; it only grows.
     used: Amount,
-    /// Of that, what the ledger doesn't have yet.
-    unfiled: Amount,
+    /// Of that, what the ledger doesn't have yet, by the quarters of an hour that it counts for. The newest [`QUARTERS_MAX`]:
+    /// what was used long ago counts for no day any more.
+    unfiled: BTreeMap<i64, Amount>,
+}
+
+impl Counts {
+    fn unfiled(&self, since_ms: i64) -> Amount {
+        self.unfiled.range(since_ms.div_euclid(QUARTER_MS)..).fold(Amount::default(), |sum, (_, amount)| sum.plus(*amount))
+    }
 }
 
 impl Meter {
-    pub fn add(&self, amount: Amount) {
+    /// Counts what was used, for the day of that moment.
+    pub fn add(&self, at_ms: i64, amount: Amount) {
         let mut counts = self.counts();
         counts.used = counts.used.plus(amount);
-        counts.unfiled = counts.unfiled.plus(amount);
+        counts.unfiled.entry(at_ms.div_euclid(QUARTER_MS)).and_modify(|known| *known = known.plus(amount)).or_insert(amount);
+        if counts.unfiled.len() > QUARTERS_MAX {
+            counts.unfiled.pop_first();
+        }
     }
 
     /// The ledger has it now.
-    pub fn file(&self, amount: Amount) {
-        let mut counts = self.counts();
-        counts.unfiled = counts.unfiled.minus(amount);
+    pub fn file(&self, at_ms: i64, amount: Amount) {
+        // Too old to be still there, it doesn't count any more.
+        if let Some(unfiled) = self.counts().unfiled.get_mut(&at_ms.div_euclid(QUARTER_MS)) {
+            *unfiled = unfiled.minus(amount);
+        }
     }
 
-    /// What the ledger doesn't have yet.
-    pub fn unfiled(&self) -> Amount {
-        self.counts().unfiled
+    /// What the ledger doesn't have yet of what counts from a moment on.
+    pub fn unfiled(&self, since_ms: i64) -> Amount {
+        self.counts().unfiled(since_ms)
     }
 
-    /// What the ledger doesn't have yet, and a watch over what is used from now on.
-    pub fn read(&self) -> (Amount, Watched) {
-        let counts = *self.counts();
-        (counts.unfiled, Watched { meter: self.clone(), since: counts.used })
+    /// The same, and a watch over what is used from now on.
+    pub fn read(&self, since_ms: i64) -> (Amount, Watched) {
+        let counts = self.counts();
+        (counts.unfiled(since_ms), Watched { meter: self.clone(), since: counts.used })
     }
 
     fn counts(&self) -> MutexGuard<'_, Counts> {
@@ -330,23 +348,38 @@ mod tests {
         let meter = Meter::default();
         let run = || Amount { tokens: 40, usd: 0.5 };
         let begin = |filed: u64| {
-            let (unfiled, watched) = meter.read();
+            let (unfiled, watched) = meter.read(0);
             let spent = Spent { day_tokens: filed + unfiled.tokens, ..Spent::default() };
             let limits = Spending { tokens_per_day: Some(100), ..Spending::default() };
             Allowance { spent, watched: Some(watched), ..allowance(limits) }
         };
         let (one, mut other) = (begin(0), begin(0));
-        meter.add(run());
+        meter.add(1, run());
         other.add(20, 20);
-        meter.add(run());
+        meter.add(1, run());
         assert_eq!((one.check(), other.check()), (Ok(()), Ok(())), "80 of 100, and each counted once");
         // The one is in the ledger now; the other still sees it.
-        meter.file(run());
+        meter.file(1, run());
         assert_eq!(begin(40).check(), Ok(()));
-        meter.add(run());
+        meter.add(1, run());
         let told = other.check().unwrap_err();
         assert!(told.contains("120 of 100 tokens"), "{told}");
         assert!(begin(40).check().is_err());
+    }
+
+    #[test]
+    fn what_is_never_filed_counts_for_its_own_day_alone_and_is_not_kept_for_ever() {
+        let (meter, amount) = (Meter::default(), Amount { tokens: 40, usd: 1.0 });
+        let kathmandu = TimeZone::get("Asia/Kathmandu").unwrap();
+        let today = day(ms("2026-02-05T12:00:00Z"), &kathmandu).from_ms;
+        meter.add(today - 1, amount);
+        assert_eq!(meter.unfiled(today), Amount::default(), "it was used yesterday");
+        meter.add(today, amount);
+        assert_eq!((meter.unfiled(today), meter.read(today - 1).0.tokens), (amount, 80));
+        meter.file(today, amount);
+        assert_eq!((meter.unfiled(today), meter.unfiled(today - DAY_MS)), (Amount::default(), amount));
+        (0..QUARTERS_MAX as i64 + 10).for_each(|n| meter.add(today + n * QUARTER_MS, amount));
+        assert_eq!(meter.unfiled(0).tokens, 40 * QUARTERS_MAX as u64);
     }
 
     #[test]
@@ -426,9 +459,9 @@ mod tests {
     fn what_others_use_meanwhile_leaves_an_answer_less() {
         let meter = Meter::default();
         let limits = Spending { tokens_per_day: Some(100), ..Spending::default() };
-        let run = Allowance { watched: Some(meter.read().1), ..allowance(limits) };
+        let run = Allowance { watched: Some(meter.read(0).1), ..allowance(limits) };
         assert_eq!(run.allows(10, 90), Ok(()));
-        meter.add(Amount { tokens: 50, usd: 0.0 });
+        meter.add(1, Amount { tokens: 50, usd: 0.0 });
         assert_eq!((run.room(10), run.allows(10, 41).is_err()), (Ok(Some(40)), true));
     }
 

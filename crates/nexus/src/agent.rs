@@ -276,7 +276,7 @@ pub enum AgentError {
     #[error("agent `{agent}` sent {what} of more than {limit_bytes} bytes")]
     TooLarge { agent: String, what: &'static str, limit_bytes: usize, partial: String },
     #[error("endpoint of agent `{agent}` failed: {problem}")]
-    Endpoint { agent: String, problem: String, retryable: bool, retry_after: Option<Duration>, partial: String },
+    Endpoint { agent: String, problem: String, retryable: bool, retry_after: Option<Duration>, is_unworked: bool, partial: String },
     #[error("endpoint of agent `{agent}` was silent for {idle_ms} ms")]
     Stalled { agent: String, idle_ms: u64, partial: String },
     #[error("answer of agent `{agent}` broke off: {problem}")]
@@ -313,6 +313,11 @@ impl AgentError {
             | Self::Exhausted { .. }
             | Self::Died { .. } => false,
         }
+    }
+
+    /// Whether a model was asked in vain: it can't have worked on the last question, for which nobody charges.
+    pub fn is_unworked(&self) -> bool {
+        if let Self::Endpoint { is_unworked, .. } = self { *is_unworked } else { false }
     }
 
     /// What the turn's project waits for, where that alone keeps it from being done.

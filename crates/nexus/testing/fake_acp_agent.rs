@@ -11,8 +11,8 @@
 //! - `die`, `diemid` (after half an answer), `garbage`, `huge`
 //!
 //! Other keys: `log` (a file that gets a JSON line for each thing that happens), `init: garbage|exit`,
-//! `sessions_file` (sessions can be loaded, also by the next process), `died_file` (the first process dies when
-//! it is to begin a session, and leaves that file), `grandchild_file` (`wedge` leaves a
+//! `closes: true` (it can close sessions), `sessions_file` (sessions can be loaded, also by the next process),
+//! `died_file` (the first process dies when it is to begin a session, and leaves that file), `grandchild_file` (`wedge` leaves a
 //! process in a session of its own and puts its PID there).
 
 use serde_json::{Value, json};
@@ -100,7 +100,10 @@ impl Fake {
         match message["method"].as_str() {
             Some("initialize") if self.text("init") == Some("garbage") => write_garbage(GARBAGE_LINES)?,
             Some("initialize") => {
-                let can = json!({ "loadSession": self.text("sessions_file").is_some() });
+                let mut can = json!({ "loadSession": self.text("sessions_file").is_some() });
+                if self.keys["closes"] == true {
+                    can["sessionCapabilities"] = json!({ "close": {} });
+                }
                 answer(&id, &json!({ "protocolVersion": 1, "agentCapabilities": can }))?;
             }
             Some("session/new") if self.dies_now()? => return Ok(Some(EXIT_DEAD)),
@@ -108,6 +111,10 @@ impl Fake {
             Some("session/load") => self.load_session(&id, &params["sessionId"])?,
             Some("session/prompt") => return self.begin(id, params),
             Some("session/cancel") => self.cancel(&params["sessionId"])?,
+            Some("session/close") => {
+                self.log(&json!({ "close": params["sessionId"] }))?;
+                answer(&id, &json!({}))?;
+            }
             Some(other) => {
                 self.log(&json!({ "unknown": other }))?;
                 if !id.is_null() {

@@ -11,6 +11,8 @@ use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// Sessions that a process may have open, as the daemon has it.
+const SESSIONS_OPEN_MAX: i64 = 256;
 /// Characters of a question's code.
 const CODE_CHARS: usize = 7;
 /// Longer than it takes until a process that never comes up is given up: five pauses of 31 s in all.
@@ -368,6 +370,33 @@ fn an_agent_that_stops_by_itself_has_not_answered() {
     let end = say(&daemon, "quit");
     assert!(failure(&end).contains("it stopped by itself"), "{end}");
     assert_eq!(said(&daemon, "hello"), "You said: hello", "the next turn is none of that");
+}
+
+/// A daemon in which each turn of `count` strangers' messages has a session of the agent's own, which nobody needs after it.
+fn forgetful(keys: Value, count: i64) -> Daemon {
+    let mut daemon = Daemon::new();
+    let mut wanted = with(&daemon, keys, json!({}));
+    let nothing = json!({ "name": "all", "effect": "allow", "permissions": { "data_access": "none" } });
+    wanted["access"] = json!({ "policies": [nothing] });
+    wanted["adapters"] = json!({ "fake": fake(json!({ "events": count })) });
+    daemon.configure(&wanted);
+    daemon.launch();
+    eventually("all are answered", || daemon.ended("completed") == count);
+    daemon
+}
+
+#[test]
+fn a_session_that_no_turn_goes_on_in_is_closed_where_the_agent_can() {
+    let daemon = forgetful(json!({ "closes": true }), 3);
+    eventually("each is closed", || logged(&daemon, "close").len() == 3);
+    assert_eq!((logged(&daemon, "close"), logged(&daemon, "start").len()), (logged(&daemon, "new"), 1));
+}
+
+#[test]
+fn one_that_closes_nothing_begins_anew_before_it_keeps_too_many() {
+    let daemon = forgetful(json!({}), SESSIONS_OPEN_MAX + 3);
+    let told = i64::try_from(logged(&daemon, "prompt").len()).unwrap();
+    assert_eq!((logged(&daemon, "start").len(), told), (2, SESSIONS_OPEN_MAX + 3), "each was told once");
 }
 
 #[test]

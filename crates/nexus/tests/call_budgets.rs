@@ -6,7 +6,7 @@ mod common;
 
 use automation::{doing, put, sent, text_of};
 use common::model::{INPUT_TOKENS, Model, OUTPUT_TOKENS, endless_text, reply, text};
-use common::{Ask, Daemon, Signal, config, eventually, find, send_signal};
+use common::{Ask, Daemon, Signal, config, eventually, find, send_signal, zone_at_noon};
 use serde_json::{Value, json};
 use std::fs;
 
@@ -30,6 +30,7 @@ fn wanted(model: &Model, agent: &Value, plugin: &Value) -> Value {
     let mut wanted = config(json!({}));
     let small = json!({ "runner": "llm", "url": model.url(), "model": "m", "budget": agent });
     wanted["agents"] = json!({ "default": "echo", "small": small });
+    wanted["timer"]["timezone"] = json!(zone_at_noon());
     wanted["plugins"] = json!({ "enabled": ["asks"], "grants": { "asks": ["llm"] }, "budgets": { "asks": plugin } });
     wanted
 }
@@ -154,7 +155,9 @@ fn what_an_automation_uses_counts_for_its_own_day_and_for_the_agents() {
 #[test]
 fn a_question_that_its_asker_did_not_live_to_hear_answered_is_counted_and_a_refused_one_is_not() {
     let busy = reply("429 Too Many Requests", "retry-after: 0\r\n", r#"{"error": {"message": "Rate limit reached"}}"#);
-    let model = Model::start(vec![String::new(), busy]);
+    let error = "data: {\"error\": {\"message\": \"lost\", \"code\": 400}}\n\n";
+    let worked = reply("200 OK", "content-type: text/event-stream\r\n", error);
+    let model = Model::start(vec![String::new(), busy, worked]);
     let daemon = daemon_with(&wanted(&model, &json!({}), &json!({ "tokens_per_day": 1_000_000 })));
     let report = || {
         let all = daemon.get("/control/plugins").json();
@@ -172,4 +175,7 @@ fn a_question_that_its_asker_did_not_live_to_hear_answered_is_counted_and_a_refu
     assert!(refused.contains("HTTP 429"), "{refused}");
     assert_eq!((rows(&daemon), model.asked().len()), (counted, 2));
     assert_eq!(report()["budget"]["tokens"], 3);
+    let failed = told(&daemon, "three");
+    assert!(failed.contains("lost"), "{failed}");
+    eventually("a model that failed has worked", || report()["budget"]["tokens"] == 6);
 }

@@ -252,7 +252,7 @@ async fn a_missing_key_variable_is_named() {
 async fn a_busy_or_failing_server_is_retryable() {
     let busy = r#"{"error": {"message": "Rate limit reached", "type": "requests"}}"#;
     let error = failure(refusal("429 Too Many Requests", busy)).await;
-    assert!(error.retryable());
+    assert!(error.retryable() && error.is_unworked());
     assert!(error.to_string().contains("HTTP 429"), "{error}");
     assert!(error.to_string().contains("Rate limit reached"), "{error}");
 
@@ -282,8 +282,14 @@ async fn a_server_that_does_not_run_is_retryable() {
     let url = format!("http://{}/v1", listener.local_addr().unwrap());
     drop(listener);
     let error = run(endpoint(&url)).await.0.unwrap_err();
-    assert!(error.retryable(), "{error}");
+    assert!(error.retryable() && error.is_unworked(), "{error}");
     assert!(error.to_string().contains("check that the server runs"), "{error}");
+}
+
+#[tokio::test]
+async fn a_question_that_was_taken_and_not_answered_may_have_been_worked_on() {
+    let error = failure(String::new()).await;
+    assert!(error.retryable() && !error.is_unworked(), "{error:?}");
 }
 
 #[tokio::test]
@@ -320,7 +326,7 @@ async fn an_error_inside_the_stream_is_read() {
         format!("{begun}{}{}", event(&data), chunk(""))
     };
     let error = failure(fails(json!({"message": "GPU lost", "type": "server_error"}))).await;
-    assert!(error.retryable());
+    assert!(error.retryable() && !error.is_unworked());
     assert!(error.to_string().contains("GPU lost"), "{error}");
     assert_eq!(error.partial(), "Hel");
 

@@ -4,7 +4,7 @@
 mod common;
 
 use common::model::{INPUT_TOKENS, Model, OUTPUT_TOKENS, endless_text, reply, text};
-use common::{Ask, Daemon, config, eventually, find};
+use common::{Ask, Daemon, config, eventually, find, zone_at_noon};
 use serde_json::{Value, json};
 
 const TOKENS: u64 = INPUT_TOKENS + OUTPUT_TOKENS;
@@ -16,6 +16,7 @@ fn agent(model: &Model) -> Value {
 fn with(agents: Value) -> Value {
     let mut wanted = config(json!({}));
     wanted["agents"] = agents;
+    wanted["timer"]["timezone"] = json!(zone_at_noon());
     wanted
 }
 
@@ -186,6 +187,21 @@ fn a_question_that_nobody_answers_is_charged_and_a_refused_one_is_not() {
     let sql = "SELECT coalesce(sum(input_tokens), 0) FROM turns";
     eventually("the second turn is in the ledger", || daemon.count("agents", "SELECT count(*) FROM turns") == 2);
     assert_eq!(daemon.count("agents", sql), 3);
+}
+
+#[test]
+fn an_error_behind_a_status_of_success_is_charged() {
+    let error = json!({ "error": { "message": "too much to think", "code": 400 } });
+    let model = Model::start(vec![reply("200 OK", "content-type: text/event-stream\r\n", &format!("data: {error}\n\n"))]);
+    let mut one = agent(&model);
+    one["budget"] = json!({ "tokens_per_day": 1_000_000 });
+    let daemon = Daemon::start(&with(json!({ "default": "model", "model": one })));
+    assert_eq!(daemon.nexus(&["send", "twelve bytes"]).code, Some(1));
+    let reasons = daemon.texts("nexus", "SELECT reason FROM nexus_requests");
+    assert!(reasons[0].contains("too much to think"), "{reasons:?}");
+    let used = || daemon.texts("agents", "SELECT coalesce(input_tokens, 0) || ' ' || coalesce(output_tokens, 0) FROM turns");
+    assert_eq!(find("the turn is in the ledger", || used().pop()), "3 0");
+    assert_eq!(model.asked().len(), 1);
 }
 
 #[test]

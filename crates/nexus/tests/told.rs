@@ -64,7 +64,7 @@ fn asked(model: &Model, n: usize) -> Vec<String> {
 
 #[test]
 fn what_others_said_is_told_as_far_as_data_access_goes() {
-    let (first, second, third) = ("anna: my secret is 42", "bob: what did anna say?", "anna: and now?");
+    let (first, second, third) = ("(anna): my secret is 42", "(bob): what did anna say?", "(anna): and now?");
     let cases: [(&str, &[&str], &[&str], u64); 4] = [
         ("none", &[second], &[third], 2),
         ("minimal", &[second], &[first, "Answer 1.", third], 2),
@@ -91,7 +91,7 @@ fn an_agent_that_remembers_by_itself_forgets_what_others_said() {
     let command = shell_words::quote(&path.to_string_lossy()).into_owned();
     for (data_access, is_shared) in [("minimal", false), ("contextual", true)] {
         let mut daemon = Daemon::new();
-        let behaviour = json!({ "log": daemon.file("agent.log") }).to_string();
+        let behaviour = json!({ "log": daemon.file("agent.log"), "closes": true }).to_string();
         let agent = json!({ "runner": "acp", "command": command, "env": { "FAKE_ACP_CONFIG": behaviour } });
         fs::write(daemon.file("lines"), "").unwrap();
         daemon.configure(&wanted(&daemon, &agent, reaching(data_access)));
@@ -106,16 +106,19 @@ fn an_agent_that_remembers_by_itself_forgets_what_others_said() {
         assert_eq!(prompts[1]["session"] == prompts[0]["session"], is_shared, "{prompts:?}");
         assert_eq!(prompts[2]["session"], prompts[1]["session"], "his own goes on: {prompts:?}");
         assert!(!told(1).contains("42") && !told(2).contains("42"), "{prompts:?}");
-        assert_eq!(prompts[1]["prompt"], json!(["bob: what did anna say?"]), "{prompts:?}");
+        assert_eq!(prompts[1]["prompt"], json!(["(bob): what did anna say?"]), "{prompts:?}");
         // Hers heard nothing of what came between, so it begins anew, with what she said.
-        assert_eq!(told(3).contains("user: anna: my secret is 42"), !is_shared, "{prompts:?}");
-        assert!(!told(3).contains("bob: "), "{prompts:?}");
+        assert_eq!(told(3).contains("user: (anna): my secret is 42"), !is_shared, "{prompts:?}");
+        assert!(!told(3).contains("(bob): "), "{prompts:?}");
+        let closed = || json_lines(daemon.file("agent.log")).iter().filter_map(|line| line.get("close").cloned()).collect::<Vec<Value>>();
+        let left: Vec<Value> = if is_shared { Vec::new() } else { vec![prompts[0]["session"].clone()] };
+        eventually("the session that hers was before is closed, and no other", || closed() == left);
     }
 }
 
 #[test]
 fn who_speaks_in_a_group_is_told_and_nobody_can_speak_as_another() {
-    let model = model(4);
+    let model = model(5);
     let daemon = start(&asking(&model), reaching("contextual"));
     daemon.nexus_ok(&["access", "link", "fake:u1", "ann", "--name", "Ann"]);
     say(&daemon, 1, "u1", "hello", &json!({ "sender_name": "annie" }));
@@ -125,6 +128,8 @@ fn who_speaks_in_a_group_is_told_and_nobody_can_speak_as_another() {
     assert_eq!(asked(&model, 2), expected);
     say(&daemon, 4, "u1", "just us", &json!({ "peer_id": "u1", "peer_kind": "dm" }));
     assert_eq!(asked(&model, 3), ["just us"], "in a direct message it is clear who speaks");
+    say(&daemon, 5, "Ann", "it is me", &json!({ "sender_name": "Ann" }));
+    assert_eq!(asked(&model, 4).last().map(String::as_str), Some("(Ann): it is me"), "where people choose their ids");
 }
 
 #[test]
@@ -181,7 +186,7 @@ fn a_reaction_asks_nobody_unless_a_policy_names_it() {
     assert_eq!((&check()["recorded_only"], &check()["agent"]), (&Value::Null, &json!("one")));
     assert_eq!(say(&daemon, 3, "u1", "+1", &kinds[0])["status"], "denied", "no condition fits a reaction any more");
     assert_eq!(say(&daemon, 4, "u1", "", &kinds[1])["status"], "completed");
-    assert_eq!(asked(&model, 0), ["u1: [system/member_joined, without text]"]);
+    assert_eq!(asked(&model, 0), ["(u1): [system/member_joined, without text]"]);
 
     let wrong = json!({ "match": { "conditions": [{ "content_type": ["emoji"] }] } });
     daemon.configure(&wanted(&daemon, &asking(&model), wrong));

@@ -273,7 +273,9 @@ impl LlmRunner {
     fn failed(&self, fault: Fault, partial: String) -> AgentError {
         let agent = self.agent.clone();
         match fault {
-            Fault::Endpoint { problem, retryable, retry_after } => AgentError::Endpoint { agent, problem, retryable, retry_after, partial },
+            Fault::Endpoint { problem, retryable, retry_after, is_unworked } => {
+                AgentError::Endpoint { agent, problem, retryable, retry_after, is_unworked, partial }
+            }
             Fault::Stalled => {
                 let idle_ms = self.endpoint.stream_idle.as_millis();
                 let idle_ms = u64::try_from(idle_ms).unwrap_or(u64::MAX);

@@ -4,7 +4,7 @@
 use super::{AgentError, Finished, Sink, Turn};
 use crate::project::coordinate::Coordinate;
 use crate::project::protocol::Received;
-use crate::project::STOP_KIND;
+use crate::project::{Projects, STOP_KIND};
 use nexus_core::access::Decision;
 use nexus_core::event::Event;
 use nexus_core::request::NexusRequest;

@@ -2,6 +2,7 @@
 
 use super::control::Control;
 use crate::clock;
+use crate::ledger::agents::PruneCalls;
 use crate::ledger::nexus::{CountAnalytics, Prune, delivery_counts};
 use crate::metrics::{DbLabel, QueueLabel};
 use std::path::{Path, PathBuf};
@@ -16,6 +17,8 @@ const ANALYTICS_EVERY: Duration = Duration::from_secs(60);
 const PRUNE_EVERY: Duration = Duration::from_secs(3600);
 /// Rows lightened per transaction.
 const PRUNE_ROWS: u32 = 1000;
+/// How long it is kept what each call of a model by a plugin or an automation used. Budgets need a day of it.
+const CALLS_KEPT_DAYS: i64 = 7;
 /// Age at which a delivery that isn't sent counts as stuck.
 const STUCK_MS: i64 = 600_000;
 const DAY_MS: i64 = 86_400_000;
@@ -37,7 +40,10 @@ pub(super) async fn run(control: Arc<Control>, disk: watch::Sender<bool>, data_d
                 crate::keeper::leftovers::reap_all();
             }
             _ = analytics_tick.tick() => write_analytics(&control).await,
-            _ = prune_tick.tick() => prune(&control).await,
+            _ = prune_tick.tick() => {
+                prune(&control).await;
+                prune_calls(&control).await;
+            }
             () = stop.cancelled() => break,
         }
     }
@@ -97,6 +103,23 @@ async fn prune(control: &Control) {
             Ok(_) => return,
             Err(error) => {
                 tracing::warn!(%error, "old traces not pruned");
+                return;
+            }
+        }
+    }
+}
+
+async fn prune_calls(control: &Control) {
+    if control.sinks.expiry.doubt().is_some() {
+        return; // by a wrong clock today's would be old
+    }
+    let before = clock::wall_ms() - CALLS_KEPT_DAYS * DAY_MS;
+    loop {
+        match control.ledgers.agents.writer.write(PruneCalls { before, rows_max: PRUNE_ROWS }).await {
+            Ok(rows) if rows >= PRUNE_ROWS as usize => {}
+            Ok(_) => return,
+            Err(error) => {
+                tracing::warn!(%error, "old calls of models not pruned");
                 return;
             }
         }

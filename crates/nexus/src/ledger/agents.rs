@@ -9,7 +9,7 @@ mod sessions;
 mod used;
 
 pub use acp::{KeepAcpSession, acp_session};
-pub use calls::{RecordCall, called};
+pub use calls::{PruneCalls, RecordCall, called};
 pub use sessions::{
     ArchiveSession, Archived, ForkSession, Forked, Listed, SessionBudget, SessionBudgets, label_of, put_away, session, sessions,
 };
@@ -118,6 +118,7 @@ commands! { Ledger::Agents, AgentsCommand / AgentsReply {
     ArchiveSession -> Archived,
     KeepAcpSession -> (),
     RecordCall -> (),
+    PruneCalls -> usize,
 } }
 
 impl ApplyTurns {

@@ -10,7 +10,7 @@ use nexus_core::config::PrincipalType;
 use nexus_core::event::Event;
 use nexus_core::notice::NoticeType;
 use nexus_core::request::NexusRequest;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -64,12 +64,13 @@ impl Breakers {
             PrincipalType::System | PrincipalType::Webhook | PrincipalType::Agent => true,
             PrincipalType::Owner | PrincipalType::Known | PrincipalType::Unknown => false,
         };
-        let hash = hash_of(&event.content);
+        let words = hash_of(&event.content);
+        let hash = if has_attachments(event) { hash_with(words, &event.attachments) } else { words };
         // Machines report numbers, and so may the owner's own programs.
         let is_exact = is_automatic || principal == PrincipalType::Owner;
         let likeness = if is_exact { hash } else { likeness_of(&event.content) };
         let likeness = Some(likeness).filter(|_| !event.content.trim().is_empty());
-        let message = Message { seq: request.event_seq, hash, likeness, is_automatic, at_ms };
+        let message = Message { seq: request.event_seq, hash, words, likeness, is_automatic, at_ms };
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
         make_room(&mut sessions, session, at_ms);
         match sessions.entry(session.to_owned()).or_default().step(message) {
@@ -130,7 +131,7 @@ impl Breakers {
         }
         make_room(&mut returns.conversations, conversation, at_ms);
         // What repeats is that it comes back, whatever it says.
-        let message = Message { seq: request.event_seq, hash: 0, likeness: None, is_automatic: true, at_ms };
+        let message = Message { seq: request.event_seq, hash: 0, words: 0, likeness: None, is_automatic: true, at_ms };
         match returns.conversations.entry(conversation.to_owned()).or_default().step(message) {
             Verdict::Pass => None,
             Verdict::Stop { is_first, circle: _ } => Some(Stopped { reason: reason(CAME_BACK, REPEATS_MAX), is_first }),
@@ -182,7 +183,18 @@ fn hash_of(text: &str) -> u64 {
     hasher.finish()
 }
 
-/// The same without numbers: what answers by itself likes to name the time, or a ticket.
+fn has_attachments(event: &Event) -> bool {
+    event.attachments.as_array().is_some_and(|all| !all.is_empty())
+}
+
+/// Of words with what is attached to them, as far as that is told: pictures differ by their addresses and sizes.
+fn hash_with(words: u64, attachments: &Value) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (words, attachments.to_string()).hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Of a text without its numbers: what answers by itself likes to name the time, or a ticket.
 fn likeness_of(text: &str) -> u64 {
     let has_letters = || text.chars().filter(|c| c.is_alphabetic()).nth(LETTERS_MIN - 1).is_some();
     if text.len() > COMPARED_BYTES_MAX || !has_letters() {
@@ -350,6 +362,23 @@ mod tests {
             (1..=50).filter(|seq| look(*seq).is_none()).count()
         };
         assert_eq!((passed("a", CRON_TYPE), passed("b", "system/heartbeat")), (50, REPEATS_MAX));
+    }
+
+    #[test]
+    fn pictures_are_told_apart_and_a_picture_that_comes_again_is_not() {
+        for (content, passed) in [("", [50, REPEATS_MAX]), ("Motion at the front door", [50, REPEATS_MAX])] {
+            let breakers = Breakers::default();
+            let look = |session: &str, seq: i64, picture: i64| {
+                let mut request = request(seq, "fake", content);
+                request.event.attachments = json!([{ "id": "a", "url": format!("https://cam/{picture}.jpg") }]);
+                let stopped = breakers.look(&request, PrincipalType::Webhook, session, seq.unsigned_abs());
+                breakers.speaks(session, seq);
+                stopped
+            };
+            let different = (1..=50).filter(|seq| look("a", *seq, *seq).is_none()).count();
+            let same = (1..=50).filter(|seq| look("b", *seq, 0).is_none()).count();
+            assert_eq!([different, same], passed, "{content}");
+        }
     }
 
     #[test]

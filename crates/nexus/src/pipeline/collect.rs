@@ -61,7 +61,15 @@ impl Prepared {
     /// The same for an agent that is told nothing but text: each message with its sender wherever others may speak, and with
     /// what it is where it has no words.
     pub(super) fn told_as_text(&self) -> String {
-        let is_talk = self.is_talk();
+        self.as_text(self.is_talk())
+    }
+
+    /// The same, told while the turn of `lead` runs: with its sender where that is somebody else, too.
+    pub(super) fn told_beside(&self, lead: &Self) -> String {
+        self.as_text(self.is_talk() || self.request.event.sender_id != lead.request.event.sender_id)
+    }
+
+    fn as_text(&self, is_talk: bool) -> String {
         let text = |request: &NexusRequest| {
             let words = if content(request).trim().is_empty() { wordless(request) } else { content(request).to_owned() };
             if is_talk || others_may_speak(request) { plain::named(&called(request), &words) } else { words }

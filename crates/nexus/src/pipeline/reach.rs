@@ -55,8 +55,8 @@ impl Prepared {
     }
 }
 
-/// What a sender is called before their words. The name recorded for a contact counts; what others call themselves stands with
-/// their id, since anybody may take the name of somebody else.
+/// What a sender is called before their words. The name recorded for a contact counts. Others stand there with their id in
+/// brackets, whatever they call themselves: anybody may take the name of somebody else, and where ids are chosen, that too.
 pub(super) fn called(request: &NexusRequest) -> String {
     let (event, id) = (&request.event, plain::name(&request.event.sender_id));
     let contact = request.principal.as_ref().filter(|principal| principal.entity_id.is_some());
@@ -65,7 +65,7 @@ pub(super) fn called(request: &NexusRequest) -> String {
     match (recorded, own()) {
         (Some(name), _) => name,
         (None, Some(name)) => format!("{name} ({id})"),
-        (None, None) => id,
+        (None, None) => format!("({id})"),
     }
 }
 
@@ -117,8 +117,9 @@ mod tests {
         assert_eq!(called(&request("u1", Some("annie"), Some("Ann"))), "Ann");
         assert_eq!(called(&request("u2", Some("Ann"), None)), "Ann (u2)");
         assert_eq!(called(&request("u2", Some("x\nAnn: hi"), None)), "x Ann hi (u2)");
-        assert_eq!(called(&request("u2", Some(" \n"), None)), "u2");
-        assert_eq!(called(&request("u2", None, None)), "u2");
+        assert_eq!(called(&request("u2", Some(" \n"), None)), "(u2)");
+        assert_eq!(called(&request("Ann", None, None)), "(Ann)");
+        assert_eq!(called(&request("Ann", Some("Ann"), None)), "(Ann)");
     }
 
     #[test]

@@ -53,6 +53,8 @@ enum Cut {
 /// What the attempts left behind while they ran.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
+    /// When the run began, whose day its use counts for.
+    pub(super) started_at: i64,
     tokens: u64,
     /// What it said, for a run that is interrupted.
     pub(super) text: String,
@@ -151,7 +153,7 @@ impl Pipeline {
         let started_at = clock::wall_ms();
         let started = Instant::now();
         self.announce_start(&prepared, &run_id);
-        let mut seen = Seen { outlet: self.outlet(&prepared, &run_id), ..Seen::default() };
+        let mut seen = Seen { started_at, outlet: self.outlet(&prepared, &run_id), ..Seen::default() };
         let mut turn = self.turn(&prepared, &run_id, history, memory);
         let work = self.work(&mut prepared, &mut turn, &mut seen, &mut held.steering).await;
         prepared.joined = held.steering.settle().await;
@@ -303,8 +305,8 @@ impl Pipeline {
             // What the agent does is over; its run's end is about to be written, or neither can be.
             self.hear(prepared, &turn.run_id, piece, seen, steering).await.ok();
         }
-        // Nobody charges for a question that was refused.
-        if seen.unpaid_bytes == 0 && matches!(&result, Ok(Err(AgentError::Endpoint { .. }))) {
+        // Nobody charges for a question that was refused, or that reached nobody.
+        if seen.unpaid_bytes == 0 && matches!(&result, Ok(Err(error)) if error.is_unworked()) {
             seen.asked_bytes = None;
         }
         self.settle_use(seen);
@@ -389,7 +391,7 @@ impl Pipeline {
                 self.hear_tool(prepared, run_id, call, status, seen);
             }
             Output::Ask(question) => self.ask_owner(prepared, run_id, question, seen).await,
-            Output::Steering => self.open(steering),
+            Output::Steering => self.open(prepared, steering),
             Output::Steered { message_id } => self.join(run_id, &message_id, steering),
         }
         Ok(())

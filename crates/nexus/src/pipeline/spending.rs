@@ -48,16 +48,16 @@ impl Meters {
 
 /// What a run or a call has used that the ledger doesn't have yet. To be dropped once it does, or never will.
 #[derive(Debug, Default)]
-pub(crate) struct Unfiled(Vec<(Meter, Amount)>);
+pub(crate) struct Unfiled(Vec<(Meter, i64, Amount)>);
 
 impl Unfiled {
-    /// Counts what was used from now on.
-    pub(crate) fn add(&mut self, meter: Meter, amount: Amount) {
-        meter.add(amount);
-        self.0.push((meter, amount));
+    /// Counts from now on what was used by what began at this moment, whose day it counts for.
+    pub(crate) fn add(&mut self, meter: Meter, began_at: i64, amount: Amount) {
+        meter.add(began_at, amount);
+        self.0.push((meter, began_at, amount));
     }
 
-    /// Leaves it counted for as long as the daemon runs: the ledger refused it.
+    /// Leaves it counted for its day while the daemon runs: the ledger refused it.
     pub(crate) fn keep(mut self) {
         self.0.clear();
     }
@@ -65,18 +65,25 @@ impl Unfiled {
 
 impl Drop for Unfiled {
     fn drop(&mut self) {
-        self.0.drain(..).for_each(|(meter, amount)| meter.file(amount));
+        self.0.drain(..).for_each(|(meter, began_at, amount)| meter.file(began_at, amount));
     }
 }
 
-/// Counts what an agent has used; what that cost, where it has prices.
-pub(crate) fn charge_agent(agent: &Agent, usage: Usage, meters: &Meters, metrics: &Metrics, unfiled: &mut Unfiled) -> Option<f64> {
+/// Counts what an agent has used in what began at this moment; what that cost, where it has prices.
+pub(crate) fn charge_agent(
+    agent: &Agent,
+    usage: Usage,
+    began_at: i64,
+    meters: &Meters,
+    metrics: &Metrics,
+    unfiled: &mut Unfiled,
+) -> Option<f64> {
     let (input, output) = (usage.input_tokens.unwrap_or(0), usage.output_tokens.unwrap_or(0));
     for (kind, tokens) in [("input", input), ("output", output)] {
         metrics.agent_tokens.get_or_create(&AgentTokens { agent: agent.name.clone(), kind }).inc_by(tokens);
     }
     let cost = agent.spending.as_ref().and_then(|spending| cost_usd(spending, input, output));
-    unfiled.add(meters.of(&agent.name), Amount { tokens: input.saturating_add(output), usd: cost.unwrap_or(0.0) });
+    unfiled.add(meters.of(&agent.name), began_at, Amount { tokens: input.saturating_add(output), usd: cost.unwrap_or(0.0) });
     if let Some(cost) = cost {
         metrics.agent_cost.get_or_create(&AgentLabel { agent: agent.name.clone() }).inc_by(cost);
     }
@@ -123,7 +130,7 @@ impl Pipeline {
     pub async fn used_today(&self, payer: Payer) -> Result<DayBudget, ReadError> {
         let settings = self.settings.load_full();
         let today = day(clock::wall_ms(), &settings.time_zone);
-        let (unfiled, key, since) = (self.meters.of(&payer.key()).unfiled(), payer.key(), today.from_ms);
+        let (unfiled, key, since) = (self.meters.of(&payer.key()).unfiled(today.from_ms), payer.key(), today.from_ms);
         let readers = &self.ledgers.agents.readers;
         let (filed, limits) = match &payer {
             Payer::Agent(name) => {
@@ -156,7 +163,7 @@ impl Pipeline {
         let today = day(clock::wall_ms(), &self.settings.load().time_zone);
         let (name, session, since) = (agent.name.clone(), turn.session_label.clone(), today.from_ms);
         // Before the ledger is read: better counted twice for a moment than not at all.
-        let (unfiled, watched) = self.meters.of(&agent.name).read();
+        let (unfiled, watched) = self.meters.of(&agent.name).read(since);
         let read = move |connection: &Connection| -> rusqlite::Result<(Amount, Amount)> {
             let of_session = used_in_session(connection, &name, &session, formerly.as_deref())?;
             Ok((of_session, used_since(connection, &name, since)?))
@@ -184,7 +191,7 @@ impl Pipeline {
         (seen.asked_bytes, seen.unpaid_bytes) = (None, 0);
         seen.usage = Some(seen.usage.unwrap_or_default().plus(usage));
         let Some(agent) = &seen.charged else { return };
-        if let Some(cost) = charge_agent(agent, usage, &self.meters, &self.metrics, &mut seen.unfiled) {
+        if let Some(cost) = charge_agent(agent, usage, seen.started_at, &self.meters, &self.metrics, &mut seen.unfiled) {
             seen.cost_usd = Some(seen.cost_usd.unwrap_or(0.0) + cost);
         }
     }

@@ -220,7 +220,7 @@ impl Pipeline {
             return lead.abort.cancel();
         }
         let mut offered = Offered { given, joined: None };
-        if !steering.has_room_for(&offered.given) || (steering.is_open && !self.tell(&mut offered, steering)) {
+        if !steering.has_room_for(&offered.given) || (steering.is_open && !self.tell(lead, &mut offered, steering)) {
             return steering.refuse(offered.given);
         }
         if !steering.is_open {
@@ -232,20 +232,20 @@ impl Pipeline {
     }
 
     /// Tells the agent of a message; false when it reads no more.
-    fn tell(&self, offered: &mut Offered, steering: &Steering) -> bool {
+    fn tell(&self, lead: &Prepared, offered: &mut Offered, steering: &Steering) -> bool {
         let (joined, hears) = oneshot::channel();
         offered.joined = Some(joined);
-        steering.tell(self.message(&offered.given, hears))
+        steering.tell(self.message(lead, &offered.given, hears))
     }
 
     /// The agent says that it takes input: it is told what waits for that. Where its turn was too long for a pipe it can't.
-    pub(super) fn open(&self, steering: &mut Steering) {
+    pub(super) fn open(&self, lead: &Prepared, steering: &mut Steering) {
         if steering.is_unheard() || steering.is_open {
             return;
         }
         (steering.is_open, steering.open_by) = (true, None);
         for mut offered in std::mem::take(&mut steering.offered) {
-            if self.tell(&mut offered, steering) {
+            if self.tell(lead, &mut offered, steering) {
                 steering.offered.push(offered);
             } else {
                 steering.refuse(offered.given);

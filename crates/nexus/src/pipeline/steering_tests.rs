@@ -73,7 +73,7 @@ impl Rig {
     }
 
     fn opens(&mut self) {
-        self.place.pipeline.open(&mut self.held.steering);
+        self.place.pipeline.open(&self.lead, &mut self.held.steering);
     }
 
     fn takes_in(&mut self, message_id: &str) {
@@ -117,6 +117,19 @@ async fn a_message_is_told_once_the_agent_listens_and_joins_the_run_once_it_says
     let readers = &rig.place.pipeline.ledgers.nexus.readers;
     let row = readers.read(|connection| request_by_event(connection, 1)).await.unwrap().unwrap();
     assert_eq!((row.status.as_str(), row.attempts, row.session.as_deref()), ("processing", 1, Some("s")));
+}
+
+#[tokio::test]
+async fn a_message_of_somebody_else_has_their_name_where_those_of_one_have_none() {
+    let mut rig = Rig::new().await;
+    let mut other = prepared(2);
+    other.request.event.sender_id = "u9".to_owned();
+    rig.gives(prepared(1));
+    rig.gives(other);
+    assert!(rig.deals() && rig.deals());
+    rig.opens();
+    let texts: Vec<String> = std::iter::from_fn(|| rig.input.try_recv().ok()).map(|told| told.text).collect();
+    assert_eq!(texts, ["hello", "(u9): hello"]);
 }
 
 #[tokio::test]

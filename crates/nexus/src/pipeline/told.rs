@@ -32,12 +32,12 @@ impl Pipeline {
         }
     }
 
-    /// Of a message for a turn under way, which is allowed the same. `joined` tells its agent whether it shares the run.
-    pub(super) fn message(&self, given: &Prepared, joined: oneshot::Receiver<bool>) -> Steer {
+    /// Of a message for the turn of `lead`, which is allowed the same. `joined` tells its agent whether it shares the run.
+    pub(super) fn message(&self, lead: &Prepared, given: &Prepared, joined: oneshot::Receiver<bool>) -> Steer {
         Steer {
             message_id: given.request.request_id.clone(),
             content: given.told(),
-            text: given.told_as_text(),
+            text: given.told_beside(lead),
             attachments: given.attachments(),
             sender: sender(&given.request),
             channel: given.request.event.channel.clone(),

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The daemon's own program.
 pub const NEXUS: &str = env!("CARGO_BIN_EXE_nexus");
@@ -17,6 +18,18 @@ pub fn config(adapters: Value) -> Value {
         "plugins": { "enabled": ["logging", "analytics"] },
         "timer": { "heartbeat_interval_ms": 0 },
     })
+}
+
+/// A time zone in which it is about noon: no day ends while a test runs.
+pub fn zone_at_noon() -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is after 1970");
+    let hour = i64::try_from(now.as_secs() / 3_600 % 24).expect("a day has 24 hours");
+    // Counted the other way round in these names.
+    match hour - 12 {
+        west @ 1.. => format!("Etc/GMT+{west}"),
+        0 => "Etc/GMT".to_owned(),
+        east => format!("Etc/GMT{east}"),
+    }
 }
 
 /// The command line of the fake adapter.

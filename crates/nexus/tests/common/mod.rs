@@ -14,7 +14,7 @@ pub mod procfs;
 mod record;
 pub mod terminal;
 
-pub use fake::{NEXUS, config, fake, fake_command, only, only_with_restarts};
+pub use fake::{NEXUS, config, fake, fake_command, only, only_with_restarts, zone_at_noon};
 pub use http::{Answer, Ask, Body, Response, Sse, SseEvent};
 pub use rustix::process::Signal;
 

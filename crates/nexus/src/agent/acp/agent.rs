@@ -152,7 +152,7 @@ impl AcpAgent {
         let before = status.borrow().restarts;
         loop {
             let known = links.borrow_and_update().clone();
-            if let Some(link) = known.filter(|link| !link.is_dead()) {
+            if let Some(link) = known.filter(|link| !link.is_dead() && !link.is_retired()) {
                 return Ok(link);
             }
             let now = status.borrow_and_update().clone();
@@ -207,6 +207,21 @@ impl AcpAgent {
             Ok(Err(_)) | Err(_) => None,
         };
         told.unwrap_or_else(|| link.reason())
+    }
+
+    /// Has a process begin anew that keeps too many sessions, once nothing needs it.
+    pub(super) fn retire(self: &Arc<Self>, link: &Link) {
+        if link.is_dead() || !link.retires() {
+            return;
+        }
+        tracing::info!(target: "nexus::agent", agent = self.name, pid = link.pid(), "an ACP agent keeps too many sessions; it begins anew");
+        let agent = self.clone();
+        let restarting = async move {
+            if let Some(child) = agent.child.get() {
+                child.restart().await;
+            }
+        };
+        drop(crate::watch::tracked("acp.retire", &self.shared.tasks, restarting));
     }
 
     /// The supervised process, and whether this call was the first, which starts it.

@@ -79,6 +79,11 @@ impl Hub {
         }
     }
 
+    /// Whether a turn listens to it.
+    pub(super) fn hears(&self, session: &SessionId) -> bool {
+        self.lock().contains_key(session)
+    }
+
     fn turn(&self, session: &SessionId) -> Option<mpsc::Sender<Event>> {
         self.lock().get(session).cloned()
     }
@@ -112,6 +117,7 @@ mod tests {
         assert!(matches!(second.events.try_recv().unwrap(), Event::Update(_)));
         assert!(matches!(others.events.try_recv().unwrap(), Event::Update(_)));
         assert!(second.events.try_recv().is_err() && others.events.try_recv().is_err());
+        assert_eq!([&one, &other, &SessionId::new("s3")].map(|id| hub.hears(id)), [true, true, false]);
         drop((second, others));
         assert!(hub.lock().is_empty());
     }

@@ -1,5 +1,5 @@
-//! The connection to one running process of an agent, from its handshake to its end, and which of the
-//! agent's own sessions it knows. It is not the process, and doesn't read it.
+//! The connection to one running process of an agent, from its handshake to its end, which of the
+//! agent's own sessions it knows, and how many that has open. It is not the process, and doesn't read it.
 
 use super::hub::Hub;
 use agent_client_protocol::v1::ConnectionTo;
@@ -9,7 +9,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio_util::sync::CancellationToken;
 
-/// Sessions that one process is known to have open; beyond, one is forgotten and opened anew.
+/// Sessions that one process has open, those of which nothing is known any more included; beyond, it is ended once it
+/// has nothing to do.
+const SESSIONS_OPEN_MAX: usize = 256;
+/// Sessions of one process that are known; beyond, one is forgotten and opened anew.
 const SESSIONS_MAX: usize = 4096;
 /// Characters of an agent's error that are told.
 const ERROR_CHARS_MAX: usize = 500;
@@ -22,6 +25,26 @@ pub(super) struct Known {
     pub(super) turn_id: String,
 }
 
+/// What goes on in a process, and what it still keeps.
+#[derive(Debug, Default)]
+struct Use {
+    turns: usize,
+    open: usize,
+    /// It is about to be ended: no turn begins any more.
+    is_retired: bool,
+}
+
+/// A turn that needs the process. Dropping it ends that.
+#[derive(Debug)]
+pub(super) struct Inside(Arc<Link>);
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        let mut used = self.0.used();
+        used.turns = used.turns.saturating_sub(1);
+    }
+}
+
 /// A connection after its handshake.
 #[derive(Debug)]
 pub(super) struct Link {
@@ -30,6 +53,7 @@ pub(super) struct Link {
     hub: Arc<Hub>,
     can: AgentCapabilities,
     sessions: Mutex<HashMap<String, Known>>,
+    used: Mutex<Use>,
     dead: CancellationToken,
     reason: OnceLock<String>,
 }
@@ -37,7 +61,7 @@ pub(super) struct Link {
 impl Link {
     pub(super) fn new(pid: u32, connection: ConnectionTo<Agent>, hub: Arc<Hub>, can: AgentCapabilities) -> Self {
         let (dead, reason) = (CancellationToken::new(), OnceLock::new());
-        Self { pid, connection, hub, can, sessions: Mutex::default(), dead, reason }
+        Self { pid, connection, hub, can, sessions: Mutex::default(), used: Mutex::default(), dead, reason }
     }
 
     pub(super) fn pid(&self) -> u32 {
@@ -84,19 +108,66 @@ impl Link {
         self.sessions().get(label).cloned()
     }
 
-    pub(super) fn remember(&self, label: &str, known: Known) {
+    /// What had its place is returned, if it is another session.
+    #[must_use]
+    pub(super) fn remember(&self, label: &str, known: Known) -> Option<SessionId> {
+        let id = known.id.clone();
         let mut sessions = self.sessions();
+        let mut gone = None;
         if sessions.len() >= SESSIONS_MAX
             && !sessions.contains_key(label)
             && let Some(one) = sessions.keys().next().cloned()
         {
-            sessions.remove(&one);
+            gone = sessions.remove(&one);
         }
-        sessions.insert(label.to_owned(), known);
+        let gone = sessions.insert(label.to_owned(), known).or(gone);
+        gone.map(|gone| gone.id).filter(|gone| *gone != id)
     }
 
     pub(super) fn forget(&self, label: &str) {
         self.sessions().remove(label);
+    }
+
+    /// Whether a turn hears this session, or one may go on in it.
+    pub(super) fn needs(&self, id: &SessionId) -> bool {
+        self.hub.hears(id) || self.sessions().values().any(|known| known.id == *id)
+    }
+
+    /// A turn begins that needs the process; `None` where that is about to be ended.
+    pub(super) fn enter(self: &Arc<Self>) -> Option<Inside> {
+        let mut used = self.used();
+        if used.is_retired {
+            return None;
+        }
+        used.turns += 1;
+        Some(Inside(self.clone()))
+    }
+
+    pub(super) fn opened(&self) {
+        self.used().open += 1;
+    }
+
+    pub(super) fn closed(&self) {
+        let mut used = self.used();
+        used.open = used.open.saturating_sub(1);
+    }
+
+    /// Whether it has more sessions open than it may and nothing to do. From then on it is not to be used, and true once.
+    pub(super) fn retires(&self) -> bool {
+        let mut used = self.used();
+        if used.is_retired || used.turns > 0 || used.open < SESSIONS_OPEN_MAX {
+            return false;
+        }
+        used.is_retired = true;
+        true
+    }
+
+    pub(super) fn is_retired(&self) -> bool {
+        self.used().is_retired
+    }
+
+    fn used(&self) -> MutexGuard<'_, Use> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn sessions(&self) -> MutexGuard<'_, HashMap<String, Known>> {

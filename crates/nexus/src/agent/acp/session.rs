@@ -1,5 +1,5 @@
 //! The agent's own sessions: one for each of our labels, resumed where the agent can, else begun anew
-//! with what was said before; and what a prompt is made of. Runs no turn.
+//! with what was said before, and closed once no turn can go on in it; and what a prompt is made of. Runs no turn.
 
 use super::agent::AcpAgent;
 use super::link::{Known, Link, told};
@@ -8,9 +8,11 @@ use crate::error_text::describe;
 use crate::ledger::agents::{KeepAcpSession, acp_session, turn_id};
 use agent_client_protocol::Error;
 use agent_client_protocol::v1::schema::{
-    ContentBlock, LoadSessionRequest, NewSessionRequest, ResourceLink, ResumeSessionRequest, SessionId, TextContent,
+    CloseSessionRequest, ContentBlock, LoadSessionRequest, NewSessionRequest, ResourceLink, ResumeSessionRequest, SessionId, TextContent,
 };
 use serde_json::Value;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// Bytes of earlier messages that a session begins with.
 const HISTORY_BYTES_MAX: usize = 32 * 1024;
@@ -21,6 +23,8 @@ const HISTORY_ENDS: &str = "[End of what was said earlier. The message to answer
 const ATTACHMENTS_MAX: usize = 32;
 /// Longest session id that is kept, in bytes.
 const SESSION_ID_BYTES_MAX: usize = 1024;
+/// How long an agent has to close a session before that counts as open for good.
+const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
 /// An agent's own session, ready for a prompt.
 #[derive(Debug)]
@@ -62,7 +66,10 @@ pub(super) fn label(turn: &Turn) -> Option<String> {
 async fn resumed(agent: &AcpAgent, link: &Link, turn: &Turn, label: String) -> Result<Option<SessionId>, AgentError> {
     let Some(id) = kept(agent, link, turn, label).await else { return Ok(None) };
     match resume(agent, link, &id).await {
-        Ok(()) => Ok(Some(id)),
+        Ok(()) => {
+            link.opened();
+            Ok(Some(id))
+        }
         Err(error) if link.is_lost(&error) => Err(agent.lost(link).await),
         Err(error) => {
             let (agent, label, error) = (agent.name(), &turn.session_label, told(&error));
@@ -98,6 +105,9 @@ async fn resume(agent: &AcpAgent, link: &Link, id: &SessionId) -> Result<(), Err
 
 async fn begin(agent: &AcpAgent, link: &Link) -> Result<SessionId, AgentError> {
     let answer = link.connection().send_request(NewSessionRequest::new(agent.cwd())).block_task().await;
+    if answer.is_ok() {
+        link.opened();
+    }
     let problem = match answer {
         Ok(new) if new.session_id.0.len() <= SESSION_ID_BYTES_MAX => return Ok(new.session_id),
         Ok(_) => format!("the id of its session has more than {SESSION_ID_BYTES_MAX} bytes"),
@@ -109,9 +119,11 @@ async fn begin(agent: &AcpAgent, link: &Link) -> Result<SessionId, AgentError> {
 
 /// Notes that the agent's session hears this turn now. Without the note the next process begins anew, with
 /// the history.
-pub(super) async fn note(agent: &AcpAgent, link: &Link, turn: &Turn, id: &SessionId) {
+pub(super) async fn note(agent: &AcpAgent, link: &Arc<Link>, turn: &Turn, id: &SessionId) {
     let Some(label) = label(turn) else { return };
-    link.remember(&label, Known { id: id.clone(), turn_id: turn_id(&turn.run_id) });
+    if let Some(gone) = link.remember(&label, Known { id: id.clone(), turn_id: turn_id(&turn.run_id) }) {
+        close(agent, link, gone);
+    }
     let keep = KeepAcpSession {
         agent: agent.name().to_owned(),
         label,
@@ -122,6 +134,27 @@ pub(super) async fn note(agent: &AcpAgent, link: &Link, turn: &Turn, id: &Sessio
     if let Err(error) = agent.ledger().writer.write(keep).await {
         tracing::warn!(target: "nexus::agent", agent = agent.name(), %error, "the agent's session could not be noted; it won't be resumed");
     }
+}
+
+/// Has a session closed that no turn needs any more, if the agent can; nobody waits for that.
+pub(super) fn close(agent: &AcpAgent, link: &Arc<Link>, id: SessionId) {
+    if link.is_dead() || link.can().session_capabilities.close.is_none() || link.needs(&id) {
+        return;
+    }
+    let (name, link) = (agent.name().to_owned(), link.clone());
+    let closing = async move {
+        let asked = link.connection().send_request(CloseSessionRequest::new(id)).block_task();
+        let error = tokio::select! {
+            answer = tokio::time::timeout(CLOSE_LIMIT, asked) => match answer {
+                Ok(Ok(_)) => return link.closed(),
+                Ok(Err(error)) => told(&error),
+                Err(_) => "it did not answer in time".to_owned(),
+            },
+            () = link.died() => return, // with all its sessions
+        };
+        tracing::debug!(target: "nexus::agent", agent = name, error, "an agent did not close a session");
+    };
+    drop(crate::watch::tracked("acp.close", agent.tasks(), closing));
 }
 
 /// The message as the protocol's content: after what of the past belongs to it and, in a new session, what

@@ -49,13 +49,16 @@ pub(super) async fn run(
         link = agent.link() => link?,
         () = cancelled.cancelled() => return Err(stopped()),
     };
+    let Some(inside) = link.enter() else { return Err(agent.lost(&link).await) };
     let opening = session::open(&agent, &link, &turn);
     tokio::pin!(opening);
     let opened = tokio::select! {
         opened = &mut opening => opened?,
         () = cancelled.cancelled() => {
-            if tokio::time::timeout(CANCEL_GRACE, &mut opening).await.is_err() {
-                link.kill("it opened no session, and the turn was over");
+            match tokio::time::timeout(CANCEL_GRACE, &mut opening).await {
+                Ok(Ok(opened)) => session::close(&agent, &link, opened.id),
+                Ok(Err(_)) => {} // nobody waits for it
+                Err(_) => link.kill("it opened no session, and the turn was over"),
             }
             return Err(stopped());
         }
@@ -63,7 +66,11 @@ pub(super) async fn run(
     session::note(&agent, &link, &turn, &opened.id).await;
     let content = session::prompt(&turn, opened.is_new);
     let ear = link.hub().listen(&opened.id);
-    Talk::new(&agent, &link, &turn, &out, rules).run(opened.id, content, ear, &cancelled).await
+    let ended = Talk::new(&agent, &link, &turn, &out, rules).run(opened.id.clone(), content, ear, &cancelled).await;
+    session::close(&agent, &link, opened.id);
+    drop(inside);
+    agent.retire(&link);
+    ended
 }
 
 /// A question that the owner hasn't answered yet.

@@ -10,6 +10,8 @@ use reqwest::header::{HeaderMap, RETRY_AFTER};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 
+use super::relay::Relay;
+
 /// The most characters of a server's or a library's message that go into an error.
 const MESSAGE_CHARS_MAX: usize = 400;
 
@@ -20,6 +22,8 @@ pub(super) enum Fault {
         problem: String,
         retryable: bool,
         retry_after: Option<Duration>,
+        /// The model can't have worked on the question: it was refused with a status, or never reached the endpoint.
+        is_unworked: bool,
     },
     Stalled,
     Unfinished {
@@ -36,9 +40,14 @@ pub(super) enum Fault {
 }
 
 impl Fault {
-    /// One that nobody asked to wait for.
+    /// One that nobody asked to wait for, and before which the model may have worked.
     pub(super) fn endpoint(problem: impl Into<String>, retryable: bool) -> Self {
-        Self::Endpoint { problem: problem.into(), retryable, retry_after: None }
+        Self::Endpoint { problem: problem.into(), retryable, retry_after: None, is_unworked: false }
+    }
+
+    /// The same of a question that didn't reach the endpoint.
+    fn unreached(problem: String, retryable: bool) -> Self {
+        Self::Endpoint { problem, retryable, retry_after: None, is_unworked: true }
     }
 
     /// Whether asking the same again could help, and how long to wait at least.
@@ -55,6 +64,9 @@ impl Fault {
 #[derive(Debug)]
 pub(super) struct Explainer<'a> {
     pub(super) key: Option<&'a SecretString>,
+    /// The way to the endpoint, and how often nobody was reached on it before the question.
+    pub(super) relay: &'a Relay,
+    pub(super) unreached_before: u64,
 }
 
 impl Explainer<'_> {
@@ -94,9 +106,14 @@ impl Explainer<'_> {
         }
         if error.is_builder() {
             let problem = format!("the request cannot be made: check `url`: {told}");
-            return Fault::endpoint(problem, false);
+            return Fault::unreached(problem, false);
         }
-        Fault::endpoint(format!("no answer: check that the server runs and `url`: {told}"), true)
+        let problem = format!("no answer: check that the server runs and `url`: {told}");
+        // The client reaches the relay in any case.
+        if error.is_connect() || self.relay.unreached() > self.unreached_before {
+            return Fault::unreached(problem, true);
+        }
+        Fault::endpoint(problem, true)
     }
 
     /// An answer with a status other than success.
@@ -112,7 +129,7 @@ impl Explainer<'_> {
             problem = format!("{problem}; it says: {}", self.tidy(said));
         }
         let retry_after = if retryable { retry_after(headers, crate::clock::wall_ms()) } else { None };
-        Fault::Endpoint { problem, retryable, retry_after }
+        Fault::Endpoint { problem, retryable, retry_after, is_unworked: true }
     }
 
     /// An error object inside the stream, after a status of success.
@@ -188,8 +205,13 @@ fn is_passing(body: &Value) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use super::super::event_bound::EventEnd;
     use super::*;
     use serde_json::json;
+
+    fn relay() -> Relay {
+        Relay::new(&"http://127.0.0.1:1/v1/".parse().unwrap(), EventEnd::BlankLine)
+    }
 
     #[test]
     fn only_what_passes_is_retried() {
@@ -210,10 +232,12 @@ mod tests {
     #[test]
     fn an_error_is_found_in_an_object_of_its_own() {
         let body = json!({"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}});
-        let fault = Explainer { key: None }.reported(&body);
+        let relay = relay();
+        let explainer = Explainer { key: None, relay: &relay, unreached_before: 0 };
+        let fault = explainer.reported(&body);
         assert_eq!(fault, Fault::endpoint("the model failed: Overloaded", true));
         let body = json!({"error": {"code": 400, "message": "no", "status": "INVALID_ARGUMENT"}});
-        assert_eq!(Explainer { key: None }.reported(&body).passing(), None);
+        assert_eq!(explainer.reported(&body).passing(), None);
     }
 
     #[test]
@@ -243,7 +267,8 @@ mod tests {
     #[test]
     fn a_message_is_bounded_clean_and_without_the_key() {
         let key = SecretString::from("sk-secret");
-        let explainer = Explainer { key: Some(&key) };
+        let relay = relay();
+        let explainer = Explainer { key: Some(&key), relay: &relay, unreached_before: 0 };
         let long = format!("{}sk-secret{}", "x".repeat(MESSAGE_CHARS_MAX - 3), "\n".repeat(100));
         let tidy = explainer.tidy(&long);
         assert!(!tidy.contains("sk-"), "{tidy}");

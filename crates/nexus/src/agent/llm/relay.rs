@@ -5,6 +5,8 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use reqwest::Url;
@@ -34,6 +36,8 @@ pub(super) struct Relay {
     event_end: Option<EventEnd>,
     path: PathBuf,
     listener: OnceCell<UnixListener>,
+    /// Connections for which the endpoint couldn't be reached. Behind the relay the client can't tell that.
+    unreached: Arc<AtomicU64>,
 }
 
 impl Relay {
@@ -44,7 +48,12 @@ impl Relay {
         // An abstract name: no file that a crash could leave.
         let path = PathBuf::from(format!("\0nexus-model-{}", ulid::Ulid::generate()));
         let event_end = (base.scheme() == "http").then_some(event_end);
-        Self { host, port, event_end, path, listener: OnceCell::new() }
+        Self { host, port, event_end, path, listener: OnceCell::new(), unreached: Arc::default() }
+    }
+
+    /// How often the endpoint could not be reached so far; raised before the client hears of it.
+    pub(super) fn unreached(&self) -> u64 {
+        self.unreached.load(Ordering::Acquire)
     }
 
     /// Where the HTTP client has to connect to.
@@ -62,7 +71,8 @@ impl Relay {
         loop {
             match listener.accept().await {
                 Ok((client, _)) if is_own(&client) => {
-                    drop(crate::watch::helper("model.relay", pass(client, self.host.clone(), self.port, self.event_end)));
+                    let passing = pass(client, self.host.clone(), self.port, self.event_end, self.unreached.clone());
+                    drop(crate::watch::helper("model.relay", passing));
                 }
                 Ok(_) => tracing::warn!(target: "nexus::agent", "another process wanted to use the way to a model; refused"),
                 Err(error) => return error,
@@ -77,12 +87,13 @@ fn is_own(client: &UnixStream) -> bool {
     pid.and_then(|pid| u32::try_from(pid).ok()) == Some(std::process::id())
 }
 
-async fn pass(client: UnixStream, host: String, port: u16, event_end: Option<EventEnd>) {
+async fn pass(client: UnixStream, host: String, port: u16, event_end: Option<EventEnd>, unreached: Arc<AtomicU64>) {
     let server = match connect(&host, port).await {
         Ok(server) => server,
         Err(error) => {
+            unreached.fetch_add(1, Ordering::AcqRel);
             tracing::warn!(target: "nexus::agent", host, port, %error, "the endpoint of a model can't be reached");
-            return;
+            return; // only now the client is hung up on
         }
     };
     let (mut from_client, mut to_client) = client.into_split();

@@ -172,7 +172,9 @@ impl<'a> Talk<'a> {
 
     async fn ask(&mut self, out: &Sink) -> Result<StreamEnd, Fault> {
         let (runner, max_tokens) = (self.runner, self.longest()?);
-        let (endpoint, explainer) = (&runner.endpoint, Explainer { key: self.key.as_ref() });
+        let unreached_before = runner.relay.unreached();
+        let explainer = Explainer { key: self.key.as_ref(), relay: &runner.relay, unreached_before };
+        let endpoint = &runner.endpoint;
         let style = provider::call_style(endpoint.provider);
         let options = provider::options(endpoint.provider, &endpoint.model, max_tokens, endpoint.stream_idle);
         let target = runner.target(self.key.as_ref());

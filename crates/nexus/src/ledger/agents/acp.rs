@@ -5,6 +5,9 @@ use crate::ledger::optional;
 use crate::ledger::writer::Weight;
 use rusqlite::{Connection, params};
 
+/// Sessions of one agent that are kept; the one that was used longest ago makes room.
+const SESSIONS_MAX: i64 = 1024;
+
 /// Notes that the agent's own session of a label is about to hear a turn. A later note wins.
 #[derive(Debug, Clone)]
 pub struct KeepAcpSession {
@@ -21,7 +24,16 @@ impl KeepAcpSession {
         let sql = "INSERT INTO acp_sessions (agent, label, session_id, turn_id, parent_turn_id) VALUES (?1, ?2, ?3, ?4, ?5)
                    ON CONFLICT (agent, label) DO UPDATE SET session_id = ?3, turn_id = ?4, parent_turn_id = ?5";
         let Self { agent, label, session_id, turn_id, parent_turn_id } = self;
-        connection.prepare_cached(sql)?.execute(params![agent, label, session_id, turn_id, parent_turn_id]).map(drop)
+        connection.prepare_cached(sql)?.execute(params![agent, label, session_id, turn_id, parent_turn_id])?;
+        let sql = "SELECT count(*) FROM acp_sessions WHERE agent = ?1";
+        let kept: i64 = connection.prepare_cached(sql)?.query_row([agent], |row| row.get(0))?;
+        if kept <= SESSIONS_MAX {
+            return Ok(());
+        }
+        // Ids of turns sort by when they were made.
+        let sql = "DELETE FROM acp_sessions WHERE agent = ?1 AND label IN (
+                     SELECT label FROM acp_sessions WHERE agent = ?1 ORDER BY turn_id DESC LIMIT -1 OFFSET ?2)";
+        connection.prepare_cached(sql)?.execute(params![agent, SESSIONS_MAX]).map(drop)
     }
 }
 
@@ -58,6 +70,24 @@ mod tests {
         assert_eq!(acp_session(&connection, "a", "dm:me", Some("t2")).unwrap().as_deref(), Some("s2"));
         assert_eq!(acp_session(&connection, "b", "dm:me", Some("t2")).unwrap(), None);
         assert_eq!(acp_session(&connection, "a", "dm:you", Some("t2")).unwrap(), None);
+    }
+
+    #[test]
+    fn of_many_sessions_those_used_last_are_kept_of_each_agent() {
+        let connection = ledger();
+        let note = |agent: &str, n: i64| {
+            let (agent, turn_id) = (agent.to_owned(), format!("turn_{n:08}"));
+            let (label, session_id) = (format!("dm:{n}"), format!("s{n}"));
+            KeepAcpSession { agent, label, session_id, turn_id, parent_turn_id: None }.apply(&connection).unwrap();
+        };
+        note("b", 1);
+        (1..=SESSIONS_MAX + 3).for_each(|n| note("a", n));
+        let kept = |agent: &str| {
+            let sql = "SELECT count(*), min(turn_id) FROM acp_sessions WHERE agent = ?1";
+            connection.query_row(sql, [agent], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?))).unwrap()
+        };
+        assert_eq!(kept("a"), (SESSIONS_MAX, "turn_00000004".to_owned()));
+        assert_eq!(kept("b"), (1, "turn_00000001".to_owned()));
     }
 
     #[test]

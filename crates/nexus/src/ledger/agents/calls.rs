@@ -44,6 +44,24 @@ impl RecordCall {
 
 impl Weight for RecordCall {}
 
+/// Removes calls that no day's budget is counted from any more.
+#[derive(Debug, Clone)]
+pub struct PruneCalls {
+    /// Unix milliseconds.
+    pub before: i64,
+    pub rows_max: u32,
+}
+
+impl PruneCalls {
+    /// How many were removed.
+    pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<usize> {
+        let sql = "DELETE FROM calls WHERE call_id IN (SELECT call_id FROM calls WHERE started_at < ?1 LIMIT ?2)";
+        connection.prepare_cached(sql)?.execute(params![self.before, self.rows_max])
+    }
+}
+
+impl Weight for PruneCalls {}
+
 /// What a caller has used since a moment in Unix milliseconds. A call counts for the day on which it began.
 pub fn called(connection: &Connection, caller: &str, since: i64) -> rusqlite::Result<Amount> {
     let sql = "SELECT coalesce(sum(input_tokens + output_tokens), 0), coalesce(sum(cost_usd), 0.0)
@@ -70,6 +88,15 @@ mod tests {
             cost_usd: (agent == "model").then_some(0.5),
             started_at: at,
         }
+    }
+
+    #[test]
+    fn old_calls_are_removed_some_at_a_time_and_the_others_count_on() {
+        let connection = ledger();
+        (1..=5).for_each(|at| call(&format!("c{at}"), "plugin:a", "model", at).apply(&connection).unwrap());
+        let prune = || PruneCalls { before: 4, rows_max: 2 }.apply(&connection).unwrap();
+        assert_eq!([prune(), prune(), prune()], [2, 1, 0]);
+        assert_eq!(called(&connection, "plugin:a", 0).unwrap().tokens, 26);
     }
 
     #[test]

@@ -12,8 +12,12 @@ use crate::pipeline::{Agent, Settings};
 use nexus_core::config::{CallBudget, Spending};
 use nexus_core::spend::{Allowance, Amount, Spent, Watched, cost_usd, day, estimated_tokens};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
+
+/// How long an answer waits for what it cost to be written.
+const FILING_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The account of one call. What was used when it is dropped is written then; [`Self::close`] waits for that.
 #[derive(Debug)]
@@ -105,10 +109,11 @@ impl Account {
         }
     }
 
-    /// The call is over; returns once what it used is written.
+    /// The call is over; returns once what it used is written, or that takes too long and goes on by itself: until then
+    /// the meters count it, and whoever asked isn't to pay for a disk.
     pub(super) async fn close(mut self) {
         if let Some(writing) = self.file() {
-            drop(writing.await); // it told itself of what went wrong
+            drop(tokio::time::timeout(FILING_PATIENCE, writing).await); // it tells itself of what goes wrong
         }
     }
 
@@ -122,10 +127,10 @@ impl Account {
     fn charge(&mut self, usage: Usage) {
         (self.asked_bytes, self.said_bytes) = (None, 0);
         self.used = Some(self.used.unwrap_or_default().plus(usage));
-        let cost = charge_agent(&self.agent, usage, &self.meters, &self.metrics, &mut self.unfiled);
+        let cost = charge_agent(&self.agent, usage, self.started_at, &self.meters, &self.metrics, &mut self.unfiled);
         let (input, output) = (usage.input_tokens.unwrap_or(0), usage.output_tokens.unwrap_or(0));
         let amount = Amount { tokens: input.saturating_add(output), usd: cost.unwrap_or(0.0) };
-        self.unfiled.add(self.meters.of(&self.caller), amount);
+        self.unfiled.add(self.meters.of(&self.caller), self.started_at, amount);
         for (kind, tokens) in [("input", input), ("output", output)] {
             self.metrics.call_tokens.get_or_create(&CallerTokens { caller: self.caller.clone(), kind }).inc_by(tokens);
         }
@@ -155,7 +160,7 @@ impl Account {
         Some(crate::watch::helper("plugin.account", async move {
             let (caller, tokens) = (row.caller.clone(), row.input_tokens.saturating_add(row.output_tokens));
             if let Err(error) = writer.write_until_done(row).await {
-                tracing::error!(caller, tokens, %error, "what a call of a model used is not written; it counts until the daemon stops");
+                tracing::error!(caller, tokens, %error, "what a call used is not written; it counts for its day until the daemon stops");
                 unfiled.keep();
             }
         }))
@@ -200,8 +205,8 @@ async fn allowances(
 /// What the caller and the agent have used since the day began, with what goes on, and a watch over what they use from now on.
 async fn used(calls: &Calls, caller: String, agent: String, since: i64) -> Result<[(Amount, Watched); 2], CallError> {
     // Before the ledger is read: better counted twice for a moment than not at all.
-    let (own_unfiled, own_watched) = calls.meters.of(&caller).read();
-    let (agents_unfiled, agents_watched) = calls.meters.of(&agent).read();
+    let (own_unfiled, own_watched) = calls.meters.of(&caller).read(since);
+    let (agents_unfiled, agents_watched) = calls.meters.of(&agent).read(since);
     let readers = &calls.ledgers.agents.readers;
     let filed = readers.read(move |connection| Ok((called(connection, &caller, since)?, used_since(connection, &agent, since)?)));
     let (own, agents) = filed.await.map_err(|error| CallError::failed("look up what was used today", error))?;

@@ -51,7 +51,7 @@ pub(super) async fn call(calls: &Calls, settings: &Settings, caller: &Caller, pa
     while let Ok(piece) = output.try_recv() {
         account.hear(piece);
     }
-    if matches!(&ended, Ok(Err(AgentError::Endpoint { .. }))) {
+    if matches!(&ended, Ok(Err(error)) if error.is_unworked()) {
         account.refused();
     }
     account.close().await;

@@ -86,15 +86,37 @@ async fn what_a_call_used_that_nobody_waits_for_any_more_is_counted() {
     assert!(refused.starts_with(told), "{refused}");
 }
 
-#[tokio::test]
-async fn a_model_answers_one_question_without_a_history() {
+/// An answer that is `four`, and used four tokens.
+fn four() -> String {
     let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n";
     let chunk = r#"data: {"id":"1","object":"chat.completion.chunk","created":1,"model":"test-1","choices":[{"index":0,"delta":{"content":"four"},"finish_reason":"stop"}],"usage":null}"#;
     let usage = r#"data: {"id":"1","object":"chat.completion.chunk","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":1,"total_tokens":4}}"#;
     let stream = format!("{chunk}\n\n{usage}\n\ndata: [DONE]\n\n");
-    let reply = format!("{head}content-length: {}\r\n\r\n{stream}", stream.len());
+    format!("{head}content-length: {}\r\n\r\n{stream}", stream.len())
+}
+
+#[tokio::test]
+async fn an_answer_does_not_wait_for_a_ledger_that_cannot_be_written() {
     let (mut agents, place) = (HashMap::new(), Place::new().await);
-    let server = model(&mut agents, reply, DEADLINE).await;
+    let _server = model(&mut agents, four(), DEADLINE).await;
+    place.calls.settings.store(Arc::new(settings(agents)));
+    let [path, aside] = ["agents.db", "aside"].map(|name| place.directory.path().join(name));
+    std::fs::rename(&path, &aside).unwrap();
+    assert!(place.calls.ledgers.look_at_files().is_some());
+    let params = json!({ "agent": "model", "prompt": "Two and two?" });
+    let answer = soon(place.calls.call(&caller(None), "llm", params)).await.unwrap();
+    assert_eq!(answer["text"], json!("four"));
+    let unfiled = || place.calls.meters.of("plugin:greeter").unfiled(0).tokens;
+    assert_eq!(unfiled(), 4, "it counts meanwhile");
+    std::fs::rename(&aside, &path).unwrap();
+    assert_eq!(place.calls.ledgers.look_at_files(), None);
+    eventually(async || used(&place).await.tokens == 4 && unfiled() == 0).await;
+}
+
+#[tokio::test]
+async fn a_model_answers_one_question_without_a_history() {
+    let (mut agents, place) = (HashMap::new(), Place::new().await);
+    let server = model(&mut agents, four(), DEADLINE).await;
     place.calls.settings.store(Arc::new(settings(agents)));
     let params = json!({ "agent": "model", "prompt": "Two and two?", "system": "Be short.", "max_tokens": 5 });
     let answer = soon(place.calls.call(&caller(None), "llm", params)).await.unwrap();

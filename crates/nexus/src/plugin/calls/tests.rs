@@ -41,7 +41,7 @@ pub(super) struct Place {
     platform: Arc<Platform>,
     admitted: watch::Sender<i64>,
     ledgers: Ledgers,
-    _directory: tempfile::TempDir,
+    pub(super) directory: tempfile::TempDir,
 }
 
 impl Place {
@@ -71,7 +71,7 @@ impl Place {
             meters: Meters::default(),
             metrics: Metrics::new(),
         });
-        Self { calls, platform, admitted, ledgers, _directory: directory }
+        Self { calls, platform, admitted, ledgers, directory }
     }
 
     async fn admit(&self) {
