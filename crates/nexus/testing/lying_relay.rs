@@ -7,7 +7,8 @@
 //! - `log`: a file that gets a JSON line for each `connection`, `req`, `close`, `auth` and `event`, with `at_ms`
 //! - `lies`: names out of those of `lying_relay/lies.rs`, told once per connection, and of these:
 //!   `flood` (10,000 strangers' events per second), `unknown-subscription`, `closed-at-random` (the first REQ of
-//!   each subscription is closed, on each connection), `notice-only`, `no-eose`, `silence`, `auth` (asks who it is),
+//!   each subscription is closed, on each connection; one is known by its id up to the number behind the last dot),
+//!   `notice-only`, `no-eose`, `silence`, `auth` (asks who it is),
 //!   `disconnect-at-{connect,handshake,auth,req,publish}`, and `disconnect-at-{event,eose}` in the answer to the REQ that
 //!   asks for the user's messages: after the lies, and after the honest events
 
@@ -213,7 +214,8 @@ impl Talk<'_> {
             say(&mut self.wire, &json!(["NOTICE", "I don't like your subscription"])).await?;
             return Ok(true);
         }
-        if lies.contains("closed-at-random") && self.closed.insert(name.clone()) {
+        let asked = name.rsplit_once('.').map_or(&*name, |(asked, _)| asked);
+        if lies.contains("closed-at-random") && self.closed.insert(asked.to_owned()) {
             say(&mut self.wire, &json!(["CLOSED", name, "error: shutting down idle subscription"])).await?;
             return Ok(true);
         }

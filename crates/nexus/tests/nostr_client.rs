@@ -326,6 +326,40 @@ fn definitions_are_kept_the_newest_counts_and_they_start_nothing() {
 }
 
 #[test]
+fn of_definitions_that_come_live_the_newest_counts_and_of_one_second_the_lower_id() {
+    let (relay, ann) = (Scripted::start(), Key::new(1));
+    let mut daemon = Daemon::new();
+    let mut all = heeding(&[&relay], &[&ann]);
+    all["projects"] = json!({ "path": daemon.file("projects") });
+    daemon.configure(&all);
+    daemon.launch();
+    live(&daemon, &relay);
+    let now = now_s();
+    let project = |name: &str, title: &str, at: u64| ann.sign_at(at, 31_933, &[&["d", name], &["title", title]], "");
+    let tie = |name: &str| {
+        let mut both = [project(name, "one", now), project(name, "two", now)];
+        both.sort_by(|a, b| id(a).cmp(id(b)));
+        both
+    };
+    let (low, [lower, higher]) = (tie("low"), tie("high"));
+    let newer = [project("newer", "newer", now), project("newer", "older", now - 90)];
+    let cases = [("newer", newer[0].clone(), newer), ("low", low[0].clone(), low), ("high", lower.clone(), [higher, lower])];
+    let mut told = 0;
+    for (name, counts, events) in cases {
+        for event in events {
+            relay.add(&event);
+            told += 1;
+            let heard = || result(&daemon, &relay, "definition") + result(&daemon, &relay, "outdated");
+            eventually("it is heard", || heard() == told);
+        }
+        let project = format!("31933:{}:{name}", ann.public());
+        daemon.nexus_ok(&["project", "init", &project, "--json"]);
+        let shown: Value = serde_json::from_str(&daemon.nexus_ok(&["project", "show", &project, "--json"])).unwrap();
+        assert_eq!(shown["title"], counts["tags"][1][1], "{name}: {shown}");
+    }
+}
+
+#[test]
 fn a_definition_is_deleted_by_its_id_whoever_still_has_it() {
     let (relay, ann, bob) = (Scripted::start(), Key::new(1), Key::new(2));
     let now = now_s();

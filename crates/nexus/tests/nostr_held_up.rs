@@ -9,8 +9,12 @@ mod scripted;
 use common::{DEADLINE, Daemon, config, eventually};
 use relays::{Key, now_s};
 use rusqlite::Connection;
-use scripted::Scripted;
+use scripted::{Scripted, State};
 use serde_json::{Value, json};
+
+/// Large messages, a few more than the 8 MiB that may wait to be taken in; and characters of one.
+const MANY: u64 = 145;
+const LONG: usize = 60_000;
 
 /// A daemon that listens to a relay and heeds one key, but denies whatever it asks for: no agent's time counts.
 struct Scene {
@@ -22,16 +26,25 @@ struct Scene {
 
 impl Scene {
     fn new() -> Self {
+        let scene = Self::with(|_, _| {});
+        scene.live();
+        scene
+    }
+
+    /// With a relay that was told something before; whether it is heard yet is not waited for.
+    fn with(tell: impl FnOnce(&mut State, &Key)) -> Self {
         let (relay, ann) = (Scripted::start(), Key::new(1));
+        tell(&mut relay.state(), &ann);
+        let mut daemon = Daemon::new();
         let mut all = config(json!({}));
+        all["projects"] = json!({ "path": daemon.file("projects") });
         all["nostr"] = json!({ "relays": [relay.url()], "whitelist": [ann.npub()] });
         all["access"]["policies"] =
             json!([{ "name": "none", "priority": 1000, "match": { "principal": { "type": "known" } }, "effect": "deny" }]);
-        let daemon = Daemon::start(&all);
+        daemon.configure(&all);
+        daemon.launch();
         let own = daemon.get("/control/nostr").json()["pubkey"].as_str().expect("the daemon has a key").to_owned();
-        let scene = Self { daemon, relay, ann, own };
-        scene.live();
-        scene
+        Self { daemon, relay, ann, own }
     }
 
     /// How the relay is.
@@ -52,6 +65,50 @@ impl Scene {
         self.daemon.texts("events", "SELECT content FROM events WHERE channel = 'nostr' AND direction = 'inbound' ORDER BY seq")
     }
 
+    fn taken_in(&self) -> i64 {
+        self.daemon.count("events", "SELECT count(*) FROM events WHERE channel = 'nostr' AND direction = 'inbound'")
+    }
+
+    fn handed_on(&self) -> u64 {
+        self.status()["events"].as_u64().unwrap()
+    }
+
+    fn large(&self, many: u64) -> Vec<Value> {
+        (0..many).map(|n| self.message(0, &format!("{n}{}", "x".repeat(LONG)))).collect()
+    }
+
+    /// Has nothing be taken in any more, from a first message on, until this is committed.
+    fn lock(&self) -> Connection {
+        let ledger = Connection::open(self.daemon.workspace().join("data/events.db")).unwrap();
+        ledger.busy_timeout(DEADLINE).unwrap();
+        ledger.execute_batch("BEGIN IMMEDIATE").unwrap();
+        self.relay.add(&self.message(0, "first"));
+        eventually("it can't be taken in", || self.daemon.get("/health").json()["ledgers"]["events_db"] == "error");
+        ledger
+    }
+
+    /// Has so much come live that there is no room for the rest of it, as [`Self::lock`].
+    fn hold_up(&self) -> Connection {
+        let (large, ledger) = (self.large(MANY), self.lock());
+        self.relay.state().events.extend(large);
+        eventually("there is no room for more", || self.handed_on() > MANY * 9 / 10);
+        ledger
+    }
+
+    fn publish(&self) {
+        self.daemon.post("/control/nostr/publish", &json!({ "kind": 1, "content": "hello", "once": "k" }));
+    }
+
+    fn published(&self) -> i64 {
+        self.daemon.count("nexus", "SELECT count(*) FROM nostr_published WHERE status = 'accepted'")
+    }
+
+    /// The questions about subscriptions whose id begins so, but for those about their pages.
+    fn asked(&self, prefix: &str) -> usize {
+        let is_of = |id: &str| id.starts_with(prefix) && !id.contains("-p.");
+        self.relay.state().of("REQ").iter().filter(|request| is_of(request[1].as_str().unwrap())).count()
+    }
+
     fn counted(&self, result: &str) -> u64 {
         self.daemon.metric(&format!("nexus_nostr_events_total{{relay=\"{}\",result=\"{result}\"}}", self.relay.url()))
     }
@@ -60,14 +117,14 @@ impl Scene {
 #[test]
 fn what_is_refused_hides_nothing_that_is_older() {
     /// Characters of a message that is longer than what is looked at.
-    const LONG: usize = 70_000;
+    const TOO_LONG: usize = 70_000;
     let scene = Scene::new();
     let forged = |age_s: u64| {
         let (mut event, other) = (scene.message(age_s, "forged"), scene.message(age_s, "another"));
         event["sig"] = other["sig"].clone();
         event
     };
-    let long = |age_s: u64| scene.message(age_s, &"x".repeat(LONG));
+    let long = |age_s: u64| scene.message(age_s, &"x".repeat(TOO_LONG));
     {
         let mut state = scene.relay.state();
         // Each answer of the relay has nothing but what is refused, until what is good comes.
@@ -83,26 +140,90 @@ fn what_is_refused_hides_nothing_that_is_older() {
 
 #[test]
 fn what_is_to_be_published_leaves_while_nothing_can_be_taken_in() {
-    /// A few more of that length than the 8 MiB that may wait to be taken in.
-    const MANY: u64 = 145;
-    const LONG: usize = 60_000;
     let scene = Scene::new();
-    let large: Vec<Value> = (0..MANY).map(|n| scene.message(0, &format!("{n}{}", "x".repeat(LONG)))).collect();
-    let ledger = Connection::open(scene.daemon.workspace().join("data/events.db")).unwrap();
-    ledger.busy_timeout(DEADLINE).unwrap();
-    ledger.execute_batch("BEGIN IMMEDIATE").unwrap();
-    scene.relay.add(&scene.message(0, "first"));
-    eventually("it can't be taken in", || scene.daemon.get("/health").json()["ledgers"]["events_db"] == "error");
-    scene.relay.state().events.extend(large);
-    let handed_on = || scene.status()["events"].as_u64().unwrap();
-    eventually("there is no room for more", || handed_on() > MANY * 9 / 10);
-    scene.daemon.post("/control/nostr/publish", &json!({ "kind": 1, "content": "hello", "once": "k" }));
-    let published = || scene.daemon.count("nexus", "SELECT count(*) FROM nostr_published WHERE status = 'accepted'");
-    eventually("the relay has it, and its word is heard", || published() == 1);
+    let ledger = scene.hold_up();
+    scene.publish();
+    eventually("the relay has it, and its word is heard", || scene.published() == 1);
     assert_eq!(scene.relay.state().published.len(), 1);
-    assert!(handed_on() < MANY, "there was room");
+    assert!(scene.handed_on() < MANY, "there was room");
     ledger.execute_batch("COMMIT").unwrap();
-    let taken_in = || scene.daemon.count("events", "SELECT count(*) FROM events WHERE channel = 'nostr' AND direction = 'inbound'");
-    eventually("all of it is taken in", || taken_in() == i64::try_from(MANY).unwrap() + 1);
+    eventually("all of it is taken in", || scene.taken_in() == i64::try_from(MANY).unwrap() + 1);
     assert_eq!(scene.contents()[0], "first", "in its order");
+}
+
+#[test]
+fn a_connection_that_is_lost_while_nothing_can_be_taken_in_is_not_published_to() {
+    let scene = Scene::new();
+    let ledger = scene.hold_up();
+    scene.relay.state().silent = true;
+    scene.publish();
+    eventually("the relay has it, and says nothing", || scene.relay.state().published.len() == 1);
+    scene.relay.hang_up();
+    eventually("it is seen", || scene.status()["state"] == "backoff");
+    eventually("nobody waits for its word any more", || {
+        scene.daemon.count("nexus", "SELECT count(*) FROM nostr_outbox WHERE error = 'it gave no answer'") == 1
+    });
+    assert!(scene.handed_on() < MANY, "there was room");
+    assert_eq!(scene.daemon.count("nexus", "SELECT attempts FROM nostr_outbox"), 0, "no attempt of it is used up");
+    scene.relay.state().silent = false;
+    ledger.execute_batch("COMMIT").unwrap();
+    eventually("it is published over the next connection", || scene.published() == 1);
+    scene.live();
+    eventually("all of it is taken in", || scene.taken_in() == i64::try_from(MANY).unwrap() + 1);
+}
+
+#[test]
+fn a_fetch_is_answered_while_nothing_can_be_taken_in() {
+    let (scene, bob) = (Scene::new(), Key::new(2));
+    // Nobody has asked for what he says.
+    let agent = bob.sign(4_199, &[&["title", "helper"], &["role", "helper"]], "Be brief.");
+    scene.relay.add(&agent);
+    scene.relay.add(&bob.sign(31_933, &[&["d", "demo"], &["title", "demo"], &["agent", agent["id"].as_str().unwrap()]], ""));
+    let ledger = scene.hold_up();
+    let prepared = scene.daemon.nexus_ok(&["project", "init", &format!("31933:{}:demo", bob.public()), "--json"]);
+    let prepared: Value = serde_json::from_str(&prepared).unwrap();
+    assert_eq!(prepared["agents"][0]["slug"], "helper", "{prepared}");
+    assert!(scene.handed_on() < MANY, "there was room");
+    ledger.execute_batch("COMMIT").unwrap();
+    eventually("all of it is taken in", || scene.taken_in() == i64::try_from(MANY).unwrap() + 1);
+}
+
+#[test]
+fn an_end_that_was_put_aside_proves_what_came_before_it() {
+    /// Large messages, a few more than the 16 MiB that may be held back to be sorted.
+    const MANY: u64 = 290;
+    let scene = Scene::new();
+    let (large, ledger) = (scene.large(MANY), scene.lock());
+    {
+        let mut state = scene.relay.state();
+        state.events.extend(large);
+        state.heard.clear();
+        state.hang_up();
+    }
+    eventually("there is no room for more", || scene.handed_on() > 125);
+    assert!(scene.handed_on() < MANY, "there was room");
+    assert_ne!(scene.status()["state"], "live");
+    ledger.execute_batch("COMMIT").unwrap();
+    scene.live();
+    eventually("all of it is taken in", || scene.taken_in() == i64::try_from(MANY).unwrap() + 1);
+    assert_eq!((scene.asked("nexus-activations"), scene.asked("nexus-direct")), (1, 1), "each end was heard");
+}
+
+#[test]
+fn a_late_end_of_an_earlier_answer_proves_nothing_of_a_later_one() {
+    const DEFINITIONS: &str = "nexus-definitions";
+    /// Older than what other subscriptions ask a new relay for, in seconds.
+    const OLD_S: u64 = 300_000;
+    let scene = Scene::with(|state, ann| {
+        let project = |name: &str, age_s: u64| ann.sign_at(now_s() - age_s, 31_933, &[&["d", name]], "");
+        state.events.extend([project("older", OLD_S), project("newer", OLD_S - 1)]);
+        // The newest comes at once; the end of it when that was given up, and was asked for again.
+        (state.most, state.late) = (1, Some(DEFINITIONS.to_owned()));
+    });
+    let kept = || scene.daemon.count("nexus", "SELECT count(*) FROM nostr_events WHERE kind = 31933");
+    eventually("it is asked again", || scene.asked(DEFINITIONS) == 2);
+    eventually("what came at once is kept", || kept() == 1);
+    scene.relay.state().late = None;
+    eventually("what is older is there too", || kept() == 2);
+    scene.live();
 }

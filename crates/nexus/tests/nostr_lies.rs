@@ -8,6 +8,7 @@ mod relays;
 use common::{Daemon, config, eventually, find};
 use relays::{Client, Key, Lying, Relay, id};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 
 /// The lowest pause between two connections that fail at once, in ms.
 const PAUSE_MS_MIN: u64 = 400;
@@ -113,17 +114,29 @@ fn refused_as(lies: &[&str], results: &[&str]) {
     scene.believes_only_the_truth();
 }
 
+/// Tells one lie; all of its so many events came to this end and none to another, and nothing of it is left.
+fn all_refused_as(lie: &str, result: &str, many: u64) {
+    let mut scene = Scene::new(&[lie]);
+    eventually(&format!("all of {lie} is counted as {result}"), || scene.counted(result) == many);
+    scene.believes_only_the_truth();
+    for end in ["too_long", "malformed", "unasked", "stranger", "wrong_id", "bad_signature"] {
+        assert_eq!(scene.counted(end), if end == result { many } else { 0 }, "{lie} as {end}");
+    }
+}
+
 #[test]
 fn forged_events_are_refused() {
-    refused_as(&["bad-signature"], &["bad_signature"]);
-    refused_as(&["wrong-id"], &["wrong_id"]);
+    all_refused_as("bad-signature", "bad_signature", 3);
+    all_refused_as("wrong-id", "wrong_id", 3);
 }
 
 #[test]
 fn events_that_are_none_are_refused() {
-    refused_as(&["duplicate-keys"], &["malformed"]);
-    refused_as(&["lone-surrogates"], &["malformed"]);
-    refused_as(&["big-kind", "odd-dates", "non-string-tags"], &["malformed"]);
+    all_refused_as("duplicate-keys", "malformed", 2);
+    all_refused_as("lone-surrogates", "malformed", 3);
+    all_refused_as("big-kind", "malformed", 4);
+    all_refused_as("odd-dates", "malformed", 6);
+    all_refused_as("non-string-tags", "malformed", 6);
 }
 
 #[test]
@@ -182,11 +195,17 @@ fn who_forges_too_much_is_left_alone_for_a_while() {
 #[test]
 fn a_subscription_that_is_closed_is_asked_again() {
     let mut scene = Scene::new(&["closed-at-random"]);
-    let asked = |scene: &Scene| -> Vec<String> { scene.lying.log("req").iter().map(|line| line["what"][1].to_string()).collect() };
+    let asked =
+        |scene: &Scene| -> Vec<String> { scene.lying.log("req").iter().map(|line| line["what"][1].as_str().unwrap().to_owned()).collect() };
+    // Each question has its number behind the last dot of its id.
+    let about = |name: &str| name.rsplit_once('.').unwrap().0.to_owned();
     eventually("a subscription is asked again", || {
-        let all = asked(&scene);
+        let all: Vec<String> = asked(&scene).iter().map(|name| about(name)).collect();
         all.iter().any(|name| all.iter().filter(|other| other == &name).count() > 1)
     });
+    let all = asked(&scene);
+    let distinct: BTreeSet<&String> = all.iter().collect();
+    assert_eq!(distinct.len(), all.len(), "no answer can be taken for that to another question: {all:?}");
     scene.believes_only_the_truth();
     scene.is("live");
 }

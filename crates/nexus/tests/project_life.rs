@@ -164,8 +164,7 @@ fn what_becomes_of_a_project_is_told() {
     }
     let running = once(&world, &project, "running");
     let shown = world.show(&project);
-    for name in
-        ["startedAt", "pid", "uptime_ms", "cpu_seconds", "rss_bytes", "fds", "queue", "restarts", "crashes", "receive_to_ready_ms"]
+    for name in ["startedAt", "pid", "uptime_ms", "cpu_seconds", "rss_bytes", "fds", "queue", "restarts", "crashes", "receive_to_ready_ms"]
     {
         assert!(!running[name].is_null() && !shown[name].is_null(), "{name}: {running} {shown}");
     }

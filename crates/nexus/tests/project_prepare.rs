@@ -81,9 +81,6 @@ fn a_newer_definition_changes_only_what_it_names() {
     });
     assert_eq!(fs::read_to_string(&file).unwrap(), edited);
     assert_eq!(prepared["agents"][0]["pubkey"], first["agents"][0]["pubkey"]);
-
-    define(now - 90, &[&two]);
-    assert_eq!(names(&world.prepared(&project), "agents"), ["one", "two"], "an older one changes nothing");
 }
 
 #[test]

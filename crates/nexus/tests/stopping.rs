@@ -32,8 +32,7 @@ impl Slow {
         Self::altered(|wanted| {
             wanted["agents"]["slow"]["max_concurrent"] = json!(1);
             wanted["pipeline"] = json!({ "on_interrupted": "rerun" });
-            wanted["access"]["policies"] =
-                json!([{ "name": "apart", "match": {}, "effect": "allow", "session": { "key": "{peer_id}" } }]);
+            wanted["access"]["policies"] = json!([{ "name": "apart", "match": {}, "effect": "allow", "session": { "key": "{peer_id}" } }]);
         })
     }
 

@@ -119,7 +119,7 @@ pub(super) async fn verb(control: &Control, name: String, verb: ProjectVerb) -> 
 /// Begins no other turn of the session, and ends the one under way: the request of that.
 async fn stop_turn(control: &Control, session: &str) -> Option<String> {
     control.router.rest(session).await;
-    let mut stopping = control.pipeline.turns.stop(session, None, STOPPED)?;
+    let mut stopping = control.pipeline.turns.stop(session, STOPPED)?;
     tracing::info!(session, request_id = stopping.request_id, "a turn is stopped by `nexus project stop`");
     if !stopping.is_over(STOP_PATIENCE).await {
         tracing::warn!(session, request_id = stopping.request_id, "the end of a turn that was stopped is not on disk yet");

@@ -1,7 +1,8 @@
 //! One relay's connection as a pure machine: what happened and what time it is in, what to do next out. It
 //! connects, answers who we are where we want that, asks for each subscription, goes back until nothing is
 //! missing, and looks whether the relay still hears. It reads no clock and touches no socket; which filter a
-//! subscription has, and what an event says, it doesn't know.
+//! subscription has, and what an event says, it doesn't know. Nor does it see ids on the wire: what it hears is of what
+//! it asked last, which `relay/asked` tells from late answers to what was asked before.
 
 mod subs;
 #[cfg(test)]

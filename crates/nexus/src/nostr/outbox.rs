@@ -277,8 +277,10 @@ fn unix_s() -> u64 {
 /// What a relay's word comes to (NIP-01: its first word is for machines).
 fn judge(event_id: &str, answer: Option<(bool, String)>, attempts: u32, now: i64) -> Answered {
     let again = |error: String, attempts: u32| Answered::Again { error, at: now.saturating_add(pause_ms(event_id, attempts)) };
-    // A connection that was lost is no fault of the event's: it goes as soon as there is another one.
-    let Some((accepted, message)) = answer else { return again("it gave no answer".to_owned(), 0) };
+    // A connection that was lost is no fault of the event's: it goes as soon as there is another one, and no attempt is counted.
+    let Some((accepted, message)) = answer else {
+        return Answered::Unanswered { error: "it gave no answer".to_owned(), at: now.saturating_add(pause_ms(event_id, 0)) };
+    };
     let word = message.split(':').next().unwrap_or_default().trim();
     match word {
         _ if accepted => Answered::Accepted,
@@ -326,7 +328,7 @@ mod tests {
             assert!(matches!(of(false, later, 0), Answered::Again { .. }), "{later}");
         }
         assert!(matches!(of(false, "no", ATTEMPTS_MAX), Answered::Refused { .. }));
-        assert!(matches!(judge("e", None, 99, 1_000), Answered::Again { at, .. } if at > 1_000));
+        assert!(matches!(judge("e", None, 99, 1_000), Answered::Unanswered { at, .. } if at > 1_000));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::subscriptions::Subscription;
 use super::template::Template;
 use super::{Inner, keys};
 use crate::clock;
-use asked::{Asked, Fetched};
+use asked::{Asked, Fetched, id_of};
 use held::{Held, Proof};
 use nexus_core::notice::NoticeType;
 use serde_json::json;
@@ -226,8 +226,8 @@ impl Relay {
             Action::Ask(sub) => self.ask(&sub).await,
             Action::AskPage { sub, until } => self.ask_page(&sub, until).await,
             Action::Close(id) => {
-                self.asked.close(&id);
-                self.send(codec::close(&id)).await
+                let wire = self.asked.close(&id)?;
+                self.send(codec::close(&wire)).await
             }
             Action::Probe => self.probe().await,
             Action::Proven { sub, until } => {
@@ -294,16 +294,14 @@ impl Relay {
         let since = inbox.cursors.since(&self.parts.url, &subscription, self.now().wall_s);
         let filter = Filter { since, ..subscription.filter };
         let generation = *inbox.generation.borrow();
-        let frame = codec::request(sub, &filter);
-        self.asked.open(sub, filter, generation);
+        let frame = self.asked.open(sub, filter, generation);
         self.send(frame).await
     }
 
     async fn ask_page(&mut self, sub: &str, until: u64) -> Option<Input> {
         let filter = Filter { until: Some(until), limit: Some(PAGE_EVENTS), ..self.asked.filter(sub)?.clone() };
         let (id, generation) = (page_id(sub), self.asked.generation(sub)?);
-        let frame = codec::request(&id, &filter);
-        self.asked.open(&id, filter, generation);
+        let frame = self.asked.open(&id, filter, generation);
         self.send(frame).await
     }
 
@@ -311,8 +309,7 @@ impl Relay {
     async fn probe(&mut self) -> Option<Input> {
         let first = self.wanted.subscriptions.first().map(|one| one.filter.clone()).unwrap_or_default();
         let filter = Filter { limit: Some(1), ..first };
-        let frame = codec::request(PROBE_ID, &filter);
-        self.asked.open(PROBE_ID, filter, 0);
+        let frame = self.asked.open(PROBE_ID, filter, 0);
         self.send(frame).await
     }
 
@@ -385,15 +382,20 @@ impl Relay {
                 if self.asked.fetched(&sub, None) {
                     return self.send(codec::close(&sub)).await;
                 }
-                Some(Input::Eose(sub.into_owned()))
+                // An end of what was asked before proves nothing about what was asked since.
+                self.asked.is_present(&sub).then(|| Input::Eose(id_of(&sub).to_owned()))
             }
             FromRelay::Closed { sub, message } => {
                 let message = codec::short(&message);
                 if self.asked.fetched(&sub, Some(&message)) {
                     return None;
                 }
-                self.asked.close(&sub);
-                Some(Input::Closed { sub: sub.into_owned(), message })
+                if !self.asked.is_present(&sub) {
+                    return None;
+                }
+                let id = id_of(&sub).to_owned();
+                self.asked.close(&id);
+                Some(Input::Closed { sub: id, message })
             }
             FromRelay::Notice { message } => {
                 let message = codec::short(&message);
@@ -408,7 +410,9 @@ impl Relay {
 
     /// Shows how it is, and says so when that changed.
     fn show(&mut self) {
-        let (state, deaf, may_publish) = (self.machine.state(), self.machine.deaf(), self.machine.may_publish());
+        let (state, may_publish) =
+            if self.is_lost() { (State::Backoff, false) } else { (self.machine.state(), self.machine.may_publish()) };
+        let deaf = self.machine.deaf();
         if self.parts.view.send_if_modified(|view| view.show(state, deaf, may_publish)) && may_publish {
             self.parts.inner.to_publish.notify_one(); // what waits may go
         }

@@ -4,6 +4,8 @@
 use nostr::event::{Event, EventBuilder, FinalizeEvent, Kind, Tag};
 use nostr::key::Keys;
 use nostr::types::Timestamp;
+use serde_json::json;
+use sha2::{Digest, Sha256};
 
 /// Some of a kind that alone don't cost the connection, and as many as surely do.
 const FEW: u64 = 3;
@@ -42,6 +44,15 @@ impl Maker {
         changed
     }
 
+    /// An event with these parts as they stand, whose id and signature are those of just this text.
+    fn verbatim(&self, created_at: &str, kind: &str, tags: &str) -> String {
+        let pubkey = self.user.public_key().to_hex();
+        let id: [u8; 32] = Sha256::digest(format!("[0,\"{pubkey}\",{created_at},{kind},{tags},\"verbatim\"]")).into();
+        let (sig, id) = (self.user.sign_schnorr(id).to_hex(), hex::encode(id));
+        let parts = format!(r#""created_at":{created_at},"kind":{kind},"tags":{tags},"content":"verbatim""#);
+        format!(r#"{{"id":"{id}","pubkey":"{pubkey}",{parts},"sig":"{sig}"}}"#)
+    }
+
     fn forged(&self, n: u64) -> String {
         let other = self.event(&format!("other {n}")).sig.to_hex();
         let event = self.event(&format!("forged {n}"));
@@ -58,7 +69,7 @@ impl Maker {
 /// What is sent for a lie; nothing for one that isn't about events.
 pub(super) fn told(lie: &str, maker: &Maker) -> Vec<String> {
     let kind = format!("\"kind\":{},", maker.kind);
-    let date = format!("\"created_at\":{},", maker.now_s);
+    let (date, number, tags) = (maker.now_s.to_string(), maker.kind.to_string(), json!(maker.tags).to_string());
     match lie {
         "bad-signature" => (0..FEW).map(|n| maker.forged(n)).collect(),
         "forgeries" => (0..MANY).map(|n| maker.forged(n)).collect(),
@@ -74,14 +85,14 @@ pub(super) fn told(lie: &str, maker: &Maker) -> Vec<String> {
             maker.changed("twice", "\"content\":", "\"content\":\"first\",\"content\":"),
         ],
         "lone-surrogates" => ["\\ud800", "\\udc00x", "\\ud83d\\ud83d"].map(|text| maker.changed("surrogate", "surrogate", text)).to_vec(),
-        "big-kind" => ["65536", "4294967297", "-1", "1.5"].map(|n| maker.changed("kind", &kind, &format!("\"kind\":{n},"))).to_vec(),
-        "odd-dates" => ["-1", "1.5", "1e400", "\"1\"", "null", "18446744073709551616"]
-            .map(|at| maker.changed("date", &date, &format!("\"created_at\":{at},")))
-            .to_vec(),
+        "big-kind" => ["65536", "4294967297", "-1", "1.5"].map(|n| maker.verbatim(&date, n, &tags)).to_vec(),
+        "odd-dates" => {
+            ["-1", "1.5", "1e400", "\"1\"", "null", "18446744073709551616"].map(|at| maker.verbatim(at, &number, &tags)).to_vec()
+        }
         "future" => vec![maker.made(&maker.user, "from the future", FAR_AHEAD_S, Vec::new()).as_json()],
-        "non-string-tags" => ["[[1,2]]", "[null]", "\"tags\"", "[[\"a\",{\"b\":1}]]", "[[]]", "{}"]
-            .map(|tags| maker.changed("tags", "\"tags\":[", &format!("\"tags\":{tags},\"was\":[")))
-            .to_vec(),
+        "non-string-tags" => {
+            ["[[1,2]]", "[null]", "\"tags\"", "[[\"a\",{\"b\":1}]]", "[[]]", "{}"].map(|odd| maker.verbatim(&date, &number, odd)).to_vec()
+        }
         "many-tags" => {
             let tags = vec![vec!["t".to_owned(), "x".to_owned()]; TAGS];
             vec![maker.made(&maker.user, "many tags", maker.now_s, tags).as_json()]

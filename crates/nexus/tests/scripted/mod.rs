@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use serde_json::{Value, json};
+use std::collections::VecDeque;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -22,6 +23,8 @@ pub struct State {
     pub auth: bool,
     /// Subscriptions whose id begins so are refused with this message.
     pub refuse: Option<(String, String)>,
+    /// Of subscriptions whose id begins so it doesn't say the end yet, nor what it has to say of them after that.
+    pub late: Option<String>,
     /// It takes no event, and says why.
     pub rejects: Option<String>,
     /// It takes events without saying so.
@@ -121,7 +124,7 @@ fn listen(listener: &TcpListener, state: &Arc<Mutex<State>>) {
                 state.connections += 1;
                 state.connections
             };
-            Connection { socket, state, number, open: Vec::new(), told: 0, is_proven: false }.serve();
+            Connection { socket, state, number, open: Vec::new(), late: VecDeque::new(), told: 0, is_proven: false }.serve();
         });
     }
 }
@@ -132,6 +135,8 @@ struct Connection {
     number: u64,
     /// Subscriptions with their filters.
     open: Vec<(String, Value)>,
+    /// What it has to say later, in order.
+    late: VecDeque<Value>,
     /// How many of the relay's events this connection was told of.
     told: usize,
     is_proven: bool,
@@ -163,7 +168,7 @@ impl Connection {
                 Err(tungstenite::Error::Io(error)) if is_nothing(&error) => {}
                 Err(_) => return,
             }
-            if !self.tell() {
+            if !self.catch_up() || !self.tell() {
                 return;
             }
         }
@@ -171,6 +176,14 @@ impl Connection {
 
     fn say(&mut self, message: &Value) -> bool {
         self.socket.send(Message::text(message.to_string())).is_ok()
+    }
+
+    /// What it has to say, once it may.
+    fn catch_up(&mut self) -> bool {
+        if self.state.lock().unwrap().late.is_some() {
+            return true;
+        }
+        std::mem::take(&mut self.late).iter().all(|frame| self.say(frame))
     }
 
     /// What is new, to whoever asked for it.
@@ -208,7 +221,7 @@ impl Connection {
     }
 
     fn question(&mut self, id: &str, filter: &Value) -> bool {
-        let (refused, found) = {
+        let (refused, found, is_late) = {
             let state = self.state.lock().unwrap();
             let refused = if state.auth && !self.is_proven {
                 Some("auth-required: who are you".to_owned())
@@ -221,14 +234,21 @@ impl Connection {
             let mut found: Vec<Value> = state.events.iter().filter(|event| fits(filter, event)).cloned().collect();
             found.sort_by_key(|event| std::cmp::Reverse(event["created_at"].as_u64()));
             found.truncate(most);
-            (refused, found)
+            let is_late = state.late.as_ref().map_or(!self.late.is_empty(), |prefix| id.starts_with(prefix.as_str()));
+            (refused, found, is_late)
         };
         if let Some(why) = refused {
             return self.say(&json!(["CLOSED", id, why]));
         }
         self.open.retain(|(open, _)| open != id);
         self.open.push((id.to_owned(), filter.clone()));
-        found.iter().all(|event| self.say(&json!(["EVENT", id, event]))) && self.say(&json!(["EOSE", id]))
+        let mut frames: VecDeque<Value> = found.iter().map(|event| json!(["EVENT", id, event])).collect();
+        frames.push_back(json!(["EOSE", id]));
+        if is_late {
+            let at_once = if self.late.is_empty() { found.len() } else { 0 };
+            self.late.extend(frames.split_off(at_once));
+        }
+        frames.iter().all(|frame| self.say(frame))
     }
 
     fn take(&mut self, event: &Value) -> bool {

@@ -246,9 +246,7 @@ impl ArchiveSession {
         // By its own name: as an alias it leads to the one above.
         let former = self.apply_to(connection, own(connection, formerly)?)?;
         Ok(match (named, former) {
-            (Archived::Done(one), Archived::Done(other)) => {
-                Archived::Done(Listed { turns: one.turns.saturating_add(other.turns), ..one })
-            }
+            (Archived::Done(one), Archived::Done(other)) => Archived::Done(Listed { turns: one.turns.saturating_add(other.turns), ..one }),
             (_, done @ Archived::Done(_)) => done,
             (Archived::NoSession, former) => former,
             (named, _) => named,

@@ -97,6 +97,11 @@ pub enum Answered {
         error: String,
         at: i64,
     },
+    /// It could say nothing; again from this instant (Unix ms) on, and as if it had not been sent.
+    Unanswered {
+        error: String,
+        at: i64,
+    },
 }
 
 /// Writes a relay's answer.
@@ -111,14 +116,15 @@ pub struct SettlePublished {
 impl SettlePublished {
     /// Lost when that relay isn't waited for (any more).
     pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Claim> {
-        let (status, error, next) = match &self.answered {
-            Answered::Accepted => ("accepted", None, self.at),
-            Answered::Refused { error } => ("refused", Some(error), self.at),
-            Answered::Again { error, at } => ("pending", Some(error), *at),
+        let (status, error, next, attempts) = match &self.answered {
+            Answered::Accepted => ("accepted", None, self.at, 1),
+            Answered::Refused { error } => ("refused", Some(error), self.at, 1),
+            Answered::Again { error, at } => ("pending", Some(error), *at, 1),
+            Answered::Unanswered { error, at } => ("pending", Some(error), *at, 0),
         };
-        let sql = "UPDATE nostr_outbox SET status = ?3, error = ?4, next_attempt_at = ?5, updated_at = ?6, attempts = attempts + 1
+        let sql = "UPDATE nostr_outbox SET status = ?3, error = ?4, next_attempt_at = ?5, updated_at = ?6, attempts = attempts + ?7
                    WHERE event_id = ?1 AND relay = ?2 AND status = 'pending'";
-        let row = params![self.event_id, self.relay, status, error, next, self.at];
+        let row = params![self.event_id, self.relay, status, error, next, self.at, attempts];
         let changed = connection.prepare_cached(sql)?.execute(row)?;
         match &self.answered {
             Answered::Accepted => {
@@ -130,7 +136,7 @@ impl SettlePublished {
                              AND NOT EXISTS (SELECT 1 FROM nostr_outbox o WHERE o.event_id = ?1 AND o.status IN ('pending', 'accepted'))";
                 connection.prepare_cached(sql)?.execute([&self.event_id])?;
             }
-            Answered::Again { .. } => {}
+            Answered::Again { .. } | Answered::Unanswered { .. } => {}
         }
         Ok(if changed == 1 { Claim::Done } else { Claim::Lost })
     }
@@ -320,6 +326,18 @@ mod tests {
         assert_eq!((status(&connection, "e1").as_str(), due(&connection, "ws://b", 90).len()), ("accepted", 1));
         assert_eq!(next_publication(&connection, "ws://b").unwrap(), Some(90));
         assert_eq!(outbox_counts(&connection).unwrap().pending, [("ws://b".to_owned(), 1)].into());
+    }
+
+    #[test]
+    fn only_what_a_relay_says_is_an_attempt() {
+        let connection = crate::samples::nexus_ledger();
+        publish("k", "e1", 10).apply(&connection).unwrap();
+        let attempts = || due_publications(&connection, "ws://a", &[], 90, 10).unwrap()[0].attempts;
+        let lost = Answered::Unanswered { error: "it gave no answer".to_owned(), at: 60 };
+        assert_eq!(settle(&connection, "e1", "ws://a", lost), Claim::Done);
+        assert_eq!((attempts(), due(&connection, "ws://a", 59).len(), status(&connection, "e1").as_str()), (0, 0, "waiting"));
+        settle(&connection, "e1", "ws://a", Answered::Again { error: "error: disk".to_owned(), at: 60 });
+        assert_eq!(attempts(), 1);
     }
 
     #[test]

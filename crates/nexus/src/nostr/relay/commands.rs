@@ -9,7 +9,7 @@ use crate::nostr::machine::Input;
 impl Relay {
     /// Does what the outbox and fetches ask for; what is returned is that the connection is gone.
     pub(super) async fn obey(&mut self, command: Command) -> Option<Input> {
-        let is_up = self.socket.is_some() && self.machine.may_publish();
+        let is_up = self.socket.is_some() && !self.is_lost() && self.machine.may_publish();
         match command {
             Command::Publish { event_id, frame } if is_up => {
                 self.awaiting.insert(event_id, clock::mono_ms() + OK_MS);

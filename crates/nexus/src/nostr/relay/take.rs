@@ -3,6 +3,7 @@
 //! because we are. What goes on meanwhile is in `waiting`.
 
 use super::Relay;
+use super::asked::id_of;
 use super::held::{Came, Lot, Proof};
 use crate::clock;
 use crate::nostr::Event;
@@ -16,31 +17,50 @@ use tokio::sync::OwnedSemaphorePermit;
 
 impl Relay {
     /// Looks at an event.
-    pub(super) async fn event(&mut self, sub: &str, raw: &RawValue) -> Option<Input> {
+    pub(super) async fn event(&mut self, wire: &str, raw: &RawValue) -> Option<Input> {
+        let sub = id_of(wire);
         if sub == PROBE_ID {
             return None; // that it answers is all that is wanted
         }
-        let Some((filter, is_fetch)) = self.asked.of(sub) else { return self.refused(Refused::Unasked, raw.get().len()) };
-        let (asked, held, seen) = (&self.asked, &self.held, &self.parts.inner.inbox.seen);
-        // A fetch wants the event whoever else brought it.
-        let is_known = |id: &[u8; 32]| if is_fetch { asked.has(sub, id) } else { held.has(id) || seen.contains(id) };
+        if self.asked.of_fetch(wire).is_some() {
+            return self.event_of_fetch(wire, raw);
+        }
+        let Some(filter) = self.asked.filter(sub) else { return self.refused(Refused::Unasked, raw.get().len()) };
+        let (held, seen) = (&self.held, &self.parts.inner.inbox.seen);
+        let is_known = |id: &[u8; 32]| held.has(id) || seen.contains(id);
         let passed = gate::pass(raw, filter, is_known, &mut self.budget, clock::mono_ms());
+        let is_answer = self.is_answer(wire);
         let event = match passed {
-            Err(refused) => return self.refused(refused, raw.get().len()).or_else(|| self.reaches(sub, raw)),
+            Err(refused) => return self.refused(refused, raw.get().len()).or_else(|| self.reaches(wire, raw)),
             Ok(Passed::Known { created_at }) => {
                 self.count("known");
-                return self.machine.is_stored(sub).then(|| Input::Event { sub: sub.to_owned(), created_at });
+                return is_answer.then(|| Input::Event { sub: sub.to_owned(), created_at });
             }
             Ok(Passed::New(event)) => event,
         };
-        if is_fetch {
-            self.asked.answer(sub, *event);
-            return None;
+        let created_at = event.created_at.as_secs();
+        // What comes late of an earlier question is as good as any, and has its place by its date.
+        let came = if is_answer || !self.asked.is_present(wire) { Came::Stored } else { Came::Live };
+        self.take(came, event).await;
+        // What is new, or comes late, says nothing about what is missing.
+        is_answer.then(|| Input::Event { sub: sub.to_owned(), created_at })
+    }
+
+    /// Looks at an event of a fetch, which wants it whoever else brought it.
+    pub(super) fn event_of_fetch(&mut self, wire: &str, raw: &RawValue) -> Option<Input> {
+        let filter = self.asked.of_fetch(wire)?;
+        let asked = &self.asked;
+        match gate::pass(raw, filter, |id: &[u8; 32]| asked.has(wire, id), &mut self.budget, clock::mono_ms()) {
+            Err(refused) => return self.refused(refused, raw.get().len()),
+            Ok(Passed::Known { .. }) => self.count("known"),
+            Ok(Passed::New(event)) => self.asked.answer(wire, *event),
         }
-        let (created_at, is_stored) = (event.created_at.as_secs(), self.machine.is_stored(sub));
-        self.take(is_stored, event).await;
-        // What is new says nothing about what is missing.
-        is_stored.then(|| Input::Event { sub: sub.to_owned(), created_at })
+        None
+    }
+
+    /// Whether what comes under this id on the wire now is part of the answer to what was asked last.
+    fn is_answer(&self, wire: &str) -> bool {
+        self.asked.is_present(wire) && self.machine.is_stored(id_of(wire))
     }
 
     /// Refuses what is too long to be looked at, but for how far back it shows the relay's answer to reach.
@@ -64,22 +84,22 @@ impl Relay {
     }
 
     /// How far back a relay's answer reaches by an event that was refused. A time that wasn't asked for says nothing.
-    fn reaches(&self, sub: &str, raw: &RawValue) -> Option<Input> {
-        if !self.machine.is_stored(sub) {
+    fn reaches(&self, wire: &str, raw: &RawValue) -> Option<Input> {
+        if !self.is_answer(wire) {
             return None;
         }
+        let sub = id_of(wire);
         let filter = self.asked.filter(sub)?;
         let created_at = codec::created_at(raw).filter(|at| filter.spans(*at));
         Some(Input::Refused { sub: sub.to_owned(), created_at })
     }
 
     /// Holds an event back while the relay sends what it has stored; else it goes on its way.
-    async fn take(&mut self, is_stored: bool, event: Box<Event>) {
+    async fn take(&mut self, came: Came, event: Box<Event>) {
         if !self.machine.is_gathering() {
             self.hand_over(event).await;
             return;
         }
-        let came = if is_stored { Came::Stored } else { Came::Live };
         let mut room = self.room_for(&event);
         if room.is_none() {
             self.release().await;

@@ -1,10 +1,12 @@
 //! What goes on while the inbox has no room for what a relay brought: what is to be published leaves, and what the relay
-//! says meanwhile is put aside, within a bound, and looked at afterwards in its order. Only its word about what was
-//! published passes the rest: it would wait behind events for as long as these do. Nothing else is decided here.
+//! says meanwhile is put aside, within a bound, and looked at afterwards in its order. Only what somebody waits for, its
+//! word about what was published and its answers to fetches, passes the rest: it would wait behind events for as long as
+//! these do. A connection that is lost meanwhile is of no use at once, and made again afterwards. Nothing else is decided here.
 
 use super::socket::{self, Heard, Socket};
 use super::{Command, Relay};
 use crate::nostr::codec::{self, FromRelay};
+use crate::nostr::machine::Input;
 use futures_util::FutureExt;
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -102,27 +104,55 @@ impl Relay {
     async fn deal_with(&mut self, happened: Meanwhile) {
         let lost = match happened {
             Meanwhile::Told(command) => self.obey(command).await,
-            Meanwhile::Heard(heard) => {
-                self.put_aside(heard).await;
-                None
-            }
+            Meanwhile::Heard(heard) => self.put_aside(heard).await,
             Meanwhile::Due => self.give_up_late().await,
         };
-        if lost.is_some() {
-            self.lost = lost; // the machine is told when the waiting is over
+        self.lost = self.lost.take().or(lost); // the machine is told when the waiting is over
+        if self.is_lost() {
+            // Shown before anything is told: what is told as unanswered would be sent here again.
+            self.show();
+            self.asked.give_up_fetches();
+            self.tell_unanswered().await;
         }
     }
 
-    async fn put_aside(&mut self, heard: Heard) {
-        if let Heard::Text(text) = &heard
-            && text.starts_with("[\"OK\"")
-            && text.len() <= self.wanted.frame_bytes_max
-            && let Some(FromRelay::Ok { id, accepted, message }) = codec::parse(text)
-            && self.awaiting.remove(&*id).is_some()
-        {
-            return self.tell(id.into_owned(), Some((accepted, codec::short(&message)))).await;
+    /// Whether the connection is gone or no good, though the machine may not know it yet.
+    pub(super) fn is_lost(&self) -> bool {
+        self.lost.is_some() || self.aside.is_over
+    }
+
+    /// Puts aside what nobody waits for; what is returned is that the connection is gone, or no good.
+    async fn put_aside(&mut self, heard: Heard) -> Option<Input> {
+        match &heard {
+            Heard::Text(text) if self.is_awaited() && text.len() <= self.wanted.frame_bytes_max => match codec::parse(text) {
+                Some(FromRelay::Ok { id, accepted, message }) if self.awaiting.remove(&*id).is_some() => {
+                    self.tell(id.into_owned(), Some((accepted, codec::short(&message)))).await;
+                    return None;
+                }
+                Some(FromRelay::Event { sub, event }) if self.asked.of_fetch(&sub).is_some() => return self.event_of_fetch(&sub, event),
+                Some(FromRelay::Eose { sub }) if self.asked.fetched(&sub, None) => return self.send(codec::close(&sub)).await,
+                Some(FromRelay::Closed { sub, message }) if self.asked.fetched(&sub, Some(&codec::short(&message))) => return None,
+                Some(
+                    FromRelay::Ok { .. }
+                    | FromRelay::Event { .. }
+                    | FromRelay::Eose { .. }
+                    | FromRelay::Closed { .. }
+                    | FromRelay::Notice { .. }
+                    | FromRelay::Auth { .. }
+                    | FromRelay::Other,
+                )
+                | None => {}
+            },
+            Heard::Text(_) | Heard::Nothing => {}
+            Heard::End(why) => self.note_error(why),
         }
         self.aside.put(heard);
+        None
+    }
+
+    /// Whether somebody waits for something that the relay is to say.
+    fn is_awaited(&self) -> bool {
+        !self.awaiting.is_empty() || self.asked.is_fetching()
     }
 }
 

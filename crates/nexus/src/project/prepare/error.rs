@@ -128,6 +128,7 @@ impl PrepareError {
             | Self::Unknown { .. }
             | Self::Name(_)
             | Self::HostAwaits { .. }
+            | Self::Placed { .. }
             | Self::Occupied { .. }
             | Self::Kept { .. }
             | Self::Files(_)
