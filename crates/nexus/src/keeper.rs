@@ -5,7 +5,8 @@
 //! own; and it outlives a killed daemon just long enough to kill everything. The daemon keeps the
 //! pipes. If the keeper itself dies, its children die with it (death signal), their orphans become
 //! the daemon's, which clears them up and starts another keeper. Where the machine allows it, keeper
-//! and children are in a cgroup of their own, which is killed as a whole when both died at once.
+//! and children are in a cgroup of their own, which is killed as a whole when both died at once, and each
+//! child is in one below it, which is killed when the child has ended.
 
 mod actor;
 pub mod cgroup;

@@ -1,11 +1,11 @@
-//! No child outlives its daemon, also when daemon and keeper are killed at once and the child did all to
-//! get away; and nobody else is hit. What is tested depends on what the machine allows, and each test
-//! says first which kill level that is.
+//! No process outlives the child that started it, and no child its daemon, also when daemon and keeper are
+//! killed at once and the process did all to get away; and nobody else is hit. What is tested depends on
+//! what the machine allows, and each test says first which kill level that is.
 #![allow(clippy::unwrap_used)]
 
 mod common;
 
-use common::{Daemon, NEXUS, Signal, cgroup, eventually, find, lines, only, procfs, program, send_signal};
+use common::{Ask, Daemon, NEXUS, Signal, cgroup, config, eventually, find, lines, only, procfs, program, send_signal};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, kill_process};
 use serde_json::{Value, json};
@@ -131,6 +131,31 @@ fn may(prefix: &[&str]) -> bool {
     tried.is_ok_and(|status| status.success())
 }
 
+/// What became of a process that neither session nor mark tells of, now that its child has ended.
+fn has_ended(escapee: &Left, level: &str) {
+    if level == "cgroup" {
+        assert!(!escapee.is_alive(), "it outlived its child");
+    } else {
+        assert!(escapee.is_alive(), "more is promised than `scan` means: change what is said of it");
+        end(&escapee.0);
+    }
+}
+
+/// The cgroups of the children of a daemon that has one.
+fn of_children(daemon: &Daemon) -> Vec<PathBuf> {
+    let home = cgroup::of(daemon.keeper().pid).unwrap();
+    cgroup::below(&cgroup::directory(&home).unwrap())
+}
+
+/// The PIDs of a dead daemon's processes that `nexus doctor` tells of.
+fn told_by_doctor(daemon: &Daemon, more: &[&str]) -> Vec<i32> {
+    let ran = daemon.nexus(&[&["doctor", "--json"][..], more].concat());
+    let document: Value = serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {ran:?}"));
+    let findings = document["findings"].as_array().unwrap().iter().filter_map(|finding| finding["what"].as_str());
+    let of_processes = findings.filter_map(|what| what.split_once("of a dead daemon (PID ")).map(|(_, pids)| pids.to_owned());
+    of_processes.flat_map(|pids| pids.split(|c: char| !c.is_ascii_digit()).filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
+}
+
 /// After a clean stop nothing of it is left, neither in the state directory nor among the cgroups.
 fn is_removed(daemon: &Daemon, cgroup: Option<PathBuf>) {
     assert!(!daemon.state("cgroup").exists(), "its record is left");
@@ -158,7 +183,8 @@ fn what_escaped_a_double_kill_is_gone_when_the_next_daemon_is_ready() {
         assert!(cgroup.as_ref().is_some_and(|path| path.ends_with(&name) && exists(path)), "{cgroup:?}");
         assert_eq!(fs::metadata(daemon.state("cgroup")).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(cgroup::of(daemon.keeper().pid), cgroup);
-        assert_eq!(cgroup::of(daemon.only_monitor().pid), cgroup);
+        let of_monitor = cgroup::of(daemon.only_monitor().pid).unwrap();
+        assert_eq!(of_monitor.parent(), cgroup.as_deref(), "a child has one of its own");
         assert_eq!(cgroup::of(daemon.pid()), cgroup::own(), "the daemon itself is not in it");
     } else {
         assert_eq!(cgroup, None);
@@ -168,6 +194,96 @@ fn what_escaped_a_double_kill_is_gone_when_the_next_daemon_is_ready() {
     daemon.stop();
     assert!(!again.iter().any(Left::is_alive));
     is_removed(&daemon, cgroup);
+}
+
+#[test]
+fn what_an_adapter_left_ends_with_each_crash_of_it_and_with_its_stop() {
+    let (level, mut daemon) = (level(), started());
+    let [mut escapee, mut marked] = left(&daemon);
+    for _ in 0..3 {
+        send_signal(daemon.only_monitor().pid, Signal::KILL);
+        let again = [escapee.successor(&daemon.file("escapee")), marked.successor(&daemon.file("marked"))];
+        assert!(!marked.is_alive(), "its mark wasn't found");
+        has_ended(&escapee, level);
+        [escapee, marked] = again;
+    }
+    daemon.nexus_ok(&["adapter", "stop", "fake/me"]);
+    assert!(!marked.is_alive(), "its mark wasn't found");
+    has_ended(&escapee, level);
+    if level == "cgroup" {
+        eventually("its cgroup is gone", || of_children(&daemon).is_empty());
+    }
+    daemon.nexus_ok(&["adapter", "start", "fake/me"]);
+    let again = [escapee.successor(&daemon.file("escapee")), marked.successor(&daemon.file("marked"))];
+    daemon.stop();
+    assert!(!again.iter().any(Left::is_alive));
+}
+
+#[test]
+fn what_an_agent_left_ends_with_its_turn() {
+    let (level, mut daemon) = (level(), Daemon::new());
+    let (pid, gate) = (daemon.file("escapee"), daemon.file("gate"));
+    let script = format!(
+        r#"env -i setsid sh -c 'echo $$ >{pid}; exec sleep 1000' </dev/null >/dev/null 2>&1 &
+           cat >/dev/null; until rm {gate} 2>/dev/null; do sleep 0.1; done; echo done"#
+    );
+    let command = shell_words::join(["sh", "-c", script.as_str()]);
+    let mut wanted = config(json!({}));
+    wanted["agents"] = json!({ "default": "leaver", "leaver": { "runner": "command", "command": command } });
+    daemon.configure(&wanted);
+    daemon.launch();
+    let answer = daemon.open(&Ask::post("/control/send", &json!({ "text": "hello" })));
+    assert_eq!(answer.status, 200);
+    let escapee = Left::of(&pid);
+    fs::write(&gate, "").unwrap();
+    assert_eq!(answer.body.end()["status"], "completed");
+    if level == "cgroup" {
+        eventually("what it left is gone", || !escapee.is_alive());
+        eventually("its cgroup is gone", || of_children(&daemon).is_empty());
+    } else {
+        has_ended(&escapee, level);
+    }
+    daemon.stop();
+}
+
+#[test]
+#[expect(clippy::print_stderr, reason = "a skipped test says so")]
+fn a_child_that_can_have_no_cgroup_of_its_own_runs_and_status_says_so() {
+    if level() != "cgroup" {
+        eprintln!("skipped: no daemon can have a cgroup here");
+        return;
+    }
+    let mut daemon = started();
+    let (first, home) = (daemon.only_monitor(), recorded(&daemon).unwrap());
+    assert_eq!(kill_level(&daemon)["meaning"], "everything, by cgroup.kill");
+    fs::write(cgroup::directory(&home).unwrap().join("cgroup.max.descendants"), "0").unwrap();
+    daemon.nexus_ok(&["adapter", "restart", "fake/me"]);
+    let next = find("another monitor", || daemon.monitors().into_iter().find(|next| next.pid != first.pid));
+    let says_so = |told: &Value| told["why"].as_str().is_some_and(|why| why.starts_with("not every child"));
+    let told = find("status says so", || Some(kill_level(&daemon)).filter(says_so));
+    assert_eq!(told["level"], "cgroup", "{told}");
+    assert!(told["meaning"].as_str().unwrap().contains("outlive its child"), "{told}");
+    assert_eq!(cgroup::of(next.pid), Some(home.clone()));
+    daemon.stop();
+    is_removed(&daemon, Some(home));
+}
+
+#[test]
+fn doctor_tells_of_what_a_double_kill_left_and_ends_it() {
+    let (level, mut daemon) = (level(), started());
+    let [escapee, marked] = left(&daemon);
+    kill_both(&mut daemon);
+    assert!(escapee.is_alive() && marked.is_alive(), "nothing escaped: this test shows nothing");
+    let cgroup = recorded(&daemon);
+    let told = told_by_doctor(&daemon, &[]);
+    assert!(told.contains(&marked.0.pid), "{told:?}");
+    assert_eq!(told.contains(&escapee.0.pid), level == "cgroup", "{told:?}");
+    assert!(escapee.is_alive() && marked.is_alive(), "a look changed something");
+    assert_eq!(told_by_doctor(&daemon, &["--repair"]), Vec::<i32>::new());
+    assert!(!marked.is_alive(), "its mark wasn't found");
+    has_ended(&escapee, level);
+    assert!(!cgroup.is_some_and(|path| exists(&path)), "its cgroup is left");
+    assert_eq!(told_by_doctor(&daemon, &[]), Vec::<i32>::new());
 }
 
 #[test]
@@ -181,9 +297,13 @@ fn another_keeper_enters_the_cgroup_of_the_dead_one() {
     let monitor = daemon.only_monitor();
     assert_ne!(daemon.keeper().pid, keeper.pid);
     assert_eq!(kill_level(&daemon)["level"], level);
-    let places = [daemon.keeper().pid, monitor.pid, second.0.pid].map(cgroup::of);
-    assert_eq!(places, [home.clone(), home.clone(), home.clone()]);
+    let [place, of_monitor, of_second] = [daemon.keeper().pid, monitor.pid, second.0.pid].map(cgroup::of);
+    assert_eq!((&place, &of_second), (&home, &of_monitor));
     assert_eq!(home != cgroup::own(), level == "cgroup");
+    if level == "cgroup" {
+        assert_eq!(of_monitor.as_deref().and_then(Path::parent), home.as_deref());
+        eventually("that of the dead keeper's child is gone", || of_children(&daemon).len() == 1);
+    }
     kill_both(&mut daemon);
     daemon.launch();
     assert_eq!(second.is_alive(), level == "scan");
@@ -230,6 +350,10 @@ fn cgroup2_is_found_wherever_it_is_mounted() {
     let told = kill_level(&daemon);
     assert_eq!(told["level"], "cgroup", "{told}");
     assert!(told["why"].as_str().unwrap().contains(&place), "{told}");
+    send_signal(daemon.only_monitor().pid, Signal::KILL);
+    let again = [escapee.successor(&daemon.file("escapee")), marked.successor(&daemon.file("marked"))];
+    assert!(!escapee.is_alive() && !marked.is_alive(), "they outlived their child");
+    let [escapee, marked] = again;
     kill_both(&mut daemon);
     assert!(escapee.is_alive() && marked.is_alive(), "nothing escaped: this test shows nothing");
     daemon.launch();

@@ -17,12 +17,19 @@ use std::time::Duration;
 /// behind.
 pub(crate) const WORD: &str = "__agent";
 pub(crate) const ESCAPEE: &str = "__escapee";
+/// The last argument of a process that is left behind with the daemon's mark still in its environment.
+pub(crate) const MARKED: &str = "__marked";
 /// In the journal: an agent was called.
 pub(crate) const CALLED: &str = "called";
 /// Behind `WORLD SEED`: it speaks for a while ([`crate::speech`]).
 pub(crate) const SPEAKS: &str = "speaks";
 /// What automations and plugins have to say stands before the message, each followed by this.
 const BETWEEN: &str = "\n\n";
+/// Of what an agent may do: it leaves a process behind, that nothing tells from a stranger or that has its mark.
+const LEAVES: u64 = 5;
+const LEAVES_MARKED: u64 = 6;
+/// The variable with the daemon's mark.
+const MARK: &str = "NEXUS_CHILD_ID";
 /// Longer than an agent may run.
 pub(crate) const FOR_EVER: Duration = Duration::from_secs(1000);
 
@@ -53,7 +60,9 @@ pub(crate) fn run(args: &[String]) -> Result<ExitCode> {
         let speaker = Speaker { world: &world, run_id: &turn["run_id"], content, note: &note };
         return speaker.speak(&mut chance);
     }
-    let what = if world.is_calm() { u64::MAX } else { chance.below(40) };
+    let chosen = chance.below(40);
+    // In the calm nobody fails; what is left behind must be gone then too.
+    let what = if world.is_calm() && !matches!(chosen, LEAVES | LEAVES_MARKED) { u64::MAX } else { chosen };
     match what {
         0 => return Ok(ExitCode::from(1)),
         15 => {
@@ -68,7 +77,7 @@ pub(crate) fn run(args: &[String]) -> Result<ExitCode> {
             return Ok(ExitCode::from(1));
         }
         4 => clock::pause(Duration::from_millis(300)),
-        5 | 6 => leave_behind(root)?,
+        LEAVES | LEAVES_MARKED => leave_behind(root, what == LEAVES_MARKED)?,
         7..=14 => {
             say(&format!("{}\n", json!({ "type": "tool_status", "toolName": "pay", "toolCallId": "t1", "status": "started" })))?;
             note("paid")?;
@@ -91,21 +100,19 @@ pub(crate) fn say(text: &str) -> Result<()> {
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("failed to write to the daemon")
 }
 
-/// Leaves a process in a session of its own whose parent is gone, with nothing in its environment.
+/// Leaves a process in a session of its own whose parent is gone, with nothing in its environment but, where it
+/// `is_marked`, the daemon's mark.
 #[expect(clippy::disallowed_methods, reason = "a stranger to the keeper is what is left behind")]
-fn leave_behind(root: &str) -> Result<()> {
+fn leave_behind(root: &str, is_marked: bool) -> Result<()> {
     let own = std::env::current_exe().context("failed to find this program")?;
-    let script = r#"setsid "$1" "$2" "$3" </dev/null >/dev/null 2>&1 &"#;
-    let status = Command::new("/bin/sh")
-        .args(["-c", script, "sh"])
-        .arg(own)
-        .args([ESCAPEE, root])
-        .env_clear()
-        .env("PATH", "/usr/bin:/bin")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .status()
-        .context("failed to start a shell")?;
+    let script = r#"setsid "$@" </dev/null >/dev/null 2>&1 &"#;
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-c", script, "sh"]).arg(own).args([ESCAPEE, root]);
+    shell.env_clear().env("PATH", "/usr/bin:/bin").stdin(Stdio::null()).stdout(Stdio::null());
+    if is_marked {
+        shell.arg(MARKED).env(MARK, std::env::var_os(MARK).context("the daemon has set no mark")?);
+    }
+    let status = shell.status().context("failed to start a shell")?;
     if status.success() { Ok(()) } else { bail!("nobody was left behind: {status}") }
 }
 

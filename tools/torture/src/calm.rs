@@ -22,8 +22,6 @@ const POST_PAUSE_MS_MAX: u64 = 80;
 /// still be filling: each ledger keeps up to four connections to read, of two descriptors each.
 const DESCRIPTORS_SLACK: usize = 40;
 const GROWTH_KIB_MAX: u64 = 24 * 1024;
-/// How long what agents left behind may take to be gone.
-const LEFTOVERS_LIMIT: Duration = Duration::from_secs(20);
 
 impl Run<'_> {
     /// Everything that was accepted comes to its end.
@@ -101,11 +99,6 @@ impl Run<'_> {
         if kib_then > kib + GROWTH_KIB_MAX {
             self.violated(format!("{kib} KiB after a load, {kib_then} after the same load {ROUNDS} times"));
         }
-        let world = self.world.clone();
-        let gone = clock::until(LEFTOVERS_LIMIT, || Ok(check::children::left_behind(&world).is_empty().then_some(())))?;
-        if gone.is_none() {
-            self.violated(format!("agents have ended, and what they left behind lives: {:?}", check::children::left_behind(&world)));
-        }
-        Ok(())
+        self.leftovers_end(daemon)
     }
 }

@@ -166,6 +166,13 @@ impl Daemon {
         serde_json::from_str(&body).context("the status is no JSON")
     }
 
+    /// Whether its children are in a cgroup that it isn't in; `None` while it has no keeper. Looks, and doesn't ask:
+    /// under a fault it may not answer.
+    pub(crate) fn has_cgroup(&self) -> Option<bool> {
+        let of = |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok();
+        Some(of(self.keeper()?.pid)? != of(self.pid())?)
+    }
+
     /// Its keeper, if it has one now.
     pub(crate) fn keeper(&self) -> Option<Process> {
         procfs::children_of(self.pid()).into_iter().find(|child| child.command.contains("__keeper"))

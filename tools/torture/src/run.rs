@@ -11,6 +11,7 @@ use crate::feeder::Feeder;
 use crate::inflict::{self, Done};
 use crate::people::People;
 use crate::posters::{self, Posters};
+use crate::procfs::Process;
 use crate::relay::Relay;
 use crate::report::Counts;
 use crate::world::{Cast, OnInterrupted, World};
@@ -24,6 +25,8 @@ use std::time::Duration;
 const POINT_LIMIT: Duration = Duration::from_millis(2500);
 /// How long children may take to be what they should be.
 const CHILDREN_LIMIT: Duration = Duration::from_secs(20);
+/// How long what agents left behind may take to be gone: an agent that was frozen has to be given up before.
+const LEFTOVERS_LIMIT: Duration = Duration::from_secs(20);
 /// How long a dead daemon's processes may take to be gone: its keeper gives up after ten seconds.
 const CLEANUP_LIMIT: Duration = Duration::from_secs(15);
 /// Longest pause between two messages, and between two posts on Nostr, in ms.
@@ -345,7 +348,26 @@ impl<'a> Run<'a> {
         Ok(victim)
     }
 
-    /// Each intended child lives once, and nothing of an earlier daemon does.
+    /// What agents have left behind by now ends, since they end: all of it where there are cgroups, elsewhere what
+    /// has its mark.
+    pub(crate) fn leftovers_end(&mut self, daemon: &Daemon) -> Result<()> {
+        let mut left = check::children::left_behind(&self.world);
+        match daemon.has_cgroup() {
+            Some(true) => {}
+            Some(false) => left.retain(|one| !check::children::is_scrubbed(one)),
+            None => return Ok(()), // with its keeper all of them end, which the next look sees
+        }
+        let gone = clock::until(LEFTOVERS_LIMIT, || {
+            left.retain(Process::is_alive);
+            Ok((left.is_empty() || !daemon.is_running()).then_some(()))
+        })?;
+        if gone.is_none() {
+            self.violated(format!("agents have ended, and what they left behind lives: {left:?}"));
+        }
+        Ok(())
+    }
+
+    /// Each intended child lives once, and nothing of an earlier daemon or an ended agent does.
     pub(crate) fn children_are_right(&mut self, daemon: &Daemon, intake: Intake) -> Result<()> {
         let world = self.world.clone();
         let stale = check::children::stale(&world, daemon);
@@ -356,13 +378,14 @@ impl<'a> Run<'a> {
                 Err(error) => return Err(error),
             };
             let level = status["kill_level"]["level"].as_str().unwrap_or_default().to_owned();
-            if level == "scan" && stale.iter().all(|one| one.command.contains(crate::agent::ESCAPEE)) {
+            if level == "scan" && stale.iter().all(check::children::is_scrubbed) {
                 self.counts.escaped += stale.len() as u64; // the hole that this level names
                 stale.iter().for_each(|one| one.signal(Signal::KILL));
             } else {
                 self.violated(format!("processes of a daemon before live: {stale:?}"));
             }
         }
+        self.leftovers_end(daemon)?;
         let right = clock::until(CHILDREN_LIMIT, || {
             let is_over = check::children::wrong(&world, daemon, intake).is_none() || !daemon.is_running();
             Ok(is_over.then_some(()))

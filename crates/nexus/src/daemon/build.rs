@@ -28,7 +28,7 @@ pub(super) enum BuildError {
     Agent {
         name: String,
         #[source]
-        source: AgentError,
+        source: Box<AgentError>,
     },
     #[error("{0}")]
     Zone(String),
@@ -99,7 +99,7 @@ fn build(
         config::Runner::Command => Runner::Command(CommandRunner::new(keeper.clone(), agent, name, workspace)),
         config::Runner::Llm => {
             let runner = LlmRunner::new(agent, name, workspace, servers);
-            Runner::Llm(Box::new(runner.map_err(|source| BuildError::Agent { name: name.to_owned(), source })?))
+            Runner::Llm(Box::new(runner.map_err(|source| BuildError::Agent { name: name.to_owned(), source: Box::new(source) })?))
         }
         config::Runner::Acp => Runner::Acp(acp.runner(agent, name, workspace)),
     };

@@ -5,7 +5,7 @@ use super::{Check, Finding, NAMED_MAX, Presence, counted};
 use crate::adapter::account::context_name;
 use crate::backup::restore_stage;
 use crate::daemon::{Paths, instance};
-use crate::keeper::leftovers;
+use crate::keeper::{cgroup, leftovers};
 use crate::ledger::lock::{RESTORE_MARKER, user};
 use nexus_core::config::Config;
 use std::fs;
@@ -93,9 +93,14 @@ fn diagnostics(paths: &Paths) -> Option<Finding> {
     (count > 0).then(|| Finding::ok(Check::Leftovers, what).at(&paths.state_dir))
 }
 
-/// Marked as children of this state directory's daemon.
+/// Marked as children of this state directory's daemon, or in its cgroup.
 fn processes(paths: &Paths) -> Vec<i32> {
-    instance::known(paths).map(|instance| leftovers::marked(&instance)).unwrap_or_default()
+    let Some(instance) = instance::known(paths) else { return Vec::new() };
+    let mut pids = leftovers::marked(&instance);
+    pids.extend(cgroup::left(&paths.state_dir, &instance));
+    pids.sort_unstable();
+    pids.dedup();
+    pids
 }
 
 /// Context files of accounts that are not configured. Those of others stay: what is to be sent right

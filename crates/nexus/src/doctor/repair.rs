@@ -6,6 +6,7 @@ use crate::backup::restore_stage;
 use crate::daemon::lock::Lock;
 use crate::daemon::{Paths, instance};
 use crate::error_text::describe;
+use crate::keeper::cgroup;
 use crate::keeper::leftovers::clear_marked;
 use crate::ledger::lock::take;
 use crate::ledger::{Ledger, empty_log};
@@ -49,6 +50,18 @@ pub fn modes(paths: &Paths, data: Option<&Path>, repaired: &mut Repaired) {
     }
 }
 
+/// Kills what a dead daemon left running, by its cgroup and then by mark, as the next start would.
+fn processes(paths: &Paths, repaired: &mut Repaired) {
+    let Some(instance) = instance::known(paths) else { return };
+    for cleared in [cgroup::clear_left(&paths.state_dir, &instance), clear_marked(&instance)] {
+        repaired.done.extend(cleared.killed.iter().map(|pid| format!("killed process {pid} of a dead daemon")));
+        for pid in cleared.left {
+            let fix = format!("look what process {pid} hangs on with `ps`");
+            repaired.failed.push(Finding::error(Check::Repair, format!("process {pid} could not be killed"), fix));
+        }
+    }
+}
+
 /// Removes what a dead daemon left, holding its lock, so that none starts meanwhile.
 pub fn leftovers(paths: &Paths, config: Option<&Config>, repaired: &mut Repaired) {
     if !paths.state_dir.exists() {
@@ -63,14 +76,7 @@ pub fn leftovers(paths: &Paths, config: Option<&Config>, repaired: &mut Repaired
             return;
         }
     };
-    if let Some(instance) = instance::known(paths) {
-        let cleared = clear_marked(&instance);
-        repaired.done.extend(cleared.killed.iter().map(|pid| format!("killed process {pid} of a dead daemon")));
-        for pid in cleared.left {
-            let fix = format!("look what process {pid} hangs on with `ps`");
-            repaired.failed.push(Finding::error(Check::Repair, format!("process {pid} could not be killed"), fix));
-        }
-    }
+    processes(paths, repaired);
     for path in leftovers::contexts(paths, config).into_iter().chain(leftovers::temporaries(paths)).chain([paths.socket()]) {
         repaired.note(&path, "removed", fs::remove_file(&path));
     }

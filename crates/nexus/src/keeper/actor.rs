@@ -137,7 +137,7 @@ impl Keeper {
         let cwd = spec.cwd.map(|path| path.to_string_lossy().into_owned());
         let (reply, answer) = oneshot::channel();
         let (exit_sender, exit) = oneshot::channel();
-        let order = wire::Order { id: 0, argv: spec.argv, env, cwd, mark };
+        let order = wire::Order { id: 0, argv: spec.argv, env, cwd, mark, cgroup: None };
         let pending = Pending { order, stdio: [their_stdin, their_stdout, their_stderr], reply, exit: exit_sender };
         crate::torture::point("spawn.before");
         self.orders.send(Order::Spawn(Box::new(pending))).map_err(|_| gone())?;
@@ -291,6 +291,7 @@ impl Actor {
                 let Pending { mut order, stdio, reply, exit } = *pending;
                 let id = self.next_id;
                 order.id = id;
+                order.cgroup = self.cgroup.home();
                 self.next_id += 1;
                 self.marks.insert(id, order.mark.clone());
                 self.starting.insert(id, (reply, exit));
@@ -368,7 +369,10 @@ impl Actor {
     fn hear(&mut self, message: Up) {
         match message {
             Up::Hello { version } => tracing::debug!(version, pid = self.pid, "keeper is up"),
-            Up::Spawned { id, pid } => {
+            Up::Spawned { id, pid, outside } => {
+                if let Some(errno) = outside {
+                    self.cgroup.is_shared(&std::io::Error::from_raw_os_error(errno));
+                }
                 if let Some((reply, exit)) = self.starting.remove(&id) {
                     self.running.insert(id, exit);
                     self.hand_over(reply, id, pid);

@@ -26,7 +26,7 @@ fn null() -> File {
 }
 
 fn order(argv: Vec<String>) -> wire::Order {
-    wire::Order { id: 0, argv, env: vec![], cwd: None, mark: "test:x".into() }
+    wire::Order { id: 0, argv, env: vec![], cwd: None, mark: "test:x".into(), cgroup: None }
 }
 
 /// A spawn as number `id` that waits for the keeper's answer.
@@ -49,17 +49,17 @@ async fn a_child_that_nobody_takes_is_killed() {
     let mut rig = rig();
     let gone_before = expect_start(&mut rig.actor, 5);
     drop(gone_before);
-    rig.actor.hear(Up::Spawned { id: 5, pid: 55 });
+    rig.actor.hear(Up::Spawned { id: 5, pid: 55, outside: None });
     assert!(matches!(rig.inbox.try_recv(), Ok(Order::Kill { id: 5 })));
 
     let gone_after = expect_start(&mut rig.actor, 6);
-    rig.actor.hear(Up::Spawned { id: 6, pid: 66 });
+    rig.actor.hear(Up::Spawned { id: 6, pid: 66, outside: None });
     assert!(rig.inbox.try_recv().is_err(), "killed while it is waited for");
     drop(gone_after);
     assert!(matches!(rig.inbox.try_recv(), Ok(Order::Kill { id: 6 })));
 
     let stays = expect_start(&mut rig.actor, 7);
-    rig.actor.hear(Up::Spawned { id: 7, pid: 77 });
+    rig.actor.hear(Up::Spawned { id: 7, pid: 77, outside: None });
     let (id, pid, _) = stays.await.unwrap().unwrap().take();
     assert_eq!((id, pid), (7, 77));
     assert!(rig.inbox.try_recv().is_err(), "killed although it was taken");
@@ -71,7 +71,7 @@ async fn without_any_handle_left_a_new_child_is_killed_at_once() {
     let mut rig = rig();
     drop(expect_start(&mut rig.actor, 5));
     drop(rig.orders);
-    rig.actor.hear(Up::Spawned { id: 5, pid: 55 });
+    rig.actor.hear(Up::Spawned { id: 5, pid: 55, outside: None });
     let heard = receive::<Down>(&rig.socket, &mut Vec::new());
     assert!(matches!(heard, Received::Message(Down::Kill { id: 5 }, _)), "{heard:?}");
 }
@@ -128,7 +128,7 @@ async fn a_child_is_gone_when_nothing_of_it_lives_or_starts() {
     let mut first = gone(&mut rig, "test:x");
     assert_eq!(gone(&mut rig, "test:other").try_recv(), Ok(()));
     assert!(first.try_recv().is_err(), "while it starts");
-    rig.actor.hear(Up::Spawned { id: 1, pid: 11 });
+    rig.actor.hear(Up::Spawned { id: 1, pid: 11, outside: None });
     assert!(matches!(rig.inbox.try_recv(), Ok(Order::Kill { id: 1 })));
     assert!(first.try_recv().is_err(), "while it is killed");
     rig.actor.hear(Up::Exited { id: 1, code: None, signal: Some(libc::SIGKILL), stragglers: 0 });

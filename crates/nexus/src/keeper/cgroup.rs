@@ -1,11 +1,16 @@
 //! A cgroup of its own for the keeper and all that it starts: one write to its `cgroup.kill` ends
 //! everything in it, whatever sessions, parents and environments the processes gave themselves. Owns
-//! making it, remembering where it is, killing and removing it.
+//! making it, remembering where it is, killing and removing it. Each child has one of its own below it
+//! (`child`), which is killed when the child has ended; what a dead daemon left is listed by `left`.
 //!
 //! Nothing depends on it. Where there is none to be had the kill level is the next lower one, and the
 //! daemon starts all the same. Source: the kernel's Documentation/admin-guide/cgroup-v2.rst.
 
+pub(super) mod child;
 mod find;
+mod left;
+
+pub use left::{clear_left, left};
 
 use super::leftovers::pause;
 use find::{Hierarchy, Unusable};
@@ -18,18 +23,19 @@ use tokio::sync::watch;
 
 /// How long killed processes may take to be gone.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// Cgroups below ours, made by children, that are removed with it.
+/// Cgroups below ours, those of children and what they made, that are removed with it.
 const NESTED_CGROUPS_MAX: usize = 10_000;
 /// Longest record that is read: a path.
 const RECORD_BYTES_MAX: u64 = 4096;
 const KILL: &str = "cgroup.kill";
 const PROCS: &str = "cgroup.procs";
 
-/// How surely nothing outlives a daemon that is killed at once with its keeper.
+/// How surely nothing outlives its child, or a daemon that is killed at once with its keeper.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KillLevel {
-    /// All children are in or below the cgroup with this directory.
-    Cgroup { directory: PathBuf },
+    /// All children are below the cgroup with this directory, each in one of its own; but for some that
+    /// `shared` it, and why.
+    Cgroup { directory: PathBuf, shared: Option<String> },
     /// There is no cgroup to be had, and why.
     Scan { why: String },
 }
@@ -46,9 +52,14 @@ impl KillLevel {
     /// What is killed, and how.
     pub fn meaning(&self) -> &'static str {
         match self {
-            Self::Cgroup { .. } => "everything, by cgroup.kill",
+            Self::Cgroup { shared: None, .. } => "everything, by cgroup.kill",
+            Self::Cgroup { shared: Some(_), .. } => {
+                "everything when the daemon ends, by cgroup.kill; \
+                 an escaped process with a scrubbed environment can outlive its child until then"
+            }
             Self::Scan { .. } => {
-                "by descent and environment mark; an escaped process with a scrubbed environment can outlive a double kill"
+                "by descent and environment mark; an escaped process with a scrubbed environment can outlive \
+                 its child until the daemon stops, and a double kill"
             }
         }
     }
@@ -56,7 +67,10 @@ impl KillLevel {
     /// Why it is this level.
     pub fn why(&self) -> String {
         match self {
-            Self::Cgroup { directory } => format!("every child is in or below `{}`", directory.display()),
+            Self::Cgroup { directory, shared: None } => format!("every child is in a cgroup of its own below `{}`", directory.display()),
+            Self::Cgroup { directory, shared: Some(why) } => {
+                format!("not every child could be put into a cgroup of its own below `{}`: {why}", directory.display())
+            }
             Self::Scan { why } => why.clone(),
         }
     }
@@ -75,7 +89,7 @@ pub fn probe(state_dir: &Path) -> KillLevel {
         Ok(made.directory.parent().unwrap_or(&made.directory).to_owned())
     });
     match probed {
-        Ok(directory) => KillLevel::Cgroup { directory },
+        Ok(directory) => KillLevel::Cgroup { directory, shared: None },
         Err(error) => KillLevel::Scan { why: error.to_string() },
     }
 }
@@ -112,7 +126,7 @@ impl Cgroup {
         });
         match prepared {
             Ok(made) => {
-                let level = KillLevel::Cgroup { directory: made.directory.clone() };
+                let level = KillLevel::Cgroup { directory: made.directory.clone(), shared: None };
                 Self { made: Some(made), record, level: watch::Sender::new(level) }
             }
             Err(error) => {
@@ -126,12 +140,34 @@ impl Cgroup {
         self.level.borrow().clone()
     }
 
+    /// The directory in which a child is to have its own cgroup, if one can have any.
+    pub(super) fn home(&self) -> Option<String> {
+        match &*self.level.borrow() {
+            KillLevel::Cgroup { directory, .. } => directory.to_str().map(str::to_owned),
+            KillLevel::Scan { .. } => None,
+        }
+    }
+
+    /// A child has no cgroup of its own. Told once for each keeper.
+    pub(super) fn is_shared(&self, why: &io::Error) {
+        let is_first = self.level.send_if_modified(|level| match level {
+            KillLevel::Cgroup { shared, .. } if shared.is_none() => {
+                *shared = Some(why.to_string());
+                true
+            }
+            KillLevel::Cgroup { .. } | KillLevel::Scan { .. } => false,
+        });
+        if is_first {
+            tracing::warn!(error = %why, "a child has no cgroup of its own: what escapes it with a scrubbed environment may outlive it");
+        }
+    }
+
     /// Puts the keeper in, which has no child yet: all that it starts is in it from its first moment.
     /// Blocks for as long as the kernel takes to move a process, some 10 ms.
     pub fn admit(&self, keeper: i32) {
         let Some(made) = &self.made else { return };
         let level = match admit(made, keeper) {
-            Ok(()) => KillLevel::Cgroup { directory: made.directory.clone() },
+            Ok(()) => KillLevel::Cgroup { directory: made.directory.clone(), shared: None },
             Err(error) => {
                 tracing::info!(why = %error, "the keeper is in no cgroup of its own; the kill level is `scan`");
                 KillLevel::Scan { why: error.to_string() }
@@ -149,7 +185,12 @@ impl Cgroup {
             if own.starts_with(&made.path) {
                 return Err(Unusable::Inside(own));
             }
-            kill(&made.directory).map_err(Unusable::io("kill cgroup", &made.directory))
+            kill(&made.directory).map_err(Unusable::io("kill cgroup", &made.directory))?;
+            // Those of the dead keeper's children, which another one doesn't know.
+            if let Err(error) = remove_below(&made.directory) {
+                tracing::info!(%error, cgroup = %made.directory.display(), "cgroups of children not removed; the next start does it");
+            }
+            Ok(())
         });
         if let Err(error) = &cleared {
             tracing::warn!(%error, "the cgroup of the dead keeper could not be cleared");
@@ -310,6 +351,17 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
 
 /// Removes an empty cgroup, and what children made below it.
 fn remove(directory: &Path) -> io::Result<()> {
+    // Found level by level, so that backwards each comes before the one that holds it.
+    nested(directory)?.iter().rev().try_for_each(fs::remove_dir)
+}
+
+/// As [`remove`], but for the cgroup itself.
+fn remove_below(directory: &Path) -> io::Result<()> {
+    nested(directory)?.iter().skip(1).rev().try_for_each(fs::remove_dir)
+}
+
+/// A cgroup and those below it, level by level.
+fn nested(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let mut all = vec![directory.to_owned()];
     let mut looked_into = 0;
     while looked_into < all.len() && all.len() < NESTED_CGROUPS_MAX {
@@ -318,8 +370,7 @@ fn remove(directory: &Path) -> io::Result<()> {
         all.extend(below.take(NESTED_CGROUPS_MAX - all.len()).collect::<Vec<_>>());
         looked_into += 1;
     }
-    // Found level by level, so that backwards each comes before the one that holds it.
-    all.iter().rev().try_for_each(fs::remove_dir)
+    Ok(all)
 }
 
 #[cfg(test)]
@@ -371,6 +422,19 @@ mod tests {
     }
 
     #[test]
+    fn the_first_child_without_a_cgroup_is_told_of() {
+        let directory = PathBuf::from("/c/nexus-A");
+        let level = watch::Sender::new(KillLevel::Cgroup { directory: directory.clone(), shared: None });
+        let cgroup = Cgroup { made: None, record: PathBuf::new(), level };
+        assert_eq!(cgroup.home().as_deref(), directory.to_str());
+        let [first, second] = [libc::EAGAIN, libc::ENOSPC].map(io::Error::from_raw_os_error);
+        cgroup.is_shared(&first);
+        cgroup.is_shared(&second);
+        assert_eq!(cgroup.level(), KillLevel::Cgroup { directory, shared: Some(first.to_string()) });
+        assert_eq!(Cgroup::none().home(), None);
+    }
+
+    #[test]
     fn what_somebody_else_removed_leaves_no_record() {
         let directory = tempfile::tempdir().unwrap();
         let record = record_in(directory.path());
@@ -408,7 +472,8 @@ mod tests {
     fn a_probe_names_a_level_and_leaves_no_cgroup() {
         let directory = tempfile::tempdir().unwrap();
         match probe(directory.path()) {
-            KillLevel::Cgroup { directory: parent } => {
+            KillLevel::Cgroup { directory: parent, shared } => {
+                assert_eq!(shared, None);
                 let ours = format!("nexus-probe-{}-", std::process::id());
                 let mut names = fs::read_dir(&parent).unwrap().flatten().map(|entry| entry.file_name());
                 assert!(!names.any(|name| name.to_string_lossy().starts_with(&ours)), "in {}", parent.display());

@@ -5,13 +5,15 @@
 //! decides whether to restart one.
 #![allow(unsafe_code)]
 
-use super::spawn::{Failure, spawn};
+use super::cgroup::child::ChildCgroup;
+use super::spawn::{Failure, Started, spawn};
 use super::tree;
 use super::wire::{Down, Order, Packet, Received, Step, Up, VERSION, receive};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use rustix::io::Errno;
 use std::collections::{HashMap, VecDeque};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -26,10 +28,15 @@ const SWEEP_DEADLINE: Duration = Duration::from_secs(10);
 const SWEEP_PAUSE_MS: i64 = 5;
 /// While something is dying, look again this often even if no signal came.
 const DYING_TICK_MS: i64 = 50;
+/// Cgroups of children that were let go while something lived in them: it is tried again whenever a process
+/// ends. Those beyond stay until the next start.
+const UNREMOVED_MAX: usize = 64;
 
 struct Child {
     id: u64,
     mark: String,
+    /// What all that it starts is in, where it has one.
+    cgroup: Option<ChildCgroup>,
     /// Set once the main process is reaped and what it left behind is being killed.
     closing: Option<Closing>,
     /// Set by the first KILL: when to give the child up.
@@ -55,6 +62,8 @@ struct Keeper {
     children: HashMap<i32, Child>,
     by_id: HashMap<u64, i32>,
     outgoing: VecDeque<Packet>,
+    /// Those that are not empty although their children were let go.
+    unremoved: Vec<ChildCgroup>,
 }
 
 /// Runs the keeper until the daemon is gone and all descendants are dead.
@@ -64,7 +73,7 @@ struct Keeper {
 pub fn main() -> ExitCode {
     let Ok([socket, lock, daemon]) = take_descriptors() else { return ExitCode::from(2) };
     let Ok(signals) = watch_children() else { return ExitCode::from(2) };
-    let mut keeper = Keeper { socket, children: HashMap::new(), by_id: HashMap::new(), outgoing: VecDeque::new() };
+    let mut keeper = Keeper::new(socket);
     keeper.say(&Up::Hello { version: VERSION });
     keeper.serve(&signals, &daemon);
     let clean = keeper.sweep();
@@ -113,6 +122,10 @@ fn watch_children() -> std::io::Result<OwnedFd> {
 }
 
 impl Keeper {
+    fn new(socket: OwnedFd) -> Self {
+        Self { socket, children: HashMap::new(), by_id: HashMap::new(), outgoing: VecDeque::new(), unremoved: Vec::new() }
+    }
+
     /// Until the daemon is gone.
     fn serve(&mut self, signals: &OwnedFd, daemon: &OwnedFd) {
         let mut buffer = Vec::new();
@@ -171,17 +184,30 @@ impl Keeper {
 
     fn start(&mut self, order: Order, fds: Vec<OwnedFd>) {
         let id = order.id;
+        let (made, refused) = match order.cgroup.as_deref().map(|home| ChildCgroup::make(Path::new(home), id)) {
+            None => (None, None),
+            Some(Ok(made)) => (Some(made), None),
+            Some(Err(error)) => (None, Some(error.raw_os_error().unwrap_or(libc::EIO))),
+        };
+        let (cgroup, opened) = made.unzip();
         let started = match <[OwnedFd; 3]>::try_from(fds) {
-            Ok(stdio) => spawn(&order, &stdio),
+            Ok(stdio) => spawn(&order, &stdio, opened.as_ref()),
             Err(_) => Err(Failure { at: Step::Order, errno: libc::EBADF }),
         };
+        let cgroup = match started {
+            Ok(Started { outside: None, .. }) => cgroup,
+            Ok(_) | Err(_) => {
+                self.discard(cgroup); // nobody is in it
+                None
+            }
+        };
         match started {
-            Ok(pid) => {
+            Ok(Started { pid, outside }) => {
                 // The PID of a closing child is free, and may come round before that child is closed.
                 self.forget(pid, 0);
                 self.by_id.insert(id, pid);
-                self.children.insert(pid, Child { id, mark: order.mark, closing: None, kill_by: None });
-                self.say(&Up::Spawned { id, pid: pid.unsigned_abs() });
+                self.children.insert(pid, Child { id, mark: order.mark, cgroup, closing: None, kill_by: None });
+                self.say(&Up::Spawned { id, pid: pid.unsigned_abs(), outside: refused.or(outside) });
             }
             Err(Failure { at, errno }) => self.say(&Up::Failed { id, at, errno }),
         }
@@ -196,10 +222,13 @@ impl Keeper {
         }
     }
 
-    /// KILL to the process group; the rest of the tree is reached through [`Self::reap`].
+    /// KILL to the process group and the cgroup; the rest of the tree is reached through [`Self::reap`].
     fn kill(&mut self, id: u64) {
         self.signal(id, libc::SIGKILL);
         if let Some(child) = self.by_id.get(&id).and_then(|pid| self.children.get_mut(pid)) {
+            if let Some(cgroup) = &child.cgroup {
+                cgroup.kill();
+            }
             child.kill_by.get_or_insert(Instant::now() + KILL_DEADLINE);
         }
     }
@@ -214,6 +243,7 @@ impl Keeper {
             }
             collect(pid);
         }
+        self.unremoved.retain(|cgroup| !cgroup.clear());
         self.close(Instant::now());
     }
 
@@ -230,6 +260,11 @@ impl Keeper {
             {
                 signal_one(orphan, libc::SIGKILL);
                 *left.entry(owner).or_default() += 1;
+            }
+        }
+        for (&pid, child) in self.children.iter().filter(|(_, child)| child.closing.is_some()) {
+            if child.cgroup.as_ref().is_some_and(ChildCgroup::kill) {
+                left.entry(pid).or_insert(1);
             }
         }
         let done: Vec<i32> = self
@@ -254,16 +289,25 @@ impl Keeper {
 
     /// Drops a child and reports its end, as far as it is known.
     fn forget(&mut self, pid: i32, stragglers: u32) {
-        if let Some(Child { id, closing, .. }) = self.children.remove(&pid) {
+        if let Some(Child { id, closing, cgroup, .. }) = self.children.remove(&pid) {
             self.by_id.remove(&id);
+            self.discard(cgroup);
             let (code, signal) = closing.map_or((None, None), |closing| (closing.code, closing.signal));
             self.say(&Up::Exited { id, code, signal, stragglers });
         }
     }
 
+    /// Kills and removes the cgroup of a child that is let go, now or when that is possible.
+    fn discard(&mut self, cgroup: Option<ChildCgroup>) {
+        let kept = cgroup.filter(|cgroup| !cgroup.clear());
+        if self.unremoved.len() < UNREMOVED_MAX {
+            self.unremoved.extend(kept);
+        }
+    }
+
     /// The main PID of the child that `orphan` descends from: by session, else by the mark in its
-    /// environment. One that has its own session and a scrubbed environment has no owner; it dies
-    /// with the daemon.
+    /// environment. One that has its own session and a scrubbed environment has no owner: where its child
+    /// has no cgroup either, it dies with the daemon.
     fn owner_of(&self, orphan: i32) -> Option<i32> {
         if let Some(session) = tree::session_of(orphan)
             && self.children.contains_key(&session)
@@ -378,9 +422,10 @@ mod tests {
     /// A keeper whose one child is `pid`, and the daemon's end of its socket.
     fn keeper_of(pid: i32) -> (Keeper, OwnedFd) {
         let (socket, daemon) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
-        let child = Child { id: ID, mark: "process-test:x".into(), closing: None, kill_by: None };
-        let (children, by_id) = (HashMap::from([(pid, child)]), HashMap::from([(ID, pid)]));
-        (Keeper { socket, children, by_id, outgoing: VecDeque::new() }, daemon)
+        let mut keeper = Keeper::new(socket);
+        keeper.children.insert(pid, Child { id: ID, mark: "process-test:x".into(), cgroup: None, closing: None, kill_by: None });
+        keeper.by_id.insert(ID, pid);
+        (keeper, daemon)
     }
 
     #[test]
@@ -401,6 +446,33 @@ mod tests {
         keeper.obey(Down::Kill { id: ID }, Vec::new());
         keeper.close(asked + 2 * KILL_DEADLINE);
         assert!(matches!(receive::<Up>(&daemon, &mut Vec::new()), Received::Empty), "reported twice");
+    }
+
+    #[test]
+    fn an_end_is_told_once_nothing_lives_in_the_cgroup_or_too_long() {
+        let home = tempfile::tempdir().unwrap();
+        for (is_gone, stragglers) in [(true, 0), (false, 1)] {
+            let (cgroup, _opened) = ChildCgroup::make(home.path(), ID).unwrap();
+            let directory = home.path().join(format!("child-{ID}"));
+            std::fs::write(directory.join("cgroup.events"), "populated 1\n").unwrap();
+            std::fs::write(directory.join("cgroup.kill"), "").unwrap();
+            let (mut keeper, daemon) = keeper_of(i32::MAX);
+            let deadline = Instant::now() + STRAGGLER_DEADLINE;
+            let child = keeper.children.get_mut(&i32::MAX).unwrap();
+            child.cgroup = Some(cgroup);
+            child.closing = Some(Closing { code: Some(0), signal: None, deadline });
+            keeper.close(deadline - STRAGGLER_DEADLINE);
+            assert!(matches!(receive::<Up>(&daemon, &mut Vec::new()), Received::Empty), "told while something lives");
+            assert_eq!(std::fs::read_to_string(directory.join("cgroup.kill")).unwrap(), "1");
+            if is_gone {
+                std::fs::remove_dir_all(&directory).unwrap();
+            }
+            keeper.close(if is_gone { deadline - STRAGGLER_DEADLINE } else { deadline });
+            let heard = receive::<Up>(&daemon, &mut Vec::new());
+            let Received::Message(Up::Exited { id: ID, code: Some(0), stragglers: told, .. }, _) = heard else { panic!("{heard:?}") };
+            assert_eq!(told, stragglers);
+            assert_eq!(keeper.unremoved.len(), usize::from(!is_gone), "it is tried again as long as it isn't removed");
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use std::io::{IoSlice, IoSliceMut, Read, Seek, SeekFrom, Write};
 use std::mem::MaybeUninit;
 
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 const INLINE_BYTES_MAX: usize = 64 * 1024;
 /// Largest body in a memfd: `ARG_MAX` territory, beyond which exec would fail anyway.
 const BODY_BYTES_MAX: u64 = 8 * 1024 * 1024;
@@ -41,6 +41,8 @@ pub(crate) struct Order {
     pub(crate) cwd: Option<String>,
     /// The value of `NEXUS_CHILD_ID`, by which stray descendants are recognised.
     pub(crate) mark: String,
+    /// The directory of the cgroup below which the child is to have its own, where there is one.
+    pub(crate) cgroup: Option<String>,
 }
 
 /// Keeper to daemon.
@@ -53,6 +55,8 @@ pub(crate) enum Up {
     Spawned {
         id: u64,
         pid: u32,
+        /// Why it has no cgroup of its own although it was to have one: an error number.
+        outside: Option<i32>,
     },
     Failed {
         id: u64,
@@ -191,7 +195,7 @@ mod tests {
     fn small_and_large_orders_arrive_with_their_descriptors() {
         let (a, b) = pair();
         for size in [10, 500_000] {
-            let order = Down::Spawn(Order { id: 3, argv: vec!["x".repeat(size)], env: vec![], cwd: None, mark: "m".into() });
+            let order = Down::Spawn(Order { id: 3, argv: vec!["x".repeat(size)], env: vec![], cwd: None, mark: "m".into(), cgroup: None });
             let null = std::fs::File::open("/dev/null").unwrap();
             let fds = [null.as_fd(), null.as_fd(), null.as_fd()];
             Packet::new(&order).unwrap().send(&a, &fds).unwrap();
@@ -208,7 +212,7 @@ mod tests {
     #[test]
     fn a_body_that_the_other_side_would_refuse_is_not_sent() {
         let oversized = "x".repeat(usize::try_from(BODY_BYTES_MAX).unwrap());
-        let order = Down::Spawn(Order { id: 3, argv: vec![oversized], env: vec![], cwd: None, mark: "m".into() });
+        let order = Down::Spawn(Order { id: 3, argv: vec![oversized], env: vec![], cwd: None, mark: "m".into(), cgroup: None });
         assert_eq!(Packet::new(&order).unwrap_err().raw_os_error(), Some(libc::E2BIG));
     }
 

@@ -3,6 +3,7 @@
 
 use super::POLL;
 use std::fs::{self, OpenOptions};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -50,13 +51,25 @@ pub fn sweep(record: &Path) {
     let path = PathBuf::from(fs::read_to_string(record).unwrap_or_default().trim_end());
     let Some(name) = path.file_name().filter(|name| name.to_string_lossy().starts_with("nexus-")) else { return };
     let deadline = Instant::now() + SWEEP_PATIENCE;
-    for path in path.ancestors().take_while(|path| path.file_name() == Some(name)) {
+    for path in path.ancestors().filter(|path| path.file_name() == Some(name)) {
         let Some(directory) = directory(path).filter(|directory| directory.join("cgroup.kill").exists()) else { continue };
         fs::write(directory.join("cgroup.kill"), "1").unwrap_or_default();
-        while fs::remove_dir(&directory).is_err() && directory.exists() && Instant::now() < deadline {
+        while remove(&directory).is_err() && directory.exists() && Instant::now() < deadline {
             pause();
         }
     }
+}
+
+/// Removes a cgroup and those below it.
+fn remove(directory: &Path) -> io::Result<()> {
+    below(directory).iter().try_for_each(|below| remove(below))?;
+    fs::remove_dir(directory)
+}
+
+/// The cgroups in this one.
+pub fn below(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
 }
 
 #[expect(clippy::disallowed_methods, reason = "other processes are waited for, and a test that is over must not panic")]

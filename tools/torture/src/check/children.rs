@@ -1,6 +1,6 @@
 //! Promise 4: each intended child lives once, and nobody else does.
 
-use crate::agent::ESCAPEE;
+use crate::agent::{ESCAPEE, MARKED};
 use crate::daemon::Daemon;
 use crate::fault::Program;
 use crate::procfs::{self, Process};
@@ -9,15 +9,24 @@ use std::collections::HashMap;
 
 /// Processes of this world that are older than the daemon: those of one before it.
 pub(crate) fn stale(world: &World, daemon: &Daemon) -> Vec<Process> {
-    let began = daemon.process.start_ticks;
     let all = procfs::all_with(&world.root().to_string_lossy());
-    all.into_iter().filter(|process| process.start_ticks < began && process.is_alive()).collect()
+    let older = older_than(all, daemon.process.start_ticks);
+    older.into_iter().filter(Process::is_alive).collect()
+}
+
+fn older_than(all: Vec<Process>, began: u64) -> Vec<Process> {
+    all.into_iter().filter(|process| process.start_ticks < began).collect()
 }
 
 /// What agents of this world left behind and should be gone with them.
 pub(crate) fn left_behind(world: &World) -> Vec<Process> {
     let all = procfs::all_with(&world.root().to_string_lossy());
     all.into_iter().filter(|process| process.command.contains(ESCAPEE) && process.is_alive()).collect()
+}
+
+/// Whether an agent left it behind without anything that tells whose it is: only a cgroup ends it.
+pub(crate) fn is_scrubbed(process: &Process) -> bool {
+    process.command.contains(ESCAPEE) && !process.command.ends_with(MARKED)
 }
 
 /// Whether the lines of a monitor that ended can be written, without which it has no successor.
@@ -31,6 +40,16 @@ pub(crate) enum Intake {
 /// may be held), the project one process at most, and every process descends from the daemon.
 pub(crate) fn wrong(world: &World, daemon: &Daemon, intake: Intake) -> Option<String> {
     let all = procfs::all_with(&world.root().to_string_lossy());
+    if let Some(wrong) = monitors_are_wrong(world, &all, intake).or_else(|| projects_are_too_many(&all)) {
+        return Some(wrong);
+    }
+    let roots: Vec<i32> = daemon.keeper().map(|keeper| keeper.pid).into_iter().chain([daemon.pid()]).collect();
+    let stray = strays(&all, &roots, |pid| Process::of(pid).map(|process| process.parent));
+    let stray: Vec<&Process> = stray.into_iter().filter(|process| process.is_alive()).collect();
+    (!stray.is_empty()).then(|| format!("processes that don't descend from the daemon live: {stray:?}"))
+}
+
+fn monitors_are_wrong(world: &World, all: &[Process], intake: Intake) -> Option<String> {
     for kind in world.kinds() {
         for account in kind.accounts() {
             let words = format!(" {} monitor --account {account} ", kind.name());
@@ -40,22 +59,22 @@ pub(crate) fn wrong(world: &World, daemon: &Daemon, intake: Intake) -> Option<St
             }
         }
     }
-    if let Some(wrong) = projects_are_too_many(&all) {
-        return Some(wrong);
-    }
+    None
+}
+
+/// Those that have none of `roots` above them; `parent_of` knows the others.
+fn strays<'a>(all: &'a [Process], roots: &[i32], parent_of: impl Fn(i32) -> Option<i32>) -> Vec<&'a Process> {
     let parents: HashMap<i32, i32> = all.iter().map(|process| (process.pid, process.parent)).collect();
-    let keeper = daemon.keeper().map(|keeper| keeper.pid);
     let descends = |mut pid: i32| {
-        while pid != daemon.pid() && Some(pid) != keeper {
-            match parents.get(&pid).copied().or_else(|| Process::of(pid).map(|process| process.parent)) {
+        while !roots.contains(&pid) {
+            match parents.get(&pid).copied().or_else(|| parent_of(pid)) {
                 Some(parent) if parent > 1 => pid = parent,
                 _ => return false,
             }
         }
         true
     };
-    let stray: Vec<&Process> = all.iter().filter(|process| process.is_alive() && !descends(process.pid)).collect();
-    (!stray.is_empty()).then(|| format!("processes that don't descend from the daemon live: {stray:?}"))
+    all.iter().filter(|process| !descends(process.pid)).collect()
 }
 
 /// There is one project in a world at most.
@@ -74,9 +93,56 @@ mod tests {
 
     const SEEN_LIMIT: Duration = Duration::from_secs(30);
 
+    fn process(pid: i32, command: &str) -> Process {
+        Process { pid, parent: 1, start_ticks: 1, command: command.to_owned() }
+    }
+
+    #[test]
+    fn who_began_before_the_daemon_is_of_one_before() {
+        let at = |pid: i32, start_ticks: u64| Process { start_ticks, ..process(pid, "x") };
+        assert_eq!(older_than(vec![at(1, 6), at(2, 7), at(3, 8)], 7), [at(1, 6)]);
+    }
+
+    #[test]
+    fn who_has_neither_daemon_nor_keeper_above_is_a_stray() {
+        let of = |pid: i32, parent: i32| Process { parent, ..process(pid, "x") };
+        // 10: the daemon, 11: its keeper, 30: somebody whom nothing of this world names, 50: gone.
+        let all = [of(10, 5), of(11, 10), of(20, 11), of(31, 30), of(40, 1), of(51, 50)];
+        let others = |pid: i32| (pid == 30).then_some(20);
+        let found: Vec<i32> = strays(&all, &[10, 11], others).into_iter().map(|process| process.pid).collect();
+        assert_eq!(found, [40, 51]);
+    }
+
+    #[test]
+    fn each_account_has_one_monitor_or_none_while_its_intake_may_be_held() {
+        let dir = tempfile::tempdir().unwrap();
+        let world = World::at(dir.path());
+        let mut all = Vec::new();
+        for kind in world.kinds() {
+            for account in kind.accounts() {
+                all.push(process(all.len() as i32 + 2, &format!("it {} monitor --account {account} /world", kind.name())));
+            }
+        }
+        assert_eq!(monitors_are_wrong(&world, &all, Intake::Goes), None);
+        let fewer = &all[1..];
+        assert!(monitors_are_wrong(&world, fewer, Intake::Goes).is_some_and(|wrong| wrong.ends_with("has 0 monitors")));
+        assert_eq!(monitors_are_wrong(&world, fewer, Intake::MayBeHeld), None);
+        all.push(all[0].clone());
+        for intake in [Intake::Goes, Intake::MayBeHeld] {
+            assert!(monitors_are_wrong(&world, &all, intake).is_some_and(|wrong| wrong.ends_with("has 2 monitors")));
+        }
+    }
+
+    #[test]
+    fn only_what_has_no_mark_is_scrubbed() {
+        let told = [("it __escapee /world", true), ("it __escapee /world __marked", false), ("it __agent /world 7", false)];
+        for (command, scrubbed) in told {
+            assert_eq!(is_scrubbed(&process(2, command)), scrubbed, "{command}");
+        }
+    }
+
     #[test]
     fn a_project_has_one_process_at_most() {
-        let process = |pid: i32, command: &str| Process { pid, parent: 1, start_ticks: 1, command: command.to_owned() };
         let words = ["/bin/it __project /world 7", "/bin/it __agent /world 7", "/bin/it __project /world 7"];
         let all = [process(1, words[0]), process(2, words[1]), process(3, words[2])];
         assert_eq!(projects_are_too_many(&all[..2]), None);
