@@ -345,7 +345,7 @@ impl Feed {
         let whole = text.rfind('\n').map_or(0, |end| end + 1);
         self.read += whole as u64;
         let mut lines = Vec::new();
-        for line in text[..whole].lines() {
+        for line in journal::whole(&text[..whole]) {
             let value: Value = serde_json::from_str(line).context("the feed has a line that is no JSON")?;
             let line = Line { at: value["at"].as_i64().context("a line of the feed has no time")?, event: value["event"].clone() };
             match &self.skipping {

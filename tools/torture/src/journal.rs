@@ -1,11 +1,15 @@
 //! Files of lines that the harness and its programs share. A line is one write to a file opened for
-//! appending, so that lines of processes that run at once never mix, and a killed one leaves no half.
+//! appending, so that lines of processes that run at once never mix. A process that is killed while it writes may
+//! leave a half: the kernel stops between two pages. So each line begins with a line break and ends with a mark.
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::Path;
+
+/// What a whole line ends with.
+const END: char = '\u{4}';
 
 /// Adds one line.
 ///
@@ -14,7 +18,7 @@ use std::path::Path;
 pub(crate) fn append(path: &Path, line: &str) -> Result<()> {
     let failed = || format!("failed to append to `{}`", path.display());
     let mut file = OpenOptions::new().create(true).append(true).open(path).with_context(failed)?;
-    file.write_all(format!("{line}\n").as_bytes()).with_context(failed)
+    file.write_all(format!("\n{line}{END}\n").as_bytes()).with_context(failed)
 }
 
 /// All whole lines; none if there is no file.
@@ -51,8 +55,9 @@ fn text(path: &Path) -> Result<String> {
     }
 }
 
-fn whole(text: &str) -> impl Iterator<Item = &str> {
-    text.split_inclusive('\n').filter(|line| line.ends_with('\n')).map(str::trim_end)
+/// The whole lines of a journal's text.
+pub(crate) fn whole(text: &str) -> impl Iterator<Item = &str> {
+    text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')?.strip_suffix(END))
 }
 
 /// What an adapter was told to be committed: ids, and when by `CLOCK_MONOTONIC`, in nanoseconds.
@@ -78,7 +83,11 @@ mod tests {
         let path = dir.path().join("journal");
         assert!(lines(&path).unwrap().is_empty());
         append(&path, r#"{"n":1}"#).unwrap();
-        OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"n\":").unwrap();
+        let half = || OpenOptions::new().append(true).open(&path).unwrap().write_all(b"\n{\"n\":").unwrap();
+        half();
         assert_eq!(values(&path).unwrap(), [serde_json::json!({ "n": 1 })]);
+        append(&path, r#"{"n":2}"#).unwrap();
+        half();
+        assert_eq!(values(&path).unwrap(), [serde_json::json!({ "n": 1 }), serde_json::json!({ "n": 2 })], "one amid them");
     }
 }

@@ -305,7 +305,8 @@ mod tests {
             let path = self.made.world.published();
             let mut lines = journal::lines(&path).unwrap();
             lines.remove(number - 1);
-            std::fs::write(path, lines.iter().map(|line| format!("{line}\n")).collect::<String>()).unwrap();
+            std::fs::remove_file(&path).unwrap();
+            lines.iter().for_each(|line| journal::append(&path, line).unwrap());
             self
         }
 
