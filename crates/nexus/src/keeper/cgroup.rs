@@ -18,6 +18,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
@@ -109,6 +110,9 @@ pub struct Cgroup {
     made: Option<Made>,
     record: PathBuf,
     level: watch::Sender<KillLevel>,
+    /// It was killed and could not be made anew. A kernel of 2025 or later has every process that is cloned from
+    /// a killed cgroup into another one die, as if it had been begun before the kill.
+    is_spent: AtomicBool,
 }
 
 impl Cgroup {
@@ -127,11 +131,12 @@ impl Cgroup {
         match prepared {
             Ok(made) => {
                 let level = KillLevel::Cgroup { directory: made.directory.clone(), shared: None };
-                Self { made: Some(made), record, level: watch::Sender::new(level) }
+                Self { made: Some(made), record, level: watch::Sender::new(level), is_spent: AtomicBool::new(false) }
             }
             Err(error) => {
                 tracing::info!(why = %error, "no cgroup for children; the kill level is `scan`");
-                Self { made: None, record, level: watch::Sender::new(KillLevel::Scan { why: error.to_string() }) }
+                let level = watch::Sender::new(KillLevel::Scan { why: error.to_string() });
+                Self { made: None, record, level, is_spent: AtomicBool::new(false) }
             }
         }
     }
@@ -143,6 +148,7 @@ impl Cgroup {
     /// The directory in which a child is to have its own cgroup, if one can have any.
     pub(super) fn home(&self) -> Option<String> {
         match &*self.level.borrow() {
+            KillLevel::Cgroup { .. } if self.is_spent.load(Ordering::Relaxed) => None,
             KillLevel::Cgroup { directory, .. } => directory.to_str().map(str::to_owned),
             KillLevel::Scan { .. } => None,
         }
@@ -176,8 +182,8 @@ impl Cgroup {
         self.level.send_replace(level);
     }
 
-    /// Kills all that is in it after the keeper died under a living daemon, so that another one can be
-    /// admitted. Blocks for at most ten seconds; false when something is left.
+    /// Kills all that is in it after the keeper died under a living daemon, and makes it anew, so that another one
+    /// can be admitted. Blocks for at most ten seconds; false when something is left.
     pub fn clear(&self) -> bool {
         let Some(made) = &self.made else { return true };
         // Somebody may have moved this process into it.
@@ -186,15 +192,13 @@ impl Cgroup {
                 return Err(Unusable::Inside(own));
             }
             kill(&made.directory).map_err(Unusable::io("kill cgroup", &made.directory))?;
-            // Those of the dead keeper's children, which another one doesn't know.
-            if let Err(error) = remove_below(&made.directory) {
-                tracing::info!(%error, cgroup = %made.directory.display(), "cgroups of children not removed; the next start does it");
-            }
-            Ok(())
+            // With those of the dead keeper's children, which another one doesn't know.
+            remove(&made.directory).and_then(|()| fs::create_dir(&made.directory)).map_err(Unusable::io("renew cgroup", &made.directory))
         });
         if let Err(error) = &cleared {
-            tracing::warn!(%error, "the cgroup of the dead keeper could not be cleared");
+            tracing::warn!(%error, "the cgroup of the dead keeper could not be cleared; children have none of their own");
         }
+        self.is_spent.store(cleared.is_err(), Ordering::Relaxed);
         cleared.is_ok()
     }
 
@@ -217,7 +221,7 @@ impl Cgroup {
     /// As where no cgroup2 is mounted. A keeper below another one's needs none: it is inside of that one's.
     pub(crate) fn none() -> Self {
         let level = KillLevel::Scan { why: "none was asked for".to_owned() };
-        Self { made: None, record: PathBuf::new(), level: watch::Sender::new(level) }
+        Self { made: None, record: PathBuf::new(), level: watch::Sender::new(level), is_spent: AtomicBool::new(false) }
     }
 }
 
@@ -355,11 +359,6 @@ fn remove(directory: &Path) -> io::Result<()> {
     nested(directory)?.iter().rev().try_for_each(fs::remove_dir)
 }
 
-/// As [`remove`], but for the cgroup itself.
-fn remove_below(directory: &Path) -> io::Result<()> {
-    nested(directory)?.iter().skip(1).rev().try_for_each(fs::remove_dir)
-}
-
 /// A cgroup and those below it, level by level.
 fn nested(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let mut all = vec![directory.to_owned()];
@@ -425,7 +424,7 @@ mod tests {
     fn the_first_child_without_a_cgroup_is_told_of() {
         let directory = PathBuf::from("/c/nexus-A");
         let level = watch::Sender::new(KillLevel::Cgroup { directory: directory.clone(), shared: None });
-        let cgroup = Cgroup { made: None, record: PathBuf::new(), level };
+        let cgroup = Cgroup { made: None, record: PathBuf::new(), level, is_spent: AtomicBool::new(false) };
         assert_eq!(cgroup.home().as_deref(), directory.to_str());
         let [first, second] = [libc::EAGAIN, libc::ENOSPC].map(io::Error::from_raw_os_error);
         cgroup.is_shared(&first);
@@ -441,7 +440,7 @@ mod tests {
         remember(&record, Path::new("/nexus-A")).unwrap();
         let made = Made { path: PathBuf::from("/nexus-A"), directory: directory.path().join("gone") };
         let level = watch::Sender::new(KillLevel::Scan { why: "a test".to_owned() });
-        Cgroup { made: Some(made), record: record.clone(), level }.remove();
+        Cgroup { made: Some(made), record: record.clone(), level, is_spent: AtomicBool::new(false) }.remove();
         assert!(!record.exists());
     }
 
