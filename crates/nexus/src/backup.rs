@@ -10,7 +10,8 @@
 //! A restore works on copies of the copies. Only when those are checked, and decided about what was open
 //! in them, they take the place of the present files, which are moved aside.
 //!
-//! Credentials are never part of it, nor is `bus.db`, which holds notices only.
+//! Credentials are never part of it, nor are automations and plugins, which are programs as adapters and agents
+//! are, nor is `bus.db`, which holds notices only.
 
 pub mod copy;
 pub mod manifest;

@@ -96,6 +96,10 @@ fn everything_in_a_backup_is_for_this_user_alone() {
     }
     names.sort();
     assert_eq!(names, ["agents.db", "events.db", "identity.db", "manifest.json", "nex.yaml", "nexus.db"]);
+    let left_out = manifest(&directory)["not_included"].as_str().unwrap().to_owned();
+    for part in ["state/automations", "plugins.directory", "state/credentials", "bus.db"] {
+        assert!(left_out.contains(part), "{part} isn't in it, and nobody says so: {left_out}");
+    }
 }
 
 #[test]

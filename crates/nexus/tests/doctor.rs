@@ -171,6 +171,20 @@ fn a_lost_request_and_one_without_an_event_break_promise_1_and_are_not_mended() 
 }
 
 #[test]
+fn a_file_where_the_ledgers_belong_is_an_error_and_is_left_alone() {
+    let daemon = Daemon::new();
+    daemon.configure(&configuration());
+    mode(&daemon.config_file(), 0o644);
+    let data = daemon.workspace().join("data");
+    fs::write(&data, "mine").unwrap();
+    let (code, document) = look(&daemon, &["--repair"]);
+    assert_eq!((code, document["status"].as_str()), (Some(1), Some("errors")), "{document:#}");
+    let told = |finding: &Value| finding["severity"] == "error" && finding["where"] == json!(data);
+    assert!(document["findings"].as_array().unwrap().iter().any(told), "{document:#}");
+    assert_eq!(fs::read_to_string(&data).unwrap(), "mine");
+}
+
+#[test]
 fn a_damaged_page_is_found_and_left_alone() {
     let daemon = stopped();
     let path = ledger(&daemon, "events");

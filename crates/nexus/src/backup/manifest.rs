@@ -19,8 +19,8 @@ const MANIFEST_BYTES_MAX: u64 = 1024 * 1024;
 /// Read at a time.
 const CHUNK_BYTES: usize = 1024 * 1024;
 /// What is said of what isn't there.
-const NOT_INCLUDED: &str =
-    "credentials (state/credentials) and what `env:`, `command:`, key and token files name: keep those yourself; bus.db";
+const NOT_INCLUDED: &str = "automations (state/automations), plugins (plugins.directory), credentials (state/credentials) and what \
+    `env:`, `command:`, key and token files name: keep those yourself; bus.db";
 
 /// What a backup holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

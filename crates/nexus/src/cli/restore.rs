@@ -134,7 +134,8 @@ fn details(report: &Report) -> Vec<String> {
         ConfigOutcome::NotInBackup => "is not in the backup",
     };
     lines.push(format!("Config:     {config}"));
-    lines.push("Missing:    credentials; put state/credentials back yourself if they are gone".to_owned());
+    lines.push("Missing:    automations, plugins and credentials; put state/automations, the plugins' directory and".to_owned());
+    lines.push("            state/credentials back yourself if they are gone".to_owned());
     lines
 }
 
@@ -163,8 +164,11 @@ mod tests {
     #[test]
     fn what_was_closed_and_held_is_told_with_where_to_look() {
         let text = details(&report(false)).join("\n");
-        for part in ["before-restore-1", "3 were open", "trace list --status failed", "2 were not surely sent", "differs", "credentials"] {
+        for part in ["before-restore-1", "3 were open", "trace list --status failed", "2 were not surely sent", "differs"] {
             assert!(text.contains(part), "no `{part}` in\n{text}");
+        }
+        for missing in ["state/automations", "plugins' directory", "state/credentials"] {
+            assert!(text.contains(missing), "no `{missing}` in\n{text}");
         }
         let text = details(&report(true)).join("\n");
         assert!(text.contains("goes on") && !text.contains("were open"), "{text}");

@@ -1,11 +1,13 @@
 //! Who may read and change the daemon's files: directories 0700, files 0600, all of them ours; and a
-//! configuration that nobody else can write. It looks, and `repair` sets what it finds.
+//! configuration that nobody else can write. It looks, and `repair` sets the modes that it finds. Also whether
+//! the ledgers' directory can be used at all.
 
 use super::{Check, Finding, Severity, capped};
 use crate::backup::STAGE_DIRECTORY;
 use crate::daemon::Paths;
 use crate::ledger::lock::RESTORE_MARKER;
 use crate::ledger::{Ledger, cortex};
+use rustix::fs::{Access, access};
 use std::fs::{self, Metadata};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -119,6 +121,22 @@ pub fn owner(path: &Path) -> Option<Finding> {
     (owner != me).then(|| Finding::error(Check::Permissions, format!("it belongs to user {owner}, and you are {me}"), fix).at(path))
 }
 
+/// Why no daemon can keep its ledgers in `directory`; where there is none, why none can be made.
+pub(super) fn unusable(directory: &Path) -> Option<Finding> {
+    // A link that leads nowhere is there as well, and nothing can be made in its place.
+    let there = directory.ancestors().find(|path| path.symlink_metadata().is_ok())?;
+    let fix = |what: &str| format!("{what}, or name another with `ledgers.directory`; no daemon starts until then");
+    let finding = if !there.is_dir() {
+        Finding::error(Check::Permissions, "the ledgers belong here, and it is no directory that can be entered", fix("move it away"))
+    } else {
+        // Listing isn't needed: each file is opened by its name.
+        let error = access(there, Access::WRITE_OK | Access::EXEC_OK).err()?;
+        let what = format!("the ledgers belong here, and nothing can be written: {}", std::io::Error::from(error));
+        Finding::error(Check::Permissions, what, fix("check the owner and permissions of the directory, and its disk"))
+    };
+    Some(finding.at(there))
+}
+
 /// It names the programs that the daemon runs.
 fn configuration(path: &Path) -> Option<Finding> {
     let mode = fs::metadata(path).ok()?.permissions().mode() & 0o777;
@@ -214,6 +232,28 @@ mod tests {
         fs::write(root.join("nexus.db-wal"), "").unwrap();
         set(&root.join("nexus.db-wal"), 0o644);
         assert_eq!(wrong(&paths, Some(root)).len(), 1);
+    }
+
+    #[test]
+    fn what_can_hold_no_ledgers_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        assert_eq!((unusable(root), unusable(&root.join("not/yet"))), (None, None));
+        fs::write(root.join("file"), "").unwrap();
+        std::os::unix::fs::symlink("/nowhere/at/all", root.join("link")).unwrap();
+        for (data, there) in [("file", "file"), ("file/data", "file"), ("link", "link"), ("link/data", "link")] {
+            let found = unusable(&root.join(data)).unwrap();
+            assert!(found.severity == Severity::Error && found.what.contains("no directory"), "{data}: {found:?}");
+            assert_eq!(found.place.as_deref(), root.join(there).to_str(), "{data}");
+        }
+        fs::create_dir(root.join("shut")).unwrap();
+        set(&root.join("shut"), 0o500);
+        for data in ["shut", "shut/data"] {
+            let found = unusable(&root.join(data));
+            // Root may write everywhere, and starts there.
+            let is_told = found.as_ref().is_some_and(|finding| finding.what.contains("nothing can be written"));
+            assert_eq!(is_told, !rustix::process::geteuid().is_root(), "{data}: {found:?}");
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! is a finding and no trouble of the daemon. What spans two files is `cross`.
 
 use super::rows::{self, Rule};
-use super::{Check, Finding, NAMED_MAX, cortex, counted, cross, worst};
+use super::{Check, Finding, NAMED_MAX, cortex, counted, cross, permissions, worst};
 use crate::ledger::migrate::{self, MigrateError};
 use crate::ledger::{Ledger, read_only};
 use nexus_core::doubt::{Believed, Reading};
@@ -68,12 +68,13 @@ impl Files {
 /// Looks at all files and says what was found. Blocks; for at most [`RUNNING_LIMIT`] with a daemon.
 pub fn examine(asked: &Examined) -> Vec<Finding> {
     let missing = |ledger: &Ledger| !asked.directory.join(ledger.file_name()).exists();
+    let unusable = permissions::unusable(&asked.directory);
     if Ledger::ALL.iter().all(missing) {
         let what = "there are no ledgers yet; the first start of the daemon makes them";
-        return vec![Finding::ok(Check::Schema, what).at(&asked.directory)];
+        return vec![unusable.unwrap_or_else(|| Finding::ok(Check::Schema, what).at(&asked.directory))];
     }
     let until = asked.epoch.map(|_| Instant::now() + RUNNING_LIMIT);
-    let (mut files, mut findings) = (Files::default(), Vec::new());
+    let (mut files, mut findings) = (Files::default(), Vec::from_iter(unusable));
     for ledger in FILES {
         *files.slot(ledger) = open(asked, ledger, until, &mut findings);
     }
@@ -111,7 +112,7 @@ fn open(asked: &Examined, ledger: Ledger, until: Option<Instant>, findings: &mut
     let path = asked.directory.join(ledger.file_name());
     if !path.exists() {
         if ledger != Ledger::Bus {
-            let fix = "restore the ledgers, all of them as of one backup, with `nexus restore`; a start would make an empty file of it";
+            let fix = "restore the ledgers, all of them as of one backup, with `nexus restore`; no daemon starts without it";
             findings.push(Finding::error(Check::Schema, "this ledger is missing though others are there", fix).at(&path));
         }
         return None;
@@ -374,7 +375,8 @@ mod tests {
         let checks = [Check::Schema, Check::Promise, Check::Records, Check::Deliveries, Check::Clock, Check::Integrity];
         assert!(checks.iter().all(|check| findings.iter().any(|finding| finding.check == *check)), "{findings:?}");
         let nothing = Examined { directory: asked.directory.join("none"), ..asked };
-        assert!(examine(&nothing)[0].what.contains("no ledgers yet"));
+        let findings = examine(&nothing);
+        assert!(findings[0].what.contains("no ledgers yet") && worst(&findings) == Severity::Ok, "{findings:?}");
     }
 
     #[test]
@@ -386,6 +388,17 @@ mod tests {
         let bad = bad(&asked);
         let told = |text: &str| bad.iter().any(|finding| finding.severity == Severity::Error && finding.what.contains(text));
         assert!(told("missing though others are there") && told("schema 99") && told("damaged"), "{bad:?}");
+        let missing = bad.iter().find(|finding| finding.what.contains("missing")).unwrap();
+        assert!(missing.fix.as_ref().unwrap().ends_with("no daemon starts without it"), "{missing:?}");
+    }
+
+    #[test]
+    fn a_file_in_the_place_of_the_directory_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let data = directory.path().join("data");
+        std::fs::write(&data, "mine").unwrap();
+        let bad = bad(&Examined { directory: data.clone(), epoch: None, now_ms: 1 });
+        assert!(bad.len() == 1 && bad[0].severity == Severity::Error && bad[0].place.as_deref() == data.to_str(), "{bad:?}");
     }
 
     #[test]

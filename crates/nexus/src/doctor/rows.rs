@@ -87,6 +87,13 @@ pub(super) const NEXUS: &[Rule] = &[
                 AND NOT EXISTS (SELECT 1 FROM runs r WHERE (r.event_seq = q.event_seq OR r.run_id = q.run_id) AND r.status = 'finished')",
     },
     Rule {
+        check: Check::Promise,
+        what: "finished run(s) of a request that isn't completed",
+        // One transaction ends both, and neither is changed afterwards.
+        sql: "SELECT r.run_id FROM runs r JOIN nexus_requests q ON q.event_seq = r.event_seq
+                WHERE r.status = 'finished' AND q.status <> 'completed'",
+    },
+    Rule {
         check: Check::Records,
         what: "run(s) under way for a request that isn't in processing",
         sql: "SELECT r.run_id FROM runs r LEFT JOIN nexus_requests q ON q.event_seq = r.event_seq
@@ -115,6 +122,13 @@ pub(super) const NEXUS: &[Rule] = &[
         // A place is given in the transaction that finishes a run, and no run is ever deleted.
         sql: "SELECT 'of ' || value || ' that were counted' FROM counters
                 WHERE name = 'finish_seq' AND value > (SELECT count(finish_seq) FROM runs)",
+    },
+    Rule {
+        check: Check::Deliveries,
+        what: "sent message(s) missing",
+        // As with runs: a place is given to a row that is there, and no row is ever deleted.
+        sql: "SELECT 'of ' || value || ' that were counted' FROM counters
+                WHERE name = 'sent_seq' AND value > (SELECT count(sent_seq) FROM deliveries)",
     },
     Rule {
         check: Check::Records,
@@ -292,6 +306,9 @@ mod tests {
             ("UPDATE counters SET value = 0 WHERE name = 'finish_seq'", "behind the rows that they number (finish_seq)"),
             ("UPDATE counters SET value = 0 WHERE name = 'sent_seq'", "behind the rows that they number (sent_seq)"),
             ("UPDATE counters SET value = 2 WHERE name = 'finish_seq'", "run(s) missing (of 2 that were counted)"),
+            ("DELETE FROM deliveries WHERE status = 'sent'", "sent message(s) missing (of 1 that were counted)"),
+            ("UPDATE nexus_requests SET status = 'denied'", "isn't completed (run_1)"),
+            ("UPDATE nexus_requests SET status = 'expired'", "isn't completed (run_1)"),
             ("UPDATE runs SET epoch = 2", "an epoch that has not begun (runs)"),
             ("UPDATE deliveries SET request_id = 'req_2'", "for no request (dlv_1)"),
             ("UPDATE deliveries SET run_id = 'run_2'", "of no run (dlv_1)"),

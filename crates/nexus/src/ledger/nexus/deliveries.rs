@@ -32,36 +32,40 @@ pub struct NewDelivery {
 
 impl NewDelivery {
     pub(super) fn insert(&self, connection: &Connection, epoch: i64) -> rusqlite::Result<()> {
-        let (status, sent_seq) = if self.here { ("sent", Some(next(connection, "sent_seq")?)) } else { ("pending", None) };
+        let status = if self.here { "sent" } else { "pending" };
         let ids = self.here.then(|| serde_json::json!([self.delivery_id]).to_string());
         let sql = "INSERT INTO deliveries (delivery_id, request_id, event_seq, run_id, adapter, channel, account_id, target, thread_id, reply_to_id,
-                     idempotency_key, content, status, created_at, updated_at, expires_at, epoch, sent_seq, message_ids, attempts)
-                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?16, ?13, ?13, ?14, ?15, ?17, ?18, ?19) ON CONFLICT (idempotency_key) DO NOTHING";
-        connection
-            .prepare_cached(sql)?
-            .execute(params![
-                self.delivery_id,
-                self.request_id,
-                self.event_seq,
-                self.run_id,
-                self.adapter,
-                self.channel,
-                self.account_id,
-                self.target,
-                self.thread_id,
-                self.reply_to_id,
-                self.idempotency_key,
-                self.content,
-                self.created_at,
-                self.expires_at,
-                epoch,
-                status,
-                sent_seq,
-                ids,
-                self.here
-            ])
-            .map(drop)
+                     idempotency_key, content, status, created_at, updated_at, expires_at, epoch, message_ids, attempts)
+                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?16, ?13, ?13, ?14, ?15, ?17, ?18) ON CONFLICT (idempotency_key) DO NOTHING";
+        let inserted = connection.prepare_cached(sql)?.execute(params![
+            self.delivery_id,
+            self.request_id,
+            self.event_seq,
+            self.run_id,
+            self.adapter,
+            self.channel,
+            self.account_id,
+            self.target,
+            self.thread_id,
+            self.reply_to_id,
+            self.idempotency_key,
+            self.content,
+            self.created_at,
+            self.expires_at,
+            epoch,
+            status,
+            ids,
+            self.here
+        ])?;
+        if self.here && inserted == 1 { number_sent(connection, &self.delivery_id) } else { Ok(()) }
     }
+}
+
+/// Gives a message its place among those sent. Only one that is there takes a place: doctor counts them.
+fn number_sent(connection: &Connection, delivery_id: &str) -> rusqlite::Result<()> {
+    let seq = next(connection, "sent_seq")?;
+    let sql = "UPDATE deliveries SET sent_seq = ?2 WHERE delivery_id = ?1";
+    connection.prepare_cached(sql)?.execute(params![delivery_id, seq]).map(drop)
 }
 
 /// A delivery as it stands.
@@ -234,10 +238,7 @@ impl SettleDelivery {
             return was_done(connection, &self.delivery_id, status, self.at, self.epoch);
         }
         if status == "sent" {
-            let seq = next(connection, "sent_seq")?;
-            connection
-                .prepare_cached("UPDATE deliveries SET sent_seq = ?2 WHERE delivery_id = ?1")?
-                .execute(params![self.delivery_id, seq])?;
+            number_sent(connection, &self.delivery_id)?;
         }
         Ok(Claim::Done)
     }
@@ -381,6 +382,17 @@ mod tests {
         let sent_seq: i64 = connection.query_row("SELECT value FROM counters WHERE name = 'sent_seq'", [], |row| row.get(0)).unwrap();
         assert_eq!(sent_seq, 1, "what was said once is recorded once");
         assert_eq!(settle(&connection, retry(), 50), Claim::Lost, "it is over");
+    }
+
+    #[test]
+    fn a_message_that_is_here_and_is_written_again_takes_one_place() {
+        let connection = ledger();
+        let here = NewDelivery { idempotency_key: "of here".to_owned(), here: true, ..crate::samples::delivery("h") };
+        here.insert(&connection, 1).unwrap();
+        here.insert(&connection, 1).unwrap();
+        let sql = "SELECT (SELECT value FROM counters WHERE name = 'sent_seq'), count(sent_seq), max(sent_seq) FROM deliveries";
+        let places: (i64, i64, i64) = connection.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).unwrap();
+        assert_eq!(places, (1, 1, 1));
     }
 
     #[test]
