@@ -13,6 +13,7 @@ pub mod instance;
 mod listen;
 pub mod lock;
 pub mod paths;
+mod progress;
 mod projects;
 mod prologue;
 mod ready;

@@ -272,3 +272,63 @@ fn two_daemons_cannot_share_ledgers() {
     assert!(String::from_utf8_lossy(&other.stderr).contains("in use by another daemon"), "{other:?}");
     assert_eq!(first.nexus_ok(&["send", "still", "here"]).trim(), "still here");
 }
+
+#[test]
+fn while_it_stops_it_says_so_and_what_it_waits_for() {
+    let mut daemon = Daemon::new();
+    let (began, gate) = (daemon.file("began"), daemon.file("gate"));
+    let script = format!("cat > {began}; until rm {gate} 2>/dev/null; do sleep 0.1; done; echo done");
+    let mut wanted = config(json!({}));
+    wanted["agents"] = json!({ "default": "slow", "slow": { "runner": "command", "command": format!("sh -c '{script}'") } });
+    daemon.configure(&wanted);
+    daemon.launch();
+    assert!(daemon.status()["stopping"].is_null());
+    let answer = daemon.open(&Ask::post("/control/send", &json!({ "text": "work" })));
+    eventually("the agent is called", || fs::metadata(&began).is_ok_and(|told| told.len() > 0));
+
+    daemon.signal(Signal::TERM);
+    let status = find("it waits for the agent", || Some(daemon.status()).filter(|status| status["stopping"]["step"] == 3));
+    assert_eq!(status["stopping"], json!({ "step": 3, "of": 12, "active_requests": 1, "waits_for": "1 request to end" }));
+    let reason = "the daemon is stopping, step 3 of 12: it waits for 1 request to end";
+    assert_eq!((&status["health"], &status["reasons"][0]), (&json!("degraded"), &json!(reason)));
+    let health = daemon.get("/health");
+    assert_eq!((health.status, &health.json()["reasons"][0]), (200, &json!(reason)));
+    let text = daemon.nexus_ok(&["daemon", "status"]);
+    assert!(text.starts_with(&format!("NEX Daemon: stopping (PID {}, ", daemon.pid())) && text.contains(reason), "{text}");
+
+    fs::write(&gate, "").unwrap();
+    assert_eq!(answer.body.end()["status"], "completed");
+    assert_eq!(daemon.wait().code(), Some(0), "{}", daemon.stderr());
+}
+
+#[test]
+fn an_agent_cannot_end_the_daemon_that_it_belongs_to() {
+    let mut daemon = Daemon::new();
+    let log = daemon.file("log");
+    let place = [
+        "env".to_owned(),
+        format!("NEXUS_STATE_DIR={}", daemon.root().join("state").display()),
+        format!("NEXUS_CONFIG={}", daemon.config_file().display()),
+        common::NEXUS.to_owned(),
+    ];
+    let nexus = shell_words::join(place);
+    let verbs = format!("for verb in stop restart reload; do {nexus} daemon $verb; echo \"$verb: $?\"; done");
+    let script = format!("cat >/dev/null; {{ {verbs}; }} > {log} 2>&1; echo done");
+    let mut wanted = config(json!({}));
+    let command = shell_words::join(["sh", "-c", script.as_str()]);
+    wanted["agents"] = json!({ "default": "ends", "ends": { "runner": "command", "command": command } });
+    daemon.configure(&wanted);
+    daemon.launch();
+    assert_eq!(daemon.nexus_ok(&["send", "end it"]).trim(), "done");
+    let said = fs::read_to_string(&log).unwrap();
+    for line in ["stop: 1", "restart: 1", "reload: 0"] {
+        assert!(said.lines().any(|found| found == line), "no `{line}` in\n{said}");
+    }
+    for verb in ["stop", "restart"] {
+        let why = format!("`nexus daemon {verb}` is run by a child of the daemon (PID {})", daemon.pid());
+        assert!(said.contains(&why) && said.contains(&format!("systemd-run nexus daemon {verb}")), "{said}");
+    }
+    assert!(daemon.is_running() && daemon.status()["stopping"].is_null());
+    daemon.nexus_ok(&["daemon", "stop"]);
+    assert_eq!(daemon.wait().code(), Some(0), "{}", daemon.stderr());
+}

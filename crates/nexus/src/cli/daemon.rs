@@ -66,6 +66,7 @@ fn levels() -> impl TypedValueParser<Value = LogLevel> {
 
 fn stop_verb(global: &Global) -> anyhow::Result<Exit> {
     let paths = global.paths()?;
+    stop::refuse_inside(&paths, "stop")?;
     let ended = stop::stop(&paths)?;
     let out = global.out();
     let (exit, text, json) = match ended {
@@ -91,6 +92,7 @@ fn still_running(pid: u32) -> Failure {
 /// terminal of a foreground daemon belongs to somebody else.
 fn restart(global: &Global) -> anyhow::Result<Exit> {
     let paths = global.paths()?;
+    stop::refuse_inside(&paths, "restart")?;
     let before = block_on(async { Client::new(&paths).get("/control/status").await })?;
     let before: Option<status::Status> = before.ok().and_then(|value| serde_json::from_value(value).ok());
     let config = restart_config(global.config()?, before.as_ref());

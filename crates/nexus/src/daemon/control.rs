@@ -2,6 +2,7 @@
 
 use super::error::StartError;
 use super::paths::Paths;
+use super::progress::Progress;
 use super::{StartOptions, automations, backup, housekeeping, projects, reload, replay, search, send, sessions, status};
 use crate::access::{Edit, People, Rules};
 use crate::adapter::intake::Sinks;
@@ -93,6 +94,8 @@ pub(super) struct Control {
     pub(super) watch_over: Watch,
     pub(super) http_address: OnceLock<SocketAddr>,
     pub(super) ready: AtomicBool,
+    /// How far a shutdown is.
+    pub(super) progress: Progress,
     pub(super) reloading: Mutex<()>,
     /// Room for one look at the ledgers: each holds their logs from being emptied.
     pub(super) examining: Arc<Semaphore>,

@@ -50,8 +50,11 @@ impl Running {
         let Self { signals, paths, logging: _, control, server, router, router_task, keeper_task, threads, tasks, timer_stop } = self;
         let shutdown = async move {
             let began = Instant::now();
+            let progress = control.progress.clone();
+            progress.enter(1);
             let step = |number: u32, what: &str| {
                 tracing::info!(step = number, ms = began.elapsed().as_millis() as u64, "stop: {what}");
+                progress.enter(number + 1);
                 crate::torture::step("stop", number);
             };
             tracing::info!(reason, "Daemon stopping");

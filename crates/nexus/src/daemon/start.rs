@@ -4,6 +4,7 @@ use super::control::Control;
 use super::engine::{self, Engine, Ground};
 use super::error::StartError;
 use super::paths::Paths;
+use super::progress::Progress;
 use super::prologue::say;
 use super::ready::Ready;
 use super::shutdown::Running;
@@ -171,6 +172,7 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
         watch_over: watch_over.clone(),
         http_address: std::sync::OnceLock::new(),
         ready: std::sync::atomic::AtomicBool::new(false),
+        progress: Progress::default(),
         reloading: tokio::sync::Mutex::new(()),
         examining: Arc::new(Semaphore::new(1)),
         backing_up: Arc::default(),

@@ -1,6 +1,7 @@
 //! The documents that tell how the daemon is: `/health`, `status`, the start summary.
 
 use super::control::Control;
+use super::progress::Stopping;
 use super::projects;
 use crate::adapter::account::AccountReport;
 use crate::clock;
@@ -62,6 +63,7 @@ pub(super) fn status(control: &Control) -> Value {
     json!({
         "health": word,
         "reasons": reasons,
+        "stopping": stopping(control),
         "version": env!("CARGO_PKG_VERSION"),
         "pid": std::process::id(),
         "uptime_ms": uptime_ms(control),
@@ -209,8 +211,17 @@ fn timer(heartbeat_ms: u64, cron_jobs: usize) -> String {
     }
 }
 
+/// A daemon that stops is degraded, and says so above all else.
 fn judge(control: &Control, reports: &[AccountReport]) -> (Overall, Vec<String>) {
-    overall(&parts_of(control, reports))
+    let (word, mut reasons) = overall(&parts_of(control, reports));
+    let Some(stopping) = stopping(control) else { return (word, reasons) };
+    reasons.insert(0, stopping.reason());
+    (word.max(Overall::Degraded), reasons)
+}
+
+fn stopping(control: &Control) -> Option<Stopping> {
+    let active = control.metrics.totals.active.load(Ordering::Relaxed);
+    control.progress.stopping(u64::try_from(active).unwrap_or(0))
 }
 
 /// All that health is made of.

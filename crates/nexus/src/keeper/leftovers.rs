@@ -101,7 +101,8 @@ fn is_marked(pid: i32, instance: &str) -> bool {
     tree::mark_of(pid).is_some_and(|mark| mark.strip_prefix(instance).is_some_and(|rest| rest.starts_with(':')))
 }
 
-fn ancestors() -> Vec<i32> {
+/// This process, its parent, and so on up.
+pub(crate) fn ancestors() -> Vec<i32> {
     let mut line = vec![rustix::process::getpid().as_raw_nonzero().get()];
     while let Some(parent) = line.last().and_then(|&pid| tree::parent_of(pid)).filter(|&pid| pid > 0) {
         line.push(parent);

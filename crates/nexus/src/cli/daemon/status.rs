@@ -24,6 +24,8 @@ const ERROR_CHARS_MAX: usize = 160;
 pub(crate) struct Status {
     pub(crate) health: String,
     pub(crate) reasons: Vec<String>,
+    /// How far its shutdown is; the reasons say it to people.
+    stopping: Option<Value>,
     pub(crate) pid: u32,
     pub(crate) uptime_ms: u64,
     pub(crate) http: Option<String>,
@@ -253,8 +255,9 @@ fn render_not_running(last: Option<&LastRun>, zone: &TimeZone) -> String {
 /// The whole text. Below the requirement's sample stands what it has no line for: relays and projects where there are
 /// any, and the kill level.
 pub(crate) fn render_status(status: &Status, paint: Paint) -> String {
+    let state = if status.stopping.is_some() { "stopping" } else { "running" };
     let mut lines = vec![
-        format!("NEX Daemon: running (PID {}, uptime {})", status.pid, units::duration(status.uptime_ms)),
+        format!("NEX Daemon: {state} (PID {}, uptime {})", status.pid, units::duration(status.uptime_ms)),
         format!("HTTP: {}", status.http.as_deref().unwrap_or("not listening")),
     ];
     if !matches!(status.health.as_str(), "healthy" | "") {

@@ -91,6 +91,17 @@ fn the_kill_level_stands_below_the_sample_and_is_explained_when_it_is_asked_for(
 }
 
 #[test]
+fn a_daemon_that_stops_says_so_and_what_it_waits_for() {
+    let mut value = sample();
+    value["health"] = "degraded".into();
+    value["reasons"] = json!(["the daemon is stopping, step 3 of 12: it waits for 1 request to end"]);
+    value["stopping"] = json!({ "step": 3, "of": 12, "active_requests": 1, "waits_for": "1 request to end" });
+    let head = "NEX Daemon: stopping (PID 12345, uptime 4h 23m)\nHTTP: 127.0.0.1:7400
+Health: degraded (the daemon is stopping, step 3 of 12: it waits for 1 request to end)\n";
+    assert!(rendered(value.clone()).starts_with(head), "{}", rendered(value));
+}
+
+#[test]
 fn relays_and_projects_are_counted_where_there_are_any() {
     let mut value = sample();
     value["nostr"] = json!({ "relays": [{ "url": "ws://a", "state": "live" }, { "url": "ws://b", "state": "backoff" }] });

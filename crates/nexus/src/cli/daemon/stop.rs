@@ -1,6 +1,8 @@
 //! Stopping the daemon: one TERM through a pidfd, and patience. It never kills.
 
+use crate::cli::failure::{Exit, Failure};
 use crate::daemon::{Paths, lock};
+use crate::keeper::leftovers;
 use anyhow::Context;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -20,6 +22,26 @@ pub(crate) enum Ended {
     NotRunning,
     Stopped { pid: u32 },
     StillRunning { pid: u32 },
+}
+
+/// Refuses `verb` to a process that the daemon started, directly or not: it would wait for a daemon that waits for it,
+/// and then be killed with the daemon, with nobody left to start the next one. By descent, not by the mark in the
+/// environment: a shell that an agent once started keeps the mark, and may have started this daemon itself.
+///
+/// # Errors
+/// [`Failure`] with what to do instead.
+pub(crate) fn refuse_inside(paths: &Paths, verb: &str) -> Result<(), Failure> {
+    let Some(pid) = lock::holder(paths) else { return Ok(()) };
+    let is_inside = i32::try_from(pid).is_ok_and(|pid| leftovers::ancestors().contains(&pid));
+    if !is_inside {
+        return Ok(());
+    }
+    let why = format!("`nexus daemon {verb}` is run by a child of the daemon (PID {pid}), which ends with it: nothing was done");
+    let advice = format!(
+        "Run it from outside: in a shell of your own, by your service manager, or with `systemd-run nexus daemon {verb}`. \
+         `nexus daemon reload` may be run from here."
+    );
+    Err(Failure::new(Exit::Failed, format!("{why}\n{advice}")))
 }
 
 /// Asks the daemon to end and waits until it has, and until its lock is free for the next one.
