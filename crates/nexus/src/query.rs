@@ -214,9 +214,20 @@ impl Record {
         self.agents.read_now(|connection| agents::session(connection, name, limit.min(ROWS_MAX), budgets))
     }
 
-    pub fn deliveries(&self, status: Option<&str>, limit: usize) -> Result<Value, ReadError> {
-        let rows = self.nexus.read_now(|connection| nexus::deliveries(connection, status, limit.min(ROWS_MAX)))?;
+    pub fn deliveries(&self, status: Option<&str>, adapter: Option<&str>, limit: usize) -> Result<Value, ReadError> {
+        let rows = self.nexus.read_now(|connection| nexus::deliveries(connection, status, adapter, limit.min(ROWS_MAX)))?;
         Ok(json!({ "deliveries": rows }))
+    }
+
+    /// The ids alone, the oldest first: texts of many would be too much for one answer.
+    pub fn delivery_ids(&self, status: &str, adapter: Option<&str>, limit: usize) -> Result<Value, ReadError> {
+        let ids = self.nexus.read_now(|connection| nexus::delivery_ids(connection, status, adapter, limit.min(ROWS_MAX)))?;
+        Ok(json!({ "ids": ids }))
+    }
+
+    pub fn delivery(&self, id: &str) -> Result<Option<Value>, ReadError> {
+        let row = self.nexus.read_now(|connection| nexus::delivery(connection, id))?;
+        Ok(row.map(|row| json!(row)))
     }
 }
 
@@ -325,6 +336,10 @@ pub fn accounts(directory: &Path, keys: &[AccountKey]) -> Result<Vec<KnownAccoun
     Ok(known?)
 }
 
-pub fn deliveries(directory: &Path, status: Option<&str>, limit: usize) -> Result<Value, QueryError> {
-    Ok(Record::offline(directory)?.deliveries(status, limit)?)
+pub fn deliveries(directory: &Path, status: Option<&str>, adapter: Option<&str>, limit: usize) -> Result<Value, QueryError> {
+    Ok(Record::offline(directory)?.deliveries(status, adapter, limit)?)
+}
+
+pub fn delivery(directory: &Path, id: &str) -> Result<Option<Value>, QueryError> {
+    Ok(Record::offline(directory)?.delivery(id)?)
 }

@@ -119,6 +119,73 @@ fn a_success_without_a_message_id_is_held_until_a_person_decides() {
 }
 
 #[test]
+fn many_are_decided_about_at_once_and_what_is_not_is_told() {
+    let (daemon, sends) = sending(5, "no_id");
+    eventually("all are uncertain", || daemon.deliveries("uncertain") == 5);
+    let listed = daemon.nexus_ok(&["deliveries", "list", "--status", "uncertain", "--adapter", "fake"]);
+    assert_eq!(listed.lines().count(), 5, "{listed}");
+    for part in ["fake/me", " ago", "message 3"] {
+        assert!(listed.contains(part), "no `{part}` in {listed}");
+    }
+    let of_other = daemon.nexus_ok(&["deliveries", "list", "--adapter", "other"]);
+    assert_eq!(of_other, "");
+    let ids = daemon.texts("nexus", "SELECT delivery_id FROM deliveries ORDER BY seq");
+    let shown = daemon.nexus_ok(&["deliveries", "show", &ids[0]]);
+    assert!(shown.contains("uncertain") && shown.contains("\n\nText\n  message "), "{shown}");
+    assert_eq!(daemon.nexus(&["deliveries", "show", "dlv_none"]).code, Some(4));
+
+    let ran = daemon.nexus(&["deliveries", "discard", &ids[0], "dlv_none", &ids[1], "--json"]);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    let told: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(told["decided"].as_array().map(Vec::len), Some(2), "{told}");
+    assert_eq!((&told["undecided"][0]["delivery_id"], &told["more"]), (&json!("dlv_none"), &json!(false)), "{told}");
+    assert_eq!(daemon.deliveries("discarded"), 2);
+
+    let none = daemon.nexus_ok(&["deliveries", "retry", "--all", "--status", "uncertain", "--adapter", "other"]);
+    assert_eq!(none.trim_end(), "decided: 0, not decided: 0");
+    assert_eq!(daemon.deliveries("uncertain"), 3);
+    fs::write(daemon.file("send-mode"), "ok").unwrap();
+    let said = daemon.nexus_ok(&["deliveries", "retry", "--all", "--status", "uncertain", "--adapter", "fake"]);
+    assert!(said.ends_with("decided: 3, not decided: 0\n"), "{said}");
+    eventually("all that were held are sent", || daemon.deliveries("sent") == 3);
+    assert_eq!((lines(&sends).len(), daemon.deliveries("discarded")), (8, 2));
+}
+
+#[test]
+fn a_decision_in_view_of_another_status_does_not_count() {
+    let (daemon, _) = sending(1, "no_id");
+    let held = delivery_once(&daemon, "uncertain");
+    let path = format!("/control/deliveries/{}/discard", held["delivery_id"].as_str().unwrap());
+    assert_eq!(daemon.post(&format!("{path}?status=failed"), &json!({})).status, 409);
+    assert_eq!(daemon.deliveries("uncertain"), 1);
+    assert_eq!(daemon.post(&format!("{path}?status=uncertain"), &json!({})).status, 200);
+    assert_eq!(daemon.deliveries("discarded"), 1);
+}
+
+#[test]
+fn which_are_decided_about_is_said_in_one_way() {
+    let daemon = Daemon::new();
+    let wrongs = [
+        &["retry"][..],
+        &["retry", "dlv_1", "--all", "--status", "failed"],
+        &["discard", "--all"],
+        &["retry", "dlv_1", "--status", "failed"],
+        &["discard", "dlv_1", "--adapter", "fake"],
+        &["retry", "--status", "failed"],
+        &["retry", "--all", "--status", "sent"],
+    ];
+    for wrong in wrongs {
+        let ran = daemon.nexus(&[&["deliveries"][..], wrong].concat());
+        assert_eq!(ran.code, Some(2), "{wrong:?}: {ran:?}");
+    }
+    let many: Vec<String> = (0..501).map(|n| format!("dlv_{n}")).collect();
+    let args: Vec<&str> = ["deliveries", "discard"].into_iter().chain(many.iter().map(String::as_str)).collect();
+    let ran = daemon.nexus(&args);
+    assert_eq!(ran.code, Some(2), "{ran:?}");
+    assert!(ran.stderr.contains("500 deliveries can be decided about at once; these are 501"), "{ran:?}");
+}
+
+#[test]
 fn a_send_that_hangs_after_delivering_is_ended_and_may_be_discarded() {
     let (daemon, sends) = sending(1, "deliver_then_hang");
     let held = delivery_once(&daemon, "uncertain");

@@ -237,10 +237,10 @@ impl Control {
         Ok(json!(handle.report()))
     }
 
-    async fn resolve(&self, delivery_id: String, retry: bool) -> Answer {
+    async fn resolve(&self, delivery_id: String, retry: bool, seen: Option<String>) -> Answer {
         let resolution = if retry { Resolution::Retry } else { Resolution::Discard };
         let failed = |error: String| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, error);
-        match self.outbox.resolve(&delivery_id, resolution).await.map_err(|error| failed(format!("{error:#}")))? {
+        match self.outbox.resolve(&delivery_id, resolution, seen.as_deref()).await.map_err(|error| failed(format!("{error:#}")))? {
             Resolved::Done { before } => {
                 Ok(json!({ "delivery_id": delivery_id, "before": before, "now": if retry { "pending" } else { "discarded" } }))
             }
@@ -339,8 +339,8 @@ impl Verbs for Control {
         Box::pin(search::rebuild(self, agent))
     }
 
-    fn resolve_delivery(&self, delivery_id: String, retry: bool) -> BoxFuture<'_, Answer> {
-        Box::pin(self.resolve(delivery_id, retry))
+    fn resolve_delivery(&self, delivery_id: String, retry: bool, seen: Option<String>) -> BoxFuture<'_, Answer> {
+        Box::pin(self.resolve(delivery_id, retry, seen))
     }
 
     fn backup(&self, directory: Option<PathBuf>) -> BoxFuture<'_, Result<BackupLines, Refusal>> {

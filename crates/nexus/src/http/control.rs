@@ -73,7 +73,8 @@ pub trait Verbs: Send + Sync + 'static {
     fn reload(&self, dry_run: bool) -> BoxFuture<'_, Answer>;
     fn search(&self, question: Question) -> BoxFuture<'_, Answer>;
     fn rebuild_search(&self, agent: Option<String>) -> BoxFuture<'_, Answer>;
-    fn resolve_delivery(&self, delivery_id: String, retry: bool) -> BoxFuture<'_, Answer>;
+    /// With `seen`, only a delivery that still has this status.
+    fn resolve_delivery(&self, delivery_id: String, retry: bool, seen: Option<String>) -> BoxFuture<'_, Answer>;
     fn backup(&self, directory: Option<PathBuf>) -> BoxFuture<'_, Result<Lines, Refusal>>;
     fn fork_session(&self, name: String, fork: Fork) -> BoxFuture<'_, Answer>;
     fn archive_session(&self, name: String, undo: bool) -> BoxFuture<'_, Answer>;
@@ -117,6 +118,8 @@ pub(super) fn routes(api: Api) -> Router {
         .route("/control/search", post(search))
         .route("/control/search/rebuild", post(rebuild))
         .route("/control/deliveries", get(deliveries))
+        .route("/control/deliveries/ids", get(delivery_ids))
+        .route("/control/deliveries/{id}", get(delivery))
         .route("/control/deliveries/{id}/{verb}", post(resolve))
         .route("/control/sessions", get(sessions::list))
         .route("/control/sessions/{label}", get(sessions::show))
@@ -195,6 +198,7 @@ struct List {
     channel: Option<String>,
     text: Option<String>,
     status: Option<String>,
+    adapter: Option<String>,
 }
 
 pub(super) fn default_limit() -> usize {
@@ -253,13 +257,38 @@ async fn traces(State(api): State<Api>, Query(list): Query<List>) -> Response {
 }
 
 async fn deliveries(State(api): State<Api>, Query(list): Query<List>) -> Response {
-    shown(ask(&api, move |record| record.deliveries(list.status.as_deref(), list.limit)).await)
+    shown(ask(&api, move |record| record.deliveries(list.status.as_deref(), list.adapter.as_deref(), list.limit)).await)
 }
 
-async fn resolve(State(api): State<Api>, Path((id, verb)): Path<(String, String)>) -> Response {
+/// Deliveries that are to be decided about together.
+#[derive(Debug, Deserialize)]
+struct Alike {
+    status: String,
+    adapter: Option<String>,
+    limit: usize,
+}
+
+async fn delivery_ids(State(api): State<Api>, Query(alike): Query<Alike>) -> Response {
+    shown(ask(&api, move |record| record.delivery_ids(&alike.status, alike.adapter.as_deref(), alike.limit)).await)
+}
+
+async fn delivery(State(api): State<Api>, Path(id): Path<String>) -> Response {
+    let what = unknown::delivery(&id);
+    found(ask(&api, move |record| record.delivery(&id)).await, &what)
+}
+
+/// In view of what a delivery was told to do something.
+#[derive(Debug, Deserialize)]
+struct Seen {
+    status: Option<String>,
+}
+
+async fn resolve(State(api): State<Api>, Path((id, verb)): Path<(String, String)>, Query(seen): Query<Seen>) -> Response {
     match verb.as_str() {
         "retry" | "discard" => {
-            answer(whole(api.verbs.clone(), async move { api.daemon.resolve_delivery(id, verb == "retry").await }).await)
+            let room = api.verbs.clone();
+            let decided = async move { api.daemon.resolve_delivery(id, verb == "retry", seen.status).await };
+            answer(whole(room, decided).await)
         }
         _ => refusal(StatusCode::NOT_FOUND, "a delivery can be told `retry` or `discard`"),
     }

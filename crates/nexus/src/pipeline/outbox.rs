@@ -258,14 +258,17 @@ impl Outbox {
 
     /// Carries out a person's decision, however long the ledger takes to write it. Once begun it is
     /// carried out also if nobody waits for the answer any more: between the commit and the lane it
-    /// would be lost.
+    /// would be lost. Made in view of the status `seen`, it counts for no other.
     ///
     /// # Errors
     /// When the ledger can't be read, or refuses or is closed.
-    pub async fn resolve(&self, delivery_id: &str, resolution: Resolution) -> anyhow::Result<Resolved> {
+    pub async fn resolve(&self, delivery_id: &str, resolution: Resolution, seen: Option<&str>) -> anyhow::Result<Resolved> {
         let id = delivery_id.to_owned();
         let row = self.shared.ledgers.nexus.readers.read(move |connection| delivery(connection, &id)).await?;
         let Some(row) = row else { return Ok(Resolved::Unknown) };
+        if seen.is_some_and(|seen| seen != row.status) {
+            return Ok(Resolved::NotNow { status: row.status });
+        }
         let this = self.clone();
         let decided = crate::watch::tracked("deliveries.resolve", &self.shared.tasks, async move {
             let done = this.decide(&row, resolution).await?;

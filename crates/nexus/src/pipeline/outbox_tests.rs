@@ -243,7 +243,10 @@ async fn a_panic_in_one_delivery_leaves_its_lane_going() {
     let readers = &place.outbox.shared.ledgers.nexus.readers;
     let broken = readers.read(|connection| delivery(connection, "broken")).await.unwrap().unwrap();
     assert!(broken.error.is_some_and(|error| error.contains("a defect of the daemon while this was being sent")));
-    assert_eq!(place.outbox.resolve("broken", Resolution::Discard).await.unwrap(), Resolved::Done { before: "uncertain".to_owned() });
+    let other = place.outbox.resolve("broken", Resolution::Discard, Some("failed")).await.unwrap();
+    assert_eq!(other, Resolved::NotNow { status: "uncertain".to_owned() }, "decided in view of something else");
+    let done = place.outbox.resolve("broken", Resolution::Discard, Some("uncertain")).await.unwrap();
+    assert_eq!(done, Resolved::Done { before: "uncertain".to_owned() });
 }
 
 #[tokio::test]
@@ -277,14 +280,14 @@ async fn a_decision_outlives_a_ledger_that_cannot_be_written_and_whoever_asked_f
     stranger.execute_batch("BEGIN IMMEDIATE").unwrap();
     let outbox = place.outbox.clone();
     #[expect(clippy::disallowed_methods, reason = "a test waits for it, or is over before it")]
-    let asking = tokio::spawn(async move { outbox.resolve("d", Resolution::Retry).await });
+    let asking = tokio::spawn(async move { outbox.resolve("d", Resolution::Retry, None).await });
     let writer = place.outbox.shared.ledgers.nexus.writer.stats().clone();
     eventually(async || writer.failing.load(Ordering::Relaxed)).await;
     asking.abort();
     assert!(soon(asking).await.unwrap_err().is_cancelled());
     stranger.execute_batch("COMMIT").unwrap();
     eventually(async || place.status("d").await == "sent").await;
-    assert_eq!(place.outbox.resolve("d", Resolution::Discard).await.unwrap(), Resolved::NotNow { status: "sent".to_owned() });
+    assert_eq!(place.outbox.resolve("d", Resolution::Discard, None).await.unwrap(), Resolved::NotNow { status: "sent".to_owned() });
 }
 
 #[tokio::test]

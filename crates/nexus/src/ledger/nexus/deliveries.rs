@@ -146,7 +146,7 @@ fn lane(channel: &str, account_id: &str, target: &str) -> String {
     [channel, account_id, target].join("\u{1f}")
 }
 
-/// The first byte is about to leave.
+/// The first byte is about to leave; what went wrong before counts no more.
 #[derive(Debug, Clone)]
 pub struct ClaimDelivery {
     pub delivery_id: String,
@@ -156,7 +156,7 @@ pub struct ClaimDelivery {
 
 impl ClaimDelivery {
     pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Claim> {
-        let sql = "UPDATE deliveries SET status = 'sending', attempts = attempts + 1, updated_at = ?2, epoch = ?3
+        let sql = "UPDATE deliveries SET status = 'sending', attempts = attempts + 1, error = NULL, updated_at = ?2, epoch = ?3
                    WHERE delivery_id = ?1 AND status = 'pending' AND ?3 = (SELECT value FROM counters WHERE name = 'epoch')";
         let changed = connection.prepare_cached(sql)?.execute(params![self.delivery_id, self.at, self.epoch])?;
         if changed == 1 { Ok(Claim::Done) } else { was_done(connection, &self.delivery_id, "sending", self.at, self.epoch) }
@@ -283,6 +283,7 @@ impl ResolveDelivery {
         };
         let sql = format!(
             "UPDATE deliveries SET status = ?2, next_attempt_at = NULL, updated_at = ?3, epoch = ?5,
+               error = CASE WHEN ?2 = 'pending' THEN NULL ELSE error END,
                expires_at = CASE WHEN ?2 = 'pending' THEN max(expires_at, ?3 + ?4) ELSE expires_at END
              WHERE delivery_id = ?1 AND status IN {from} AND (?2 != 'pending' OR content != '') AND status = ?6 AND updated_at = ?7 AND ?5 = (SELECT value FROM counters WHERE name = 'epoch')"
         );
@@ -408,6 +409,25 @@ mod tests {
         let discard = || decide(&connection, Resolution::Discard, 40, 1);
         assert_eq!((discard(), discard()), (Claim::Done, Claim::Done));
         assert_eq!(found(&connection).0, "discarded");
+    }
+
+    #[test]
+    fn a_new_attempt_does_not_show_the_error_of_the_last() {
+        let connection = ledger();
+        let error = || -> Option<String> { connection.query_row("SELECT error FROM deliveries", [], |row| row.get(0)).unwrap() };
+        claim(&connection, 10, 1);
+        settle(&connection, Settled::Retry { at: 500, error: "no".to_owned() }, 20);
+        assert_eq!(error().as_deref(), Some("no"), "why it waits");
+        claim(&connection, 30, 1);
+        assert_eq!(error(), None, "it is under way");
+        settle(&connection, Settled::Uncertain { error: "hm".to_owned() }, 40);
+        assert_eq!(error().as_deref(), Some("hm"));
+        decide(&connection, Resolution::Retry, 50, 1);
+        assert_eq!(error(), None, "a person had it sent again");
+        claim(&connection, 60, 1);
+        settle(&connection, Settled::Failed { error: "never".to_owned() }, 70);
+        decide(&connection, Resolution::Discard, 80, 1);
+        assert_eq!(error().as_deref(), Some("never"), "why it was given up");
     }
 
     #[test]

@@ -191,10 +191,18 @@ pub fn deliveries_of(connection: &Connection, event_seq: i64) -> rusqlite::Resul
     connection.prepare_cached(&sql)?.query_map([event_seq], from_row)?.collect()
 }
 
-/// The newest `limit` deliveries, newest first, of one status if given.
-pub fn deliveries(connection: &Connection, status: Option<&str>, limit: usize) -> rusqlite::Result<Vec<Delivery>> {
-    let sql = format!("SELECT {COLUMNS} FROM deliveries WHERE ?1 IS NULL OR status = ?1 ORDER BY seq DESC LIMIT ?2");
-    connection.prepare_cached(&sql)?.query_map(params![status, limit], from_row)?.collect()
+/// The newest `limit` deliveries, newest first, of one status and one adapter if given.
+pub fn deliveries(connection: &Connection, status: Option<&str>, adapter: Option<&str>, limit: usize) -> rusqlite::Result<Vec<Delivery>> {
+    let sql = format!(
+        "SELECT {COLUMNS} FROM deliveries WHERE (?1 IS NULL OR status = ?1) AND (?2 IS NULL OR adapter = ?2) ORDER BY seq DESC LIMIT ?3"
+    );
+    connection.prepare_cached(&sql)?.query_map(params![status, adapter, limit], from_row)?.collect()
+}
+
+/// The ids of the oldest `limit` deliveries of a status, and of one adapter if given, in the order in which they leave.
+pub fn delivery_ids(connection: &Connection, status: &str, adapter: Option<&str>, limit: usize) -> rusqlite::Result<Vec<String>> {
+    let sql = "SELECT delivery_id FROM deliveries WHERE status = ?1 AND (?2 IS NULL OR adapter = ?2) ORDER BY seq LIMIT ?3";
+    connection.prepare_cached(sql)?.query_map(params![status, adapter, limit], |row| row.get(0))?.collect()
 }
 
 /// Deliveries sent after `sent_seq`, in the order of their sending, and the last one's place.

@@ -90,7 +90,7 @@ impl Place {
 
     /// What is in the ledger, oldest first.
     async fn rows(&self) -> Vec<Delivery> {
-        let mut rows = self.ledgers.nexus.readers.read(|connection| deliveries(connection, None, 1000)).await.unwrap();
+        let mut rows = self.ledgers.nexus.readers.read(|connection| deliveries(connection, None, None, 1000)).await.unwrap();
         rows.reverse();
         rows
     }
