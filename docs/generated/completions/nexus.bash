@@ -427,6 +427,9 @@ _nexus() {
             nexus__subcmd__deliveries,retry)
                 cmd="nexus__subcmd__deliveries__subcmd__retry"
                 ;;
+            nexus__subcmd__deliveries,show)
+                cmd="nexus__subcmd__deliveries__subcmd__show"
+                ;;
             nexus__subcmd__deliveries__subcmd__help,discard)
                 cmd="nexus__subcmd__deliveries__subcmd__help__subcmd__discard"
                 ;;
@@ -438,6 +441,9 @@ _nexus() {
                 ;;
             nexus__subcmd__deliveries__subcmd__help,retry)
                 cmd="nexus__subcmd__deliveries__subcmd__help__subcmd__retry"
+                ;;
+            nexus__subcmd__deliveries__subcmd__help,show)
+                cmd="nexus__subcmd__deliveries__subcmd__help__subcmd__show"
                 ;;
             nexus__subcmd__events,help)
                 cmd="nexus__subcmd__events__subcmd__help"
@@ -687,6 +693,9 @@ _nexus() {
                 ;;
             nexus__subcmd__help__subcmd__deliveries,retry)
                 cmd="nexus__subcmd__help__subcmd__deliveries__subcmd__retry"
+                ;;
+            nexus__subcmd__help__subcmd__deliveries,show)
+                cmd="nexus__subcmd__help__subcmd__deliveries__subcmd__show"
                 ;;
             nexus__subcmd__help__subcmd__events,replay)
                 cmd="nexus__subcmd__help__subcmd__events__subcmd__replay"
@@ -3447,7 +3456,7 @@ _nexus() {
             return 0
             ;;
         nexus__subcmd__deliveries)
-            opts="-c -h --json --config --help list retry discard help"
+            opts="-c -h --json --config --help list show retry discard help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -3469,12 +3478,20 @@ _nexus() {
             return 0
             ;;
         nexus__subcmd__deliveries__subcmd__discard)
-            opts="-c -h --json --config --help"
+            opts="-c -h --all --status --adapter --json --config --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --status)
+                    COMPREPLY=($(compgen -W "uncertain failed expired" -- "${cur}"))
+                    return 0
+                    ;;
+                --adapter)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --config)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -3491,7 +3508,7 @@ _nexus() {
             return 0
             ;;
         nexus__subcmd__deliveries__subcmd__help)
-            opts="list retry discard help"
+            opts="list show retry discard help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -3560,8 +3577,22 @@ _nexus() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        nexus__subcmd__deliveries__subcmd__help__subcmd__show)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         nexus__subcmd__deliveries__subcmd__list)
-            opts="-n -c -h --status --limit --json --config --help"
+            opts="-n -c -h --status --adapter --limit --json --config --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -3569,6 +3600,10 @@ _nexus() {
             case "${prev}" in
                 --status)
                     COMPREPLY=($(compgen -W "pending sending sent failed uncertain expired discarded" -- "${cur}"))
+                    return 0
+                    ;;
+                --adapter)
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --limit)
@@ -3595,6 +3630,36 @@ _nexus() {
             return 0
             ;;
         nexus__subcmd__deliveries__subcmd__retry)
+            opts="-c -h --all --status --adapter --json --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --status)
+                    COMPREPLY=($(compgen -W "uncertain failed expired" -- "${cur}"))
+                    return 0
+                    ;;
+                --adapter)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -c)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        nexus__subcmd__deliveries__subcmd__show)
             opts="-c -h --json --config --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -4665,7 +4730,7 @@ _nexus() {
             return 0
             ;;
         nexus__subcmd__help__subcmd__deliveries)
-            opts="list retry discard"
+            opts="list show retry discard"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -4707,6 +4772,20 @@ _nexus() {
             return 0
             ;;
         nexus__subcmd__help__subcmd__deliveries__subcmd__retry)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        nexus__subcmd__help__subcmd__deliveries__subcmd__show)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )

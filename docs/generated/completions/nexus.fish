@@ -431,13 +431,14 @@ complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subc
 complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from help" -f -a "check" -d 'Show what would be decided about a sender, and why'
 complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from help" -f -a "audit" -d 'Show who was let in or denied, and why, newest first'
 complete -c nexus -n "__fish_nexus_using_subcommand access; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
-complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and not __fish_seen_subcommand_from list retry discard help" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
-complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and not __fish_seen_subcommand_from list retry discard help" -l json -d 'Print JSON, in a form that stays stable'
-complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and not __fish_seen_subcommand_from list retry discard help" -s h -l help -d 'Print help'
-complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and not __fish_seen_subcommand_from list retry discard help" -f -a "list" -d 'List the newest deliveries'
-complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and not __fish_seen_subcommand_from list retry discard help" -f -a "retry" -d 'Send one again; an uncertain one may then arrive twice'
-complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and not __fish_seen_subcommand_from list retry discard help" -f -a "discard" -d 'Give one up'
-complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and not __fish_seen_subcommand_from list retry discard help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and not __fish_seen_subcommand_from list show retry discard help" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and not __fish_seen_subcommand_from list show retry discard help" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and not __fish_seen_subcommand_from list show retry discard help" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and not __fish_seen_subcommand_from list show retry discard help" -f -a "list" -d 'List the newest deliveries'
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and not __fish_seen_subcommand_from list show retry discard help" -f -a "show" -d 'Show one delivery, with its whole text'
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and not __fish_seen_subcommand_from list show retry discard help" -f -a "retry" -d 'Send some again; an uncertain one may then arrive twice'
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and not __fish_seen_subcommand_from list show retry discard help" -f -a "discard" -d 'Give some up'
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and not __fish_seen_subcommand_from list show retry discard help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from list" -l status -d 'Only deliveries of this status' -r -f -a "pending\t''
 sending\t''
 sent\t''
@@ -445,19 +446,34 @@ failed\t''
 uncertain\t''
 expired\t''
 discarded\t''"
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from list" -l adapter -d 'Only deliveries by this adapter' -r
 complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from list" -s n -l limit -d 'How many at most' -r
 complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from list" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
 complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from list" -l json -d 'Print JSON, in a form that stays stable'
 complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from list" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from show" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from show" -l json -d 'Print JSON, in a form that stays stable'
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from show" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from retry" -l status -d 'With --all: those of this status' -r -f -a "uncertain\t''
+failed\t''
+expired\t''"
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from retry" -l adapter -d 'With --all: only those of this adapter' -r
 complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from retry" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from retry" -l all -d 'The oldest 500 of a status, in place of ids'
 complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from retry" -l json -d 'Print JSON, in a form that stays stable'
 complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from retry" -s h -l help -d 'Print help'
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from discard" -l status -d 'With --all: those of this status' -r -f -a "uncertain\t''
+failed\t''
+expired\t''"
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from discard" -l adapter -d 'With --all: only those of this adapter' -r
 complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from discard" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from discard" -l all -d 'The oldest 500 of a status, in place of ids'
 complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from discard" -l json -d 'Print JSON, in a form that stays stable'
 complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from discard" -s h -l help -d 'Print help'
 complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from help" -f -a "list" -d 'List the newest deliveries'
-complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from help" -f -a "retry" -d 'Send one again; an uncertain one may then arrive twice'
-complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from help" -f -a "discard" -d 'Give one up'
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from help" -f -a "show" -d 'Show one delivery, with its whole text'
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from help" -f -a "retry" -d 'Send some again; an uncertain one may then arrive twice'
+complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from help" -f -a "discard" -d 'Give some up'
 complete -c nexus -n "__fish_nexus_using_subcommand deliveries; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c nexus -n "__fish_nexus_using_subcommand sessions; and not __fish_seen_subcommand_from list show fork archive stop help" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F
 complete -c nexus -n "__fish_nexus_using_subcommand sessions; and not __fish_seen_subcommand_from list show fork archive stop help" -l json -d 'Print JSON, in a form that stays stable'
@@ -791,8 +807,9 @@ complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcom
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from access" -f -a "check" -d 'Show what would be decided about a sender, and why'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from access" -f -a "audit" -d 'Show who was let in or denied, and why, newest first'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from deliveries" -f -a "list" -d 'List the newest deliveries'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from deliveries" -f -a "retry" -d 'Send one again; an uncertain one may then arrive twice'
-complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from deliveries" -f -a "discard" -d 'Give one up'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from deliveries" -f -a "show" -d 'Show one delivery, with its whole text'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from deliveries" -f -a "retry" -d 'Send some again; an uncertain one may then arrive twice'
+complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from deliveries" -f -a "discard" -d 'Give some up'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from sessions" -f -a "list" -d 'List sessions, those with the newest turns first'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from sessions" -f -a "show" -d 'Show a session: what was said, newest last, and what it has used of its agents\' budgets'
 complete -c nexus -n "__fish_nexus_using_subcommand help; and __fish_seen_subcommand_from sessions" -f -a "fork" -d 'Begin a session under a new label that knows what was said in another one'

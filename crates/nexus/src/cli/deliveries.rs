@@ -42,7 +42,9 @@ pub(crate) enum Verb {
         id: String,
     },
     /// Send some again; an uncertain one may then arrive twice
-    #[command(after_help = "Examples:\n  nexus deliveries retry dlv_01JBX\n  nexus deliveries retry --all --status uncertain --adapter gmail")]
+    #[command(
+        after_help = "Examples:\n  nexus deliveries retry dlv_01JBX\n  nexus deliveries retry --all --status uncertain --adapter gmail"
+    )]
     Retry(decide::Which),
     /// Give some up
     #[command(after_help = "Examples:\n  nexus deliveries discard dlv_01JBX dlv_01JBY\n  nexus deliveries discard --all --status expired")]
