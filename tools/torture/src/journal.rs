@@ -47,7 +47,11 @@ pub(crate) fn values_with(path: &Path, needle: &str) -> Result<Vec<Value>> {
     whole(&text(path)?).filter(|line| line.contains(needle)).map(parse).collect()
 }
 
-fn text(path: &Path) -> Result<String> {
+/// A file as it is; empty if there is none.
+///
+/// # Errors
+/// Of the file system, and bytes that are no text.
+pub(crate) fn text(path: &Path) -> Result<String> {
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(text),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
