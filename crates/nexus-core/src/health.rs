@@ -137,6 +137,26 @@ pub struct Parts {
     pub clock_doubt: Option<Doubt>,
 }
 
+impl Parts {
+    /// A daemon of which nothing is wrong.
+    pub fn well() -> Self {
+        Self {
+            ledgers: Vec::new(),
+            pipeline_ok: true,
+            disk_ok: true,
+            adapters: Vec::new(),
+            tasks_restarted: 0,
+            tasks_lost: Vec::new(),
+            stuck_deliveries: 0,
+            plugins_unwell: Vec::new(),
+            projects_unwell: Vec::new(),
+            nostr_unwell: Vec::new(),
+            sessions_stopped: Vec::new(),
+            clock_doubt: None,
+        }
+    }
+}
+
 /// The overall state and one reason for each thing that is wrong, the worst first; none when healthy.
 ///
 /// Unhealthy: the pipeline, a ledger or the disk fails. Degraded: an adapter is errored, in
@@ -228,20 +248,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn well() -> Parts {
-        Parts {
-            ledgers: ["events.db", "nexus.db"].map(|name| (name.to_owned(), None)).to_vec(),
-            pipeline_ok: true,
-            disk_ok: true,
-            adapters: Vec::new(),
-            tasks_restarted: 0,
-            tasks_lost: Vec::new(),
-            stuck_deliveries: 0,
-            plugins_unwell: Vec::new(),
-            projects_unwell: Vec::new(),
-            nostr_unwell: Vec::new(),
-            sessions_stopped: Vec::new(),
-            clock_doubt: None,
-        }
+        Parts { ledgers: ["events.db", "nexus.db"].map(|name| (name.to_owned(), None)).to_vec(), ..Parts::well() }
     }
 
     fn with(status: AdapterStatus, health: Health) -> (Overall, Vec<String>) {

@@ -11,6 +11,7 @@ mod child;
 use crate::keeper::{ExitStatus, Keeper, Process, SpawnSpec};
 use crate::metrics::Metrics;
 use crate::watch::Watch;
+use nexus_core::health::AdapterStatus;
 use nexus_core::ids::ChildId;
 use nexus_core::lifecycle::RestartPolicy;
 use std::collections::HashMap;
@@ -98,16 +99,23 @@ pub enum Phase {
     Errored,
 }
 
-impl Phase {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Stopped => "stopped",
-            Self::Starting => "starting",
-            Self::Running => "running",
-            Self::Stopping => "stopping",
-            Self::Backoff => "backoff",
-            Self::Errored => "errored",
+impl From<Phase> for AdapterStatus {
+    fn from(phase: Phase) -> Self {
+        match phase {
+            Phase::Stopped => Self::Stopped,
+            Phase::Starting => Self::Starting,
+            Phase::Running => Self::Running,
+            Phase::Stopping => Self::Stopping,
+            Phase::Backoff => Self::Backoff,
+            Phase::Errored => Self::Errored,
         }
+    }
+}
+
+impl Phase {
+    /// The name on the wire, the same for every kind of child.
+    pub fn as_str(self) -> &'static str {
+        AdapterStatus::from(self).as_str()
     }
 }
 

@@ -6,6 +6,7 @@ mod automation;
 mod common;
 
 use automation::{doing, put, report, sent, sent_in, text_of, triggers};
+use common::loops::loop_platform;
 use common::model::{Model, read, text};
 use common::{Ask, Daemon, Signal, config, eventually, find, lines, send_signal};
 use serde_json::{Value, json};
@@ -375,31 +376,11 @@ fn a_stop_leaves_nothing_of_them_and_what_they_say_is_logged() {
     assert!(lines(daemon.workspace().join("state/automations/x.js")).len() > 1, "the file is a person's");
 }
 
-/// A platform on which what is sent there comes back as a message, line by line of a file.
-const LOOP: &str = r#"verb=$1; shift
-while [ $# -gt 1 ]; do
-  case $1 in --text) text=$2 ;; --idempotency-key) key=$2 ;; esac
-  shift 2
-done
-case $verb in
-info) echo '{"channel":"loop","name":"loop","version":"1","supports":["monitor","send"]}' ;;
-monitor)
-  n=0
-  tail -n +1 -f said | while IFS= read -r line; do
-    n=$((n + 1))
-    echo '{"event_id":"loop:'$n'","timestamp":0,"content":"'$line'","content_type":"text","channel":"loop","account_id":"me","sender_id":"bot","peer_id":"p","peer_kind":"dm"}'
-  done ;;
-send)
-  echo "$text" >> said
-  echo '{"success":true,"message_ids":["'$key'"],"chunks_sent":1}' ;;
-esac
-"#;
-
 #[test]
 fn one_that_answers_its_own_messages_is_stopped() {
     let mut daemon = Daemon::new();
     let (script, said) = (daemon.workspace().join("loop.sh"), daemon.workspace().join("said"));
-    fs::write(&script, LOOP).unwrap();
+    fs::write(&script, loop_platform("bot", r#"echo "$text" >> said"#)).unwrap();
     fs::write(&said, "1\n").unwrap();
     let next = "const text = `${Number(ctx.request.event.content) + 1}`;\nreturn ctx.nexus.send({ text }).then(() => ({ handled: true }));";
     put(&daemon, "counts.js", &doing("counts", "", next));

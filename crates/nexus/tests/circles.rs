@@ -4,37 +4,19 @@
 
 mod common;
 
+use common::loops::loop_platform;
 use common::{Daemon, config, eventually, lines};
 use serde_json::{Value, json};
 use std::fs;
 
-/// A platform with one peer, whose messages are the lines of a file; each message that is sent to them makes one more.
-const PEER: &str = r#"verb=$1; shift
-while [ $# -gt 1 ]; do
-  case $1 in --text) text=$2 ;; --idempotency-key) key=$2 ;; esac
-  shift 2
-done
-case $verb in
-info) echo '{"channel":"loop","name":"loop","version":"1","supports":["monitor","send"]}' ;;
-monitor)
-  n=0
-  tail -n +1 -f said | while IFS= read -r line; do
-    n=$((n + 1))
-    echo '{"event_id":"loop:'$n'","timestamp":0,"content":"'$line'","content_type":"text","channel":"loop","account_id":"me","sender_id":"peer","peer_id":"p","peer_kind":"dm"}'
-  done ;;
-send)
-  text=$(echo "$text")
-  echo "ANSWER" >> said
-  echo '{"success":true,"message_ids":["'$key'"],"chunks_sent":1}' ;;
-esac
-"#;
 /// An agent that says something else each time.
 const VARIES: &str = "sh -c 'cat > /dev/null; echo I am process $$'";
 
 /// A daemon that talks with that peer, who says `hello` first and then answers with what a shell makes of `answer`.
 fn with_peer(answer: &str, access: Value) -> Daemon {
     let mut daemon = Daemon::new();
-    fs::write(daemon.workspace().join("loop.sh"), PEER.replace("ANSWER", answer)).unwrap();
+    fs::write(daemon.workspace().join("loop.sh"), loop_platform("peer", &format!("text=$(echo \"$text\"); echo \"{answer}\" >> said")))
+        .unwrap();
     fs::write(daemon.workspace().join("said"), "hello\n").unwrap();
     let mut wanted = config(json!({ "loop": { "command": "sh loop.sh", "accounts": { "me": {} } } }));
     wanted["agents"] = json!({ "default": "varies", "varies": { "runner": "command", "command": VARIES } });

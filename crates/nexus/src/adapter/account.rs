@@ -254,12 +254,7 @@ impl Account {
     fn stream_report(&self) -> Option<StreamReport> {
         let child = self.streamer.child().map(Child::status)?;
         let is_used = child.phase != Phase::Stopped || child.generation > 0;
-        is_used.then(|| StreamReport {
-            status: status_of(child.phase),
-            pid: child.pid,
-            restarts: child.restarts,
-            last_error: child.last_error,
-        })
+        is_used.then(|| StreamReport { status: child.phase.into(), pid: child.pid, restarts: child.restarts, last_error: child.last_error })
     }
 
     /// Why answers aren't streamed that should be.
@@ -293,7 +288,7 @@ impl Account {
 
     fn status(&self, child: Option<&ChildStatus>) -> AdapterStatus {
         let backfilling = self.backfilling.load(Ordering::Acquire);
-        let status = child.map_or(AdapterStatus::Stopped, |child| status_of(child.phase));
+        let status = child.map_or(AdapterStatus::Stopped, |child| child.phase.into());
         if backfilling && status == AdapterStatus::Stopped { AdapterStatus::Backfilling } else { status }
     }
 
@@ -413,17 +408,6 @@ impl Account {
 
     pub(super) fn can(&self, capability: Capability) -> bool {
         self.channel.borrow().as_ref().is_some_and(|info| info.can(capability))
-    }
-}
-
-fn status_of(phase: Phase) -> AdapterStatus {
-    match phase {
-        Phase::Running => AdapterStatus::Running,
-        Phase::Starting => AdapterStatus::Starting,
-        Phase::Stopping => AdapterStatus::Stopping,
-        Phase::Backoff => AdapterStatus::Backoff,
-        Phase::Errored => AdapterStatus::Errored,
-        Phase::Stopped => AdapterStatus::Stopped,
     }
 }
 

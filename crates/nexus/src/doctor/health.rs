@@ -9,7 +9,7 @@ const ELSE: &str = "`nexus daemon status --verbose` and `nexus daemon logs` say 
 
 /// One finding for each reason, or that there is none.
 pub fn findings(parts: &Parts) -> Vec<Finding> {
-    let elsewhere = reasons(&Parts { plugins_unwell: parts.plugins_unwell.clone(), clock_doubt: parts.clock_doubt, ..nothing() });
+    let elsewhere = reasons(&Parts { plugins_unwell: parts.plugins_unwell.clone(), clock_doubt: parts.clock_doubt, ..Parts::well() });
     let advised = advised(parts);
     let (word, all) = overall(parts);
     let fix_of = |reason: &str| advised.iter().find(|(reasons, _)| reasons.iter().any(|one| one == reason)).map_or(ELSE, |(_, fix)| *fix);
@@ -31,7 +31,7 @@ pub fn findings(parts: &Parts) -> Vec<Finding> {
 /// What makes the daemon unhealthy is an error.
 fn severity(parts: &Parts, reason: &str) -> Severity {
     let (ledgers, pipeline_ok, disk_ok) = (parts.ledgers.clone(), parts.pipeline_ok, parts.disk_ok);
-    let broken = reasons(&Parts { ledgers, pipeline_ok, disk_ok, ..nothing() });
+    let broken = reasons(&Parts { ledgers, pipeline_ok, disk_ok, ..Parts::well() });
     if broken.iter().any(|one| one == reason) { Severity::Error } else { Severity::Warning }
 }
 
@@ -39,50 +39,32 @@ fn severity(parts: &Parts, reason: &str) -> Severity {
 fn advised(parts: &Parts) -> Vec<(Vec<String>, &'static str)> {
     let of = |some: Parts, fix: &'static str| (reasons(&some), fix);
     vec![
-        of(Parts { pipeline_ok: parts.pipeline_ok, ..nothing() }, "`nexus daemon restart`; `nexus daemon logs` says what failed"),
-        of(Parts { ledgers: parts.ledgers.clone(), ..nothing() }, "mend the disk or put the file back; work goes on by itself then"),
-        of(Parts { disk_ok: parts.disk_ok, ..nothing() }, "make room, or lower ledgers.min_free_mb; work goes on by itself then"),
+        of(Parts { pipeline_ok: parts.pipeline_ok, ..Parts::well() }, "`nexus daemon restart`; `nexus daemon logs` says what failed"),
+        of(Parts { ledgers: parts.ledgers.clone(), ..Parts::well() }, "mend the disk or put the file back; work goes on by itself then"),
+        of(Parts { disk_ok: parts.disk_ok, ..Parts::well() }, "make room, or lower ledgers.min_free_mb; work goes on by itself then"),
         of(
-            Parts { adapters: parts.adapters.clone(), ..nothing() },
+            Parts { adapters: parts.adapters.clone(), ..Parts::well() },
             "`nexus adapter list` names them, `nexus adapter health NAME/ACCOUNT` says why",
         ),
         of(
-            Parts { tasks_restarted: parts.tasks_restarted, tasks_lost: parts.tasks_lost.clone(), ..nothing() },
+            Parts { tasks_restarted: parts.tasks_restarted, tasks_lost: parts.tasks_lost.clone(), ..Parts::well() },
             "`nexus daemon status --json` names them in `failed_tasks`; `nexus daemon restart` starts what was given up",
         ),
         of(
-            Parts { stuck_deliveries: parts.stuck_deliveries, ..nothing() },
+            Parts { stuck_deliveries: parts.stuck_deliveries, ..Parts::well() },
             "`nexus deliveries list` shows them; `nexus deliveries retry` or `discard` decides",
         ),
         of(
-            Parts { sessions_stopped: parts.sessions_stopped.clone(), ..nothing() },
+            Parts { sessions_stopped: parts.sessions_stopped.clone(), ..Parts::well() },
             "`nexus sessions show LABEL` says what came; another message, or ten quiet minutes, let it go on",
         ),
-        of(Parts { projects_unwell: parts.projects_unwell.clone(), ..nothing() }, "`nexus project list` says how each is"),
-        of(Parts { nostr_unwell: parts.nostr_unwell.clone(), ..nothing() }, "`nexus nostr status` says how each relay is"),
+        of(Parts { projects_unwell: parts.projects_unwell.clone(), ..Parts::well() }, "`nexus project list` says how each is"),
+        of(Parts { nostr_unwell: parts.nostr_unwell.clone(), ..Parts::well() }, "`nexus nostr status` says how each relay is"),
     ]
 }
 
 fn reasons(parts: &Parts) -> Vec<String> {
     overall(parts).1
-}
-
-/// A daemon of which nothing is wrong.
-fn nothing() -> Parts {
-    Parts {
-        ledgers: Vec::new(),
-        pipeline_ok: true,
-        disk_ok: true,
-        adapters: Vec::new(),
-        tasks_restarted: 0,
-        tasks_lost: Vec::new(),
-        stuck_deliveries: 0,
-        plugins_unwell: Vec::new(),
-        projects_unwell: Vec::new(),
-        nostr_unwell: Vec::new(),
-        sessions_stopped: Vec::new(),
-        clock_doubt: None,
-    }
 }
 
 #[cfg(test)]
@@ -91,18 +73,18 @@ mod tests {
 
     #[test]
     fn each_reason_is_told_once_with_what_to_do() {
-        assert_eq!(findings(&nothing()), [Finding::ok(Check::Health, "healthy")]);
+        assert_eq!(findings(&Parts::well()), [Finding::ok(Check::Health, "healthy")]);
         let found = findings(&Parts {
             disk_ok: false,
             stuck_deliveries: 2,
             plugins_unwell: vec!["plugin `tags`: it does not load".to_owned()],
-            ..nothing()
+            ..Parts::well()
         });
         let told: Vec<_> = found.iter().map(|one| (one.severity, one.what.as_str())).collect();
         assert_eq!(told, [(Severity::Error, "free disk space is below its floor"), (Severity::Warning, "2 deliveries are stuck")]);
         let fixes: Vec<&str> = found.iter().filter_map(|one| one.fix.as_deref()).collect();
         assert!(fixes[0].contains("ledgers.min_free_mb") && fixes[1].contains("nexus deliveries"), "{fixes:?}");
-        let plugins = Parts { plugins_unwell: vec!["plugin `tags`: it does not load".to_owned()], ..nothing() };
+        let plugins = Parts { plugins_unwell: vec!["plugin `tags`: it does not load".to_owned()], ..Parts::well() };
         assert_eq!(findings(&plugins), [Finding::ok(Check::Health, "nothing but what is told above")]);
     }
 }

@@ -8,6 +8,7 @@ pub mod backup;
 pub mod cgroup;
 mod fake;
 pub mod http;
+pub mod loops;
 pub mod model;
 pub mod place;
 pub mod procfs;
