@@ -31,7 +31,7 @@ pub fn recorded_only(content_type: &str) -> String {
 }
 
 /// What is known of a sender before anybody is looked up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Given {
     System,
     Owner,
@@ -56,8 +56,8 @@ impl Given {
     }
 }
 
-/// Somebody who says something.
-#[derive(Debug, Clone)]
+/// Somebody who says something. With identity.db it decides who that is, and nothing else does.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Speaker {
     pub given: Given,
     pub channel: String,

@@ -10,6 +10,7 @@ pub mod cortex;
 pub mod events;
 pub mod follow;
 pub mod identity;
+pub mod known;
 pub(crate) mod lock;
 pub mod migrate;
 pub mod nexus;

@@ -27,10 +27,12 @@ mod settle;
 pub mod spending;
 mod steering;
 mod told;
+mod trace;
 pub mod unsettled;
 mod withdrawn;
 pub mod words;
 
+use crate::access::Speaker;
 use crate::agent::Runner;
 use crate::agent::project::project_of;
 use crate::agent::questions::Questions;
@@ -38,6 +40,7 @@ use crate::bus::Bus;
 use crate::clock;
 use crate::ledger::Ledgers;
 use crate::ledger::events::StoredEvent;
+use crate::ledger::known::Known;
 use crate::ledger::nexus::Claim;
 use crate::ledger::writer::WriteError;
 use crate::metrics::{Metrics, StageLabel, StatusLabel, Totals};
@@ -63,6 +66,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use trace::{trace_json, trace_value};
 
 /// The parts of the configuration that requests are decided by, swapped whole by a reload.
 #[derive(Debug)]
@@ -139,6 +143,8 @@ pub struct Pipeline {
     pub unsettled: unsettled::Unsettled,
     /// How often each principal asked of late, for the rates of policies. In memory only: a start begins anew.
     pub rates: std::sync::Mutex<Rates>,
+    /// Who spoke of late, by identity.db as it is.
+    pub speakers: Known<Speaker, Principal>,
     /// What runs use before the ledger has it.
     pub meters: spending::Meters,
     /// The turns that run.
@@ -412,9 +418,11 @@ impl Pipeline {
     where
         W: crate::ledger::writer::Write<Set = crate::ledger::nexus::NexusCommand, Reply = Claim> + Clone,
     {
-        let was_admitted = *self.admitted.borrow() >= event_seq;
+        if *self.admitted.borrow() >= event_seq {
+            return self.ledgers.nexus.writer.write_until_done(write).await;
+        }
         let claim = self.ledgers.nexus.writer.write_until_done(write.clone()).await?;
-        if claim == Claim::Done || was_admitted {
+        if claim == Claim::Done {
             return Ok(claim);
         }
         let mut admitted = self.admitted.clone();
@@ -480,27 +488,4 @@ struct StageNotice<'a> {
     duration_ms: f64,
     exit_reason: Option<&'a str>,
     error: Option<&'a str>,
-}
-
-/// The request without its event (which the events ledger has) and without the answer's text (which
-/// the run has): what `trace` shows beside them.
-fn trace_json(request: &NexusRequest) -> String {
-    trace_value(request).to_string()
-}
-
-fn trace_value(request: &NexusRequest) -> serde_json::Value {
-    let response = request.response.as_ref().map(|response| {
-        json!({
-            "chars": response.content.chars().count(), "usage": response.usage, "stop_reason": response.stop_reason,
-            "duration_ms": response.duration_ms, "error": response.error, "tool_calls": response.tool_calls,
-        })
-    });
-    let mut trace = json!({
-        "principal": request.principal, "access": request.access, "triggers": request.triggers, "agent": request.agent,
-        "response": response, "delivery_result": request.delivery_result, "pipeline": request.pipeline,
-    });
-    if let Some(context) = &request.context {
-        trace["context"] = context.as_str().into();
-    }
-    trace
 }

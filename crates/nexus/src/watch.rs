@@ -203,6 +203,13 @@ pub fn blocking<T: Send + 'static>(name: &'static str, work: impl FnOnce() -> T 
     tokio::task::spawn_blocking(move || panics::overhear(work, |panicked| broke(name, panicked)))
 }
 
+/// As [`blocking`], on this thread, which has more to do after it: a panic goes no further.
+pub fn on_this_thread(name: &'static str, work: impl FnOnce()) {
+    if let Err(panicked) = panics::catch(work) {
+        broke(name, &panicked);
+    }
+}
+
 fn broke(name: &str, panicked: &Panicked) {
     let error = panicked.to_string();
     tracing::error!(task = name, error, "a short task of the daemon broke off");

@@ -11,6 +11,7 @@ use crate::error_text::describe;
 use crate::keeper::Keeper;
 use crate::ledger::Ledgers;
 use crate::ledger::events::{last_seq, newest_received_at};
+use crate::ledger::known::Known;
 use crate::ledger::nexus::{Delivery, Interrupted};
 use crate::metrics::Metrics;
 use crate::nostr;
@@ -139,6 +140,7 @@ pub(super) async fn start(ground: Ground<'_>, interrupted: Vec<Interrupted>, plu
         settle_room: Arc::new(Semaphore::new(SETTLING_MAX)),
         unsettled: Default::default(),
         rates: std::sync::Mutex::default(),
+        speakers: Known::of(&ledgers.identity.writer),
         meters,
         turns: Default::default(),
         wellbeing: Default::default(),

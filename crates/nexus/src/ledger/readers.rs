@@ -1,8 +1,11 @@
 //! How a ledger is read: through a small pool of read-only connections, again and again where the caller must not be passed
 //! by. It never writes.
 
+mod line;
+
 use super::place::Place;
 use super::{BUSY_TIMEOUT, CACHE_KIB};
+use line::Line;
 use rusqlite::{Connection, OpenFlags};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,6 +25,8 @@ pub struct Readers {
     /// Of a running daemon: the path may come to name another file.
     place: Option<Place>,
     idle: Arc<Mutex<Vec<Connection>>>,
+    /// Small reads that share threads.
+    line: Line,
     /// When a read failed last.
     failed_at: Arc<Mutex<Option<Instant>>>,
 }
@@ -41,7 +46,7 @@ pub enum ReadError {
 impl Readers {
     /// Readers of the file at `path`, which must exist by the first read.
     pub fn new(path: PathBuf) -> Self {
-        Self { path: Arc::new(path), place: None, idle: Arc::default(), failed_at: Arc::default() }
+        Self { path: Arc::new(path), place: None, idle: Arc::default(), line: Line::default(), failed_at: Arc::default() }
     }
 
     /// The same, of a file that a running daemon has open.
@@ -49,7 +54,7 @@ impl Readers {
         Self { place: Some(place), ..self }
     }
 
-    /// Runs `query` on a thread that may block.
+    /// Runs `query` on a thread that may block, of its own: it may take long.
     ///
     /// # Errors
     /// [`ReadError`].
@@ -62,11 +67,13 @@ impl Readers {
             Ok(read) => read,
             // The runtime is going down, and with it whoever asked.
             Err(error) if error.is_cancelled() => std::future::pending().await,
-            Err(_) => {
-                self.note_failure();
-                Err(ReadError::Panicked { path: self.path.to_path_buf() })
-            }
+            Err(_) => Err(self.panicked()),
         }
+    }
+
+    fn panicked(&self) -> ReadError {
+        self.note_failure();
+        ReadError::Panicked { path: self.path.to_path_buf() }
     }
 
     /// As [`Self::read_until_done`], but for `patience` only: for who holds something that others need.
@@ -80,7 +87,8 @@ impl Readers {
     }
 
     /// As [`Self::read`], again after each failure, with a pause that grows to thirty seconds; for work
-    /// that must not be passed by what comes after it. `None` once `stop` is cancelled.
+    /// that must not be passed by what comes after it. `None` once `stop` is cancelled. Such reads share threads, and
+    /// others wait behind one that takes long.
     pub async fn read_until_done<T: Send + 'static>(
         &self,
         query: impl Fn(&Connection) -> rusqlite::Result<T> + Clone + Send + 'static,
@@ -88,7 +96,7 @@ impl Readers {
     ) -> Option<T> {
         let mut pause = READ_PAUSE_FIRST;
         loop {
-            match self.read(query.clone()).await {
+            match self.read_in_line(query.clone()).await {
                 Ok(value) => return Some(value),
                 Err(error) => tracing::error!(error = %crate::error_text::describe(&error), "a read failed, repeating it"),
             }

@@ -48,6 +48,8 @@ pub trait Command: Send + 'static {
     fn bytes(&self) -> usize;
     /// How many rows it writes, at least 1.
     fn rows(&self) -> usize;
+    /// Whether its commit may change what is kept in memory of the file's answers (`ledger::known`).
+    fn outdates(&self) -> bool;
     /// Its name, for logs.
     fn name(&self) -> &'static str;
     /// The fail points of every command of the set.
@@ -95,6 +97,8 @@ pub struct WriterStats {
     last_error: std::sync::Mutex<Option<(Instant, String)>>,
     /// How many [`LongRead`]s live.
     long_reads: AtomicUsize,
+    /// Groups with a command that [outdates](Command::outdates) answers.
+    version: AtomicU64,
 }
 
 /// A read that takes long, as of a copy. While it lives the writer doesn't wait for a checkpoint that
@@ -115,6 +119,11 @@ impl WriterStats {
     pub fn trouble(&self) -> Option<String> {
         let last = self.last_error.lock().unwrap_or_else(PoisonError::into_inner);
         last.as_ref().filter(|(at, _)| at.elapsed() < WRITE_FAILURE_SHOWN).map(|(_, error)| error.clone())
+    }
+
+    /// Another one once a command that [outdates](Command::outdates) answers may be on disk, before its caller hears of it.
+    pub fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
     }
 
     fn set(&self, error: Option<String>) {
@@ -297,6 +306,10 @@ impl Thread {
                 Err(panicked) => Err(panicked.to_string()),
             },
         };
+        // Whatever came of it: after a failure nobody knows what is on disk.
+        if group.iter().any(|job| job.command.outdates()) {
+            self.stats.version.fetch_add(1, Ordering::AcqRel);
+        }
         match committed {
             Ok(outcomes) => {
                 self.stats.commits.fetch_add(1, Ordering::Relaxed);

@@ -7,6 +7,7 @@ use crate::bus::Bus;
 use crate::clock::Expiry;
 use crate::ledger::Ledgers;
 use crate::ledger::events::{Append, Lines};
+use crate::ledger::known::Known;
 use crate::ledger::nexus::{Admit, AuditQuery, BeginEpoch, Claim, RequestRow, audit};
 use crate::metrics::Metrics;
 use crate::pipeline::outbox::Outbox;
@@ -131,7 +132,7 @@ fn pipeline(ledgers: Ledgers, admitted: watch::Receiver<i64>) -> Pipeline {
     let (bus, metrics) = (Bus::new(EPOCH, 64), Metrics::new());
     let (watch_over, routes) = (Watch::new(metrics.clone()), Routes::default());
     let outbox = Outbox::new(ledgers.clone(), routes.clone(), bus.clone(), watch_over.clone(), metrics.clone(), Expiry::new(0), EPOCH);
-    let search = Search::beside(&ledgers);
+    let (search, speakers) = (Search::beside(&ledgers), Known::of(&ledgers.identity.writer));
     Pipeline {
         ledgers,
         settings: Arc::new(ArcSwap::from_pointee(Settings {
@@ -162,6 +163,7 @@ fn pipeline(ledgers: Ledgers, admitted: watch::Receiver<i64>) -> Pipeline {
         settle_room: Arc::new(Semaphore::new(SETTLING_MAX)),
         unsettled: Default::default(),
         rates: std::sync::Mutex::default(),
+        speakers,
         meters: Default::default(),
         turns: Default::default(),
         wellbeing: Default::default(),

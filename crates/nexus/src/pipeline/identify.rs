@@ -14,6 +14,10 @@ use rusqlite::Connection;
 use serde_json::json;
 use std::sync::PoisonError;
 
+/// The longest name, as its channel gives it, of a speaker that is kept in memory, and how many senders and tags one may have.
+const KNOWN_NAME_BYTES_MAX: usize = 256;
+const KNOWN_PARTS_MAX: usize = 64;
+
 impl Pipeline {
     /// Stage 2. The timer is `system`; the control socket is the owner, since only the daemon's own
     /// user can open it; owners are named in the config; the rest is looked up.
@@ -26,18 +30,27 @@ impl Pipeline {
             sender_id: event.sender_id.clone(),
             name: event.sender_name.clone(),
         };
-        let principal = match speaker.without_ledger() {
+        let principal = match speaker.without_ledger().or_else(|| self.speakers.get(&speaker)) {
             Some(principal) => principal,
-            None => {
-                let look_up = move |connection: &Connection| speaker.look_up(connection);
-                let found = self.ledgers.identity.readers.read_patiently(look_up, READ_PATIENCE, &self.abandon).await;
-                found.ok_or_else(|| match self.abandon.is_cancelled() {
-                    true => Exit::Stopping,
-                    false => Exit::Failed(format!("identity.db could not be read for {} s; see the log", READ_PATIENCE.as_secs())),
-                })?
-            }
+            None => self.look_up_speaker(speaker).await?,
         };
         request.principal = Some(section(&principal));
+        Ok(principal)
+    }
+
+    /// Who that is by identity.db, which is known from then on until somebody says otherwise.
+    async fn look_up_speaker(&self, speaker: Speaker) -> Result<Principal, Exit> {
+        let (version, asked) = (self.speakers.version(), speaker.clone());
+        let look_up = move |connection: &Connection| asked.look_up(connection);
+        let found = self.ledgers.identity.readers.read_patiently(look_up, READ_PATIENCE, &self.abandon).await;
+        let principal = found.ok_or_else(|| match self.abandon.is_cancelled() {
+            true => Exit::Stopping,
+            false => Exit::Failed(format!("identity.db could not be read for {} s; see the log", READ_PATIENCE.as_secs())),
+        })?;
+        let is_small = speaker.name.as_ref().is_none_or(|name| name.len() <= KNOWN_NAME_BYTES_MAX);
+        if is_small && principal.identifiers.len() + principal.tags.len() <= KNOWN_PARTS_MAX {
+            self.speakers.keep(version, speaker, principal.clone());
+        }
         Ok(principal)
     }
 
@@ -118,5 +131,54 @@ pub(super) fn adopt(principal: &mut Principal, request: &NexusRequest) {
         principal.name.clone_from(&section.name);
         principal.relationship.clone_from(&section.relationship);
         principal.tags.clone_from(&section.tags);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::ledger::identity::{Link, Unlink};
+    use crate::pipeline::broken::tests::Place;
+    use crate::samples;
+    use nexus_core::config::PrincipalType;
+
+    async fn who(place: &Place) -> (PrincipalType, Option<String>) {
+        let mut request = NexusRequest::new("req_1".to_owned(), 1, 0, samples::event("fake:1".to_owned()));
+        let settings = place.pipeline.settings.load_full();
+        let principal = place.pipeline.identify(&mut request, "fake", &settings).await.unwrap();
+        (principal.type_, principal.entity_id)
+    }
+
+    #[tokio::test]
+    async fn a_speaker_is_looked_up_once_until_somebody_says_who_it_is() {
+        let place = Place::with_a_request().await;
+        let (writer, event) = (place.pipeline.ledgers.identity.writer.clone(), samples::event("fake:1".to_owned()));
+        let speaker = Speaker {
+            given: Given::Anybody,
+            channel: event.channel.clone(),
+            sender_id: event.sender_id.clone(),
+            name: event.sender_name.clone(),
+        };
+        let link = Link {
+            channel: event.channel.clone(),
+            sender_id: event.sender_id.clone(),
+            entity_id: "ann".to_owned(),
+            name: None,
+            relationship: None,
+            confidence: 1.0,
+            source: "owner",
+            as_owner: false,
+            at: 1,
+        };
+        for _ in 0..2 {
+            assert_eq!(who(&place).await, (PrincipalType::Unknown, None));
+            assert!(place.pipeline.speakers.get(&speaker).is_some(), "nobody has to be asked");
+        }
+        writer.write(link).await.unwrap().unwrap();
+        assert_eq!(who(&place).await, (PrincipalType::Known, Some("ann".to_owned())));
+        assert_eq!(place.pipeline.speakers.get(&speaker).unwrap().entity_id.as_deref(), Some("ann"));
+        writer.write(Unlink { channel: event.channel, sender_id: event.sender_id }).await.unwrap();
+        assert_eq!(who(&place).await, (PrincipalType::Unknown, None));
     }
 }

@@ -33,6 +33,7 @@ use crate::panics;
 use lanes::Lanes;
 use nexus_core::ids::AccountKey;
 use nexus_core::pace::Paces;
+use rusqlite::Connection;
 use sessions::Sessions;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -404,8 +405,15 @@ pub(super) async fn load(pipeline: &Pipeline, seq: i64, at_hand: Option<Box<(Str
         return None;
     }
     let (ledgers, stop) = (&pipeline.ledgers, &pipeline.abandon);
-    let event = ledgers.events.readers.read_patiently(move |connection| by_seq(connection, seq), READ_PATIENCE, stop).await?;
-    let request_id = ledgers.nexus.readers.read_patiently(move |connection| request_id_of(connection, seq), READ_PATIENCE, stop).await?;
+    let (nexus, id) = (ledgers.nexus.readers.clone(), move |connection: &Connection| request_id_of(connection, seq));
+    // Both at once: another thread's time costs more than the read.
+    let both = move |connection: &Connection| -> rusqlite::Result<_> { Ok((by_seq(connection, seq)?, nexus.read_now(id).ok())) };
+    let (event, request_id) = ledgers.events.readers.read_patiently(both, READ_PATIENCE, stop).await?;
+    let request_id = match request_id {
+        Some(found) => found,
+        // It failed: from here on it is told, and repeated by itself.
+        None => ledgers.nexus.readers.read_patiently(id, READ_PATIENCE, stop).await?,
+    };
     if event.is_none() || request_id.is_none() {
         tracing::error!(seq, "a request or its event is not in its ledger; left waiting");
     }

@@ -239,7 +239,7 @@ pub fn newest_slot(connection: &Connection, prefix: &str) -> rusqlite::Result<Op
 
 /// The newest seq, 0 for an empty ledger.
 pub fn last_seq(connection: &Connection) -> rusqlite::Result<i64> {
-    connection.query_row("SELECT coalesce(max(seq), 0) FROM events", [], |row| row.get(0))
+    connection.prepare_cached("SELECT coalesce(max(seq), 0) FROM events")?.query_row([], |row| row.get(0))
 }
 
 /// The newest `received_at`, by which a clock that went back is noticed; 0 for an empty ledger. The

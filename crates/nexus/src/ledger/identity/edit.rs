@@ -240,11 +240,17 @@ impl Weight for Link {
     fn rows(&self) -> usize {
         2
     }
+    fn outdates(&self) -> bool {
+        true
+    }
 }
 
 impl Weight for Tag {
     fn rows(&self) -> usize {
         self.tags.len().max(1)
+    }
+    fn outdates(&self) -> bool {
+        true
     }
 }
 
@@ -252,9 +258,31 @@ impl Weight for Untag {
     fn rows(&self) -> usize {
         self.tags.len().max(1)
     }
+    fn outdates(&self) -> bool {
+        true
+    }
 }
 
-impl Weight for Unlink {}
-impl Weight for SetEntity {}
-impl Weight for Merge {}
-impl Weight for Unmerge {}
+impl Weight for Unlink {
+    fn outdates(&self) -> bool {
+        true
+    }
+}
+
+impl Weight for SetEntity {
+    fn outdates(&self) -> bool {
+        true
+    }
+}
+
+impl Weight for Merge {
+    fn outdates(&self) -> bool {
+        true
+    }
+}
+
+impl Weight for Unmerge {
+    fn outdates(&self) -> bool {
+        true
+    }
+}

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use crate::ledger::writer::{Command, Write};
 use proptest::prelude::*;
 
 fn ledger() -> Connection {
@@ -218,6 +219,48 @@ fn the_longest_way_still_has_an_end_and_a_circle_made_by_hand_is_nobody() {
     assert_eq!(who(&connection, "0").unwrap().identities.len(), MERGED_MAX);
     connection.execute("UPDATE entities SET merged_into = 'e0' WHERE entity_id = ?1", [&last]).unwrap();
     assert_eq!((root(&connection, "e0"), who(&connection, "0")), (None, None));
+}
+
+/// A list of all commands, so that nobody adds one without having thought about it here.
+fn says_who_is_who(command: &IdentityCommand) -> bool {
+    match command {
+        IdentityCommand::ApplyContacts(_) => false,
+        IdentityCommand::Link(_)
+        | IdentityCommand::Unlink(_)
+        | IdentityCommand::SetEntity(_)
+        | IdentityCommand::Tag(_)
+        | IdentityCommand::Untag(_)
+        | IdentityCommand::Merge(_)
+        | IdentityCommand::Unmerge(_) => true,
+    }
+}
+
+#[test]
+fn whatever_says_who_is_who_outdates_what_is_known_of_speakers() {
+    let id = || "ann".to_owned();
+    let link = Link {
+        channel: id(),
+        sender_id: id(),
+        entity_id: id(),
+        name: None,
+        relationship: None,
+        confidence: 1.0,
+        source: "owner",
+        as_owner: false,
+        at: 1,
+    };
+    let all = [
+        ApplyContacts { upto_seq: 1, senders: Senders::new() }.into_command(),
+        link.into_command(),
+        Unlink { channel: id(), sender_id: id() }.into_command(),
+        SetEntity { entity_id: id(), name: None, relationship: None }.into_command(),
+        Tag { entity_id: id(), tags: Vec::new() }.into_command(),
+        Untag { entity_id: id(), tags: Vec::new() }.into_command(),
+        Merge { from: id(), into: id(), as_owner: false }.into_command(),
+        Unmerge { entity_id: id() }.into_command(),
+    ];
+    assert_eq!(all.len(), IdentityCommand::POINTS.len(), "one of each");
+    assert!(all.iter().all(|command| command.outdates() == says_who_is_who(command)));
 }
 
 #[test]

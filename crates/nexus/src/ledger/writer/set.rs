@@ -1,4 +1,4 @@
-//! How the closed set of one file's commands is declared, and what each weighs in the writer's queue.
+//! How the closed set of one file's commands is declared, what each weighs in the writer's queue, and what it outdates.
 
 /// Declares the closed command set of one file: each command type with its reply.
 macro_rules! commands {
@@ -22,6 +22,9 @@ macro_rules! commands {
             }
             fn rows(&self) -> usize {
                 match self { $(Self::$name(command) => $crate::ledger::writer::Weight::rows(command)),* }
+            }
+            fn outdates(&self) -> bool {
+                match self { $(Self::$name(command) => $crate::ledger::writer::Weight::outdates(command)),* }
             }
             fn name(&self) -> &'static str {
                 match self { $(Self::$name(_) => stringify!($name)),* }
@@ -55,5 +58,9 @@ pub(crate) trait Weight {
     }
     fn rows(&self) -> usize {
         1
+    }
+    /// Answers of this file are kept in memory, and may be others once it is committed.
+    fn outdates(&self) -> bool {
+        false
     }
 }

@@ -24,6 +24,9 @@ impl Command for Put {
     fn rows(&self) -> usize {
         1
     }
+    fn outdates(&self) -> bool {
+        self.0 < 0
+    }
     fn name(&self) -> &'static str {
         "Put"
     }
@@ -110,6 +113,21 @@ fn a_command_that_panics_fails_alone_and_leaves_no_trace() {
     let (told, kept) = group(&mut thread, &[4]);
     assert_eq!((told, kept), (vec![true], vec![1, 2, 3, 4]));
     assert!(!thread.stats.failing.load(Ordering::Relaxed), "the file is well");
+}
+
+#[test]
+fn what_is_kept_of_the_files_answers_is_outdated_whatever_came_of_the_command() {
+    let (mut thread, directory) = thread();
+    let mut version_after = |numbers: &[i64]| {
+        drop(answers(&mut thread, numbers));
+        thread.stats.version()
+    };
+    assert_eq!((version_after(&[1, 2]), version_after(&[3, -4]), version_after(&[5])), (0, 1, 1));
+    assert_eq!(version_after(&[-6, 13]), 2, "another of its group is refused");
+    std::fs::rename(directory.path().join("numbers.db"), directory.path().join("aside")).unwrap();
+    assert!(thread.place.look().is_some());
+    assert!(answers(&mut thread, &[-7]).remove(0).is_err());
+    assert_eq!(thread.stats.version(), 3, "nobody knows what is on disk");
 }
 
 #[tokio::test]
