@@ -17,6 +17,7 @@ pub mod pending;
 mod questions;
 mod reach;
 mod recall;
+mod record;
 pub mod recovery;
 mod reply;
 pub mod router;
@@ -29,6 +30,7 @@ mod steering;
 mod told;
 mod trace;
 pub mod unsettled;
+mod verdict;
 mod withdrawn;
 pub mod words;
 
@@ -43,10 +45,10 @@ use crate::ledger::events::StoredEvent;
 use crate::ledger::known::Known;
 use crate::ledger::nexus::Claim;
 use crate::ledger::writer::WriteError;
-use crate::metrics::{Metrics, StageLabel, StatusLabel, Totals};
+use crate::metrics::{Metrics, Totals};
 use crate::panics;
 use crate::plugin::{Automations, HookExit, Plugins};
-use crate::replies::{End, Replies};
+use crate::replies::Replies;
 use crate::routes::Routes;
 use crate::search::Search;
 use crate::watch::Watch;
@@ -55,9 +57,8 @@ use nexus_core::access::{Principal, Rates};
 use nexus_core::config::{self, Queue, QueueMode};
 use nexus_core::hook::Hook;
 use nexus_core::notice::NoticeType;
-use nexus_core::request::{HookTrace, NexusRequest, Stage, StageTrace, Status};
+use nexus_core::request::{NexusRequest, Stage};
 use scheduled::Deliver;
-use serde::Serialize;
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -66,7 +67,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use trace::{trace_json, trace_value};
 
 /// The parts of the configuration that requests are decided by, swapped whole by a reload.
 #[derive(Debug)]
@@ -379,39 +379,6 @@ impl Pipeline {
         result
     }
 
-    /// Notes a stage in the trace, the metrics and on the bus.
-    fn record(
-        &self,
-        request: &mut NexusRequest,
-        stage: Stage,
-        started_at: i64,
-        spent: Duration,
-        exit: Option<&Exit>,
-        hooks: Vec<HookTrace>,
-    ) {
-        let (exit_reason, error) = match exit {
-            None => (None, None),
-            Some(Exit::Denied(reason) | Exit::Expired(reason)) => (Some(reason.clone()), None),
-            Some(Exit::Handled { by } | Exit::Replied { by, .. }) => (Some(format!("handled by {by}")), None),
-            Some(Exit::Failed(error)) => (None, Some(error.clone())),
-            Some(Exit::Stopping) => (None, Some("the daemon stops".to_owned())),
-        };
-        let duration_ms = spent.as_secs_f64() * 1000.0;
-        self.metrics.stages.get_or_create(&StageLabel { stage: stage.as_str() }).observe(spent.as_secs_f64());
-        let notice = StageNotice {
-            request_id: &request.request_id,
-            event_id: &request.event.event_id,
-            adapter: scheduled::heard_by(request),
-            account: &request.event.account_id,
-            stage: stage.as_str(),
-            duration_ms,
-            exit_reason: exit_reason.as_deref(),
-            error: error.as_deref(),
-        };
-        self.bus.publish(NoticeType::RequestStage, notice);
-        request.pipeline.push(StageTrace { stage, started_at, duration_ms, exit_reason, error, hooks });
-    }
-
     /// Repeats a conditional command until the row that it needs is admitted: stages don't wait for
     /// the commit that admits their request, only their first write does.
     pub(crate) async fn write_admitted<W>(&self, event_seq: i64, write: W) -> Result<Claim, WriteError>
@@ -431,61 +398,4 @@ impl Pipeline {
         }
         self.ledgers.nexus.writer.write_until_done(write).await
     }
-
-    /// Stage 8, and the error hook of a request that failed.
-    fn finalize(&self, request: &mut NexusRequest) {
-        let (started_at, started) = (clock::wall_ms(), Instant::now());
-        if request.status == Status::Failed {
-            self.plugins.on_error(request);
-        }
-        // Its end is decided: a defect here is told, and changes nothing about it.
-        let exit = panics::catch(|| self.plugins.after(Stage::Finalize, request)).err().map(|panicked| {
-            let error = self.defect(request.event_seq, &panicked);
-            self.plugins.failed(request, Stage::Finalize, &error);
-            Exit::Failed(error)
-        });
-        self.record(request, Stage::Finalize, started_at, started.elapsed(), exit.as_ref(), Vec::new());
-    }
-
-    /// Tells everyone who listens how a request ended, after the commit that ended it.
-    fn announce_end(&self, request: &NexusRequest, text: Option<&str>) {
-        let latency = clock::wall_ms().saturating_sub(request.created_at).max(0);
-        let totals = &self.metrics.totals;
-        totals.processed.fetch_add(1, Ordering::Relaxed);
-        totals.latency_us.fetch_add(latency.unsigned_abs() * 1000, Ordering::Relaxed);
-        self.metrics.requests.get_or_create(&StatusLabel { status: request.status.as_str() }).inc();
-        let kind = if request.status == Status::Failed { NoticeType::RequestError } else { NoticeType::RequestCompleted };
-        let agent = request.agent.as_ref();
-        let notice = json!({
-            "request_id": request.request_id, "event_id": request.event.event_id, "run_id": agent.and_then(|agent| agent.run_id.as_deref()),
-            "adapter": scheduled::heard_by(request), "account": request.event.account_id, "session": agent.map(|agent| &agent.session_label),
-            "status": request.status, "reason": request.reason, "duration_ms": latency,
-            "project": project_of(&request.adapter, &request.event.metadata),
-        });
-        self.bus.publish(kind, notice);
-        self.replies.end(
-            &request.event.event_id,
-            &End {
-                request_id: request.request_id.clone(),
-                status: request.status,
-                reason: request.reason.clone(),
-                text: text.map(str::to_owned),
-                agent: agent.map(|agent| agent.agent_id.clone()),
-                session: agent.map(|agent| agent.session_label.clone()),
-            },
-        );
-    }
-}
-
-/// `nex.request.stage`; typed, since there are eight for each request.
-#[derive(Debug, Serialize)]
-struct StageNotice<'a> {
-    request_id: &'a str,
-    event_id: &'a str,
-    adapter: &'a str,
-    account: &'a str,
-    stage: &'a str,
-    duration_ms: f64,
-    exit_reason: Option<&'a str>,
-    error: Option<&'a str>,
 }

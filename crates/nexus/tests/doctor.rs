@@ -162,7 +162,7 @@ fn a_lost_request_and_one_without_an_event_break_promise_1_and_are_not_mended() 
         &daemon,
         "nexus",
         "INSERT INTO nexus_requests SELECT (SELECT value FROM counters WHERE name = 'intake_seq'), 'req_stray', 'fake:stray', channel,
-        account_id, adapter, conversation, 'denied', stage, session, agent, run_id, attempts, late, created_at, completed_at, reason, trace, epoch
+        account_id, adapter, conversation, 'denied', stage, session, agent, run_id, attempts, late, created_at, completed_at, reason, trace, stopped, epoch
         FROM nexus_requests LIMIT 1",
     );
     let (_, document) = look(&daemon, &[]);

@@ -26,6 +26,8 @@ CREATE TABLE nexus_requests (
   completed_at INTEGER,
   reason       TEXT,
   trace        TEXT,
+  -- A person told its turn to end, for this: no later start asks its agent again.
+  stopped      TEXT,
   epoch        INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX requests_open ON nexus_requests (event_seq) WHERE status IN ('waiting', 'processing', 'interrupted');

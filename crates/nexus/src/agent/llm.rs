@@ -25,8 +25,8 @@ use nexus_core::spend::Allowance;
 use reqwest::Url;
 use secrecy::{ExposeSecret, SecretString};
 
-use self::fault::Fault;
-use self::relay::Relay;
+use self::fault::{Fault, no_way};
+use self::relay::{Destination, Relay};
 use self::talk::Talk;
 use self::text_file::Audience;
 use self::tools::Toolbox;
@@ -96,9 +96,8 @@ pub struct Wishes {
 #[derive(Debug)]
 pub struct LlmRunner {
     agent: String,
-    client: genai::Client,
     base: Url,
-    relay: Relay,
+    destination: Destination,
     endpoint: LlmEndpoint,
     /// Where its tools come from, if it has any.
     servers: Option<Servers>,
@@ -153,11 +152,9 @@ impl LlmRunner {
     pub fn connect_to(agent: impl Into<String>, endpoint: LlmEndpoint) -> Result<LlmRunner, AgentError> {
         let agent = agent.into();
         let base = provider::api_base(endpoint.provider, &endpoint.url).map_err(|problem| misconfigured(&agent, problem))?;
-        let relay = Relay::new(&base, provider::event_end(endpoint.provider));
-        let web = provider::web_client(&base, relay.path());
-        let web = web.map_err(|error| misconfigured(&agent, format!("failed to prepare the HTTP client: {error:?}")))?;
-        let client = genai::Client::builder().with_reqwest(web).build().map_err(|error| misconfigured(&agent, error.to_string()))?;
-        Ok(LlmRunner { agent, client, base, relay, endpoint, servers: None })
+        let destination = Destination::new(&base, endpoint.provider);
+        let destination = destination.map_err(|error| misconfigured(&agent, format!("failed to prepare https: {error}")))?;
+        Ok(LlmRunner { agent, base, destination, endpoint, servers: None })
     }
 
     /// Runs one turn. Dropping the future closes the connection. What comes by `input` is told with the next question
@@ -197,12 +194,7 @@ impl LlmRunner {
         let mut talk = Talk::new(self, key, request, max_tokens, toolbox, allowances);
         talk.deadline = turn.deadline;
         talk.listen(input);
-        let ended = tokio::select! {
-            // First: the first question needs it.
-            biased;
-            error = self.relay.serve() => Err(Fault::endpoint(format!("no connection can be opened: {error}"), true)),
-            ended = talk.rounds(out) => ended,
-        };
+        let ended = talk.rounds(out).await;
         let (content, usage) = (talk.answer.content, talk.usage);
         match ended {
             Ok(stop_reason) => {
@@ -259,10 +251,19 @@ impl LlmRunner {
         Ok(request.with_system(prompt.map_err(|source| self.bad_file(source))?))
     }
 
+    /// What the next question goes through.
+    fn way(&self) -> Result<(Relay, genai::Client), Fault> {
+        let relay = Relay::open(&self.destination).map_err(|error| no_way(&error))?;
+        let unusable = |problem: String| Fault::endpoint(format!("failed to prepare the HTTP client: {problem}"), false);
+        let web = provider::web_client(relay.path()).map_err(|error| unusable(format!("{error:?}")))?;
+        let client = genai::Client::builder().with_reqwest(web).build().map_err(|error| unusable(error.to_string()))?;
+        Ok((relay, client))
+    }
+
     /// The address and headers are set outright: it is the one way to send no `Authorization`.
     fn target(&self, key: Option<&SecretString>) -> ServiceTarget {
         let (provider, model) = (self.endpoint.provider, self.endpoint.model.as_str());
-        let url = provider::address(provider, &self.base, model).into();
+        let url = provider::plain_address(provider, &self.base, model).into();
         ServiceTarget {
             endpoint: Endpoint::from_owned(self.base.as_str()),
             auth: AuthData::RequestOverride { url, headers: provider::headers(provider, key) },

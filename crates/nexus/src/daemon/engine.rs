@@ -12,7 +12,7 @@ use crate::keeper::Keeper;
 use crate::ledger::Ledgers;
 use crate::ledger::events::{last_seq, newest_received_at};
 use crate::ledger::known::Known;
-use crate::ledger::nexus::{Delivery, Interrupted};
+use crate::ledger::nexus::{Delivery, Interrupted, stopped_requests};
 use crate::metrics::Metrics;
 use crate::nostr;
 use crate::pipeline::breakers::Breakers;
@@ -20,6 +20,7 @@ use crate::pipeline::outbox::Outbox;
 use crate::pipeline::pending::Pending;
 use crate::pipeline::recovery::Recovered;
 use crate::pipeline::router::{Router, RouterStats};
+use crate::pipeline::running::Turns;
 use crate::pipeline::spending::Meters;
 use crate::pipeline::{Pipeline, SETTLING_MAX, followers, recovery};
 use crate::plugin::calls::{Calls, CallsNeed};
@@ -84,6 +85,7 @@ pub(super) async fn start(ground: Ground<'_>, interrupted: Vec<Interrupted>, plu
     let settings = settings(config, keeper, servers, ground.acp, ground.projects, workspace);
     let settings = settings.map_err(|error| StartError::Setting(describe(&error)))?;
     let recovered = recovery::recover(ledgers, &settings, interrupted, epoch).await?;
+    let stopped = ledgers.nexus.readers.read(stopped_requests).await?;
     let routes = routes(config);
     let expiry = Expiry::new(ledgers.events.readers.read(newest_received_at).await?);
     let outbox = Outbox::new(ledgers.clone(), routes.clone(), bus.clone(), watch_over.clone(), metrics.clone(), expiry.clone(), epoch);
@@ -142,7 +144,7 @@ pub(super) async fn start(ground: Ground<'_>, interrupted: Vec<Interrupted>, plu
         rates: std::sync::Mutex::default(),
         speakers: Known::of(&ledgers.identity.writer),
         meters,
-        turns: Default::default(),
+        turns: Turns::after(stopped),
         wellbeing: Default::default(),
     });
     let tasks = follow(&ground, &pipeline, turns, &committed);

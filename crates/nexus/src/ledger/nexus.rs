@@ -15,6 +15,7 @@ mod requests;
 mod say;
 mod speak;
 mod split;
+mod stops;
 mod waits;
 
 pub use self::nostr::{
@@ -43,6 +44,7 @@ pub use requests::{Admit, AdmitRow, Fellow, FellowEnd, FinishRun, InterruptRun, 
 pub use say::{NO_REQUEST_SEQ, Said, Say, channel_of};
 pub use speak::{EndStream, Speak, StreamText};
 pub use split::SplitDelivery;
+pub use stops::{StopRequest, stopped_requests};
 pub use waits::{Awaited, ForgetWaits, MoveWaits, NewWait, Wait, wait_groups, wait_of, waits, waits_by_approval};
 
 use super::Ledger;
@@ -63,6 +65,7 @@ commands! { Ledger::Nexus, NexusCommand / NexusReply {
     StartRun -> Claim,
     JoinRun -> Claim,
     MarkActed -> (),
+    StopRequest -> Claim,
     FinishRun -> Option<i64>,
     SaveTrace -> (),
     InterruptRun -> Claim,

@@ -97,7 +97,7 @@ impl Pipeline {
         let fellows = others.iter().map(|other| FellowEnd {
             event_seq: other.event_seq,
             reason: other.reason.clone(),
-            trace: super::trace_json(other),
+            trace: super::trace::trace_json(other),
         });
         let finish = FinishRun {
             event_seq,
@@ -111,7 +111,7 @@ impl Pipeline {
             deliveries: self.apology(request, &run_id).await.into_iter().collect(),
             stream: None,
             wait: None,
-            trace: super::trace_json(request),
+            trace: super::trace::trace_json(request),
             at: clock::wall_ms(),
             epoch: self.epoch,
         };

@@ -1,7 +1,8 @@
 //! What a start decides about requests that were under way when the daemon before it stopped
 //! (contract: `on_interrupted`). The rest of recovery is normal running.
 
-use super::{Settings, scheduled, trace_value};
+use super::trace::trace_value;
+use super::{Settings, scheduled};
 use crate::access::Given;
 use crate::clock;
 use crate::ledger::agents::{ToolCall, TurnRecord};
@@ -107,6 +108,9 @@ fn spoken_to(interrupted: &[Interrupted], verdicts: &[Verdict]) -> HashSet<i64> 
 }
 
 fn decide(one: &Interrupted, settings: &Settings) -> Verdict {
+    if one.was_stopped {
+        return Verdict::Rerun; // its agent isn't asked: the turn ends as it begins
+    }
     let harmless = one.agent.as_ref().and_then(|name| settings.agents.get(name)).is_some_and(|agent| agent.harmless);
     if one.attempts >= ATTEMPTS_MAX && !harmless {
         return Verdict::Fail("interrupted three times: it may be what stops the daemon");
@@ -224,6 +228,7 @@ mod tests {
             attempts: 2,
             acted: true,
             spoke: false,
+            was_stopped: false,
             started_at: Some(10),
             stopped_at,
         }

@@ -1,7 +1,9 @@
-//! The turns that run, by session: how one is ended before its time, and what is told of them. It begins none and writes
-//! nothing: what the end of one comes to, `run` and `finish` say.
+//! The turns that run, by session: how one is ended before its time, and what is told of them. It begins none: what the end of
+//! one comes to, `run` and `finish` say.
 
-use super::{Prepared, words};
+use super::{Pipeline, Prepared, words};
+use crate::ledger::nexus::StopRequest;
+use crate::ledger::writer::WriteError;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -61,6 +63,8 @@ struct Inner {
     running: HashMap<String, Entry>,
     /// By session and the place of the word that asked for it: each ends the first turn of an earlier message.
     stops: BTreeMap<(String, i64), Kept>,
+    /// By request: turns that were told to end under a former daemon, and why.
+    stopped_before: HashMap<i64, String>,
 }
 
 /// A stop that found no turn of a message before it.
@@ -102,6 +106,7 @@ struct Entry {
 pub struct Stopping {
     pub event_seq: i64,
     pub request_id: String,
+    why: String,
     over: watch::Receiver<()>,
 }
 
@@ -133,6 +138,12 @@ impl Drop for AtWork {
 }
 
 impl Turns {
+    /// None runs yet. Those of these requests were told to end already, and do as they begin.
+    pub fn after(stopped: Vec<(i64, String)>) -> Self {
+        let inner = Inner { stopped_before: stopped.into_iter().collect(), ..Inner::default() };
+        Self { inner: Arc::new(Mutex::new(inner)) }
+    }
+
     /// The turn of this request runs from here on. A stop that came before it, and after its message, ends it at once.
     pub(super) fn begin(&self, prepared: &Prepared) -> AtWork {
         let (sender, over) = watch::channel(());
@@ -195,6 +206,11 @@ impl Turns {
 impl Inner {
     /// The earliest stop that is kept for this turn: why it ends.
     fn take_stop(&mut self, session: &str, entry: &Entry) -> Option<String> {
+        if let Some(why) = self.stopped_before.remove(&entry.event_seq) {
+            // The word itself may have been heard again since: it ends no second turn.
+            self.stops.retain(|_, kept| kept.why != why);
+            return Some(why);
+        }
         let of_session = (session.to_owned(), entry.event_seq)..=(session.to_owned(), i64::MAX);
         let mut kept = self.stops.range(of_session).filter(|(_, kept)| kept.before.is_after(entry.event_seq, entry.said_at));
         let key = kept.next()?.0.clone();
@@ -205,7 +221,19 @@ impl Inner {
 impl Entry {
     fn stop(&self, why: &str) -> Stopping {
         self.abort.cancel_for(why);
-        Stopping { event_seq: self.event_seq, request_id: self.request_id.clone(), over: self.over.clone() }
+        Stopping { event_seq: self.event_seq, request_id: self.request_id.clone(), why: why.to_owned(), over: self.over.clone() }
+    }
+}
+
+impl Pipeline {
+    /// Has it on disk that a turn was told to end. Who asked for it is told nothing before: the turn may take its time, and the
+    /// daemon that is killed meanwhile, or a later one, must not ask its agent again.
+    ///
+    /// # Errors
+    /// As [`write_until_done`](crate::ledger::writer::Writer::write_until_done): then a later daemon may.
+    pub async fn keep_stop(&self, stopping: &Stopping) -> Result<(), WriteError> {
+        let stop = StopRequest { event_seq: stopping.event_seq, why: stopping.why.clone() };
+        self.ledgers.nexus.writer.write_until_done(stop).await.map(drop)
     }
 }
 
@@ -233,6 +261,14 @@ mod tests {
         assert_eq!(ended(&turns, 5), None, "it came after both");
         assert_eq!((ended(&turns, 1).as_deref(), ended(&turns, 3).as_deref()), (Some("first"), Some("second")));
         assert_eq!((ended(&turns, 1), ended(&turns, 3)), (None, None), "each ends one");
+    }
+
+    #[test]
+    fn a_turn_that_was_told_to_end_before_a_crash_ends_as_it_begins_and_takes_its_word_along() {
+        let turns = Turns::after(vec![(2, "the word".to_owned())]);
+        assert!(turns.stop_before("s", word(3), "the word").is_none(), "it is heard again");
+        assert_eq!((ended(&turns, 2).as_deref(), ended(&turns, 1)), (Some("the word"), None));
+        assert_eq!(ended(&turns, 2), None);
     }
 
     #[test]

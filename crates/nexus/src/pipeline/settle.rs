@@ -2,8 +2,9 @@
 //! stages let go of it, and never lost by a panic; which end it is, the stages and the router decide.
 
 use super::reply::Answer;
+use super::trace::trace_json;
 use super::unsettled::Ending;
-use super::{Active, Budget, Exit, Outcome, Pipeline, Prepared, identify, router, trace_json};
+use super::{Active, Budget, Exit, Outcome, Pipeline, Prepared, identify, router};
 use crate::clock;
 use crate::ledger::nexus::{Audit, Claim, SettleRequest};
 use crate::panics;

@@ -147,6 +147,7 @@ impl Pipeline {
             return Ok(if runs { "What runs here came after that, and goes on." } else { "Nothing runs here." }.to_owned());
         };
         tracing::info!(session, request_id = stopping.request_id, by = request.request_id, "the owner stops a turn");
+        self.keep_stop(&stopping).await.map_err(|error| not_written("the stop could not be noted", error))?;
         let stopped = stopping.event_seq;
         let row = match stopping.is_over(patience).await {
             true => self.look_up(move |connection| request_by_event(connection, stopped)).await?,
@@ -191,10 +192,7 @@ impl Pipeline {
                 format!("This conversation begins anew; {turns} put away.")
             }
             Ok(Archived::NoSession | Archived::NotArchived | Archived::BegunAnew { .. }) => "There is nothing to put away.".to_owned(),
-            Err(WriteError::Closed { .. }) => return Err(Exit::Stopping),
-            Err(error @ (WriteError::Refused { .. } | WriteError::Unknown { .. })) => {
-                return Err(Exit::Failed(format!("the session could not be put away: {}", describe(&error))));
-            }
+            Err(error) => return Err(not_written("the session could not be put away", error)),
         };
         // As with the command: a turn finds its label as it is when it ends.
         let runs = self.turns.of(session).is_some();
@@ -214,6 +212,13 @@ impl Pipeline {
             turns => format!(", and {turns} turns elsewhere"),
         };
         format!("{here}{elsewhere}.\n{}", self.wellbeing.line(request.event.peer_kind == PeerKind::Dm))
+    }
+}
+
+fn not_written(what: &str, error: WriteError) -> Exit {
+    match error {
+        WriteError::Closed { .. } => Exit::Stopping,
+        WriteError::Refused { .. } | WriteError::Unknown { .. } => Exit::Failed(format!("{what}: {}", describe(&error))),
     }
 }
 

@@ -4,8 +4,11 @@
 
 use memchr::{memchr, memchr2};
 
-/// The most of one event, in bytes: the last one of some providers has the whole answer and all that was asked.
-pub const EVENT_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// The most of one event, or of the body of an error, in bytes: an event is a few words, or the calls of tools.
+pub const EVENT_BYTES_MAX: usize = 1024 * 1024;
+
+/// The same where the last event has the whole answer again.
+pub(super) const WHOLE_EVENT_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// The most of an answer's head, or of what stands between two chunks, in bytes.
 const HEAD_BYTES_MAX: usize = 256 * 1024;
@@ -38,6 +41,7 @@ enum Part {
 #[derive(Debug)]
 pub(super) struct EventBound {
     ends: EventEnd,
+    event_bytes_max: usize,
     part: Part,
     /// Bytes of the head, or of chunk lengths since the last chunk that had something in it.
     frame_bytes: usize,
@@ -49,9 +53,9 @@ pub(super) struct EventBound {
 }
 
 impl EventBound {
-    pub(super) fn new(ends: EventEnd) -> Self {
+    pub(super) fn new(ends: EventEnd, event_bytes_max: usize) -> Self {
         let part = Part::Head { line: Vec::new(), is_first: true, is_final: true, is_chunked: false };
-        Self { ends, part, frame_bytes: 0, event_bytes: 0, is_line_empty: true, is_after_return: false }
+        Self { ends, event_bytes_max, part, frame_bytes: 0, event_bytes: 0, is_line_empty: true, is_after_return: false }
     }
 
     /// Takes the next bytes of the answer; false once an event is too long, or what stands around it.
@@ -75,7 +79,7 @@ impl EventBound {
                     rest
                 }
             };
-            if self.event_bytes > EVENT_BYTES_MAX || self.frame_bytes > HEAD_BYTES_MAX {
+            if self.event_bytes > self.event_bytes_max || self.frame_bytes > HEAD_BYTES_MAX {
                 return false;
             }
         }
@@ -179,7 +183,7 @@ mod tests {
     }
 
     fn is_taken(ends: EventEnd, answer: &str) -> bool {
-        EventBound::new(ends).take(answer.as_bytes())
+        EventBound::new(ends, EVENT_BYTES_MAX).take(answer.as_bytes())
     }
 
     /// Longer than an event may be.
@@ -260,9 +264,9 @@ mod tests {
             is_chunked in any::<bool>(),
         ) {
             let answer = if is_chunked { chunked(&lines) } else { format!("{HEAD}\r\n{}", lines.concat()) };
-            let mut whole = EventBound::new(EventEnd::BlankLine);
+            let mut whole = EventBound::new(EventEnd::BlankLine, EVENT_BYTES_MAX);
             whole.take(answer.as_bytes());
-            let mut parts = EventBound::new(EventEnd::BlankLine);
+            let mut parts = EventBound::new(EventEnd::BlankLine, EVENT_BYTES_MAX);
             for part in answer.as_bytes().chunks(cut) {
                 parts.take(part);
             }

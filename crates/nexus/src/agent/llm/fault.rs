@@ -60,13 +60,17 @@ impl Fault {
     }
 }
 
+/// The question can't leave the daemon.
+pub(super) fn no_way(error: &std::io::Error) -> Fault {
+    Fault::endpoint(format!("no connection can be opened: {error}"), true)
+}
+
 /// Reads errors. Flattening them to text is deliberate: they may hold the key or a whole page.
 #[derive(Debug)]
 pub(super) struct Explainer<'a> {
     pub(super) key: Option<&'a SecretString>,
-    /// The way to the endpoint, and how often nobody was reached on it before the question.
+    /// The way of the question to the endpoint.
     pub(super) relay: &'a Relay,
-    pub(super) unreached_before: u64,
 }
 
 impl Explainer<'_> {
@@ -108,12 +112,13 @@ impl Explainer<'_> {
             let problem = format!("the request cannot be made: check `url`: {told}");
             return Fault::unreached(problem, false);
         }
-        let problem = format!("no answer: check that the server runs and `url`: {told}");
+        let problem = |told: &str| format!("no answer: check that the server runs and `url`: {told}");
         // The client reaches the relay in any case.
-        if error.is_connect() || self.relay.unreached() > self.unreached_before {
-            return Fault::unreached(problem, true);
+        match self.relay.unreached() {
+            Some(reason) => Fault::unreached(problem(&self.tidy(reason)), true),
+            None if error.is_connect() => Fault::unreached(problem(&told), true),
+            None => Fault::endpoint(problem(&told), true),
         }
-        Fault::endpoint(problem, true)
     }
 
     /// An answer with a status other than success.
@@ -205,12 +210,13 @@ fn is_passing(body: &Value) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use super::super::event_bound::EventEnd;
+    use super::super::relay::Destination;
     use super::*;
+    use nexus_core::config::Provider;
     use serde_json::json;
 
     fn relay() -> Relay {
-        Relay::new(&"http://127.0.0.1:1/v1/".parse().unwrap(), EventEnd::BlankLine)
+        Relay::open(&Destination::new(&"http://127.0.0.1:1/v1/".parse().unwrap(), Provider::Openai).unwrap()).unwrap()
     }
 
     #[test]
@@ -229,11 +235,11 @@ mod tests {
         assert!(is_passing(&json!({"type": "overloaded_error"})));
     }
 
-    #[test]
-    fn an_error_is_found_in_an_object_of_its_own() {
+    #[tokio::test]
+    async fn an_error_is_found_in_an_object_of_its_own() {
         let body = json!({"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}});
         let relay = relay();
-        let explainer = Explainer { key: None, relay: &relay, unreached_before: 0 };
+        let explainer = Explainer { key: None, relay: &relay };
         let fault = explainer.reported(&body);
         assert_eq!(fault, Fault::endpoint("the model failed: Overloaded", true));
         let body = json!({"error": {"code": 400, "message": "no", "status": "INVALID_ARGUMENT"}});
@@ -264,11 +270,11 @@ mod tests {
         assert_eq!(message(&json!([1])), None);
     }
 
-    #[test]
-    fn a_message_is_bounded_clean_and_without_the_key() {
+    #[tokio::test]
+    async fn a_message_is_bounded_clean_and_without_the_key() {
         let key = SecretString::from("sk-secret");
         let relay = relay();
-        let explainer = Explainer { key: Some(&key), relay: &relay, unreached_before: 0 };
+        let explainer = Explainer { key: Some(&key), relay: &relay };
         let long = format!("{}sk-secret{}", "x".repeat(MESSAGE_CHARS_MAX - 3), "\n".repeat(100));
         let tidy = explainer.tidy(&long);
         assert!(!tidy.contains("sk-"), "{tidy}");

@@ -11,7 +11,7 @@ use nexus_core::config::Provider;
 use reqwest::Url;
 use secrecy::{ExposeSecret, SecretString};
 
-use super::event_bound::EventEnd;
+use super::event_bound::{EVENT_BYTES_MAX, EventEnd, WHOLE_EVENT_BYTES_MAX};
 
 /// Anthropic's version of the wire format (docs: "API versions").
 const ANTHROPIC_VERSION: &str = "2023-06-01";
@@ -57,6 +57,20 @@ pub(super) fn event_end(provider: Provider) -> EventEnd {
     }
 }
 
+/// The most of one event of its streams, in bytes.
+pub(super) fn event_bytes_max(provider: Provider) -> usize {
+    match provider {
+        Provider::OpenaiResp => WHOLE_EVENT_BYTES_MAX,
+        Provider::Openai
+        | Provider::Anthropic
+        | Provider::Gemini
+        | Provider::Groq
+        | Provider::Deepseek
+        | Provider::Xai
+        | Provider::Ollama => EVENT_BYTES_MAX,
+    }
+}
+
 /// Whether results of several calls may stand in one message.
 pub(super) fn groups_results(provider: Provider) -> bool {
     provider != Provider::Ollama
@@ -96,6 +110,13 @@ pub(super) fn address(provider: Provider, base: &Url, model: &str) -> Url {
     } else {
         url.set_path(&format!("{}{}", base.path(), path(provider)));
     }
+    url
+}
+
+/// The same as the client is to ask for it: without encryption, which begins behind it, in the relay.
+pub(super) fn plain_address(provider: Provider, base: &Url, model: &str) -> Url {
+    let mut url = address(provider, base, model);
+    url.set_scheme("http").expect("an API base is http or https, and either becomes the other");
     url
 }
 
@@ -162,21 +183,19 @@ pub(super) fn api_base(provider: Provider, text: &str) -> Result<Url, String> {
 
 /// Only the configured address is talked to: no proxy from the environment, no redirect (which
 /// would take the key along), no compression (a small answer must not become a large one). The relay counts what
-/// comes back on a connection, so that none is used twice.
-pub(super) fn web_client(base: &Url, relay: &Path) -> reqwest::Result<reqwest::Client> {
-    let builder = reqwest::Client::builder()
+/// comes back on a connection, so that none is used twice. It encrypts too: the client needs no certificates, of which a
+/// machine may have none.
+pub(super) fn web_client(relay: &Path) -> reqwest::Result<reqwest::Client> {
+    reqwest::Client::builder()
         .no_proxy()
         .no_gzip()
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(Duration::from_millis(CONNECT_TIMEOUT_MS))
         .unix_socket(relay)
         .pool_max_idle_per_host(0)
-        .user_agent(concat!("nexus/", env!("CARGO_PKG_VERSION")));
-    if base.scheme() == "https" {
-        return builder.build();
-    }
-    // Certificates are of no use to plain http, and a machine may have none.
-    builder.tls_certs_only(std::iter::empty::<reqwest::Certificate>()).build()
+        .user_agent(concat!("nexus/", env!("CARGO_PKG_VERSION")))
+        .tls_certs_only(std::iter::empty::<reqwest::Certificate>())
+        .build()
 }
 
 #[cfg(test)]
@@ -219,6 +238,18 @@ mod tests {
         ] {
             let base = api_base(provider, provider.default_url().unwrap()).unwrap();
             assert_eq!(address(provider, &base, model).as_str(), expected);
+        }
+    }
+
+    #[test]
+    fn the_client_asks_without_encryption_for_the_same_host() {
+        for (base, expected) in [
+            ("https://h/v1/", "http://h/v1/chat/completions"),
+            ("https://h:8443/v1/", "http://h:8443/v1/chat/completions"),
+            ("http://h:8080/v1/", "http://h:8080/v1/chat/completions"),
+        ] {
+            let base = api_base(Provider::Openai, base).unwrap();
+            assert_eq!(plain_address(Provider::Openai, &base, "m").as_str(), expected);
         }
     }
 

@@ -1,21 +1,25 @@
-//! The way from the HTTP client to an endpoint: a relay within the daemon that bounds what comes back. `genai`
-//! collects one event of a stream, and the body of an error answer, whole before it hands them over, so the bounds
-//! have to lie below it. Changes nothing of what passes. What is encrypted, that of https, it can't read: there it knows
-//! how much comes back, and not how long an event is.
+//! The way from the HTTP client to an endpoint: a relay within the daemon, one for each question, that bounds what comes
+//! back, and encrypts what goes to https. `genai` collects one event of a stream, and the body of an error answer,
+//! whole before it hands them over, so the bounds have to lie below it, and above the encryption, which lets nobody see how
+//! long an event is. Changes nothing of what passes.
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use nexus_core::config::Provider;
 use reqwest::Url;
-use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, copy, sink};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use rustls_platform_verifier::BuilderVerifierExt;
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, copy, sink};
 use tokio::net::unix::OwnedReadHalf;
 use tokio::net::{TcpStream, UnixListener, UnixStream, lookup_host};
-use tokio::sync::OnceCell;
+use tokio_rustls::TlsConnector;
 
-use super::event_bound::{EVENT_BYTES_MAX, EventBound, EventEnd};
+use super::event_bound::{EventBound, EventEnd};
+use super::provider;
 
 /// The most that comes back on one connection, which has one answer, in bytes. Servers wrap each token of an
 /// answer in some 250 bytes: it is room for more than the hundred thousand of the longest answers.
@@ -27,33 +31,69 @@ const BUFFER_BYTES: usize = 256 * 1024;
 /// How long one of the endpoint's addresses may take to answer before the next is tried.
 const ADDRESS_PATIENCE: Duration = Duration::from_secs(3);
 
-/// One endpoint's relay. Nothing listens before its first [`Self::serve`].
-#[derive(Debug)]
-pub(super) struct Relay {
+/// How long the endpoint may take to agree on the encryption.
+const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// One endpoint, as it is connected to.
+#[derive(Debug, Clone)]
+pub(super) struct Destination {
     host: String,
     port: u16,
-    /// What ends an event, where that can be read.
-    event_end: Option<EventEnd>,
-    path: PathBuf,
-    listener: OnceCell<UnixListener>,
-    /// Connections for which the endpoint couldn't be reached. Behind the relay the client can't tell that.
-    unreached: Arc<AtomicU64>,
+    /// For https.
+    tls: Option<Arc<ClientConfig>>,
+    event_end: EventEnd,
+    event_bytes_max: usize,
 }
 
-impl Relay {
-    pub(super) fn new(base: &Url, event_end: EventEnd) -> Self {
+impl Destination {
+    /// # Errors
+    /// If the system has no certificates, which https needs.
+    pub(super) fn new(base: &Url, provider: Provider) -> Result<Self, rustls::Error> {
+        let tls = if base.scheme() == "https" { Some(Arc::new(tls_config()?)) } else { None };
+        Ok(Self::with(base, provider, tls))
+    }
+
+    fn with(base: &Url, provider: Provider, tls: Option<Arc<ClientConfig>>) -> Self {
         // An IPv6 address stands in brackets there.
         let host = base.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
         let port = base.port_or_known_default().unwrap_or_default();
+        let (event_end, event_bytes_max) = (provider::event_end(provider), provider::event_bytes_max(provider));
+        Self { host, port, tls, event_end, event_bytes_max }
+    }
+}
+
+/// Trusts whom the system trusts. The relay reads HTTP/1.1, and lets no endpoint choose another.
+fn tls_config() -> Result<ClientConfig, rustls::Error> {
+    let cryptography = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let versions = ClientConfig::builder_with_provider(cryptography).with_safe_default_protocol_versions()?;
+    let mut config = versions.with_platform_verifier()?.with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+/// The way of one question.
+#[derive(Debug)]
+pub(super) struct Relay {
+    to: Destination,
+    path: PathBuf,
+    listener: UnixListener,
+    /// Why the endpoint couldn't be reached. Behind the relay the client can't tell that.
+    unreached: Arc<OnceLock<String>>,
+}
+
+impl Relay {
+    /// # Errors
+    /// If no socket can be made.
+    pub(super) fn open(to: &Destination) -> io::Result<Self> {
         // An abstract name: no file that a crash could leave.
         let path = PathBuf::from(format!("\0nexus-model-{}", ulid::Ulid::generate()));
-        let event_end = (base.scheme() == "http").then_some(event_end);
-        Self { host, port, event_end, path, listener: OnceCell::new(), unreached: Arc::default() }
+        let listener = UnixListener::bind(&path)?;
+        Ok(Self { to: to.clone(), path, listener, unreached: Arc::default() })
     }
 
-    /// How often the endpoint could not be reached so far; raised before the client hears of it.
-    pub(super) fn unreached(&self) -> u64 {
-        self.unreached.load(Ordering::Acquire)
+    /// Why the endpoint could not be reached, if so; known before the client hears of it.
+    pub(super) fn unreached(&self) -> Option<&str> {
+        self.unreached.get().map(String::as_str)
     }
 
     /// Where the HTTP client has to connect to.
@@ -61,17 +101,13 @@ impl Relay {
         &self.path
     }
 
-    /// Lets connections through for as long as this is polled, and returns only why it can't. Several may serve at
-    /// once; a connection that has begun needs none of them, and ends when either side hangs up.
+    /// Lets connections through for as long as this is polled, and returns only why it can't. A connection that has begun
+    /// doesn't need it, and ends when either side hangs up.
     pub(super) async fn serve(&self) -> io::Error {
-        let listener = match self.listener.get_or_try_init(|| async { UnixListener::bind(&self.path) }).await {
-            Ok(listener) => listener,
-            Err(error) => return error,
-        };
         loop {
-            match listener.accept().await {
+            match self.listener.accept().await {
                 Ok((client, _)) if is_own(&client) => {
-                    let passing = pass(client, self.host.clone(), self.port, self.event_end, self.unreached.clone());
+                    let passing = pass(client, self.to.clone(), self.unreached.clone());
                     drop(crate::watch::helper("model.relay", passing));
                 }
                 Ok(_) => tracing::warn!(target: "nexus::agent", "another process wanted to use the way to a model; refused"),
@@ -87,44 +123,42 @@ fn is_own(client: &UnixStream) -> bool {
     pid.and_then(|pid| u32::try_from(pid).ok()) == Some(std::process::id())
 }
 
-async fn pass(client: UnixStream, host: String, port: u16, event_end: Option<EventEnd>, unreached: Arc<AtomicU64>) {
-    let server = match connect(&host, port).await {
+async fn pass(client: UnixStream, to: Destination, unreached: Arc<OnceLock<String>>) {
+    let (host, port) = (to.host.as_str(), to.port);
+    let (from_server, mut to_server) = match connect(&to).await {
         Ok(server) => server,
         Err(error) => {
-            unreached.fetch_add(1, Ordering::AcqRel);
             tracing::warn!(target: "nexus::agent", host, port, %error, "the endpoint of a model can't be reached");
+            unreached.set(error.to_string()).ok(); // the first reason stays
             return; // only now the client is hung up on
         }
     };
     let (mut from_client, mut to_client) = client.into_split();
-    let (from_server, mut to_server) = server.into_split();
     let mut answer = BufReader::with_capacity(BUFFER_BYTES, from_server.take(RESPONSE_BYTES_MAX));
+    let bound = EventBound::new(to.event_end, to.event_bytes_max);
     let is_too_long = tokio::select! {
         () = until_hung_up(&mut from_client, &mut to_server) => false,
-        is_too_long = pass_back(&mut answer, &mut to_client, event_end.map(EventBound::new)) => is_too_long,
+        is_too_long = pass_back(&mut answer, &mut to_client, bound) => is_too_long,
     };
     if is_too_long {
-        let limit_bytes = EVENT_BYTES_MAX;
+        let limit_bytes = to.event_bytes_max;
         tracing::warn!(target: "nexus::agent", host, port, limit_bytes, "the endpoint of a model sends an event without end; cut off");
     }
     if answer.get_ref().limit() == 0 {
-        tracing::warn!(target: "nexus::agent", host, port, limit_bytes = RESPONSE_BYTES_MAX, "the endpoint of a model sends too much; cut off");
+        let limit_bytes = RESPONSE_BYTES_MAX;
+        tracing::warn!(target: "nexus::agent", host, port, limit_bytes, "the endpoint of a model sends too much; cut off");
     }
 }
 
 /// Passes the answer on until either side is gone; how that failed tells nothing, and the other learns it now. True
 /// when it was cut off for an event that is too long.
-async fn pass_back(
-    answer: &mut (impl AsyncBufRead + Unpin),
-    to_client: &mut (impl AsyncWrite + Unpin),
-    mut bound: Option<EventBound>,
-) -> bool {
+async fn pass_back(answer: &mut (impl AsyncBufRead + Unpin), to_client: &mut (impl AsyncWrite + Unpin), mut bound: EventBound) -> bool {
     loop {
         let part = match answer.fill_buf().await {
             Ok(part) if !part.is_empty() => part,
             Ok(_) | Err(_) => return false,
         };
-        if bound.as_mut().is_some_and(|bound| !bound.take(part)) {
+        if !bound.take(part) {
             return true;
         }
         if to_client.write_all(part).await.is_err() {
@@ -142,7 +176,24 @@ async fn until_hung_up(from_client: &mut OwnedReadHalf, to_server: &mut (impl As
     }
 }
 
-async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
+type FromServer = Box<dyn AsyncRead + Send + Unpin>;
+type ToServer = Box<dyn AsyncWrite + Send + Unpin>;
+
+async fn connect(to: &Destination) -> io::Result<(FromServer, ToServer)> {
+    let stream = connect_tcp(&to.host, to.port).await?;
+    let Some(tls) = &to.tls else {
+        let (from_server, to_server) = stream.into_split();
+        return Ok((Box::new(from_server), Box::new(to_server)));
+    };
+    let name = ServerName::try_from(to.host.clone()).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+    let handshake = tokio::time::timeout(HANDSHAKE_PATIENCE, TlsConnector::from(tls.clone()).connect(name, stream));
+    let silent = || io::Error::new(io::ErrorKind::TimedOut, "it does not agree on the encryption in time");
+    let stream = handshake.await.map_err(|_| silent())??;
+    let (from_server, to_server) = tokio::io::split(stream);
+    Ok((Box::new(from_server), Box::new(to_server)))
+}
+
+async fn connect_tcp(host: &str, port: u16) -> io::Result<TcpStream> {
     let mut failed = io::Error::new(io::ErrorKind::NotFound, "its name has no address");
     for address in lookup_host((host, port)).await? {
         match tokio::time::timeout(ADDRESS_PATIENCE, TcpStream::connect(address)).await {
@@ -155,4 +206,106 @@ async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
         }
     }
     Err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::event_bound::EVENT_BYTES_MAX;
+    use super::*;
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    use rustls::{RootCertStore, ServerConfig};
+    use tokio::net::TcpListener;
+    use tokio_rustls::TlsAcceptor;
+
+    const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\n\r\n";
+
+    /// Somewhere to listen, encrypted with a certificate of the tests' own authority, and the way there for who trusts `roots`.
+    async fn endpoint(roots: RootCertStore) -> (TcpListener, TlsAcceptor, Destination) {
+        let certificate = CertificateDer::from_pem_slice(include_bytes!("../../../tests/gitserver/tls/certificate.pem")).unwrap();
+        let key = PrivateKeyDer::from_pem_slice(include_bytes!("../../../tests/gitserver/tls/key.pem")).unwrap();
+        let cryptography = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let server = ServerConfig::builder_with_provider(cryptography.clone()).with_safe_default_protocol_versions().unwrap();
+        let server = server.with_no_client_auth().with_single_cert(vec![certificate], key).unwrap();
+        let client = ClientConfig::builder_with_provider(cryptography).with_safe_default_protocol_versions().unwrap();
+        let client = client.with_root_certificates(roots).with_no_client_auth();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("https://{}/v1/", listener.local_addr().unwrap()).parse().unwrap();
+        let to = Destination::with(&base, Provider::Openai, Some(Arc::new(client)));
+        (listener, TlsAcceptor::from(Arc::new(server)), to)
+    }
+
+    fn authority() -> RootCertStore {
+        let certificate = CertificateDer::from_pem_slice(include_bytes!("../../../tests/gitserver/tls/authority.pem")).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(certificate).unwrap();
+        roots
+    }
+
+    /// What comes back to who asks.
+    async fn ask(relay: &Relay) -> Vec<u8> {
+        let mut client = UnixStream::connect(relay.path()).await.unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        let mut came = Vec::new();
+        client.read_to_end(&mut came).await.ok(); // it may be cut off
+        came
+    }
+
+    /// The same, while the relay lets it through.
+    async fn served(relay: &Relay) -> Vec<u8> {
+        tokio::select! {
+            error = relay.serve() => panic!("{error}"),
+            came = ask(relay) => came,
+        }
+    }
+
+    #[tokio::test]
+    async fn an_event_without_end_is_cut_off_behind_the_encryption_as_well() {
+        const SENT_BYTES_MAX: usize = RESPONSE_BYTES_MAX as usize;
+        let (listener, acceptor, to) = endpoint(authority()).await;
+        let relay = Relay::open(&to).unwrap();
+        let server = async {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut stream = acceptor.accept(stream).await.unwrap();
+            let mut asked = [0; 4];
+            stream.read_exact(&mut asked).await.unwrap();
+            stream.write_all(HEAD).await.unwrap();
+            let (line, mut sent) = (format!("data: {}\n", "x".repeat(1000)), 0);
+            while sent < SENT_BYTES_MAX && stream.write_all(line.as_bytes()).await.is_ok() {
+                sent += line.len();
+            }
+            (asked, sent)
+        };
+        let ((asked, sent), came) = tokio::join!(server, served(&relay));
+        assert_eq!(&asked, b"GET ");
+        assert!(came.starts_with(HEAD) && came.len() <= HEAD.len() + EVENT_BYTES_MAX, "{} bytes came through", came.len());
+        assert!(sent < SENT_BYTES_MAX, "all was taken");
+        assert_eq!(relay.unreached(), None);
+    }
+
+    #[tokio::test]
+    async fn whom_nobody_vouches_for_is_not_reached_and_the_reason_is_known() {
+        let (listener, acceptor, to) = endpoint(RootCertStore::empty()).await;
+        let relay = Relay::open(&to).unwrap();
+        let server = async {
+            let (stream, _) = listener.accept().await.unwrap();
+            acceptor.accept(stream).await.is_err()
+        };
+        let (is_refused, came) = tokio::join!(server, served(&relay));
+        assert!(is_refused && came.is_empty());
+        assert!(relay.unreached().is_some_and(|reason| reason.contains("certificate")), "{:?}", relay.unreached());
+    }
+
+    #[tokio::test]
+    async fn that_one_question_reached_nobody_says_nothing_of_another_at_the_same_time() {
+        let (listener, _, to) = endpoint(authority()).await;
+        let to = Destination { tls: None, ..to };
+        let (one, other) = (Relay::open(&to).unwrap(), Relay::open(&to).unwrap());
+        let hang_up = async { drop(listener.accept().await.unwrap()) };
+        let ((), came) = tokio::join!(hang_up, served(&one));
+        drop(listener); // nobody is there any more
+        assert!(came.is_empty() && served(&other).await.is_empty());
+        assert_eq!((one.unreached().is_some(), other.unreached().is_some()), (false, true));
+    }
 }

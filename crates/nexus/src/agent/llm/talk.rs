@@ -14,8 +14,9 @@ use tracing::instrument::WithSubscriber;
 
 use super::LlmRunner;
 use super::answer::{Answer, CALLS_PER_ROUND_MAX, Call, stop_reason, too_many};
-use super::fault::{Explainer, Fault};
+use super::fault::{Explainer, Fault, no_way};
 use super::provider::{self, CallStyle};
+use super::relay::Relay;
 use super::tools::Toolbox;
 use crate::agent::{Input, Output, Sink, StopReason, TRIES_MAX, Usage, emit, pause_after, plain, plausible, taken};
 
@@ -170,16 +171,26 @@ impl<'a> Talk<'a> {
         self.meanwhile = None;
     }
 
+    /// One question, by a way of its own: that another one didn't reach the endpoint says nothing of this.
     async fn ask(&mut self, out: &Sink) -> Result<StreamEnd, Fault> {
+        let (relay, client) = self.runner.way()?;
+        tokio::select! {
+            // First: the question needs it.
+            biased;
+            error = relay.serve() => Err(no_way(&error)),
+            ended = self.ask_by(&relay, &client, out) => ended,
+        }
+    }
+
+    async fn ask_by(&mut self, relay: &Relay, client: &genai::Client, out: &Sink) -> Result<StreamEnd, Fault> {
         let (runner, max_tokens) = (self.runner, self.longest()?);
-        let unreached_before = runner.relay.unreached();
-        let explainer = Explainer { key: self.key.as_ref(), relay: &runner.relay, unreached_before };
+        let explainer = Explainer { key: self.key.as_ref(), relay };
         let endpoint = &runner.endpoint;
         let style = provider::call_style(endpoint.provider);
         let options = provider::options(endpoint.provider, &endpoint.model, max_tokens, endpoint.stream_idle);
         let target = runner.target(self.key.as_ref());
         emit(out, Output::Asked { bytes: self.bytes }).await;
-        let response = runner.client.exec_chat_stream(target, self.request.clone(), Some(&options)).await;
+        let response = client.exec_chat_stream(target, self.request.clone(), Some(&options)).await;
         let mut stream = response.map_err(|error| explainer.explain(error))?.stream;
         loop {
             // genai logs a warning for each empty chunk and whole error bodies, which may quote

@@ -33,6 +33,8 @@ pub struct Interrupted {
     pub acted: bool,
     /// A part of its answer had left, or was to leave.
     pub spoke: bool,
+    /// A person had told its turn to end.
+    pub was_stopped: bool,
     /// Unix ms.
     pub started_at: Option<i64>,
     /// When a graceful stop cut it short; nobody knows when a daemon that was killed did. Unix ms.
@@ -47,7 +49,9 @@ const MARK_RUNS: &str = "UPDATE runs SET status = 'interrupted' WHERE status = '
 const MARK_REQUESTS: &str = "UPDATE nexus_requests SET status = 'interrupted'
   WHERE status IN ('waiting', 'processing', 'interrupted') AND status = 'processing'";
 const INTERRUPTED: &str =
-    "SELECT q.event_seq, q.attempts, q.agent, r.run_id, coalesce(r.acted, 0), q.session, r.started_at, r.finished_at, coalesce(r.spoke, 0)
+    "SELECT q.event_seq, q.attempts, q.agent, r.run_id, coalesce(r.acted, 0), q.session, r.started_at, r.finished_at, coalesce(r.spoke, 0),
+    coalesce(q.stopped,
+      (SELECT lead.stopped FROM nexus_requests lead WHERE lead.event_seq = r.event_seq AND lead.run_id = q.run_id)) IS NOT NULL
   FROM nexus_requests q LEFT JOIN runs r ON r.run_id = q.run_id
   WHERE q.status IN ('waiting', 'processing', 'interrupted') AND q.status = 'interrupted' ORDER BY q.event_seq";
 /// Blocks of a run that is done again.
@@ -84,6 +88,7 @@ impl BeginEpoch {
                     started_at: row.get(6)?,
                     stopped_at: row.get(7)?,
                     spoke: row.get(8)?,
+                    was_stopped: row.get(9)?,
                 })
             })?
             .collect::<rusqlite::Result<_>>()?;
