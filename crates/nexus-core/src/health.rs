@@ -115,6 +115,8 @@ pub struct AdapterHealth {
 pub struct Parts {
     /// Each ledger's name, and why it can't be read or written, if it can't.
     pub ledgers: Vec<(String, Option<String>)>,
+    /// What is wrong with the file of each ledger that is damaged; a sentence with its name.
+    pub ledgers_damaged: Vec<String>,
     pub pipeline_ok: bool,
     /// Whether free disk space is above the floor under which intake stops.
     pub disk_ok: bool,
@@ -142,6 +144,7 @@ impl Parts {
     pub fn well() -> Self {
         Self {
             ledgers: Vec::new(),
+            ledgers_damaged: Vec::new(),
             pipeline_ok: true,
             disk_ok: true,
             adapters: Vec::new(),
@@ -178,6 +181,7 @@ fn broken(parts: &Parts) -> Vec<String> {
     for (name, trouble) in &parts.ledgers {
         reasons.extend(trouble.iter().map(|trouble| format!("ledger `{name}` is not accessible: {trouble}")));
     }
+    reasons.extend(parts.ledgers_damaged.iter().cloned());
     if !parts.disk_ok {
         reasons.push("free disk space is below its floor".to_owned());
     }
@@ -289,6 +293,8 @@ mod tests {
         ledger.ledgers[1].1 = Some("database is locked".to_owned());
         let reason = "ledger `nexus.db` is not accessible: database is locked".to_owned();
         assert_eq!(overall(&ledger), (Overall::Unhealthy, vec![reason]));
+        let damaged = vec!["ledger `nexus.db` is damaged".to_owned()];
+        assert_eq!(overall(&Parts { ledgers_damaged: damaged.clone(), ..well() }), (Overall::Unhealthy, damaged));
         assert_eq!(overall(&Parts { pipeline_ok: false, ..well() }).0, Overall::Unhealthy);
         assert_eq!(overall(&Parts { disk_ok: false, ..well() }).0, Overall::Unhealthy);
     }
@@ -359,6 +365,7 @@ mod tests {
     prop_compose! {
         fn any_parts()(
             ledgers in prop::collection::vec(("[a-z]{1,4}", prop::option::weighted(0.1, "[a-z]{1,4}")), 0..5),
+            ledgers_damaged in prop::collection::vec("[a-z]{1,4}", 0..2),
             pipeline_ok in prop::bool::weighted(0.9),
             disk_ok in prop::bool::weighted(0.9),
             adapters in prop::collection::vec(
@@ -375,7 +382,7 @@ mod tests {
             sessions_stopped in prop::collection::vec("[a-z]{1,4}", 0..2),
             clock_doubt in prop::option::of((1_i64..i64::MAX).prop_map(|by_ms| Doubt::Behind { by_ms })),
         ) -> Parts {
-            Parts { ledgers, pipeline_ok, disk_ok, adapters, tasks_restarted, tasks_lost, stuck_deliveries, plugins_unwell, projects_unwell, nostr_unwell, sessions_stopped, clock_doubt }
+            Parts { ledgers, ledgers_damaged, pipeline_ok, disk_ok, adapters, tasks_restarted, tasks_lost, stuck_deliveries, plugins_unwell, projects_unwell, nostr_unwell, sessions_stopped, clock_doubt }
         }
     }
 

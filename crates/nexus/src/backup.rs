@@ -1,8 +1,8 @@
 //! Backup and restore of the four ledgers: what both have in common.
 //!
-//! Theory of operation. A backup is a directory with a copy of each ledger, the configuration files, and
-//! a manifest that is written last. Nothing is ever written to two ledgers together, so the copies are of
-//! different moments, and their order is what makes them fit: who follows is copied before whom it
+//! Theory of operation. A backup is a directory with a copy of each ledger, the configuration files, the files of
+//! automations and plugins, and a manifest that is written last. Nothing is ever written to two ledgers
+//! together, so the copies are of different moments, and their order is what makes them fit: who follows is copied before whom it
 //! follows. `identity.db` and `agents.db` come first, then `nexus.db`, then `events.db`; each mark of how
 //! far a file has followed another then points to rows that the later copy has, as after a crash. One
 //! mark runs the other way, what `events.db` has of the messages sent: a restore sets it back.
@@ -10,12 +10,13 @@
 //! A restore works on copies of the copies. Only when those are checked, and decided about what was open
 //! in them, they take the place of the present files, which are moved aside.
 //!
-//! Credentials are never part of it, nor are automations and plugins, which are programs as adapters and agents
-//! are, nor is `bus.db`, which holds notices only.
+//! Credentials are never part of it, nor are the programs of adapters and agents, nor is `bus.db`, which holds
+//! notices only.
 
 pub mod copy;
 pub mod manifest;
 mod mark;
+pub mod programs;
 pub mod restore;
 mod swap;
 

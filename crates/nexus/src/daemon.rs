@@ -24,6 +24,7 @@ mod send;
 mod sessions;
 mod shutdown;
 mod signals;
+mod soundness;
 mod start;
 mod status;
 mod waits;
@@ -37,6 +38,7 @@ use nexus_core::config::{Loaded, LogLevel};
 use rustix::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 /// How long a start that failed waits for its own tasks.
@@ -69,6 +71,8 @@ struct Prologue {
     loaded: Loaded,
     logging: Logging,
     keeper: keeper::Link,
+    /// Whether the ledgers' files are to be looked at; the end of the run writes down whether they still are.
+    check_due: Arc<AtomicBool>,
     began: Instant,
 }
 

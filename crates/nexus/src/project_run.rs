@@ -173,7 +173,7 @@ async fn work(prologue: Prologue) -> Result<(), RunError> {
         None => (Runner::Llm(Box::new(LlmRunner::alone(&agent, name, &workspace)?)), None, None),
         Some(keeper) => {
             let watch_over = Watch::new(Metrics::new());
-            let started = Keeper::start(keeper, &instance, lock, Arc::new(Cgroup::none()), watch_over.part("keeper"));
+            let started = Keeper::start(keeper, &instance, lock, Arc::new(Cgroup::inside(&instance)), watch_over.part("keeper"));
             let (keeper, task) = started.map_err(RunError::Keeper)?;
             let supervisor = Supervisor::new(keeper.clone(), Metrics::new(), watch_over);
             let servers = Servers::new(supervisor, place_of(&context.project.path, &workspace), None);

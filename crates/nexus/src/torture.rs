@@ -104,6 +104,7 @@ mod on {
         "cortex.after",
         "task.timer",
         "task.housekeeping",
+        "task.ledger check",
         "task.bus store",
         "task.http",
         "task.signals",

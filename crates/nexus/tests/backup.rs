@@ -97,7 +97,7 @@ fn everything_in_a_backup_is_for_this_user_alone() {
     names.sort();
     assert_eq!(names, ["agents.db", "events.db", "identity.db", "manifest.json", "nex.yaml", "nexus.db"]);
     let left_out = manifest(&directory)["not_included"].as_str().unwrap().to_owned();
-    for part in ["state/automations", "plugins.directory", "state/credentials", "bus.db"] {
+    for part in ["state/credentials", "`env:`", "bus.db"] {
         assert!(left_out.contains(part), "{part} isn't in it, and nobody says so: {left_out}");
     }
 }
@@ -114,6 +114,58 @@ fn a_fresh_home_goes_on_where_the_backup_was_made() {
     assert_eq!(said(&home), ["kept", "and on"]);
     let turns = "SELECT count(DISTINCT session) || ' ' || count(*) FROM turns";
     eventually("both are turns of one session", || home.texts("agents", turns) == ["1 2"]);
+}
+
+#[test]
+fn automations_and_plugins_come_back_where_there_are_none_and_stay_where_there_are() {
+    let mut first = place(&config(json!({})));
+    let sort = "export const automation = { name: 'sort', handler() {} };\n";
+    let files = [("state/automations/sort.ts", sort, 0o644), ("plugins/tags/run", "#!/bin/sh\n", 0o755)];
+    for (name, text, mode) in files {
+        let path = first.workspace().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let tags = first.workspace().join("plugins/tags");
+    std::os::unix::fs::symlink("/etc", tags.join("out")).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, tags.join("pipe"), rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    first.launch();
+    let made = first.nexus(&["backup", "copy"]);
+    assert_eq!(made.code, Some(0), "{made:?}");
+    assert!(made.stderr.contains("tags/out: a symbolic link") && made.stderr.contains("tags/pipe: neither"), "{made:?}");
+    first.stop();
+    let directory = first.home().join("copy");
+    assert_eq!(manifest(&directory)["programs"]["files"], 2);
+    assert!(fs::symlink_metadata(directory.join("plugins/tags/out")).is_err());
+
+    let mut home = Daemon::at_home();
+    let outcomes = |report: &Value| [report["automations"].clone(), report["plugins"].clone()];
+    let report = restored(&home, &directory, &[]);
+    assert_eq!(outcomes(&report), ["restored", "restored"], "{report}");
+    assert!(report["warnings"].to_string().contains("tags/out"), "{report}");
+    for (name, text, mode) in files {
+        let path = home.workspace().join(name);
+        assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, mode, "{name}");
+    }
+    home.launch();
+    assert!(home.nexus_ok(&["automation", "list"]).contains("sort"));
+    home.stop();
+    assert_eq!(outcomes(&restored(&home, &directory, &[])), ["same", "same"]);
+    fs::write(home.workspace().join("plugins/tags/run"), "mine").unwrap();
+    assert_eq!(outcomes(&restored(&home, &directory, &[])), ["same", "differs"]);
+    assert_eq!(fs::read_to_string(home.workspace().join("plugins/tags/run")).unwrap(), "mine");
+
+    fs::write(directory.join("plugins/tags/run"), "of somebody else").unwrap();
+    let other = place(&config(json!({})));
+    let refused = restore(&other, &directory, &[]);
+    assert_eq!(refused.code, EXIT_FAILED, "{refused:?}");
+    assert!(refused.stderr.contains("plugins/tags/run` is not as its backup was made"), "{refused:?}");
+    assert!(
+        !data(&other).join("events.db").exists() && !other.workspace().join("state/automations").exists(),
+        "something was put in place"
+    );
 }
 
 #[test]

@@ -9,10 +9,13 @@ use rusqlite::Connection;
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::fs;
-use std::path::PathBuf;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 
 const EVENTS: u64 = 10;
 const EXIT_FAILED: i32 = 1;
+const HISTORY: u64 = 20_000;
+const PAGE_BYTES: u64 = 8192;
 
 fn ledger(daemon: &Daemon, name: &str) -> PathBuf {
     daemon.workspace().join(format!("data/{name}.db"))
@@ -227,4 +230,71 @@ fn a_start_names_the_file_that_is_no_ledger_and_leaves_it_alone() {
     daemon.launch();
     assert_eq!(daemon.texts("events", "SELECT content FROM events WHERE direction = 'inbound' ORDER BY seq"), ["kept"]);
     daemon.stop();
+}
+
+/// Fills the ledger of events of a stopped daemon with history that nobody has to read again.
+fn fill(daemon: &Daemon) {
+    let events = Connection::open(ledger(daemon, "events")).unwrap();
+    let rows = format!(
+        "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {HISTORY})
+         INSERT INTO events (key, event_id, channel, account_id, adapter, direction, sender_id, peer_id, peer_kind, content_type,
+           timestamp, received_at, disposition, content)
+         SELECT CAST(printf('%016d', i) AS BLOB), 'old:' || i, 'old', 'me', 'old', 'inbound', 's', 'p', 'dm', 'text', 1, 1, 'history',
+           printf('%0500d', i) FROM n"
+    );
+    events.execute_batch(&rows).unwrap();
+}
+
+/// As a disk that fails leaves it: a page in the middle is of something else.
+fn damage(path: &Path) {
+    let middle = fs::metadata(path).unwrap().len() / 2 / PAGE_BYTES * PAGE_BYTES;
+    let file = fs::File::options().write(true).open(path).unwrap();
+    file.write_all_at(&[0xAB; PAGE_BYTES as usize], middle).unwrap();
+}
+
+#[test]
+fn a_page_that_was_damaged_is_told_after_a_crash_until_a_backup_is_in_place() {
+    let mut daemon = Daemon::start(&config(json!({})));
+    assert_eq!(daemon.nexus_ok(&["send", "kept"]).trim(), "kept");
+    daemon.stop();
+    fill(&daemon);
+    daemon.launch();
+    let followed = format!("SELECT count(*) FROM applied WHERE seq >= {HISTORY}");
+    eventually("who follows the events has read them", || daemon.count("identity", &followed) == 1);
+    daemon.stop();
+    let backup = common::backup::make(&daemon);
+    // Nothing of the middle is in the log then, and nobody reads it.
+    daemon.launch();
+    daemon.kill9();
+    daemon.nothing_runs();
+    damage(&ledger(&daemon, "events"));
+
+    daemon.launch();
+    let told = |daemon: &Daemon| {
+        eventually("health names the file", || daemon.get("/health").json()["reasons"].to_string().contains("`events.db` is damaged"));
+        let health = daemon.get("/health");
+        assert_eq!((health.status, &health.json()["ledgers"]["events_db"]), (503, &json!("error")), "{health:?}");
+        assert_eq!(health.json()["ledgers"]["nexus_db"], "ok", "{health:?}");
+        let status = daemon.nexus(&["daemon", "status"]);
+        for part in ["unhealthy", "`events.db` is damaged", "nexus restore"] {
+            assert!(status.stdout.contains(part), "no `{part}` in {status:?}");
+        }
+        assert!(daemon.stdout().contains("a ledger is damaged"), "the log doesn't say so");
+    };
+    told(&daemon);
+    // A stop that is clean makes nothing whole.
+    daemon.stop();
+    daemon.launch();
+    told(&daemon);
+    daemon.stop();
+
+    common::backup::restored(&daemon, &backup, &[]);
+    let found_sound = |daemon: &Daemon| daemon.stdout().matches("the files of the ledgers are sound").count();
+    let before = found_sound(&daemon);
+    daemon.launch();
+    eventually("the files are looked at", || found_sound(&daemon) > before);
+    assert_eq!(daemon.get("/health").status, 200);
+    daemon.stop();
+    let last: Value = serde_json::from_str(&fs::read_to_string(daemon.state("last-run.json")).unwrap()).unwrap();
+    assert_eq!((&last["clean"], &last["check_due"]), (&json!(true), &json!(false)), "{last}");
 }

@@ -7,7 +7,7 @@ mod common;
 mod gitserver;
 mod relays;
 
-use common::{Ask, Signal, eventually, find, send_signal};
+use common::{Ask, Signal, cgroup, eventually, find, procfs, send_signal};
 use gitserver::world::World;
 use relays::{Client, Key, Relay, now_s};
 use rusqlite::Connection;
@@ -323,4 +323,38 @@ fn the_servers_of_a_project_get_its_secrets() {
     assert_eq!(ran.code, Some(0), "{ran:?}");
     ask(&world, &project, "hello");
     eventually("the project's server has it", || std::fs::read_to_string(&seen).is_ok_and(|text| text == "hush-hush"));
+}
+
+#[test]
+fn what_an_agent_of_a_project_left_ends_with_its_turn_and_the_project_goes_on() {
+    let place = tempfile::tempdir().unwrap();
+    let [pid, gate] = ["escapee", "gate"].map(|name| place.path().join(name));
+    let script = format!(
+        r#"env -i setsid sh -c 'echo $$ >{}; exec sleep 1000' </dev/null >/dev/null 2>&1 &
+           cat >/dev/null; until rm {} 2>/dev/null; do sleep 0.1; done; echo done"#,
+        pid.display(),
+        gate.display()
+    );
+    let world = World::with_all(|config| {
+        let command = shell_words::join(["sh", "-c", script.as_str()]);
+        config["agents"] = json!({ "default": "leaver", "leaver": { "runner": "command", "command": command } });
+    });
+    world.tell(31_933, &[&["d", "demo"], &["agent", &world.tell(4199, &[&["title", "coder"]], "")]], "");
+    let project = world.coordinate("demo");
+    world.prepared(&project);
+    let event = ask(&world, &project, "hello");
+    let escapee = find("a process that was left behind", || {
+        let written = std::fs::read_to_string(&pid).ok()?.trim().parse().ok()?;
+        procfs::Process::of(written).filter(procfs::Process::is_alive)
+    });
+    let process = once(&world, &project, "running")["pid"].clone();
+    std::fs::write(&gate, "").unwrap();
+    assert_eq!(answered(&world, &event)["content"].as_str().unwrap().trim(), "done");
+    if cgroup::is_usable() {
+        eventually("what it left is gone", || !escapee.is_alive());
+        assert_eq!(once(&world, &project, "running")["pid"], process, "it went only with its project");
+    } else {
+        assert!(escapee.is_alive(), "more is promised than `scan` means: change what is said of it");
+        send_signal(escapee.pid, Signal::KILL);
+    }
 }

@@ -2,6 +2,7 @@
 //! ledger file but through SQLite, since closing it would drop the locks of this process's connections.
 
 use super::manifest::{Counters, Entry, Fingerprint, MANIFEST_FILE, Manifest};
+use super::programs::{self, Listing, PROGRAMS_FILE, Places, ProgramsError, Root};
 use super::{BACKUPS_DIRECTORY, CONFIG_FILE, Check, MIB, OVERLAY_FILE, Progress, Watch};
 use super::{config_text, damage, free_bytes, moment, open_read_only, private_directory};
 use crate::credential::write_private;
@@ -34,6 +35,8 @@ pub struct Job {
     pub to: PathBuf,
     pub config_file: PathBuf,
     pub overlay_file: PathBuf,
+    /// Automations and plugins.
+    pub programs: Places,
     /// What must stay free on the disk beyond the copies.
     pub spare_bytes: u64,
     /// A daemon is running and needs the disk as well.
@@ -58,6 +61,8 @@ pub enum BackupError {
     #[error(transparent)]
     Copy(CopyError),
     #[error(transparent)]
+    Programs(ProgramsError),
+    #[error(transparent)]
     Read(#[from] ReadError),
     #[error("failed to check the copy `{path}`")]
     Check {
@@ -80,6 +85,16 @@ impl From<CopyError> for BackupError {
             other @ (CopyError::File(_) | CopyError::Sqlite { .. } | CopyError::Journal { .. } | CopyError::LogTooLong { .. }) => {
                 Self::Copy(other)
             }
+        }
+    }
+}
+
+impl From<ProgramsError> for BackupError {
+    fn from(error: ProgramsError) -> Self {
+        match error {
+            ProgramsError::Stopped => Self::Stopped,
+            ProgramsError::File(error) => Self::File(error),
+            other @ (ProgramsError::TooMuch { .. } | ProgramsError::Changed { .. }) => Self::Programs(other),
         }
     }
 }
@@ -128,8 +143,12 @@ fn clear(to: &Path, is_new: bool) {
     for ledger in ORDER {
         drop(remove_if_there(&to.join(ledger.file_name())));
     }
-    for name in [MANIFEST_FILE, CONFIG_FILE, OVERLAY_FILE] {
+    for name in [MANIFEST_FILE, PROGRAMS_FILE, CONFIG_FILE, OVERLAY_FILE] {
         drop(remove_if_there(&to.join(name)));
+    }
+    // The directory was empty: all in it is ours.
+    for root in Root::ALL {
+        drop(fs::remove_dir_all(to.join(root.name())));
     }
     if let Some(directory) = Path::new(OVERLAY_FILE).parent() {
         drop(fs::remove_dir(to.join(directory)));
@@ -140,8 +159,9 @@ fn clear(to: &Path, is_new: bool) {
 }
 
 fn fill(job: Job, watch: &mut Watch<'_>) -> Result<Manifest, BackupError> {
-    let Job { ledgers, to, config_file, overlay_file, spare_bytes, online, long_reads, now_ms } = job;
-    require_room(&ledgers, &to, spare_bytes)?;
+    let Job { ledgers, to, config_file, overlay_file, programs, spare_bytes, online, long_reads, now_ms } = job;
+    let found = programs::find(&programs, &to)?;
+    require_room(&ledgers, &to, spare_bytes.saturating_add(found.bytes))?;
     for ledger in ORDER {
         copy_ledger(ledger, &ledgers, &to, online, watch)?;
     }
@@ -159,9 +179,13 @@ fn fill(job: Job, watch: &mut Watch<'_>) -> Result<Manifest, BackupError> {
             files.insert(name.to_owned(), entry);
         }
     }
+    let (listing, programs) = programs::copy(found, &to, watch)?;
+    if let Some(listing) = listing {
+        files.insert(PROGRAMS_FILE.to_owned(), write_listing(&listing, &to.join(PROGRAMS_FILE))?);
+    }
     // Everything has its name on disk before the manifest has.
     sync_directory(&to).map_err(FileError::of("sync", &to))?;
-    let manifest = Manifest::new(now_ms, online, files, counters);
+    let manifest = Manifest::new(now_ms, online, files, counters, programs);
     let path = to.join(MANIFEST_FILE);
     let text = serde_json::to_string_pretty(&manifest).map_err(io::Error::from).map_err(FileError::of("write", &path))?;
     write_private(&path, text.as_bytes()).map_err(FileError::of("write", &path))?;
@@ -281,6 +305,14 @@ fn copy_config(from: &Path, to: &Path) -> Result<Option<Entry>, BackupError> {
     Ok(Some(fingerprint.entry(None)))
 }
 
+fn write_listing(listing: &Listing, path: &Path) -> Result<Entry, BackupError> {
+    let text = listing.text(path)?;
+    write_private(path, &text).map_err(FileError::of("write", path))?;
+    let mut fingerprint = Fingerprint::default();
+    fingerprint.add(&text);
+    Ok(fingerprint.entry(None))
+}
+
 #[expect(clippy::disallowed_methods, reason = "leaves the disk to others between two steps; nothing is waited for")]
 fn pause(length: Duration) {
     std::thread::sleep(length);
@@ -301,12 +333,17 @@ mod tests {
         ledgers
     }
 
+    fn places(directory: &Path) -> Places {
+        Places { automations: directory.join("state/automations"), plugins: directory.join("plugins"), never: Vec::new() }
+    }
+
     fn job(directory: &Path, spare_bytes: u64) -> Job {
         Job {
             ledgers: directory.join("data"),
             to: directory.join("to"),
             config_file: directory.join("nex.yaml"),
             overlay_file: directory.join("state/overlay.yaml"),
+            programs: places(directory),
             spare_bytes,
             online: false,
             long_reads: Vec::new(),

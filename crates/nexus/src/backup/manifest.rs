@@ -1,6 +1,7 @@
 //! `manifest.json`: what a backup holds, and by what it is known to be whole. It is written last, so that
 //! a directory without one is no backup.
 
+use super::programs::Programs;
 use super::{CONFIG_FILE, OVERLAY_FILE};
 use crate::ledger::Ledger;
 use serde::{Deserialize, Serialize};
@@ -19,8 +20,8 @@ const MANIFEST_BYTES_MAX: u64 = 1024 * 1024;
 /// Read at a time.
 const CHUNK_BYTES: usize = 1024 * 1024;
 /// What is said of what isn't there.
-const NOT_INCLUDED: &str = "automations (state/automations), plugins (plugins.directory), credentials (state/credentials) and what \
-    `env:`, `command:`, key and token files name: keep those yourself; bus.db";
+const NOT_INCLUDED: &str = "credentials (state/credentials), what `env:`, `command:`, key and token files name, and programs outside of \
+    state/automations and plugins.directory: keep those yourself; bus.db";
 
 /// What a backup holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +37,9 @@ pub struct Manifest {
     /// By the names within the backup.
     pub files: BTreeMap<String, Entry>,
     pub counters: Counters,
+    /// Automations and plugins.
+    #[serde(default)]
+    pub programs: Programs,
     pub not_included: String,
 }
 
@@ -107,7 +111,7 @@ pub enum ManifestError {
 }
 
 impl Manifest {
-    pub(crate) fn new(made_at: i64, online: bool, files: BTreeMap<String, Entry>, counters: Counters) -> Self {
+    pub(crate) fn new(made_at: i64, online: bool, files: BTreeMap<String, Entry>, counters: Counters, programs: Programs) -> Self {
         Self {
             format: FORMAT,
             version: env!("CARGO_PKG_VERSION").into(),
@@ -116,6 +120,7 @@ impl Manifest {
             online,
             files,
             counters,
+            programs,
             not_included: NOT_INCLUDED.into(),
         }
     }
@@ -225,7 +230,7 @@ mod tests {
         let mut files: BTreeMap<String, Entry> = Ledger::ALL.iter().map(|ledger| (ledger.file_name(), entry(Some(1)))).collect();
         files.insert(CONFIG_FILE.into(), entry(None));
         files.insert("../../etc/passwd".into(), entry(None));
-        Manifest::new(7, true, files, Counters::default())
+        Manifest::new(7, true, files, Counters::default(), Programs::default())
     }
 
     fn reread(manifest: &Manifest) -> Result<Manifest, ManifestError> {

@@ -3,6 +3,7 @@
 
 use super::manifest::{Entry, Fingerprint, Manifest, ManifestError};
 use super::mark::{Marked, lower_sent, mark};
+use super::programs::{self, Listing, Outcome, PROGRAMS_FILE, Places, ProgramsError};
 use super::swap::{self, Swap, SwapError};
 use super::{CONFIG_FILE, Check, MIB, OVERLAY_FILE, Progress, Watch, config_text, damage, free_bytes, private_directory};
 use crate::credential::write_private;
@@ -49,8 +50,20 @@ pub enum RestoreError {
     /// Indexes can be made again; the ledgers were not touched.
     #[error(transparent)]
     Index(#[from] CortexError),
+    #[error(transparent)]
+    Programs(ProgramsError),
     #[error("the restore was called off. Nothing was changed")]
     Stopped,
+}
+
+impl From<ProgramsError> for RestoreError {
+    fn from(error: ProgramsError) -> Self {
+        match error {
+            ProgramsError::Stopped => Self::Stopped,
+            ProgramsError::File(error) => Self::File(error),
+            other @ (ProgramsError::TooMuch { .. } | ProgramsError::Changed { .. }) => Self::Programs(other),
+        }
+    }
 }
 
 /// Where restored files go.
@@ -59,6 +72,8 @@ pub struct Target {
     pub ledgers: PathBuf,
     pub config_file: PathBuf,
     pub overlay_file: PathBuf,
+    /// Automations and plugins.
+    pub programs: Places,
     /// What must stay free on the disk beyond the files.
     pub spare_bytes: u64,
 }
@@ -94,6 +109,8 @@ pub struct Report {
     pub deliveries_held: u64,
     pub epoch: i64,
     pub config: ConfigOutcome,
+    pub automations: Outcome,
+    pub plugins: Outcome,
     /// A restore that had been interrupted was finished.
     pub finished_another: bool,
     pub warnings: Vec<String>,
@@ -122,6 +139,7 @@ impl Plan {
         for (name, _) in plan.manifest.config_files() {
             plan.config(name)?;
         }
+        plan.listing()?;
         Ok(plan)
     }
 
@@ -133,15 +151,18 @@ impl Plan {
         let stage = swap::stage(&target.ledgers);
         let prepared = self.prepare(target, &stage, resume, now_ms, watch).and_then(|marked| {
             let finished_another = swap::is_begun(&target.ledgers)?;
+            let staged = programs::stage(self.listing()?.as_ref(), &self.directory, &target.programs, watch)?;
+            let [automations, plugins] = staged.put()?;
             let config = self.settle_config(target)?;
             // Made again from whichever ledgers are in place in the end; of others they would find what isn't there.
             cortex::discard_all(&target.ledgers.join(cortex::DIRECTORY))?;
-            Ok((marked, finished_another, config, Swap::begin(&target.ledgers, &self.directory, now_ms)?))
+            let settled = (config, automations, plugins);
+            Ok((marked, finished_another, settled, Swap::begin(&target.ledgers, &self.directory, now_ms)?))
         });
         if prepared.is_err() {
             drop(fs::remove_dir_all(&stage)); // the next restore does it otherwise
         }
-        let (marked, finished_another, config, begun) = prepared?;
+        let (marked, finished_another, (config, automations, plugins), begun) = prepared?;
         let before = begun.finish()?;
         Ok(Report {
             directory: self.directory.clone(),
@@ -155,6 +176,8 @@ impl Plan {
             deliveries_held: marked.deliveries,
             epoch: marked.epoch,
             config,
+            automations,
+            plugins,
             finished_another,
             warnings: self.warnings(resume),
         })
@@ -166,6 +189,7 @@ impl Plan {
             let why = "the backup was made while a daemon ran: what that one did afterwards may be done again, since --resume was given";
             warnings.push(why.to_owned());
         }
+        warnings.extend(self.manifest.programs.left_out.iter().map(|what| format!("not in the backup: {what}")));
         warnings
     }
 
@@ -207,7 +231,7 @@ impl Plan {
     }
 
     fn require_room(&self, target: &Target) -> Result<(), RestoreError> {
-        let needed = self.manifest.ledger_bytes().saturating_add(target.spare_bytes);
+        let needed = self.manifest.ledger_bytes().saturating_add(self.manifest.programs.bytes).saturating_add(target.spare_bytes);
         let free = free_bytes(&target.ledgers).map_err(FileError::of("find the free space of", &target.ledgers))?;
         if free < needed {
             return Err(RestoreError::NoRoom { path: target.ledgers.clone(), free_mib: free / MIB, needed_mib: needed.div_ceil(MIB) });
@@ -229,6 +253,13 @@ impl Plan {
             true => Ok(Some(text)),
             false => Err(RestoreError::Tampered { path, what: "its content was changed".into() }),
         }
+    }
+
+    /// The list of automations and plugins, if it has any.
+    fn listing(&self) -> Result<Option<Listing>, RestoreError> {
+        let Some(entry) = self.manifest.files.get(PROGRAMS_FILE) else { return Ok(None) };
+        let path = self.directory.join(PROGRAMS_FILE);
+        programs::read_listing(&path, entry).map(Some).map_err(|what| RestoreError::Tampered { path, what })
     }
 
     /// A configuration that is there stays as it is.
@@ -346,146 +377,5 @@ fn refuse_foreign(ledgers: &Path, me: u32) -> Result<(), RestoreError> {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::super::copy::{Job, make};
-    use super::*;
-    use std::io::{Seek, SeekFrom};
-    use tokio_util::sync::CancellationToken;
-
-    fn watched<T>(work: impl FnOnce(&mut Watch<'_>) -> T) -> T {
-        work(&mut Watch { tell: &mut |_| {}, stop: CancellationToken::new() })
-    }
-
-    /// A backup of empty ledgers and a configuration, and the place for another set.
-    fn backup(root: &Path) -> (PathBuf, Target) {
-        let (ledgers, to) = (root.join("data"), root.join("backup"));
-        fs::create_dir(&ledgers).unwrap();
-        for ledger in Ledger::ALL {
-            drop(crate::ledger::open(&ledgers, ledger, 1).unwrap());
-        }
-        fs::write(root.join("nex.yaml"), "daemon: {}\n").unwrap();
-        fs::write(root.join("overlay.yaml"), "adapters: {}\n").unwrap();
-        let job = Job {
-            ledgers,
-            to: to.clone(),
-            config_file: root.join("nex.yaml"),
-            overlay_file: root.join("overlay.yaml"),
-            spare_bytes: 0,
-            online: false,
-            long_reads: Vec::new(),
-            now_ms: 5,
-        };
-        watched(|watch| make(job, watch)).unwrap();
-        let other = root.join("other");
-        let target = Target {
-            ledgers: other.join("data"),
-            config_file: other.join("nex.yaml"),
-            overlay_file: other.join("state/overlay.yaml"),
-            spare_bytes: 0,
-        };
-        (to, target)
-    }
-
-    fn restore_at(now_ms: i64, directory: &Path, target: &Target) -> Result<Report, RestoreError> {
-        let plan = Plan::read(directory)?;
-        let _lock = lock_ledgers(&target.ledgers)?;
-        watched(|watch| plan.run(target, false, now_ms, watch))
-    }
-
-    fn restore(directory: &Path, target: &Target) -> Result<Report, RestoreError> {
-        restore_at(1_770_301_807_123, directory, target)
-    }
-
-    fn has_ledgers(target: &Target) -> bool {
-        Ledger::ALL.iter().any(|ledger| target.ledgers.join(ledger.file_name()).exists())
-    }
-
-    #[test]
-    fn an_empty_place_gets_ledgers_and_configuration_and_a_present_one_keeps_its_own() {
-        let root = tempfile::tempdir().unwrap();
-        let (directory, target) = backup(root.path());
-        let report = restore(&directory, &target).unwrap();
-        assert_eq!((report.config, report.before), (ConfigOutcome::Restored, None));
-        assert_eq!(fs::read_to_string(&target.config_file).unwrap(), "daemon: {}\n");
-        assert_eq!(fs::read_to_string(&target.overlay_file).unwrap(), "adapters: {}\n");
-        for ledger in Ledger::ALL {
-            assert!(!target.ledgers.join(format!("{}-wal", ledger.file_name())).exists());
-            drop(crate::ledger::open(&target.ledgers, ledger, 1).unwrap());
-        }
-        let again = restore_at(1_770_301_807_124, &directory, &target).unwrap();
-        assert_eq!(again.config, ConfigOutcome::Same);
-        assert!(again.before.unwrap().join("nexus.db").exists());
-        assert!(again.epoch > report.epoch, "ids would repeat");
-        fs::write(&target.config_file, "timer: {}\n").unwrap();
-        assert_eq!(restore(&directory, &target).unwrap().config, ConfigOutcome::Differs);
-        assert_eq!(fs::read_to_string(&target.config_file).unwrap(), "timer: {}\n");
-    }
-
-    #[test]
-    fn the_ledgers_of_another_user_are_refused() {
-        let root = tempfile::tempdir().unwrap();
-        backup(root.path());
-        let (data, me) = (root.path().join("data"), rustix::process::geteuid().as_raw());
-        refuse_foreign(&data, me).unwrap();
-        let error = refuse_foreign(&data, me + 1).unwrap_err().to_string();
-        assert!(error.contains(&format!("belongs to user {me}")), "{error}");
-    }
-
-    #[test]
-    fn an_exchange_that_cannot_begin_leaves_no_copies() {
-        let root = tempfile::tempdir().unwrap();
-        let (directory, target) = backup(root.path());
-        restore(&directory, &target).unwrap();
-        // Where the former ledgers are to go.
-        fs::write(target.ledgers.join("backup"), "no directory").unwrap();
-        let error = restore(&directory, &target).unwrap_err();
-        assert!(matches!(error, RestoreError::Swap(_)), "{error}");
-        assert!(has_ledgers(&target) && !swap::stage(&target.ledgers).exists());
-        assert!(!swap::is_begun(&target.ledgers).unwrap());
-    }
-
-    #[test]
-    fn a_file_that_was_changed_is_refused_before_anything_is() {
-        let root = tempfile::tempdir().unwrap();
-        let (directory, target) = backup(root.path());
-        let mut file = OpenOptions::new().write(true).open(directory.join("agents.db")).unwrap();
-        file.seek(SeekFrom::End(-1)).unwrap();
-        file.write_all(b"x").unwrap();
-        let error = restore(&directory, &target).unwrap_err().to_string();
-        assert!(error.contains("agents.db` is not as its backup was made"), "{error}");
-        assert!(!has_ledgers(&target) && !target.config_file.exists() && !swap::stage(&target.ledgers).exists());
-        fs::write(directory.join("nex.yaml"), "daemon: [\n").unwrap();
-        let error = restore(&directory, &target).unwrap_err().to_string();
-        assert!(error.contains("nex.yaml") && error.contains("its content was changed"), "{error}");
-        fs::remove_file(directory.join("nexus.db")).unwrap();
-        let error = restore(&directory, &target).unwrap_err().to_string();
-        assert!(error.contains("nexus.db") && error.contains("it is missing"), "{error}");
-        fs::remove_file(directory.join("manifest.json")).unwrap();
-        assert!(matches!(Plan::read(&directory), Err(RestoreError::Manifest(ManifestError::Missing(_)))));
-        assert!(!has_ledgers(&target));
-    }
-
-    #[test]
-    fn a_schema_of_another_build_is_refused_though_the_manifest_fits() {
-        let root = tempfile::tempdir().unwrap();
-        let (_, target) = backup(root.path());
-        let nexus = Connection::open(root.path().join("data/nexus.db")).unwrap();
-        nexus.execute_batch("UPDATE schema_version SET checksum = 'of another'").unwrap();
-        drop(nexus);
-        let job = Job {
-            ledgers: root.path().join("data"),
-            to: root.path().join("second"),
-            config_file: root.path().join("none"),
-            overlay_file: root.path().join("none"),
-            spare_bytes: 0,
-            online: true,
-            long_reads: Vec::new(),
-            now_ms: 6,
-        };
-        watched(|watch| make(job, watch)).unwrap();
-        let error = restore(&root.path().join("second"), &target).unwrap_err();
-        assert!(matches!(error, RestoreError::Migrate(MigrateError::Changed { .. })), "{error}");
-        assert!(!has_ledgers(&target));
-    }
-}
+#[path = "restore_tests.rs"]
+mod tests;

@@ -81,6 +81,7 @@ fn offline(paths: &Paths, directory: Option<PathBuf>, telling: &mut Telling) -> 
     let now_ms = clock::wall_ms();
     let to = directory.unwrap_or_else(|| default_directory(&ledgers, now_ms));
     let job = Job {
+        programs: paths.programs(&config.plugins.directory, &ledgers),
         ledgers,
         to: to.clone(),
         config_file: paths.config_file.clone(),
@@ -101,7 +102,7 @@ fn show(made: &Value, out: Out) -> anyhow::Result<()> {
     }
     out.line(&format!("Backup made: {}", visible(made["directory"].as_str().unwrap_or("?"))))?;
     let files = made["manifest"]["files"].as_object();
-    let rows: Vec<[Cell; 2]> = files
+    let mut rows: Vec<[Cell; 2]> = files
         .into_iter()
         .flatten()
         .map(|(name, entry)| {
@@ -109,8 +110,20 @@ fn show(made: &Value, out: Out) -> anyhow::Result<()> {
             [Cell::new(format!("  {name}")), Cell::new(format!("{} KiB", thousands(kib)))]
         })
         .collect();
+    let programs = &made["manifest"]["programs"];
+    let figure = |name: &str| programs[name].as_u64().unwrap_or(0);
+    if figure("files") > 0 {
+        let what = format!("{} KiB, {} files", thousands(figure("bytes").div_ceil(1024)), thousands(figure("files")));
+        rows.push([Cell::new("  automations, plugins".to_owned()), Cell::new(what)]);
+    }
     for line in table::lines(&rows, &[], out.paint) {
         out.line(&line)?;
+    }
+    for left_out in programs["left_out"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        note(&format!("warning: not in it: {}", visible(left_out)));
+    }
+    if figure("left_out_more") > 0 {
+        note(&format!("warning: nor {} more of such", figure("left_out_more")));
     }
     note(&format!("Not in it: {}.", visible(made["manifest"]["not_included"].as_str().unwrap_or("credentials"))));
     Ok(())

@@ -4,6 +4,7 @@ use super::backup::{MIB, Telling, absolute};
 use super::failure::{Exit, Failure};
 use super::out::{Out, note};
 use super::{Global, ledger};
+use crate::backup::programs::Outcome;
 use crate::backup::restore::{ConfigOutcome, Plan, Report, Target, lock_ledgers};
 use crate::backup::{CONFIG_FILE, Watch};
 use crate::clock;
@@ -73,12 +74,14 @@ fn target(paths: &Paths, directory: &Path) -> anyhow::Result<Target> {
     let copied = directory.join(CONFIG_FILE);
     let of_backup = Paths { config_file: copied, workspace: directory.to_owned(), ..paths.clone() };
     let in_force = if paths.config_file.exists() || !of_backup.config_file.exists() { paths } else { &of_backup };
-    let ledgers = ledger::configuration(in_force)?.config.ledgers;
+    let config = ledger::configuration(in_force)?.config;
+    let ledgers = paths.data_dir(&config.ledgers.directory);
     Ok(Target {
-        ledgers: paths.data_dir(&ledgers.directory),
+        programs: paths.programs(&config.plugins.directory, &ledgers),
+        ledgers,
         config_file: paths.config_file.clone(),
         overlay_file: paths.overlay_file(),
-        spare_bytes: ledgers.min_free_mb.saturating_mul(MIB),
+        spare_bytes: config.ledgers.min_free_mb.saturating_mul(MIB),
     })
 }
 
@@ -134,9 +137,21 @@ fn details(report: &Report) -> Vec<String> {
         ConfigOutcome::NotInBackup => "is not in the backup",
     };
     lines.push(format!("Config:     {config}"));
-    lines.push("Missing:    automations, plugins and credentials; put state/automations, the plugins' directory and".to_owned());
-    lines.push("            state/credentials back yourself if they are gone".to_owned());
+    for (what, outcome, name) in [("Automations:", report.automations, "state/automations"), ("Plugins:", report.plugins, "plugins")] {
+        lines.push(format!("{what:<11} {}", told(outcome, &report.directory.join(name))));
+    }
+    lines.push("Missing:    credentials; put state/credentials back yourself if they are gone".to_owned());
     lines
+}
+
+/// What became of automations or plugins, whose copies are in `copies`.
+fn told(outcome: Outcome, copies: &Path) -> String {
+    match outcome {
+        Outcome::Same => "are the backup's".to_owned(),
+        Outcome::Differs => format!("differ from the backup's, and were left as they are; the backup's lie in {}", copies.display()),
+        Outcome::Restored => "there were none; the backup's were put in place".to_owned(),
+        Outcome::NotInBackup => "are not in the backup".to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -156,6 +171,8 @@ mod tests {
             deliveries_held: 2,
             epoch: 7,
             config: ConfigOutcome::Differs,
+            automations: Outcome::Restored,
+            plugins: Outcome::Differs,
             finished_another: false,
             warnings: Vec::new(),
         }
@@ -167,8 +184,8 @@ mod tests {
         for part in ["before-restore-1", "3 were open", "trace list --status failed", "2 were not surely sent", "differs"] {
             assert!(text.contains(part), "no `{part}` in\n{text}");
         }
-        for missing in ["state/automations", "plugins' directory", "state/credentials"] {
-            assert!(text.contains(missing), "no `{missing}` in\n{text}");
+        for part in ["Automations: there were none", "Plugins:    differ", "lie in /b/plugins", "state/credentials"] {
+            assert!(text.contains(part), "no `{part}` in\n{text}");
         }
         let text = details(&report(true)).join("\n");
         assert!(text.contains("goes on") && !text.contains("were open"), "{text}");

@@ -38,6 +38,7 @@ pub(super) fn begin(control: &Control, directory: Option<PathBuf>) -> Result<Lin
     let ledgers = control.paths.data_dir(&config.ledgers.directory);
     let job = Job {
         to: directory.unwrap_or_else(|| default_directory(&ledgers, now_ms)),
+        programs: control.paths.programs(&config.plugins.directory, &ledgers),
         ledgers,
         config_file: control.paths.config_file.clone(),
         overlay_file: control.paths.overlay_file(),

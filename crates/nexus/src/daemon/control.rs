@@ -3,6 +3,7 @@
 use super::error::StartError;
 use super::paths::Paths;
 use super::progress::Progress;
+use super::soundness::Soundness;
 use super::{StartOptions, automations, backup, housekeeping, projects, reload, replay, search, send, sessions, status};
 use crate::access::{Edit, People, Rules};
 use crate::adapter::intake::Sinks;
@@ -91,6 +92,7 @@ pub(super) struct Control {
     pub(super) timer_settings: watch::Sender<config::Timer>,
     pub(super) sinks: Sinks,
     pub(super) disk_low: watch::Receiver<bool>,
+    pub(super) soundness: Soundness,
     pub(super) watch_over: Watch,
     pub(super) http_address: OnceLock<SocketAddr>,
     pub(super) ready: AtomicBool,

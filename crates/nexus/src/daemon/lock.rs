@@ -10,6 +10,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a start waits for the keeper of a dead daemon.
@@ -154,6 +155,9 @@ pub struct LastRun {
     /// It was told to stop at once: not clean, and not a crash either.
     #[serde(default)]
     pub forced: bool,
+    /// Its ledgers' files are to be looked at by the next start, though it ended as it should.
+    #[serde(default)]
+    pub check_due: bool,
     #[serde(default)]
     boot_id: String,
     #[serde(default)]
@@ -170,6 +174,7 @@ impl LastRun {
             ended_at: None,
             clean: None,
             forced: false,
+            check_due: false,
             boot_id: boot_id(),
             start_ticks: i32::try_from(pid).ok().and_then(tree::start_ticks).unwrap_or(0),
         }
@@ -188,8 +193,8 @@ impl LastRun {
 
     /// It ended as it should.
     #[must_use]
-    pub fn ended(mut self) -> Self {
-        (self.ended_at, self.clean) = (Some(clock::wall_ms()), Some(true));
+    pub fn ended(mut self, check_due: bool) -> Self {
+        (self.ended_at, self.clean, self.check_due) = (Some(clock::wall_ms()), Some(true), check_due);
         self
     }
 
@@ -210,13 +215,17 @@ pub struct Hold {
     lock: Option<Lock>,
     before: Option<LastRun>,
     this: Option<LastRun>,
+    check_due: Arc<AtomicBool>,
     keeper: Option<i32>,
     cgroup: Option<Arc<Cgroup>>,
 }
 
 impl Hold {
     pub(super) fn new(paths: Paths, lock: Lock, before: Option<LastRun>) -> Self {
-        Self { paths, lock: Some(lock), before, this: None, keeper: None, cgroup: None }
+        // Of one that nobody knows of, nobody knows how it ended.
+        let is_due = before.as_ref().is_none_or(|run| run.clean != Some(true) || run.check_due);
+        let check_due = Arc::new(AtomicBool::new(is_due));
+        Self { paths, lock: Some(lock), before, this: None, check_due, keeper: None, cgroup: None }
     }
 
     /// Writes that this process runs now.
@@ -225,6 +234,11 @@ impl Hold {
         this.write(&self.paths)?;
         self.this = Some(this);
         Ok(())
+    }
+
+    /// Whether the ledgers' files are still to be looked at; what it is at a clean end, the next start finds.
+    pub(super) fn check_due(&self) -> Arc<AtomicBool> {
+        self.check_due.clone()
     }
 
     /// The locked file, for the keeper to inherit.
@@ -246,7 +260,8 @@ impl Hold {
 
     /// A clean end: steps 11 and 12 of the shutdown. The keeper is gone by now.
     pub(super) fn ended(mut self) {
-        let written = self.this.take().map(|run| run.ended().write(&self.paths));
+        let check_due = self.check_due.load(Ordering::Acquire);
+        let written = self.this.take().map(|run| run.ended(check_due).write(&self.paths));
         if let Some(Err(error)) = written {
             tracing::warn!(%error, "last-run.json not written: `status` will call this a crash");
         }
@@ -355,6 +370,33 @@ mod tests {
         assert!(!is_free(&paths), "its children may not be");
         drop(keepers);
         assert!(is_free(&paths) && paths.pid_file().exists());
+    }
+
+    #[test]
+    fn a_check_is_due_until_one_was_made_whatever_the_ends_in_between() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = paths(directory.path());
+        // Begins a run, which finds a check due or not, and ends it with one due or not.
+        let run = |found: bool, left: Option<bool>| {
+            let lock = Lock::acquire(&paths, |_| panic!("nobody to wait for")).unwrap();
+            let mut hold = Hold::new(paths.clone(), lock, LastRun::read(&paths));
+            hold.begin().unwrap();
+            assert_eq!(hold.check_due().load(Ordering::Acquire), found);
+            match left {
+                Some(left) => {
+                    hold.check_due().store(left, Ordering::Release);
+                    hold.ended();
+                }
+                None => hold.abandoned(),
+            }
+        };
+        run(true, Some(true));
+        run(true, Some(false));
+        run(false, Some(false));
+        run(false, None);
+        run(true, Some(false));
+        LastRun::this().write(&paths).unwrap();
+        run(true, Some(true));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Where things lie (requirement: File Locations).
 
+use crate::backup::programs::Places;
 use std::path::{Path, PathBuf};
 
 /// State directory, workspace and configuration file of one daemon.
@@ -85,6 +86,15 @@ impl Paths {
     /// `plugins.directory`, which counts from the workspace too.
     pub fn plugins_dir(&self, configured: &str) -> PathBuf {
         self.data_dir(configured)
+    }
+
+    /// Automations and plugins, for a backup. `data` is where the ledgers are.
+    pub fn programs(&self, plugins_directory: &str, data: &Path) -> Places {
+        Places {
+            automations: self.automations_dir(),
+            plugins: self.plugins_dir(plugins_directory),
+            never: vec![self.credentials_dir(), self.state_dir.clone(), data.to_owned()],
+        }
     }
 
     /// `ledgers.directory`, which counts from the workspace.

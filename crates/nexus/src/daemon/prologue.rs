@@ -48,7 +48,8 @@ pub(super) fn run(options: StartOptions) -> Result<(Hold, Prologue), StartError>
     let lock_file = hold.lock_file().map_err(StartError::Keeper)?;
     let keeper = crate::keeper::launch(&lock_file).map_err(StartError::Keeper)?;
     hold.keeper_is(keeper.pid);
-    Ok((hold, Prologue { options, paths, lock_file, instance, cgroup, loaded, logging, keeper, began }))
+    let check_due = hold.check_due();
+    Ok((hold, Prologue { options, paths, lock_file, instance, cgroup, loaded, logging, keeper, check_due, began }))
 }
 
 /// A line for whoever watches the start; JSON logs go elsewhere.

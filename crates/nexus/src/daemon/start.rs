@@ -9,6 +9,7 @@ use super::prologue::say;
 use super::ready::Ready;
 use super::shutdown::Running;
 use super::signals::Signals;
+use super::soundness::{self, Soundness};
 use super::{Prologue, StartOptions, housekeeping, listen, projects, status, waits};
 use crate::adapter::intake::Sinks;
 use crate::adapter::{Adapters, Shared};
@@ -35,6 +36,7 @@ use nexus_core::config::{self, Config};
 use nexus_core::notice::NoticeType;
 use nexus_core::schedule::{Job, Schedule};
 use serde_json::json;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, watch};
@@ -64,7 +66,7 @@ impl Steps {
 /// Steps 4 to 11.
 #[expect(clippy::too_many_lines, reason = "the eleven steps, top to bottom, and nothing else")]
 pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, StartError> {
-    let Prologue { options, paths, lock_file, instance, cgroup, loaded, logging, keeper, began } = prologue;
+    let Prologue { options, paths, lock_file, instance, cgroup, loaded, logging, keeper, check_due, began } = prologue;
     // Heard from now on, obeyed once the start is complete.
     let signals = Signals::listen().map_err(StartError::Runtime)?;
     let mut steps = Steps { last: began, number: 0 };
@@ -169,6 +171,7 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
         timer_settings,
         sinks: sinks.clone(),
         disk_low,
+        soundness: Soundness::new(check_due),
         watch_over: watch_over.clone(),
         http_address: std::sync::OnceLock::new(),
         ready: std::sync::atomic::AtomicBool::new(false),
@@ -198,7 +201,7 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
     engine.tasks.extend(control.projects.keep(&watch_over, &stop));
     let schedule = schedule(&config.timer, &ledgers).await?;
     engine.tasks.push(keep_timer(&watch_over, schedule, timer_view, sinks, ledgers.clone(), &stop));
-    let (of_housekeeping, until) = (control.clone(), stop.clone());
+    let (of_housekeeping, until, of_check) = (control.clone(), stop.clone(), data_dir.clone());
     engine
         .tasks
         .push(watch_over.keep("housekeeping", &stop, move || {
@@ -216,6 +219,7 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
     control.ready.store(true, std::sync::atomic::Ordering::Release);
     bus.publish(NoticeType::SystemStarted, json!({ "version": env!("CARGO_PKG_VERSION"), "pid": std::process::id() }));
     steps.done("ready");
+    engine.tasks.push(check_ledgers(&control, of_check));
     tell(&control, &engine, ready).await;
     let Engine { router, router_task, tasks, .. } = engine;
     Ok(Running { signals, paths, logging, control, server, router, router_task, keeper_task, threads, tasks, timer_stop: stop })
@@ -329,6 +333,15 @@ pub(super) fn effective(config: &Config, options: &StartOptions) -> Config {
 fn keep_cortex(watch_over: &Watch, pipeline: &Arc<Pipeline>, disk_low: &watch::Receiver<bool>, stop: &CancellationToken) -> JoinHandle<()> {
     let (pipeline, disk_low, until) = (pipeline.clone(), disk_low.clone(), stop.clone());
     watch_over.keep("cortex follower", stop, move || fill::follow(pipeline.clone(), disk_low.clone(), until.clone()))
+}
+
+/// The look at the ledgers' files, which nothing waits for.
+fn check_ledgers(control: &Arc<Control>, directory: PathBuf) -> JoinHandle<()> {
+    let control = control.clone();
+    crate::watch::helper(soundness::CHECK, async move {
+        let (watch_over, stop) = (control.watch_over.clone(), control.stop.clone());
+        watch_over.until_done(soundness::CHECK, &stop, || soundness::check(control.clone(), directory.clone(), stop.clone())).await;
+    })
 }
 
 /// The timer; after a failure it goes on from what the ledger has of it.

@@ -234,6 +234,7 @@ fn parts_of(control: &Control, reports: &[AccountReport]) -> Parts {
     Parts {
         ledgers: control.ledgers.troubles().into_iter().map(|(ledger, trouble)| (format!("{}_db", ledger.name()), trouble)).collect(),
         pipeline_ok: !tasks_lost.iter().any(|name| [ROUTER, ADMISSION].contains(&name.as_str())),
+        ledgers_damaged: control.soundness.told(),
         disk_ok: !*control.disk_low.borrow(),
         adapters: reports.iter().map(|report| AdapterHealth { status: report.status, health: report.health }).collect(),
         tasks_restarted: control.watch_over.restarted(),
@@ -272,7 +273,8 @@ fn pipeline(control: &Control) -> Value {
 fn ledgers(control: &Control) -> Value {
     let mut all = Map::new();
     for (ledger, trouble) in control.ledgers.troubles() {
-        let state = if trouble.is_none() { "ok" } else { "error" };
+        let is_ok = trouble.is_none() && !control.soundness.is_damaged(ledger);
+        let state = if is_ok { "ok" } else { "error" };
         all.insert(format!("{}_db", ledger.name()), state.into());
     }
     Value::Object(all)

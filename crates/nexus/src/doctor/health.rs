@@ -30,8 +30,9 @@ pub fn findings(parts: &Parts) -> Vec<Finding> {
 
 /// What makes the daemon unhealthy is an error.
 fn severity(parts: &Parts, reason: &str) -> Severity {
-    let (ledgers, pipeline_ok, disk_ok) = (parts.ledgers.clone(), parts.pipeline_ok, parts.disk_ok);
-    let broken = reasons(&Parts { ledgers, pipeline_ok, disk_ok, ..Parts::well() });
+    let (ledgers, ledgers_damaged) = (parts.ledgers.clone(), parts.ledgers_damaged.clone());
+    let (pipeline_ok, disk_ok) = (parts.pipeline_ok, parts.disk_ok);
+    let broken = reasons(&Parts { ledgers, ledgers_damaged, pipeline_ok, disk_ok, ..Parts::well() });
     if broken.iter().any(|one| one == reason) { Severity::Error } else { Severity::Warning }
 }
 
@@ -41,6 +42,10 @@ fn advised(parts: &Parts) -> Vec<(Vec<String>, &'static str)> {
     vec![
         of(Parts { pipeline_ok: parts.pipeline_ok, ..Parts::well() }, "`nexus daemon restart`; `nexus daemon logs` says what failed"),
         of(Parts { ledgers: parts.ledgers.clone(), ..Parts::well() }, "mend the disk or put the file back; work goes on by itself then"),
+        of(
+            Parts { ledgers_damaged: parts.ledgers_damaged.clone(), ..Parts::well() },
+            "stop the daemon, keep a copy of the file, and restore the ledgers with `nexus restore`",
+        ),
         of(Parts { disk_ok: parts.disk_ok, ..Parts::well() }, "make room, or lower ledgers.min_free_mb; work goes on by itself then"),
         of(
             Parts { adapters: parts.adapters.clone(), ..Parts::well() },

@@ -16,6 +16,8 @@ use std::time::{Duration, SystemTime};
 const WRITTEN_WITHIN: Duration = Duration::from_secs(60);
 /// Length of the random end of a temporary file's name.
 const RANDOM_CHARS: usize = 26;
+/// Files of backups that are counted.
+const KEPT_FILES_MAX: usize = 200_000;
 const REPAIR: &str = "`nexus doctor --repair`";
 
 /// All that is left over. `data` is where the ledgers are; it and the configuration, if they are known.
@@ -77,8 +79,7 @@ fn staged(data: &Path, presence: Presence) -> Option<Finding> {
 /// Told and no more: nobody but their owner knows what they are kept for.
 fn kept(directory: &Path, what: &str) -> Option<Finding> {
     let (mut count, mut bytes) = (0, 0);
-    // A backup is a directory with another one in it.
-    for file in entries(directory).into_iter().flat_map(below).flat_map(below) {
+    for file in files_below(directory) {
         count += 1;
         bytes += fs::symlink_metadata(&file).map_or(0, |metadata| metadata.len());
     }
@@ -137,10 +138,16 @@ fn name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// What is in a directory, or the file itself.
-fn below(path: PathBuf) -> Vec<PathBuf> {
-    let is_directory = fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_dir());
-    if is_directory { entries(&path) } else { vec![path] }
+/// All that is in a directory and no directory itself, as far as there are not too many.
+fn files_below(directory: &Path) -> Vec<PathBuf> {
+    let (mut files, mut waiting) = (Vec::new(), vec![directory.to_owned()]);
+    while let Some(path) = waiting.pop().filter(|_| files.len() < KEPT_FILES_MAX) {
+        let inside = entries(&path).into_iter().partition(|path| fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir()));
+        let (directories, others): (Vec<PathBuf>, Vec<PathBuf>) = inside;
+        waiting.extend(directories);
+        files.extend(others);
+    }
+    files
 }
 
 fn entries(directory: &Path) -> Vec<PathBuf> {

@@ -8,6 +8,7 @@
 
 pub(super) mod child;
 mod find;
+mod inside;
 mod left;
 
 pub use left::{clear_left, left};
@@ -218,7 +219,7 @@ impl Cgroup {
 }
 
 impl Cgroup {
-    /// As where no cgroup2 is mounted. A keeper below another one's needs none: it is inside of that one's.
+    /// As where no cgroup2 is mounted.
     pub(crate) fn none() -> Self {
         let level = KillLevel::Scan { why: "none was asked for".to_owned() };
         Self { made: None, record: PathBuf::new(), level: watch::Sender::new(level), is_spent: AtomicBool::new(false) }

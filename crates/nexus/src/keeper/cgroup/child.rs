@@ -11,6 +11,9 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+/// How those of children are called, before the child's number.
+pub(super) const NAME_PREFIX: &str = "child-";
+
 /// A cgroup that exists and has one child's processes in it.
 #[derive(Debug)]
 pub(in crate::keeper) struct ChildCgroup {
@@ -24,7 +27,7 @@ impl ChildCgroup {
     /// # Errors
     /// Of the file system, `EAGAIN` at a limit on the cgroups below one among them.
     pub(in crate::keeper) fn make(home: &Path, id: u64) -> io::Result<(Self, OwnedFd)> {
-        let made = Self { directory: home.join(format!("child-{id}")) };
+        let made = Self { directory: home.join(format!("{NAME_PREFIX}{id}")) };
         fs::create_dir(&made.directory)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         match rustix::fs::open(&made.directory, flags, Mode::empty()) {
