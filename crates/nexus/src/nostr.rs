@@ -6,6 +6,8 @@
 //! task for all (`inbox`), and what goes out is in the ledger first (`outbox`). Secret keys stay in `keys`.
 
 mod codec;
+mod definitions;
+mod fair;
 mod fetch;
 mod filter;
 mod gate;
@@ -96,6 +98,7 @@ pub(crate) struct Plan {
     whitelist: Arc<BTreeSet<String>>,
     frame_bytes_max: usize,
     publish_per_minute: u32,
+    max_pending: u64,
     project_kinds: Vec<u16>,
 }
 
@@ -107,6 +110,7 @@ impl Plan {
             whitelist: Arc::new(config.whitelist.iter().filter_map(|text| config::public_key_hex(text)).collect()),
             frame_bytes_max: usize::try_from(config.max_frame_bytes).unwrap_or(usize::MAX),
             publish_per_minute: config.publish_per_minute,
+            max_pending: config.max_pending,
             project_kinds: config.project_kinds.clone(),
         }
     }
@@ -226,6 +230,19 @@ impl Nostr {
     /// [`FetchError`] when nobody could be asked.
     pub async fn by_ids(&self, ids: &[String]) -> Result<Vec<Event>, FetchError> {
         self.inner.by_ids(ids).await
+    }
+
+    /// The newest profiles of these keys, in hex. Those that nobody has are left out.
+    ///
+    /// # Errors
+    /// [`FetchError`] when nobody could be asked about one that isn't stored.
+    pub async fn profiles(&self, pubkeys: &[String]) -> Result<Vec<Event>, FetchError> {
+        self.inner.profiles(pubkeys).await
+    }
+
+    /// Whether a public key, in hex, is the daemon's own.
+    pub fn is_own(&self, pubkey: &str) -> bool {
+        self.inner.own.load().as_ref().is_some_and(|own| own.as_str() == pubkey)
     }
 
     /// Tells of each project whose definition changed, or was deleted. Who is too slow reads the ledger.

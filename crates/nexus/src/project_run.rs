@@ -18,6 +18,7 @@ use crate::keeper::{self, Cgroup, Keeper};
 use crate::logging::Logging;
 use crate::metrics::Metrics;
 use crate::project::process::{CONTEXT_VARIABLE, CONTEXT_VERSION, Context};
+use crate::project::secrets::in_place;
 use crate::supervisor::Supervisor;
 use crate::watch::Watch;
 use link::Link;
@@ -95,8 +96,8 @@ struct Prologue {
     /// None where nothing is started.
     keeper: Option<keeper::Link>,
     lock: File,
-    /// Of the daemon's state directory: the daemon finds leftovers by it.
-    instance: String,
+    /// Its own, within the daemon's, which finds leftovers by it.
+    mark: String,
 }
 
 /// Works for the daemon until it says that this is enough, or is gone.
@@ -125,12 +126,17 @@ fn prologue(config: Option<&Path>) -> Result<Prologue, RunError> {
     // What works for the project gets its secrets: whoever does its turns, and its own servers. Those of the agent get
     // what their `pass_env` names.
     agent.pass_env.extend(context.secrets.iter().cloned());
-    let mark = std::env::var("NEXUS_CHILD_ID").unwrap_or_default();
-    let instance = mark.split_once(':').map_or_else(|| ulid::Ulid::generate().to_string(), |(instance, _)| instance.to_owned());
+    // What its keeper starts is marked as its own, within the daemon's: whatever it ends is its own as well.
+    let mark = std::env::var("NEXUS_CHILD_ID").ok().filter(|mark| mark.contains(':')).unwrap_or_else(|| ulid::Ulid::generate().to_string());
     let lock = File::open("/dev/null").map_err(RunError::Keeper)?;
     let starts_nothing = agent.runner == config::Runner::Echo || (agent.runner == config::Runner::Llm && agent.mcp.is_empty());
     let keeper = if starts_nothing { None } else { Some(keeper::launch(&lock).map_err(RunError::Keeper)?) };
-    Ok(Prologue { context, agent, workspace: paths.workspace, keeper, lock, instance })
+    Ok(Prologue { context, agent, workspace: paths.workspace, keeper, lock, mark })
+}
+
+/// The daemon's, whose child this process is.
+fn instance_of(mark: &str) -> &str {
+    mark.split_once(':').map_or(mark, |(instance, _)| instance)
 }
 
 fn read_context() -> Result<Context, RunError> {
@@ -150,7 +156,9 @@ fn read_context() -> Result<Context, RunError> {
 fn servers(context: &Context) -> BTreeMap<String, McpServer> {
     let server = |one: &crate::project::prepare::ProjectMcp| {
         let argv: Vec<String> = std::iter::once(one.command.clone()).chain(one.args.iter().cloned()).collect();
-        let (command, env, pass_env) = (argv.join(" "), one.env.clone(), context.secrets.clone());
+        let is_secret = |name: &str| context.secrets.iter().any(|known| known == name);
+        let env = in_place(&one.env, |name| if is_secret(name) { std::env::var(name).ok() } else { None });
+        let (command, pass_env) = (argv.join(" "), context.secrets.clone());
         (server_name(&one.slug), McpServer { command, argv, env, pass_env, ..McpServer::default() })
     };
     context.project.mcp.iter().map(server).collect()
@@ -164,7 +172,7 @@ fn server_name(slug: &str) -> String {
 
 /// From here on there is a runtime.
 async fn work(prologue: Prologue) -> Result<(), RunError> {
-    let Prologue { context, agent, workspace, keeper, lock, instance } = prologue;
+    let Prologue { context, agent, workspace, keeper, lock, mark } = prologue;
     let (stdin, stdout) = pipes().map_err(RunError::Pipes)?;
     let link = Link::new(stdout);
     let name = context.agent.clone();
@@ -173,7 +181,7 @@ async fn work(prologue: Prologue) -> Result<(), RunError> {
         None => (Runner::Llm(Box::new(LlmRunner::alone(&agent, name, &workspace)?)), None, None),
         Some(keeper) => {
             let watch_over = Watch::new(Metrics::new());
-            let started = Keeper::start(keeper, &instance, lock, Arc::new(Cgroup::inside(&instance)), watch_over.part("keeper"));
+            let started = Keeper::start(keeper, &mark, lock, Arc::new(Cgroup::inside(instance_of(&mark))), watch_over.part("keeper"));
             let (keeper, task) = started.map_err(RunError::Keeper)?;
             let supervisor = Supervisor::new(keeper.clone(), Metrics::new(), watch_over);
             let servers = Servers::new(supervisor, place_of(&context.project.path, &workspace), None);

@@ -152,22 +152,26 @@ fn what_is_to_be_published_leaves_while_nothing_can_be_taken_in() {
 }
 
 #[test]
-fn a_connection_that_is_lost_while_nothing_can_be_taken_in_is_not_published_to() {
+fn a_connection_that_is_lost_while_nothing_can_be_taken_in_is_made_again_for_what_is_to_be_published() {
     let scene = Scene::new();
     let ledger = scene.hold_up();
     scene.relay.state().silent = true;
     scene.publish();
     eventually("the relay has it, and says nothing", || scene.relay.state().published.len() == 1);
-    scene.relay.hang_up();
-    eventually("it is seen", || scene.status()["state"] == "backoff");
-    eventually("nobody waits for its word any more", || {
-        scene.daemon.count("nexus", "SELECT count(*) FROM nostr_outbox WHERE error = 'it gave no answer'") == 1
-    });
-    assert!(scene.handed_on() < MANY, "there was room");
-    assert_eq!(scene.daemon.count("nexus", "SELECT attempts FROM nostr_outbox"), 0, "no attempt of it is used up");
-    scene.relay.state().silent = false;
-    ledger.execute_batch("COMMIT").unwrap();
+    let asked = scene.relay.state().of("REQ").len();
+    {
+        let mut state = scene.relay.state();
+        state.silent = false;
+        state.hang_up();
+    }
     eventually("it is published over the next connection", || scene.published() == 1);
+    scene.relay.hang_up();
+    scene.daemon.post("/control/nostr/publish", &json!({ "kind": 1, "content": "hello again", "once": "l" }));
+    eventually("and over the one after that", || scene.published() == 2);
+    assert!(scene.handed_on() < MANY, "there was room");
+    assert_eq!(scene.relay.state().of("REQ").len(), asked, "there is no room for what it would be asked for");
+    assert_ne!(scene.status()["state"], "live", "nothing is heard over it");
+    ledger.execute_batch("COMMIT").unwrap();
     scene.live();
     eventually("all of it is taken in", || scene.taken_in() == i64::try_from(MANY).unwrap() + 1);
 }
@@ -226,4 +230,40 @@ fn a_late_end_of_an_earlier_answer_proves_nothing_of_a_later_one() {
     scene.relay.state().late = None;
     eventually("what is older is there too", || kept() == 2);
     scene.live();
+}
+
+#[test]
+fn what_one_author_says_keeps_out_nobody_else_and_is_not_lost() {
+    /// What may be pending; half of it is anybody's, and a quarter each author's share.
+    const PENDING_MAX: u64 = 40;
+    const FLOOD: u64 = 60;
+    let (relay, ann, bob) = (Scripted::start(), Key::new(1), Key::new(2));
+    let mut daemon = Daemon::new();
+    let go = daemon.file("go");
+    let mut all = config(json!({}));
+    all["projects"] = json!({ "path": daemon.file("projects") });
+    all["nostr"] = json!({ "relays": [relay.url()], "whitelist": [ann.npub(), bob.npub()], "max_pending": PENDING_MAX });
+    let waits = format!("sh -c 'until [ -e {go} ]; do sleep 0.05; done; cat'");
+    all["agents"] = json!({ "default": "waits", "waits": { "runner": "command", "command": waits } });
+    daemon.configure(&all);
+    daemon.launch();
+    let status = || daemon.get("/control/nostr").json();
+    let own = status()["pubkey"].as_str().expect("the daemon has a key").to_owned();
+    eventually("the relay is live", || status()["relays"][0]["state"] == "live");
+    let by = |author: &Key| {
+        let sql = format!("SELECT count(*) FROM events WHERE direction = 'inbound' AND sender_id = '{}'", author.public());
+        daemon.count("events", &sql)
+    };
+    let left = || daemon.metric(&format!("nexus_nostr_events_total{{relay=\"{}\",result=\"left\"}}", relay.url()));
+
+    let flood: Vec<Value> = (0..FLOOD).map(|n| ann.sign(1, &[&["p", &own]], &format!("flood {n}"))).collect();
+    relay.state().events.extend(flood);
+    eventually("the rest of it is left out", || by(&ann) >= 20 && left() > 0);
+    relay.add(&bob.sign(1, &[&["p", &own]], "am I heard?"));
+    eventually("somebody else is heard", || by(&bob) == 1);
+    assert!(by(&ann) < i64::try_from(FLOOD).unwrap(), "there was room");
+
+    std::fs::write(&go, "").unwrap();
+    eventually("nothing was lost", || by(&ann) == i64::try_from(FLOOD).unwrap());
+    assert_eq!(by(&bob), 1);
 }

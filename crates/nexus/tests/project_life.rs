@@ -358,3 +358,26 @@ fn what_an_agent_of_a_project_left_ends_with_its_turn_and_the_project_goes_on() 
         send_signal(escapee.pid, Signal::KILL);
     }
 }
+
+#[test]
+fn what_ends_the_keeper_of_one_project_ends_no_other() {
+    let world = World::with_all(|config| {
+        config["agents"] = json!({ "default": "cat", "cat": { "runner": "command", "command": "cat" } });
+    });
+    let agent = world.tell(4199, &[&["title", "coder"]], "");
+    let running = ["one", "other"].map(|name| {
+        world.tell(31_933, &[&["d", name], &["agent", &agent]], "");
+        let project = world.coordinate(name);
+        world.prepared(&project);
+        answered(&world, &ask(&world, &project, "hello"));
+        let pid = once(&world, &project, "running")["pid"].as_i64().unwrap();
+        (project, i32::try_from(pid).unwrap())
+    });
+    let [(project, process), (_, other)] = &running;
+    let other = procfs::Process::of(*other).unwrap();
+    let [keeper] = procfs::children_of(*process).try_into().unwrap();
+    send_signal(keeper.pid, Signal::KILL);
+    eventually("it has another keeper", || procfs::children_of(*process).iter().any(|child| child.pid != keeper.pid));
+    answered(&world, &ask(&world, project, "and after it?"));
+    assert!(other.is_alive(), "the process of another project was ended");
+}

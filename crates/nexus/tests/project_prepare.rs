@@ -84,6 +84,40 @@ fn a_newer_definition_changes_only_what_it_names() {
 }
 
 #[test]
+fn the_keys_of_a_roster_are_a_projects_agents() {
+    let world = World::new();
+    let own = world.daemon.get("/control/nostr").json()["pubkey"].as_str().unwrap().to_owned();
+    let (planner, nobody) = (Key::new(5), Key::new(6));
+    let (a, b, owner) = (planner.public(), nobody.public(), world.owner.public());
+    let definition = world.tell(4199, &[&["title", "Planner"]], "Plan.");
+    world.publish(&planner.sign(0, &[&["e", &definition]], r#"{"name": "planner of mine"}"#));
+    let (project, now) = (world.coordinate("demo"), relays::now_s());
+    let define = |at: u64, tags: &[&[&str]]| {
+        let tags: Vec<&[&str]> = [&["d", "demo"][..]].into_iter().chain(tags.iter().copied()).collect();
+        world.publish(&world.owner.sign_at(at, 31_933, &tags, ""));
+    };
+    // Its author and the daemon are no agents of it, and one that is named twice is one.
+    define(now - 100, &[&["p", &owner], &["p", &own], &["p", &a], &["p", &b], &["p", &a], &["p", "../../x"]]);
+    let first = world.prepared(&project);
+    assert_eq!(names(&first, "agents"), ["planner".to_owned(), format!("agent-{}", &b[..8])]);
+    let agent = &first["agents"][0];
+    assert_eq!((&agent["manager"], &agent["instructions"], &agent["roster_key"]), (&json!(true), &json!("Plan."), &json!(a)));
+    assert_ne!(agent["pubkey"], json!(a), "nobody gave us its secret key");
+    assert!(first["problems"].to_string().contains("no relay has its profile") && first["missing"] == json!([]), "{first}");
+
+    // Both forms, and the key that it signs with by now: still one agent.
+    let signing = agent["pubkey"].as_str().unwrap().to_owned();
+    define(now - 50, &[&["agent", &definition], &["p", &signing], &["p", &a]]);
+    let prepared = find("the newer definition counts", || {
+        let prepared = world.prepared(&project);
+        (names(&prepared, "agents") == ["planner"]).then_some(prepared)
+    });
+    assert_eq!(prepared["agents"][0], *agent);
+    let files = fs::read_dir(path_of(&prepared).join(".tenex/agents")).unwrap().count();
+    assert_eq!(files, 1, "what is named no more is gone");
+}
+
+#[test]
 fn nothing_that_runs_is_installed_before_it_is_approved() {
     let world = World::new();
     let server = world.tell(4200, &[&["name", "File Server"], &["command", "npx -y \"file server\""]], "");
@@ -325,6 +359,24 @@ fn secrets_lie_where_only_their_owner_reads_them() {
     assert_eq!(bad.code, Some(2), "{bad:?}");
     world.daemon.nexus_ok(&["project", "secret", "remove", "demo", "API_KEY"]);
     assert!(!file.exists());
+}
+
+#[test]
+fn a_secret_that_is_missing_is_said_with_what_stores_it() {
+    let world = World::with_all(|config| {
+        let model = json!({ "runner": "llm", "provider": "anthropic", "model": "m", "key_env": "KEY_OF_NO_DAEMON" });
+        config["agents"] = json!({ "default": "model", "model": model });
+    });
+    let project = world.project("demo", None);
+    let prepared = world.prepared(&project);
+    let slug = prepared["slug"].as_str().unwrap();
+    let told = format!("`nexus project secret set {slug} KEY_OF_NO_DAEMON`");
+    assert!(prepared["missing"].to_string().contains(&told), "{prepared}");
+    assert_eq!(world.show("demo")["project"]["status"], "needs_configuration");
+    let ran = world.daemon.nexus_told("hush-hush\n", &["project", "secret", "set", slug, "KEY_OF_NO_DAEMON"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert_eq!(world.prepared(&project)["missing"], json!([]));
+    assert_eq!(world.show("demo")["project"]["status"], "ready");
 }
 
 #[test]

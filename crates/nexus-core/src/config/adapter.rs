@@ -12,7 +12,7 @@ pub const BUILTIN_WEBHOOK: &str = "builtin:webhook";
 const LINE_BYTES_MIN: u64 = 1024;
 const LINE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// Most requests that may be allowed to wait for one account.
-const PENDING_REQUESTS_MAX: u64 = 10_000_000;
+pub(super) const PENDING_REQUESTS_MAX: u64 = 10_000_000;
 /// Most restarts in a row, and most retries of a send, that may be allowed.
 const RESTARTS_MAX: u32 = 1000;
 const SEND_RETRIES_MAX: u32 = 100;

@@ -283,6 +283,8 @@ nostr:
   # Longest message of a relay that is looked at, in bytes, and events of one kind published in a minute.
   #max_frame_bytes: 65536
   #publish_per_minute: 120
+  # Accepted events without an end from which on nothing more is taken in; half of that is shared out by author.
+  #max_pending: 100000
   # Kinds of event that define a project.
   #project_kinds: [31933]
 

@@ -347,6 +347,7 @@ mod tests {
         ("nostr.secret_key", |c| c.nostr.secret_key = None),
         ("nostr.auth", |c| c.nostr.auth.clear()),
         ("nostr.max_frame_bytes", |c| c.nostr.max_frame_bytes += 1),
+        ("nostr.max_pending", |c| c.nostr.max_pending += 1),
         ("nostr.publish_per_minute", |c| c.nostr.publish_per_minute += 1),
         ("nostr.project_kinds", |c| c.nostr.project_kinds.push(1)),
         ("projects.path", |c| c.projects.path.push('1')),

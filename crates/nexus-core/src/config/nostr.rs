@@ -2,6 +2,7 @@
 //! the daemon speaks. No signature is checked here and nothing is connected.
 
 use super::Config;
+use super::adapter::PENDING_REQUESTS_MAX;
 use super::decode::{Decode, check_unique_items, number, optional_text};
 use super::node::{Kind, Node};
 use super::problem::{Faults, quoted};
@@ -37,6 +38,8 @@ section! {
         auth: Vec<String> = Vec::new() => relay_list;
         /// Longest message of a relay that is looked at, in bytes.
         max_frame_bytes: u32 [FRAME_BYTES_MIN..=FRAME_BYTES_MAX] = 65_536;
+        /// Accepted events without an end from which on nothing more is taken in; half of it is shared out among the whitelisted keys.
+        max_pending: u64 [1..=PENDING_REQUESTS_MAX] = 100_000;
         /// Events of one kind that are published in a minute at most.
         publish_per_minute: u32 [1..=PUBLISH_PER_MINUTE_MAX] = 120;
         /// Kinds of event that define a project.

@@ -316,7 +316,9 @@ impl Keeper {
         }
         let mark = tree::mark_of(orphan)?;
         // A closing child and its successor carry one mark; the orphan is the elder's.
-        let mut owners = self.children.iter().filter(|(_, child)| child.mark == mark);
+        // What it started by a keeper of its own is marked within it.
+        let is_of = |child: &str| mark.strip_prefix(child).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'));
+        let mut owners = self.children.iter().filter(|(_, child)| is_of(&child.mark));
         let first = owners.next()?;
         Some(*owners.find(|(_, child)| child.closing.is_some()).unwrap_or(first).0)
     }

@@ -10,6 +10,7 @@ use crate::ledger::ReadError;
 use crate::ledger::nexus::{Definition, Put, nostr_event, nostr_events_by_ids};
 use crate::ledger::writer::WriteError;
 use crate::project::coordinate::Coordinate;
+use crate::project::definition::PROFILE_KIND;
 use ::nostr::event::Event;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -100,9 +101,35 @@ impl Inner {
         Ok(found)
     }
 
+    /// The relays are asked also for what is stored: nothing else brings the newer profiles of keys that aren't heeded.
+    pub(crate) async fn profiles(&self, pubkeys: &[String]) -> Result<Vec<Event>, FetchError> {
+        if pubkeys.len() > IDS_MAX {
+            return Err(FetchError::TooMany(pubkeys.len()));
+        }
+        let authors = Some(Arc::new(pubkeys.iter().cloned().collect::<BTreeSet<_>>()));
+        let asked = self.ask(&Filter { kinds: Some(BTreeSet::from([PROFILE_KIND])), authors, ..Filter::default() }).await;
+        if let Ok(answers) = &asked {
+            self.keep(answers.events.values()).await?;
+        }
+        let mut stored = Vec::new();
+        for pubkey in pubkeys {
+            stored.extend(self.stored_at(PROFILE_KIND, pubkey.clone(), String::new()).await?);
+        }
+        // That nobody has one is known only from somebody who answered.
+        let is_whole = stored.len() >= pubkeys.len();
+        match asked {
+            Ok(Answers { answered, silent, .. }) if answered.is_empty() && !is_whole => Err(FetchError::NotFound { answered, silent }),
+            Err(error) if !is_whole => Err(error),
+            Ok(_) | Err(_) => Ok(stored),
+        }
+    }
+
     async fn stored(&self, of: &Coordinate) -> Result<Option<Event>, ReadError> {
-        let of = of.clone();
-        let read = move |connection: &rusqlite::Connection| nostr_event(connection, of.kind, &of.pubkey, &of.identifier);
+        self.stored_at(of.kind, of.pubkey.clone(), of.identifier.clone()).await
+    }
+
+    async fn stored_at(&self, kind: u16, pubkey: String, identifier: String) -> Result<Option<Event>, ReadError> {
+        let read = move |connection: &rusqlite::Connection| nostr_event(connection, kind, &pubkey, &identifier);
         let found = self.ground.ledgers.nexus.readers.read(read).await?;
         Ok(found.and_then(|json| Event::from_json(json).ok()))
     }

@@ -2,27 +2,26 @@
 //! cursors that cover it. It takes in no more than there is room for; then no relay is read on, and each keeps
 //! what it has. A cursor moves only behind the events that came before it.
 
+use super::fair::{Fair, Limits};
 use super::gate::Seen;
-use super::sort::{self, DELETION, Purpose, Rules, sort};
+use super::sort::{self, Purpose, Rules, sort};
 use super::subscriptions::Cursors;
 use super::{ADAPTER, Inner, Plan};
 use crate::adapter::intake::Sinks;
 use crate::clock;
 use crate::error_text::describe;
 use crate::ledger::events::{Append, Appended, Disposition, FIRST, Lines, NewEvent, RelayCursor, TakeIn, appended_since, nostr_event_of};
-use crate::ledger::nexus::{Definition, Deleted, Put, PutDefinitions, RESTORED_AT, counter, projects_defined_by};
+use crate::ledger::nexus::{Definition, Put, RESTORED_AT, counter};
 use crate::ledger::writer::WriteError;
 use crate::ledger::{Ledgers, optional};
 use crate::metrics::RelayResult;
-use crate::project::coordinate::Coordinate;
 use crate::routes::DEFAULT_ACCOUNT;
 use ::nostr::event::Event;
 use nexus_core::ids::AccountKey;
 use nexus_core::notice::NoticeType;
 use serde_json::json;
-use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -37,8 +36,6 @@ const TAG_BYTES: usize = 48;
 const PART_BYTES: usize = 40;
 /// Events of one commit.
 const BATCH_MAX: usize = 256;
-/// Accepted events without an end at which nothing more is taken in.
-const PENDING_MAX: i64 = 100_000;
 
 /// What a relay hands over, in the order in which it came.
 #[derive(Debug)]
@@ -145,7 +142,8 @@ pub(crate) async fn run(inner: Arc<Inner>, sinks: Sinks, stop: CancellationToken
     inbox.generation.send_modify(|generation| *generation += 1);
     let mut queue = inbox.queue.lock().await;
     let restored_at = restored_at(&inner.ground.ledgers).await;
-    let taking = Taking { inner: &inner, sinks: &sinks, account: AccountKey::new(ADAPTER, DEFAULT_ACCOUNT), restored_at };
+    let account = AccountKey::new(ADAPTER, DEFAULT_ACCOUNT);
+    let taking = Taking { inner: &inner, sinks: &sinks, account, restored_at, fair: std::sync::Mutex::default() };
     loop {
         crate::torture::point("task.nostr inbox");
         let first = tokio::select! {
@@ -203,6 +201,8 @@ struct Taking<'a> {
     sinks: &'a Sinks,
     account: AccountKey,
     restored_at: Option<i64>,
+    /// Never held while something is waited for.
+    fair: std::sync::Mutex<Fair>,
 }
 
 /// A batch, sorted.
@@ -222,8 +222,48 @@ impl Taking<'_> {
         // An error means that the daemon is stopping.
         drop(disk_low.wait_for(|low| !low).await);
         let mut pending = self.sinks.pending.watch(&self.account);
-        drop(pending.wait_for(|count| *count < PENDING_MAX).await);
-        queue.recv().await
+        loop {
+            let (limits, total) = (self.limits(), u64::try_from(*pending.borrow_and_update()).unwrap_or(0));
+            let is_behind = self.catch_up(limits, total);
+            let has_room = total < limits.pending_max;
+            tokio::select! {
+                arrived = queue.recv(), if has_room => return arrived,
+                // An error means that the daemon is stopping: then it is waited for no more.
+                changed = pending.changed(), if !has_room || is_behind => changed.ok()?,
+            }
+        }
+    }
+
+    fn limits(&self) -> Limits {
+        let plan = self.inner.plan.load();
+        Limits { pending_max: plan.max_pending, authors: u64::try_from(plan.whitelist.len()).unwrap_or(u64::MAX) }
+    }
+
+    fn fair(&self) -> MutexGuard<'_, Fair> {
+        self.fair.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the relays asked again for what was left out, once there is room for it. Whether something still is.
+    fn catch_up(&self, limits: Limits, total: u64) -> bool {
+        let mut fair = self.fair();
+        if fair.has_room(&self.sinks.pending, limits, total) {
+            fair.catch_up();
+            let inbox = &self.inner.inbox;
+            // In this order: what the new questions bring must not be taken for known.
+            inbox.seen.clear();
+            inbox.generation.send_modify(|generation| *generation += 1);
+        }
+        fair.is_behind()
+    }
+
+    /// Whether an event may be taken in now, with what it became. Of one that relays don't keep there is no second time.
+    fn admits(&self, event: &Event, messages: &[NewEvent]) -> bool {
+        let many = messages.iter().filter(|message| is_request(message)).count();
+        if many == 0 || event.kind.is_ephemeral() {
+            return true;
+        }
+        let many = u64::try_from(many).unwrap_or(u64::MAX);
+        self.fair().admits(&self.sinks.pending, self.limits(), &event.pubkey.to_hex(), many)
     }
 
     /// What the ledger refuses is offered once more by itself, so that it costs nothing but itself. The cursors come last.
@@ -264,12 +304,14 @@ impl Taking<'_> {
         let plan = self.inner.plan.load();
         let own = self.inner.own();
         let mut sorted = Sorted::default();
+        let total = u64::try_from(*self.sinks.pending.watch(&self.account).borrow()).unwrap_or(0);
+        self.fair().begin(&self.sinks.pending, total);
         for arrived in batch {
             match arrived {
                 Arrived::Event { relay, event, .. } => self.sort_one(&relay, &event, &plan, own.as_deref(), &mut sorted),
                 Arrived::Proven { relay, filter, until, generation } => {
-                    // What stood before an older one may have been lost.
-                    if generation == *self.inner.inbox.generation.borrow() {
+                    // What stood before an older one may have been lost, and what was left out is to be asked for again.
+                    if generation == *self.inner.inbox.generation.borrow() && !self.fair().is_behind() {
                         let until = i64::try_from(until).unwrap_or(0);
                         sorted.cursors.push(RelayCursor { relay: relay.to_string(), filter, until });
                     }
@@ -294,7 +336,8 @@ impl Taking<'_> {
         };
         match sort(event, relay, &rules) {
             Purpose::Definition(definition) => sorted.definitions.push((relay.clone(), *definition)),
-            Purpose::Messages(messages) => messages.into_iter().for_each(keep),
+            Purpose::Messages(messages) if self.admits(event, &messages) => messages.into_iter().for_each(keep),
+            Purpose::Messages(_) => self.count(relay, "left"),
             Purpose::Ambiguous(event, projects) => {
                 let named = sort::named(&projects);
                 tracing::warn!(
@@ -346,8 +389,11 @@ impl Taking<'_> {
 
     fn accepted(&self, events: &[NewEvent], brought_by: &[Arc<str>], appended: &Appended) {
         let fresh = || events.iter().zip(appended).filter_map(|(event, seq)| seq.map(|seq| (event, seq)));
-        let runs = fresh().filter(|(event, _)| matches!(event.disposition, Disposition::Run | Disposition::Late)).count();
-        self.sinks.pending.raise(&self.account, runs as u64);
+        let runs = || fresh().filter(|(event, _)| is_request(event));
+        self.sinks.pending.raise(&self.account, runs().count() as u64);
+        let mut fair = self.fair();
+        runs().for_each(|(event, seq)| fair.committed(seq, &event.sender_id));
+        drop(fair);
         if let Some(newest) = appended.iter().flatten().max() {
             crate::ledger::raise(&self.sinks.committed, *newest);
         }
@@ -386,66 +432,18 @@ fn is_refused(written: Result<(), WriteError>) -> Result<bool, WriteError> {
     }
 }
 
+/// Whether it becomes a request that has its end later.
+fn is_request(event: &NewEvent) -> bool {
+    match event.disposition {
+        Disposition::Run | Disposition::Late => true,
+        Disposition::Filed | Disposition::History => false,
+    }
+}
+
 /// Counts what became of an event of a relay.
 pub(crate) fn count(inner: &Inner, relay: &Arc<str>, result: &'static str) {
     let label = RelayResult { relay: relay.to_string(), result };
     inner.ground.metrics.nostr_events.get_or_create(&label).inc();
-}
-
-impl Inner {
-    /// Stores definitions and tells of the projects that changed.
-    pub(crate) async fn put(&self, definitions: Vec<Definition>) -> Result<Vec<Put>, WriteError> {
-        let definitions = Arc::new(definitions);
-        let command = PutDefinitions { definitions: definitions.clone(), at: clock::wall_ms() };
-        let put = self.ground.ledgers.nexus.writer.write_until_done(command).await?;
-        let kinds = self.plan.load().project_kinds.clone();
-        for (definition, put) in definitions.iter().zip(&put) {
-            match put {
-                Put::Counts => self.tell(definition, &[], &kinds).await,
-                Put::Deletes(by_id) => self.tell(definition, by_id, &kinds).await,
-                Put::Outdated => {}
-            }
-        }
-        Ok(put)
-    }
-
-    /// Tells of the projects that a definition changes; `by_id` is where it took away what it names by id.
-    async fn tell(&self, definition: &Definition, by_id: &[String], project_kinds: &[u16]) {
-        let coordinate = |text: &str| Coordinate::parse(text).ok().filter(|coordinate| project_kinds.contains(&coordinate.kind));
-        let changed: Vec<Coordinate> = if definition.kind == DELETION {
-            let named = definition.deletes.iter().filter_map(|deleted| match deleted {
-                Deleted::Coordinate(text) => Some(text.clone()),
-                Deleted::Event(_) => None,
-            });
-            let named: BTreeSet<String> = named.chain(by_id.iter().cloned()).chain(self.prepared_from(definition).await).collect();
-            named.iter().filter_map(|text| coordinate(text)).collect()
-        } else {
-            let identifier = definition.identifier.as_deref().unwrap_or_default();
-            let text = crate::ledger::nexus::coordinate(definition.kind, &definition.pubkey, identifier);
-            coordinate(&text).into_iter().collect()
-        };
-        for one in changed {
-            // An error means that nobody listens.
-            self.redefined.send(one).ok();
-        }
-    }
-
-    /// The projects that were prepared from an event which a deletion names by its id.
-    async fn prepared_from(&self, deletion: &Definition) -> Vec<String> {
-        let ids = deletion.deletes.iter().filter_map(|deleted| match deleted {
-            Deleted::Event(id) => Some(id.clone()),
-            Deleted::Coordinate(_) => None,
-        });
-        let (ids, pubkey): (Vec<String>, String) = (ids.collect(), deletion.pubkey.clone());
-        if ids.is_empty() {
-            return Vec::new();
-        }
-        let read = move |connection: &rusqlite::Connection| projects_defined_by(connection, &pubkey, &ids);
-        self.ground.ledgers.nexus.readers.read(read).await.unwrap_or_else(|error| {
-            tracing::warn!(error = %describe(&error), "that a definition was deleted is seen with the project's next start only");
-            Vec::new()
-        })
-    }
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedMutexGuard, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use waiting::{Aside, hear};
+use waiting::{Aside, Spare, hear};
 
 /// The kind of a proof who we are (NIP-42).
 const PROOF_KIND: u16 = 22_242;
@@ -100,6 +100,9 @@ struct Relay {
     held: Held,
     /// Events that the relay was sent, with the time (by [`clock::mono_ms`]) until which it may answer.
     awaiting: HashMap<String, u64>,
+    /// There since the connection was lost while nothing could be handed on; whether it is in use.
+    errands: Option<Box<Spare>>,
+    is_out: bool,
     before: State,
     stop: CancellationToken,
 }
@@ -125,6 +128,8 @@ pub(crate) async fn run(parts: Parts, stop: CancellationToken) {
         asked: Asked::default(),
         held: Held::default(),
         awaiting: HashMap::new(),
+        errands: None,
+        is_out: false,
         before: State::Connecting,
         stop,
         parts,
@@ -155,6 +160,7 @@ impl Relay {
     async fn next(&mut self, wanted: &mut watch::Receiver<Arc<Wanted>>, generation: &mut watch::Receiver<u64>) -> Option<Input> {
         loop {
             crate::torture::point("task.nostr relay");
+            self.end_errands().await;
             if let Some(lost) = self.lost.take() {
                 return Some(lost);
             }
@@ -412,6 +418,8 @@ impl Relay {
     fn show(&mut self) {
         let (state, may_publish) =
             if self.is_lost() { (State::Backoff, false) } else { (self.machine.state(), self.machine.may_publish()) };
+        // Nothing is heard over a connection for errands.
+        let state = if self.is_out && state == State::Live { State::Subscribing } else { state };
         let deaf = self.machine.deaf();
         if self.parts.view.send_if_modified(|view| view.show(state, deaf, may_publish)) && may_publish {
             self.parts.inner.to_publish.notify_one(); // what waits may go

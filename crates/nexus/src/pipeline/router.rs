@@ -21,7 +21,7 @@ mod turns;
 pub use admit::ADMISSION;
 pub(crate) use admit::{conversation_of, row_of};
 
-use super::pending::Pending;
+use super::pending::{OfAuthor, Pending};
 use super::steering::Release;
 use super::{Outcome, Pipeline, READ_PATIENCE};
 use crate::agent::project::session_to_wake;
@@ -197,6 +197,8 @@ impl Router {
 struct Known {
     conversation: Arc<str>,
     account: Arc<AccountKey>,
+    /// That it counts for its author, who is known of Nostr's.
+    share: Option<OfAuthor>,
     /// Its id and event; kept only while its conversation can take it at once.
     at_hand: Option<Box<(String, StoredEvent)>>,
     /// Its conversation goes on without waiting for it any more.
@@ -277,11 +279,17 @@ impl State {
         {
             self.wake(&session);
         }
+        let author = event.as_ref().filter(|_| request.adapter == nostr::ADAPTER).map(|event| event.event.sender_id.as_str());
+        let share = author.map(|author| self.pending.open(request.event_seq, author));
+        if share.is_none() {
+            self.pending.pass(request.event_seq);
+        }
         let account = AccountKey::new(request.adapter, request.account_id);
         let place = self.lanes.push(&request.conversation, &account, request.event_seq);
         let at_hand = event.filter(|_| place.soon).map(|event| Box::new((request.request_id, *event)));
         let is_revived = request.attempts > 0;
-        let known = Known { conversation: place.conversation, account: place.account, at_hand, let_go: false, is_revived, not_before_ms };
+        let (conversation, account) = (place.conversation, place.account);
+        let known = Known { conversation, account, share, at_hand, let_go: false, is_revived, not_before_ms };
         self.requests.insert(request.event_seq, known);
     }
 
@@ -354,8 +362,9 @@ impl State {
 
     /// A request has its end.
     fn over(&mut self, seq: i64) {
-        if let Some(known) = self.requests.remove(&seq) {
-            self.pending.lower(&known.account);
+        if let Some(Known { account, share, .. }) = self.requests.remove(&seq) {
+            drop(share); // before those are woken who wait for the account
+            self.pending.lower(&account);
         }
     }
 

@@ -1,14 +1,18 @@
-//! What events of kinds 31933, 4199 and 4200 define: a project, an agent, an MCP server. Their authors may be anybody
-//! by the time they are read here: every text has a bound, and nothing of it is a path or a command yet.
+//! What events of kinds 31933, 4199 and 4200 define: a project, an agent, an MCP server; and what the profile of an agent
+//! says, whom a project names by its key. Their authors may be anybody by the time they are read here: every text has a
+//! bound, and nothing of it is a path or a command yet.
 
 use super::coordinate::{Coordinate, CoordinateError};
 use ::nostr::event::Event;
+use serde_json::Value;
 use std::collections::BTreeSet;
 
 /// The kind of an agent's definition, of an MCP server's, and of a repository's announcement (NIP-34).
 pub const AGENT_KIND: u16 = 4199;
 pub const MCP_KIND: u16 = 4200;
 pub const REPOSITORY_KIND: u16 = 30_617;
+/// The kind of a profile (NIP-01).
+pub const PROFILE_KIND: u16 = 0;
 /// Agents, servers, hashtags and members of a roster that one project may have; more are left out.
 pub const MEMBERS_MAX: usize = 64;
 /// Tools of one agent; more are left out.
@@ -17,6 +21,8 @@ const TOOLS_MAX: usize = 256;
 const TITLE_CHARS_MAX: usize = 200;
 /// Longest name of a tool, in bytes.
 const TOOL_BYTES_MAX: usize = 128;
+/// Digits of its key in the name of an agent of whom nothing else is known.
+const SHORT_KEY_CHARS: usize = 8;
 /// Longest description or address, and longest instructions, in bytes.
 const TEXT_BYTES_MAX: usize = 16 * 1024;
 const INSTRUCTIONS_BYTES_MAX: usize = 256 * 1024;
@@ -58,7 +64,7 @@ pub struct Definition {
     pub agents: Vec<String>,
     /// Ids of MCP servers' definitions, likewise.
     pub mcp: Vec<String>,
-    /// Public keys in the order of the `p` tags; the first is the manager's.
+    /// Public keys in the order of the `p` tags, each once; the first is the manager's.
     pub roster: Vec<String>,
 }
 
@@ -92,7 +98,8 @@ impl Definition {
 /// An agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentDefinition {
-    pub id: String,
+    /// Of its event of kind 4199; none for one of whom only a profile, or a key, is known.
+    pub id: Option<String>,
     pub author: String,
     pub name: String,
     pub role: String,
@@ -114,17 +121,62 @@ impl AgentDefinition {
         let name = tags.first("title").or_else(|| tags.first("name")).map(title_text).filter(|name| !name.is_empty());
         let single = |name| tags.text(name, "").map(Option::unwrap_or_default);
         Ok(Self {
-            id: tags.id(),
+            id: Some(tags.id()),
             author: event.pubkey.to_hex(),
             name: name.ok_or_else(|| tags.missing("title"))?,
             role: tags.first("role").map(title_text).unwrap_or_default(),
             description: single("description")?,
             use_criteria: single("use-criteria")?,
-            instructions: tags.instructions()?,
-            tools: tags.all("tool").filter(|tool| is_tool(tool)).take(TOOLS_MAX).map(str::to_owned).collect(),
+            instructions: tags.instructions(&event.content)?,
+            tools: tags.tools(),
             mcp: tags.ids("mcp"),
         })
     }
+
+    /// What an agent's profile says of it: its name in the content, the rest in the tags of a definition.
+    ///
+    /// # Errors
+    /// [`DefinitionError`].
+    pub fn of_profile(event: &Event) -> Result<Self, DefinitionError> {
+        let tags = Tags(event);
+        tags.must_be(PROFILE_KIND)?;
+        // A profile that is no JSON has a key and tags all the same.
+        let profile: Value = serde_json::from_str(&event.content).unwrap_or(Value::Null);
+        let said = |key: &str| profile[key].as_str().unwrap_or_default();
+        let name = [said("name"), said("display_name")].into_iter().map(title_text).find(|name| !name.is_empty());
+        let unknown = Self::unknown(&event.pubkey.to_hex());
+        let about = if said("about").is_empty() { said("description") } else { said("about") };
+        Ok(Self {
+            name: name.unwrap_or(unknown.name),
+            role: title_text(tags.first("role").unwrap_or_else(|| said("role"))),
+            description: tags.text("description", about)?.unwrap_or_default(),
+            use_criteria: tags.text("use-criteria", "")?.unwrap_or_default(),
+            instructions: tags.instructions("")?,
+            tools: tags.tools(),
+            mcp: tags.ids("mcp"),
+            ..unknown
+        })
+    }
+
+    /// An agent of whom nothing but its key is known, in hex.
+    pub fn unknown(key: &str) -> Self {
+        Self {
+            id: None,
+            author: key.to_owned(),
+            name: format!("Agent {}", key.get(..SHORT_KEY_CHARS).unwrap_or(key)),
+            role: String::new(),
+            description: String::new(),
+            use_criteria: String::new(),
+            instructions: String::new(),
+            tools: Vec::new(),
+            mcp: Vec::new(),
+        }
+    }
+}
+
+/// The definition that an agent's profile says it is made from.
+pub fn definition_of_profile(event: &Event) -> Option<String> {
+    Tags(event).ids("e").into_iter().next()
 }
 
 /// An MCP server.
@@ -217,11 +269,15 @@ impl<'e> Tags<'e> {
         Ok(Some(printable(text)).filter(|text| !text.is_empty()))
     }
 
-    /// From `instructions` tags and the content; the same text in both is taken once.
-    fn instructions(&self) -> Result<String, DefinitionError> {
+    fn tools(&self) -> Vec<String> {
+        self.all("tool").filter(|tool| is_tool(tool)).take(TOOLS_MAX).map(str::to_owned).collect()
+    }
+
+    /// From `instructions` tags and `content`; the same text in both is taken once.
+    fn instructions(&self, content: &str) -> Result<String, DefinitionError> {
         let mut parts: Vec<&str> = Vec::new();
         let mut bytes = 0_usize;
-        for part in self.all("instructions").chain([self.0.content.as_str()]).map(str::trim) {
+        for part in self.all("instructions").chain([content]).map(str::trim) {
             if part.is_empty() || parts.contains(&part) {
                 continue;
             }
@@ -321,6 +377,25 @@ mod tests {
         assert_eq!((read.name.as_str(), read.instructions.as_str(), read.tools.len()), ("ProFessor", "Be kind.", TOOLS_MAX));
         let long = event(AGENT_KIND, &"x".repeat(INSTRUCTIONS_BYTES_MAX + 1), &[&["title", "a"]]);
         assert!(matches!(AgentDefinition::of(&long), Err(DefinitionError::TooLong { .. })));
+    }
+
+    #[test]
+    fn a_profile_says_who_an_agent_is_whatever_else_it_says() {
+        let (id, server) = ("a".repeat(64), "b".repeat(64));
+        let tags: &[&[&str]] = &[&["e", "short"], &["e", &id], &["instructions", "Be kind."], &["tool", "search"], &["mcp", &server]];
+        let profile = event(PROFILE_KIND, r#"{"name": "Re\u0007viewer", "about": "Reads.", "role": 7}"#, tags);
+        let read = AgentDefinition::of_profile(&profile).unwrap();
+        assert_eq!((read.name.as_str(), read.description.as_str(), read.role.as_str()), ("Reviewer", "Reads.", ""));
+        assert_eq!((read.instructions.as_str(), read.tools.len(), read.mcp, read.id), ("Be kind.", 1, vec![server], None));
+        assert_eq!(definition_of_profile(&profile), Some(id));
+
+        for content in ["", "no JSON", "[]", r#"{"name": ["x"]}"#, r#"{"name": " \n "}"#] {
+            let profile = event(PROFILE_KIND, content, &[]);
+            assert_eq!(AgentDefinition::of_profile(&profile).unwrap(), AgentDefinition::unknown(&profile.pubkey.to_hex()), "{content}");
+        }
+        let long = event(PROFILE_KIND, "{}", &[&["instructions", &"x".repeat(INSTRUCTIONS_BYTES_MAX + 1)]]);
+        assert!(matches!(AgentDefinition::of_profile(&long), Err(DefinitionError::TooLong { .. })));
+        assert!(AgentDefinition::of_profile(&event(1, "{}", &[])).is_err());
     }
 
     #[test]

@@ -69,6 +69,9 @@ pub struct Registered {
     pub file: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub event_id: Option<String>,
+    /// The public key by which the project's roster names it, in hex. It needn't be the one that it signs with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub roster_key: Option<String>,
     /// Who signs for it: the name of a key that the daemon has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signer: Option<String>,

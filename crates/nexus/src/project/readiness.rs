@@ -1,9 +1,25 @@
 //! Whether a project could answer if it ran: what the operator still has to configure, each in a sentence that says
 //! what to do. It looks, and asks nobody.
 
+use super::prepare::ProjectMcp;
+use super::secrets::referred;
 use nexus_core::config::{Agent, Agents, Config, Projects, Provider, Runner};
 use std::collections::BTreeSet;
 use std::path::Path;
+
+/// What one project's process has beside the daemon's environment.
+#[derive(Debug, Clone, Copy)]
+pub struct Own<'a> {
+    pub slug: &'a str,
+    /// Names of its secrets, which are variables there.
+    pub secrets: &'a [String],
+}
+
+impl Own<'_> {
+    fn has(self, variable: &str) -> bool {
+        self.secrets.iter().any(|name| name == variable)
+    }
+}
 
 /// Which agent of the configuration does a project's turns.
 pub fn agent_name<'a>(projects: &'a Projects, agents: &'a Agents, coordinate: &str) -> &'a str {
@@ -11,10 +27,24 @@ pub fn agent_name<'a>(projects: &'a Projects, agents: &'a Agents, coordinate: &s
     own.unwrap_or(&agents.default)
 }
 
-/// What is missing for the agent `name` to answer; nothing for one that can.
-pub fn missing(agents: &Agents, name: &str, workspace: &Path) -> Vec<String> {
+/// What is missing for the agent `name` to answer, in a project or at all; nothing for one that can.
+pub fn missing(agents: &Agents, name: &str, workspace: &Path, own: Option<Own<'_>>) -> Vec<String> {
     let variable = |name: &str| std::env::var(name).is_ok_and(|value| !value.is_empty());
-    look(agents, name, workspace, &variable)
+    look(agents, name, workspace, own, &variable)
+}
+
+/// The secrets that servers of a project refer to, and that nobody stored.
+pub fn missing_secrets(servers: &[ProjectMcp], own: Own<'_>) -> Vec<String> {
+    let mut missing: BTreeSet<(&str, &str)> = BTreeSet::new();
+    for server in servers {
+        let names = server.env.values().filter_map(|value| referred(value)).filter(|name| !own.has(name));
+        missing.extend(names.map(|name| (server.slug.as_str(), name)));
+    }
+    let slug = own.slug;
+    let told = missing.into_iter().map(|(server, name)| {
+        format!("the MCP server `{server}` needs the secret {name}; `nexus project secret set {slug} {name}` stores it")
+    });
+    told.collect()
 }
 
 /// What the agents lack that are to do the turns of projects, before there is any project. Nothing where no event can
@@ -26,17 +56,17 @@ pub fn missing_at_all(config: &Config, workspace: &Path) -> Vec<String> {
     }
     let own = projects.overrides.values().filter(|one| one.argv.is_empty()).filter_map(|one| one.agent.as_deref());
     let names: BTreeSet<&str> = own.chain([agents.default.as_str()]).collect();
-    names.into_iter().flat_map(|name| missing(agents, name, workspace)).collect()
+    names.into_iter().flat_map(|name| missing(agents, name, workspace, None)).collect()
 }
 
-fn look(agents: &Agents, name: &str, workspace: &Path, is_set: &dyn Fn(&str) -> bool) -> Vec<String> {
+fn look(agents: &Agents, name: &str, workspace: &Path, own: Option<Own<'_>>, is_set: &dyn Fn(&str) -> bool) -> Vec<String> {
     let Some(agent) = agents.named.get(name) else {
         return vec![format!("agent `{name}` is not in `agents`; add it, or name another with `nexus project setup --agent`")];
     };
     let found = match agent.runner {
         Runner::Echo => None,
         Runner::Command => of_program(agent, name, workspace),
-        Runner::Llm => of_model(agent, name, workspace, is_set),
+        Runner::Llm => of_model(agent, name, workspace, own, is_set),
         Runner::Acp => Some(format!(
             "agents.{name} has `runner: acp`, which does no turns of projects; name another with `nexus project setup --agent`"
         )),
@@ -56,13 +86,17 @@ fn of_program(agent: &Agent, name: &str, workspace: &Path) -> Option<String> {
     (!is_there).then(|| format!("the program `{program}` of agents.{name}.command was not found; install it, or correct the key"))
 }
 
-fn of_model(agent: &Agent, name: &str, workspace: &Path, is_set: &dyn Fn(&str) -> bool) -> Option<String> {
+fn of_model(agent: &Agent, name: &str, workspace: &Path, own: Option<Own<'_>>, is_set: &dyn Fn(&str) -> bool) -> Option<String> {
     if agent.model.is_none() {
         return Some(format!("agents.{name}.model is missing; `nexus project setup` asks for it"));
     }
     if let Some(variable) = &agent.key_env {
-        return (!is_set(variable))
-            .then(|| format!("the environment variable {variable} of agents.{name}.key_env is not set for the daemon"));
+        let is_there = is_set(variable) || own.is_some_and(|own| own.has(variable));
+        let told = format!("the environment variable {variable} of agents.{name}.key_env is not set for the daemon");
+        return (!is_there).then(|| match own {
+            Some(own) => format!("{told}; set it there, or store it with `nexus project secret set {} {variable}`", own.slug),
+            None => told,
+        });
     }
     if let Some(file) = &agent.key_file {
         let path = workspace.join(file);
@@ -103,7 +137,7 @@ mod tests {
             ("{runner: command, command: ./no/such}", "was not found"),
             ("{runner: acp, command: sh}", "does no turns of projects"),
         ] {
-            let found = look(&agents(&format!("agents: {{a: {agent}}}")), "a", workspace.path(), &none);
+            let found = look(&agents(&format!("agents: {{a: {agent}}}")), "a", workspace.path(), None, &none);
             assert!(found.len() == 1 && found[0].contains(expected), "{agent}: {found:?}");
         }
         for agent in [
@@ -113,10 +147,35 @@ mod tests {
             "{runner: command, command: sh -c true}",
             "{runner: echo}",
         ] {
-            let found = look(&agents(&format!("agents: {{a: {agent}}}")), "a", workspace.path(), &none);
+            let found = look(&agents(&format!("agents: {{a: {agent}}}")), "a", workspace.path(), None, &none);
             assert!(found.is_empty(), "{agent}: {found:?}");
         }
-        assert!(look(&agents(""), "nobody", workspace.path(), &none)[0].contains("nobody"));
+        assert!(look(&agents(""), "nobody", workspace.path(), None, &none)[0].contains("nobody"));
+    }
+
+    #[test]
+    fn a_secret_that_nobody_stored_is_named_with_what_stores_it() {
+        let (workspace, none) = (Path::new("/nowhere"), |_: &str| false);
+        let agents = agents("agents: {a: {runner: llm, provider: anthropic, model: m, key_env: SOME_KEY}}");
+        let (nothing, all) = (Own { slug: "demo-1", secrets: &[] }, ["SOME_KEY".to_owned(), "TOKEN".to_owned()]);
+        let found = look(&agents, "a", workspace, Some(nothing), &none);
+        assert!(found.len() == 1 && found[0].contains("`nexus project secret set demo-1 SOME_KEY`"), "{found:?}");
+        let everything = Own { slug: "demo-1", secrets: &all };
+        assert!(look(&agents, "a", workspace, Some(everything), &none).is_empty(), "its process has it");
+
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let env = [pair("A", "${TOKEN}"), pair("B", "${TOKEN}"), pair("C", "$TOKEN"), pair("D", ""), pair("E", "${NEXUS_X}")];
+        let server = ProjectMcp {
+            slug: "files".to_owned(),
+            name: String::new(),
+            command: "x".to_owned(),
+            args: Vec::new(),
+            env: env.into(),
+            event_id: String::new(),
+        };
+        let found = missing_secrets(std::slice::from_ref(&server), nothing);
+        assert_eq!(found, ["the MCP server `files` needs the secret TOKEN; `nexus project secret set demo-1 TOKEN` stores it"]);
+        assert!(missing_secrets(&[server], everything).is_empty());
     }
 
     #[test]

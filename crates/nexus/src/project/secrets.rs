@@ -112,6 +112,17 @@ impl Secrets {
     }
 }
 
+/// The secret that the value of a server's variable stands for: `${NAME}`, and nothing beside it.
+pub fn referred(value: &str) -> Option<&str> {
+    value.strip_prefix("${")?.strip_suffix('}').filter(|name| check_name(name).is_ok())
+}
+
+/// A server's variables with `value_of` secrets in place of what refers to them. What refers to none stays as it is.
+pub fn in_place(env: &BTreeMap<String, String>, value_of: impl Fn(&str) -> Option<String>) -> BTreeMap<String, String> {
+    let value = |value: &String| referred(value).and_then(&value_of).unwrap_or_else(|| value.clone());
+    env.iter().map(|(name, text)| (name.clone(), value(text))).collect()
+}
+
 fn check_name(name: &str) -> Result<(), SecretError> {
     let first = name.bytes().next();
     let is_name = first.is_some_and(|byte| !byte.is_ascii_digit())
@@ -142,6 +153,15 @@ mod tests {
         assert_eq!(secrets.list("demo").unwrap(), Vec::<String>::new());
         assert!(secrets.remove("demo-1", "API_KEY").unwrap() && !secrets.remove("demo-1", "API_KEY").unwrap());
         assert_eq!(secrets.list("demo-2").unwrap(), ["API_KEY"]);
+    }
+
+    #[test]
+    fn a_variable_refers_to_a_secret_as_a_whole() {
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let env = BTreeMap::from([pair("A", "${KEY}"), pair("B", "x${KEY}"), pair("C", "${OTHER}"), pair("D", "${A B}"), pair("E", "${}")]);
+        let found = in_place(&env, |name| (name == "KEY").then(|| "hush".to_owned()));
+        let values: Vec<&str> = found.values().map(String::as_str).collect();
+        assert_eq!(values, ["hush", "x${KEY}", "${OTHER}", "${A B}", "${}"]);
     }
 
     #[test]

@@ -47,7 +47,7 @@ impl Desk {
     /// The agent that the event speaks to by a `p` tag, else the manager, else the first.
     fn addressed(&self, event: &Received) -> Option<&ProjectAgent> {
         let spoken_to = event.tags.iter().filter(|tag| tag.first().is_some_and(|name| name == "p")).filter_map(|tag| tag.get(1));
-        let mut agents = spoken_to.filter_map(|pubkey| self.project.agents.iter().find(|agent| agent.pubkey == *pubkey));
+        let mut agents = spoken_to.filter_map(|pubkey| self.project.agents.iter().find(|agent| agent.is_named(pubkey)));
         agents.next().or_else(|| self.manager())
     }
 
@@ -188,6 +188,7 @@ mod tests {
             names_tools: false,
             event_id: None,
             pubkey: format!("key-{slug}"),
+            roster_key: Some(format!("roster-{slug}")),
             manager,
         }
     }
@@ -266,6 +267,7 @@ mod tests {
         let of = |tags: &[&[&str]]| both.addressed(&frame("x", tags).event).map(|agent| agent.slug.clone());
         assert_eq!(of(&[]).as_deref(), Some("pm"));
         assert_eq!(of(&[&["p", "nobody"], &["p", "key-one"]]).as_deref(), Some("one"));
+        assert_eq!(of(&[&["p", "roster-one"]]).as_deref(), Some("one"), "as the definition names it");
         let (alone, _told) = desk(vec![agent("one", false)]);
         assert_eq!(alone.addressed(&frame("x", &[]).event).map(|agent| agent.slug.as_str()), Some("one"));
         let (empty, _told) = desk(Vec::new());

@@ -70,3 +70,26 @@ fn row(project: &Value) -> [Cell; 6] {
         Cell::new(one_line(told, REASON_CHARS_MAX)),
     ]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::out::Paint;
+
+    #[test]
+    fn a_project_at_rest_has_its_state_and_what_it_waits_for() {
+        let at_rest = [
+            ("discovered", "the host `h` awaits approval"),
+            ("needs_configuration", "agents.a.model is missing"),
+            ("ready", ""),
+            ("quarantined", "it crashed too often"),
+            ("archived", ""),
+        ];
+        for (state, reason) in at_rest {
+            let project = json!({ "slug": "demo-1", "state": state, "path": "/p", "reason": reason, "queue": 0 });
+            let told = table::lines(&[row(&project)], &[], Paint::PLAIN).join("");
+            let end = if reason.is_empty() { "/p" } else { reason };
+            assert!(told.starts_with(&format!("demo-1  {state}")) && told.ends_with(end), "{told}");
+        }
+    }
+}

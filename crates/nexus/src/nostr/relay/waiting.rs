@@ -1,15 +1,20 @@
 //! What goes on while the inbox has no room for what a relay brought: what is to be published leaves, and what the relay
 //! says meanwhile is put aside, within a bound, and looked at afterwards in its order. Only what somebody waits for, its
 //! word about what was published and its answers to fetches, passes the rest: it would wait behind events for as long as
-//! these do. A connection that is lost meanwhile is of no use at once, and made again afterwards. Nothing else is decided here.
+//! these do. A connection that is lost meanwhile is of no use at once, and made again afterwards; until then errands are
+//! run over another one, by a machine of its own that asks for nothing. Nothing else is decided here.
 
+use super::asked::Asked;
+use super::held::Held;
 use super::socket::{self, Heard, Socket};
-use super::{Command, Relay};
+use super::{Command, Relay, Wanted};
 use crate::nostr::codec::{self, FromRelay};
-use crate::nostr::machine::Input;
+use crate::nostr::machine::{Input, Machine};
 use futures_util::FutureExt;
 use std::collections::VecDeque;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::time::Instant;
 
 /// What one relay may say that is put aside, in messages and bytes; one message may pass the latter. Then it isn't read.
@@ -60,6 +65,20 @@ pub(super) async fn hear(aside: &mut Aside, socket: &mut Option<Socket>) -> Hear
     }
 }
 
+/// The connection that is not in use: while errands are run the one that was lost, else the one for errands. Whichever is
+/// in use stands in the relay itself.
+pub(super) struct Spare {
+    wanted: Arc<Wanted>,
+    machine: Machine,
+    socket: Option<Socket>,
+    aside: Aside,
+    lost: Option<Input>,
+    asked: Asked,
+    held: Held,
+    blocked: Duration,
+    waits_since: Option<Instant>,
+}
+
 /// What happens while the inbox is waited for.
 enum Meanwhile {
     Told(Command),
@@ -78,6 +97,9 @@ impl Relay {
         let since = Instant::now();
         self.waits_since = Some(since);
         let done = self.meanwhile(work).await;
+        if self.is_out {
+            self.swap();
+        }
         self.waits_since = None;
         self.blocked += since.elapsed();
         done
@@ -85,7 +107,8 @@ impl Relay {
 
     async fn meanwhile<T>(&mut self, mut work: Pin<&mut impl Future<Output = T>>) -> Option<T> {
         loop {
-            let nap = self.nap_for_answers();
+            self.set_out();
+            let nap = if self.is_out { self.nap().unwrap_or_default() } else { self.nap_for_answers() };
             let happened = tokio::select! {
                 biased;
                 done = work.as_mut() => return Some(done),
@@ -102,6 +125,9 @@ impl Relay {
     }
 
     async fn deal_with(&mut self, happened: Meanwhile) {
+        if self.is_out {
+            return self.run_errand(happened).await;
+        }
         let lost = match happened {
             Meanwhile::Told(command) => self.obey(command).await,
             Meanwhile::Heard(heard) => self.put_aside(heard).await,
@@ -114,6 +140,73 @@ impl Relay {
             self.asked.give_up_fetches();
             self.tell_unanswered().await;
         }
+    }
+
+    /// Turns to the connection for errands, if the other one is lost. One that was ended for what came over it isn't replaced.
+    fn set_out(&mut self) {
+        let is_gone = self.is_lost() && matches!(self.lost, None | Some(Input::Lost(_)));
+        if self.is_out || !is_gone {
+            return;
+        }
+        if self.errands.is_none() {
+            self.errands = Some(Box::new(self.for_errands()));
+        }
+        self.swap();
+    }
+
+    fn for_errands(&self) -> Spare {
+        let seed = u64::from_le_bytes(ulid::Ulid::generate().to_bytes()[8..].try_into().unwrap_or_default());
+        Spare {
+            wanted: Arc::new(Wanted { subscriptions: Vec::new(), frame_bytes_max: self.wanted.frame_bytes_max }),
+            machine: Machine::new(self.parts.consent, seed, super::now(Duration::ZERO)),
+            socket: None,
+            aside: Aside::default(),
+            lost: None,
+            asked: Asked::default(),
+            held: Held::default(),
+            blocked: Duration::ZERO,
+            waits_since: None,
+        }
+    }
+
+    fn swap(&mut self) {
+        let Some(mut spare) = self.errands.take() else { return };
+        std::mem::swap(&mut self.wanted, &mut spare.wanted);
+        std::mem::swap(&mut self.machine, &mut spare.machine);
+        std::mem::swap(&mut self.socket, &mut spare.socket);
+        std::mem::swap(&mut self.aside, &mut spare.aside);
+        std::mem::swap(&mut self.lost, &mut spare.lost);
+        std::mem::swap(&mut self.asked, &mut spare.asked);
+        std::mem::swap(&mut self.held, &mut spare.held);
+        std::mem::swap(&mut self.blocked, &mut spare.blocked);
+        std::mem::swap(&mut self.waits_since, &mut spare.waits_since);
+        self.errands = Some(spare);
+        self.is_out = !self.is_out;
+    }
+
+    /// As outside of waiting: nothing was asked for over this connection, so nothing comes that would have to be handed on.
+    /// Boxed, since to the compiler it is a circle.
+    fn run_errand(&mut self, happened: Meanwhile) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(async move {
+            let input = match happened {
+                Meanwhile::Told(command) => self.obey(command).await,
+                Meanwhile::Heard(heard) => self.heard(heard).await,
+                Meanwhile::Due => self.give_up_late().await,
+            };
+            self.step(input.unwrap_or(Input::Tick)).await;
+        })
+    }
+
+    /// Ends the connection for errands, once there is another way again.
+    pub(super) async fn end_errands(&mut self) {
+        if self.errands.is_none() || self.is_lost() {
+            return;
+        }
+        self.swap();
+        self.hang_up("the inbox has room again", true).await;
+        self.tell_unanswered().await;
+        self.swap();
+        self.errands = None;
     }
 
     /// Whether the connection is gone or no good, though the machine may not know it yet.

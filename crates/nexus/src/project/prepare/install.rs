@@ -1,6 +1,7 @@
 //! Puts the agents and MCP servers of a definition into `.tenex/`: what came is added, what went is removed, the rest is
 //! not touched. One that is wrong is told and left out. Nothing that runs is installed before it is approved.
 
+use super::roster::Seat;
 use crate::error_text::describe;
 use crate::nostr::Nostr;
 use crate::project::approvals::{self, Answers};
@@ -18,15 +19,22 @@ const SIGNER_PREFIX: &str = "daemon:";
 /// The definitions that a project names, those that could be had.
 #[derive(Debug, Default)]
 pub(super) struct Members {
+    /// Those that `agent` tags name.
     pub(super) agents: Vec<AgentDefinition>,
+    /// Those that the roster names, each with its key there.
+    pub(super) roster: Vec<(String, AgentDefinition)>,
     pub(super) servers: Vec<McpDefinition>,
     /// What is wrong with others.
     pub(super) problems: Vec<String>,
 }
 
 impl Members {
-    /// Reads those of `events` that `definition` names, in its order.
-    pub(super) fn of(definition: &Definition, events: &[Event]) -> Self {
+    pub(super) fn everyone(&self) -> impl Iterator<Item = &AgentDefinition> {
+        self.agents.iter().chain(self.roster.iter().map(|(_, agent)| agent))
+    }
+
+    /// Reads those of `events` that `definition` names, or the profiles of its roster, in its order.
+    pub(super) fn of(definition: &Definition, seats: &[Seat], events: &[Event]) -> Self {
         let by_id: BTreeMap<String, &Event> = events.iter().map(|event| (event.id.to_hex(), event)).collect();
         let mut members = Self::default();
         for id in &definition.agents {
@@ -36,8 +44,13 @@ impl Members {
                 None => members.problems.push(format!("agent skipped: no relay has its definition {id}")),
             }
         }
+        for seat in seats {
+            let event = seat.definition.as_ref().and_then(|id| by_id.get(id));
+            let agent = seat.agent(event.copied(), &mut members.problems);
+            members.roster.push((seat.key.clone(), agent));
+        }
         // An agent may bring servers of its own.
-        let own = members.agents.iter().flat_map(|agent| &agent.mcp);
+        let own = members.everyone().flat_map(|agent| &agent.mcp);
         let mut seen = BTreeSet::new();
         let ids: Vec<String> = definition.mcp.iter().chain(own).filter(|id| seen.insert((*id).clone())).cloned().collect();
         for id in ids {
@@ -56,30 +69,24 @@ pub(super) fn key_name(project: &Coordinate, agent: &str) -> String {
     format!("{}/{agent}", project.slug())
 }
 
-/// Adds and removes agents in the registry and their files. Whoever has no `eventId` was put there by hand and stays.
+/// Adds what `agent` tags name to the registry, with its file, and removes what nothing names any more. Whoever has
+/// neither `eventId` nor `rosterKey` was put there by hand and stays.
 pub(super) fn agents(tenex: &Tenex, definition: &Definition, members: &Members) -> Result<Registry, FilesError> {
     let mut registry = tenex.registry()?;
-    let wanted: BTreeSet<&String> = definition.agents.iter().collect();
-    let gone: Vec<String> = registry
-        .iter()
-        .filter(|(_, one)| one.event_id.as_ref().is_some_and(|id| !wanted.contains(id)))
-        .map(|(slug, _)| slug.clone())
-        .collect();
+    let is_named = |one: &Registered| {
+        one.event_id.as_ref().is_some_and(|id| definition.agents.contains(id))
+            || one.roster_key.as_ref().is_some_and(|key| members.roster.iter().any(|(named, _)| named == key))
+    };
+    let is_gone = |one: &Registered| (one.event_id.is_some() || one.roster_key.is_some()) && !is_named(one);
+    let gone: Vec<String> = registry.iter().filter(|(_, one)| is_gone(one)).map(|(slug, _)| slug.clone()).collect();
     let mut leftover = Vec::new();
     for slug in gone {
         leftover.extend(registry.remove(&slug).map(|one| one.file));
     }
     for agent in &members.agents {
-        if registry.values().any(|one| one.event_id.as_ref() == Some(&agent.id)) {
-            continue;
+        if !registry.values().any(|one| one.event_id == agent.id) {
+            add(tenex, &definition.coordinate, agent, None, &mut registry)?;
         }
-        let taken: BTreeSet<String> = registry.keys().cloned().collect();
-        // Room for the number of a clash.
-        let slug = slug::free(&slug::of(&agent.name, "agent", SLUG_CHARS_MAX - 6), &taken);
-        let file = format!("{}.json", agent.id);
-        tenex.set_agent(&file, &file_of(agent))?;
-        let signer = Some(format!("{SIGNER_PREFIX}{}", key_name(&definition.coordinate, &slug)));
-        registry.insert(slug, Registered { file, event_id: Some(agent.id.clone()), signer, nsec: None, other: Map::new() });
     }
     // The registry first: it must not name a file that is gone.
     tenex.set_registry(&registry)?;
@@ -90,7 +97,30 @@ pub(super) fn agents(tenex: &Tenex, definition: &Definition, members: &Members) 
     Ok(registry)
 }
 
-fn file_of(agent: &AgentDefinition) -> AgentFile {
+/// Adds one under a name of its own.
+pub(super) fn add(
+    tenex: &Tenex,
+    project: &Coordinate,
+    agent: &AgentDefinition,
+    roster_key: Option<String>,
+    registry: &mut Registry,
+) -> Result<(), FilesError> {
+    let taken: BTreeSet<String> = registry.keys().cloned().collect();
+    // Room for the number of a clash.
+    let slug = slug::free(&slug::of(&agent.name, "agent", SLUG_CHARS_MAX - 6), &taken);
+    let file = file_name(agent);
+    tenex.set_agent(&file, &file_of(agent))?;
+    let signer = Some(format!("{SIGNER_PREFIX}{}", key_name(project, &slug)));
+    registry.insert(slug, Registered { file, event_id: agent.id.clone(), roster_key, signer, nsec: None, other: Map::new() });
+    Ok(())
+}
+
+/// The file of one without a definition is called by its key.
+pub(super) fn file_name(agent: &AgentDefinition) -> String {
+    format!("{}.json", agent.id.as_ref().unwrap_or(&agent.author))
+}
+
+pub(super) fn file_of(agent: &AgentDefinition) -> AgentFile {
     AgentFile {
         name: agent.name.clone(),
         role: agent.role.clone(),
@@ -208,7 +238,7 @@ mod tests {
         let all = [one.clone(), two.clone(), three.clone()];
         let put = |named: &[&Event]| {
             let definition = definition(named);
-            agents(&tenex, &definition, &Members::of(&definition, &all)).unwrap()
+            agents(&tenex, &definition, &Members::of(&definition, &[], &all)).unwrap()
         };
         assert_eq!(slugs(&put(&[&one, &two])), ["project-manager", "project-manager-2"]);
         let file = directory.path().join(".tenex/agents").join(format!("{}.json", one.id.to_hex()));
@@ -230,7 +260,7 @@ mod tests {
         tenex.set_registry(&Registry::from([("coder".to_owned(), own)])).unwrap();
         let coder = agent("coder");
         let definition = definition(&[&coder]);
-        let registry = agents(&tenex, &definition, &Members::of(&definition, &[coder])).unwrap();
+        let registry = agents(&tenex, &definition, &Members::of(&definition, &[], &[coder])).unwrap();
         assert_eq!(slugs(&registry), ["coder", "coder-2"]);
     }
 
@@ -240,7 +270,7 @@ mod tests {
         let server = event(MCP_KIND, &[("name", "x"), ("command", "a \"b")]);
         let missing = agent("missing");
         let definition = definition(&[&good, &bad, &server, &missing]);
-        let members = Members::of(&definition, &[good, bad, server]);
+        let members = Members::of(&definition, &[], &[good, bad, server]);
         assert_eq!((members.agents.len(), members.servers.len(), members.problems.len()), (1, 0, 3));
         assert!(members.problems.iter().any(|problem| problem.contains(&missing.id.to_hex())), "{:?}", members.problems);
     }
@@ -251,7 +281,7 @@ mod tests {
         let tenex = Tenex::open(directory.path()).unwrap();
         let server = event(MCP_KIND, &[("name", "Files"), ("command", "npx files")]);
         let definition = definition(&[&server]);
-        let members = Members::of(&definition, &[server]);
+        let members = Members::of(&definition, &[], &[server]);
         let named: BTreeSet<String> = definition.mcp.iter().cloned().collect();
         let names = server_slugs(&BTreeMap::new(), &members);
         assert_eq!(names.values().collect::<Vec<_>>(), ["files"]);

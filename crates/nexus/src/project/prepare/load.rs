@@ -11,6 +11,7 @@ use crate::project::coordinate::Coordinate;
 use crate::project::definition::Definition;
 use crate::project::files::{AgentFile, FilesError, Registered, ServerFile, Tenex};
 use crate::project::readiness;
+use crate::project::secrets::Secrets;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -34,9 +35,9 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// The public keys of its agents.
+    /// The public keys by which its agents are spoken to.
     pub(in crate::project) fn pubkeys(&self) -> Vec<String> {
-        self.agents.iter().map(|agent| agent.pubkey.clone()).collect()
+        self.agents.iter().flat_map(|agent| std::iter::once(&agent.pubkey).chain(&agent.roster_key)).cloned().collect()
     }
 
     /// With what else of the definition could not be used, which its directory doesn't show.
@@ -60,10 +61,20 @@ pub struct ProjectAgent {
     /// Whether it names tools at all, approved or not: then it calls none but those in `tools`.
     pub names_tools: bool,
     pub event_id: Option<String>,
-    /// In hexadecimal digits.
+    /// That it signs with, in hexadecimal digits.
     pub pubkey: String,
+    /// That the definition's roster names it by, if it does.
+    #[serde(default)]
+    pub roster_key: Option<String>,
     /// Who answers when nobody is addressed: of one project exactly one.
     pub manager: bool,
+}
+
+impl ProjectAgent {
+    /// Whether who speaks to this key, in hex, speaks to it.
+    pub fn is_named(&self, key: &str) -> bool {
+        self.pubkey == key || self.roster_key.as_deref() == Some(key)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,8 +108,9 @@ impl Installed {
             }
         }
         let place = |one: &Registered| {
-            let id = one.event_id.as_ref();
-            id.and_then(|id| definition.agents.iter().position(|known| known == id)).unwrap_or(usize::MAX)
+            let among = |all: &[String], name: &Option<String>| all.iter().position(|known| name.as_ref() == Some(known));
+            let by_key = || among(&definition.roster, &one.roster_key).map(|at| definition.agents.len() + at);
+            among(&definition.agents, &one.event_id).or_else(by_key).unwrap_or(usize::MAX)
         };
         agents.sort_by_key(|(_, one, _)| place(one));
         let (servers, broken) = tenex.servers()?;
@@ -106,11 +118,13 @@ impl Installed {
         Ok(Self { agents, servers, problems })
     }
 
-    fn lacks(&self, definition: &Definition, answers: &Answers) -> bool {
+    /// `named_keys` are the keys of the roster that an agent has to have.
+    fn lacks(&self, definition: &Definition, named_keys: &[String], answers: &Answers) -> bool {
         let has_agent = |id: &String| self.agents.iter().any(|(_, one, _)| one.event_id.as_ref() == Some(id));
+        let has_key = |key: &String| self.agents.iter().any(|(_, one, _)| one.roster_key.as_ref() == Some(key));
         let mut named = definition.mcp.iter().chain(self.agents.iter().flat_map(|(_, _, file)| &file.mcp));
         let owed = |id: &String| answers.approved_server(id) && !self.servers.values().any(|file| file.event_id == *id);
-        !definition.agents.iter().all(has_agent) || named.any(owed)
+        !definition.agents.iter().all(has_agent) || !named_keys.iter().all(has_key) || named.any(owed)
     }
 }
 
@@ -127,16 +141,17 @@ impl Preparer {
             agents.push(agent(slug, registered, file, pubkey, &answers));
         }
         appoint(&mut agents, &definition.roster);
-        let mut missing = self.missing(settings, coordinate);
+        let allowed = installed.servers.into_iter().filter(|(slug, file)| answers.allows(&approvals::of_file(slug, file)));
+        let mcp: Vec<ProjectMcp> = allowed.map(|(slug, file)| server(slug, file)).collect();
+        let mut missing = self.missing(settings, coordinate, &mcp)?;
         if agents.is_empty() {
             missing.push("it has no agent; its definition names none that could be had".to_owned());
         }
-        let allowed = installed.servers.into_iter().filter(|(slug, file)| answers.allows(&approvals::of_file(slug, file)));
         Ok(Prepared {
             slug: coordinate.slug(),
             path: path.to_owned(),
             title: definition.title.clone(),
-            mcp: allowed.map(|(slug, file)| server(slug, file)).collect(),
+            mcp,
             definition_id: definition.id.clone(),
             problems: installed.problems,
             coordinate: coordinate.clone(),
@@ -151,13 +166,25 @@ impl Preparer {
         let (at, of) = (path.to_owned(), definition.clone());
         let installed = blocking(move || Installed::read(&at, &of)).await?;
         let known = approvals::known(&self.inner.ledgers.nexus, &definition.coordinate).await?;
-        Ok(installed.lacks(definition, &known))
+        let mut named = self.named_agents(definition);
+        if !named.is_empty() {
+            // An agent that signs with a key of the roster needs no other.
+            let slugs = installed.agents.iter().map(|(slug, _, _)| slug.clone()).collect();
+            let signing = self.signing(&definition.coordinate, slugs).await?;
+            named.retain(|key| !signing.contains(key));
+        }
+        Ok(installed.lacks(definition, &named, &known))
     }
 
-    /// What the configuration lacks for the agent that does the turns of a project.
-    pub(super) fn missing(&self, settings: &Settings, project: &Coordinate) -> Vec<String> {
+    /// What configuration and secrets lack for the agent that does the turns of a project, and for its servers.
+    fn missing(&self, settings: &Settings, project: &Coordinate, servers: &[ProjectMcp]) -> Result<Vec<String>, PrepareError> {
         let name = readiness::agent_name(&settings.projects, &settings.agents, &project.to_string());
-        readiness::missing(&settings.agents, name, &settings.workspace)
+        let slug = project.slug();
+        let secrets = Secrets::new(&settings.credentials).list(&slug)?;
+        let own = readiness::Own { slug: &slug, secrets: &secrets };
+        let mut missing = readiness::missing(&settings.agents, name, &settings.workspace, Some(own));
+        missing.extend(readiness::missing_secrets(servers, own));
+        Ok(missing)
     }
 }
 
@@ -175,6 +202,7 @@ fn agent(slug: String, registered: Registered, file: AgentFile, pubkey: String, 
         tools: if is_allowed { file.tools } else { Vec::new() },
         names_tools,
         event_id: registered.event_id,
+        roster_key: registered.roster_key,
         pubkey,
         manager: false,
     }
@@ -182,7 +210,7 @@ fn agent(slug: String, registered: Registered, file: AgentFile, pubkey: String, 
 
 /// The first of the roster that is here manages, else the first of all.
 fn appoint(agents: &mut [ProjectAgent], roster: &[String]) {
-    let named = roster.iter().find_map(|key| agents.iter().position(|agent| agent.pubkey == *key));
+    let named = roster.iter().find_map(|key| agents.iter().position(|agent| agent.is_named(key)));
     if let Some(agent) = agents.get_mut(named.unwrap_or(0)) {
         agent.manager = true;
     }
@@ -210,6 +238,9 @@ mod tests {
         assert_eq!(managers(&[]), ["k1"]);
         assert_eq!(managers(&["elsewhere", "k3", "k2"]), ["k3"]);
         appoint(&mut [], &[]);
+        let mut agents = [of("k1"), ProjectAgent { roster_key: Some("r2".into()), ..of("k2") }];
+        appoint(&mut agents, &["r2".to_owned()]);
+        assert!(agents[1].manager && !agents[0].manager, "by the key that the roster names it by");
     }
 
     #[test]

@@ -1,15 +1,17 @@
-//! Agents and servers of a project: their definitions fetched, installed with what is approved, and the agents' profiles
-//! published. How files change, `install` says.
+//! Agents and servers of a project: their definitions and profiles fetched, installed with what is approved, and the
+//! profiles of our own agents published. How files change, `install` and `roster` say.
 
 use super::error::PrepareError;
 use super::install::{self, Members, key_name};
+use super::roster::{self, Seat};
 use super::{Prepared, Preparer, Settings};
 use crate::error_text::describe;
 use crate::ledger::nexus::{ApprovalKind, Wish};
 use crate::nostr::Template;
 use crate::project::approvals;
-use crate::project::definition::{Definition, is_hex_id};
-use crate::project::files::Tenex;
+use crate::project::coordinate::Coordinate;
+use crate::project::definition::{AgentDefinition, Definition, is_hex_id};
+use crate::project::files::{Registry, Tenex};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
@@ -22,14 +24,59 @@ impl Preparer {
     /// The events of the members, and of the servers that its agents bring.
     pub(super) async fn members(&self, definition: &Definition) -> Result<Members, PrepareError> {
         let failed = |source| PrepareError::Members { project: definition.coordinate.to_string(), source };
-        let ids: Vec<String> = definition.agents.iter().chain(&definition.mcp).cloned().collect();
+        let keys = self.named_agents(definition);
+        let profiles = if keys.is_empty() { Vec::new() } else { self.inner.nostr.profiles(&keys).await.map_err(failed)? };
+        let seats = Seat::each(keys, &profiles);
+        let of_seats = seats.iter().filter_map(|seat| seat.definition.as_ref());
+        let mut seen = BTreeSet::new();
+        let named = definition.agents.iter().chain(&definition.mcp).chain(of_seats);
+        let ids: Vec<String> = named.filter(|id| seen.insert((*id).clone())).cloned().collect();
         let mut events = if ids.is_empty() { Vec::new() } else { self.inner.nostr.by_ids(&ids).await.map_err(failed)? };
-        let own: BTreeSet<String> = Members::of(definition, &events).agents.into_iter().flat_map(|agent| agent.mcp).collect();
+        let members = Members::of(definition, &seats, &events);
+        let own: BTreeSet<String> = members.everyone().flat_map(|agent| agent.mcp.iter().cloned()).collect();
         let more: Vec<String> = own.into_iter().filter(|id| is_hex_id(id) && !ids.contains(id)).take(OWN_SERVERS_MAX).collect();
         if !more.is_empty() {
             events.extend(self.inner.nostr.by_ids(&more).await.map_err(failed)?);
         }
-        Ok(Members::of(definition, &events))
+        Ok(Members::of(definition, &seats, &events))
+    }
+
+    /// The keys of the roster that are those of agents: its author, whoever is heeded, and the daemon are somebody else.
+    pub(super) fn named_agents(&self, definition: &Definition) -> Vec<String> {
+        let nostr = &self.inner.nostr;
+        let is_agent = |key: &&String| **key != definition.coordinate.pubkey && !nostr.whitelisted(key) && !nostr.is_own(key);
+        definition.roster.iter().filter(is_agent).cloned().collect()
+    }
+
+    /// The keys that agents of a project sign with, in hex.
+    pub(super) async fn signing(&self, project: &Coordinate, slugs: Vec<String>) -> Result<BTreeSet<String>, PrepareError> {
+        let mut keys = BTreeSet::new();
+        for slug in slugs {
+            keys.insert(self.inner.nostr.pubkey(&key_name(project, &slug)).await?);
+        }
+        Ok(keys)
+    }
+
+    /// Brings the registry up to the definition, and keys that lie in it to the daemon.
+    async fn enrol(
+        &self,
+        tenex: &Tenex,
+        definition: &Definition,
+        members: &Members,
+        problems: &mut Vec<String>,
+    ) -> Result<Registry, PrepareError> {
+        let project = &definition.coordinate;
+        let mut registry = install::agents(tenex, definition, members)?;
+        if install::take_keys(&self.inner.nostr, project, &mut registry, problems).await {
+            tenex.set_registry(&registry)?;
+        }
+        if members.roster.is_empty() {
+            return Ok(registry);
+        }
+        // Only now it is known who signs with a key of the roster.
+        let signing = self.signing(project, registry.keys().cloned().collect()).await?;
+        roster::agents(tenex, project, members, &signing, &mut registry)?;
+        Ok(registry)
     }
 
     /// Whether what an author's events install is approved by that alone.
@@ -47,10 +94,7 @@ impl Preparer {
         problems: &mut Vec<String>,
     ) -> Result<(), PrepareError> {
         let tenex = Tenex::open(work)?;
-        let mut registry = install::agents(&tenex, definition, members)?;
-        if install::take_keys(&self.inner.nostr, &definition.coordinate, &mut registry, problems).await {
-            tenex.set_registry(&registry)?;
-        }
+        let registry = self.enrol(&tenex, definition, members, problems).await?;
         let (present, broken) = tenex.servers()?;
         problems.extend(broken.iter().map(|error| format!("MCP server skipped: {}", describe(error))));
         let slugs = install::server_slugs(&present, members);
@@ -63,13 +107,14 @@ impl Preparer {
         for (slug, one) in &registry {
             let Ok(file) = tenex.agent(&one.file) else { continue };
             // Trust is in what the author signed, not in what became of the file.
-            let signed = members.agents.iter().find(|agent| one.event_id.as_ref() == Some(&agent.id) && agent.tools == file.tools);
+            let is_signed = |agent: &&AgentDefinition| agent.id.is_some() && one.event_id == agent.id && agent.tools == file.tools;
+            let signed = members.everyone().find(is_signed);
             let trusted = signed.is_some_and(|agent| self.trusts(settings, &agent.author));
             wishes.extend(approvals::of_tools(slug, &file.tools, one.event_id.as_deref(), trusted));
         }
         let kinds = vec![ApprovalKind::Mcp, ApprovalKind::Tools];
         let answers = approvals::ask(&self.inner.ledgers.nexus, &definition.coordinate, kinds, wishes).await?;
-        let named = definition.mcp.iter().chain(members.agents.iter().flat_map(|agent| &agent.mcp)).cloned().collect();
+        let named = definition.mcp.iter().chain(members.everyone().flat_map(|agent| &agent.mcp)).cloned().collect();
         Ok(install::servers(&tenex, &present, members, &named, &slugs, &answers)?)
     }
 

@@ -1,0 +1,148 @@
+//! Whether one more event of an author may be taken in. As long as half of what may be pending is free, anybody's may;
+//! after that each author has a share of the rest, so that nobody is kept out by what others said. What is left out
+//! stays with the relays: nothing is proven of them until it has been asked for again. It commits nothing.
+
+use crate::pipeline::pending::Pending;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// Where an author stands who is accepted.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// Events of all authors that may have no end yet.
+    pub(super) pending_max: u64,
+    /// Authors that are heeded.
+    pub(super) authors: u64,
+}
+
+impl Limits {
+    /// What anybody may take together.
+    fn free(self) -> u64 {
+        // One author alone crowds nobody out.
+        if self.authors <= 1 { self.pending_max } else { self.pending_max / 2 }
+    }
+
+    /// What each author may have beyond that. All shares together fit into the rest.
+    fn share(self) -> u64 {
+        ((self.pending_max - self.free()) / self.authors.max(1)).max(1)
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Fair {
+    /// Authors some of whose events were left out.
+    left: BTreeSet<String>,
+    /// What was committed that the router hasn't counted yet.
+    uncounted: VecDeque<(i64, String)>,
+    /// What was let through and isn't committed yet, by author; and all that is pending, with that.
+    batch: BTreeMap<String, u64>,
+    total: u64,
+}
+
+impl Fair {
+    /// Begins a batch, where `total` are pending: what the last one let through has been counted, or failed.
+    pub(super) fn begin(&mut self, pending: &Pending, total: u64) {
+        self.batch.clear();
+        self.total = total;
+        let upto = pending.counted_upto();
+        while self.uncounted.front().is_some_and(|(seq, _)| *seq <= upto) {
+            self.uncounted.pop_front();
+        }
+    }
+
+    /// Whether `many` more of an author may be taken in. If not, that is kept in mind.
+    pub(super) fn admits(&mut self, pending: &Pending, limits: Limits, author: &str, many: u64) -> bool {
+        if limits.authors > 1 && self.total >= limits.free() && self.of(pending, author) >= limits.share() {
+            if self.left.insert(author.to_owned()) {
+                tracing::warn!(author, "an author has its share of what may be pending; what else it said is asked for again later");
+            }
+            return false;
+        }
+        *self.batch.entry(author.to_owned()).or_default() += many;
+        self.total = self.total.saturating_add(many);
+        true
+    }
+
+    /// An event was committed that will be a request.
+    pub(super) fn committed(&mut self, seq: i64, author: &str) {
+        self.uncounted.push_back((seq, author.to_owned()));
+    }
+
+    /// Whether something was left out: what the relays prove of themselves is not whole then.
+    pub(super) fn is_behind(&self) -> bool {
+        !self.left.is_empty()
+    }
+
+    /// Whether it is time to ask for what was left out. Well below the limit, since all of it is asked for.
+    pub(super) fn has_room(&self, pending: &Pending, limits: Limits, total: u64) -> bool {
+        self.is_behind() && (total <= limits.free() / 2 || self.left.iter().any(|author| self.of(pending, author) <= limits.share() / 2))
+    }
+
+    /// What was left out is asked for again.
+    pub(super) fn catch_up(&mut self) {
+        self.left.clear();
+    }
+
+    fn of(&self, pending: &Pending, author: &str) -> u64 {
+        let upto = pending.counted_upto();
+        let uncounted = self.uncounted.iter().filter(|(seq, of)| *seq > upto && of == author).count();
+        let batch = self.batch.get(author).copied().unwrap_or(0);
+        pending.of_author(author).saturating_add(batch).saturating_add(u64::try_from(uncounted).unwrap_or(u64::MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FORTY: Limits = Limits { pending_max: 40, authors: 2 };
+
+    /// How many of `many` are let through one after the other, each committed at once and counted by nobody.
+    fn taken(fair: &mut Fair, pending: &Pending, total: &mut u64, author: &str, many: u64) -> u64 {
+        let before = *total;
+        for _ in 0..many {
+            fair.begin(pending, *total);
+            if fair.admits(pending, FORTY, author, 1) {
+                *total += 1;
+                fair.committed(i64::try_from(*total).unwrap_or(i64::MAX), author);
+            }
+        }
+        *total - before
+    }
+
+    #[test]
+    fn one_author_leaves_the_others_their_shares() {
+        let (mut fair, pending, mut total) = (Fair::default(), Pending::default(), 0);
+        assert_eq!(taken(&mut fair, &pending, &mut total, "a", 60), 20, "half of it, whoever comes first");
+        assert!(fair.is_behind());
+        assert_eq!(taken(&mut fair, &pending, &mut total, "b", 60), 10, "a share");
+        assert!(total <= FORTY.pending_max);
+    }
+
+    #[test]
+    fn one_batch_counts_as_many_do() {
+        let (mut fair, pending) = (Fair::default(), Pending::default());
+        fair.begin(&pending, 0);
+        assert_eq!((0..60).filter(|_| fair.admits(&pending, FORTY, "a", 1)).count(), 20);
+        assert!(fair.admits(&pending, FORTY, "b", 1));
+        let alone = Limits { authors: 1, ..FORTY };
+        fair.begin(&pending, 0);
+        assert_eq!((0..60).filter(|_| fair.admits(&pending, alone, "a", 1)).count(), 60, "it crowds nobody out");
+    }
+
+    #[test]
+    fn what_was_left_out_is_asked_for_once_there_is_room() {
+        let (mut fair, pending, mut total) = (Fair::default(), Pending::default(), 0);
+        assert!(!fair.has_room(&pending, FORTY, total), "nothing was left out");
+        taken(&mut fair, &pending, &mut total, "a", 60);
+        let mut open: Vec<_> = (1..=20).map(|seq| pending.open(seq, "a")).collect();
+        assert!(!fair.has_room(&pending, FORTY, total));
+        open.truncate(6);
+        fair.begin(&pending, 16);
+        assert!(!fair.has_room(&pending, FORTY, 16));
+        open.truncate(5);
+        assert!(fair.has_room(&pending, FORTY, 15), "half of its share is free");
+        assert!(fair.has_room(&pending, FORTY, 10), "half of it all is");
+        fair.catch_up();
+        assert!(!fair.is_behind());
+    }
+}
