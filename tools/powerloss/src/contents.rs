@@ -2,6 +2,7 @@
 
 use crate::log::{self, Kind, Record, Turn};
 use crate::next::interpose;
+use crate::read_only;
 use crate::watch::{self, Recorded};
 use libc::{c_char, c_int, c_uint, c_void, iovec, off_t, size_t, ssize_t};
 
@@ -36,6 +37,9 @@ interpose!([dup3] (fd: c_int, to: c_int, flags: c_int) -> c_int => on_dup3);
 interpose!([fcntl fcntl64] (fd: c_int, command: c_int, argument: size_t) -> c_int => on_fcntl);
 
 fn on_write(real: impl FnOnce() -> ssize_t, fd: c_int, data: *const c_void, bytes: size_t) -> ssize_t {
+    if read_only::refuses(fd) {
+        return -1;
+    }
     match Recorded::of(fd) {
         Some(file) => written(&file, None, &[bytes_at(data, bytes)], real),
         None => real(),
@@ -43,6 +47,9 @@ fn on_write(real: impl FnOnce() -> ssize_t, fd: c_int, data: *const c_void, byte
 }
 
 fn on_pwrite(real: impl FnOnce() -> ssize_t, fd: c_int, data: *const c_void, bytes: size_t, at: off_t) -> ssize_t {
+    if read_only::refuses(fd) {
+        return -1;
+    }
     match Recorded::of(fd) {
         Some(file) => written(&file, Some(at), &[bytes_at(data, bytes)], real),
         None => real(),
@@ -50,6 +57,9 @@ fn on_pwrite(real: impl FnOnce() -> ssize_t, fd: c_int, data: *const c_void, byt
 }
 
 fn on_writev(real: impl FnOnce() -> ssize_t, fd: c_int, parts: *const iovec, count: c_int) -> ssize_t {
+    if read_only::refuses(fd) {
+        return -1;
+    }
     match Recorded::of(fd) {
         Some(file) => written(&file, None, &parts_at(parts, count), real),
         None => real(),
@@ -57,6 +67,9 @@ fn on_writev(real: impl FnOnce() -> ssize_t, fd: c_int, parts: *const iovec, cou
 }
 
 fn on_pwritev(real: impl FnOnce() -> ssize_t, fd: c_int, parts: *const iovec, count: c_int, at: off_t) -> ssize_t {
+    if read_only::refuses(fd) {
+        return -1;
+    }
     match Recorded::of(fd) {
         Some(file) => written(&file, Some(at), &parts_at(parts, count), real),
         None => real(),
@@ -82,6 +95,9 @@ fn on_splice(real: impl FnOnce() -> ssize_t, _: c_int, _: *mut off_t, to: c_int,
 }
 
 fn unless_recorded(fd: c_int, error: c_int, real: impl FnOnce() -> ssize_t) -> ssize_t {
+    if read_only::refuses(fd) {
+        return -1;
+    }
     if Recorded::of(fd).is_none() {
         return real();
     }
@@ -111,6 +127,9 @@ fn position(file: &Recorded, at: Option<off_t>) -> u64 {
 }
 
 fn on_ftruncate(real: impl FnOnce() -> c_int, fd: c_int, size: off_t) -> c_int {
+    if read_only::refuses(fd) {
+        return -1;
+    }
     match Recorded::of(fd) {
         Some(file) => {
             let turn = Turn::take(file.watch);
@@ -139,6 +158,9 @@ pub(crate) fn resized(turn: &Turn<'_>, path: &[u8], inode: u64, size: u64, real:
 }
 
 fn on_fallocate(real: impl FnOnce() -> c_int, fd: c_int, mode: c_int, at: off_t, bytes: off_t) -> c_int {
+    if read_only::refuses(fd) {
+        return -1;
+    }
     match Recorded::of(fd) {
         Some(_) if mode != 0 && mode != libc::FALLOC_FL_KEEP_SIZE => log::die("fallocate with a mode is not recorded"),
         Some(file) if mode == 0 => {
@@ -154,11 +176,15 @@ fn on_fallocate(real: impl FnOnce() -> c_int, fd: c_int, mode: c_int, at: off_t,
 
 /// Unlike the others it returns the error's number, and leaves `errno` alone.
 fn on_posix_fallocate(real: impl FnOnce() -> c_int, fd: c_int, at: off_t, bytes: off_t) -> c_int {
+    let kept = log::errno();
+    if read_only::refuses(fd) {
+        log::set_errno(kept);
+        return libc::EROFS;
+    }
     let Some(file) = Recorded::of(fd) else { return real() };
     let turn = Turn::take(file.watch);
     let Some(size) = grown(&file, at, bytes) else { return real() };
     turn.issue(&Record { inode: file.inode, offset: size, ..Record::new(Kind::Truncate, &file.path()) });
-    let kept = log::errno();
     let error = real();
     log::set_errno(error);
     turn.done(if error == 0 { 0 } else { -1 }, file.inode);

@@ -1,6 +1,6 @@
 //! A library to preload: it records what a process does to the files below one directory, so that
-//! `nexus-torture` can rebuild them as a loss of power would have left them. It changes nothing and loses nothing
-//! itself, and does nothing at all in a process without its variables.
+//! `nexus-torture` can rebuild them as a loss of power would have left them. Recording changes nothing and loses nothing,
+//! and without its variables the library does nothing at all in a process.
 //!
 //! ```text
 //! LD_PRELOAD=libnexus_powerloss.so NEXUS_POWERLOSS_DIR=/path/to/data NEXUS_POWERLOSS_LOG=/path/to/log nexus daemon start
@@ -9,6 +9,11 @@
 //! The directory must exist, and be empty when the log begins: what the log doesn't tell of can't be rebuilt. The log
 //! must not be below it. Several processes, one after the other or at once, append to the same log. A process that can't
 //! be recorded faithfully is aborted, with the reason on its stderr.
+//!
+//! With two other variables it refuses writes, as of a file system that turns read-only while files of it are open: as long as the
+//! file `NEXUS_READ_ONLY_WHILE` exists, descriptors of regular files on the file system of `NEXUS_READ_ONLY_DIR` can be neither
+//! written nor resized. What is opened, made, renamed or removed there by its path is not looked at: whoever sets the flag mounts
+//! the directory read-only besides.
 //!
 //! # The log
 //!
@@ -63,6 +68,7 @@ mod contents;
 mod log;
 mod names;
 mod next;
+mod read_only;
 mod watch;
 
 use std::sync::OnceLock;
@@ -77,6 +83,7 @@ static WATCH: OnceLock<Watch> = OnceLock::new();
 static START: extern "C" fn() = start;
 
 extern "C" fn start() {
+    read_only::start();
     if let Some(watch) = Watch::from_environment()
         && WATCH.set(watch).is_err()
     {

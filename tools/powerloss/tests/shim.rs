@@ -15,7 +15,7 @@ mod rebuild;
 use log::{Op, What};
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{IoSlice, Write};
+use std::io::{ErrorKind, IoSlice, Write};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -55,7 +55,12 @@ impl Run {
     }
 
     fn do_part(&self, name: &str) {
-        let output = self.part(name).output().unwrap();
+        Self::does(&mut self.part(name));
+    }
+
+    #[track_caller]
+    fn does(part: &mut Command) {
+        let output = part.output().unwrap();
         let told = String::from_utf8_lossy(&output.stdout);
         let complained = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && told.contains("1 passed"), "{told}{complained}");
@@ -280,6 +285,41 @@ fn a_process_without_the_variables_is_left_alone() {
     let part = run.part("part_once").env_remove("NEXUS_POWERLOSS_DIR").output().unwrap();
     assert!(part.status.success() && run.directory.join("after").exists());
     assert!(!run.log.exists());
+}
+
+#[test]
+#[ignore = "a part that the others start"]
+fn part_read_only() {
+    let directory = part_directory();
+    let (path, flag) = (directory.join("file"), directory.join("flag"));
+    let mut file = File::create(&path).unwrap();
+    file.write_all(b"one").unwrap();
+    File::create(&flag).unwrap();
+    let refused = |went: std::io::Result<()>| assert_eq!(went.unwrap_err().kind(), ErrorKind::ReadOnlyFilesystem);
+    refused(file.write_all(b"two"));
+    refused(file.write_all_at(b"X", 0));
+    refused(file.write_vectored(&[IoSlice::new(b"a"), IoSlice::new(b"b")]).map(drop));
+    refused(file.set_len(0));
+    file.sync_all().unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"one");
+    fs::remove_file(&flag).unwrap();
+    file.write_all(b"two").unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"onetwo");
+}
+
+#[test]
+fn open_files_are_refused_while_their_file_system_is_read_only() {
+    let run = Run::new();
+    let flag = run.directory.join("flag");
+    let mut part = run.part("part_read_only");
+    Run::does(part.env("NEXUS_READ_ONLY_DIR", &run.directory).env("NEXUS_READ_ONLY_WHILE", &flag));
+    let ops = run.ops();
+    let told: Vec<String> = ops.iter().map(describe).collect();
+    let expected = ["begin", "create file", "write 0 one", "create flag", "sync", "remove flag", "write 3 two"];
+    assert_eq!(told, expected, "what is refused is not recorded");
+    run.assert_complete(&ops);
+    let output = run.part("part_once").env("NEXUS_READ_ONLY_DIR", &run.directory).output().unwrap();
+    assert_eq!(output.status.signal(), Some(SIGABRT), "nobody says while what it is read-only");
 }
 
 #[test]

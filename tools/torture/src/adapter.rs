@@ -24,6 +24,11 @@ const NEWS_STEP: Duration = Duration::from_millis(4);
 const FOR_EVER: Duration = Duration::from_secs(1000);
 /// What the id of a line holds that names an account which isn't the adapter's.
 pub(crate) const LIE: &str = ":lie-";
+/// In the journal of what senders did wrong: they say that a reply was not sent and may be sent again, or never will be;
+/// and they say nothing, or what nobody can know it from.
+pub(crate) const REFUSED: &str = "refused";
+pub(crate) const REJECTED: &str = "rejected";
+pub(crate) const LOST: &str = "lost";
 /// Known lines written at once by one that floods.
 const FLOOD_LINES: usize = 400;
 /// Longest message, in characters; where answers are spoken it is so short that most of them are several.
@@ -57,6 +62,10 @@ pub(crate) fn run(args: &[String]) -> Result<ExitCode> {
         Some("stream") => adapter.stream(account),
         Some(_) | None => bail!("no verb of this adapter: {words:?}"),
     }
+}
+
+fn lock_file(path: &Path) -> Result<File> {
+    OpenOptions::new().create(true).append(true).open(path).context("failed to open a lock")
 }
 
 /// The value of `--name VALUE`.
@@ -100,13 +109,9 @@ impl Adapter {
         if !self.world.is_calm() {
             clock::pause(Duration::from_millis(chance.below(CONNECT_MS_MAX)));
         }
-        let open = |path: PathBuf| OpenOptions::new().create(true).append(true).open(path).context("failed to open a monitor's lock");
-        let alone = open(self.world.monitor_lock(self.kind, account))?;
-        if alone.try_lock().is_err() {
-            self.world.violated(&format!("two monitors of {}/{account} at one time", self.kind.name()))?;
-        }
+        let _alone = self.alone(&self.world.monitor_lock(self.kind, account), "monitors", account)?;
         // A health check may hold this one, for no longer than it takes to look.
-        let connected = open(self.world.connected_lock(self.kind, account))?;
+        let connected = lock_file(&self.world.connected_lock(self.kind, account))?;
         connected.lock().context("failed to show that the monitor is connected")?;
         let mut reader = Feed::open(&self.world.feed(self.kind, account))?;
         if self.kind.acks() {
@@ -127,6 +132,15 @@ impl Adapter {
             }
             clock::pause(NEWS_STEP);
         }
+    }
+
+    /// Holds what only one process of an account may hold, or notes that there are two.
+    fn alone(&self, path: &Path, who: &str, account: &str) -> Result<File> {
+        let file = lock_file(path)?;
+        if file.try_lock().is_err() {
+            self.world.violated(&format!("two {who} of {}/{account} at one time", self.kind.name()))?;
+        }
+        Ok(file)
     }
 
     /// One in some dozens of lines is accompanied by something bad; an exit code ends the process.
@@ -228,12 +242,25 @@ impl Adapter {
         self.deliver(chance, key, &call)
     }
 
+    /// Notes what is about to be done wrong with a reply.
+    fn fails(&self, key: &str, what: &str) -> Result<()> {
+        let line = json!({ "key": key, "channel": self.kind.name(), "what": what, "at": clock::monotonic_ns() });
+        journal::append(&self.world.faults(), &line.to_string())
+    }
+
     /// Delivers a message, or does what a bad sender does.
     fn deliver(&self, mut chance: Chance, key: &str, call: &Value) -> Result<ExitCode> {
         let deliver = || journal::append(&self.world.sends(), &call.to_string());
         let stop = || procfs::signal(std::process::id().cast_signed(), rustix::process::Signal::STOP);
         let failed = |kind: &str, retry: bool| json!({ "success": false, "message_ids": [], "chunks_sent": 0, "error": { "type": kind, "message": "made up", "retry": retry } });
-        match if self.world.is_calm() { u64::MAX } else { chance.below(60) } {
+        let whim = if self.world.is_calm() { u64::MAX } else { chance.below(60) };
+        match whim {
+            0 => self.fails(key, REFUSED)?,
+            8 => self.fails(key, REJECTED)?,
+            1..=7 | 10..=13 => self.fails(key, LOST)?,
+            _ => {}
+        }
+        match whim {
             0 => {
                 journal::append(&self.world.refusals(), &json!({ "key": key, "at": clock::monotonic_ns() }).to_string())?;
                 return say(&failed("network", true));
@@ -360,7 +387,24 @@ impl Feed {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::world::Cast;
+
+    #[test]
+    fn a_second_monitor_of_an_account_notes_that_there_are_two() {
+        let dir = tempfile::tempdir().unwrap();
+        let adapter = Adapter { world: World::make(dir.path(), Cast::default()).unwrap(), kind: Kind::Acked, chance: Chance::new(1) };
+        let hold = |account: &str| adapter.alone(&adapter.world.monitor_lock(Kind::Acked, account), "monitors", account).unwrap();
+        let noted = || journal::lines(&adapter.world.violations()).unwrap();
+        let (first, other) = (hold("a"), hold("b"));
+        assert!(noted().is_empty(), "{:?}", noted());
+        drop(hold("a"));
+        assert_eq!(noted(), ["two monitors of acked/a at one time"]);
+        drop((first, other));
+        drop((hold("a"), hold("b")));
+        assert_eq!(noted().len(), 1, "one after the other is right");
+    }
 
     #[test]
     fn times_are_read_as_the_protocol_writes_them() {

@@ -21,6 +21,8 @@ pub(crate) const ESCAPEE: &str = "__escapee";
 pub(crate) const MARKED: &str = "__marked";
 /// In the journal: an agent was called.
 pub(crate) const CALLED: &str = "called";
+/// And: it is about to end without an answer.
+pub(crate) const FAILS: &str = "fails";
 /// Behind `WORLD SEED`: it speaks for a while ([`crate::speech`]).
 pub(crate) const SPEAKS: &str = "speaks";
 /// What automations and plugins have to say stands before the message, each followed by this.
@@ -63,6 +65,10 @@ pub(crate) fn run(args: &[String]) -> Result<ExitCode> {
     let chosen = chance.below(40);
     // In the calm nobody fails; what is left behind must be gone then too.
     let what = if world.is_calm() && !matches!(chosen, LEAVES | LEAVES_MARKED) { u64::MAX } else { chosen };
+    // Noted first: nobody but this tells why the daemon has no answer.
+    if matches!(what, 0..=3 | 7 | 16) {
+        note(FAILS)?;
+    }
     match what {
         0 => return Ok(ExitCode::from(1)),
         15 => {

@@ -3,17 +3,19 @@
 
 mod advice;
 mod audit;
+pub(crate) mod causes;
 pub(crate) mod children;
 mod effects;
 pub(crate) mod events;
 #[cfg(test)]
-mod made;
+pub(crate) mod made;
 mod nostr;
 mod order;
 mod people;
 mod project;
 mod snapshots;
 mod speech;
+mod waits;
 
 pub(crate) use snapshots::Snapshots;
 
@@ -103,7 +105,10 @@ pub(crate) fn pairs_of_text(connection: &Connection, sql: &str) -> Result<Vec<(S
 }
 
 /// A ledger of a daemon that runs: a copy of files that are being written may be torn.
-fn in_use(data: &Path, name: &str) -> Result<Connection> {
+///
+/// # Errors
+/// When it can't be opened.
+pub(crate) fn in_use(data: &Path, name: &str) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let opened =
         Connection::open_with_flags(data.join(format!("{name}.db")), flags).with_context(|| format!("failed to open {name}.db"))?;
@@ -133,13 +138,15 @@ pub(crate) fn open_work(world: &World) -> Result<Option<String>> {
     // A heartbeat comes and goes all the time.
     let requests = count(&work, &format!("SELECT count(*) FROM nexus_requests WHERE channel != 'timer' AND {OPEN_REQUESTS}"))?;
     let deliveries = count(&work, &format!("SELECT count(*) FROM deliveries WHERE {OPEN_DELIVERIES}"))?;
-    let publications = nostr::unpublished(world, &work)?;
-    if requests + deliveries + publications == 0 {
+    let (publications, waits) = (nostr::unpublished(world, &work)?, waits::open(world, &work)?);
+    if requests + deliveries + publications + waits == 0 {
         return Ok(None);
     }
     let by_status = pairs(&work, "SELECT status, count(*) FROM nexus_requests GROUP BY 1")?;
     let by_delivery = pairs(&work, "SELECT status, count(*) FROM deliveries GROUP BY 1")?;
-    Ok(Some(format!("requests {by_status:?}, deliveries {by_delivery:?}, events that wait to be published: {publications}")))
+    Ok(Some(format!(
+        "requests {by_status:?}, deliveries {by_delivery:?}, events that wait to be published: {publications}, for their project: {waits}"
+    )))
 }
 
 /// Every promise, over a world whose daemon has stopped.
@@ -161,6 +168,7 @@ pub(crate) fn everything(world: &World, on_interrupted: OnInterrupted, counts: &
     found.extend(advice::once(world, &copy, counts)?);
     found.extend(nostr::kept(world, &copy, counts)?);
     found.extend(project::handed(world, &copy, on_interrupted, counts)?);
+    found.extend(waits::run_again(world, &copy, counts)?);
     Ok(found)
 }
 

@@ -107,6 +107,8 @@ pub(crate) enum Fault {
     DiskFull,
     /// The disk is read-only for a while.
     ReadOnly,
+    /// The disk turns read-only while the daemon works, and can be written again.
+    TurnReadOnly,
     /// A page of a ledger is garbage during one start.
     CorruptPage { ledger: &'static str },
     /// The configuration changes and is reloaded.
@@ -117,13 +119,15 @@ pub(crate) enum Fault {
 const NOSTR_POINTS: [&str; 6] = ["nostr.", "project.", "task.nostr ", "task.project", "write.TakeIn.", "write.PutDefinitions."];
 /// Commands of projects and of what is published.
 const NOSTR_COMMANDS: [&str; 2] = ["Publish", "Project"];
+/// Commands about approvals, and about what waits for them.
+const APPROVAL_COMMANDS: [&str; 2] = ["Approval", "Waits"];
 
 /// Of all fail points those that are chosen more often in a world of this cast.
 pub(crate) fn favoured(points: &[String], cast: Cast) -> Vec<String> {
-    let is_of_nostr = |point: &&String| {
-        NOSTR_POINTS.iter().any(|start| point.starts_with(start))
-            || (point.starts_with("write.") && NOSTR_COMMANDS.iter().any(|name| point.contains(name)))
-    };
+    let about_approvals: &[&str] = if cast.approvals { &APPROVAL_COMMANDS } else { &[] };
+    let is_command = |point: &str| NOSTR_COMMANDS.iter().chain(about_approvals).any(|name| point.contains(name));
+    let is_of_nostr =
+        |point: &&String| NOSTR_POINTS.iter().any(|start| point.starts_with(start)) || (point.starts_with("write.") && is_command(point));
     points.iter().filter(|_| cast.nostr).filter(is_of_nostr).cloned().collect()
 }
 
@@ -162,6 +166,7 @@ impl Fault {
             39 => Self::Busy { ledger: chance.pick::<&str>(&LEDGERS), ms: if chance.one_in(4) { 6500 } else { chance.below(900) } },
             40 => Self::Descriptors,
             41 => Self::DiskFull,
+            42 if chance.one_in(2) => Self::TurnReadOnly,
             42 => Self::ReadOnly,
             43 => Self::CorruptPage { ledger: chance.pick::<&str>(&LEDGERS) },
             _ => Self::Reload,
@@ -184,6 +189,7 @@ impl Fault {
             Self::Descriptors => "descriptors exhausted".to_owned(),
             Self::DiskFull => "disk full".to_owned(),
             Self::ReadOnly => "disk read-only".to_owned(),
+            Self::TurnReadOnly => "disk read-only amid the work".to_owned(),
             Self::CorruptPage { ledger } => format!("page corrupted ({ledger})"),
             Self::Reload => "reload".to_owned(),
         }
@@ -205,6 +211,7 @@ impl Fault {
             | Self::Descriptors
             | Self::DiskFull
             | Self::ReadOnly
+            | Self::TurnReadOnly
             | Self::CorruptPage { .. }
             | Self::Reload => None,
         }
@@ -242,9 +249,17 @@ mod tests {
         let speakers = Program::of(Cast { speakers: true, ..Cast::default() });
         assert_eq!(speakers, [Program::Stream]);
         assert!(Program::of(Cast::default()).is_empty());
-        assert_eq!(Program::of(Cast { speakers: true, advisers: true, nostr: false }).len(), 4);
+        assert_eq!(Program::of(Cast { speakers: true, advisers: true, ..Cast::default() }).len(), 4);
         assert_eq!(Program::of(Cast { nostr: true, ..Cast::default() }), [Program::Project]);
         assert!(!chosen(&[], &[], 2).contains("Stream") && chosen(&[], &speakers, 2).contains("Stream"));
+    }
+
+    #[test]
+    fn a_disk_is_read_only_before_the_start_and_amid_the_work() {
+        let points = ["a.1".to_owned()];
+        let chance = |number: u64| Chance::new(number).about(&["cycle"]);
+        let all: Vec<Fault> = (0..400).map(|number| Fault::choose(&mut chance(number), &points, &[], &[], number)).collect();
+        assert!(all.iter().any(|fault| matches!(fault, Fault::ReadOnly)) && all.iter().any(|fault| matches!(fault, Fault::TurnReadOnly)));
     }
 
     #[test]
@@ -255,6 +270,8 @@ mod tests {
         let nostr = Cast { nostr: true, ..Cast::default() };
         assert_eq!(favoured(&points, Cast::default()), Vec::<String>::new());
         assert_eq!(favoured(&points, nostr), [&names[1..], &more[..2]].concat());
+        let asked = ["write.AskApprovals.after", "write.ForgetWaits.before"].map(str::to_owned);
+        assert!(favoured(&asked, nostr).is_empty() && favoured(&asked, Cast { approvals: true, ..nostr }) == asked);
         let few = ["nostr.taking".to_owned()];
         assert!(!chosen(&[], &[], 6).contains("nostr") && chosen(&few, &[], 6).matches("nostr.taking").count() > 8);
     }

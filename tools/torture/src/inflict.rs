@@ -1,5 +1,6 @@
 //! Doing what a fault says: before the start, while the daemon runs, and undoing it.
 
+use crate::check;
 use crate::check::children::Intake;
 use crate::daemon::Daemon;
 use crate::fault::{Fault, Program};
@@ -11,10 +12,13 @@ use rusqlite::Connection;
 use rustix::process::{Pid, Resource, Rlimit, Signal};
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::time::Duration;
 
 /// How long a running daemon works before and while most faults are done to it.
 const WHILE: Duration = Duration::from_millis(500);
+/// How long a daemon may take to go on once its disk can be written again: it tries every few seconds.
+const RECOVERY_LIMIT: Duration = Duration::from_secs(30);
 /// Bytes of a ledger's page.
 const PAGE_BYTES: u64 = 8192;
 const TWO_HOURS_MS: i64 = 7_200_000;
@@ -35,13 +39,26 @@ impl Done {
     }
 }
 
+/// What the daemon is started with for a fault: writes to files that are open can be refused from within it alone.
+pub(crate) fn variables(run: &Run<'_>, fault: &Fault) -> Vec<(String, String)> {
+    if !matches!(fault, Fault::TurnReadOnly) {
+        return Vec::new();
+    }
+    let variable = |name: &str, path: &Path| (name.to_owned(), path.to_string_lossy().into_owned());
+    vec![
+        variable("LD_PRELOAD", &run.setup.shim),
+        variable("NEXUS_READ_ONLY_DIR", &run.world.data()),
+        variable("NEXUS_READ_ONLY_WHILE", &run.world.read_only()),
+    ]
+}
+
 /// Before the start.
 ///
 /// # Errors
 /// Of the file system.
 pub(crate) fn before(run: &mut Run<'_>, fault: &Fault) -> Result<Done> {
     Ok(match fault {
-        Fault::DiskFull if run.disk.is_none() => Done::Impossible,
+        Fault::DiskFull | Fault::TurnReadOnly if run.disk.is_none() => Done::Impossible,
         Fault::ReadOnly if !run.disk.as_ref().is_some_and(|disk| disk.read_only(true)) => Done::Impossible,
         Fault::CorruptPage { ledger } => Done::if_hit(damage(run, ledger)?),
         Fault::Point { .. }
@@ -57,6 +74,7 @@ pub(crate) fn before(run: &mut Run<'_>, fault: &Fault) -> Result<Done> {
         | Fault::Descriptors
         | Fault::DiskFull
         | Fault::ReadOnly
+        | Fault::TurnReadOnly
         | Fault::Reload => Done::Yes,
     })
 }
@@ -89,6 +107,7 @@ pub(crate) fn upon(run: &mut Run<'_>, daemon: &mut Daemon, fault: &Fault) -> Res
         Fault::Busy { ledger, ms } => hold(run, ledger, *ms)?,
         Fault::Descriptors => exhaust_descriptors(daemon)?,
         Fault::DiskFull => fill_disk(run, daemon)?,
+        Fault::TurnReadOnly => turn_read_only(run, daemon)?,
         Fault::ReadOnly | Fault::CorruptPage { .. } => {}
         Fault::Reload => {
             run.variant += 1;
@@ -125,6 +144,38 @@ fn fill_disk(run: &mut Run<'_>, daemon: &mut Daemon) -> Result<()> {
     disk.empty()
 }
 
+/// The disk is read-only for a while. Who lives through that takes in nothing meanwhile, and goes on by itself.
+fn turn_read_only(run: &mut Run<'_>, daemon: &mut Daemon) -> Result<()> {
+    clock::pause(WHILE);
+    let flag = run.world.read_only();
+    // From before: on a read-only file system a reader may not find where the log ends.
+    let facts = check::in_use(&run.world.data(), "events")?;
+    let Some(disk) = &mut run.disk else { return Ok(()) };
+    disk.cover(&flag)?;
+    clock::pause(WHILE);
+    let before = last_taken_in(&facts)?;
+    clock::pause(WHILE);
+    let after = last_taken_in(&facts)?;
+    if run.chance.one_in(3) {
+        daemon.kill()?; // with the disk still read-only
+    }
+    disk.uncover(&flag)?;
+    if after != before {
+        bail!("the disk was read-only, and events {before} to {after} were written to it"); // so this harness did nothing
+    }
+    let goes_on = clock::until(RECOVERY_LIMIT, || Ok((!daemon.is_running() || last_taken_in(&facts)? > after).then_some(())))?;
+    if goes_on.is_none() {
+        let (seconds, words) = (RECOVERY_LIMIT.as_secs(), daemon::last_words(&run.world));
+        run.violated(format!("the disk can be written again, and for {seconds} s nothing was taken in; the log:\n{words}"));
+    }
+    Ok(())
+}
+
+/// Number of the last event that came from a platform: people write all the time.
+fn last_taken_in(facts: &Connection) -> Result<u64> {
+    check::count(facts, "SELECT coalesce(max(seq), 0) FROM events WHERE direction = 'inbound' AND channel != 'timer'")
+}
+
 /// Once the daemon is dead.
 ///
 /// # Errors
@@ -152,7 +203,7 @@ fn excused(fault: &Fault) -> (Intake, MayFail) {
     match fault {
         // These keep a start from succeeding.
         Fault::CorruptPage { .. } | Fault::ReadOnly => (Intake::MayBeHeld, MayFail::Always),
-        Fault::DiskFull | Fault::Busy { .. } | Fault::Descriptors => (Intake::MayBeHeld, MayFail::Never),
+        Fault::DiskFull | Fault::TurnReadOnly | Fault::Busy { .. } | Fault::Descriptors => (Intake::MayBeHeld, MayFail::Never),
         // An INT during a shutdown ends it with an error code.
         Fault::StopAtOnce => (Intake::Goes, MayFail::Always),
         // A panic on the way up is the start's failure, which tells the reason.

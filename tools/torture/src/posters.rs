@@ -5,7 +5,7 @@ use crate::chance::Chance;
 use crate::nostr::{AGENT, Key, NOTE, PROJECT, id};
 use crate::relay::{Door, To};
 use crate::world::World;
-use crate::{clock, daemon, journal};
+use crate::{clock, daemon, journal, source};
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Value, json};
 use std::collections::VecDeque;
@@ -22,6 +22,10 @@ const STRANGER: u8 = 3;
 const IDENTIFIER: &str = "demo";
 /// Of so many events one may come again.
 const RECENT_MAX: usize = 8;
+/// So many posts come before the host of the project's repository is approved, and then one of so many is followed by a look
+/// whether it is.
+const APPROVED_AFTER: u64 = 40;
+const LOOKS_ONE_IN: u64 = 5;
 /// How long the daemon may take to know its own key.
 const KEY_LIMIT: Duration = Duration::from_secs(20);
 
@@ -106,10 +110,14 @@ pub(crate) fn coordinate() -> String {
 }
 
 /// Has the project and its agent defined.
-pub(crate) fn define(door: &Door) {
+///
+/// # Errors
+/// Of the file system.
+pub(crate) fn define(world: &World, door: &Door) -> Result<()> {
     let agent = agent();
     door.post(&agent);
-    door.post(&definition(&agent, "Demo"));
+    door.post(&definition(&agent, "Demo", source::url(world)?.as_deref()));
+    Ok(())
 }
 
 /// The same each time: of the day on which this was written.
@@ -117,8 +125,12 @@ fn agent() -> Value {
     Key::new(HEEDED[0]).sign_at(1_760_000_000, AGENT, &[&["title", "Manager"], &["role", "manager"]], "Be brief.")
 }
 
-fn definition(agent: &Value, title: &str) -> Value {
-    Key::new(HEEDED[0]).sign(PROJECT, &[&["d", IDENTIFIER], &["title", title], &["agent", id(agent)]], "")
+fn definition(agent: &Value, title: &str, repository: Option<&str>) -> Value {
+    let (identifier, title, agent) = (["d", IDENTIFIER], ["title", title], ["agent", id(agent)]);
+    let repository = repository.map(|url| ["repo", url]);
+    let mut tags = vec![identifier.as_slice(), title.as_slice(), agent.as_slice()];
+    tags.extend(repository.iter().map(|tag| tag.as_slice()));
+    Key::new(HEEDED[0]).sign(PROJECT, &tags, "")
 }
 
 /// Asks a daemon that runs by which key it speaks, and writes that down; it never changes.
@@ -178,18 +190,22 @@ impl Posters {
 
 fn post(world: &World, door: &Door, mut chance: Chance, pause_ms_max: u64, over: &AtomicBool) -> Result<u64> {
     let own = daemon_key(world)?.context("the daemon was not asked for its key")?;
+    let repository = source::url(world)?;
     // Others' numbers go on.
     let before = journal::lines(&world.posts())?.len() as u64;
     let (mut number, mut recent): (u64, VecDeque<Value>) = (before, VecDeque::new());
     while !over.load(Ordering::Relaxed) {
         clock::pause(Duration::from_millis(chance.below(pause_ms_max) + 1));
         if chance.one_in(30) {
-            door.post(&definition(&agent(), &format!("Demo {number}")));
+            door.post(&definition(&agent(), &format!("Demo {number}"), repository.as_deref()));
         }
         if chance.one_in(10)
             && let Some(again) = recent.get(usize::try_from(chance.below(RECENT_MAX as u64))?)
         {
             door.tell(again, To::Asked);
+        }
+        if repository.is_some() && number >= APPROVED_AFTER && number.is_multiple_of(LOOKS_ONE_IN) {
+            source::approve(world)?;
         }
         number += 1;
         let sort = Sort::choose(&mut chance);
@@ -249,6 +265,8 @@ mod tests {
         assert!(is_heeded(&direct) && is_heeded(&project) && is_heeded(&forged) && !is_heeded(&stranger));
         assert!(verify(&direct).is_ok() && verify(&project).is_ok() && verify(&stranger).is_ok() && verify(&forged).is_err());
         assert_eq!(id(&agent()), id(&agent()), "the definition names the agent that was posted");
+        let repository = |url: Option<&str>| tagged(&definition(&agent(), "Demo", url), "repo").map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!((repository(None), repository(Some("http://x/demo.git"))), (vec![], vec!["http://x/demo.git".to_owned()]));
     }
 
     #[test]

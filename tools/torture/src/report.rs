@@ -54,16 +54,19 @@ pub(crate) struct NostrCounts {
     /// Events that a project's process was handed, and those of them that it had been handed before.
     pub(crate) handed: u64,
     pub(crate) handed_again: u64,
+    /// Events that were run again for having waited for their project.
+    pub(crate) waited: u64,
 }
 
 impl NostrCounts {
     fn add(&mut self, other: &Self) {
-        let Self { posted, published, published_again, handed, handed_again } = other;
+        let Self { posted, published, published_again, handed, handed_again, waited } = other;
         self.posted += posted;
         self.published += published;
         self.published_again += published_again;
         self.handed += handed;
         self.handed_again += handed_again;
+        self.waited += waited;
     }
 }
 
@@ -206,6 +209,7 @@ impl Counts {
             ("of them again", self.nostr.published_again),
             ("events handed to a project's process", self.nostr.handed),
             ("of them again", self.nostr.handed_again),
+            ("events that waited for their project and were run again", self.nostr.waited),
             ("deliveries that stay `uncertain`", self.uncertain),
             ("escaped processes that outlived a double kill (level `scan` only)", self.escaped),
         ] {

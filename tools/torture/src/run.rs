@@ -2,6 +2,7 @@
 //! says of it all.
 
 use crate::chance::Chance;
+use crate::check::causes::Causes;
 use crate::check::children::Intake;
 use crate::check::{self, Snapshots};
 use crate::daemon::{self, Daemon, Extras, was_killed};
@@ -14,6 +15,7 @@ use crate::posters::{self, Posters};
 use crate::procfs::Process;
 use crate::relay::Relay;
 use crate::report::Counts;
+use crate::source::{self, Source};
 use crate::world::{Cast, OnInterrupted, World};
 use crate::{clock, journal, procfs};
 use anyhow::{Context, Result, bail};
@@ -25,6 +27,8 @@ use std::time::Duration;
 const POINT_LIMIT: Duration = Duration::from_millis(2500);
 /// How long children may take to be what they should be.
 const CHILDREN_LIMIT: Duration = Duration::from_secs(20);
+/// How long they may take at a calm moment, when no call of an adapter is under way either: a process that died has a pause.
+const INTENDED_LIMIT: Duration = Duration::from_secs(40);
 /// How long what agents left behind may take to be gone: an agent that was frozen has to be given up before.
 const LEFTOVERS_LIMIT: Duration = Duration::from_secs(20);
 /// How long a dead daemon's processes may take to be gone: its keeper gives up after ten seconds.
@@ -36,9 +40,10 @@ const POST_PAUSE_MS_MAX: u64 = 300;
 /// What all seeds of one call share.
 #[derive(Debug, Clone)]
 pub(crate) struct Setup {
-    /// The fail-point daemon, and this program.
+    /// The fail-point daemon, this program, and the library that a daemon is preloaded with (tools/powerloss).
     pub(crate) nexus: PathBuf,
     pub(crate) own: PathBuf,
+    pub(crate) shim: PathBuf,
     pub(crate) points: Vec<String>,
     pub(crate) crashes: u64,
     /// Where worlds are made.
@@ -64,6 +69,8 @@ pub(crate) fn seed(setup: &Setup, seed: u64, cast: Cast) -> Result<Outcome> {
     let world = World::make(dir.path(), cast)?;
     let disk = Disk::mount(&world)?;
     let relay = if cast.nostr { Some(Relay::start(&world, Chance::new(seed).about(&["relay"]))?) } else { None };
+    // Serves until the end.
+    let _source = if cast.approvals { Some(Source::start(&world, Chance::new(seed).about(&["source"]))?) } else { None };
     let mut run = Run::new(setup, seed, world.clone(), disk, relay);
     let result = run.cycles().and_then(|()| run.calm());
     daemon::clear(&world);
@@ -76,6 +83,17 @@ pub(crate) fn seed(setup: &Setup, seed: u64, cast: Cast) -> Result<Outcome> {
     let kept = (setup.keep && !violations.is_empty()).then(|| keep(&world, disk.as_ref(), dir)).transpose()?;
     drop(disk);
     Ok(Outcome { counts, violations, kept })
+}
+
+/// The faults of a seed's cycles, in their order, at fail points that are passed when the ledgers are there.
+pub(crate) fn plan(setup: &Setup, seed: u64, cast: Cast) -> Vec<Fault> {
+    let points: Vec<String> = setup.points.iter().filter(|point| !point.starts_with("migration.")).cloned().collect();
+    let (favoured, others) = (fault::favoured(&points, cast), Program::of(cast));
+    let choose = |number: u64| {
+        let mut chance = Chance::new(seed).about(&["cycle", &number.to_string()]);
+        Fault::choose(&mut chance, &points, &favoured, &others, seed.wrapping_mul(setup.crashes).wrapping_add(number))
+    };
+    (0..setup.crashes).map(choose).collect()
 }
 
 /// Keeps a world's files, also those of a disk that is about to go.
@@ -97,10 +115,10 @@ pub(crate) struct Run<'a> {
     pub(crate) variant: u64,
     pub(crate) counts: Counts,
     pub(crate) violations: Vec<String>,
-    /// The fail points that are passed when the ledgers are there, and those of them that are chosen more often.
-    later_points: Vec<String>,
-    favoured_points: Vec<String>,
+    /// The faults of its cycles.
+    plan: Vec<Fault>,
     pub(crate) snapshots: Snapshots,
+    pub(crate) causes: Causes,
 }
 
 impl<'a> Run<'a> {
@@ -108,10 +126,8 @@ impl<'a> Run<'a> {
         let mut chance = Chance::new(seed);
         let on_interrupted = *chance.pick(&[OnInterrupted::Auto, OnInterrupted::Auto, OnInterrupted::Rerun, OnInterrupted::Fail]);
         let counts = Counts::default();
-        let later_points: Vec<String> = setup.points.iter().filter(|point| !point.starts_with("migration.")).cloned().collect();
         Self {
-            favoured_points: fault::favoured(&later_points, world.cast()),
-            later_points,
+            plan: plan(setup, seed, world.cast()),
             setup,
             seed,
             chance,
@@ -123,6 +139,7 @@ impl<'a> Run<'a> {
             counts,
             violations: Vec::new(),
             snapshots: Snapshots::default(),
+            causes: Causes::new(on_interrupted),
         }
     }
 
@@ -175,7 +192,7 @@ impl<'a> Run<'a> {
     /// post on Nostr.
     fn first_run(&mut self) -> Result<()> {
         if let Some(relay) = &self.relay {
-            posters::define(&relay.door());
+            posters::define(&self.world, &relay.door())?;
         }
         std::fs::write(self.world.calm(), "").context("failed to write a file")?;
         let mut first = Daemon::spawn(&self.world, &self.setup.nexus, &Extras::default())?;
@@ -195,11 +212,7 @@ impl<'a> Run<'a> {
     }
 
     fn all_cycles(&mut self) -> Result<()> {
-        let others = Program::of(self.world.cast());
-        for number in 0..self.setup.crashes {
-            let overall = self.seed.wrapping_mul(self.setup.crashes).wrapping_add(number);
-            let mut chance = self.chance.about(&["cycle", &number.to_string()]);
-            let fault = Fault::choose(&mut chance, &self.later_points, &self.favoured_points, &others, overall);
+        for (number, fault) in (0..).zip(std::mem::take(&mut self.plan)) {
             self.cycle(number, &fault).with_context(|| format!("in cycle {number}, {fault:?}"))?;
             if !self.violations.is_empty() {
                 break; // what comes after a broken promise says little
@@ -215,7 +228,7 @@ impl<'a> Run<'a> {
             self.counts.skipped(&fault.kind());
             return Ok(());
         }
-        let extras = Extras { fail_point: fault.fail_point(), env: Vec::new() };
+        let extras = Extras { fail_point: fault.fail_point(), env: inflict::variables(self, fault) };
         let fired_before = daemon::fired(&self.world)?.len();
         let mut daemon = Daemon::spawn(&self.world, &self.setup.nexus, &extras)?;
         let began = clock::monotonic_ns();
@@ -263,6 +276,8 @@ impl<'a> Run<'a> {
             self.replay(daemon)?;
         } else if point.starts_with("write.ResolveDelivery") {
             self.decide(daemon)?;
+        } else if point.starts_with("write.DecideApproval") {
+            source::approve(&self.world)?;
         } else if point.starts_with("write.ReviveAutomation") {
             // The daemon may die of it, which is the point; so of the next.
             daemon.ask("POST", "/control/automations/loops/enable", "{}").ok();
@@ -331,7 +346,8 @@ impl<'a> Run<'a> {
         if free.is_none() {
             self.violated(format!("after {fault:?} the lock is held on by the dead daemon's keeper"));
         }
-        let found = self.snapshots.look(&self.world)?;
+        let mut found = self.snapshots.look(&self.world)?;
+        found.extend(self.causes.after(&self.world, fault)?);
         self.violations.extend(found.into_iter().map(|what| format!("after {fault:?}: {what}")));
         Ok(())
     }
@@ -363,6 +379,18 @@ impl<'a> Run<'a> {
         })?;
         if gone.is_none() {
             self.violated(format!("agents have ended, and what they left behind lives: {left:?}"));
+        }
+        Ok(())
+    }
+
+    /// At a calm moment every intended child lives once, of whatever sort, and no other.
+    pub(crate) fn children_are_as_intended(&mut self, daemon: &Daemon) -> Result<()> {
+        let world = self.world.clone();
+        let right = clock::until(INTENDED_LIMIT, || Ok(check::children::not_as_intended(&world, daemon).is_none().then_some(())))?;
+        if right.is_none()
+            && let Some(wrong) = check::children::not_as_intended(&world, daemon)
+        {
+            self.violated(format!("at a calm moment {wrong}; the log:\n{}", daemon::last_words(&world)));
         }
         Ok(())
     }

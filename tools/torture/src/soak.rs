@@ -34,6 +34,11 @@ const GROWTH_KIB_MAX: u64 = 32 * 1024;
 /// and sixteen sends, as many as one adapter may have under way, with four each. A busy machine has them for a
 /// whole half of a life; one that was kept of each send would be ten times as many.
 const GROWTH_DESCRIPTORS_MAX: u64 = 40 + 16 * 4;
+/// What daemons may have more in the median of any sixth of the whole time than in that of the first one: caches of SQLite fill
+/// with the ledgers, up to their bounds, and connections to read are those of above.
+const FLAT_KIB_MAX: u64 = 32 * 1024;
+const FLAT_DESCRIPTORS_MAX: u64 = 40;
+const PARTS: u64 = 6;
 /// How long everything may take to end once no more comes.
 const CALM_LIMIT: Duration = Duration::from_secs(300);
 
@@ -113,6 +118,7 @@ impl Soak {
         }
         check(&world, &mut seen)?;
         seen.check_growth();
+        seen.check_flatness();
         daemon::clear(&world);
         Ok(seen)
     }
@@ -232,7 +238,7 @@ impl Seen {
         }
         lives.retain(|_, samples| samples.len() >= 2);
         let most = |value: fn(&Sample) -> u64| lives.values().map(|samples| risen(samples, value)).max().unwrap_or(0);
-        let (kib, descriptors) = (most(|one| one.rss_kib), most(|one| one.descriptors));
+        let (kib, descriptors) = (most(RSS_KIB), most(DESCRIPTORS));
         self.row("lives that were looked at for growth", lives.len());
         self.row("most KiB that one daemon grew once it was warm", kib);
         self.row("most descriptors that one daemon had more once it was warm", descriptors);
@@ -241,45 +247,63 @@ impl Seen {
         }
     }
 
-    /// The page's table: what was counted, and whether the daemon grew. The first and the last sixth of the
-    /// time are compared, by samples of daemons that were warm.
+    /// Over the whole time it stays as it was: no sixth of it has a median far above that of the first one in which a daemon
+    /// was warm.
+    fn check_flatness(&mut self) {
+        for (what, value, most) in [("KiB", RSS_KIB, FLAT_KIB_MAX), ("descriptors", DESCRIPTORS, FLAT_DESCRIPTORS_MAX)] {
+            let medians: Vec<u64> = self.sixths(value).iter().filter_map(|all| median(all)).collect();
+            let first = medians.first().copied().unwrap_or(0);
+            let rise = medians.iter().map(|one| one.saturating_sub(first)).max().unwrap_or(0);
+            self.row(&format!("most {what} more in the median of a sixth than in the first of {} with a warm daemon", medians.len()), rise);
+            if rise > most {
+                self.violations.push(format!("the medians of {what} over the sixths of the time are not flat: {medians:?}"));
+            }
+        }
+    }
+
+    /// What daemons that were warm had, by sixths of the whole time, ascending in each.
+    fn sixths(&self, value: fn(&Sample) -> u64) -> Vec<Vec<u64>> {
+        let end = self.samples.last().map_or(1, |(at, _)| at + 1);
+        let of = |part: u64| {
+            let within = self.samples.iter().filter(|(at, one)| at * PARTS / end == part && one.age_s >= WARM_AFTER_S);
+            let mut all: Vec<u64> = within.map(|(_, one)| value(one)).collect();
+            all.sort_unstable();
+            all
+        };
+        (0..PARTS).map(of).collect()
+    }
+
+    /// The page's table: what was counted, and whether the daemon grew, by samples of daemons that were warm.
     pub(crate) fn table(&self) -> String {
         let mut page = "| seen | value |\n| --- | --- |\n".to_owned();
         let mut line = |name: &str, value: String| writeln!(page, "| {name} | {value} |").unwrap_or_default();
         self.lines.iter().for_each(|(name, value)| line(name, value.clone()));
         line("kills", self.kills.to_string());
-        let last = self.samples.last().map_or(0, |(at, _)| *at);
-        let of = |from: u64, to: u64, value: fn(&Sample) -> u64| {
-            let mut all: Vec<u64> = self
-                .samples
-                .iter()
-                .filter(|(at, one)| (from..=to).contains(at) && one.age_s >= WARM_AFTER_S)
-                .map(|(_, one)| value(one))
-                .collect();
-            all.sort_unstable();
-            (all.get(all.len() / 2).copied().unwrap_or(0), all.last().copied().unwrap_or(0))
-        };
-        for (name, value) in [("RSS, KiB", (|one| one.rss_kib) as fn(&Sample) -> u64), ("descriptors", |one| one.descriptors)] {
-            let (first, end) = (of(0, last / 6, value), of(last - last / 6, last, value));
-            line(&format!("{name}, first sixth: median, highest"), format!("{}, {}", first.0, first.1));
-            line(&format!("{name}, last sixth: median, highest"), format!("{}, {}", end.0, end.1));
+        for (name, value) in [("RSS, KiB", RSS_KIB), ("descriptors", DESCRIPTORS)] {
+            let sixths = self.sixths(value);
+            for (which, all) in [("first", sixths.first()), ("last", sixths.last())] {
+                let (median, highest) = all.map_or((0, 0), |all| (median(all).unwrap_or(0), all.last().copied().unwrap_or(0)));
+                line(&format!("{name}, {which} sixth: median, highest"), format!("{median}, {highest}"));
+            }
         }
         let sixth = (self.ready_ms.len() / 6).max(1);
-        let median = |all: &[u64]| {
+        let of = |all: &[u64]| {
             let mut all = all.to_vec();
             all.sort_unstable();
-            all.get(all.len() / 2).copied().unwrap_or(0)
+            median(&all).unwrap_or(0).to_string()
         };
-        line(
-            "ms from spawn to ready after a kill, first sixth: median",
-            median(&self.ready_ms[..sixth.min(self.ready_ms.len())]).to_string(),
-        );
-        line(
-            "ms from spawn to ready after a kill, last sixth: median",
-            median(&self.ready_ms[self.ready_ms.len().saturating_sub(sixth)..]).to_string(),
-        );
+        line("ms from spawn to ready after a kill, first sixth: median", of(&self.ready_ms[..sixth.min(self.ready_ms.len())]));
+        line("ms from spawn to ready after a kill, last sixth: median", of(&self.ready_ms[self.ready_ms.len().saturating_sub(sixth)..]));
         page
     }
+}
+
+const RSS_KIB: fn(&Sample) -> u64 = |one| one.rss_kib;
+const DESCRIPTORS: fn(&Sample) -> u64 = |one| one.descriptors;
+
+/// Of values in ascending order.
+fn median(all: &[u64]) -> Option<u64> {
+    all.get(all.len() / 2).copied()
 }
 
 /// By how much the lowest value of the second half is above that of the first.
@@ -377,7 +401,10 @@ fn emit(numbers: std::ops::Range<u64>) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::check::made::Made;
+    use crate::world::Kind;
 
     fn grown(samples: &[(u64, u64, u64)]) -> usize {
         let sample = |&(life, age_s, rss_kib): &(u64, u64, u64)| (age_s, Sample { rss_kib, descriptors: 9, age_s, life });
@@ -397,5 +424,61 @@ mod tests {
         let passing = [(0, 25, 100), (0, 30, 100), (0, 35, 100), (0, 40, 100 + much)];
         assert_eq!(grown(&passing), 0, "what was under way at the end");
         assert_eq!(grown(&[]), 0);
+    }
+
+    #[test]
+    fn what_rises_from_life_to_life_is_not_flat() {
+        let flat = |kib: fn(u64) -> u64, descriptors: fn(u64) -> u64| {
+            let sample = |life: u64| Sample { rss_kib: kib(life), descriptors: descriptors(life), age_s: 30, life };
+            let mut seen = Seen { samples: (0..60).map(|life| (life * 60, sample(life))).collect(), ..Seen::default() };
+            seen.check_growth();
+            seen.check_flatness();
+            seen.violations.join("; ")
+        };
+        assert_eq!(flat(|_| 60_000, |_| 70), "");
+        assert_eq!(flat(|life| 60_000 + life * 100, |life| 70 + life % 10), "", "within its bounds");
+        assert_eq!(flat(|life| if life == 55 { 900_000 } else { 60_000 }, |_| 70), "", "one of many");
+        assert!(flat(|life| 60_000 + life * 1000, |_| 70).contains("the medians of KiB over the sixths of the time are not flat"));
+        assert!(flat(|_| 60_000, |life| 70 + life).contains("the medians of descriptors"));
+        let middle = flat(|life| if (25..35).contains(&life) { 900_000 } else { 60_000 }, |_| 70);
+        assert!(middle.contains("the medians of KiB"), "in the middle too: {middle}");
+    }
+
+    /// What is found where twenty messages came and two were answered, and then this happened.
+    fn found(events: &str, nexus: &str, more_sends: &[&str]) -> String {
+        let made = Made::new(Kind::Acked);
+        fs::write(made.world.file("platform/written"), "20").unwrap();
+        for number in 1..=20 {
+            let id = format!("soak:me-{number}");
+            let sql = "INSERT INTO events VALUES (?1, ?2, 'soak', 'me', 'p', 'inbound', 'run', 'x')";
+            made.events.execute(sql, rusqlite::params![number, id]).unwrap();
+            let sql = "INSERT INTO nexus_requests VALUES (?1, ?2, 'soak', 'completed', 1, 5)";
+            made.nexus.execute(sql, rusqlite::params![number, id]).unwrap();
+        }
+        let sql = "INSERT INTO deliveries VALUES (?1, ?1, 'key-' || ?1, 'sent', 'soak', 'me', 'p', 'x', 1, 'run')";
+        for number in [10, 20] {
+            made.nexus.execute(sql, [number]).unwrap();
+        }
+        made.events.execute_batch(events).unwrap();
+        made.nexus.execute_batch(nexus).unwrap();
+        ["key-10", "key-20"].iter().chain(more_sends).for_each(|key| journal::append(&made.world.sends(), key).unwrap());
+        let mut seen = Seen::default();
+        check(&made.world, &mut seen).unwrap();
+        seen.violations.join("; ")
+    }
+
+    #[test]
+    fn what_is_lost_or_comes_twice_is_found() {
+        assert_eq!(found("", "", &[]), "");
+        assert!(found("DELETE FROM events WHERE seq = 7", "", &[]).contains("20 were written; the ledger has 19, 19 of them distinct"));
+        let twice = "INSERT INTO events SELECT * FROM events WHERE seq = 7";
+        assert!(found(twice, "", &[]).contains("the ledger has 21, 20 of them distinct"));
+        assert!(found("UPDATE events SET event_id = 'soak:me-30' WHERE seq = 7", "", &[]).contains("up to number 30"));
+        assert!(found("", "DELETE FROM nexus_requests WHERE event_seq = 7", &[]).contains("19 requests for 20 messages"));
+        assert!(found("", "UPDATE nexus_requests SET completed_at = NULL WHERE event_seq = 7", &[]).contains("1 of them open"));
+        assert!(found("", "", &["key-10"]).contains("2 answers arrived, 1 of them twice"));
+        assert!(found("", "", &["key-30"]).contains("3 answers arrived, 0 of them twice; 2 are `sent`"));
+        assert!(found("", "DELETE FROM deliveries WHERE seq = 10", &[]).contains("1 are `sent`, 0 uncertain"));
+        assert_eq!(found("", "UPDATE deliveries SET status = 'uncertain' WHERE seq = 10", &[]), "");
     }
 }

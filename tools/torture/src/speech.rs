@@ -1,7 +1,7 @@
 //! An agent that speaks for a while: numbered words, a few at a time, so that whoever hears them knows which message they
 //! answer, which is missing, and which came twice. It may break off in the middle.
 
-use crate::agent::{FOR_EVER, say};
+use crate::agent::{FAILS, FOR_EVER, say};
 use crate::chance::Chance;
 use crate::world::World;
 use crate::{clock, journal, procfs};
@@ -63,6 +63,13 @@ impl Whim {
             7 => Self::Pause(Duration::from_millis(300)),
             8..=11 => Self::Act,
             _ => Self::None,
+        }
+    }
+
+    fn ends_without_an_answer(self) -> bool {
+        match self {
+            Self::Exit | Self::Die | Self::Hang | Self::Freeze | Self::Fail => true,
+            Self::None | Self::Pause(_) | Self::Act => false,
         }
     }
 }
@@ -129,6 +136,9 @@ impl Speaker<'_> {
             let event = json!({ "type": "tool_status", "toolName": "pay", "toolCallId": "t1", "status": status });
             say(&format!("{event}\n"))
         };
+        if whim.ends_without_an_answer() {
+            (self.note)(FAILS)?;
+        }
         match whim {
             Whim::None => {}
             Whim::Exit => return Ok(Some(ExitCode::from(1))),

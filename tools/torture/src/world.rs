@@ -2,7 +2,7 @@
 //! it wrote down. All of it lies below one directory, whose path is in the command line or environment
 //! of every process that belongs to it.
 
-use crate::{advisers, agent, journal, posters, project};
+use crate::{advisers, agent, journal, posters, project, source};
 use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
 use std::fs;
@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 /// How long a speaker may speak: longer than the silence after which what it said so far becomes a block.
 const SPEAKER_MS: u64 = 2500;
+/// How often a reply is sent again that surely was not sent, or may be sent again.
+pub(crate) const SEND_RETRIES: u64 = 6;
 
 /// What an adapter of this world can do about what was missed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -82,10 +84,13 @@ pub(crate) struct Cast {
     pub(crate) advisers: bool,
     /// A relay of Nostr, people who post there, and a project.
     pub(crate) nostr: bool,
+    /// The project has a repository, on a host that somebody has to approve. There is Nostr then.
+    pub(crate) approvals: bool,
 }
 
 impl Cast {
-    /// That of a seed: of four in a row one has neither speakers nor advisers, and of eight one of those has Nostr.
+    /// That of a seed: of four in a row one has neither speakers nor advisers, of eight one of those has Nostr, and of sixteen
+    /// one of those a project that waits for an approval.
     pub(crate) fn of(seed: u64) -> Self {
         let (speakers, advisers) = match seed % 4 {
             0 => (true, false),
@@ -93,7 +98,7 @@ impl Cast {
             2 => (false, false),
             _ => (true, true),
         };
-        Self { speakers, advisers, nostr: seed % 8 == 6 }
+        Self { speakers, advisers, nostr: seed % 8 == 6, approvals: seed % 16 == 6 }
     }
 }
 
@@ -210,6 +215,11 @@ impl World {
         self.root.join("platform/refusals")
     }
 
+    /// What senders and `stream` processes did wrong, each before it did.
+    pub(crate) fn faults(&self) -> PathBuf {
+        self.root.join("platform/faults")
+    }
+
     /// What agents did.
     pub(crate) fn agent_journal(&self) -> PathBuf {
         self.root.join("platform/agent")
@@ -233,6 +243,15 @@ impl World {
         self.root.join("platform/posts")
     }
 
+    /// Where the repository of the project is, and which approvals were answered as given.
+    pub(crate) fn source_url(&self) -> PathBuf {
+        self.root.join("platform/source")
+    }
+
+    pub(crate) fn approvals(&self) -> PathBuf {
+        self.root.join("platform/approvals")
+    }
+
     /// The daemon's own public key.
     pub(crate) fn daemon_key(&self) -> PathBuf {
         self.root.join("platform/daemon-key")
@@ -254,6 +273,11 @@ impl World {
 
     pub(crate) fn is_calm(&self) -> bool {
         self.calm().exists()
+    }
+
+    /// While this file exists nothing can be written to the disk.
+    pub(crate) fn read_only(&self) -> PathBuf {
+        self.root.join("read-only")
     }
 
     /// Broken promises that a program saw itself.
@@ -307,6 +331,9 @@ impl World {
             config["nostr"] = json!({ "relays": [url], "whitelist": posters::heeded(), "publish_per_minute": 60_000,
                                       "max_frame_bytes": 65_536 + variant });
             config["projects"] = project::settings(self, own, seed, variant / 2);
+            if self.cast.approvals {
+                config["projects"]["git"] = source::settings();
+            }
         }
         let draft = self.file("workspace/nex.yaml.draft");
         fs::write(&draft, format!("{config:#}")).and_then(|()| fs::rename(&draft, self.config_file())).context("failed to write nex.yaml")
@@ -330,7 +357,7 @@ impl World {
             // What a reload sees as another environment restarts the adapter's monitors.
             "env": { "TORTURE_VARIANT": (variant / 2).to_string() },
             "restart": { "max_restarts": 1000, "backoff_base_ms": 20, "backoff_multiplier": 1, "backoff_max_ms": 20, "errored_retry_ms": 20 },
-            "send": { "timeout_ms": 800, "retries": 6, "on_uncertain": on_uncertain, "ttl_ms": 3_600_000, "stream": stream },
+            "send": { "timeout_ms": 800, "retries": SEND_RETRIES, "on_uncertain": on_uncertain, "ttl_ms": 3_600_000, "stream": stream },
             "catch_up": { "overlap_ms": 3_000, "max_age_ms": 3_600_000, "late": if variant.is_multiple_of(2) { "run" } else { "file" } },
             "accounts": accounts,
         })

@@ -113,7 +113,7 @@ fn a_file_that_cannot_be_read_is_an_error_that_names_it() {
     let root = tempfile::tempdir().unwrap();
     let (from, to) = place(root.path());
     let path = root.path().join("plugins/tags/run");
-    fs::set_permissions(&path, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o0)).unwrap();
     match copied(&from, &to) {
         Err(error) => assert!(error.to_string().contains(&path.display().to_string()), "{error}"),
         Ok(_) => assert!(rustix::process::geteuid().is_root(), "who may not read it has copied it"),

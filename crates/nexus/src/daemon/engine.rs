@@ -88,13 +88,7 @@ pub(super) async fn start(ground: Ground<'_>, interrupted: Vec<Interrupted>, plu
     let stopped = ledgers.nexus.readers.read(stopped_requests).await?;
     let routes = routes(config);
     let expiry = Expiry::new(ledgers.events.readers.read(newest_received_at).await?);
-    let outbox = Outbox::new(ledgers.clone(), routes.clone(), bus.clone(), watch_over.clone(), metrics.clone(), expiry.clone(), epoch);
-    // Before the router: nothing new may enter a lane ahead of what waits in it.
-    let held = outbox.take_up_uncertain(|delivery| may_retry(config, delivery)).await?;
-    if held > 0 {
-        tracing::warn!(deliveries = held, "it is uncertain whether these arrived; see `nexus deliveries list --status uncertain`");
-    }
-    outbox.resume().await?;
+    let outbox = outbox(&ground, &routes, &expiry).await?;
     let committed = Arc::new(watch::Sender::new(ledgers.events.readers.read(last_seq).await?));
     let (turns, turns_applied) = watch::channel(followers::turns_mark(ledgers).await?);
     let (admitted, admitted_view) = watch::channel(0);
@@ -152,6 +146,26 @@ pub(super) async fn start(ground: Ground<'_>, interrupted: Vec<Interrupted>, plu
     let (stats, router_stats) = watch::channel(RouterStats::default());
     let (router, router_task) = Router::start(pipeline.clone(), committed.subscribe(), admitted, pending.clone(), stats).await?;
     Ok(Engine { pipeline, routes, outbox, router, router_task, router_stats, committed, pending, expiry, tasks, recovered })
+}
+
+/// What is to be sent, with all of it that waits already in its lanes.
+async fn outbox(ground: &Ground<'_>, routes: &Routes, expiry: &Expiry) -> Result<Outbox, StartError> {
+    let outbox = Outbox::new(
+        ground.ledgers.clone(),
+        routes.clone(),
+        ground.bus.clone(),
+        ground.watch_over.clone(),
+        ground.metrics.clone(),
+        expiry.clone(),
+        ground.epoch,
+    );
+    // Before the router: nothing new may enter a lane ahead of what waits in it.
+    let held = outbox.take_up_uncertain(|delivery| may_retry(ground.config, delivery)).await?;
+    if held > 0 {
+        tracing::warn!(deliveries = held, "it is uncertain whether these arrived; see `nexus deliveries list --status uncertain`");
+    }
+    outbox.resume().await?;
+    Ok(outbox)
 }
 
 /// The followers, each started again from its own mark.

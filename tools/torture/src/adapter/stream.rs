@@ -1,13 +1,12 @@
 //! The `stream` process of an account: shows answers while they are being made, or does what a bad one does. It writes
 //! down what it is told and shows before it says so, and as a broken promise what no daemon may tell it.
 
-use super::{Adapter, FOR_EVER, key_without_run, say, write};
+use super::{Adapter, FOR_EVER, LOST, REFUSED, REJECTED, key_without_run, say, write};
 use crate::chance::Chance;
 use crate::{clock, journal, procfs};
 use anyhow::{Context, Result};
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use std::fs::OpenOptions;
 use std::io::{self, BufRead};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -59,6 +58,25 @@ impl Whim {
             _ => Self::Show,
         }
     }
+
+    /// As the journal of what is done wrong names it.
+    fn fault(self) -> Option<&'static str> {
+        match self {
+            Self::Show | Self::Dawdle => None,
+            Self::Refuse | Self::RefuseLater => Some(REFUSED),
+            Self::NotFound => Some(REJECTED),
+            Self::Exit
+            | Self::Die
+            | Self::Freeze
+            | Self::Babble
+            | Self::EndEarly
+            | Self::OtherRun
+            | Self::Mute
+            | Self::ShowAndExit
+            | Self::NoIds
+            | Self::ShowAndFail => Some(LOST),
+        }
+    }
 }
 
 /// How far an answer has come.
@@ -86,11 +104,7 @@ struct Answer {
 impl Adapter {
     /// Until the daemon closes its stdin.
     pub(super) fn stream(&self, account: &str) -> Result<ExitCode> {
-        let path = self.world.stream_lock(self.kind, account);
-        let alone = OpenOptions::new().create(true).append(true).open(path).context("failed to open the lock of a stream process")?;
-        if alone.try_lock().is_err() {
-            self.world.violated(&format!("two stream processes of {}/{account} at one time", self.kind.name()))?;
-        }
+        let _alone = self.alone(&self.world.stream_lock(self.kind, account), "stream processes", account)?;
         let (mut input, mut line, mut answer) = (io::stdin().lock(), String::new(), None::<Answer>);
         loop {
             line.clear();
@@ -131,6 +145,9 @@ impl Adapter {
                            "streamed": true, "at": clock::monotonic_ns() });
         journal::append(&self.world.send_calls(), &call.to_string())?;
         let whim = if self.world.is_calm() { Whim::Show } else { Whim::choose(&mut chance) };
+        if let Some(fault) = whim.fault() {
+            self.fails(&key, fault)?;
+        }
         let (run, middle) = (event["runId"].clone(), chance.below(MIDDLE_MAX) + 1);
         let answer = Answer { key, run, call, whim, middle, pieces: 0, stage: Stage::Told };
         self.note(&answer, "start", "")?;

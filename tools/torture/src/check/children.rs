@@ -4,7 +4,7 @@ use crate::agent::{ESCAPEE, MARKED};
 use crate::daemon::Daemon;
 use crate::fault::Program;
 use crate::procfs::{self, Process};
-use crate::world::World;
+use crate::world::{Kind, World};
 use std::collections::HashMap;
 
 /// Processes of this world that are older than the daemon: those of one before it.
@@ -62,6 +62,50 @@ fn monitors_are_wrong(world: &World, all: &[Process], intake: Intake) -> Option<
     None
 }
 
+/// What is wrong at a calm moment: then each intended child lives once and nobody else does, but for a project's process,
+/// which comes and goes. `None` when nothing is; a call that has just begun may still be under way.
+pub(crate) fn not_as_intended(world: &World, daemon: &Daemon) -> Option<String> {
+    let Some(keeper) = daemon.keeper() else { return Some("the daemon has no keeper".to_owned()) };
+    are_not_as_intended(world, &procfs::children_of(keeper.pid))
+}
+
+/// Who is to live at a calm moment, and words of the command line that nobody else has.
+fn intended(world: &World) -> Vec<(String, String)> {
+    let mut all = Vec::new();
+    for kind in world.kinds() {
+        for account in kind.accounts() {
+            let words = |verb: &str| format!(" {} {verb} --account {account} ", kind.name());
+            all.push((format!("the monitor of {}/{account}", kind.name()), words("monitor")));
+            if kind == Kind::Live {
+                all.push((format!("the stream process of {}/{account}", kind.name()), words("stream")));
+            }
+        }
+    }
+    if world.cast().advisers {
+        for program in [Program::Automations, Program::Script, Program::Plugin] {
+            all.push((format!("the process{}", program.word().trim_end()), program.word().to_owned()));
+        }
+    }
+    all
+}
+
+fn are_not_as_intended(world: &World, children: &[Process]) -> Option<String> {
+    let intended = intended(world);
+    let has = |child: &Process, words: &str| format!("{} ", child.command).contains(words);
+    for (who, words) in &intended {
+        let times = children.iter().filter(|child| has(child, words)).count();
+        if times != 1 {
+            return Some(format!("{who} lives {times} times"));
+        }
+    }
+    // What an agent left behind is looked at by itself.
+    let may_live = [Program::Project.word(), ESCAPEE].into_iter().chain(intended.iter().map(|(_, words)| words.as_str()));
+    let may_live: Vec<&str> = may_live.collect();
+    let is_known = |child: &Process| may_live.iter().any(|words| has(child, words));
+    let others: Vec<&Process> = children.iter().filter(|child| !is_known(child)).collect();
+    (!others.is_empty()).then(|| format!("nobody wants these to live: {others:?}"))
+}
+
 /// Those that have none of `roots` above them; `parent_of` knows the others.
 fn strays<'a>(all: &'a [Process], roots: &[i32], parent_of: impl Fn(i32) -> Option<i32>) -> Vec<&'a Process> {
     let parents: HashMap<i32, i32> = all.iter().map(|process| (process.pid, process.parent)).collect();
@@ -88,6 +132,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::clock;
+    use crate::world::Cast;
     use std::process::{Command, Stdio};
     use std::time::Duration;
 
@@ -131,6 +176,30 @@ mod tests {
         for intake in [Intake::Goes, Intake::MayBeHeld] {
             assert!(monitors_are_wrong(&world, &all, intake).is_some_and(|wrong| wrong.ends_with("has 2 monitors")));
         }
+    }
+
+    #[test]
+    fn at_a_calm_moment_each_intended_child_lives_once_and_nobody_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let world = World::make(dir.path(), Cast { speakers: true, advisers: true, nostr: false, approvals: false }).unwrap();
+        let whole: Vec<Process> = intended(&world).iter().map(|(_, words)| process(2, &format!("/bin/it{words}/world 7"))).collect();
+        assert_eq!(whole.len(), 8 + 1 + 3, "monitors, one stream process, and three for automations and plugins");
+        assert_eq!(are_not_as_intended(&world, &whole), None);
+        for (number, (who, _)) in intended(&world).iter().enumerate() {
+            let mut fewer = whole.clone();
+            let gone = fewer.remove(number);
+            assert_eq!(are_not_as_intended(&world, &fewer), Some(format!("{who} lives 0 times")));
+            let twice: Vec<Process> = whole.iter().cloned().chain([gone]).collect();
+            assert_eq!(are_not_as_intended(&world, &twice), Some(format!("{who} lives 2 times")));
+        }
+        let with = |command: &str| {
+            let all: Vec<Process> = whole.iter().cloned().chain([process(3, command)]).collect();
+            are_not_as_intended(&world, &all)
+        };
+        assert_eq!((with("/bin/it __project /world 7"), with("/bin/it __escapee /world")), (None, None));
+        assert!(with("/bin/it __agent /world 7").is_some_and(|wrong| wrong.starts_with("nobody wants these to live")));
+        let plain = World::at(dir.path());
+        assert!(are_not_as_intended(&plain, &whole).is_some(), "nobody speaks in that world");
     }
 
     #[test]

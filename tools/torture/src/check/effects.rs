@@ -4,7 +4,7 @@
 use super::{Copy, rows, tally};
 use crate::journal;
 use crate::report::Counts;
-use crate::world::{Kind, OnInterrupted, World};
+use crate::world::{Kind, OnInterrupted, SEND_RETRIES, World};
 use anyhow::Result;
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -114,6 +114,9 @@ impl Row {
         }
         if holds && matches!(status.as_str(), "failed" | "expired") && arrived > 0 {
             found.push(format!("{key} is `{status}` and arrived {arrived} times"));
+        }
+        if !holds && status == "uncertain" && *attempts <= SEND_RETRIES {
+            found.push(format!("{key} is `uncertain` after {attempts} attempts, and may be sent again"));
         }
         if holds && arrived > 1 {
             found.push(format!("{key} arrived {arrived} times under on_uncertain: hold"));
@@ -275,5 +278,7 @@ mod tests {
         made.arrived(1, "key-1");
         made.breaks("key-1 arrived 3 times in 2 attempts");
         changed(Kind::Filled, "UPDATE deliveries SET status = 'failed'").holds();
+        changed(Kind::Filled, "UPDATE deliveries SET status = 'uncertain', attempts = 6").breaks("key-1 is `uncertain` after 6 attempts");
+        changed(Kind::Filled, "UPDATE deliveries SET status = 'uncertain', attempts = 7").holds();
     }
 }

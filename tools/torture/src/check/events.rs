@@ -13,7 +13,7 @@ use std::collections::{HashMap, HashSet};
 /// Most ids that one finding names.
 const NAMED_MAX: usize = 5;
 
-fn accounts() -> impl Iterator<Item = (Kind, &'static str)> {
+pub(super) fn accounts() -> impl Iterator<Item = (Kind, &'static str)> {
     Kind::ALL.into_iter().flat_map(|kind| kind.accounts().iter().map(move |&account| (kind, account)))
 }
 
@@ -119,7 +119,7 @@ pub(super) fn missing(world: &World, events: &Connection) -> Result<Vec<String>>
 }
 
 /// The event that this one is, or that it is asked to be answered again.
-fn original(id: &str) -> &str {
+pub(super) fn original(id: &str) -> &str {
     id.split_once("#replay:").map_or(id, |(original, _)| original)
 }
 

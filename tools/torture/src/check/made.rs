@@ -24,20 +24,22 @@ const NEXUS: &str = "
     CREATE TABLE runs (run_id TEXT, event_seq INTEGER, attempt INTEGER, agent TEXT, status TEXT);
     CREATE TABLE deliveries (seq INTEGER, event_seq INTEGER, idempotency_key TEXT, status TEXT, channel TEXT, account_id TEXT, target TEXT,
                              content TEXT, attempts INTEGER, run_id TEXT);
-    CREATE TABLE nostr_published (event_id TEXT, once TEXT, status TEXT);";
+    CREATE TABLE nostr_published (event_id TEXT, once TEXT, status TEXT);
+    CREATE TABLE approvals (id INTEGER, status TEXT);
+    CREATE TABLE project_waits (event_seq INTEGER, approval INTEGER);";
 
 /// A world, and the connections that make its ledgers.
-pub(super) struct Made {
-    pub(super) world: World,
-    pub(super) events: Connection,
-    pub(super) nexus: Connection,
+pub(crate) struct Made {
+    pub(crate) world: World,
+    pub(crate) events: Connection,
+    pub(crate) nexus: Connection,
     kind: Kind,
     _dir: TempDir,
 }
 
 impl Made {
     /// Nothing has happened yet. Everything will, on account `a` of this adapter.
-    pub(super) fn new(kind: Kind) -> Self {
+    pub(crate) fn new(kind: Kind) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let world = World::make(dir.path(), Cast::default()).unwrap();
         fs::create_dir_all(world.data()).unwrap();
@@ -51,7 +53,7 @@ impl Made {
     }
 
     /// A world in which so many messages were written, accepted, answered and delivered as they should be.
-    pub(super) fn whole(kind: Kind, messages: i64) -> Self {
+    pub(crate) fn whole(kind: Kind, messages: i64) -> Self {
         let made = Self::new(kind);
         for number in 1..=messages {
             made.written(number);
@@ -62,11 +64,11 @@ impl Made {
         made
     }
 
-    pub(super) fn id(&self, number: i64) -> String {
+    pub(crate) fn id(&self, number: i64) -> String {
         format!("{}:a-{number}", self.kind.name())
     }
 
-    pub(super) fn content(&self, number: i64) -> String {
+    pub(crate) fn content(&self, number: i64) -> String {
         format!("{} a {number}", self.kind.name())
     }
 
@@ -75,18 +77,18 @@ impl Made {
     }
 
     /// Somebody writes on the platform.
-    pub(super) fn written(&self, number: i64) {
+    pub(crate) fn written(&self, number: i64) {
         let event = json!({ "event_id": self.id(number), "channel": self.kind.name(), "account_id": "a", "peer_id": "p", "content": self.content(number) });
         Self::append(self.world.feed(self.kind, "a"), &json!({ "at": number, "ns": number, "event": event }));
     }
 
     /// The adapter is told that it is committed.
-    pub(super) fn acknowledged(&self, id: &str) {
+    pub(crate) fn acknowledged(&self, id: &str) {
         journal::append(&self.world.acks(self.kind, "a"), &format!("{id} 1")).unwrap();
     }
 
     /// Message `number` is event `seq`, has a completed request, and was acknowledged if it can be.
-    pub(super) fn accepted(&self, seq: i64, number: i64) {
+    pub(crate) fn accepted(&self, seq: i64, number: i64) {
         let (id, kind) = (self.id(number), self.kind.name());
         let sql = "INSERT INTO events VALUES (?1, ?2, ?3, 'a', 'p', 'inbound', 'run', ?4)";
         self.events.execute(sql, params![seq, id, kind, self.content(number)]).unwrap();
@@ -99,19 +101,19 @@ impl Made {
     }
 
     /// An agent notes what it does.
-    pub(super) fn noted(&self, what: &str, number: i64, run: &str) {
+    pub(crate) fn noted(&self, what: &str, number: i64, run: &str) {
         Self::append(self.world.agent_journal(), &json!({ "what": what, "content": self.content(number), "run_id": run, "at": 1 }));
     }
 
     /// The agent is called for message `number`, which is event `seq`, and answers.
-    pub(super) fn ran(&self, seq: i64, number: i64, run: &str) {
+    pub(crate) fn ran(&self, seq: i64, number: i64, run: &str) {
         self.noted("called", number, run);
         self.noted("answered", number, run);
         self.nexus.execute("INSERT INTO runs VALUES (?1, ?2, 1, 'worker', 'finished')", params![run, seq]).unwrap();
     }
 
     /// The answer is sent and arrives, in one attempt.
-    pub(super) fn delivered(&self, seq: i64, number: i64, key: &str) {
+    pub(crate) fn delivered(&self, seq: i64, number: i64, key: &str) {
         let sql = "INSERT INTO deliveries VALUES (?1, ?1, ?2, 'sent', ?3, 'a', 'p', ?4, 1, 'run-' || ?1)";
         self.nexus.execute(sql, params![seq, key, self.kind.name(), self.content(number)]).unwrap();
         self.begun(number, key);
@@ -122,36 +124,36 @@ impl Made {
         json!({ "key": key, "channel": self.kind.name(), "account": "a", "to": "p", "text": self.content(number), "at": 1 })
     }
 
-    pub(super) fn begun(&self, number: i64, key: &str) {
+    pub(crate) fn begun(&self, number: i64, key: &str) {
         Self::append(self.world.send_calls(), &self.send(number, key));
     }
 
-    pub(super) fn refused(&self, key: &str) {
+    pub(crate) fn refused(&self, key: &str) {
         Self::append(self.world.refusals(), &json!({ "key": key, "at": 1 }));
     }
 
-    pub(super) fn arrived(&self, number: i64, key: &str) {
+    pub(crate) fn arrived(&self, number: i64, key: &str) {
         Self::append(self.world.sends(), &self.send(number, key));
     }
 
-    pub(super) fn copy(&self) -> Copy {
+    pub(crate) fn copy(&self) -> Copy {
         Copy::of(&self.world.data()).unwrap()
     }
 
     /// What the checker says of it.
-    pub(super) fn found(&self, on_interrupted: OnInterrupted) -> Vec<String> {
+    pub(crate) fn found(&self, on_interrupted: OnInterrupted) -> Vec<String> {
         everything(&self.world, on_interrupted, &mut Counts::default()).unwrap()
     }
 
     /// The checker finds this.
     #[track_caller]
-    pub(super) fn breaks(&self, what: &str) {
+    pub(crate) fn breaks(&self, what: &str) {
         let found = self.found(OnInterrupted::Auto);
         assert!(found.iter().any(|one| one.contains(what)), "`{what}` is not in {found:#?}");
     }
 
     #[track_caller]
-    pub(super) fn holds(&self) {
+    pub(crate) fn holds(&self) {
         assert_eq!(self.found(OnInterrupted::Auto), Vec::<String>::new());
     }
 }

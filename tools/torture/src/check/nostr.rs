@@ -2,6 +2,7 @@
 //! and forged ones are not and have no answer, and what the daemon publishes is signed, in its ledger before it is sent, the
 //! same each time that it is sent, and one reply for each event.
 
+use super::events::original;
 use super::order::out_of_order;
 use super::{Copy, OPEN_REQUESTS, count, pairs_of_text, rows};
 use crate::journal;
@@ -117,7 +118,7 @@ fn taken_in(posts: &[Post], copy: &Copy) -> Result<Vec<String>> {
     let project = coordinate();
     let mut found = Vec::new();
     for (id, content, peer) in all {
-        let Some(post) = by_id.get(&id) else {
+        let Some(post) = by_id.get(original(&id)) else {
             found.push(format!("{id} is in the ledger, and nobody posted it"));
             continue;
         };
@@ -178,6 +179,10 @@ fn answered(world: &World, posts: &[Post], relayed: &Relayed, copy: &Copy) -> Re
     let own = daemon_key(world)?.unwrap_or_default();
     let statuses: HashMap<String, String> =
         pairs_of_text(&copy.nexus, "SELECT event_id, status FROM nexus_requests WHERE channel = 'nostr'")?.into_iter().collect();
+    let mut again: HashMap<String, usize> = HashMap::new();
+    for (id, _) in statuses.iter().filter(|(id, _)| original(id) != id.as_str()) {
+        *again.entry(original(id).to_owned()).or_default() += 1;
+    }
     let mut found = Vec::new();
     let mut agents: BTreeSet<&str> = BTreeSet::new();
     for post in posts {
@@ -190,8 +195,8 @@ fn answered(world: &World, posts: &[Post], relayed: &Relayed, copy: &Copy) -> Re
         agents.extend(by_others.iter().map(|(_, author)| *author));
         let is_completed = statuses.get(&post.event_id()).is_some_and(|status| status == "completed");
         let is_for_project = post.sort == Sort::Project;
-        // Of an event of a project the daemon itself says only that it failed.
-        let is_wrong = by_daemon.len() > 1
+        // Of an event of a project the daemon itself says only that it failed, each time that it does.
+        let is_wrong = by_daemon.len() > 1 + again.get(&post.event_id()).copied().unwrap_or(0)
             || by_others.len() > usize::from(is_for_project)
             || (is_for_project && is_completed && !by_daemon.is_empty());
         if is_wrong {

@@ -1,5 +1,6 @@
 //! What must never change, as it was seen after each death: a fact stays, and what has ended stays as it is.
 
+use super::waits::WAITED;
 use super::{Copy, OPEN_REQUESTS, count, events, pairs_of_text, people};
 use crate::world::World;
 use anyhow::Result;
@@ -51,6 +52,11 @@ fn fixed(copy: &Copy) -> Result<BTreeMap<String, String>> {
         "SELECT 'the request of event ' || event_seq, status || ' at ' || coalesce(completed_at, 'no time')
          FROM nexus_requests WHERE NOT ({OPEN_REQUESTS})"
     );
+    let waited = format!(
+        "SELECT 'that event ' || substr(event_id, instr(event_id, '{WAITED}') + {}) || ' waits or is run again', 'so'
+         FROM events WHERE event_id LIKE '%{WAITED}%'",
+        WAITED.len()
+    );
     let mut all = BTreeMap::new();
     for (file, sql) in [
         (&copy.events, "SELECT 'event ' || seq, channel || ' ' || event_id || ' ' || disposition FROM events WHERE direction = 'inbound'"),
@@ -62,6 +68,10 @@ fn fixed(copy: &Copy) -> Result<BTreeMap<String, String>> {
         ),
         (&copy.nexus, "SELECT 'what is published under ' || once, event_id FROM nostr_published"),
         (&copy.nexus, "SELECT 'the publication ' || event_id, status FROM nostr_published WHERE status != 'waiting'"),
+        (&copy.nexus, "SELECT 'approval ' || id, status FROM approvals WHERE status != 'pending'"),
+        // What waits for its project stops waiting only by being run again: nobody denies anything here.
+        (&copy.nexus, "SELECT 'that event ' || event_seq || ' waits or is run again', 'so' FROM project_waits"),
+        (&copy.events, waited.as_str()),
     ] {
         all.extend(pairs_of_text(file, sql)?);
     }
@@ -73,7 +83,7 @@ fn nothing_was_acknowledged(world: &World) -> Result<Vec<String>> {
     Ok((told > 0).then(|| format!("{told} events were acknowledged, and a ledger has no tables")).into_iter().collect())
 }
 
-fn has_table(connection: &Connection, name: &str) -> Result<bool> {
+pub(super) fn has_table(connection: &Connection, name: &str) -> Result<bool> {
     Ok(count(connection, &format!("SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = '{name}'"))? > 0)
 }
 
@@ -124,6 +134,23 @@ mod tests {
         assert_eq!(after("UPDATE nostr_published SET status = 'refused' WHERE once = 'k2'"), "");
         assert!(after("UPDATE nostr_published SET event_id = 'e3' WHERE once = 'k2'").contains("what is published under k2 was `e2`"));
         assert!(after("UPDATE nostr_published SET status = 'waiting' WHERE once = 'k1'").contains("the publication e1 was `accepted`"));
+    }
+
+    #[test]
+    fn what_waits_for_its_project_is_run_again_or_waits() {
+        let after = |events: &str, nexus: &str| {
+            let made = Made::whole(Kind::Acked, 1);
+            made.nexus.execute_batch("INSERT INTO project_waits VALUES (1, 7); INSERT INTO approvals VALUES (7, 'approved')").unwrap();
+            let mut snapshots = Snapshots::default();
+            assert_eq!(snapshots.look(&made.world).unwrap(), Vec::<String>::new());
+            made.events.execute_batch(events).unwrap();
+            made.nexus.execute_batch(nexus).unwrap();
+            snapshots.look(&made.world).unwrap().join("; ")
+        };
+        let again = "INSERT INTO events VALUES (9, 'acked:a-1#replay:waited-1', 'acked', 'a', 'p', 'inbound', 'run', 'x')";
+        assert_eq!((after("", ""), after(again, "DELETE FROM project_waits")), (String::new(), String::new()));
+        assert!(after("", "DELETE FROM project_waits").contains("that event 1 waits or is run again was `so` and is None now"));
+        assert!(after("", "UPDATE approvals SET status = 'pending'").contains("approval 7 was `approved`"));
     }
 
     #[test]

@@ -15,6 +15,7 @@ use crate::run::Setup;
 use crate::world::{Cast, Kind, OnInterrupted, World};
 use crate::{clock, journal};
 use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
 use rusqlite::Connection;
 use serde_json::Value;
 use std::collections::HashMap;
@@ -34,8 +35,21 @@ const KNOWN_LIMIT: Duration = Duration::from_secs(30);
 const CALM_LIMIT: Duration = Duration::from_secs(120);
 /// Each database, the notices' too: those may be lost, but not torn.
 const DATABASES: [&str; 5] = ["events", "nexus", "agents", "identity", "bus"];
-/// Findings of one trial that are told; one lost sync breaks many promises.
+/// Findings of one trial that are told, besides the first of each kind; one lost sync breaks many promises.
 const FINDINGS_MAX: usize = 20;
+
+/// Which kind of promise a finding is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Breach {
+    /// Something is gone that others rely on
+    Lost,
+    /// A database is damaged
+    Damaged,
+    /// What had ended has another end
+    Changed,
+    /// A daemon that starts there doesn't do as it should
+    After,
+}
 
 /// How a trial goes.
 #[derive(Debug, Clone)]
@@ -47,6 +61,8 @@ pub(crate) struct Trial {
     pub(crate) synchronous: Option<String>,
     /// Places at which the power is lost.
     pub(crate) points: usize,
+    /// Goes on until a promise of one of these kinds is broken.
+    pub(crate) expected: Vec<Breach>,
 }
 
 /// What a trial came to.
@@ -57,9 +73,31 @@ pub(crate) struct Found {
     pub(crate) cuts: usize,
     pub(crate) started: usize,
     pub(crate) acknowledged: usize,
-    pub(crate) violations: Vec<String>,
+    pub(crate) violations: Vec<(Breach, String)>,
     /// The world, if it was kept to be looked at.
     pub(crate) kept: Option<PathBuf>,
+}
+
+impl Found {
+    fn has(&self, kind: Breach) -> bool {
+        self.violations.iter().any(|(one, _)| *one == kind)
+    }
+
+    fn add(&mut self, kind: Breach, what: String) {
+        if self.violations.len() < FINDINGS_MAX || !self.has(kind) {
+            self.violations.push((kind, what));
+        }
+    }
+
+    /// Whether one of these was found, if any is expected.
+    pub(crate) fn is_as(&self, expected: &[Breach]) -> bool {
+        expected.is_empty() || expected.iter().any(|kind| self.has(*kind))
+    }
+
+    /// Whether there is nothing more to be told.
+    fn is_enough(&self, expected: &[Breach]) -> bool {
+        self.violations.len() >= FINDINGS_MAX && self.is_as(expected)
+    }
 }
 
 impl Trial {
@@ -95,15 +133,18 @@ impl Trial {
             let mut wrong = promised.broken(&world, &rebuilt, time, &end)?;
             if wrong.is_empty() && number % STARTED_ONE_IN == STARTED_ONE_IN - 1 {
                 found.started += 1;
-                wrong = self.go_on(&world, &rebuilt, time, seed).with_context(|| format!("after the loss at op {at}"))?;
+                let after = self.go_on(&world, &rebuilt, time, seed).with_context(|| format!("after the loss at op {at}"))?;
+                wrong.extend(after.into_iter().map(|what| (Breach::After, what)));
             }
-            found.violations.extend(wrong.into_iter().map(|what| format!("power lost at op {at} of {}: {what}", ops.len())));
+            for (kind, what) in wrong {
+                found.add(kind, format!("power lost at op {at} of {}: {what}", ops.len()));
+            }
             if self.setup.keep && !found.violations.is_empty() && !first.exists() {
                 fs::rename(&rebuilt, &first).context("failed to keep a rebuilt directory")?;
             } else {
                 fs::remove_dir_all(&rebuilt).context("failed to remove a rebuilt directory")?;
             }
-            if found.violations.len() >= FINDINGS_MAX {
+            if found.is_enough(&self.expected) {
                 break;
             }
         }
@@ -289,39 +330,42 @@ impl Promised {
     }
 
     /// What a rebuilt directory lacks of what was promised before `time`.
-    fn broken(&self, world: &World, rebuilt: &Path, time: u64, end: &Ends) -> Result<Vec<String>> {
+    fn broken(&self, world: &World, rebuilt: &Path, time: u64, end: &Ends) -> Result<Vec<(Breach, String)>> {
+        let lost = |what: String| (Breach::Lost, what);
         let mut found = Vec::new();
         let promised_before = |all: &[(String, u64)]| all.iter().any(|(_, at)| *at < time);
         for name in DATABASES {
-            found.extend(sound(rebuilt, name)?);
+            found.extend(sound(rebuilt, name)?.map(|what| (Breach::Damaged, what)));
         }
+        let are_whole = sound(rebuilt, "events")?.is_none() && sound(rebuilt, "nexus")?.is_none();
         // Before the first start came to its end there may be no tables yet, and nothing was promised.
         let made = |name: &str, table: &str| -> bool {
             Connection::open(rebuilt.join(format!("{name}.db")))
                 .and_then(|file| file.prepare(&format!("SELECT 1 FROM {table}")).map(drop))
                 .is_ok()
         };
-        if !found.is_empty() || !made("events", "events") || !made("nexus", "counters") {
+        if !are_whole || !made("events", "events") || !made("nexus", "counters") {
             let all = [&self.acknowledged, &self.sends, &self.runs];
-            if found.is_empty() && all.into_iter().any(|one| promised_before(one)) {
-                found.push("a ledger has no tables, and others rely on it".to_owned());
+            if are_whole && all.into_iter().any(|one| promised_before(one)) {
+                found.push(lost("a ledger has no tables, and others rely on it".to_owned()));
             }
             return Ok(found);
         }
         let copy = Copy::of(rebuilt)?;
-        found.extend(events::acknowledged_are_there(world, &copy.events, time)?);
-        found.extend(events::cursors_are_covered(world, &copy.events)?);
+        found.extend(events::acknowledged_are_there(world, &copy.events, time)?.into_iter().map(lost));
+        found.extend(events::cursors_are_covered(world, &copy.events)?.into_iter().map(lost));
         for (seq, status) in ends(&copy.nexus)? {
             if end.get(&seq) != Some(&status) {
-                found.push(format!("the request of event {seq} ended as `{status}`, and as {:?} in the end", end.get(&seq)));
+                let what = format!("the request of event {seq} ended as `{status}`, and as {:?} in the end", end.get(&seq));
+                found.push((Breach::Changed, what));
             }
         }
         let last = count(&copy.events, "SELECT coalesce(max(seq), 0) FROM events")?;
         let read = count(&copy.nexus, "SELECT value FROM counters WHERE name = 'intake_seq'")?;
         if read > last {
-            found.push(format!("requests follow events up to {read}, and there are {last}"));
+            found.push(lost(format!("requests follow events up to {read}, and there are {last}")));
         }
-        found.extend(self.begun(&copy.nexus, time)?);
+        found.extend(self.begun(&copy.nexus, time)?.into_iter().map(lost));
         Ok(found)
     }
 
@@ -353,4 +397,59 @@ fn sound(rebuilt: &Path, name: &str) -> Result<Option<String>> {
         Ok(answer) => Some(format!("{name}.db is damaged: {}", answer.lines().next().unwrap_or_default())),
         Err(error) => Some(format!("{name}.db can't be read: {error}")),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::check::made::Made;
+
+    /// What is found where this happened to the ledgers of a world in which two messages were answered.
+    fn found(events: &str, nexus: &str, time: u64) -> Vec<(Breach, String)> {
+        let made = Made::whole(Kind::Acked, 2);
+        let (promised, end) = (Promised::read(&made.world).unwrap(), ends(&made.nexus).unwrap());
+        made.events.execute_batch(events).unwrap();
+        made.nexus.execute_batch(nexus).unwrap();
+        promised.broken(&made.world, &made.world.data(), time, &end).unwrap()
+    }
+
+    #[track_caller]
+    fn breaks(events: &str, nexus: &str, kind: Breach, what: &str) {
+        let found = found(events, nexus, 10);
+        assert!(found.iter().any(|(one, told)| *one == kind && told.contains(what)), "`{what}` is not in {found:?}");
+    }
+
+    #[test]
+    fn what_others_rely_on_is_missed() {
+        assert!(found("", "", 10).is_empty());
+        breaks("DELETE FROM events WHERE seq = 1", "", Breach::Lost, "acknowledged and not in the ledger: [\"acked:a-1\"]");
+        breaks("", "UPDATE counters SET value = 9", Breach::Lost, "requests follow events up to 9, and there are 2");
+        breaks("", "DELETE FROM runs WHERE event_seq = 1", Breach::Lost, "2 times a run had begun that the ledger doesn't know");
+        breaks("", "UPDATE deliveries SET attempts = 0 WHERE seq = 1", Breach::Lost, "1 times a send had begun");
+        breaks("DROP TABLE events", "", Breach::Lost, "a ledger has no tables, and others rely on it");
+        breaks("INSERT INTO cursors VALUES ('acked', 'a', 'acked:a-9')", "", Breach::Lost, "a cursor is past what was committed");
+        let gone = found("DELETE FROM events", "DELETE FROM runs; UPDATE counters SET value = 0", 1);
+        assert!(gone.is_empty(), "nothing was promised yet: {gone:?}");
+    }
+
+    #[test]
+    fn another_end_and_a_damaged_file_are_found() {
+        breaks("", "UPDATE nexus_requests SET status = 'failed' WHERE event_seq = 2", Breach::Changed, "event 2 ended as `failed`");
+        let made = Made::whole(Kind::Acked, 2);
+        fs::write(made.world.data().join("bus.db"), "no database ".repeat(1000)).unwrap();
+        let (promised, end) = (Promised::read(&made.world).unwrap(), ends(&made.nexus).unwrap());
+        let broken = promised.broken(&made.world, &made.world.data(), 10, &end).unwrap();
+        assert!(matches!(&broken[..], [(Breach::Damaged, what)] if what.starts_with("bus.db can't be read")), "{broken:?}");
+    }
+
+    #[test]
+    fn many_findings_of_one_kind_are_not_another() {
+        let mut found = Found::default();
+        (0..2 * FINDINGS_MAX).for_each(|number| found.add(Breach::Damaged, number.to_string()));
+        assert!(found.violations.len() == FINDINGS_MAX && found.is_enough(&[]) && found.is_as(&[Breach::Lost, Breach::Damaged]));
+        assert!(!found.is_enough(&[Breach::Lost]) && !found.is_as(&[Breach::Lost]), "it goes on");
+        found.add(Breach::Lost, "an event".to_owned());
+        assert!(found.is_enough(&[Breach::Lost]) && found.is_as(&[Breach::Lost]));
+    }
 }

@@ -1,0 +1,366 @@
+//! Nothing is given up without a cause. What ends as failed, expired, denied or uncertain has one that somebody else than the
+//! daemon wrote down: a program that was about to fail, the platform's feed, or the fault of the cycle. What the daemon says
+//! of the reason only sorts what has none of these. Never judges Nostr, projects and heartbeats.
+
+use super::events::{accounts, original};
+use super::snapshots::has_table;
+use super::{Copy, in_use, rows};
+use crate::adapter::{Feed, LOST, REFUSED, REJECTED};
+use crate::agent::FAILS;
+use crate::fault::{Fault, Victim};
+use crate::journal;
+use crate::world::{Kind, OnInterrupted, SEND_RETRIES, World};
+use anyhow::Result;
+use rusqlite::Connection;
+use serde_json::Value;
+use std::collections::HashSet;
+
+/// Most items that one finding names.
+const NAMED_MAX: usize = 5;
+/// As many requests as the daemon works on at once. Replies it has fewer in hand: one for each target.
+const IN_HAND_MAX: usize = 64;
+/// On a busy machine one in so many may not be done in its time, though nobody wanted that.
+const SLOW_ONE_IN: usize = 4;
+/// What the daemon says of those.
+const SLOW: [&str; 5] = ["time is up", "timed out", "did not end within", "took nothing for", "said nothing of the answer's end within"];
+/// Runs of one request after which it counts as poison.
+const ATTEMPTS_MAX: u64 = 3;
+/// `catch_up.max_age_ms` of a world.
+const OLD_MS: i64 = 3_600_000;
+
+/// How much may end badly in one look without a cause of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+enum Leeway {
+    /// Nothing was done to the daemon.
+    #[default]
+    Nothing,
+    /// It died, or was told to stop or to reload: what it had in hand.
+    InHand,
+    /// Its programs, its keeper, its disk or its clock were hit, or a part of it panicked: nobody knows how much that is.
+    Unknown,
+}
+
+impl Leeway {
+    fn of(fault: &Fault) -> Self {
+        match fault {
+            Fault::Point { victim, .. } | Fault::Kill { victim, .. } => match victim {
+                Victim::Daemon => Self::InHand,
+                Victim::Keeper | Victim::Both => Self::Unknown,
+            },
+            Fault::Stop { .. } | Fault::StopAtOnce | Fault::Reload => Self::InHand,
+            Fault::Panic { .. }
+            | Fault::KillPrograms { .. }
+            | Fault::FreezePrograms { .. }
+            | Fault::Sleep
+            | Fault::ClockJump { .. }
+            | Fault::Busy { .. }
+            | Fault::Descriptors
+            | Fault::DiskFull
+            | Fault::ReadOnly
+            | Fault::TurnReadOnly
+            | Fault::CorruptPage { .. } => Self::Unknown,
+        }
+    }
+
+    fn items(self) -> Option<usize> {
+        match self {
+            Self::Nothing => Some(0),
+            Self::InHand => Some(IN_HAND_MAX),
+            Self::Unknown => None,
+        }
+    }
+}
+
+/// Why something ended as it did.
+#[derive(Debug, PartialEq, Eq)]
+enum Cause {
+    Known,
+    /// Its time was up, by what the daemon says.
+    Slow,
+    None,
+    /// There can be none for such an end.
+    Impossible(&'static str),
+}
+
+/// What was judged so far, and what was done to the daemon.
+#[derive(Debug)]
+pub(crate) struct Causes {
+    on_interrupted: OnInterrupted,
+    requests: HashSet<i64>,
+    replies: HashSet<String>,
+    /// Of the cycle before: what it broke off ends in the one after it.
+    before: Leeway,
+    clock_was_off: bool,
+    /// Faults of `stream` processes that were there at the look before.
+    stream_faults: usize,
+}
+
+impl Causes {
+    pub(crate) fn new(on_interrupted: OnInterrupted) -> Self {
+        let (requests, replies) = (HashSet::new(), HashSet::new());
+        Self { on_interrupted, requests, replies, before: Leeway::Nothing, clock_was_off: false, stream_faults: 0 }
+    }
+
+    /// Judges what ended in a cycle with this fault, whose daemon is dead.
+    ///
+    /// # Errors
+    /// When something can't be read.
+    pub(crate) fn after(&mut self, world: &World, fault: &Fault) -> Result<Vec<String>> {
+        self.clock_was_off |= matches!(fault, Fault::Sleep | Fault::ClockJump { .. });
+        let now = Leeway::of(fault);
+        let leeway = now.max(std::mem::replace(&mut self.before, now));
+        self.judge_copy(world, leeway)
+    }
+
+    /// Judges what the last fault left behind, while a daemon runs that has brought it to its end.
+    ///
+    /// # Errors
+    /// When something can't be read.
+    pub(crate) fn settled(&mut self, world: &World) -> Result<Vec<String>> {
+        let leeway = std::mem::take(&mut self.before);
+        self.judge(world, &in_use(&world.data(), "nexus")?, leeway)
+    }
+
+    /// Judges what ended in the calm, in which nothing is given up. The daemon has stopped.
+    ///
+    /// # Errors
+    /// When something can't be read.
+    pub(crate) fn calm(&mut self, world: &World) -> Result<Vec<String>> {
+        let leeway = std::mem::take(&mut self.before);
+        self.judge_copy(world, leeway)
+    }
+
+    fn judge_copy(&mut self, world: &World, leeway: Leeway) -> Result<Vec<String>> {
+        if !world.data().join("nexus.db").exists() {
+            return Ok(Vec::new());
+        }
+        self.judge(world, &Copy::of(&world.data())?.nexus, leeway)
+    }
+
+    fn judge(&mut self, world: &World, nexus: &Connection, leeway: Leeway) -> Result<Vec<String>> {
+        // A death within the first migration leaves files that have not all tables.
+        for table in ["nexus_requests", "runs", "deliveries"] {
+            if !has_table(nexus, table)? {
+                return Ok(Vec::new());
+            }
+        }
+        let noted = Noted::read(world)?;
+        let mut found = self.requests(nexus, &noted)?.beyond("requests", leeway);
+        found.extend(self.replies(nexus, &noted)?.beyond("replies", leeway));
+        Ok(found)
+    }
+
+    fn requests(&mut self, nexus: &Connection, noted: &Noted) -> Result<Ended> {
+        let mut ended = Ended::default();
+        for request in Request::all(nexus)? {
+            if Kind::parse(&request.channel).is_some() && self.requests.insert(request.seq) {
+                ended.add(format!("{} `{}` ({})", request.event_id, request.status, request.reason), self.cause_of(&request, noted));
+            }
+        }
+        Ok(ended)
+    }
+
+    fn cause_of(&self, request: &Request, noted: &Noted) -> Cause {
+        let event = original(&request.event_id);
+        let is_stranger = noted.strangers.contains(event);
+        match request.status.as_str() {
+            "completed" | "handled_by_automation" if is_stranger => Cause::Impossible("is a stranger's, and was not denied"),
+            "denied" if !is_stranger => Cause::Impossible("is of somebody who may ask, and was denied"),
+            "expired" if !self.clock_was_off && !noted.old.contains(event) => Cause::Impossible("was never late, and was filed as such"),
+            "failed" => self.cause_of_failure(request, noted),
+            _ => Cause::Known,
+        }
+    }
+
+    fn cause_of_failure(&self, request: &Request, noted: &Noted) -> Cause {
+        if request.reason.starts_with("interrupted") {
+            // An echo changes nothing. The others are commands, which may have acted from their start on.
+            let is_echo = request.agent == "echo";
+            let may_fail = match self.on_interrupted {
+                OnInterrupted::Fail => true,
+                OnInterrupted::Rerun => request.attempts >= ATTEMPTS_MAX && !is_echo,
+                OnInterrupted::Auto => !is_echo,
+            };
+            // Then it was in hand.
+            return if may_fail { Cause::None } else { Cause::Impossible("was interrupted, and not run again though it may be") };
+        }
+        if noted.failing.contains(&request.run) {
+            return Cause::Known;
+        }
+        slow_or_none(&request.reason)
+    }
+
+    fn replies(&mut self, nexus: &Connection, noted: &Noted) -> Result<Ended> {
+        let mut ended = Ended::default();
+        // A process that is out of step may harm the answer behind the one that it failed at.
+        let mut harmed = noted.stream_faults.saturating_sub(self.stream_faults);
+        self.stream_faults = noted.stream_faults;
+        for reply in Reply::all(nexus)? {
+            let Some(kind) = Kind::parse(&reply.channel) else { continue };
+            if !self.replies.insert(reply.key.clone()) {
+                continue;
+            }
+            let mut cause = reply.cause(kind, noted, self.clock_was_off);
+            if cause == Cause::None && kind == Kind::Live && harmed > 0 {
+                harmed -= 1;
+                cause = Cause::Known;
+            }
+            ended.add(format!("{} `{}` ({})", reply.key, reply.status, reply.error), cause);
+        }
+        Ok(ended)
+    }
+}
+
+/// By what the daemon says of it.
+fn slow_or_none(reason: &str) -> Cause {
+    if SLOW.iter().any(|words| reason.contains(words)) { Cause::Slow } else { Cause::None }
+}
+
+/// What ended since the look before.
+#[derive(Debug, Default)]
+struct Ended {
+    all: usize,
+    slow: Vec<String>,
+    unexplained: Vec<String>,
+    impossible: Vec<String>,
+}
+
+impl Ended {
+    fn add(&mut self, what: String, cause: Cause) {
+        self.all += 1;
+        match cause {
+            Cause::Known => {}
+            Cause::Slow => self.slow.push(what),
+            Cause::None => self.unexplained.push(what),
+            Cause::Impossible(why) => self.impossible.push(format!("{what} {why}")),
+        }
+    }
+
+    /// What there is too much of.
+    fn beyond(self, of: &str, leeway: Leeway) -> Vec<String> {
+        let Self { all, slow, unexplained, impossible } = self;
+        let mut found: Vec<String> = impossible.into_iter().take(NAMED_MAX).collect();
+        let Some(in_hand) = leeway.items() else { return found };
+        let slow_max = in_hand + all / SLOW_ONE_IN;
+        for (why, some, most) in [("a cause", unexplained, in_hand), ("a cause but the time they took", slow, slow_max)] {
+            if some.len() > most {
+                let named: Vec<&String> = some.iter().take(NAMED_MAX).collect();
+                found.push(format!("{} of {all} {of} ended badly without {why}, and {most} at most could have: {named:?}", some.len()));
+            }
+        }
+        found
+    }
+}
+
+/// A request that has ended, with its last run.
+struct Request {
+    seq: i64,
+    event_id: String,
+    channel: String,
+    status: String,
+    reason: String,
+    attempts: u64,
+    run: String,
+    agent: String,
+}
+
+impl Request {
+    fn all(nexus: &Connection) -> Result<Vec<Self>> {
+        let sql = "SELECT q.event_seq, q.event_id, q.channel, q.status, coalesce(q.reason, ''), q.attempts, coalesce(r.run_id, ''),
+                          coalesce(r.agent, '')
+                   FROM nexus_requests q LEFT JOIN runs r ON r.event_seq = q.event_seq AND r.attempt = q.attempts
+                   WHERE q.completed_at IS NOT NULL";
+        rows(nexus, sql, |row| {
+            let (seq, event_id, channel, status) = (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
+            Ok(Self { seq, event_id, channel, status, reason: row.get(4)?, attempts: row.get(5)?, run: row.get(6)?, agent: row.get(7)? })
+        })
+    }
+}
+
+/// A delivery that has ended, or that nobody knows the end of.
+struct Reply {
+    key: String,
+    channel: String,
+    status: String,
+    attempts: u64,
+    error: String,
+}
+
+impl Reply {
+    fn all(nexus: &Connection) -> Result<Vec<Self>> {
+        let sql = "SELECT idempotency_key, channel, status, attempts, coalesce(error, '') FROM deliveries
+                   WHERE status NOT IN ('pending', 'sending')";
+        rows(nexus, sql, |row| {
+            Ok(Self { key: row.get(0)?, channel: row.get(1)?, status: row.get(2)?, attempts: row.get(3)?, error: row.get(4)? })
+        })
+    }
+
+    fn cause(&self, kind: Kind, noted: &Noted, clock_was_off: bool) -> Cause {
+        let is_noted = match self.status.as_str() {
+            "expired" if clock_was_off => return Cause::Known,
+            "expired" => return Cause::Impossible("had its time to live left"),
+            "uncertain" if self.attempts == 0 => return Cause::Impossible("was never tried"),
+            // A reply may be a stream first and sent then, and what one of them says decides about both.
+            "uncertain" | "failed" if kind.speaks() => [LOST, REFUSED, REJECTED].into_iter().any(|fault| noted.has(&self.key, fault)),
+            "uncertain" => noted.has(&self.key, LOST),
+            "failed" => noted.has(&self.key, REJECTED) || (noted.has(&self.key, REFUSED) && self.attempts > SEND_RETRIES),
+            _ => return Cause::Known, // it was sent, or a person decided about it
+        };
+        if is_noted { Cause::Known } else { slow_or_none(&self.error) }
+    }
+}
+
+/// What others than the daemon wrote down.
+#[derive(Debug, Default)]
+struct Noted {
+    /// Events of strangers, and such as were old when they were written.
+    strangers: HashSet<String>,
+    old: HashSet<String>,
+    /// Runs whose agents were about to fail.
+    failing: HashSet<String>,
+    /// Keys of replies, and what was done wrong with them.
+    faults: HashSet<(String, String)>,
+    stream_faults: usize,
+}
+
+impl Noted {
+    fn read(world: &World) -> Result<Self> {
+        let mut noted = Self::default();
+        for (kind, account) in accounts() {
+            for line in Feed::open(&world.feed(kind, account))?.news()? {
+                let id = text(&line.event, "event_id");
+                if line.event["peer_kind"] == "channel" {
+                    noted.strangers.insert(id.clone());
+                }
+                // A timestamp of 0 says nothing.
+                if line.event["timestamp"].as_i64().is_some_and(|at| at != 0 && at < line.at - OLD_MS) {
+                    noted.old.insert(id);
+                }
+            }
+        }
+        for line in journal::values(&world.agent_journal())? {
+            if line["what"] == FAILS {
+                noted.failing.insert(text(&line, "run_id"));
+            }
+        }
+        for line in journal::values(&world.faults())? {
+            noted.stream_faults += usize::from(line["channel"] == Kind::Live.name());
+            noted.faults.insert((text(&line, "key"), text(&line, "what")));
+        }
+        Ok(noted)
+    }
+
+    /// Of one of several messages that were a stream before, the stream's counts too.
+    fn has(&self, key: &str, fault: &str) -> bool {
+        let of = |key: &str| self.faults.contains(&(key.to_owned(), fault.to_owned()));
+        of(key) || key.rsplit_once('/').is_some_and(|(before, _)| of(before))
+    }
+}
+
+fn text(value: &Value, key: &str) -> String {
+    value[key].as_str().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+#[path = "causes_tests.rs"]
+mod tests;

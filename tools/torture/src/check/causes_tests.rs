@@ -1,0 +1,155 @@
+//! What ended badly, in ledgers made by hand.
+#![allow(clippy::unwrap_used)]
+
+use super::super::made::Made;
+use super::*;
+use serde_json::json;
+
+/// So many messages that were answered, after which this happened to the ledger.
+fn changed(kind: Kind, messages: i64, sql: &str) -> Made {
+    let made = Made::whole(kind, messages);
+    made.nexus.execute_batch("ALTER TABLE nexus_requests ADD COLUMN reason TEXT; ALTER TABLE deliveries ADD COLUMN error TEXT").unwrap();
+    made.nexus.execute_batch(sql).unwrap();
+    made
+}
+
+fn judged(made: &Made, on_interrupted: OnInterrupted, leeway: Leeway) -> String {
+    Causes::new(on_interrupted).judge(&made.world, &made.nexus, leeway).unwrap().join("; ")
+}
+
+fn calm(made: &Made) -> String {
+    judged(made, OnInterrupted::Auto, Leeway::Nothing)
+}
+
+fn faulty(made: &Made, key: &str, what: &str) {
+    let line = json!({ "key": key, "channel": "acked", "what": what, "at": 1 });
+    journal::append(&made.world.faults(), &line.to_string()).unwrap();
+}
+
+/// The message is written once more, as this person's and with this time.
+fn rewritten(made: &Made, number: i64, peer_kind: &str, timestamp: i64) {
+    let event = json!({ "event_id": made.id(number), "peer_kind": peer_kind, "timestamp": timestamp });
+    let line = json!({ "at": 2 * OLD_MS, "ns": 1, "event": event });
+    journal::append(&made.world.feed(Kind::Acked, "a"), &line.to_string()).unwrap();
+}
+
+#[test]
+fn nothing_is_found_where_everything_ends_well() {
+    for kind in [Kind::Acked, Kind::Filled, Kind::Live] {
+        assert_eq!(calm(&changed(kind, 3, "")), "");
+    }
+}
+
+#[test]
+fn a_daemon_that_gives_up_on_everything_is_found() {
+    let given_up = changed(
+        Kind::Acked,
+        80,
+        "UPDATE nexus_requests SET status = 'failed', reason = 'I give up';
+         UPDATE deliveries SET status = 'uncertain', error = 'who knows'",
+    );
+    for (leeway, most) in [(Leeway::Nothing, 0), (Leeway::InHand, IN_HAND_MAX)] {
+        let found = judged(&given_up, OnInterrupted::Auto, leeway);
+        assert!(found.contains(&format!("80 of 80 requests ended badly without a cause, and {most} at most could have")), "{found}");
+        assert!(found.contains(&format!("80 of 80 replies ended badly without a cause, and {most} at most could have")), "{found}");
+    }
+    assert_eq!(judged(&given_up, OnInterrupted::Auto, Leeway::Unknown), "");
+    for number in 1..=80 {
+        given_up.noted(FAILS, number, &format!("run-{number}"));
+        faulty(&given_up, &format!("key-{number}"), LOST);
+    }
+    assert_eq!(calm(&given_up), "", "each has its cause");
+}
+
+#[test]
+fn few_are_slow() {
+    let slow = |upto: i64| {
+        let sql = format!("UPDATE nexus_requests SET status = 'failed', reason = 'the agent''s time is up' WHERE event_seq <= {upto}");
+        calm(&changed(Kind::Acked, 8, &sql))
+    };
+    assert_eq!(slow(2), "");
+    assert!(slow(3).contains("3 of 8 requests ended badly without a cause but the time they took, and 2 at most"), "{}", slow(3));
+}
+
+#[test]
+fn what_may_be_run_again_is() {
+    let interrupted = |attempts: u64| {
+        let sql = format!(
+            "UPDATE nexus_requests SET status = 'failed', reason = 'interrupted, alas', attempts = {attempts};
+             UPDATE runs SET status = 'interrupted', attempt = {attempts}"
+        );
+        changed(Kind::Acked, 1, &sql)
+    };
+    let after_a_death = |made: &Made, on_interrupted: OnInterrupted| judged(made, on_interrupted, Leeway::InHand);
+    let (once, thrice) = (interrupted(1), interrupted(3));
+    for on_interrupted in [OnInterrupted::Fail, OnInterrupted::Auto] {
+        assert_eq!(after_a_death(&once, on_interrupted), "", "a command may have acted");
+    }
+    let refused = "acked:a-1 `failed` (interrupted, alas) was interrupted, and not run again though it may be";
+    assert_eq!(after_a_death(&once, OnInterrupted::Rerun), refused);
+    assert_eq!(after_a_death(&thrice, OnInterrupted::Rerun), "");
+    assert!(judged(&once, OnInterrupted::Fail, Leeway::Nothing).contains("1 of 1 requests ended badly without a cause"), "nobody died");
+    for made in [&once, &thrice] {
+        made.nexus.execute_batch("UPDATE runs SET agent = 'echo'").unwrap();
+        for on_interrupted in [OnInterrupted::Auto, OnInterrupted::Rerun] {
+            assert_eq!(after_a_death(made, on_interrupted), refused, "an echo changes nothing");
+        }
+    }
+}
+
+#[test]
+fn who_may_ask_is_not_denied_and_who_may_not_is() {
+    let denied = changed(Kind::Acked, 1, "UPDATE nexus_requests SET status = 'denied'");
+    assert!(calm(&denied).contains("acked:a-1 `denied` () is of somebody who may ask, and was denied"));
+    rewritten(&denied, 1, "channel", 2 * OLD_MS);
+    assert_eq!(calm(&denied), "");
+    let answered = changed(Kind::Acked, 1, "");
+    rewritten(&answered, 1, "channel", 2 * OLD_MS);
+    assert!(calm(&answered).contains("acked:a-1 `completed` () is a stranger's, and was not denied"));
+}
+
+#[test]
+fn only_what_is_late_is_filed() {
+    let filed = changed(Kind::Acked, 1, "UPDATE nexus_requests SET status = 'expired'");
+    assert!(calm(&filed).contains("was never late"));
+    let mut causes = Causes::new(OnInterrupted::Auto);
+    assert!(causes.after(&filed.world, &Fault::Sleep).unwrap().is_empty(), "two hours passed");
+    rewritten(&filed, 1, "dm", 2 * OLD_MS);
+    assert!(calm(&filed).contains("was never late"));
+    rewritten(&filed, 1, "dm", 0);
+    assert!(calm(&filed).contains("was never late"), "it says nothing of its time");
+    rewritten(&filed, 1, "dm", 1);
+    assert_eq!(calm(&filed), "");
+}
+
+#[test]
+fn a_reply_is_given_up_for_what_its_sender_did() {
+    let ended = |status: &str, attempts: u64, fault: Option<&str>| {
+        let sql = format!("UPDATE deliveries SET status = '{status}', attempts = {attempts}");
+        let made = changed(Kind::Acked, 1, &sql);
+        fault.iter().for_each(|fault| faulty(&made, "key-1", fault));
+        calm(&made)
+    };
+    for (status, attempts, fault) in [("uncertain", 1, LOST), ("failed", 1, REJECTED), ("failed", 7, REFUSED)] {
+        assert_eq!(ended(status, attempts, Some(fault)), "");
+        assert!(ended(status, attempts, None).contains("1 of 1 replies ended badly without a cause"));
+    }
+    assert!(ended("uncertain", 1, Some(REFUSED)).contains("without a cause"), "it said that it sent nothing");
+    assert!(ended("failed", 6, Some(REFUSED)).contains("without a cause"), "it is tried once more");
+    assert!(ended("uncertain", 0, Some(LOST)).contains("key-1 `uncertain` () was never tried"));
+    assert!(ended("expired", 1, Some(REFUSED)).contains("had its time to live left"));
+    assert_eq!(ended("discarded", 1, None), "", "a person did that");
+}
+
+#[test]
+fn what_a_cycle_broke_off_may_end_in_the_next_one_and_nothing_in_the_calm() {
+    let kill = Fault::Kill { victim: Victim::Daemon, after_ms: 0 };
+    let mut causes = Causes::new(OnInterrupted::Auto);
+    let made = changed(Kind::Acked, 3, "");
+    assert!(causes.after(&made.world, &kill).unwrap().is_empty());
+    made.nexus.execute_batch("UPDATE nexus_requests SET status = 'failed', event_seq = 11 WHERE event_seq = 1").unwrap();
+    assert!(causes.settled(&made.world).unwrap().is_empty());
+    made.nexus.execute_batch("UPDATE nexus_requests SET status = 'failed', event_seq = 12 WHERE event_seq = 2").unwrap();
+    let found = causes.calm(&made.world).unwrap().concat();
+    assert!(found.contains("1 of 1 requests ended badly without a cause, and 0 at most could have"), "{found}");
+}
