@@ -64,6 +64,11 @@ pub struct AutomationResult {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RelayLabel {
+    pub relay: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RelayResult {
     pub relay: String,
     pub result: &'static str,
@@ -145,6 +150,8 @@ pub struct Metrics {
     pub call_cost: Family<CallerLabel, Counter<f64, AtomicU64>>,
     /// Events of relays, by what became of them.
     pub nostr_events: Family<RelayResult, Counter>,
+    /// Times that a relay may have had more than could be asked for.
+    pub nostr_holes: Family<RelayLabel, Counter>,
     /// Projects whose process runs.
     pub project_active: Gauge,
     pub project_spawns: Counter,
@@ -153,7 +160,7 @@ pub struct Metrics {
     pub project_lifetime: Histogram,
     /// From the spawn to `ready`.
     pub project_ready: Histogram,
-    /// From an event's turn to a process that takes it.
+    /// From an event's receipt to a process that takes it.
     pub project_receive_to_ready: Histogram,
     /// The same of each project's last event.
     pub project_receive_to_ready_last: Family<ProjectLabel, Gauge<f64, AtomicU64>>,
@@ -215,6 +222,7 @@ impl Metrics {
             call_tokens: Family::default(),
             call_cost: Family::default(),
             nostr_events: Family::default(),
+            nostr_holes: Family::default(),
             project_active: Gauge::default(),
             project_spawns: Counter::default(),
             project_exits: Counter::default(),
@@ -257,6 +265,7 @@ impl Metrics {
         registry.register("call_tokens", "Tokens that plugins and automations used of agents' models", self.call_tokens.clone());
         registry.register("call_cost_usd", "What they cost in US dollars, where prices are set", self.call_cost.clone());
         registry.register("nostr_events", "Events of relays by result", self.nostr_events.clone());
+        registry.register("nostr_holes", "Times that a relay may have had more than could be asked for", self.nostr_holes.clone());
         self.register_projects(&mut registry);
         registry.register("task_failures", "Failures of the daemon's own tasks", self.task_failures.clone());
         let build: Family<VersionLabel, Gauge> = Family::default();
@@ -272,7 +281,7 @@ impl Metrics {
         registry.register("project_crashes", "Those of them that crashed", self.project_crashes.clone());
         registry.register("project_lifetime_seconds", "How long processes of projects lived", self.project_lifetime.clone());
         registry.register("project_ready_seconds", "From the spawn of a project to its readiness", self.project_ready.clone());
-        let to_ready = "From an event's turn to a process that takes it";
+        let to_ready = "From an event's receipt to a process that takes it";
         registry.register("project_receive_to_ready_seconds", to_ready, self.project_receive_to_ready.clone());
         let last = "The same of the project's last event";
         registry.register("project_last_receive_to_ready_seconds", last, self.project_receive_to_ready_last.clone());

@@ -16,6 +16,7 @@ pub mod keys;
 mod machine;
 mod outbox;
 mod relay;
+mod reply;
 mod run;
 mod sender;
 mod sort;
@@ -28,6 +29,7 @@ pub use ::nostr::key::{Keys, PublicKey};
 pub use ::nostr::types::Timestamp;
 pub use fetch::FetchError;
 pub use keys::KeyError;
+pub(crate) use reply::{Answered, reply};
 pub(crate) use sender::route_to_be;
 pub use status::{Deaf, NostrStatus, RelayStatus};
 pub use template::{Template, TemplateError};
@@ -37,7 +39,7 @@ use crate::bus::Bus;
 use crate::clock;
 use crate::error_text::describe;
 use crate::keeper::Keeper;
-use crate::ledger::nexus::{OutboxCounts, Publish, Published, outbox_counts, published_status, published_under};
+use crate::ledger::nexus::{OutboxCounts, Publish, Published, outbox_counts, published_last, published_status, published_under};
 use crate::ledger::writer::WriteError;
 use crate::ledger::{Ledgers, ReadError};
 use crate::metrics::Metrics;
@@ -52,6 +54,7 @@ use nexus_core::config;
 use nexus_core::request::NexusRequest;
 use relay::Command;
 use run::Running;
+use sha2::{Digest, Sha256};
 use status::View;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -289,6 +292,35 @@ impl Nostr {
             Published::Before { event_id } => Ok(event_id),
             Published::Full => Err(PublishError::Full),
         }
+    }
+
+    /// Has what replaces its author's older one of the same kind say this from now on: nothing is published where the last one
+    /// that was published by that name says it already. A `name` ends where no other one goes on.
+    ///
+    /// # Errors
+    /// [`PublishError`]; nothing is published then.
+    pub async fn replace(&self, key: &str, template: Template, name: &str) -> Result<(), PublishError> {
+        let prefix = name.to_owned();
+        let nexus = &self.inner.ground.ledgers.nexus;
+        let last = nexus.readers.read(move |connection| published_last(connection, &prefix)).await?;
+        let last = last.and_then(|(json, status)| Some((Event::from_json(json).ok()?, status)));
+        let mut template = template;
+        // Another key may have been brought along under that name.
+        let author = self.inner.keys.get(key).await?.public_key();
+        let says_it = |event: &Event| event.content == template.content && event.pubkey == author;
+        let after = match last {
+            Some((last, status)) if says_it(&last) && status != "expired" => return Ok(()),
+            Some((last, _)) => {
+                // Of two of one second relays might keep the older one.
+                let now_s = u64::try_from(clock::wall_ms() / 1000).unwrap_or(0);
+                template.created_at = Some(now_s.max(last.created_at.as_secs().saturating_add(1)));
+                last.id.to_hex()
+            }
+            None => String::new(),
+        };
+        // By what it says and what it comes after: said again later, it is another event.
+        let says = hex::encode(&Sha256::digest(template.content.as_bytes())[..8]);
+        self.publish(key, template, &format!("{name}{says}:{after}")).await.map(drop)
     }
 
     /// Waits until a relay has an event, or all refuse it, for `patience` at most: how it stands then, in the words of

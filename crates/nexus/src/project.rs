@@ -14,6 +14,7 @@ pub mod definition;
 pub mod files;
 pub mod gc;
 pub mod git;
+mod hearing;
 mod idle;
 mod lanes;
 mod notes;
@@ -28,6 +29,7 @@ mod run;
 pub mod secrets;
 mod session;
 mod settings;
+mod sight;
 mod slug;
 mod tree;
 mod upkeep;
@@ -39,7 +41,8 @@ use crate::bus::Bus;
 use crate::clock;
 use crate::error_text::describe;
 use crate::ledger::Ledgers;
-use crate::ledger::nexus::{self, Awaited, ProjectRow, QuarantineProject, SettleProjects, UseProject};
+use crate::ledger::events::by_id;
+use crate::ledger::nexus::{self, Awaited, ProjectRow, Quarantine, QuarantineProject, SettleProjects, UseProject};
 use crate::metrics::Metrics;
 use crate::nostr::{FetchError, Nostr};
 use crate::supervisor::{Phase, Supervisor};
@@ -59,7 +62,7 @@ use session::{Session, Standing};
 use settings::Settings;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 pub use lanes::ProjectState;
 pub use notes::{LINES_MAX, Line};
@@ -127,7 +130,7 @@ impl Projects {
     }
 
     /// Takes in what the ledger knows: those projects are activated whoever their author is, and their agents spoken to.
-    /// What was put away is no project any more until it is prepared again.
+    /// What was put away is no project any more until it is prepared again. Those that somebody should look at are in sight.
     ///
     /// # Errors
     /// When it can't be read.
@@ -137,9 +140,12 @@ impl Projects {
             tracing::warn!(%error, "projects that a daemon left half prepared are shown as being prepared");
         }
         for row in self.rows().await?.into_iter().filter(|row| row.status != "archived") {
-            if let (Ok(project), Some(_)) = (Coordinate::parse(&row.coordinate), row.prepared_at) {
-                self.inner.roster.set(project, row.agents);
+            let Ok(project) = Coordinate::parse(&row.coordinate) else { continue };
+            if row.prepared_at.is_some() {
+                self.inner.roster.set(project.clone(), row.agents.clone());
+                row.definition_id.iter().for_each(|id| self.inner.roster.set_definition(&project, id));
             }
+            self.look_again(&project, row).await;
         }
         Ok(())
     }
@@ -177,7 +183,6 @@ impl Projects {
     }
 
     async fn handed(&self, project: &Coordinate, turn: &Turn, sink: &Sink) -> Result<Finished, Fault> {
-        let began = Instant::now();
         let Some(asked) = &turn.project else { return Err(Fault::last("the event is not one of a project")) };
         let (lane, _use) = self.enter(project).await?;
         if asked.event.kind == STOP_KIND {
@@ -196,9 +201,13 @@ impl Projects {
         if plan.is_some_and(|plan| plan.protocol == ProjectProtocol::None) {
             return Ok(nothing_to_say()); // it finds its events itself
         }
-        let session = self.ready(&lane).await?;
-        lane.set_receive_to_ready(began.elapsed());
-        self.inner.ground.metrics.project_receive_to_ready.observe(began.elapsed().as_secs_f64());
+        let (session, received_at) = tokio::join!(self.ready(&lane), self.received_at(&asked.id));
+        let session = session?;
+        if let Some(received_at) = received_at {
+            let took = Duration::from_millis(clock::wall_ms().saturating_sub(received_at).max(0).unsigned_abs());
+            lane.set_receive_to_ready(took);
+            self.inner.ground.metrics.project_receive_to_ready.observe(took.as_secs_f64());
+        }
         let frame = EventFrame {
             id: asked.id.clone(),
             event: protocol::Received { content: turn.content.clone(), ..asked.event.clone() },
@@ -213,6 +222,18 @@ impl Projects {
         ended
     }
 
+    /// When an event was taken in, in Unix ms; nothing where that can't be read.
+    async fn received_at(&self, event_id: &str) -> Option<i64> {
+        let id = event_id.to_owned();
+        match self.inner.ledgers.events.readers.read(move |connection| by_id(connection, &id)).await {
+            Ok(event) => event.map(|event| event.received_at),
+            Err(error) => {
+                tracing::debug!(%error, event = event_id, "how long its project took until it was ready is not known");
+                None
+            }
+        }
+    }
+
     /// The project's lane, in use. One that is being put away is waited for: the next one is another.
     async fn enter(&self, project: &Coordinate) -> Result<(Arc<Lane>, Use), Fault> {
         loop {
@@ -222,20 +243,6 @@ impl Projects {
             }
             drop(lane.turning.lock().await);
         }
-    }
-
-    /// The project's lane; a new one takes from the ledger what that knows of it.
-    async fn lane(&self, project: &Coordinate) -> Result<Arc<Lane>, Fault> {
-        if let Some(lane) = self.inner.lanes.get(project) {
-            return Ok(lane);
-        }
-        let name = project.to_string();
-        let row = self.inner.ledgers.nexus.readers.read(move |connection| nexus::project(connection, &name)).await;
-        let row = row.map_err(|error| Fault::passing(describe(&error)))?;
-        let Inner { lanes, supervisor, ground, settings, .. } = &*self.inner;
-        let policy = settings.load().policy_of(project);
-        let lane = lanes.open(project, supervisor, ground, policy, row);
-        lane.ok_or_else(|| Fault::last(format!("more than {} projects are known", lanes::LANES_MAX)))
     }
 
     /// Has it prepared, unless it is. A second event waits here and finds it done.
@@ -386,12 +393,13 @@ impl Projects {
     async fn quarantine(&self, lane: &Lane) {
         let status = lane.child.status();
         let reason = lane.post.why().or(status.last_error).unwrap_or_else(|| "it crashed too often".to_owned());
-        if status.phase != Phase::Errored || !lane.set_quarantined(Some(reason.clone())) {
+        let quarantine = Quarantine { reason: reason.clone(), under: self.inner.settings.load().mark(&lane.post.coordinate) };
+        if status.phase != Phase::Errored || !lane.set_quarantined(Some(quarantine.clone())) {
             return;
         }
         let (project, slug) = (lane.post.coordinate.to_string(), &lane.post.slug);
         tracing::error!(project, reason, "project quarantined: `nexus project release {slug}` lets it run again");
-        let kept = QuarantineProject { coordinate: project.clone(), reason: Some(reason.clone()), at: clock::wall_ms() };
+        let kept = QuarantineProject { coordinate: project.clone(), quarantine: Some(quarantine), at: clock::wall_ms() };
         if let Err(error) = self.inner.ledgers.nexus.writer.write(kept).await {
             tracing::warn!(project, %error, "the quarantine of a project is not recorded; it ends with this daemon");
         }
@@ -406,7 +414,7 @@ impl Projects {
         }
         if lane.set_quarantined(None) {
             tracing::info!(project = %lane.post.coordinate, "project released");
-            let released = QuarantineProject { coordinate: lane.post.coordinate.to_string(), reason: None, at: clock::wall_ms() };
+            let released = QuarantineProject { coordinate: lane.post.coordinate.to_string(), quarantine: None, at: clock::wall_ms() };
             if let Err(error) = self.inner.ledgers.nexus.writer.write(released).await {
                 tracing::warn!(project = %lane.post.coordinate, %error, "the release of a project is not recorded");
             }

@@ -4,7 +4,6 @@
 
 mod answer;
 mod link;
-mod reply;
 mod serve;
 mod status;
 
@@ -31,8 +30,6 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::net::unix::pipe;
-
-pub use reply::reply_to;
 
 /// Largest context file.
 const CONTEXT_BYTES_MAX: u64 = 16 * 1024 * 1024;

@@ -128,6 +128,7 @@ mod on {
         "task.nostr inbox",
         "task.nostr outbox",
         "task.nostr relay",
+        "task.nostr known",
         "nostr.taking",
         "task.project",
         "task.projects",

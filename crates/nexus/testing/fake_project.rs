@@ -6,7 +6,8 @@
 //! with 3 at once), `config` (ends with 78 at once), `die` (ends with 9 when an event comes, before it accepts it),
 //! `break` (the same once it has accepted it), `wide` (answers with a frame of 2 MB), `garbage` (lines that are no
 //! frames, then answers), `leave` (answers, then ends with 0), `slow` (accepts, and answers once the file `go` is
-//! there), `linger` (the same, and ends its answer once the file `gone` is there), `deaf` (never answers a ping).
+//! there), `linger` (the same, and ends its answer once the file `gone` is there), `deaf` (never answers a ping),
+//! `unasked` (as `slow`, and first has something published that answers nothing).
 //! In that directory too: `starts` has a line with each PID, `log` each frame that came.
 
 use serde_json::{Value, json};
@@ -63,6 +64,11 @@ fn event(frame: &Value, agent: &str, place: &Path, lines: &mut io::Lines<io::Std
         "break" => return Ok(Some(ExitCode::from(9))),
         "wide" => say(&json!({ "type": "complete", "id": id, "content": "x".repeat(WIDE_BYTES) }))?,
         "slow" | "linger" => wait_for(&place.join("go")),
+        "unasked" => {
+            wait_for(&place.join("go"));
+            let template = json!({ "kind": 1, "content": "by the way", "tags": [] });
+            say(&json!({ "type": "publish", "id": 2, "as": agent, "template": template }))?;
+        }
         "garbage" => ["{not json", "[]", "{\"type\":\"fly\"}", "\u{1}"].iter().try_for_each(|line| raw(line))?,
         _ => {}
     }

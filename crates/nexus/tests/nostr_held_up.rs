@@ -115,6 +115,21 @@ impl Scene {
 }
 
 #[test]
+fn a_second_of_which_a_relay_gives_only_a_part_is_counted() {
+    let scene = Scene::with(|state, ann| {
+        let at = now_s() - 60;
+        state.most = 100;
+        state.events = (0..150).map(|n| ann.sign_at(at, 1, &[], &n.to_string())).collect();
+    });
+    scene.live();
+    let holes = scene.status()["holes"].as_u64().unwrap();
+    assert!(holes > 0, "{}", scene.status());
+    assert_eq!(scene.daemon.get("/health").json()["nostr"]["holes"], holes);
+    assert_eq!(scene.daemon.metric(&format!("nexus_nostr_holes_total{{relay=\"{}\"}}", scene.relay.url())), holes);
+    assert!(scene.daemon.stdout().contains("events may be missing"));
+}
+
+#[test]
 fn what_is_refused_hides_nothing_that_is_older() {
     /// Characters of a message that is longer than what is looked at.
     const TOO_LONG: usize = 70_000;

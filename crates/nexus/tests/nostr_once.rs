@@ -9,7 +9,8 @@ mod relays;
 
 use common::{Ask, eventually, find};
 use gitserver::world::World;
-use relays::{Client, Key, id};
+use relays::{Client, Key, id, now_s};
+use rusqlite::Connection;
 use serde_json::{Value, json};
 
 fn answers(world: &World, to: &str) -> Vec<Value> {
@@ -102,6 +103,55 @@ fn a_project_that_was_prepared_by_hand_is_known_at_once() {
     let late = world.tell(1, &[&["a", &theirs]], "and now?");
     eventually("what was put away is known no more", || given(&world, "unaddressed") == 2);
     assert_eq!(rows(&world, &late), 0);
+}
+
+#[test]
+fn who_is_not_whitelisted_redefines_and_deletes_what_is_known_of_theirs() {
+    let world = World::new();
+    let author = Key::new(9);
+    let theirs = foreign(&world, &author);
+    prepared(&world, &theirs);
+    let of = |name: &str| world.daemon.get("/control/projects").json()["projects"][0][name].clone();
+    let first = world.show(&theirs)["agentEventIds"][0].as_str().unwrap().to_owned();
+    let second = author.sign(4199, &[&["title", "Second"]], "Be brief.");
+    world.publish(&second);
+    let tags: [&[&str]; 4] = [&["d", "foreign"], &["title", "again"], &["agent", &first], &["agent", id(&second)]];
+    world.publish(&author.sign_at(now_s() + 1, 31_933, &tags, ""));
+    eventually("the new definition is followed", || world.show(&theirs)["project"]["title"] == "again");
+    assert_eq!(world.show(&theirs)["agentEventIds"], json!([first, id(&second)]));
+    // What else they say is nobody's concern.
+    world.publish(&author.sign(1, &[&["a", &theirs]], "hello?"));
+    world.publish(&author.sign_at(now_s() + 2, 31_933, &[&["d", "other"], &["title", "other"]], ""));
+    let event = world.tell(1, &[&["a", &theirs]], "hello");
+    answered(&world, &event);
+    eventually("its process runs", || of("state") == "running");
+    world.publish(&author.sign_at(now_s() + 2, 5, &[&["a", &theirs]], ""));
+    eventually("its process is stopped", || of("pid").is_null());
+    world.tell(1, &[&["a", &theirs]], "is anybody there?");
+    eventually("the event has its end", || world.daemon.ended("failed") == 1);
+    assert!(of("reason").as_str().unwrap_or_default().contains("deleted the definition"), "{}", of("reason"));
+    assert_eq!(world.daemon.count("nexus", "SELECT count(*) FROM nostr_events WHERE slot LIKE '%:other'"), 0);
+    assert_eq!(world.daemon.accepted(), 2, "nothing that they said");
+}
+
+#[test]
+fn what_the_ledger_refuses_is_told_by_its_id_and_costs_nothing_else() {
+    let world = World::new();
+    let project = world.project("demo", None);
+    let ledger = Connection::open(world.daemon.workspace().join("data/events.db")).unwrap();
+    let refuse = "CREATE TRIGGER refuse BEFORE INSERT ON events WHEN NEW.content = 'poison' BEGIN SELECT RAISE(ABORT, 'of the test'); END";
+    ledger.execute_batch(refuse).unwrap();
+    let poison = world.tell(1, &[&["a", &project]], "poison");
+    let event = world.tell(1, &[&["a", &project]], "hello");
+    answered(&world, &event);
+    let logged = find("it is logged", || {
+        let text = world.daemon.stdout();
+        let mut lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines.find(|line| line["msg"] == "Error handling event")
+    });
+    assert_eq!(logged["event"], poison);
+    assert!(logged["error"].is_string(), "{logged}");
+    assert_eq!((rows(&world, &poison), rows(&world, &event)), (0, 1));
 }
 
 #[test]

@@ -255,6 +255,52 @@ fn what_was_approved_when_the_daemon_died_is_installed_by_the_next() {
     assert_eq!(world.prepared(&project)["mcp"][0]["slug"], "files");
 }
 
+/// The newest profile of an agent that the relay has.
+fn profile(world: &World, agent: &str) -> Option<Value> {
+    let event = Client::connect(world.relay.url()).stored(json!({ "kinds": [0], "authors": [agent] })).pop()?;
+    serde_json::from_str(event["content"].as_str()?).ok()
+}
+
+#[test]
+fn a_profile_that_was_not_published_when_the_daemon_died_is_by_the_next() {
+    let mut world = World::new();
+    let project = world.project("demo", None);
+    let agent = world.prepared(&project)["agents"][0]["pubkey"].as_str().unwrap().to_owned();
+    eventually("the profile is published", || profile(&world, &agent).is_some());
+    world.daemon.stop();
+    // The moment between the project's commit and that of its agent's profile.
+    let ledger = Connection::open(world.daemon.workspace().join("data/nexus.db")).unwrap();
+    ledger.execute_batch("DELETE FROM nostr_outbox; DELETE FROM nostr_published").unwrap();
+    drop(ledger);
+    world.daemon.launch();
+    answered(&world, &ask(&world, &project, "hello"));
+    let accepted = "SELECT count(*) FROM nostr_published WHERE once LIKE 'profile:%' AND status = 'accepted'";
+    eventually("the next one publishes it", || world.daemon.count("nexus", accepted) == 1);
+}
+
+#[test]
+fn a_profile_that_changes_and_changes_back_is_published_each_time() {
+    let world = World::new();
+    let project = world.project("demo", None);
+    let prepared = world.prepared(&project);
+    let agent = prepared["agents"][0]["pubkey"].as_str().unwrap();
+    let name = || profile(&world, agent).map(|profile| profile["name"].clone());
+    eventually("the profile is published", || name() == Some(json!("Project Manager")));
+    let mut files = std::fs::read_dir(path_of(&prepared).join(".tenex/agents")).unwrap();
+    let file = files.next().unwrap().unwrap().path();
+    for other in ["Somebody Else", "Project Manager"] {
+        let mut known: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        known["name"] = json!(other);
+        std::fs::write(&file, known.to_string()).unwrap();
+        // Twice: what it says already is not published again.
+        for _ in 0..2 {
+            world.prepared(&project);
+        }
+        eventually("the change is published", || name() == Some(json!(other)));
+    }
+    assert_eq!(world.daemon.count("nexus", "SELECT count(*) FROM nostr_published WHERE once LIKE 'profile:%'"), 3);
+}
+
 #[test]
 fn an_agent_whose_definition_comes_late_is_installed_then() {
     let world = World::new();

@@ -12,6 +12,7 @@ use relays::{Client, Key};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 use tempfile::TempDir;
 
 fn ask(world: &World, project: &str, text: &str) -> String {
@@ -99,6 +100,23 @@ fn what_waited_for_a_stopped_project_goes_on_after_a_restart() {
     slow.world.daemon.launch();
     eventually("it is answered", || answers(&slow.world, &second).len() == 1);
     assert_eq!(slow.begun(), 2, "the first one was over");
+}
+
+#[test]
+fn how_long_an_event_waited_for_its_project_counts_from_its_receipt() {
+    let slow = Slow::new();
+    ask(&slow.world, &slow.project, "first");
+    eventually("it is at work", || slow.begun() == 1);
+    ask(&slow.world, &slow.project, "second");
+    eventually("the second is taken in", || slow.world.daemon.accepted() == 2);
+    let since = Instant::now();
+    // Something that takes its time.
+    slow.world.prepared(&slow.world.project("other", None));
+    let waited_ms = since.elapsed().as_secs_f64() * 1000.0;
+    fs::write(slow.place.path().join("go"), "").unwrap();
+    eventually("both are over", || slow.world.daemon.ended("completed") == 2);
+    let told_ms = state(&slow.world, &slow.project)["receive_to_ready_ms"].as_f64().unwrap();
+    assert!(told_ms >= waited_ms - 1.0, "{told_ms} of at least {waited_ms}");
 }
 
 #[test]

@@ -168,8 +168,10 @@ CREATE TABLE projects (
   status        TEXT NOT NULL CHECK (status IN ('discovered', 'preparing', 'needs_configuration', 'ready', 'archived')),
   -- Why it can't go on as it is, if it can't.
   reason        TEXT,
-  -- Why it isn't started any more, until somebody releases it or its definition changes.
-  quarantined   TEXT,
+  -- Why it isn't started any more, until somebody releases it or its definition changes; and a mark of the configuration by
+  -- which it ran then, of which another one ends it too.
+  quarantined       TEXT,
+  quarantined_under TEXT,
   definition_id TEXT,
   definition    TEXT,
   -- Public keys of its agents: a JSON array of strings in hex.

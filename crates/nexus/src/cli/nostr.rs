@@ -168,13 +168,15 @@ fn row(relay: &Value) -> [Cell; 5] {
         _ => Color::Yellow,
     };
     let deaf = relay["deaf"].as_array().into_iter().flatten().next().and_then(|deaf| deaf["why"].as_str());
-    let why = deaf.or_else(|| relay["error"].as_str()).unwrap_or("");
+    let holes = relay["holes"].as_u64().filter(|holes| *holes > 0);
+    let holes = holes.map(|holes| format!("{holes} time(s) it may have had more than can be asked for"));
+    let why = deaf.or_else(|| relay["error"].as_str()).map(str::to_owned).or(holes).unwrap_or_default();
     [
         Cell::new(relay["url"].as_str().unwrap_or("-")),
         Cell::colored(state, color),
         Cell::new(format!("{} in, {} refused", relay["events"], relay["refused"])),
         Cell::new(format!("{} out, {} waiting", relay["published"], relay["pending"])),
-        Cell::new(one_line(why, WHY_CHARS_MAX)),
+        Cell::new(one_line(&why, WHY_CHARS_MAX)),
     ]
 }
 

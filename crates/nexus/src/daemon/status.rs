@@ -258,7 +258,8 @@ fn nostr_health(control: &Control) -> Value {
         .filter(|relay| !relay.deaf.is_empty())
         .map(|relay| json!({ "relay": relay.url, "deaf": relay.deaf }))
         .collect();
-    json!({ "relays": status.relays.len(), "live": of("live"), "deaf": deaf, "pending": status.outbox.waiting })
+    let holes: u64 = status.relays.iter().map(|relay| relay.holes).sum();
+    json!({ "relays": status.relays.len(), "live": of("live"), "deaf": deaf, "holes": holes, "pending": status.outbox.waiting })
 }
 
 fn pipeline(control: &Control) -> Value {

@@ -27,12 +27,12 @@ pub use automations::{ForgetAutomation, Knowledge, Recollection, RememberAdvice,
 pub use deliveries::{ClaimDelivery, Delivery, NewDelivery, REPLY_MARK, Resolution, ResolveDelivery, SettleDelivery, Settled, lane_of};
 pub use instances::{BackfillDone, CountAnalytics, Hour, Instance, RecordConfig, SaveInstance, instance};
 pub use projects::{
-    MarkProject, ProjectRow, QuarantineProject, SaveProject, SettleProjects, UseProject, project, project_named, projects,
+    MarkProject, ProjectRow, Quarantine, QuarantineProject, SaveProject, SettleProjects, UseProject, project, project_named, projects,
     projects_defined_by,
 };
 pub use publish::{
     Answered, DuePublication, OutboxCounts, PUT_OFF_MS_MAX, PrunePublished, Publish, Published, SettlePublished, SpreadPublished,
-    due_publications, next_publication, outbox_counts, published_status, published_under,
+    due_publications, next_publication, outbox_counts, published_last, published_status, published_under,
 };
 pub use read::{
     DeliveryCounts, OpenRequest, RequestRow, deliveries, deliveries_of, delivery, delivery_counts, delivery_ids, finished_after,

@@ -271,7 +271,7 @@ impl Taking<'_> {
         let Sorted { definitions, events, brought_by, cursors } = self.sort(batch);
         if is_refused(self.put(&definitions).await)? {
             for one in definitions.chunks(1) {
-                is_refused(self.put(one).await)?;
+                is_left_out(self.put(one).await, &one[0].1.id)?;
             }
         }
         let all = append(events);
@@ -280,7 +280,8 @@ impl Taking<'_> {
             let mut left = brought_by.as_slice();
             for one in all.lines.events.chunk_by(|a, b| nostr_event_of(&a.event_id) == nostr_event_of(&b.event_id)) {
                 let (relays, others) = left.split_at(one.len());
-                is_refused(self.commit(append(one.to_vec()), relays, &[]).await)?;
+                let id = nostr_event_of(&one[0].event_id).rsplit(':').next().unwrap_or_default();
+                is_left_out(self.commit(append(one.to_vec()), relays, &[]).await, id)?;
                 left = others;
             }
             is_refused(self.commit(append(Vec::new()), &[], &cursors).await)?;
@@ -437,6 +438,17 @@ fn is_request(event: &NewEvent) -> bool {
     match event.disposition {
         Disposition::Run | Disposition::Late => true,
         Disposition::Filed | Disposition::History => false,
+    }
+}
+
+/// Tells of what was offered by itself, and refused all the same: nothing more is done about it.
+fn is_left_out(written: Result<(), WriteError>, event: &str) -> Result<(), WriteError> {
+    match written {
+        Err(error @ WriteError::Refused { .. }) => {
+            tracing::error!(error = %describe(&error), event, "Error handling event");
+            Ok(())
+        }
+        done => done,
     }
 }
 

@@ -133,6 +133,8 @@ pub(crate) enum Action {
     },
     /// Something that belongs into the log.
     Note(String),
+    /// The relay may have more than it gave, and can't be asked for it: what, for the log and the count.
+    Hole(String),
 }
 
 /// Where the question who we are stands.

@@ -18,6 +18,7 @@ use super::subscriptions::Subscription;
 use super::template::Template;
 use super::{Inner, keys};
 use crate::clock;
+use crate::metrics::RelayLabel;
 use asked::{Asked, Fetched, id_of};
 use held::{Held, Proof};
 use nexus_core::notice::NoticeType;
@@ -245,6 +246,12 @@ impl Relay {
             }
             Action::Note(text) => {
                 tracing::warn!(relay = %self.parts.url, "{text}");
+                None
+            }
+            Action::Hole(text) => {
+                tracing::warn!(relay = %self.parts.url, "events may be missing: {text}");
+                self.parts.view.send_modify(|view| view.holes += 1);
+                self.parts.inner.ground.metrics.nostr_holes.get_or_create(&RelayLabel { relay: self.parts.url.to_string() }).inc();
                 None
             }
         }

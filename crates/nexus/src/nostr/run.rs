@@ -4,7 +4,7 @@
 use super::keys;
 use super::relay::{self, Parts, Wanted};
 use super::status::View;
-use super::{ADAPTER, Link, Nostr, PUBLISH_TTL_MS, Plan, inbox, outbox, sender, subscriptions};
+use super::{ADAPTER, Inner, Link, Nostr, PUBLISH_TTL_MS, Plan, inbox, outbox, sender, subscriptions};
 use crate::adapter::intake::Sinks;
 use crate::error_text::describe;
 use nexus_core::config;
@@ -22,7 +22,7 @@ const COMMANDS_MAX: usize = 64;
 pub(super) struct Running {
     stop: CancellationToken,
     shared: Vec<JoinHandle<()>>,
-    wanted: watch::Sender<Arc<Wanted>>,
+    wanted: Arc<watch::Sender<Arc<Wanted>>>,
     relays: BTreeMap<String, OneRelay>,
 }
 
@@ -56,13 +56,12 @@ impl Nostr {
             return;
         }
         self.know_own().await;
-        let wanted = Arc::new(self.wanted(&plan));
         let mut now = match running.take() {
             Some(now) => {
-                now.wanted.send_replace(wanted);
+                self.inner.want(&now.wanted);
                 now
             }
-            None => match self.launch(sinks, wanted).await {
+            None => match self.launch(sinks).await {
                 Ok(now) => now,
                 Err(error) => {
                     tracing::error!(error, "the Nostr client can't be started; a reload tries again");
@@ -91,24 +90,22 @@ impl Nostr {
         }
     }
 
-    fn wanted(&self, plan: &Plan) -> Wanted {
-        let own = self.inner.own();
-        let subscriptions = subscriptions::of(&plan.whitelist, &plan.project_kinds, own.as_deref());
-        Wanted { subscriptions, frame_bytes_max: plan.frame_bytes_max }
-    }
-
     /// Starts what all relays share.
-    async fn launch(&self, sinks: &Sinks, wanted: Arc<Wanted>) -> Result<Running, String> {
+    async fn launch(&self, sinks: &Sinks) -> Result<Running, String> {
         inbox::begin(&self.inner, sinks).await?;
         let stop = self.inner.ground.stop.child_token();
         let watch_over = &self.inner.ground.watch_over;
         let (of_inbox, of_outbox, sinks) = (self.inner.clone(), self.inner.clone(), sinks.clone());
         let (until, until_too) = (stop.clone(), stop.clone());
+        let wanted: Arc<watch::Sender<Arc<Wanted>>> = Arc::default();
+        self.inner.want(&wanted);
+        let (following, told, until_last) = (self.inner.clone(), wanted.clone(), stop.clone());
         let shared = vec![
             watch_over.keep("nostr inbox", &stop, move || inbox::run(of_inbox.clone(), sinks.clone(), until.clone())),
             watch_over.keep("nostr outbox", &stop, move || outbox::run(of_outbox.clone(), until_too.clone())),
+            watch_over.keep("nostr known", &stop, move || follow_known(following.clone(), told.clone(), until_last.clone())),
         ];
-        Ok(Running { stop, shared, wanted: watch::Sender::new(wanted), relays: BTreeMap::new() })
+        Ok(Running { stop, shared, wanted, relays: BTreeMap::new() })
     }
 
     /// Ends the relays that aren't wanted (in that way) any more, and starts the others.
@@ -175,6 +172,38 @@ impl Nostr {
     pub async fn shutdown(&self) {
         if let Some(running) = self.inner.running.lock().await.take() {
             self.end(running).await;
+        }
+    }
+}
+
+impl Inner {
+    /// Tells the relays' tasks what they are to listen to by now, if that is something else.
+    fn want(&self, wanted: &watch::Sender<Arc<Wanted>>) {
+        wanted.send_if_modified(|known| {
+            // Looked at here, so that of two who tell it the last one knows it best.
+            let (plan, own) = (self.plan.load(), self.own());
+            let authors = self.ground.roster.authors();
+            let subscriptions = subscriptions::of(&plan.whitelist, &plan.project_kinds, &authors, own.as_deref());
+            let is_other = known.subscriptions != subscriptions || known.frame_bytes_max != plan.frame_bytes_max;
+            if is_other {
+                *known = Arc::new(Wanted { subscriptions, frame_bytes_max: plan.frame_bytes_max });
+            }
+            is_other
+        });
+    }
+}
+
+/// Has what projects of others are known asked about, until `stop`.
+async fn follow_known(inner: Arc<Inner>, wanted: Arc<watch::Sender<Arc<Wanted>>>, stop: CancellationToken) {
+    let mut changes = inner.ground.roster.changes();
+    loop {
+        crate::torture::point("task.nostr known");
+        changes.borrow_and_update();
+        inner.want(&wanted);
+        tokio::select! {
+            () = stop.cancelled() => return,
+            // An error can't be: the roster is there as long as the client.
+            changed = changes.changed() => drop(changed),
         }
     }
 }

@@ -5,7 +5,7 @@ use super::ADAPTER;
 use super::codec::{is_hex, short, tag_value, tags_of};
 use super::subscriptions::DEFINING_KINDS;
 use crate::ledger::events::{Disposition, NewEvent};
-use crate::ledger::nexus::{Definition, Deleted};
+use crate::ledger::nexus::{Definition, Deleted, coordinate};
 use crate::project::STOP_KIND;
 use crate::project::activate::{Activation, Roster, activation};
 use crate::project::coordinate::Coordinate;
@@ -65,11 +65,12 @@ pub(crate) fn sort(event: &Event, relay: &str, rules: &Rules<'_>) -> Purpose {
     if rules.own == Some(pubkey.as_str()) {
         return Purpose::Own;
     }
-    if !rules.whitelist.contains(&pubkey) {
-        return Purpose::Stranger;
-    }
     let now_s = u64::try_from(rules.now_ms / 1000).unwrap_or(0);
     let tags = tags_of(event);
+    if !rules.whitelist.contains(&pubkey) {
+        let about_known = about_known(event, &pubkey, rules).filter(|_| !is_over(&tags, now_s));
+        return about_known.map_or(Purpose::Stranger, |definition| Purpose::Definition(Box::new(definition)));
+    }
     if is_over(&tags, now_s) {
         return Purpose::Expired;
     }
@@ -94,6 +95,27 @@ pub(crate) fn sort(event: &Event, relay: &str, rules: &Rules<'_>) -> Purpose {
         }
         Activation::None => Purpose::Unaddressed,
     }
+}
+
+/// What an author who isn't heeded says about a project of theirs that is known: how it is defined, or no more. Nothing else
+/// of it counts.
+fn about_known(event: &Event, pubkey: &str, rules: &Rules<'_>) -> Option<Definition> {
+    let is_known = |name: &str| Coordinate::parse(name).is_ok_and(|project| rules.roster.knows(&project));
+    let kind = event.kind.as_u16();
+    if rules.project_kinds.contains(&kind) {
+        let definition = definition(event);
+        let name = coordinate(kind, pubkey, definition.identifier.as_deref().unwrap_or_default());
+        return is_known(&name).then_some(definition);
+    }
+    if kind != DELETION {
+        return None;
+    }
+    let mut definition = definition(event);
+    definition.deletes.retain(|deleted| match deleted {
+        Deleted::Event(id) => rules.roster.is_definition(id, pubkey),
+        Deleted::Coordinate(name) => is_known(name),
+    });
+    (!definition.deletes.is_empty()).then_some(definition)
 }
 
 fn is_over(tags: &[Vec<String>], now_s: u64) -> bool {
@@ -359,6 +381,28 @@ mod tests {
         let tags: &[&[&str]] = &[&["e", &id], &["a", &project], &["a", &foreign], &["e", "short"]];
         let Purpose::Definition(deletion) = place.sort(5, tags) else { panic!("a deletion") };
         assert_eq!(deletion.deletes, [Deleted::Event(id), Deleted::Coordinate(project)], "nobody else's");
+    }
+
+    #[test]
+    fn a_stranger_defines_what_is_known_of_theirs_and_nothing_else() {
+        let place = Place::new();
+        let (project, other) = (place.project("a"), place.project("b"));
+        let (known, id, unknown) = (Coordinate::parse(&project).unwrap(), "cd".repeat(32), "ab".repeat(32));
+        let place = Place { whitelist: BTreeSet::new(), ..place };
+        assert!(matches!(place.sort(31_933, &[&["d", "a"]]), Purpose::Stranger), "it isn't known yet");
+        place.roster.set(known.clone(), Vec::new());
+        place.roster.set_definition(&known, &id);
+        let Purpose::Definition(kept) = place.sort(31_933, &[&["d", "a"]]) else { panic!("a definition") };
+        assert_eq!(kept.identifier.as_deref(), Some("a"));
+        let tags: &[&[&str]] = &[&["e", &id], &["e", &unknown], &["a", &project], &["a", &other]];
+        let Purpose::Definition(deletion) = place.sort(5, tags) else { panic!("a deletion") };
+        assert_eq!(deletion.deletes, [Deleted::Event(id), Deleted::Coordinate(project.clone())]);
+        let rest: [(u16, &[&[&str]]); 5] =
+            [(31_933, &[&["d", "b"]]), (5, &[&["e", &unknown]]), (1, &[&["a", &project]]), (0, &[]), (4199, &[&["title", "x"]])];
+        for (kind, tags) in rest {
+            assert!(matches!(place.sort(kind, tags), Purpose::Stranger), "{kind}");
+        }
+        assert!(matches!(place.sort(31_933, &[&["d", "a"], &["expiration", "1"]]), Purpose::Stranger));
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub(crate) struct View {
     pub(crate) events: u64,
     pub(crate) refused: u64,
     pub(crate) published: u64,
+    pub(crate) holes: u64,
 }
 
 impl Default for View {
@@ -32,6 +33,7 @@ impl Default for View {
             events: 0,
             refused: 0,
             published: 0,
+            holes: 0,
         }
     }
 }
@@ -92,6 +94,8 @@ pub struct RelayStatus {
     pub events: u64,
     pub refused: u64,
     pub published: u64,
+    /// Times that it may have had older events, or more of one second, which could not be asked for, since the start.
+    pub holes: u64,
     /// Events that it is to get.
     pub pending: u64,
 }
@@ -116,6 +120,7 @@ impl RelayStatus {
             events: view.events,
             refused: view.refused,
             published: view.published,
+            holes: view.holes,
             pending: outbox.pending.get(url).copied().unwrap_or(0),
         }
     }

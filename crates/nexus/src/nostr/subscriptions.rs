@@ -1,14 +1,17 @@
-//! What is asked of every relay, and from when on: three independent subscriptions, so that one that a relay
+//! What is asked of every relay, and from when on: independent subscriptions, so that one that a relay
 //! refuses takes no other with it. Each is named after what it asks for; a whitelist that grows makes new ones,
 //! which begin without a cursor and so bring what they missed.
 
 use super::filter::Filter;
+use super::sort::DELETION;
 use crate::ledger::events::{FIRST, RelayCursor};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Kinds that define something, besides projects: profiles, deletions, announcements of repositories, agents, servers.
 pub(crate) const DEFINING_KINDS: [u16; 5] = [0, 5, 30_617, 4_199, 4_200];
+/// Authors of known projects who aren't whitelisted that are followed; of more, those with the lowest keys.
+const KNOWN_AUTHORS_MAX: usize = 500;
 /// How far before a cursor is asked again: events come late, and clocks differ.
 pub(crate) const OVERLAP_S: u64 = 900;
 /// How far back a subscription without a cursor looks, if it isn't to have everything; never further than
@@ -44,8 +47,14 @@ impl Subscription {
     }
 }
 
-/// The subscriptions of a whitelist, none of an empty one. `own` is the daemon's public key.
-pub(crate) fn of(whitelist: &Arc<BTreeSet<String>>, project_kinds: &[u16], own: Option<&str>) -> Vec<Subscription> {
+/// The subscriptions of a whitelist, none of an empty one. `known` are the authors of the projects that are known, `own` is
+/// the daemon's public key.
+pub(crate) fn of(
+    whitelist: &Arc<BTreeSet<String>>,
+    project_kinds: &[u16],
+    known: &BTreeSet<String>,
+    own: Option<&str>,
+) -> Vec<Subscription> {
     if whitelist.is_empty() {
         return Vec::new();
     }
@@ -58,6 +67,13 @@ pub(crate) fn of(whitelist: &Arc<BTreeSet<String>>, project_kinds: &[u16], own: 
     if let Some(own) = own {
         let tag = Some(('p', BTreeSet::from([own.to_owned()])));
         all.push(Subscription::new("direct", Filter { tag, ..by() }, Past::Recent));
+    }
+    let others: BTreeSet<String> = known.difference(whitelist).take(KNOWN_AUTHORS_MAX).cloned().collect();
+    if !others.is_empty() {
+        // What they say besides is nobody's concern here.
+        let kinds = Some(project_kinds.iter().copied().chain([DELETION]).collect());
+        let filter = Filter { kinds, authors: Some(Arc::new(others)), ..Filter::default() };
+        all.push(Subscription::new("known", filter, Past::Whole));
     }
     all
 }
@@ -122,18 +138,32 @@ mod tests {
 
     #[test]
     fn ids_are_stable_short_and_differ_when_the_whitelist_does() {
-        let ids = |keys: &[&str]| of(&whitelist(keys), &[31_933], Some("me")).into_iter().map(|one| one.id).collect::<Vec<_>>();
+        let none = BTreeSet::new();
+        let ids = |keys: &[&str]| of(&whitelist(keys), &[31_933], &none, Some("me")).into_iter().map(|one| one.id).collect::<Vec<_>>();
         let (one, two) = (ids(&["a"]), ids(&["b", "a"]));
         assert_eq!((one.len(), one.clone()), (3, ids(&["a"])));
         assert!(one.iter().chain(&two).all(|id| id.len() + 2 <= 64));
         assert!(one.iter().all(|id| !two.contains(id)));
-        assert!(of(&whitelist(&[]), &[31_933], Some("me")).is_empty());
+        assert!(of(&whitelist(&[]), &[31_933], &BTreeSet::from(["b".to_owned()]), Some("me")).is_empty());
+    }
+
+    #[test]
+    fn authors_of_known_projects_are_asked_for_what_defines_these() {
+        let of = |known: &[&str]| of(&whitelist(&["a"]), &[31_933], &whitelist(known), None);
+        assert_eq!((of(&[]), of(&["a"])), (of(&["a"]), of(&[])), "whoever is whitelisted is asked for all anyway");
+        let known = of(&["a", "b"]).pop().unwrap();
+        assert_eq!((known.filter.authors, known.filter.kinds), (Some(whitelist(&["b"])), Some(BTreeSet::from([5, 31_933]))));
+        let many: Vec<String> = (0..2 * KNOWN_AUTHORS_MAX).map(|n| format!("b{n}")).collect();
+        let most = of(&many.iter().map(String::as_str).collect::<Vec<_>>()).pop().unwrap();
+        assert_eq!(most.filter.authors.unwrap().len(), KNOWN_AUTHORS_MAX);
     }
 
     #[test]
     fn a_whitelist_that_changed_while_nobody_listened_costs_nobody() {
         let now = 10_000_000;
-        let (before, after) = (of(&whitelist(&["a"]), &[31_933], Some("me")), of(&whitelist(&["a", "b"]), &[31_933], Some("me")));
+        let none = BTreeSet::new();
+        let of = |keys: &[&str]| of(&whitelist(keys), &[31_933], &none, Some("me"));
+        let (before, after) = (of(&["a"]), of(&["a", "b"]));
         let cursors = Cursors::default();
         let away = now - 3 * BACKFILL_S;
         let until = i64::try_from(away).unwrap();
@@ -147,7 +177,7 @@ mod tests {
 
     #[test]
     fn a_cursor_leads_back_a_little_and_none_as_far_as_the_daemon_listens() {
-        let all = of(&whitelist(&["a"]), &[31_933], None);
+        let all = of(&whitelist(&["a"]), &[31_933], &BTreeSet::new(), None);
         let [definitions, activations] = all.as_slice() else { panic!("{all:?}") };
         let cursors = Cursors::default();
         let now = 10_000_000;

@@ -2,8 +2,9 @@
 //! definition, and starts nothing.
 
 use super::coordinate::Coordinate;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
+use tokio::sync::watch;
 
 /// Tags of one event that are looked at; an event has at most 64 KiB, and so fewer that can name a project.
 const TAGS_MAX: usize = 2000;
@@ -14,16 +15,51 @@ pub const PROJECTS_MAX: usize = 16;
 #[derive(Debug, Clone, Default)]
 pub struct Roster {
     known: Arc<RwLock<HashMap<Coordinate, Vec<String>>>>,
+    /// The definition that a project was prepared from, by its id.
+    definitions: Arc<RwLock<HashMap<String, Coordinate>>>,
+    /// Rises when another project is known, or one no more.
+    changes: Arc<watch::Sender<u64>>,
 }
 
 impl Roster {
     /// Takes a project in, or its agents anew.
     pub fn set(&self, project: Coordinate, agents: Vec<String>) {
-        self.known.write().unwrap_or_else(PoisonError::into_inner).insert(project, agents);
+        let before = self.known.write().unwrap_or_else(PoisonError::into_inner).insert(project, agents);
+        if before.is_none() {
+            self.changes.send_modify(|changes| *changes += 1);
+        }
+    }
+
+    /// Notes which definition a project was prepared from.
+    pub fn set_definition(&self, project: &Coordinate, id: &str) {
+        let mut definitions = self.definitions.write().unwrap_or_else(PoisonError::into_inner);
+        definitions.retain(|_, of| *of != *project);
+        definitions.insert(id.to_owned(), project.clone());
     }
 
     pub fn remove(&self, project: &Coordinate) {
-        self.known.write().unwrap_or_else(PoisonError::into_inner).remove(project);
+        self.definitions.write().unwrap_or_else(PoisonError::into_inner).retain(|_, of| *of != *project);
+        let before = self.known.write().unwrap_or_else(PoisonError::into_inner).remove(project);
+        if before.is_some() {
+            self.changes.send_modify(|changes| *changes += 1);
+        }
+    }
+
+    /// Rises when other projects are known.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Who defined the projects that are known, in hex.
+    pub(crate) fn authors(&self) -> BTreeSet<String> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.keys().map(|project| project.pubkey.clone()).collect()
+    }
+
+    /// Whether a project of this author was prepared from this event.
+    pub(crate) fn is_definition(&self, id: &str, pubkey: &str) -> bool {
+        let definitions = self.definitions.read().unwrap_or_else(PoisonError::into_inner);
+        definitions.get(id).is_some_and(|project| project.pubkey == pubkey)
     }
 
     pub fn knows(&self, project: &Coordinate) -> bool {
@@ -122,6 +158,22 @@ mod tests {
         assert_eq!(of(&[("a", &foreign)], &roster), Activation::Projects(vec![coordinate('b', "x")]), "it is known already");
         roster.remove(&coordinate('b', "x"));
         assert_eq!(of(&[("a", &foreign)], &roster), Activation::None);
+    }
+
+    #[test]
+    fn who_defined_what_is_known_is_told_and_when_that_changes() {
+        let (roster, project) = (Roster::default(), coordinate('b', "x"));
+        let changes = roster.changes();
+        roster.set(project.clone(), Vec::new());
+        roster.set(project.clone(), vec!["k1".into()]);
+        assert_eq!((*changes.borrow(), roster.authors()), (1, BTreeSet::from(["b".repeat(64)])));
+        for id in ["one", "two"] {
+            roster.set_definition(&project, id);
+        }
+        let is_one = |id: &str, author: &str| roster.is_definition(id, &author.repeat(64));
+        assert_eq!((is_one("one", "b"), is_one("two", "b"), is_one("two", "a")), (false, true, false));
+        roster.remove(&project);
+        assert!(*changes.borrow() == 2 && roster.authors().is_empty() && !roster.is_definition("two", &"b".repeat(64)));
     }
 
     #[test]

@@ -1,11 +1,11 @@
-//! The projects that something was to be done with since the start: how each is, who works in it, and when it was
-//! used last. Bookkeeping only; what is done about it, [`super::Projects`] says.
+//! The projects in sight (which ones, `sight` says): how each is, who works in it, and when it was used last.
+//! Bookkeeping only; what is done about it, [`super::Projects`] says.
 
 use super::coordinate::Coordinate;
 use super::prepare::Prepared;
 use super::process::{Ground, Post, Program, is_ready};
 use crate::clock;
-use crate::ledger::nexus::ProjectRow;
+use crate::ledger::nexus::{ProjectRow, Quarantine};
 use crate::supervisor::{Child, ChildSpec, Phase, Supervisor};
 use nexus_core::config::ProjectProtocol;
 use nexus_core::lifecycle::RestartPolicy;
@@ -64,7 +64,7 @@ impl ProjectState {
 struct View {
     prepared: Option<Arc<Prepared>>,
     is_preparing: bool,
-    quarantined: Option<String>,
+    quarantined: Option<Quarantine>,
     /// It is being put away: nobody takes it into use any more.
     is_leaving: bool,
     /// Turns that are going on or wait for it.
@@ -77,8 +77,29 @@ struct View {
     before: Option<ProjectState>,
     /// Why it could not be prepared, when it was tried last.
     problem: Option<String>,
-    /// How long the last event that was handed over took until its process was ready.
+    /// How long it took from the receipt of the event that was handed over last until the process was ready.
     receive_to_ready: Option<Duration>,
+}
+
+impl View {
+    /// As the ledger has it.
+    fn of(row: Option<ProjectRow>) -> Self {
+        let last_used_ms = clock::mono_ms();
+        let Some(row) = row else { return Self { last_used_ms, ..Self::default() } };
+        Self {
+            before: ProjectState::of_row(&row.status, false),
+            quarantined: row.quarantined,
+            problem: row.reason,
+            last_event_at: row.last_used,
+            last_used_ms,
+            ..Self::default()
+        }
+    }
+
+    /// Whether somebody has to configure something, as far as the ledger knows.
+    fn lacks_configuration(&self) -> bool {
+        self.prepared.is_none() && self.before == Some(ProjectState::NeedsConfiguration)
+    }
 }
 
 /// One project.
@@ -189,8 +210,34 @@ impl Lane {
         self.view().prepared.clone()
     }
 
+    /// What the ledger had of it is out of date by that.
     pub(super) fn set_prepared(&self, prepared: Option<Arc<Prepared>>) {
-        self.view().prepared = prepared;
+        let mut view = self.view();
+        if prepared.is_some() {
+            (view.before, view.problem) = (None, None);
+        }
+        view.prepared = prepared;
+    }
+
+    /// Whether the ledger had it as lacking configuration, and nothing newer is known here.
+    pub(super) fn lacks_configuration(&self) -> bool {
+        self.view().lacks_configuration()
+    }
+
+    /// Takes over how the ledger has it, unless it was prepared meanwhile.
+    pub(super) fn set_before(&self, row: &ProjectRow) {
+        let mut view = self.view();
+        if view.prepared.is_none() {
+            (view.before, view.problem) = (ProjectState::of_row(&row.status, false), row.reason.clone());
+        }
+    }
+
+    /// Whether nothing was made of it, nothing of it runs, nobody is in it, and nobody has to look at it.
+    pub(super) fn is_unmade(&self) -> bool {
+        let view = self.view();
+        let is_idle = view.in_use == 0 && !view.is_leaving && !view.is_preparing;
+        let is_well = view.quarantined.is_none() && !view.lacks_configuration();
+        is_idle && is_well && view.prepared.is_none() && self.child.status().phase == Phase::Stopped
     }
 
     pub(super) fn set_preparing(&self, is_preparing: bool) {
@@ -198,14 +245,19 @@ impl Lane {
     }
 
     pub(super) fn quarantined(&self) -> Option<String> {
-        self.view().quarantined.clone()
+        self.view().quarantined.as_ref().map(|quarantine| quarantine.reason.clone())
+    }
+
+    /// The mark of the configuration under which it was quarantined, if it is.
+    pub(super) fn quarantined_under(&self) -> Option<String> {
+        self.view().quarantined.as_ref().map(|quarantine| quarantine.under.clone())
     }
 
     /// True if that is news.
-    pub(super) fn set_quarantined(&self, reason: Option<String>) -> bool {
+    pub(super) fn set_quarantined(&self, quarantine: Option<Quarantine>) -> bool {
         let mut view = self.view();
-        let is_news = view.quarantined.is_some() != reason.is_some();
-        view.quarantined = reason;
+        let is_news = view.quarantined.is_some() != quarantine.is_some();
+        view.quarantined = quarantine;
         is_news
     }
 
@@ -227,6 +279,7 @@ impl Lane {
             return ProjectState::Preparing;
         }
         match self.child.status().phase {
+            Phase::Stopped if view.lacks_configuration() => ProjectState::NeedsConfiguration,
             Phase::Stopped if view.prepared.is_none() => ProjectState::Discovered,
             Phase::Stopped if is_incomplete => ProjectState::NeedsConfiguration,
             Phase::Stopped => ProjectState::Ready,
@@ -284,9 +337,7 @@ impl Lanes {
         let post = Arc::new(Post::new(project.clone(), ground.clone()));
         let spec = ChildSpec { id: post.child_id(), policy, program: Arc::new(Program(post.clone())) };
         let child = supervisor.add(spec);
-        let before = row.as_ref().and_then(|row| ProjectState::of_row(&row.status, false));
-        let (quarantined, last_event_at) = row.map_or((None, None), |row| (row.quarantined, row.last_used));
-        let view = Mutex::new(View { quarantined, last_used_ms: clock::mono_ms(), last_event_at, before, ..View::default() });
+        let view = Mutex::new(View::of(row));
         let (preparing, turning) = (tokio::sync::Mutex::new(()), tokio::sync::Mutex::new(()));
         let lane = Arc::new(Lane { post, child, preparing, turning, view, changed: self.changed.clone() });
         lanes.insert(project.clone(), lane.clone());

@@ -316,6 +316,8 @@ impl Preparer {
             let prepared = self.load(&definition, &settings, Path::new(&present.path)).await?;
             self.note_readiness(&definition, present, &prepared).await?;
             self.inner.roster.set(project.clone(), prepared.pubkeys());
+            // Whoever prepared it may have been killed before, and files may have been changed by hand.
+            self.publish_profiles(&prepared).await;
             return Ok(prepared.with_problems(&present.problems));
         }
         let _room = match present {

@@ -41,7 +41,7 @@ pub struct ProjectStatus {
     pub cpu_seconds: Option<f64>,
     pub rss_bytes: Option<i64>,
     pub fds: Option<i64>,
-    /// From the turn of the event that was handed over last to a process that took it.
+    /// From the receipt of the event that was handed over last to a process that took it.
     pub receive_to_ready_ms: Option<f64>,
 }
 
@@ -56,7 +56,7 @@ impl ProjectStatus {
             slug: row.slug.clone(),
             title: row.title.clone(),
             state: state.as_str(),
-            reason: row.quarantined.clone().or_else(|| row.reason.clone()),
+            reason: row.quarantined.as_ref().map(|quarantine| quarantine.reason.clone()).or_else(|| row.reason.clone()),
             pid: None,
             uptime_ms: None,
             restarts: 0,
@@ -89,14 +89,14 @@ impl Projects {
         all.into_values().collect()
     }
 
-    /// Those that something was to be done with since the start.
+    /// Those in sight: that something was to be done with since the start, or that somebody should look at.
     pub fn in_sight(&self) -> Vec<ProjectStatus> {
         let mut all: Vec<ProjectStatus> = self.inner.lanes.all().iter().map(|lane| self.of_lane(lane, None)).collect();
         all.sort_by(|a, b| a.id.cmp(&b.id));
         all
     }
 
-    /// How many are in which state, of those that something was to be done with since the start.
+    /// How many of those in sight are in which state.
     pub fn counts(&self) -> BTreeMap<&'static str, usize> {
         let mut counts = BTreeMap::new();
         for lane in self.inner.lanes.all() {

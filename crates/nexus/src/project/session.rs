@@ -2,11 +2,13 @@
 //! what it asks to be published. A process that breaks the rules is ended; who waits for it is told why. What an
 //! event comes to is for [`super::run`].
 
+use super::hearing::Hearing;
 use super::notes::Notes;
 use super::protocol::{self, Down, FRAME_BYTES_MAX, PROTOCOL, Publish, Up};
 use super::publish::{Publisher, is_ephemeral};
 use crate::agent::Output;
 use crate::bus::Bus;
+use crate::clock;
 use crate::framing::{Framing, Piece};
 use crate::keeper::{Killer, Process};
 use crate::metrics::Metrics;
@@ -35,6 +37,8 @@ const HEARD_MAX: usize = 256;
 const BAD_LINES_MAX: u32 = 100;
 /// Pings without an answer, after which a process is ended.
 const PINGS_MISSED_MAX: u64 = 3;
+/// Looks from one ping to the next while the time of a process stands still.
+const LOOKS_PER_PING: u64 = 8;
 /// How long a process that closed its stdout may take to exit, and how long its pipes are read after its exit.
 const EXIT_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -83,6 +87,7 @@ pub(super) struct Session {
     began: Instant,
     pings: AtomicU64,
     pongs: AtomicU64,
+    hearing: Mutex<Hearing>,
     /// Numbers what is published without an event.
     unasked: AtomicU64,
 }
@@ -139,6 +144,7 @@ impl Session {
             began: Instant::now(),
             pings: AtomicU64::new(0),
             pongs: AtomicU64::new(0),
+            hearing: Mutex::default(),
             unasked: AtomicU64::new(0),
         };
         Some((Arc::new(session), Pipes { stdin, stdout, stderr, lines }))
@@ -252,8 +258,15 @@ impl Session {
         if tokio::time::timeout(self.desk.ready_limit, self.is_ready()).await.is_err() {
             self.fail(format!("it did not say `ready` within {} ms", self.desk.ready_limit.as_millis()));
         }
+        let every_ms = u64::try_from(self.desk.ping_every.as_millis()).unwrap_or(u64::MAX);
+        let mut due_ms = self.heard_ms().saturating_add(every_ms);
         while self.standing() == Standing::Ready {
-            tokio::time::sleep(self.desk.ping_every).await;
+            let left_ms = due_ms.saturating_sub(self.heard_ms());
+            if left_ms > 0 {
+                tokio::time::sleep(Duration::from_millis(left_ms.max(every_ms / LOOKS_PER_PING).saturating_add(1))).await;
+                continue;
+            }
+            due_ms = self.heard_ms().saturating_add(every_ms);
             let missed = self.pings.load(Ordering::Relaxed).saturating_sub(self.pongs.load(Ordering::Relaxed));
             if missed >= PINGS_MISSED_MAX && self.standing() == Standing::Ready {
                 self.fail(format!("it did not answer {missed} pings"));
@@ -266,6 +279,28 @@ impl Session {
             }
         }
         std::future::pending().await
+    }
+
+    /// The time in which its answers could be heard.
+    fn heard_ms(&self) -> u64 {
+        self.hearing().heard_ms(clock::mono_ms(), self.is_read())
+    }
+
+    /// Whether the process takes what it is sent, as far as is known.
+    fn is_read(&self) -> bool {
+        self.down.capacity() > 0
+    }
+
+    /// Waits for something of ours, and reads nothing meanwhile.
+    async fn unheard<T>(&self, work: impl Future<Output = T>) -> T {
+        self.hearing().stop(clock::mono_ms());
+        let done = work.await;
+        self.hearing().go_on(clock::mono_ms(), self.is_read());
+        done
+    }
+
+    fn hearing(&self) -> std::sync::MutexGuard<'_, Hearing> {
+        self.hearing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn read(&self, mut stdout: pipe::Receiver, exited: &CancellationToken) {
@@ -351,7 +386,7 @@ impl Session {
         }
         let number = self.unasked.fetch_add(1, Ordering::Relaxed);
         let once = format!("unasked/{}/{number}", ulid::Ulid::generate());
-        let published = self.desk.publisher.publish(&publish, &once).await;
+        let published = self.unheard(self.desk.publisher.publish(&publish, &once)).await;
         self.acknowledge(publish.id, published).await;
         Ok(())
     }
@@ -360,7 +395,7 @@ impl Session {
         let turn = self.lock().get(id).cloned();
         let Some(turn) = turn else { return Err(Fault::Bad("a frame about an event that is not being answered".to_owned())) };
         // Nobody listens any more to an answer that was given up.
-        drop(turn.send(heard).await);
+        drop(self.unheard(turn.send(heard)).await);
         Ok(())
     }
 

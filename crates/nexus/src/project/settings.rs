@@ -8,6 +8,8 @@ use super::process::{CONTEXT_VERSION, Context, Plan, environment_of};
 use crate::environment;
 use nexus_core::config::{self, Config, ProjectOverride, ProjectProtocol};
 use nexus_core::lifecycle::{OnDemand, RestartPolicy};
+use serde_json::json;
+use sha2::{Digest, Sha256};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -128,6 +130,16 @@ impl Settings {
             ready_limit: Duration::from_millis(self.projects.ready_timeout_ms),
             ping_every: Duration::from_millis(self.projects.ping_ms),
         }
+    }
+
+    /// A mark of how this configuration runs a project: another configuration of it has another one. No definition and no
+    /// variable of the daemon's own environment is in it.
+    pub(super) fn mark(&self, project: &Coordinate) -> String {
+        let config::Projects { command, protocol, ready_timeout_ms, ping_ms, restart, .. } = &self.projects;
+        let name = self.agent_of(project);
+        let agent = self.agents.named.get(&name).filter(|_| self.is_ours(project));
+        let how = json!([command, protocol, ready_timeout_ms, ping_ms, restart, self.own(project), name, agent]);
+        hex::encode(&Sha256::digest(how.to_string().as_bytes())[..8])
     }
 
     fn own_argv(&self) -> Vec<String> {

@@ -7,6 +7,7 @@ use super::idle::upkeep;
 use super::lanes::Lane;
 use super::prepare::{PrepareError, Prepared, readiness_of};
 use super::settings::Settings;
+use super::sight::Leaving;
 use super::{Fault, Projects};
 use crate::clock;
 use crate::error_text::describe;
@@ -59,6 +60,7 @@ impl Projects {
             self.look().await;
             if looks.is_multiple_of(COUNT_EVERY) {
                 self.count_queues().await;
+                self.follow_rows().await;
             }
             looks = looks.wrapping_add(1);
         }
@@ -108,6 +110,7 @@ impl Projects {
                 self.renew(&lane).await;
             }
         }
+        self.let_go_of_unmade().await;
         let (warm, running_max) = {
             let settings = self.inner.settings.load();
             (settings.warm, settings.running_max)
@@ -233,6 +236,7 @@ impl Projects {
         self.inner.settings.store(settings.clone());
         for lane in self.inner.lanes.all() {
             lane.child.set_policy(settings.policy_of(&lane.post.coordinate)).await;
+            self.heed(&lane).await;
             let Some(prepared) = lane.prepared() else { continue };
             let plan = Arc::new(settings.plan(&prepared));
             let is_other = lane.post.plan.load().as_ref().is_none_or(|known| **known != *plan);
@@ -264,6 +268,7 @@ impl Projects {
                 Err(error) => self.unreadable(row, &error).await,
             }
         }
+        self.follow_rows().await;
     }
 
     /// Told once for as long as it is so: the ledger has it then.
@@ -320,27 +325,13 @@ impl Projects {
         if !lane.leave() {
             return Ok(None);
         }
-        let mut leaving = Leaving { lane: &lane, is_gone: false };
+        let mut leaving = Leaving::of(&lane);
         self.stop_process(&lane).await;
         let archived = self.inner.ground.preparer.archive(row, delete, force).await?;
         // Before another lane of it can be made: that has a child of the same id.
         self.inner.supervisor.remove(&lane.post.child_id()).await;
         self.inner.lanes.remove(&project);
-        leaving.is_gone = true;
+        leaving.is_over();
         Ok(Some(archived))
-    }
-}
-
-/// A project that is being put away stays if that comes to nothing.
-struct Leaving<'a> {
-    lane: &'a Lane,
-    is_gone: bool,
-}
-
-impl Drop for Leaving<'_> {
-    fn drop(&mut self) {
-        if !self.is_gone {
-            self.lane.stay();
-        }
     }
 }

@@ -2,9 +2,9 @@
 //! definition says of it as its prompt. The answer is published before the event counts as answered.
 
 use super::link::Link;
-use super::reply::reply_to;
 use crate::agent::{Finished, Output, Remembers, Runner, Sender, Turn, plain};
 use crate::error_text::describe;
+use crate::nostr::{Answered, reply};
 use crate::project::prepare::{Prepared, ProjectAgent};
 use crate::project::process::Context;
 use crate::project::protocol::{Complete, EventFrame, Received, Up};
@@ -99,8 +99,9 @@ impl Desk {
         }
         let project = self.project.coordinate.to_string();
         let pieces = if content.chars().count() > TEXT_CHARS_MAX.get() { chunk(content, TEXT_CHARS_MAX) } else { vec![content.to_owned()] };
+        let answered = Answered { id: &event.id, pubkey: &event.pubkey, kind: event.kind, tags: &event.tags, relay: "" };
         for piece in pieces {
-            let template = reply_to(event, piece, &agent.pubkey, &project);
+            let template = reply(answered, piece, Some(&agent.pubkey), Some(&project));
             let published = self.link.publish(&agent.slug, template, Some(id.to_owned())).await;
             published.map_err(|error| format!("the answer was not published: {error}"))?;
         }

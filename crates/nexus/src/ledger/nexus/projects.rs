@@ -7,6 +7,20 @@ use crate::ledger::writer::Weight;
 use rusqlite::{Connection, Row, params};
 use serde_json::Value;
 
+/// Why a project isn't started any more. Serialized as that alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Quarantine {
+    pub reason: String,
+    /// A mark of the configuration by which it ran then: another one ends the quarantine.
+    pub under: String,
+}
+
+impl serde::Serialize for Quarantine {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.reason)
+    }
+}
+
 /// One project as last known.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct ProjectRow {
@@ -19,8 +33,7 @@ pub struct ProjectRow {
     /// `discovered`, `preparing`, `needs_configuration`, `ready` or `archived`; whether it runs is not kept.
     pub status: String,
     pub reason: Option<String>,
-    /// Why it isn't started any more.
-    pub quarantined: Option<String>,
+    pub quarantined: Option<Quarantine>,
     pub definition_id: Option<String>,
     /// The signed event, as JSON.
     #[serde(skip)]
@@ -54,7 +67,8 @@ impl SaveProject {
                      prepared_at = coalesce(?9, prepared_at), last_used = coalesce(?10, last_used), updated_at = ?12,
                      agents = CASE ?13 WHEN '[]' THEN agents ELSE ?13 END,
                      problems = CASE WHEN ?8 IS NULL THEN problems ELSE ?14 END,
-                     quarantined = CASE WHEN coalesce(?7, definition_id) IS definition_id THEN quarantined END";
+                     quarantined = CASE WHEN coalesce(?7, definition_id) IS definition_id THEN quarantined END,
+                     quarantined_under = CASE WHEN coalesce(?7, definition_id) IS definition_id THEN quarantined_under END";
         let (row, agents) = (&self.row, Value::from(self.row.agents.clone()).to_string());
         let problems = Value::from(row.problems.clone()).to_string();
         let values = params![
@@ -94,18 +108,19 @@ impl MarkProject {
     }
 }
 
-/// Quarantines a project, or releases it without a reason.
+/// Quarantines a project, or releases it.
 #[derive(Debug, Clone)]
 pub struct QuarantineProject {
     pub coordinate: String,
-    pub reason: Option<String>,
+    pub quarantine: Option<Quarantine>,
     pub at: i64,
 }
 
 impl QuarantineProject {
     pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Claim> {
-        let sql = "UPDATE projects SET quarantined = ?2, updated_at = ?3 WHERE coordinate = ?1";
-        let changed = connection.prepare_cached(sql)?.execute(params![self.coordinate, self.reason, self.at])?;
+        let sql = "UPDATE projects SET quarantined = ?2, quarantined_under = ?3, updated_at = ?4 WHERE coordinate = ?1";
+        let (reason, under) = self.quarantine.as_ref().map(|one| (&one.reason, &one.under)).unzip();
+        let changed = connection.prepare_cached(sql)?.execute(params![self.coordinate, reason, under, self.at])?;
         Ok(if changed == 1 { Claim::Done } else { Claim::Lost })
     }
 }
@@ -140,7 +155,7 @@ impl SettleProjects {
 }
 
 const COLUMNS: &str = "coordinate, slug, path, title, status, reason, quarantined, definition_id, definition, prepared_at, last_used,
-    created_at, updated_at, agents, problems";
+    created_at, updated_at, agents, problems, quarantined_under";
 
 /// One project.
 pub fn project(connection: &Connection, coordinate: &str) -> rusqlite::Result<Option<ProjectRow>> {
@@ -187,7 +202,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<ProjectRow> {
         title: row.get(3)?,
         status: row.get(4)?,
         reason: row.get(5)?,
-        quarantined: row.get(6)?,
+        quarantined: quarantine(row.get(6)?, row.get(15)?),
         definition_id: row.get(7)?,
         definition: row.get(8)?,
         prepared_at: row.get(9)?,
@@ -198,6 +213,11 @@ fn read(row: &Row<'_>) -> rusqlite::Result<ProjectRow> {
         agents: serde_json::from_str(&row.get::<_, String>(13)?).unwrap_or_default(),
         problems: serde_json::from_str(&row.get::<_, String>(14)?).unwrap_or_default(),
     })
+}
+
+/// What no mark was kept of ends with the first look at it.
+fn quarantine(reason: Option<String>, under: Option<String>) -> Option<Quarantine> {
+    reason.map(|reason| Quarantine { reason, under: under.unwrap_or_default() })
 }
 
 impl Weight for SaveProject {
@@ -304,10 +324,16 @@ mod tests {
             project(&connection, "31933:aa:demo").unwrap().unwrap().quarantined
         };
         save(Some("e1"));
-        let reason = Some("5 crashes".to_owned());
-        QuarantineProject { coordinate: "31933:aa:demo".into(), reason: reason.clone(), at: 2 }.apply(&connection).unwrap();
-        assert_eq!((save(Some("e1")), save(None)), (reason.clone(), reason));
+        let quarantine = Some(Quarantine { reason: "5 crashes".to_owned(), under: "mark".to_owned() });
+        let put = |quarantine: &Option<Quarantine>| {
+            QuarantineProject { coordinate: "31933:aa:demo".into(), quarantine: quarantine.clone(), at: 2 }.apply(&connection).unwrap()
+        };
+        assert_eq!(put(&quarantine), Claim::Done);
+        assert_eq!((save(Some("e1")), save(None)), (quarantine.clone(), quarantine.clone()));
         assert_eq!(save(Some("e2")), None);
+        assert_eq!((put(&quarantine), put(&None), save(None)), (Claim::Done, Claim::Done, None));
+        let marks = "SELECT count(*) FROM projects WHERE quarantined_under IS NOT NULL";
+        assert_eq!(connection.query_row(marks, [], |row| row.get::<_, i64>(0)).unwrap(), 0, "no mark outlives its quarantine");
     }
 
     #[test]

@@ -226,6 +226,12 @@ pub fn published_under(connection: &Connection, once: &str) -> rusqlite::Result<
     optional(connection.prepare_cached("SELECT event_id FROM nostr_published WHERE once = ?1")?.query_row([once], |row| row.get(0)))
 }
 
+/// The event that was made last under a key that begins so, as JSON, and how it stands.
+pub fn published_last(connection: &Connection, prefix: &str) -> rusqlite::Result<Option<(String, String)>> {
+    let sql = "SELECT event, status FROM nostr_published WHERE once >= ?1 AND once < ?1 || char(1114111) ORDER BY seq DESC LIMIT 1";
+    optional(connection.prepare_cached(sql)?.query_row([prefix], |row| Ok((row.get(0)?, row.get(1)?))))
+}
+
 /// How an event that is published stands: `waiting`, `accepted` (by one relay at least), `refused` or `expired`, and the
 /// newest thing that a relay said against it.
 pub fn published_status(connection: &Connection, event_id: &str) -> rusqlite::Result<Option<(String, Option<String>)>> {
@@ -280,6 +286,18 @@ mod tests {
 
     fn status(connection: &Connection, event_id: &str) -> String {
         published_status(connection, event_id).unwrap().unwrap().0
+    }
+
+    #[test]
+    fn what_was_published_last_by_a_name_is_found() {
+        let connection = crate::samples::nexus_ledger();
+        for (once, event_id) in [("p:a/b:1", "e1"), ("p:a/c:1", "e2"), ("p:a/b:0", "e3"), ("p:a/bc:9", "e4")] {
+            let publish = Publish { event: event_id.to_owned(), waiting_max: 9, ..publish(once, event_id, 10) };
+            assert_eq!(publish.apply(&connection).unwrap(), Published::Now);
+        }
+        let last = |prefix: &str| published_last(&connection, prefix).unwrap();
+        assert_eq!(last("p:a/b:"), Some(("e3".to_owned(), "waiting".to_owned())));
+        assert_eq!(last("p:a/d:"), None);
     }
 
     #[test]

@@ -17,6 +17,8 @@ const HELD_MS: u64 = 60_000;
 const PAGES_MAX: u32 = 1_000;
 /// Those of them of which everything was refused.
 const REFUSED_PAGES_MAX: u32 = 100;
+/// Events of one answer from which on it may be all that the relay gives at once. Relays give that many at least.
+const PAGE_FULL: u32 = 100;
 /// Refusals for want of a proof after which no other proof is made.
 const PROOFS_MAX: u32 = 2;
 
@@ -25,11 +27,13 @@ pub(crate) fn page_id(sub: &str) -> String {
     format!("{sub}-p")
 }
 
-/// The lowest times of what came of one answer, in Unix seconds.
+/// The lowest times of what came of one answer, in Unix seconds, and how much that was.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Oldest {
     good: Option<u64>,
     refused: Option<u64>,
+    /// Events that came at all.
+    events: u32,
 }
 
 impl Oldest {
@@ -50,11 +54,19 @@ struct Pages {
     all: u32,
     /// Behind an answer of which everything was refused.
     refused: u32,
+    /// Events of the largest answer.
+    largest: u32,
 }
 
 impl Pages {
     fn behind(self, oldest: Oldest) -> Self {
-        Self { all: self.all + 1, refused: self.refused + u32::from(oldest.is_all_refused()) }
+        let largest = self.largest.max(oldest.events);
+        Self { all: self.all + 1, refused: self.refused + u32::from(oldest.is_all_refused()), largest }
+    }
+
+    /// Whether the relay may have held back some of an answer: it is as large as any.
+    fn may_be_cut(self, oldest: Oldest) -> bool {
+        oldest.events >= PAGE_FULL.max(self.largest)
     }
 
     fn are_too_many(self) -> bool {
@@ -246,7 +258,10 @@ impl Subs {
         let Some((id, is_page)) = self.of(wire) else { return };
         let Some(sub) = self.all.get_mut(&id) else { return };
         match (&mut sub.phase, is_page) {
-            (Phase::Asked { oldest, .. }, false) | (Phase::Paging { oldest, .. }, true) => lower(&mut oldest.good, created_at),
+            (Phase::Asked { oldest, .. }, false) | (Phase::Paging { oldest, .. }, true) => {
+                oldest.events = oldest.events.saturating_add(1);
+                lower(&mut oldest.good, created_at);
+            }
             (Phase::Idle | Phase::Asked { .. } | Phase::Paging { .. } | Phase::Live { .. } | Phase::Refused { .. }, _) => {}
         }
     }
@@ -257,8 +272,10 @@ impl Subs {
         let Some((id, is_page)) = self.of(wire) else { return };
         let Some(sub) = self.all.get_mut(&id) else { return };
         match (&mut sub.phase, is_page) {
-            (Phase::Asked { at_s, oldest, .. }, false) => lower(&mut oldest.refused, created_at.unwrap_or(*at_s)),
-            (Phase::Paging { until, oldest, .. }, true) => lower(&mut oldest.refused, created_at.unwrap_or(*until)),
+            (Phase::Asked { at_s: latest, oldest, .. }, false) | (Phase::Paging { until: latest, oldest, .. }, true) => {
+                oldest.events = oldest.events.saturating_add(1);
+                lower(&mut oldest.refused, created_at.unwrap_or(*latest));
+            }
             (Phase::Idle | Phase::Asked { .. } | Phase::Paging { .. } | Phase::Live { .. } | Phase::Refused { .. }, _) => {}
         }
     }
@@ -274,6 +291,10 @@ impl Subs {
                 actions.push(Action::Close(page_id(&id)));
                 // A page of one second only: what else that second has, nobody can ask for.
                 let next = oldest.next().and_then(|oldest| if oldest < until { Some(oldest) } else { until.checked_sub(1) });
+                if oldest.next().is_some_and(|oldest| oldest >= until) && pages.may_be_cut(oldest) {
+                    let many = oldest.events;
+                    actions.push(Action::Hole(format!("`{id}` has {many} events of one second, and maybe more that it doesn't give")));
+                }
                 go_back(sub, &id, at_s, next, pages.behind(oldest), now, actions);
             }
             (Phase::Idle | Phase::Asked { .. } | Phase::Paging { .. } | Phase::Live { .. } | Phase::Refused { .. }, _) => {}
@@ -324,7 +345,7 @@ fn go_back(sub: &mut Sub, id: &str, at_s: u64, next: Option<u64>, pages: Pages, 
     match next {
         Some(_) if pages.are_too_many() => {
             let why = "more pages of events than are looked at, or too many of which everything was refused";
-            actions.push(Action::Note(format!("`{id}` has {why}; what is older is left out")));
+            actions.push(Action::Hole(format!("`{id}` has {why}; what is older is left out")));
             complete(sub, id, at_s, now, actions);
         }
         Some(until) => page(sub, id, at_s, until, pages, now, actions),

@@ -102,7 +102,25 @@ fn answers_of_which_everything_was_refused_are_not_followed_for_ever() {
         pages += 1;
     }
     assert_eq!((pages, machine.state()), (PAGES, State::Live));
-    assert!(last.iter().any(|action| matches!(action, Action::Note(_))), "it is told: {last:?}");
+    assert!(last.iter().any(|action| matches!(action, Action::Hole(_))), "it is told: {last:?}");
+}
+
+#[test]
+fn a_second_of_which_a_relay_may_have_more_than_it_gives_is_told() {
+    /// The least that is taken for all that a relay gives at once.
+    const FULL: u32 = 100;
+    let holes = |first: u32, page: u32| {
+        let (mut machine, _) = connected(false, &["a"]);
+        (0..first).for_each(|_| drop(machine.step(at(1_100), event("a", 500))));
+        machine.step(at(1_200), eose("a"));
+        (0..page).for_each(|_| drop(machine.step(at(1_200), event("a-p", 500))));
+        let actions = machine.step(at(1_300), eose("a-p"));
+        assert!(actions.contains(&Action::AskPage { sub: "a".to_owned(), until: 499 }), "it goes on: {actions:?}");
+        actions.iter().filter(|action| matches!(action, Action::Hole(_))).count()
+    };
+    assert_eq!((holes(FULL, FULL), holes(3 * FULL, 3 * FULL)), (1, 1));
+    assert_eq!((holes(1, 1), holes(FULL - 1, FULL - 1)), (0, 0), "all of it came");
+    assert_eq!(holes(2 * FULL, FULL), 0, "it gives more at once where it has more");
 }
 
 #[test]
@@ -388,7 +406,7 @@ impl Wire {
                     let known = self.proven.entry(sub.clone()).or_default();
                     *known = (*known).max(*until);
                 }
-                Action::Authenticate { .. } | Action::Settled | Action::Note(_) => assert!(self.is_up),
+                Action::Authenticate { .. } | Action::Settled | Action::Note(_) | Action::Hole(_) => assert!(self.is_up),
             }
         }
     }

@@ -233,7 +233,7 @@ mod tests {
                     Action::Probe => self.ask(PROBE_ID, Filter { until: Some(0), ..Filter::default() }),
                     Action::Close(id) => assert!(self.asked.close(&id).is_some(), "{id} is not open"),
                     Action::Proven { .. } => assert_eq!(self.got, BTreeSet::from(STORED_AT), "something is missing"),
-                    Action::Authenticate { .. } | Action::Settled | Action::Note(_) => {}
+                    Action::Authenticate { .. } | Action::Settled | Action::Note(_) | Action::Hole(_) => {}
                 }
             }
         }

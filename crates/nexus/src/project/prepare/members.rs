@@ -13,7 +13,6 @@ use crate::project::coordinate::Coordinate;
 use crate::project::definition::{AgentDefinition, Definition, is_hex_id};
 use crate::project::files::{Registry, Tenex};
 use serde_json::json;
-use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -118,16 +117,15 @@ impl Preparer {
         Ok(install::servers(&tenex, &present, members, &named, &slugs, &answers)?)
     }
 
-    /// Each agent's kind 0, once per content of it (requirement: Republish Agent Profiles).
+    /// Each agent's kind 0, unless the last one says the same (requirement: Republish Agent Profiles).
     pub(super) async fn publish_profiles(&self, prepared: &Prepared) {
         for agent in &prepared.agents {
             let content = json!({ "name": agent.name, "about": agent.description, "role": agent.role }).to_string();
             let owner = vec!["p".to_owned(), prepared.coordinate.pubkey.clone()];
             let project = vec!["a".to_owned(), prepared.coordinate.to_string()];
             let key = key_name(&prepared.coordinate, &agent.slug);
-            let once = format!("profile:{key}:{}", hex::encode(&Sha256::digest(content.as_bytes())[..8]));
             let template = Template { kind: 0, content, tags: vec![owner, project], created_at: None };
-            if let Err(error) = self.inner.nostr.publish(&key, template, &once).await {
+            if let Err(error) = self.inner.nostr.replace(&key, template, &format!("profile:{key}:")).await {
                 tracing::warn!(error = %describe(&error), agent = %key, "an agent's profile was not published");
             }
         }

@@ -16,6 +16,9 @@ impl Preparer {
     }
 
     pub(super) async fn save(&self, row: ProjectRow) -> Result<(), PrepareError> {
+        if let (Some(id), Ok(project)) = (&row.definition_id, Coordinate::parse(&row.coordinate)) {
+            self.inner.roster.set_definition(&project, id);
+        }
         Ok(self.inner.ledgers.nexus.writer.write_until_done(SaveProject { row }).await?)
     }
 
