@@ -21,6 +21,14 @@ pub struct StatusLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RequestLabel {
+    pub channel: String,
+    /// Empty where none was asked.
+    pub agent: String,
+    pub status: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct StageLabel {
     pub stage: &'static str,
 }
@@ -126,6 +134,9 @@ pub struct Metrics {
     registry: Arc<Registry>,
     pub events: Family<ChannelResult, Counter>,
     pub requests: Family<StatusLabel, Counter>,
+    /// By the plugin `analytics`, which bounds how many series there are.
+    pub analytics_requests: Family<RequestLabel, Counter>,
+    pub analytics_latency: Family<RequestLabel, Counter<f64, AtomicU64>>,
     pub stages: Family<StageLabel, Histogram>,
     pub deliveries: Family<ChannelStatus, Counter>,
     pub child_restarts: Family<ChildLabel, Counter>,
@@ -202,6 +213,8 @@ impl Metrics {
             registry: Arc::default(),
             events: Family::default(),
             requests: Family::default(),
+            analytics_requests: Family::default(),
+            analytics_latency: Family::default(),
             stages: Family::new_with_constructor(stage_seconds),
             deliveries: Family::default(),
             child_restarts: Family::default(),
@@ -245,6 +258,9 @@ impl Metrics {
         // The library adds `_total` to counters by itself.
         registry.register("events", "Adapter lines by result", self.events.clone());
         registry.register("requests", "Requests by terminal status", self.requests.clone());
+        let by = "by channel, agent and status, as `analytics` counts them";
+        registry.register("analytics_requests", format!("Requests that ended, {by}"), self.analytics_requests.clone());
+        registry.register("analytics_latency_seconds", format!("Their time until then, {by}"), self.analytics_latency.clone());
         registry.register("stage_seconds", "Time in each stage", self.stages.clone());
         registry.register("deliveries", "Deliveries by final status", self.deliveries.clone());
         registry.register("child_restarts", "Restarts of a child", self.child_restarts.clone());

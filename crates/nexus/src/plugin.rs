@@ -26,7 +26,7 @@ mod table;
 mod told;
 mod trial;
 
-pub use analytics::Counts;
+pub use analytics::{Batch, Counts};
 pub use automations::{AutomationReport, Automations};
 pub use loaded::Shared;
 pub use report::PluginReport;
@@ -49,6 +49,7 @@ use serde_json::{Value, json};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use table::Roster;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// How often the files of plugins are looked at.
@@ -65,6 +66,8 @@ pub struct Plugins {
     calls: Arc<ArcSwapOption<Calls>>,
     /// Set once, when children may be started.
     loader: OnceLock<Loader>,
+    /// Those that lie on the disk were loaded, as far as they could be.
+    loaded: watch::Sender<bool>,
 }
 
 /// How a request ends by the word of a plugin.
@@ -93,14 +96,17 @@ impl Plugins {
             roster,
             calls,
             loader,
+            loaded: watch::Sender::new(false),
         }
     }
 
     /// Loads the plugins that lie on the disk; returns once each has loaded or can't.
     pub async fn load(&self, shared: Shared, config: &config::Plugins) {
         self.builtin.tell(&shared.metrics);
+        self.counts.tell(&shared.metrics);
         let loader = self.loader.get_or_init(|| Loader::new(shared, self.roster.clone(), self.calls.clone()));
         loader.configure(config).await;
+        self.loaded.send_replace(true);
     }
 
     /// From now on plugins may ask for what they are granted.
@@ -174,7 +180,7 @@ impl Plugins {
         trial::run(loader, name, event, hook).await
     }
 
-    /// What analytics has counted since it was last written.
+    /// What analytics has counted and isn't known to be written.
     pub fn counts(&self) -> &Counts {
         &self.counts
     }
@@ -182,6 +188,13 @@ impl Plugins {
     /// Whether the pipeline has to wait for anybody at `hook`. Costs no more than two loads.
     pub fn is_asked(&self, hook: Hook) -> bool {
         !self.roster.table().asked(hook).is_empty()
+    }
+
+    /// Whether anybody is told of `hook`; known once all are loaded.
+    pub(crate) async fn is_told(&self, hook: Hook) -> bool {
+        // An error can't be: the sender is its own.
+        drop(self.loaded.subscribe().wait_for(|is_loaded| *is_loaded).await);
+        !self.roster.table().told(hook).is_empty()
     }
 
     /// Asks the plugins of `hook` one after the other, each on what the one before it has left, within

@@ -280,6 +280,38 @@ fn what_is_said_while_it_is_deleted_is_forgotten_as_well() {
 }
 
 #[test]
+fn a_state_that_cannot_be_read_is_told_and_stays() {
+    let body = "return { enrich: `${ctx.state.n}`, state: { n: ctx.state.n + 1 } };";
+    let mut daemon = daemon_with(&[("x.js", doing("x", "state: { n: 0 },", body))], &config(json!({})));
+    assert_eq!(sent(&daemon, "a")["text"], "0\n\na");
+    daemon.stop();
+    let ledger = rusqlite::Connection::open(daemon.workspace().join("data/nexus.db")).unwrap();
+    assert_eq!(ledger.execute("UPDATE automations SET state = '{\"n\":' WHERE name = 'x'", []).unwrap(), 1);
+    drop(ledger);
+    daemon.launch();
+    assert_eq!(sent(&daemon, "b")["text"], "b", "it was not asked with what it knew at first");
+    let found = triggers(&daemon);
+    assert!(text_of(&found["results"][0], "error").starts_with("its state in nexus.db can't be read, and stays as it is: "), "{found}");
+    assert_eq!(daemon.texts("nexus", "SELECT state FROM automations"), ["{\"n\":"]);
+    assert_eq!(report(&daemon, "x")["state"], "{\"n\":", "a person can see it");
+    let looked = daemon.nexus(&["doctor", "--json"]).stdout;
+    assert!(looked.contains("automation(s) whose state can't be read (x)"), "{looked}");
+}
+
+#[test]
+fn texts_that_are_too_long_together_are_told() {
+    let long = |name: &str| (format!("{name}.js"), doing(name, "", "return { enrich: 'x'.repeat(200 * 1024) };"));
+    let files = [long("a"), long("b")];
+    let files: Vec<(&str, String)> = files.iter().map(|(file, text)| (file.as_str(), text.clone())).collect();
+    let daemon = daemon_with(&files, &config(json!({})));
+    assert_eq!(text_of(&sent(&daemon, "hello"), "text").len(), 200 * 1024 + "\n\nhello".len());
+    let found = triggers(&daemon);
+    assert_eq!((&found["results"][0]["did"], &found["results"][0]["error"]), (&json!(["enrich"]), &Value::Null));
+    assert!(text_of(&found["results"][1], "error").starts_with("`enrich` is left out: "), "{}", found["results"]);
+    assert!(found["results"][1].get("did").is_none(), "{}", found["results"]);
+}
+
+#[test]
 fn one_that_disables_itself_does_so_once_whatever_comes_at_once() {
     let body = "return { enrich: 'once', disable: true };";
     let daemon = daemon_with(&[("once.js", doing("once", "", body))], &config(json!({})));

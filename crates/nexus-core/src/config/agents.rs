@@ -84,7 +84,7 @@ section! {
         key_file: Option<String> = None => optional_text;
         /// Runner `llm`: name of the environment variable with the key.
         key_env: Option<String> = None => optional_text;
-        /// File with the system prompt, relative to the configuration file.
+        /// Runner `llm`: file with the system prompt, relative to the configuration file.
         system_prompt_file: Option<String> = None => optional_text;
         /// Runner `llm`: other `llm` agents that answer in its place, in this order, while its interface
         /// can't be reached or is busy.
@@ -220,16 +220,39 @@ fn completeness(mut agent: Agent, node: &Node, faults: &mut Faults) -> Agent {
     {
         faults.error(key_env.at, "`key_env` and `key_file` are both given; keep one");
     }
-    if agent.steering && agent.runner != Runner::Command {
-        let at = node.get("steering").map_or(node.at, |steering| steering.at);
-        faults.error(at, format!("`steering` is for `runner: command`, and this one has `runner: {}`; remove it", agent.runner));
-    }
+    refuse_misplaced(&agent, node, faults);
     if let (Some(command), Some(command_node)) = (&agent.command, node.get("command"))
         && let Some(argv) = split_command(command, command_node, faults)
     {
         agent.argv = argv;
     }
     agent
+}
+
+/// Notes each key that another runner would heed: whoever gives a budget to one that nobody counts believes it is kept.
+fn refuse_misplaced(agent: &Agent, node: &Node, faults: &mut Faults) {
+    let usual = Agent::default();
+    let of_llm = [
+        ("provider", agent.provider != usual.provider),
+        ("url", agent.url.is_some()),
+        ("model", agent.model.is_some()),
+        ("key_file", agent.key_file.is_some()),
+        ("key_env", agent.key_env.is_some()),
+        ("system_prompt_file", agent.system_prompt_file.is_some()),
+        ("fallback", !agent.fallback.is_empty()),
+        ("max_tokens", agent.max_tokens.is_some()),
+        ("context_tokens", agent.context_tokens.is_some()),
+        ("tool_rounds_max", agent.tool_rounds_max != usual.tool_rounds_max),
+        ("budget", agent.budget != usual.budget),
+        ("mcp", !agent.mcp.is_empty()),
+    ];
+    let of_llm = of_llm.into_iter().map(|(key, is_given)| (key, is_given, Runner::Llm));
+    for (key, is_given, runner) in of_llm.chain([("steering", agent.steering, Runner::Command)]) {
+        if is_given && agent.runner != runner {
+            let at = node.get(key).map_or(node.at, |given| given.at);
+            faults.error(at, format!("`{key}` is for `runner: {runner}`, and this one has `runner: {}`; remove it", agent.runner));
+        }
+    }
 }
 
 fn http_url(node: &Node, name: &str, faults: &mut Faults) -> Option<Option<String>> {

@@ -212,6 +212,33 @@ mod tests {
     }
 
     #[test]
+    fn what_only_a_model_heeds_is_refused_elsewhere() {
+        let keys = [
+            ("provider", "groq"),
+            ("url", "'http://h'"),
+            ("model", "m"),
+            ("key_file", "k"),
+            ("key_env", "K"),
+            ("system_prompt_file", "p"),
+            ("fallback", "[b]"),
+            ("max_tokens", "1"),
+            ("context_tokens", "256"),
+            ("tool_rounds_max", "1"),
+            ("budget", "{tokens_per_day: 1000}"),
+            ("mcp", "{files: {command: run}}"),
+        ];
+        for runner in ["echo", "command", "acp"] {
+            for (key, value) in keys {
+                let before = format!("agents: {{b: {{runner: llm, model: m, provider: xai}}, a: {{runner: {runner}, command: c, {key}: ");
+                let column = before.len() + 1;
+                let told = format!("1:{column} `{key}` is for `runner: llm`, and this one has `runner: {runner}`; remove it");
+                assert_eq!(errors(&format!("{before}{value}}}}}")), [told]);
+            }
+        }
+        loaded("agents: {a: {runner: acp, command: c, budget: {}, mcp: {}, fallback: [], tool_rounds_max: 8, max_tokens: ~}}");
+    }
+
+    #[test]
     fn what_a_model_needs_is_checked_where_it_is_written() {
         for (agent, expected) in [
             ("{runner: llm, model: m, provider: openai}", "needs `url`"),

@@ -253,7 +253,7 @@ adapters:
     env: {API_TOKEN: hush1, PLAIN: seen1}
     accounts: {me: {config: {Password: hush2, deep: {list: [{client_secret: [hush3]}]}, plain: seen2}}}
 agents:
-  a: {runner: command, command: run, env: {OPENAI_KEY: hush4}, mcp: {files: {command: f, env: {FILES_TOKEN: hush5}}}}
+  a: {runner: llm, model: m, url: 'http://h', env: {OPENAI_KEY: hush4}, mcp: {files: {command: f, env: {FILES_TOKEN: hush5}}}}
 daemon: {token_file: seen3}
 ";
         let shown = loaded(text).show();

@@ -38,8 +38,9 @@ fn of(report: &AutomationReport, known: Option<&Knowledge>) -> Value {
     if disabled_itself {
         shown["status"] = "disabled".into();
     }
-    // It was written as JSON.
-    shown["state"] = known.and_then(|known| known.state.as_deref()).and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+    // It was written as JSON. What can't be read is shown as it is.
+    let state = known.and_then(|known| known.state.as_deref());
+    shown["state"] = state.map_or(Value::Null, |text| serde_json::from_str(text).unwrap_or_else(|_| Value::from(text)));
     shown
 }
 

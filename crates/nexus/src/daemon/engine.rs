@@ -84,7 +84,7 @@ pub(super) async fn start(ground: Ground<'_>, interrupted: Vec<Interrupted>, plu
     let Ground { config, workspace, keeper, servers, ledgers, bus, metrics, plugins, ref plugins_need, watch_over, epoch, .. } = ground;
     let settings = settings(config, keeper, servers, ground.acp, ground.projects, workspace);
     let settings = settings.map_err(|error| StartError::Setting(describe(&error)))?;
-    let recovered = recovery::recover(ledgers, &settings, interrupted, epoch).await?;
+    let (recovered, ended) = recovery::recover(ledgers, &settings, interrupted, epoch).await?;
     let stopped = ledgers.nexus.readers.read(stopped_requests).await?;
     let routes = routes(config);
     let expiry = Expiry::new(ledgers.events.readers.read(newest_received_at).await?);
@@ -141,6 +141,7 @@ pub(super) async fn start(ground: Ground<'_>, interrupted: Vec<Interrupted>, plu
         turns: Turns::after(stopped),
         wellbeing: Default::default(),
     });
+    pipeline.tell_of_ended(ended);
     let tasks = follow(&ground, &pipeline, turns, &committed);
     let pending = Pending::default();
     let (stats, router_stats) = watch::channel(RouterStats::default());
@@ -159,6 +160,7 @@ async fn outbox(ground: &Ground<'_>, routes: &Routes, expiry: &Expiry) -> Result
         expiry.clone(),
         ground.epoch,
     );
+    outbox.tell(ground.plugins);
     // Before the router: nothing new may enter a lane ahead of what waits in it.
     let held = outbox.take_up_uncertain(|delivery| may_retry(ground.config, delivery)).await?;
     if held > 0 {

@@ -3,8 +3,10 @@
 use super::control::Control;
 use crate::clock;
 use crate::ledger::agents::PruneCalls;
-use crate::ledger::nexus::{CountAnalytics, Prune, delivery_counts};
+use crate::ledger::nexus::{CountAnalytics, NexusCommand, Prune, delivery_counts};
+use crate::ledger::writer::Writer;
 use crate::metrics::{DbLabel, QueueLabel};
+use crate::plugin::{Batch, Counts};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,6 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 const DISK_EVERY: Duration = Duration::from_secs(5);
 const ANALYTICS_EVERY: Duration = Duration::from_secs(60);
+/// What couldn't be written, and what was counted since.
+const BATCHES_AT_ONCE_MAX: usize = 2;
 const PRUNE_EVERY: Duration = Duration::from_secs(3600);
 /// Rows lightened per transaction.
 const PRUNE_ROWS: u32 = 1000;
@@ -76,11 +80,20 @@ fn watch_disk(directory: &Path, min_free_mb: u64, disk: &watch::Sender<bool>) {
 }
 
 pub(super) async fn write_analytics(control: &Control) {
-    let hours = control.plugins.counts().take();
-    if !hours.is_empty()
-        && let Err(error) = control.ledgers.nexus.writer.write(CountAnalytics { hours }).await
-    {
-        tracing::warn!(%error, "analytics not written");
+    write_counts(control.plugins.counts(), &control.ledgers.nexus.writer, control.pipeline.epoch).await;
+}
+
+/// Writes what was counted; what couldn't be written before comes first. What can't be now stays for the next time.
+async fn write_counts(counts: &Counts, writer: &Writer<NexusCommand>, epoch: i64) {
+    for _ in 0..BATCHES_AT_ONCE_MAX {
+        let Some(Batch { number, hours }) = counts.unwritten() else { return };
+        match writer.write(CountAnalytics { hours, number, epoch }).await {
+            Ok(()) => counts.written(number),
+            Err(error) => {
+                tracing::warn!(%error, "analytics not written; they are kept until they can be, or the daemon ends");
+                return;
+            }
+        }
     }
 }
 
@@ -150,5 +163,38 @@ pub(super) fn refresh_gauges(control: &Control) {
     ];
     for (queue, depth) in queues {
         metrics.queues.get_or_create(&QueueLabel { queue }).set(i64::try_from(depth).unwrap_or(i64::MAX));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::ledger::Ledgers;
+    use crate::plugin::Plugins;
+    use nexus_core::request::{NexusRequest, Stage};
+
+    #[tokio::test]
+    async fn what_could_not_be_written_is_written_later_and_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let (ledgers, _threads) = Ledgers::start(directory.path(), 0).unwrap();
+        let (plugins, writer) = (Plugins::new(&["analytics".to_owned()]), &ledgers.nexus.writer);
+        let request = NexusRequest::new("req_1".to_owned(), 1, 0, crate::samples::event("fake:1"));
+        let counted = || {
+            let sql = "SELECT coalesce(sum(requests), 0) FROM analytics_hourly";
+            let connection = rusqlite::Connection::open(directory.path().join("nexus.db")).unwrap();
+            connection.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap()
+        };
+        let refuse = |sql: &str| rusqlite::Connection::open(directory.path().join("nexus.db")).unwrap().execute_batch(sql).unwrap();
+        plugins.after(Stage::Finalize, &request);
+        refuse("CREATE TRIGGER refuse BEFORE INSERT ON analytics_hourly BEGIN SELECT RAISE(ABORT, 'of the test'); END");
+        write_counts(plugins.counts(), writer, 1).await;
+        assert_eq!(counted(), 0);
+        plugins.after(Stage::Finalize, &request);
+        refuse("DROP TRIGGER refuse");
+        write_counts(plugins.counts(), writer, 1).await;
+        assert_eq!(counted(), 2, "what was refused, and what came since");
+        write_counts(plugins.counts(), writer, 1).await;
+        assert_eq!(counted(), 2);
     }
 }

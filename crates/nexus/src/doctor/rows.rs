@@ -139,6 +139,11 @@ pub(super) const NEXUS: &[Rule] = &[
               WHERE epoch > (SELECT value FROM counters WHERE name = 'epoch')",
     },
     Rule {
+        check: Check::Records,
+        what: "automation(s) whose state can't be read",
+        sql: "SELECT name FROM automations WHERE state IS NOT NULL AND NOT json_valid(state)",
+    },
+    Rule {
         check: Check::Deliveries,
         what: "message(s) to be sent for no request",
         // What a plugin says without a request is of no event.
@@ -310,6 +315,7 @@ mod tests {
             ("UPDATE nexus_requests SET status = 'denied'", "isn't completed (run_1)"),
             ("UPDATE nexus_requests SET status = 'expired'", "isn't completed (run_1)"),
             ("UPDATE runs SET epoch = 2", "an epoch that has not begun (runs)"),
+            ("INSERT INTO automations VALUES ('x', '{', 0, 1)", "whose state can't be read (x)"),
             ("UPDATE deliveries SET request_id = 'req_2'", "for no request (dlv_1)"),
             ("UPDATE deliveries SET run_id = 'run_2'", "of no run (dlv_1)"),
             ("UPDATE deliveries SET sent_seq = NULL", "among those sent don't fit together (dlv_1)"),

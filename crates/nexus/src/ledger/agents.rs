@@ -56,6 +56,14 @@ pub struct TurnRecord {
     pub cost_usd: Option<f64>,
 }
 
+impl TurnRecord {
+    /// As `runs.turn_json` keeps it. Were it ever none, its run would break off here and end as failed: none may end
+    /// well without its turn.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("a turn is texts and numbers, and any of those is JSON")
+    }
+}
+
 /// Somebody whose words a turn answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Speaker {
@@ -450,6 +458,18 @@ mod tests {
         assert_eq!(own(&["sms:ann", "mail:ann"]), (vec!["Annasked t1".to_owned(), "Annasked t4".to_owned()], 0, 6));
         assert_eq!(own(&["sms:bob"]), (vec!["asked t2".to_owned()], 0, 8), "what was answered with another's words is theirs too");
         assert_eq!(own(&["sms:eve"]), (Vec::new(), 0, 10));
+    }
+
+    #[test]
+    fn a_turn_of_any_texts_and_numbers_can_be_written_and_read() {
+        let strange = "\0\u{7f}\u{fffd}\"\\ \u{1f600}".to_owned();
+        let text = || Some(strange.clone());
+        let (call_id, name, status) = ("c".to_owned(), strange.clone(), "completed".to_owned());
+        let call = ToolCall { call_id, name, status, summary: text(), arguments: text(), result: None };
+        let one = TurnRecord { user: strange.clone(), tool_calls: vec![call], cost_usd: Some(f64::INFINITY), ..turn("t1", "dm:a") };
+        let read: TurnRecord = serde_json::from_str(&one.to_json()).unwrap();
+        assert_eq!((&read.user, &read.tool_calls[0].arguments), (&strange, &text()));
+        assert_eq!(read.cost_usd, None, "no number that JSON has");
     }
 
     #[test]

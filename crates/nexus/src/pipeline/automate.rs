@@ -83,7 +83,14 @@ impl Pipeline {
         if disabled {
             return Ok(Part::Silent);
         }
-        let state = state.and_then(|text| serde_json::from_str::<Value>(&text).ok());
+        let state = match state.map(|text| serde_json::from_str::<Value>(&text)).transpose() {
+            Ok(state) => state,
+            // To begin anew would have it do again what it has done, and what it knew would be written over.
+            Err(error) => {
+                tracing::error!(automation = one.name(), %error, "what an automation knows can't be read; it is not asked");
+                return Ok(Part::Failed(format!("its state in nexus.db can't be read, and stays as it is: {error}")));
+            }
+        };
         let check = |advice: &Advice| self.check_advice(advice, request, settings);
         match self.automations.ask(one, request, state, left.saturating_sub(began.elapsed()), check).await {
             Ok(advice) if advice.lasts() => self.keep(one.name(), request.event_seq, advice).await,
@@ -148,14 +155,18 @@ impl Pipeline {
         request: &NexusRequest,
         principal: &Principal,
     ) -> Option<Exit> {
-        if let Some(text) = &advice.enrich {
-            add(&mut triggers.enrichment, text);
+        if let Some(text) = &advice.enrich
+            && !add(&mut triggers.enrichment, text)
+        {
+            leave_out(triggers, "enrich");
         }
         if advice.fire {
             triggers.fired_by.get_or_insert_with(|| automation.to_owned());
             triggers.routing_override = triggers.routing_override.take().or(advice.agent);
-            if let Some(text) = &advice.context {
-                add(&mut triggers.context, text);
+            if let Some(text) = &advice.context
+                && !add(&mut triggers.context, text)
+            {
+                leave_out(triggers, "context");
             }
         }
         let by = format!("automation:{automation}");
@@ -200,16 +211,26 @@ fn unasked(request: &NexusRequest) -> Option<String> {
     (!wakes).then(|| recorded_only(&event.content_type))
 }
 
-/// Puts one text behind another, as far as there is room.
-fn add(to: &mut Option<String>, text: &str) {
+/// Puts one text behind another; false if there is no room.
+fn add(to: &mut Option<String>, text: &str) -> bool {
+    let before = to.as_deref().unwrap_or_default();
+    let between = if before.is_empty() { "" } else { BETWEEN };
+    if before.len() + between.len() + text.len() > CONTEXT_BYTES_MAX {
+        return false;
+    }
     let all = to.get_or_insert_default();
-    if all.len() + BETWEEN.len() + text.len() > CONTEXT_BYTES_MAX {
-        return;
-    }
-    if !all.is_empty() {
-        all.push_str(BETWEEN);
-    }
+    all.push_str(between);
     all.push_str(text);
+    true
+}
+
+/// Notes that a text of the automation that was asked last found no room.
+fn leave_out(triggers: &mut TriggersSection, what: &str) {
+    if let Some(part) = triggers.results.last_mut() {
+        part.did.retain(|did| did != what);
+        let told = format!("`{what}` is left out: with what other automations said it is longer than {CONTEXT_BYTES_MAX} bytes");
+        part.error = Some(part.error.take().map_or(told.clone(), |before| format!("{before}; {told}")));
+    }
 }
 
 #[cfg(test)]
@@ -219,11 +240,26 @@ mod tests {
     #[test]
     fn texts_are_put_together_within_bounds() {
         let mut all = None;
-        add(&mut all, "one");
-        add(&mut all, "two");
+        assert!(add(&mut all, "one") && add(&mut all, "two"));
         assert_eq!(all.as_deref(), Some("one\n\ntwo"));
-        add(&mut all, &"x".repeat(CONTEXT_BYTES_MAX));
+        assert!(!add(&mut all, &"x".repeat(CONTEXT_BYTES_MAX)));
         assert_eq!(all.as_deref(), Some("one\n\ntwo"), "no half of a text");
+        assert!(add(&mut None, &"x".repeat(CONTEXT_BYTES_MAX)), "one alone may have all of it");
+    }
+
+    #[test]
+    fn what_found_no_room_is_told_and_was_not_done() {
+        let mut triggers = TriggersSection::default();
+        let advice = Advice { fire: true, enrich: Some("e".to_owned()), ..Advice::default() };
+        note(&mut triggers, "a", &Part::Said { advice: advice.clone(), repeated: false }, Duration::ZERO);
+        note(&mut triggers, "b", &Part::Said { advice, repeated: false }, Duration::ZERO);
+        leave_out(&mut triggers, "enrich");
+        leave_out(&mut triggers, "context");
+        let [first, second] = triggers.results.as_slice() else { panic!("{triggers:?}") };
+        assert_eq!((first.did.join(" "), &first.error), ("fire enrich".to_owned(), &None));
+        let error = second.error.as_deref().unwrap_or_default();
+        assert!(error.starts_with("`enrich` is left out: ") && error.contains("; `context` is left out: "), "{error}");
+        assert_eq!(second.did, ["fire"]);
     }
 
     #[test]

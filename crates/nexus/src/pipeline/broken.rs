@@ -7,9 +7,10 @@ use crate::clock;
 use crate::error_text::describe;
 use crate::ledger::nexus::{Audit, Fellow, FellowEnd, FinishRun, NewDelivery, StartRun, deliveries_of, request_by_event};
 use crate::panics::{self, Panicked};
-use nexus_core::request::{NexusRequest, Status};
+use nexus_core::request::{NexusRequest, Stage, Status};
 use rusqlite::Connection;
 use std::sync::Arc;
+use std::time::Duration;
 
 impl Pipeline {
     /// Tells of a panic in the work on a request; why the request failed.
@@ -79,6 +80,18 @@ impl Pipeline {
         Some(recovery::note(request, &self.settings.load().access, place, Some(run_id.to_owned())))
     }
 
+    /// Stage 8 of a request whose run broke off.
+    fn finalize_broken(&self, request: &mut NexusRequest) {
+        let failed = request.reason.clone().filter(|_| request.status == Status::Failed);
+        if let Some(reason) = failed {
+            self.record(request, Stage::RunAgent, clock::wall_ms(), Duration::ZERO, Some(&Exit::Failed(reason)), Vec::new());
+        }
+        // Its end is on disk, whatever a hook does.
+        if let Err(panicked) = panics::catch(|| self.finalize(request)) {
+            self.defect(request.event_seq, &panicked);
+        }
+    }
+
     /// Ends the run as failed, and has said what there is to say. False when it is not the request's run, `None` when
     /// that could not be written.
     async fn fail_run(
@@ -143,8 +156,10 @@ impl Pipeline {
         };
         for other in &mut others {
             (other.status, other.reason) = (request.status, request.reason.clone());
+            self.finalize_broken(other);
             self.announce_end(other, None);
         }
+        self.finalize_broken(request);
         self.announce_end(request, (!text.is_empty()).then_some(text.as_str()));
         self.wait_for_turn(finish_seq).await;
         Some(true)

@@ -146,7 +146,7 @@ fn pipeline(ledgers: Ledgers, admitted: watch::Receiver<i64>) -> Pipeline {
         bus,
         watch_over,
         metrics,
-        plugins: Arc::new(Plugins::new(&[])),
+        plugins: Arc::new(Plugins::new(&["analytics".to_owned()])),
         automations: Arc::default(),
         routes,
         replies: Replies::default(),
@@ -207,6 +207,15 @@ async fn one_whose_run_began_ends_with_it_and_its_sender_is_told() {
     assert_eq!((row.status.as_str(), row.attempts), ("failed", 1));
     let said = place.said().await;
     assert_eq!(said, ["Your message was interrupted while it was being answered."], "it is no owner's");
+}
+
+#[tokio::test]
+async fn plugins_are_told_of_a_run_that_broke_off() {
+    let place = Place::with_a_request().await;
+    place.start_run().await;
+    place.break_off(Some("run_1")).await;
+    let hours = place.pipeline.plugins.counts().unwritten().unwrap().hours;
+    assert_eq!(hours.iter().map(|hour| (hour.status, hour.requests)).collect::<Vec<_>>(), [("failed", 1)]);
 }
 
 #[tokio::test]

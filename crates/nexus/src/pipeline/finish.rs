@@ -1,7 +1,7 @@
 //! The end of a run, and stages 7 and 8: commit, let the session go on, deliver, finalize.
 
 use super::notices::OfRun;
-use super::outbox::DeliveryResult;
+use super::outbox::{DeliveryResult, Outcome};
 use super::outlet::Left;
 use super::recovery::is_between_us;
 use super::run::{Seen, Work};
@@ -75,7 +75,7 @@ impl Pipeline {
             is_aborted: verdict.is_aborted(),
             status: prepared.request.status,
             reason: prepared.request.reason.clone(),
-            turn_json: serde_json::to_string(&turn).ok(),
+            turn_json: Some(turn.to_json()),
             deliveries: deliveries.clone(),
             stream: left.stream_text(&end),
             wait: verdict.wait(&prepared.request),
@@ -262,8 +262,7 @@ impl Pipeline {
         let total = waiting.len();
         let outcomes = waiting.settle(DELIVERY_WAIT, &self.abandon).await;
         let pending = total - outcomes.len();
-        for outcome in outcomes.iter().filter(|outcome| outcome.status == "failed") {
-            let why = outcome.error.as_deref().unwrap_or("a message could not be delivered");
+        for why in outcomes.iter().filter_map(Outcome::failure) {
             self.plugins.failed(&prepared.request, Stage::DeliverResponse, why);
         }
         let result = json!(DeliveryResult { deliveries: total, settled: Some(outcomes), pending });

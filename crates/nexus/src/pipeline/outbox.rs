@@ -7,6 +7,7 @@ mod deliver;
 mod say;
 mod split;
 mod stream;
+mod unheard;
 
 pub use say::{Message, SayError, Told};
 
@@ -18,11 +19,12 @@ use crate::ledger::writer::WriteError;
 use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::panics;
+use crate::plugin::Plugins;
 use crate::routes::Routes;
 use crate::watch::Watch;
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -52,6 +54,8 @@ struct Shared {
     metrics: Metrics,
     expiry: Expiry,
     epoch: i64,
+    /// Told of answers that don't arrive. They lead back here.
+    plugins: OnceLock<Weak<Plugins>>,
     lanes: Mutex<HashMap<String, Lane>>,
     sends: Semaphore,
     sends_of: Mutex<HashMap<String, Arc<Semaphore>>>,
@@ -138,6 +142,13 @@ pub struct Outcome {
     pub error: Option<String>,
 }
 
+impl Outcome {
+    /// Why it wasn't sent, or not surely.
+    pub fn failure(&self) -> Option<&str> {
+        (self.status != "sent").then(|| self.error.as_deref().unwrap_or("a message could not be delivered"))
+    }
+}
+
 /// Deliveries whose end can be waited for.
 #[derive(Debug, Default)]
 pub struct Waiting(Vec<oneshot::Receiver<Outcome>>);
@@ -162,12 +173,21 @@ impl Waiting {
     pub async fn settle(self, patience: Duration, abandon: &CancellationToken) -> Vec<Outcome> {
         let deadline = tokio::time::Instant::now() + patience;
         let mut outcomes = Vec::with_capacity(self.0.len());
-        for receiver in self.0 {
-            tokio::select! {
-                outcome = receiver => outcomes.extend(outcome.ok()),
-                () = tokio::time::sleep_until(deadline) => break,
-                () = abandon.cancelled() => break,
+        let mut is_over = false;
+        for mut receiver in self.0 {
+            if !is_over {
+                tokio::select! {
+                    outcome = &mut receiver => {
+                        outcomes.extend(outcome.ok());
+                        continue;
+                    }
+                    () = tokio::time::sleep_until(deadline) => is_over = true,
+                    () = abandon.cancelled() => is_over = true,
+                }
             }
+            // One that ended just now is heard here, and any later one elsewhere.
+            receiver.close();
+            outcomes.extend(receiver.try_recv().ok());
         }
         outcomes
     }
@@ -183,6 +203,7 @@ impl Outbox {
             metrics,
             expiry,
             epoch,
+            plugins: OnceLock::new(),
             lanes: Mutex::default(),
             sends: Semaphore::new(SENDS_MAX),
             sends_of: Mutex::default(),

@@ -342,3 +342,15 @@ async fn a_stream_that_a_defect_broke_off_has_no_text_to_send_again() {
         assert_eq!(place.status("d").await, status);
     }
 }
+
+#[tokio::test]
+async fn an_end_is_heard_by_who_waits_or_known_to_be_unheard() {
+    let outcome = |id: &str| Outcome { delivery_id: id.to_owned(), status: "failed", error: None };
+    let ((early, ended), (late, goes_on)) = (oneshot::channel(), oneshot::channel());
+    assert!(early.send(outcome("early")).is_ok());
+    let over = CancellationToken::new();
+    over.cancel();
+    let heard = Waiting(vec![goes_on, ended]).settle(DEADLINE, &over).await;
+    assert_eq!(heard.iter().map(|outcome| outcome.delivery_id.as_str()).collect::<Vec<_>>(), ["early"], "it had ended before");
+    assert!(late.send(outcome("late")).is_err(), "nobody waits for it any more");
+}

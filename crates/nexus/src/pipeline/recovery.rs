@@ -2,17 +2,18 @@
 //! (contract: `on_interrupted`). The rest of recovery is normal running.
 
 use super::trace::trace_value;
-use super::{Settings, scheduled};
+use super::{Pipeline, Settings, scheduled};
 use crate::access::Given;
 use crate::clock;
 use crate::ledger::agents::{ToolCall, TurnRecord};
 use crate::ledger::events::by_seq;
 use crate::ledger::nexus::{Interrupted, NewDelivery, ReviveRequest, request_id_of, run_turn};
 use crate::ledger::{Ledgers, ReadError, writer::WriteError};
+use crate::panics;
 use crate::routes::Place;
 use nexus_core::config::{self, OnInterrupted};
 use nexus_core::event::{Event, PeerKind};
-use nexus_core::request::{AgentSection, NexusRequest, ResponseSection, Stage, Status};
+use nexus_core::request::{AgentSection, NexusRequest, ResponseSection, Stage, StageTrace, Status};
 use serde_json::{Value, json};
 use std::collections::{HashMap, HashSet};
 
@@ -36,7 +37,8 @@ pub struct Recovered {
     pub failed: usize,
 }
 
-/// Decides about each interrupted request, and writes it.
+/// Decides about each interrupted request, and writes it. Those that it ended come along, for
+/// [`Pipeline::tell_of_ended`]: nobody is there yet who could be told.
 ///
 /// # Errors
 /// When a ledger can't be read or written; nothing is half decided.
@@ -45,8 +47,8 @@ pub async fn recover(
     settings: &Settings,
     interrupted: Vec<Interrupted>,
     epoch: i64,
-) -> Result<Recovered, RecoveryError> {
-    let mut recovered = Recovered::default();
+) -> Result<(Recovered, Vec<NexusRequest>), RecoveryError> {
+    let (mut recovered, mut ended) = (Recovered::default(), Vec::new());
     let verdicts: Vec<Verdict> = interrupted.iter().map(|one| decide(one, settings)).collect();
     let spoken = spoken_to(&interrupted, &verdicts);
     for (one, verdict) in interrupted.into_iter().zip(verdicts) {
@@ -72,12 +74,26 @@ pub async fn recover(
             }
         }
         tracing::info!(event_seq = seq, attempts = one.attempts, to = to.as_str(), reason, "interrupted request");
-        let Told { trace, note } = told;
+        let Told { trace, note, request } = told;
         let revive =
             ReviveRequest { event_seq: seq, to, reason: reason.map(Into::into), trace, delivery: note, at: clock::wall_ms(), epoch };
         ledgers.nexus.writer.write(revive).await?;
+        ended.extend(request);
     }
-    Ok(recovered)
+    Ok((recovered, ended))
+}
+
+impl Pipeline {
+    /// Tells plugins and all who listen of requests that the start ended.
+    pub fn tell_of_ended(&self, requests: Vec<NexusRequest>) {
+        for mut request in requests {
+            // Its end is on disk, whatever a hook does.
+            if let Err(panicked) = panics::catch(|| self.finalize(&mut request)) {
+                self.defect(request.event_seq, &panicked);
+            }
+            self.announce_end(&request, None);
+        }
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -131,6 +147,7 @@ fn decide(one: &Interrupted, settings: &Settings) -> Verdict {
 struct Told {
     trace: Option<String>,
     note: Option<NewDelivery>,
+    request: Option<NexusRequest>,
 }
 
 async fn tell(ledgers: &Ledgers, access: &config::Access, one: &Interrupted, reason: &str) -> Result<Told, ReadError> {
@@ -142,14 +159,24 @@ async fn tell(ledgers: &Ledgers, access: &config::Access, one: &Interrupted, rea
         Some(run_id) => ledgers.nexus.readers.read(move |connection| run_turn(connection, &run_id)).await?,
         None => None,
     };
-    let request = event.into_request(request_id, clock::wall_ms());
+    let mut request = event.into_request(request_id, clock::wall_ms());
     let place = scheduled::place_of(ledgers, &request).await?;
     let note = place.map(|place| note(&request, access, place, one.run_id.clone()));
-    Ok(Told { trace: Some(trace(request, one, turn, reason)), note })
+    let trace = trace(&mut request, one, turn, reason);
+    (request.status, request.reason) = (Status::Failed, Some(reason.to_owned()));
+    request.pipeline.push(StageTrace {
+        stage: Stage::RunAgent,
+        started_at: one.started_at.unwrap_or(request.created_at),
+        duration_ms: took_ms(one).unwrap_or_default() as f64,
+        exit_reason: None,
+        error: Some(reason.to_owned()),
+        hooks: Vec::new(),
+    });
+    Ok(Told { trace: Some(trace), note, request: Some(request) })
 }
 
 /// What is known of the run that was the last. The stages before it were only in memory.
-fn trace(mut request: NexusRequest, one: &Interrupted, turn: Option<TurnRecord>, reason: &str) -> String {
+fn trace(request: &mut NexusRequest, one: &Interrupted, turn: Option<TurnRecord>, reason: &str) -> String {
     request.agent = one.agent.clone().map(|agent_id| {
         let section = AgentSection::new(agent_id, one.session.clone().unwrap_or_default());
         AgentSection { run_id: one.run_id.clone(), ..section }
@@ -162,12 +189,17 @@ fn trace(mut request: NexusRequest, one: &Interrupted, turn: Option<TurnRecord>,
         duration_ms: turn.duration_ms,
         error: Some(reason.to_owned()),
     });
-    let mut trace = trace_value(&request);
+    let mut trace = trace_value(request);
     // Not a `StageTrace`: of a daemon that was killed nobody knows how long it took.
-    let took = one.started_at.zip(one.stopped_at).map(|(from, to)| (to - from).max(0));
+    let took = took_ms(one);
     let error = format!("attempt {}: {reason}", one.attempts);
     trace["pipeline"] = json!([{ "stage": Stage::RunAgent, "started_at": one.started_at, "duration_ms": took, "error": error }]);
     trace.to_string()
+}
+
+/// How long its last run took, where that is known.
+fn took_ms(one: &Interrupted) -> Option<i64> {
+    one.started_at.zip(one.stopped_at).map(|(from, to)| (to - from).max(0))
 }
 
 /// Whether it was the owner who said it, and nobody else reads the answer: then that may tell of the daemon's inside.
@@ -236,7 +268,7 @@ mod tests {
 
     #[test]
     fn the_trace_of_an_interrupted_request_says_what_is_known_and_no_more() {
-        let read = |stopped_at| serde_json::from_str::<Value>(&trace(request(), &interrupted(stopped_at), None, "why")).unwrap();
+        let read = |stopped_at| serde_json::from_str::<Value>(&trace(&mut request(), &interrupted(stopped_at), None, "why")).unwrap();
         let (stopped, killed) = (read(Some(15)), read(None));
         let stage = json!({ "stage": "runAgent", "started_at": 10, "duration_ms": 5, "error": "attempt 2: why" });
         assert_eq!(stopped["pipeline"], json!([stage]));

@@ -431,7 +431,7 @@ impl Pipeline {
         let is_silent = seen.text.is_empty() && seen.tool_calls.is_empty() && seen.usage.is_none();
         let said = Finished { usage: seen.usage.unwrap_or_default(), ..partial(std::mem::take(&mut seen.text)) };
         let turn = turn_record(prepared, run_id, &said, seen, started_at, spent);
-        let turn_json = if is_silent { None } else { serde_json::to_string(&turn).ok() };
+        let turn_json = (!is_silent).then(|| turn.to_json());
         let (fellows, at) = (prepared.fellow_seqs(), clock::wall_ms());
         let interrupt = InterruptRun { event_seq, fellows, run_id: run_id.to_owned(), turn_json, stream, at, epoch: self.epoch };
         tracing::warn!(request_id = prepared.request.request_id, run_id, "request interrupted; the next start decides by on_interrupted");

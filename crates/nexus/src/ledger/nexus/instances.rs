@@ -134,13 +134,26 @@ pub struct Hour {
     pub latency_ms: f64,
 }
 
+/// Batches of one life of the daemon that have numbers of their own: one a minute for eight thousand years.
+const BATCHES_MAX: i64 = 1 << 32;
+
+/// What was counted since the batch before.
 #[derive(Debug, Clone)]
 pub struct CountAnalytics {
     pub hours: Vec<Hour>,
+    /// The next one in this epoch, or the last one again.
+    pub number: i64,
+    pub epoch: i64,
 }
 
 impl CountAnalytics {
+    /// A repetition adds nothing.
     pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<()> {
+        let batch = self.epoch.saturating_mul(BATCHES_MAX).saturating_add(self.number);
+        let sql = "INSERT INTO counters VALUES ('analytics_batch', ?1) ON CONFLICT (name) DO UPDATE SET value = ?1 WHERE value < ?1";
+        if connection.prepare_cached(sql)?.execute([batch])? == 0 {
+            return Ok(());
+        }
         let sql = "INSERT INTO analytics_hourly VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (hour, channel, agent, status)
                    DO UPDATE SET requests = requests + ?5, latency_ms = latency_ms + ?6";
         for hour in &self.hours {
@@ -177,5 +190,30 @@ impl Weight for CountAnalytics {
     }
     fn rows(&self) -> usize {
         self.hours.len().max(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_batch_that_is_repeated_counts_once() {
+        let connection = crate::samples::nexus_ledger();
+        let count = |epoch: i64, number: i64, status: &'static str| {
+            let hour = Hour { hour: 7, channel: "c".to_owned(), agent: "a".to_owned(), status, requests: 2, latency_ms: 1.5 };
+            CountAnalytics { hours: vec![hour], number, epoch }.apply(&connection).unwrap();
+        };
+        // A life of the daemon counts its batches anew.
+        for (epoch, number) in [(1, 1), (1, 1), (1, 2), (2, 1), (2, 1)] {
+            count(epoch, number, "completed");
+        }
+        count(2, 2, "failed");
+        let sql = "SELECT hour || ' ' || channel || ' ' || agent || ' ' || status || ' ' || requests || ' ' || latency_ms
+                   FROM analytics_hourly ORDER BY status";
+        let mut statement = connection.prepare(sql).unwrap();
+        let rows: Vec<String> = statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+        assert_eq!(rows, ["7 c a completed 6 4.5", "7 c a failed 2 1.5"]);
     }
 }

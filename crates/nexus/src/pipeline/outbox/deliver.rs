@@ -78,10 +78,9 @@ impl Outbox {
                 continue;
             }
             let outcome = Outcome { delivery_id, status: ended.status(), error: ended.error().map(str::to_owned) };
-            if let Some(settled) = settled
-                && settled.send(outcome).is_err()
-            {
-                tracing::trace!(delivery_id = current.delivery_id, "nobody waits for this delivery any more");
+            let is_heard = settled.is_some_and(|settled| settled.send(outcome).is_ok());
+            if !is_heard {
+                self.tell_unheard(&current, &ended).await;
             }
             return;
         }
@@ -103,7 +102,11 @@ impl Outbox {
             "pending" => Settled::Failed { error: format!("a defect of the daemon before this was sent: {panicked}") },
             _ => return false, // it has its end
         };
-        self.settle(&row, &ended).await && matches!(ended, Settled::Retry { .. })
+        if !self.settle(&row, &ended).await {
+            return false;
+        }
+        self.tell_unheard(&row, &ended).await;
+        matches!(ended, Settled::Retry { .. })
     }
 
     /// Waits until the next attempt is due, or the delivery's time is up.
