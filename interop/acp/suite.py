@@ -2,23 +2,30 @@
 
 A turn of it says a few words, reads a file by a tool that needs no permission, asks for permission to
 edit another, and says what it did. What must hold: all of that arrives in its order, the owner's answer
-decides what it does, and a turn that is cut short leaves the same process ready for the next one.
+decides what it does, a turn that is cut short leaves the same process ready for the next one, and a process that
+is killed in the middle of a turn costs that turn and nothing more. After a restart of the daemon, of which this agent
+remembers nothing, the session goes on where it was.
 """
 
 import argparse
+import json
 import os
 import shlex
+import signal
 import sqlite3
 import sys
 import tempfile
+import time
 
-from daemon import Daemon, Failure
+from daemon import POLL_S, Daemon, Failure
 
 FIRST_WORDS = "I'll help you with that."
 ALLOWED = "Perfect! I've successfully updated the configuration."
 REFUSED = "I understand you prefer not to make that change."
 # It takes at least five seconds for a turn: this one ends before that.
 HASTY_MS = 2500
+# What is recorded once its answer is on its way.
+RECORDED_S = 30
 
 
 def configuration(agent):
@@ -59,6 +66,31 @@ def tool_calls(daemon):
         return ledger.execute(query).fetchall()
 
 
+def depth(daemon, conversation):
+    """How many turns follow each other in the session of a conversation."""
+    path = os.path.join(daemon.ledgers, "agents.db")
+    with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as ledger:
+        query = "SELECT count(*), max(depth) - min(depth) + 1 FROM turns WHERE session = ?"
+        turns, length = ledger.execute(query, (f"cli:{conversation}",)).fetchone()
+    return length if turns == length else None
+
+
+def comes_to(daemon, conversation, turns):
+    """Whether the session of a conversation has so many turns, at once or soon."""
+    deadline = time.monotonic() + RECORDED_S
+    while depth(daemon, conversation) != turns:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_S)
+    return True
+
+
+def connected(daemon):
+    """The processes of the agent that there were, in their order."""
+    with open(daemon.log, encoding="utf-8", errors="replace") as log:
+        return [int(json.loads(line)["pid"]) for line in log if "ACP agent connected" in line]
+
+
 def answered(suite, daemon, word, conversation, last_words):
     answer = daemon.say("Please update the configuration.", conversation)
     code = answer.code()
@@ -73,12 +105,36 @@ def answered(suite, daemon, word, conversation, last_words):
     return end
 
 
+def killed(suite, daemon):
+    """The agent's process dies in the middle of a turn."""
+    answer = daemon.say("Please update the configuration.", "killed")
+    answer.until("token")
+    os.kill(connected(daemon)[-1], signal.SIGKILL)
+    end = answer.end()
+    suite.check(end["status"] == "failed" and "died" in (end["reason"] or ""), "a turn whose agent is killed has failed, and says why")
+    suite.check(answer.questions == [], "it is not asked again: it may have acted")
+    answered(suite, daemon, "no", "killed", REFUSED)
+    suite.check(len(set(connected(daemon))) == 2, "another process answers")
+
+
+def restarted(suite, daemon):
+    """The daemon stops and starts in between two turns of a session."""
+    suite.check(comes_to(daemon, "first", 2), "the turns of a session follow each other")
+    wrong = daemon.stop()
+    suite.check(wrong is None, f"the daemon stops{'' if wrong is None else ': ' + wrong}")
+    daemon.start()
+    answered(suite, daemon, "yes", "first", ALLOWED)
+    suite.check(comes_to(daemon, "first", 3), "the session goes on behind its last turn")
+
+
 def run(suite, daemon, rewrite):
     answered(suite, daemon, "yes", "first", ALLOWED)
     calls = tool_calls(daemon)
     wanted = [("call_1", "Reading project files", "completed"), ("call_2", "Modifying critical configuration file", "completed")]
     suite.check([call[1:] for call in calls] == wanted, "the tool calls are recorded with their ends")
     answered(suite, daemon, "no", "first", REFUSED)
+    killed(suite, daemon)
+    restarted(suite, daemon)
     rewrite()
     answer = daemon.say("Please update the configuration.", "hasty")
     end = answer.end()
@@ -89,9 +145,7 @@ def run(suite, daemon, rewrite):
     answer.until("token")
     suite.check(answer.tokens[0].startswith(FIRST_WORDS), "the next turn begins")
     answer.end()
-    with open(daemon.log, encoding="utf-8", errors="replace") as log:
-        started = sum("ACP agent connected" in line for line in log)
-    suite.check(started == 1, "one process did all of it")
+    suite.check(len(connected(daemon)) == 3, "no other process was started than for the death and the restart")
 
 
 def main():

@@ -202,6 +202,9 @@ pub struct AgentSection {
     pub session_label: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent_turn_id: Option<String>,
+    /// What the run is recorded as, once it has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub turn_id: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_id: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -238,6 +241,7 @@ impl AgentSection {
             agent_id,
             session_label,
             parent_turn_id: None,
+            turn_id: None,
             run_id: None,
             model: None,
             provider: None,

@@ -114,8 +114,8 @@ fn said_at_all(daemon: &Daemon, text: &str) -> bool {
     daemon.texts("agents", "SELECT content FROM messages").iter().any(|said| said == text)
 }
 
-#[test]
-fn a_guests_question_goes_to_where_the_owner_was_heard_last() {
+/// A daemon that heard its owner on `boss`, and its configuration; whose adapter notes in the file `sends` what it says.
+fn with_a_boss() -> (Daemon, Value) {
     let mut daemon = Daemon::new();
     let mut wanted = with(&daemon, json!({ "mode": "ask" }), json!({}));
     let sends = daemon.file("sends");
@@ -128,17 +128,41 @@ fn a_guests_question_goes_to_where_the_owner_was_heard_last() {
     daemon.configure(&wanted);
     daemon.launch();
     eventually("the owner was heard", || daemon.ended("completed") == 1);
+    (daemon, wanted)
+}
+
+/// The owner is asked on `boss` and answers where the owner is too, on the command line.
+fn boss_answers(daemon: &Daemon) {
+    let text = find("the owner is asked", || {
+        let all = json_lines(daemon.file("sends"));
+        all.iter().map(Value::to_string).find(|send| send.contains("working for g1 on guest, wants to edit"))
+    });
+    let answered = say(daemon, &format!("yes {}", code_in(&text)));
+    assert_eq!(answered["status"], "handled_by_automation", "{answered}");
+    eventually("the guest has the answer", || said_at_all(daemon, "the answer was yes"));
+}
+
+#[test]
+fn a_guests_question_goes_to_where_the_owner_was_heard_last() {
+    let (daemon, mut wanted) = with_a_boss();
     wanted["adapters"]["guest"] = fake(json!({ "channel": "guest", "sender": "g1", "events": 1 }));
     daemon.configure(&wanted);
     daemon.nexus_ok(&["daemon", "reload"]);
-    let text = find("the owner is asked", || {
-        let all = json_lines(&sends);
-        all.iter().map(Value::to_string).find(|send| send.contains("working for g1 on guest, wants to edit"))
+    boss_answers(&daemon);
+}
+
+#[test]
+fn a_guests_question_finds_the_owner_after_a_restart() {
+    let (mut daemon, mut wanted) = with_a_boss();
+    daemon.kill9();
+    let sends = daemon.file("sends");
+    wanted["adapters"] = json!({
+        "boss": fake(json!({ "channel": "boss", "sender": "b1", "events": 0, "send_log": sends })),
+        "guest": fake(json!({ "channel": "guest", "sender": "g1", "events": 1 })),
     });
-    // On the command line, where the owner is too.
-    let answered = say(&daemon, &format!("yes {}", code_in(&text)));
-    assert_eq!(answered["status"], "handled_by_automation", "{answered}");
-    eventually("the guest has the answer", || said_at_all(&daemon, "the answer was yes"));
+    daemon.configure(&wanted);
+    daemon.launch();
+    boss_answers(&daemon);
 }
 
 #[test]

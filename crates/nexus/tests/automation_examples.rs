@@ -6,9 +6,10 @@ mod common;
 
 use automation::{example, put, report, sent, text_of, triggers};
 use common::model::{Model, text};
-use common::{Daemon, config, eventually, fake, json_lines, lines, only};
+use common::{Ask, DEADLINE, Daemon, Response, config, eventually, fake, http, json_lines, lines, only};
 use serde_json::{Value, json};
 use std::fs;
+use std::net::TcpStream;
 
 /// Every second.
 fn with_heartbeats(mut wanted: Value) -> Value {
@@ -108,35 +109,42 @@ fn somebody_is_asked_how_it_goes_once_a_day() {
     assert!(report(&daemon, "check-in")["state"]["asked_at"].as_i64().is_some_and(|at| at > 0));
 }
 
+/// What a shop sends to the bundled receiver.
+fn posted(address: &str, n: u32, body: &str) -> Response {
+    let socket = TcpStream::connect(address).unwrap();
+    socket.set_read_timeout(Some(DEADLINE)).unwrap();
+    let headers = vec![("content-type", "application/json".to_owned()), ("x-request-id", n.to_string())];
+    let ask = Ask { method: "POST", path: "/shop", host: "localhost", headers, body: Some(body.to_owned()) };
+    http::exchange(Box::new(socket), &ask).unwrap()
+}
+
 #[test]
 fn small_payments_go_to_no_agent() {
     let mut daemon = Daemon::new();
     put(&daemon, "large-payments.ts", &example("large-payments"));
-    let file = daemon.file("lines");
-    let event = |n: u32, content: &str| {
-        let event = json!({
-            "event_id": format!("webhook:{n}"), "timestamp": 1, "content": content, "content_type": "text", "channel": "webhook",
-            "account_id": "me", "sender_id": "shop", "peer_id": format!("p{n}"), "peer_kind": "dm",
-        });
-        format!("{event}\n")
-    };
-    let all = [r#"{"amount":12,"currency":"EUR"}"#, r#"{"amount":5000,"currency":"EUR"}"#, "no JSON", "null", r#"{"amount":"9000"}"#];
-    fs::write(&file, (1..).zip(all).map(|(n, content)| event(n, content)).collect::<String>()).unwrap();
-    let mut wanted = only("hooks", json!({ "channel": "webhook", "lines_file": file, "supports": ["monitor"] }));
+    let address = http::free_address();
+    let account = json!({ "config": { "verify": "none", "bind": address } });
+    let mut wanted = config(json!({ "hooks": { "command": "builtin:webhook", "accounts": { "shop": account } } }));
     let allow = json!({ "name": "shop", "effect": "allow", "match": { "principal": { "type": "webhook" } } });
     wanted["access"] = json!({ "policies": [allow] });
     daemon.configure(&wanted);
     daemon.launch();
+    eventually("it listens", || TcpStream::connect(&address).is_ok());
+    let all = [r#"{"amount":12,"currency":"EUR"}"#, r#"{"amount":5000,"currency":"EUR"}"#, "no JSON", "null", r#"{"amount":"9000"}"#];
+    for (n, body) in (1..).zip(all) {
+        let answer = posted(&address, n, body);
+        assert_eq!(answer.status, 200, "{answer:?}");
+    }
     eventually("all have ended", || daemon.terminal() == 5);
     let ends = "SELECT event_id || ' ' || status FROM nexus_requests ORDER BY event_seq";
-    let expected = [1, 2, 3, 4, 5].map(|n| format!("webhook:{n} {}", if n == 2 { "completed" } else { "handled_by_automation" }));
+    let expected = [1, 2, 3, 4, 5].map(|n| format!("webhook:shop:{n} {}", if n == 2 { "completed" } else { "handled_by_automation" }));
     assert_eq!(daemon.texts("nexus", ends), expected, "what can't be read goes to no agent either");
     let told = || daemon.texts("agents", "SELECT content FROM messages WHERE role = 'assistant' ORDER BY turn_id, n");
     eventually("the turns are recorded", || told().len() == 1);
     assert!(told()[0].starts_with("A payment of 5000 EUR, which is large."), "{:?}", told());
     let found = report(&daemon, "large-payments");
     assert_eq!(found["errors"], 0, "{found}");
-    eventually("it is logged", || daemon.stdout().contains("webhook:3 is no payment that can be read"));
+    eventually("it is logged", || daemon.stdout().contains("webhook:shop:3 is no payment that can be read"));
 }
 
 #[test]

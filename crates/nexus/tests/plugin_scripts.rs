@@ -4,6 +4,7 @@
 
 mod common;
 
+use common::model::{Model, reply};
 use common::{Ask, Daemon, config, eventually, fake, replace};
 use serde_json::{Value, json};
 use std::fs;
@@ -215,6 +216,33 @@ fn the_ledger_answers_only_who_is_granted_it_and_a_reload_grants_it() {
 }
 
 #[test]
+fn a_script_fetches_from_the_host_that_it_is_granted_and_from_no_other() {
+    let text = "export const plugin = { name: 'asks', async afterReceiveEvent(req) {\n\
+                try {\n\
+                const { status, headers, body } = await nexus.fetch(req.event.content, { method: 'POST', body: '{\"n\":1}' });\n\
+                req.event.content = `${status} ${headers.location} ${body}`;\n\
+                } catch (error) { req.event.content = error.message; }\n} };";
+    let other = Model::start(vec![reply("200 OK", "", "the other one")]);
+    let location = format!("location: {}\r\n", other.url());
+    let server = Model::start(vec![reply("200 OK", "", "here you are"), reply("302 Found", &location, "elsewhere")]);
+    let host = |url: &str| url.trim_start_matches("http://").split('/').next().unwrap().to_owned();
+    let daemon = daemon_with("asks.js", text, &json!({ "asks": [format!("fetch:{}", host(&server.url()))] }));
+    assert_eq!(sent(&daemon, &server.url())["text"], "200 undefined here you are");
+    let asked = server.asked();
+    assert!(asked.len() == 1 && asked[0].0.starts_with("post /v1/ ") && asked[0].1 == json!({ "n": 1 }), "{asked:?}");
+    // The address that a redirect names is told to the script, and asked by nobody.
+    assert_eq!(sent(&daemon, &server.url())["text"], format!("302 {} elsewhere", other.url()));
+    // Another port, and the same place by another name.
+    for url in [other.url(), server.url().replace("127.0.0.1", "localhost")] {
+        let end = sent(&daemon, &url);
+        let why = format!("`fetch:{}` is not granted to plugin `asks`", host(&url));
+        assert!(text_of(&end, "text").contains(&why), "{end}");
+    }
+    assert_eq!((other.asked().len(), server.asked().len()), (0, 2));
+    assert_eq!(report(&daemon, "asks")["errors"], 0);
+}
+
+#[test]
 fn what_a_script_changes_where_it_is_only_told_is_refused() {
     let text = "export const plugin = { name: 'late', onFinalize(req) { req.response.content = 'other'; } };";
     let daemon = daemon_with("late.js", text, &json!({}));
@@ -222,6 +250,14 @@ fn what_a_script_changes_where_it_is_only_told_is_refused() {
     eventually("it is told", || report(&daemon, "late")["errors"] == 1);
     let error = text_of(&report(&daemon, "late"), "last_error").to_owned();
     assert!(error.contains("its patch was refused") && error.contains("onFinalize"), "{error}");
+}
+
+#[test]
+fn a_script_sees_the_turn_that_the_run_is_recorded_as() {
+    let text = "export const plugin = { name: 'turn', afterRunAgent(req) { req.response.content = req.agent.turn_id; } };";
+    let daemon = daemon_with("turn.js", text, &json!({}));
+    let end = sent(&daemon, "hello");
+    eventually("the turn is recorded", || daemon.texts("agents", "SELECT turn_id FROM turns") == [text_of(&end, "text")]);
 }
 
 #[test]

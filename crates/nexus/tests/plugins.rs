@@ -292,6 +292,8 @@ fn observers_are_told_of_all_points_and_hold_up_nobody() {
     eventually("all were told", || seen().len() == 4);
     assert_eq!(seen(), &hooks[..4]);
     assert!(hooks_of(&daemon, "receiveEvent").is_null(), "nothing waited");
+    let told = report(&daemon, "sees")["told_p50_ms"].clone();
+    assert!(told.as_f64().is_some_and(|ms| ms > 0.0), "what it costs a request is measured: {told}");
     assert_eq!(sent(&daemon, "again")["text"], "again");
     // 4 frames wait for each request; the queue holds 256.
     eventually("the queue of the stuck one is full", || {

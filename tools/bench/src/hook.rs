@@ -1,6 +1,6 @@
 //! `hook`: what plugins cost a message. The same messages are answered with no plugin, with the built-in
-//! ones, with one that observes and with one that is asked; this program is the plugin as well. Then one call of
-//! an empty hook in the host of JavaScript plugins, by [`host`].
+//! ones, with one that observes all it can at every hook and with one that is asked; this program is the plugin as
+//! well. Then one call of an empty hook in the host of JavaScript plugins, by [`host`].
 
 use crate::daemon::{Daemon, Place};
 use crate::host::{self, Host};
@@ -26,6 +26,22 @@ pub(crate) struct Hook {
     #[arg(long, default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     messages: u32,
 }
+
+/// Where a plugin is called.
+static HOOKS: [&str; 9] = [
+    "afterReceiveEvent",
+    "afterResolveIdentity",
+    "afterResolveAccess",
+    "afterRunAutomations",
+    "afterAssembleContext",
+    "afterRunAgent",
+    "afterDeliverResponse",
+    "onFinalize",
+    "onError",
+];
+/// What a plugin may see.
+static SECTIONS: [&str; 11] =
+    ["event", "delivery", "principal", "access", "triggers", "agent", "context", "response", "delivery_result", "pipeline", "status"];
 
 /// The built-in plugins.
 const OWN: [&str; 2] = ["logging", "analytics"];
@@ -65,6 +81,14 @@ impl With {
             Self::Mutator => "mutate",
         }
     }
+
+    /// Where it is called, and what it sees: of one that observes, the most that it may cost.
+    fn called(self) -> (&'static [&'static str], &'static [&'static str]) {
+        match self {
+            Self::Observer => (&HOOKS, &SECTIONS),
+            Self::Nothing | Self::Builtin | Self::Mutator => (&HOOKS[..1], &SECTIONS[..1]),
+        }
+    }
 }
 
 /// What the runs of one kind came to, in milliseconds.
@@ -74,6 +98,8 @@ struct Figures {
     p99: Vec<f64>,
     call_p50: Vec<f64>,
     call_p99: Vec<f64>,
+    /// What leaving word for the one that observes took, by the daemon's own figures, in microseconds.
+    told_p50_us: Vec<f64>,
     /// Of the built-in ones, which no request waits for by name: one call, by the daemon's own figures.
     own: [Own; OWN.len()],
 }
@@ -110,6 +136,9 @@ pub(crate) fn run(bench: &Bench, hook: &Hook) -> Result<()> {
             row("one call, p50", &figures.call_p50)?;
             row("one call, p99", &figures.call_p99)?;
         }
+        if !figures.told_p50_us.is_empty() {
+            bench.report.row("hook, leaving word for a plugin that observes, p50", "us", &figures.told_p50_us)?;
+        }
         for (name, own) in OWN.iter().zip(&figures.own).filter(|(_, own)| !own.p50_us.is_empty()) {
             bench.report.row(&format!("hook, one call of the built-in {name}, p50"), "us", &own.p50_us)?;
             bench.report.row(&format!("hook, one call of the built-in {name}, mean"), "us", &own.mean_us)?;
@@ -122,8 +151,10 @@ fn measure(bench: &Bench, hook: &Hook, with: With, figures: &mut Figures) -> Res
     let place = Place::new(bench)?;
     let directory = place.file("workspace/plugins/bench");
     fs::create_dir_all(&directory).context("failed to make the plugin's directory")?;
+    let (hooks, sections) = with.called();
     let file = json!({
-        "command": format!("'{}' {WORD}", bench.own.display()), "hooks": ["afterReceiveEvent"], "mode": with.mode(), "timeout_ms": 60_000,
+        "command": format!("'{}' {WORD}", bench.own.display()), "hooks": hooks, "sections": sections, "mode": with.mode(),
+        "timeout_ms": 60_000,
     });
     fs::write(directory.join("plugin.yaml"), file.to_string()).context("failed to write the plugin")?;
     place.configure(&json!({ "plugins": { "enabled": with.enabled() } }))?;
@@ -140,19 +171,24 @@ fn measure(bench: &Bench, hook: &Hook, with: With, figures: &mut Figures) -> Res
         }
         With::Nothing | With::Builtin | With::Observer => ensure!(calls.is_empty(), "a request waited for a plugin that isn't asked"),
     }
+    let all = daemon.connect()?.get("/control/plugins")?;
     if with == With::Builtin {
-        let all = daemon.connect()?.get("/control/plugins")?;
         for (name, own) in OWN.iter().zip(&mut figures.own) {
-            let report = all["plugins"].as_array().into_iter().flatten().find(|one| one["name"] == *name);
-            let told_us = |key: &str| {
-                let ms = report.and_then(|one| one[key].as_f64());
-                ms.map(|ms| ms * 1e3).with_context(|| format!("`{key}` of {name} is not told"))
-            };
-            own.p50_us.push(told_us("p50_ms")?);
-            own.mean_us.push(told_us("mean_ms")?);
+            own.p50_us.push(told_us(&all, name, "p50_ms")?);
+            own.mean_us.push(told_us(&all, name, "mean_ms")?);
         }
     }
+    if with == With::Observer {
+        figures.told_p50_us.push(told_us(&all, "bench", "told_p50_ms")?);
+    }
     daemon.stop()
+}
+
+/// What the daemon says of a plugin, in microseconds.
+fn told_us(all: &Value, name: &str, key: &str) -> Result<f64> {
+    let report = all["plugins"].as_array().into_iter().flatten().find(|one| one["name"] == name);
+    let ms = report.and_then(|one| one[key].as_f64());
+    ms.map(|ms| ms * 1e3).with_context(|| format!("`{key}` of {name} is not told"))
 }
 
 /// Milliseconds of each message, from sending it to the end of its answer.

@@ -91,7 +91,13 @@ impl Questions {
         *self.owner.lock().unwrap_or_else(PoisonError::into_inner) = Some(place);
     }
 
-    /// Where the owner said something last since the daemon started, and can be answered.
+    /// The owner said something here before the daemon started; what they said since then counts for more. Returns where
+    /// they can be answered.
+    pub fn owner_was_at(&self, place: Place) -> Place {
+        self.owner.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(place).clone()
+    }
+
+    /// Where the owner said something last, as far as it is known here, and can be answered.
     pub fn owner_place(&self) -> Option<Place> {
         self.owner.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -124,6 +130,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use nexus_core::request::DeliveryTarget;
 
     #[test]
     fn an_answer_is_two_words_and_nothing_else_is_one() {
@@ -148,6 +155,25 @@ mod tests {
         let late = questions.open("a", &sender).unwrap().code().to_owned();
         assert!(!questions.answer(&late, Answer::Yes), "nobody waits for it any more");
         assert!(!questions.are_open());
+    }
+
+    #[test]
+    fn where_the_owner_was_before_the_start_counts_for_less_than_where_they_were_since() {
+        let place = |adapter: &str| {
+            let target = DeliveryTarget {
+                channel: adapter.to_owned(),
+                account_id: "me".to_owned(),
+                target: "p1".to_owned(),
+                thread_id: None,
+                reply_to_id: None,
+            };
+            Place { adapter: adapter.to_owned(), target }
+        };
+        let questions = Questions::default();
+        assert_eq!(questions.owner_was_at(place("old")), place("old"));
+        questions.owner_is_at(place("new"));
+        assert_eq!(questions.owner_was_at(place("old")), place("new"));
+        assert_eq!(questions.owner_place(), Some(place("new")));
     }
 
     #[test]

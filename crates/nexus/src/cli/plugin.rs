@@ -35,6 +35,7 @@ const TOLD: [&str; 23] = [
     "calls",
     "mean_ms",
     "p50_ms",
+    "told_p50_ms",
     "errors",
     "dropped",
     "ignored",
@@ -154,7 +155,7 @@ fn info(name: &str, global: &Global) -> anyhow::Result<Exit> {
 
 /// Times to the microsecond, for people.
 fn rounded(mut shown: Value) -> Value {
-    for key in ["mean_ms", "p50_ms"] {
+    for key in ["mean_ms", "p50_ms", "told_p50_ms"] {
         if let Some(ms) = shown[key].as_f64() {
             shown[key] = format!("{ms:.3}").into();
         }

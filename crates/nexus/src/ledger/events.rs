@@ -328,6 +328,23 @@ mod tests {
     }
 
     #[test]
+    fn of_those_who_are_wanted_each_adapters_newest_direct_word_is_found() {
+        let connection = ledger();
+        let said = |id: &str, sender: &str| NewEvent { sender_id: sender.to_owned(), ..event(id, 0, Disposition::Run) };
+        let in_group = NewEvent { peer_kind: PeerKind::Group, ..said("fake:3", "boss") };
+        let old = NewEvent { disposition: Disposition::History, ..said("fake:4", "boss") };
+        append(&connection, vec![said("fake:1", "boss"), said("fake:2", "boss"), in_group, old, said("fake:5", "guest")]);
+        let lines = Arc::new(Lines { events: vec![said("fake:6", "boss")], rejects: Vec::new() });
+        Append { adapter: "other".into(), account: "me".into(), lines }.apply(&connection).unwrap();
+        let found = |channel: &str| -> Vec<String> {
+            let is_wanted = |_: &str, of: &str, sender: &str| of == channel && sender == "boss";
+            newest_direct(&connection, is_wanted).unwrap().into_iter().map(|found| found.event.event_id).collect()
+        };
+        assert_eq!(found("fake"), ["fake:6", "fake:2"]);
+        assert!(found("mail").is_empty());
+    }
+
+    #[test]
     fn a_gap_only_grows_until_it_is_closed() {
         let connection = ledger();
         assert!(!open(&connection, 1_000), "an account that is new has missed nothing");

@@ -164,7 +164,7 @@ impl Pipeline {
         request.status = if verdict.error.is_some() { Status::Failed } else { Status::Completed };
         request.reason = verdict.reason(&prepared.abort);
         if let Some(agent) = &mut request.agent {
-            agent.run_id = Some(run_id.to_owned());
+            (agent.run_id, agent.turn_id) = (Some(run_id.to_owned()), Some(turn_id(run_id)));
             agent.model.clone_from(&verdict.finished.model);
             agent.provider.clone_from(&verdict.finished.provider);
         }
@@ -194,6 +194,7 @@ impl Pipeline {
             request.reason = own.or_else(|| Some(format!("{how}: answered with {}", lead.request_id)));
             if let (Some(agent), Some(of_lead)) = (&mut request.agent, &lead.agent) {
                 agent.run_id.clone_from(&of_lead.run_id);
+                agent.turn_id.clone_from(&of_lead.turn_id);
                 agent.model.clone_from(&of_lead.model);
                 agent.provider.clone_from(&of_lead.provider);
                 agent.answered_by.clone_from(&of_lead.answered_by);

@@ -4,9 +4,11 @@
 use super::outbox::Message;
 use super::run::Seen;
 use super::{Agent, Exit, Pipeline, Prepared};
+use crate::access::Given;
 use crate::agent::questions::{self, Answer};
 use crate::agent::{Question, Runner};
 use crate::error_text::describe;
+use crate::ledger::events::newest_direct;
 use crate::replies::Part;
 use crate::routes::{CLI_CHANNEL, Place, Route};
 use nexus_core::config::PrincipalType;
@@ -51,7 +53,7 @@ impl Pipeline {
         let place = if is_owner(request) {
             Some(Place { adapter: request.adapter.clone(), target: request.delivery.clone() })
         } else {
-            self.questions.owner_place()
+            self.owner_place().await
         };
         let asked = match &place {
             Some(place) => {
@@ -66,6 +68,34 @@ impl Pipeline {
             tracing::warn!(run_id, agent = prepared.agent.name, wants = question.wants, "the owner could not be asked");
             self.questions.answer(&question.code, Answer::NotAsked);
         }
+    }
+
+    /// Where the owner was heard last and alone, by what they said since the start or else by the ledger.
+    async fn owner_place(&self) -> Option<Place> {
+        if let Some(place) = self.questions.owner_place() {
+            return Some(place);
+        }
+        let (settings, routes) = (self.settings.load_full(), self.routes.clone());
+        let is_wanted = move |adapter: &str, channel: &str, sender_id: &str| {
+            let is_owner = adapter != CLI_CHANNEL && Given::of(&settings.access, adapter, channel, sender_id) == Given::Owner;
+            is_owner && routes.get(adapter).is_some()
+        };
+        let heard = match self.ledgers.events.readers.read(move |connection| newest_direct(connection, is_wanted)).await {
+            Ok(heard) => heard,
+            Err(error) => {
+                tracing::warn!(error = %describe(&error), "where the owner was heard last could not be read");
+                return None;
+            }
+        };
+        for event in heard {
+            // Right after a start an adapter may not have been asked yet what it can.
+            let route = self.routes.settled(&event.adapter).await;
+            if route.is_some_and(|route| route.sender.is_some()) {
+                let request = event.into_request(String::new(), 0);
+                return Some(self.questions.owner_was_at(Place { adapter: request.adapter, target: request.delivery }));
+            }
+        }
+        None
     }
 
     async fn put(&self, prepared: &Prepared, run_id: &str, place: &Place, question: &Question) -> bool {

@@ -179,7 +179,7 @@ async fn tell(ledgers: &Ledgers, access: &config::Access, one: &Interrupted, rea
 fn trace(request: &mut NexusRequest, one: &Interrupted, turn: Option<TurnRecord>, reason: &str) -> String {
     request.agent = one.agent.clone().map(|agent_id| {
         let section = AgentSection::new(agent_id, one.session.clone().unwrap_or_default());
-        AgentSection { run_id: one.run_id.clone(), ..section }
+        AgentSection { run_id: one.run_id.clone(), turn_id: turn.as_ref().map(|turn| turn.turn_id.clone()), ..section }
     });
     request.response = turn.map(|turn| ResponseSection {
         content: turn.assistant,

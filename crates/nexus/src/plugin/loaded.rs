@@ -195,6 +195,8 @@ pub(super) struct Figures {
     pub(super) calls: AtomicU64,
     pub(super) took_ns: AtomicU64,
     pub(super) recent: Recent,
+    /// What requests took to leave word for it, where nothing waits for its answer.
+    pub(super) telling: Recent,
     pub(super) errors: AtomicU64,
     /// Of what it was to be told.
     pub(super) dropped: AtomicU64,

@@ -44,6 +44,8 @@ pub struct PluginReport {
     pub mean_ms: Option<f64>,
     /// Which half of the newest 1,024 calls did not exceed.
     pub p50_ms: Option<f64>,
+    /// The same of what a request took to leave word for it, where nothing waits for its answer.
+    pub told_p50_ms: Option<f64>,
     pub errors: u64,
     /// What it was not told of, because it is too slow.
     pub dropped: u64,
@@ -109,6 +111,7 @@ pub(super) fn of_slot(name: &str, slot: &Slot, grants: Vec<String>) -> PluginRep
         calls: count(&figures.calls),
         mean_ms: mean_ms(count(&figures.calls), count(&figures.took_ns)),
         p50_ms: figures.recent.median_ms(),
+        told_p50_ms: figures.telling.median_ms(),
         errors: count(&figures.errors),
         dropped: count(&figures.dropped),
         ignored: count(&figures.ignored),

@@ -14,9 +14,9 @@ use tokio::sync::{Mutex, mpsc};
 
 /// Frames that may wait for one plugin.
 const FRAMES_MAX: usize = 256;
-/// Bytes of JSON in them.
+/// Bytes in them.
 const BYTES_MAX: usize = 8 * 1024 * 1024;
-/// What a frame counts beside its JSON.
+/// What a frame counts beside what it shows.
 const FRAME_BYTES: usize = 4 * 1024;
 /// How long a plugin that is stopped may take for what it is still to be told.
 const FINISH_LIMIT: Duration = Duration::from_secs(2);
@@ -33,24 +33,40 @@ pub(super) fn queue() -> (mpsc::Sender<Told>, mpsc::Receiver<Told>) {
     mpsc::channel(FRAMES_MAX)
 }
 
-/// Has `plugin` told of `request`, if there is room.
+/// Has `plugin` told of `request`, if there is room. Whoever handles the request waits for this and for nothing behind it.
 pub(super) fn tell(plugin: &Plugin, declared: &Arc<Declared>, hook: Hook, request: &NexusRequest, error: Option<&Value>) {
-    let Ok(place) = plugin.told.try_reserve() else { return plugin.note_dropped(hook) };
+    let began = Instant::now();
+    match offer(plugin, declared, hook, request, error) {
+        Ok(()) => plugin.figures.telling.add(began.elapsed()),
+        Err(NoRoom) => plugin.note_dropped(hook),
+    }
+}
+
+/// Too much waits for the plugin.
+struct NoRoom;
+
+fn offer(plugin: &Plugin, declared: &Arc<Declared>, hook: Hook, request: &NexusRequest, error: Option<&Value>) -> Result<(), NoRoom> {
+    let place = plugin.told.try_reserve().map_err(|_| NoRoom)?;
     let (view, error) = (declared.sees.view(request), error.cloned());
-    let bytes = weight(&view, error.as_ref());
+    let bytes = FRAME_BYTES + weight(&view) + error.as_ref().map_or(0, weight);
     let before = plugin.told_bytes.fetch_add(bytes, Ordering::Relaxed);
     // One frame may always wait, however long it is.
     if before > 0 && before + bytes > BYTES_MAX {
         plugin.told_bytes.fetch_sub(bytes, Ordering::Relaxed);
-        return plugin.note_dropped(hook);
+        return Err(NoRoom);
     }
     let ask = Ask { hook, view, error, request: caller(request, hook), event_id: request.event.event_id.clone() };
     place.send(Told { ask, declared: declared.clone(), bytes });
+    Ok(())
 }
 
-/// What a frame counts: all of it, since whoever wrote the event chose how long each part is.
-fn weight(view: &Value, error: Option<&Value>) -> usize {
-    FRAME_BYTES + view.to_string().len() + error.map_or(0, |error| error.to_string().len())
+/// The memory of a value, nearly: all of it, since whoever wrote the event chose how long each part is. No text is read
+/// for that, however long it is.
+fn weight(value: &Value) -> usize {
+    let texts = value.as_str().map_or(0, str::len);
+    let items: usize = value.as_array().into_iter().flatten().map(weight).sum();
+    let members: usize = value.as_object().into_iter().flatten().map(|(key, value)| key.len() + weight(value)).sum();
+    size_of::<Value>() + texts + items + members
 }
 
 /// Starts the task that tells, which goes on after a failure.
@@ -125,9 +141,11 @@ mod tests {
     fn every_part_of_a_frame_counts() {
         let long = "x".repeat(BYTES_MAX);
         for view in [json!({ "event": { "content": long } }), json!({ "event": { "attachments": [{ "url": long }] } })] {
-            assert!(weight(&view, None) > BYTES_MAX);
+            assert!(weight(&view) > BYTES_MAX);
         }
-        assert!(weight(&json!({}), Some(&json!({ "message": long }))) > BYTES_MAX);
-        assert!(weight(&json!({}), None) * FRAMES_MAX <= BYTES_MAX, "short ones never wait for room by their bytes");
+        assert!(weight(&json!({ long: null })) > BYTES_MAX, "a key may be long as well");
+        let many = vec![json!(0); BYTES_MAX / size_of::<Value>()];
+        assert!(weight(&json!({ "event": { "metadata": many } })) > BYTES_MAX, "and there may be many");
+        assert!((FRAME_BYTES + weight(&json!({}))) * FRAMES_MAX <= BYTES_MAX, "short ones never wait for room by their bytes");
     }
 }

@@ -11,6 +11,8 @@ use std::collections::{HashMap, HashSet};
 pub const SCAN_ROWS: i64 = 4_096;
 /// Replays of one event that are told, the newest.
 const REPLAYS_MAX: usize = 100;
+/// Newest rows among which it is looked for who said something directly.
+const HEARD_ROWS: i64 = 16_384;
 /// Newest rows among which the newest time of receipt is looked for.
 const NEWEST_ROWS: i64 = 1_000;
 
@@ -139,6 +141,23 @@ pub fn by_id(connection: &Connection, event_id: &str) -> rusqlite::Result<Option
     let channel = event_id.split_once(':').map_or("", |(channel, _)| channel);
     let sql = format!("SELECT {COLUMNS} FROM events WHERE key = ?1");
     optional(connection.prepare_cached(&sql)?.query_row([key(channel, event_id)], stored))
+}
+
+/// Of each adapter the newest event that was said directly by somebody who is wanted, by adapter, channel and id; the
+/// newest first, among the newest [`HEARD_ROWS`] rows, and neither history nor replays.
+pub fn newest_direct(connection: &Connection, is_wanted: impl Fn(&str, &str, &str) -> bool) -> rusqlite::Result<Vec<StoredEvent>> {
+    let sql = "SELECT seq, adapter, channel, sender_id FROM events WHERE seq > ?1 AND direction = 'inbound' AND peer_kind = 'dm'
+                 AND disposition IN ('run', 'late') AND replay_of IS NULL ORDER BY seq DESC";
+    let mut query = connection.prepare_cached(sql)?;
+    let mut rows = query.query([last_seq(connection)? - HEARD_ROWS])?;
+    let mut found: Vec<(String, i64)> = Vec::new();
+    while let Some(row) = rows.next()? {
+        let (adapter, channel, sender_id) = (row.get_ref(1)?.as_str()?, row.get_ref(2)?.as_str()?, row.get_ref(3)?.as_str()?);
+        if found.iter().all(|(known, _)| known != adapter) && is_wanted(adapter, channel, sender_id) {
+            found.push((adapter.to_owned(), row.get(0)?));
+        }
+    }
+    found.into_iter().filter_map(|(_, seq)| by_seq(connection, seq).transpose()).collect()
 }
 
 /// Place and id of the newest replays of an event, oldest first.
