@@ -176,6 +176,8 @@ export interface AgentSection {
   agent_id: string;
   session_label: string;
   parent_turn_id?: string | null;
+  /** What the run is recorded as, once it has ended. */
+  turn_id?: string | null;
   run_id?: string | null;
   model?: string | null;
   provider?: string | null;

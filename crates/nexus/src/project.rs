@@ -297,7 +297,7 @@ impl Projects {
     async fn bring_up(&self, lane: &Arc<Lane>) -> Result<(), Fault> {
         let turning = lane.turning.lock().await;
         if lane.is_up() && lane.post.is_stale() && lane.in_use() <= 1 {
-            lane.post.leave_session();
+            ask_to_end(lane).await;
             lane.child.restart().await;
             return Ok(());
         }
@@ -341,13 +341,7 @@ impl Projects {
 
     /// Asks the process to end, then tells it to.
     async fn stop_process(&self, lane: &Lane) {
-        if let Some(session) = lane.post.leave_session() {
-            session.ask_to_end();
-            let mut status = lane.child.watch();
-            let ended = status.wait_for(|status| matches!(status.phase, Phase::Stopped | Phase::Errored));
-            // Whether it did, the next line sees to.
-            drop(tokio::time::timeout(END_PATIENCE, ended).await);
-        }
+        ask_to_end(lane).await;
         lane.child.stop().await;
     }
 
@@ -420,6 +414,16 @@ impl Projects {
             }
         }
     }
+}
+
+/// Asks the process to end by itself, and waits until it has, for as long as it may take. Nobody hands it anything any more.
+async fn ask_to_end(lane: &Lane) {
+    let Some(session) = lane.post.leave_session() else { return };
+    session.ask_to_end();
+    let mut status = lane.child.watch();
+    let ended = status.wait_for(|status| status.pid.is_none());
+    // Whoever asked tells it to end next, whether it did or not.
+    drop(tokio::time::timeout(END_PATIENCE, ended).await);
 }
 
 fn nothing_to_say() -> Finished {

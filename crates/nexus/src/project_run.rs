@@ -175,7 +175,7 @@ async fn work(prologue: Prologue) -> Result<(), RunError> {
     let name = context.agent.clone();
     let (runner, servers, keeper_task) = match keeper {
         None if agent.runner == config::Runner::Echo => (Runner::Echo, None, None),
-        None => (Runner::Llm(Box::new(LlmRunner::alone(&agent, name, &workspace)?)), None, None),
+        None => (Runner::Llm(Box::new(LlmRunner::alone(&agent, name.clone(), &workspace)?)), None, None),
         Some(keeper) => {
             let watch_over = Watch::new(Metrics::new());
             let started = Keeper::start(keeper, &mark, lock, Arc::new(Cgroup::inside(instance_of(&mark))), watch_over.part("keeper"));
@@ -188,7 +188,8 @@ async fn work(prologue: Prologue) -> Result<(), RunError> {
             (runner, Some(servers), Some(task))
         }
     };
-    serve::serve(answer::Desk::new(context, &agent, runner, link.clone()), stdin, link).await;
+    let desk = answer::Desk::new(context, &agent, runner, link.clone()).with_servers(servers.clone(), name);
+    serve::serve(desk, stdin, link).await;
     if let Some(servers) = servers {
         servers.shutdown().await;
     }

@@ -7,7 +7,8 @@
 //! `break` (the same once it has accepted it), `wide` (answers with a frame of 2 MB), `garbage` (lines that are no
 //! frames, then answers), `leave` (answers, then ends with 0), `slow` (accepts, and answers once the file `go` is
 //! there), `linger` (the same, and ends its answer once the file `gone` is there), `deaf` (never answers a ping),
-//! `unasked` (as `slow`, and first has something published that answers nothing).
+//! `unasked` (as `slow`, and first has something published that answers nothing), `tidy` (answers; asked to end it takes a
+//! while, and then has a line with its PID in `tidied`).
 //! In that directory too: `starts` has a line with each PID, `log` each frame that came.
 
 use serde_json::{Value, json};
@@ -40,7 +41,13 @@ fn main() -> io::Result<ExitCode> {
         let frame: Value = serde_json::from_str(&line)?;
         match frame["type"].as_str() {
             Some("ping") if mode(&place) != "deaf" => say(&json!({ "type": "pong", "n": frame["n"] }))?,
-            Some("shutdown") => return Ok(ExitCode::SUCCESS),
+            Some("shutdown") => {
+                if mode(&place) == "tidy" {
+                    pause();
+                    append(&place.join("tidied"), &std::process::id().to_string())?;
+                }
+                return Ok(ExitCode::SUCCESS);
+            }
             Some("event") => {
                 if let Some(code) = event(&frame, &agent, &place, &mut lines)? {
                     return Ok(code);
@@ -105,6 +112,11 @@ fn agent() -> io::Result<String> {
 
 fn mode(place: &Path) -> String {
     fs::read_to_string(place.join("mode")).map_or_else(|_| "answer".to_owned(), |text| text.trim().to_owned())
+}
+
+#[expect(clippy::disallowed_methods, reason = "a program for tests that is to be slow")]
+fn pause() {
+    std::thread::sleep(Duration::from_millis(300));
 }
 
 #[expect(clippy::disallowed_methods, reason = "a program for tests that is to be slow")]

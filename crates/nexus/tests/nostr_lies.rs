@@ -214,9 +214,10 @@ fn a_subscription_that_is_closed_is_asked_again() {
 fn who_refuses_by_notice_or_never_ends_is_not_taken_for_live() {
     for lie in ["notice-only", "no-eose"] {
         let mut scene = Scene::new(&[lie]);
-        eventually("it is asked", || !scene.lying.log("req").is_empty());
+        eventually(&format!("{lie}: it is asked"), || !scene.lying.log("req").is_empty());
         scene.goes_on();
         assert_ne!(scene.status()["state"], "live", "{lie}");
+        scene.is("deaf");
     }
 }
 

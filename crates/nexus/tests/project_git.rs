@@ -190,6 +190,34 @@ fn a_daemon_that_dies_while_it_clones_leaves_nothing_half() {
     assert!(row["reason"].as_str().unwrap().contains("the daemon ended"), "{row}");
 }
 
+#[test]
+fn ssh_gets_its_rules_and_reads_no_configuration() {
+    let place = tempfile::tempdir().unwrap();
+    let (asked, programs, with_ssh) = (place.path().join("asked"), place.path().join("bin"), place.path().join("git-with-ssh"));
+    fs::create_dir(&programs).unwrap();
+    let script = |path: &Path, text: String| {
+        fs::write(path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    // Notes its arguments, and does here what is to be done there: the last of them.
+    let ssh = format!("printf '%s\\n' \"$@\" >> '{}'\nfor last; do :; done\nexec sh -c \"$last\"", asked.display());
+    script(&programs.join("ssh"), ssh);
+    script(&with_ssh, format!("PATH='{}':$PATH\nexport PATH\nexec git \"$@\"", programs.display()));
+    let world = World::with(|projects| {
+        projects["git"]["program"] = json!(with_ssh.to_str().unwrap());
+        projects["git"]["allow_schemes"] = json!(["ssh"]);
+    });
+    let repository = world.server.repository("good", |_| {});
+    let path = path_of(&world.prepared(&world.project("demo", Some(&format!("ssh://git@127.0.0.1{}", repository.display())))));
+    assert_eq!(fs::read_to_string(path.join("README")).unwrap(), "good\n");
+    let asked = common::lines(&asked);
+    assert!(asked.windows(2).any(|pair| pair == ["-F", "/dev/null"]), "{asked:?}");
+    for option in ["BatchMode=yes", "StrictHostKeyChecking=yes", "ProxyCommand=none", "ProxyJump=none", "PermitLocalCommand=no"] {
+        assert!(asked.contains(&format!("-o{option}")), "{option}: {asked:?}");
+    }
+    assert!(asked.contains(&"git@127.0.0.1".to_owned()), "{asked:?}");
+}
+
 /// Versions of git that must be among them, such as `2.39 2.47`: `.ci/run` says which.
 const REQUIRED: &str = "NEXUS_TEST_GITS";
 

@@ -128,6 +128,18 @@ impl Servers {
         join_all(leaving.iter().map(|server| server.remove(&self.inner.supervisor))).await;
     }
 
+    /// The names of the tools that an agent's servers offer now, as `SERVER__TOOL`. It waits for none of them.
+    pub fn tools_now(&self, agent: &str) -> Vec<String> {
+        let state = self.inner.state.borrow();
+        let mut names = Vec::new();
+        for ((_, name), server) in state.running.iter().filter(|((of, _), _)| of == agent) {
+            if let Some(link) = server.link_now() {
+                names.extend(offers_of(name, server.tools(), &link).into_iter().map(|offer| offer.name));
+            }
+        }
+        names
+    }
+
     /// Every tool of an agent's servers. A server that isn't up is waited for, for a while, and then left out.
     pub(super) async fn offers(&self, agent: &str) -> Vec<Offer> {
         let mut state = self.inner.state.subscribe();

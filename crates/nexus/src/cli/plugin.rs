@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 
 /// What `info` tells, in this order.
-const TOLD: [&str; 23] = [
+const TOLD: [&str; 24] = [
     "name",
     "kind",
     "status",

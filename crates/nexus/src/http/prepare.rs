@@ -161,6 +161,13 @@ async fn look(preparer: &Preparer, row: ProjectRow) -> Answer {
     if let Some(error) = error {
         shown["error"] = error.into();
     }
+    // Its address may stand in the announcement of its repository only.
+    if let Some(prepared) = prepared.filter(|_| shown["repoUrl"].is_null()) {
+        match preparer.repo_url(&prepared.path).await {
+            Ok(address) => shown["repoUrl"] = json!(address),
+            Err(error) => shown["error"] = describe(&error).into(),
+        }
+    }
     Ok(shown)
 }
 

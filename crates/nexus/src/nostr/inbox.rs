@@ -22,6 +22,7 @@ use nexus_core::notice::NoticeType;
 use serde_json::json;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -36,6 +37,8 @@ const TAG_BYTES: usize = 48;
 const PART_BYTES: usize = 40;
 /// Events of one commit.
 const BATCH_MAX: usize = 256;
+/// How long after a look at the ledger that failed the next one is.
+const RESTORED_AGAIN: Duration = Duration::from_secs(1);
 
 /// What a relay hands over, in the order in which it came.
 #[derive(Debug)]
@@ -141,7 +144,7 @@ pub(crate) async fn run(inner: Arc<Inner>, sinks: Sinks, stop: CancellationToken
     inbox.seen.clear();
     inbox.generation.send_modify(|generation| *generation += 1);
     let mut queue = inbox.queue.lock().await;
-    let restored_at = restored_at(&inner.ground.ledgers).await;
+    let Some(restored_at) = restored_at(&inner.ground.ledgers, &stop).await else { return };
     let account = AccountKey::new(ADAPTER, DEFAULT_ACCOUNT);
     let taking = Taking { inner: &inner, sinks: &sinks, account, restored_at, fair: std::sync::Mutex::default() };
     loop {
@@ -181,13 +184,18 @@ pub(crate) async fn begin(inner: &Inner, sinks: &Sinks) -> Result<(), String> {
     Ok(())
 }
 
-async fn restored_at(ledgers: &Ledgers) -> Option<i64> {
-    match ledgers.nexus.readers.read(|connection| optional(counter(connection, RESTORED_AT))).await {
-        // The clock may have been ahead then.
-        Ok(at) => at.map(|at| at.min(clock::wall_ms())),
-        Err(error) => {
-            tracing::warn!(error = %describe(&error), "it is not known whether the ledgers were restored");
-            None
+/// When the ledgers were restored, if they were; `None` when the stop came before that could be read. Nothing is taken in
+/// until it is known: what came before a restore may have been answered since.
+async fn restored_at(ledgers: &Ledgers, stop: &CancellationToken) -> Option<Option<i64>> {
+    loop {
+        match ledgers.nexus.readers.read(|connection| optional(counter(connection, RESTORED_AT))).await {
+            // The clock may have been ahead then.
+            Ok(at) => return Some(at.map(|at| at.min(clock::wall_ms()))),
+            Err(error) => tracing::error!(error = %describe(&error), "events wait until the ledger tells whether it was restored"),
+        }
+        tokio::select! {
+            () = stop.cancelled() => return None,
+            () = tokio::time::sleep(RESTORED_AGAIN) => {}
         }
     }
 }

@@ -41,6 +41,10 @@ pub(crate) const ANNOUNCED_MAX: usize = 256;
 /// How often old rows are looked for, and how many at a time.
 const PRUNE_EVERY: Duration = Duration::from_secs(600);
 const PRUNE_ROWS_MAX: u32 = 1_000;
+/// Rounds of that in a row while there is more.
+const PRUNE_ROUNDS_MAX: u32 = 100;
+/// Published events that are remembered, with the key under which each was made.
+const PUBLISHED_KEPT: i64 = 1_000_000;
 /// Longest sleep without a reason to wake.
 const NAP: Duration = Duration::from_secs(30);
 
@@ -216,7 +220,9 @@ impl Sending {
             let sql = "SELECT event FROM nostr_published WHERE event_id = ?1";
             crate::ledger::optional(connection.prepare_cached(sql)?.query_row([event_id.as_str()], |row| row.get::<_, String>(0)))
         };
-        let event = self.inner.ground.ledgers.nexus.readers.read(read).await.ok().flatten()?;
+        let stored = self.inner.ground.ledgers.nexus.readers.read(read).await;
+        let unread = "which project a published event names can't be read";
+        let event = stored.inspect_err(|error| tracing::warn!(error = %describe(error), "{unread}")).ok().flatten()?;
         let event = Event::from_json(event).ok()?;
         let kinds = self.inner.plan.load().project_kinds.clone();
         let project = codec::tag_value(&event, "a").and_then(|value| Coordinate::parse(value).ok());
@@ -229,7 +235,10 @@ impl Sending {
             let sql = "SELECT attempts FROM nostr_outbox WHERE event_id = ?1 AND relay = ?2";
             crate::ledger::optional(connection.prepare_cached(sql)?.query_row([event_id.as_str(), &*relay], |row| row.get(0)))
         };
-        self.inner.ground.ledgers.nexus.readers.read(read).await.ok().flatten().unwrap_or(0)
+        let stored = self.inner.ground.ledgers.nexus.readers.read(read).await;
+        // As if it were the first: then nothing is given up too early.
+        let unread = "how often an event was sent can't be read";
+        stored.inspect_err(|error| tracing::warn!(error = %describe(error), "{unread}")).ok().flatten().unwrap_or(0)
     }
 
     /// Signs and sends what isn't kept.
@@ -254,9 +263,13 @@ impl Sending {
 
     async fn prune(&mut self) {
         self.rates.forget_full(self.inner.plan.load().publish_per_minute, Instant::now());
-        let command = PrunePublished { at: clock::wall_ms(), rows_max: PRUNE_ROWS_MAX };
-        if let Err(error) = self.inner.ground.ledgers.nexus.writer.write(command).await {
-            tracing::warn!(%error, "published events that are old were not forgotten");
+        let command = PrunePublished { at: clock::wall_ms(), rows_max: PRUNE_ROWS_MAX, kept: PUBLISHED_KEPT };
+        for _ in 0..PRUNE_ROUNDS_MAX {
+            match self.inner.ground.ledgers.nexus.writer.write(command.clone()).await {
+                Ok(changed) if changed >= u64::from(PRUNE_ROWS_MAX) => {}
+                Ok(_) => return,
+                Err(error) => return tracing::warn!(%error, "published events that are old were not forgotten"),
+            }
         }
     }
 }

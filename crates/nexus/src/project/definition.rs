@@ -15,7 +15,7 @@ pub const REPOSITORY_KIND: u16 = 30_617;
 pub const PROFILE_KIND: u16 = 0;
 /// Agents, servers, hashtags and members of a roster that one project may have; more are left out.
 pub const MEMBERS_MAX: usize = 64;
-/// Tools of one agent; more are left out.
+/// Tools of one agent; more are left out. What is, people are told.
 const TOOLS_MAX: usize = 256;
 /// Longest title, name, role or tag, in characters.
 const TITLE_CHARS_MAX: usize = 200;
@@ -58,7 +58,6 @@ pub struct Definition {
     pub repo: Option<String>,
     /// An announcement that says where the repository is, where `repo` doesn't.
     pub announced: Option<Coordinate>,
-    pub picture: Option<String>,
     pub hashtags: Vec<String>,
     /// Ids of agents' definitions, in order, each once.
     pub agents: Vec<String>,
@@ -66,6 +65,8 @@ pub struct Definition {
     pub mcp: Vec<String>,
     /// Public keys in the order of the `p` tags, each once; the first is the manager's.
     pub roster: Vec<String>,
+    /// What of its tags was left out, for people.
+    pub problems: Vec<String>,
 }
 
 impl Definition {
@@ -78,6 +79,7 @@ impl Definition {
         let coordinate = Coordinate::new(event.kind.as_u16(), &event.pubkey.to_hex(), identifier)
             .map_err(|source| DefinitionError::Address { id: tags.id(), source })?;
         let title = tags.first("title").or_else(|| tags.first("name")).map(title_text).filter(|title| !title.is_empty());
+        let mut problems = Vec::new();
         Ok(Self {
             id: tags.id(),
             created_at: event.created_at.as_secs(),
@@ -85,12 +87,12 @@ impl Definition {
             description: tags.text("description", &event.content)?,
             repo: tags.text("repo", "")?,
             announced: tags.all("a").filter_map(|a| Coordinate::parse(a).ok()).find(|a| a.kind == REPOSITORY_KIND),
-            picture: tags.text("picture", "")?,
             hashtags: tags.all("t").map(title_text).filter(|tag| !tag.is_empty()).take(MEMBERS_MAX).collect(),
-            agents: tags.ids("agent"),
-            mcp: tags.ids("mcp"),
-            roster: tags.ids("p"),
+            agents: tags.ids("agent", &mut problems),
+            mcp: tags.ids("mcp", &mut problems),
+            roster: tags.ids("p", &mut problems),
             coordinate,
+            problems,
         })
     }
 }
@@ -110,6 +112,8 @@ pub struct AgentDefinition {
     pub tools: Vec<String>,
     /// Ids of MCP servers that it would like to use.
     pub mcp: Vec<String>,
+    /// What of its tags was left out, for people.
+    pub problems: Vec<String>,
 }
 
 impl AgentDefinition {
@@ -120,6 +124,7 @@ impl AgentDefinition {
         tags.must_be(AGENT_KIND)?;
         let name = tags.first("title").or_else(|| tags.first("name")).map(title_text).filter(|name| !name.is_empty());
         let single = |name| tags.text(name, "").map(Option::unwrap_or_default);
+        let mut problems = Vec::new();
         Ok(Self {
             id: Some(tags.id()),
             author: event.pubkey.to_hex(),
@@ -128,8 +133,9 @@ impl AgentDefinition {
             description: single("description")?,
             use_criteria: single("use-criteria")?,
             instructions: tags.instructions(&event.content)?,
-            tools: tags.tools(),
-            mcp: tags.ids("mcp"),
+            tools: tags.tools(&mut problems),
+            mcp: tags.ids("mcp", &mut problems),
+            problems,
         })
     }
 
@@ -145,6 +151,7 @@ impl AgentDefinition {
         let said = |key: &str| profile[key].as_str().unwrap_or_default();
         let name = [said("name"), said("display_name")].into_iter().map(title_text).find(|name| !name.is_empty());
         let unknown = Self::unknown(&event.pubkey.to_hex());
+        let mut problems = Vec::new();
         let about = if said("about").is_empty() { said("description") } else { said("about") };
         Ok(Self {
             name: name.unwrap_or(unknown.name),
@@ -152,8 +159,9 @@ impl AgentDefinition {
             description: tags.text("description", about)?.unwrap_or_default(),
             use_criteria: tags.text("use-criteria", "")?.unwrap_or_default(),
             instructions: tags.instructions("")?,
-            tools: tags.tools(),
-            mcp: tags.ids("mcp"),
+            tools: tags.tools(&mut problems),
+            mcp: tags.ids("mcp", &mut problems),
+            problems,
             ..unknown
         })
     }
@@ -170,13 +178,15 @@ impl AgentDefinition {
             instructions: String::new(),
             tools: Vec::new(),
             mcp: Vec::new(),
+            problems: Vec::new(),
         }
     }
 }
 
 /// The definition that an agent's profile says it is made from.
 pub fn definition_of_profile(event: &Event) -> Option<String> {
-    Tags(event).ids("e").into_iter().next()
+    // Profiles have other `e` tags as well: what is none of an event is nobody's fault.
+    Tags(event).ids("e", &mut Vec::new()).into_iter().next()
 }
 
 /// An MCP server.
@@ -253,11 +263,21 @@ impl<'e> Tags<'e> {
         self.all(name).next()
     }
 
-    /// Ids or keys of 64 hexadecimal digits, each once.
-    fn ids(&self, name: &str) -> Vec<String> {
+    /// Ids or keys of 64 hexadecimal digits, each once. What is left out is told.
+    fn ids(&self, name: &'static str, problems: &mut Vec<String>) -> Vec<String> {
         let mut seen = BTreeSet::new();
-        let lower = self.all(name).map(str::to_ascii_lowercase).filter(|id| is_hex_id(id));
-        lower.filter(|id| seen.insert(id.clone())).take(MEMBERS_MAX).collect()
+        let all = self.all(name).map(str::to_ascii_lowercase).filter(|id| seen.insert(id.clone()));
+        let (mut ids, malformed): (Vec<String>, Vec<String>) = all.partition(|id| is_hex_id(id));
+        let beyond = ids.split_off(ids.len().min(MEMBERS_MAX));
+        if let Some(first) = beyond.first() {
+            problems.push(format!("{} `{name}` tag(s) beyond the first {MEMBERS_MAX} left out, such as `{first}`", beyond.len()));
+        }
+        if let Some(first) = malformed.first() {
+            let more = if malformed.len() > 1 { format!(", nor are {} others", malformed.len() - 1) } else { String::new() };
+            let first: String = printable(first).chars().take(TITLE_CHARS_MAX).collect();
+            problems.push(format!("`{name}`: `{first}` is no id of 64 hexadecimal digits{more}"));
+        }
+        ids
     }
 
     /// A text from its tag, else from `content`.
@@ -269,8 +289,13 @@ impl<'e> Tags<'e> {
         Ok(Some(printable(text)).filter(|text| !text.is_empty()))
     }
 
-    fn tools(&self) -> Vec<String> {
-        self.all("tool").filter(|tool| is_tool(tool)).take(TOOLS_MAX).map(str::to_owned).collect()
+    fn tools(&self, problems: &mut Vec<String>) -> Vec<String> {
+        let tools: Vec<String> = self.all("tool").filter(|tool| is_tool(tool)).take(TOOLS_MAX).map(str::to_owned).collect();
+        let left_out = self.all("tool").count() - tools.len();
+        if left_out > 0 {
+            problems.push(format!("{left_out} `tool` tag(s) left out: {TOOLS_MAX} names of A-Z a-z 0-9 _ - . : / may be given"));
+        }
+        tools
     }
 
     /// From `instructions` tags and `content`; the same text in both is taken once.

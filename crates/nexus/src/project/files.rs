@@ -42,6 +42,8 @@ pub enum FilesError {
     NotPlain { path: PathBuf },
     #[error("`{}` is larger than {FILE_BYTES_MAX} bytes", .path.display())]
     TooLarge { path: PathBuf },
+    #[error("`{}` has more than {SERVERS_MAX} files; the others are left out", .path.display())]
+    TooMany { path: PathBuf },
     /// `file:line:column: what is wrong`.
     #[error("{}:{line}:{column}: {problem}", .path.display())]
     Malformed { path: PathBuf, line: usize, column: usize, problem: String },
@@ -202,7 +204,8 @@ impl Tenex {
         for entry in rustix::fs::Dir::read_from(&self.servers).map_err(failed)? {
             let name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
             let Some(slug) = name.strip_suffix(".json").filter(|slug| is_slug(slug, SLUG_CHARS_MAX)) else { continue };
-            if servers.len() >= SERVERS_MAX {
+            if servers.len() + broken.len() >= SERVERS_MAX {
+                broken.push(FilesError::TooMany { path: path.clone() });
                 break;
             }
             match read_json(&self.servers, &name, &path.join(&name)) {
@@ -452,5 +455,20 @@ mod tests {
         tenex.remove_server("files").unwrap();
         tenex.remove_server("files").unwrap();
         assert!(tenex.servers().unwrap().0.is_empty());
+    }
+
+    #[test]
+    fn servers_beyond_the_bound_are_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let tenex = Tenex::open(directory.path()).unwrap();
+        for n in 0..SERVERS_MAX {
+            tenex.set_server(&format!("server-{n}"), &ServerFile::default()).unwrap();
+        }
+        let (servers, broken) = tenex.servers().unwrap();
+        assert_eq!((servers.len(), broken.len()), (SERVERS_MAX, 0));
+        tenex.set_server("one-more", &ServerFile::default()).unwrap();
+        let (servers, broken) = tenex.servers().unwrap();
+        assert_eq!(servers.len(), SERVERS_MAX);
+        assert!(matches!(broken.as_slice(), [FilesError::TooMany { .. }]), "{broken:?}");
     }
 }

@@ -25,6 +25,9 @@ const QUESTION_LIMIT: Duration = Duration::from_secs(60);
 const STDERR_CHARS_MAX: usize = 600;
 /// Names the one transport that may be used, over all that a configuration says.
 const ALLOW_PROTOCOL: &str = "GIT_ALLOW_PROTOCOL";
+/// Without any configuration, in which a proxy could stand: that would lead past the address that was looked at.
+const SSH: &str = "ssh -F /dev/null -oProxyCommand=none -oProxyJump=none -oStrictHostKeyChecking=yes -oBatchMode=yes \
+                   -oPermitLocalCommand=no -oClearAllForwardings=yes -oForwardAgent=no -oConnectTimeout=30";
 const MIB: u64 = 1024 * 1024;
 
 #[derive(Debug, thiserror::Error)]
@@ -129,8 +132,7 @@ impl Git {
             pairs.push(("GIT_SSL_CAINFO".to_owned(), path.to_string_lossy().into_owned()));
         }
         if remote.scheme == "ssh" {
-            let mut ssh =
-                "ssh -oBatchMode=yes -oPermitLocalCommand=no -oClearAllForwardings=yes -oForwardAgent=no -oConnectTimeout=30".to_owned();
+            let mut ssh = SSH.to_owned();
             if let Some(address) = addresses.first() {
                 // A host checked by its name, connected to by its address. Neither has a character that a shell knows.
                 ssh.push_str(&format!(" -oHostName={address} -oHostKeyAlias={}", remote.host));

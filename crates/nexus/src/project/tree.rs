@@ -74,14 +74,11 @@ fn leads_out(root: &Path, link: &Path) -> io::Result<Option<PathBuf>> {
 fn walk(root: &Path, visit: &mut dyn FnMut(&Path, &fs::Metadata) -> bool) -> io::Result<()> {
     let mut waiting = vec![root.to_owned()];
     while let Some(directory) = waiting.pop() {
-        let list = match fs::read_dir(&directory) {
-            Ok(list) => list,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(error),
-        };
-        for entry in list.flatten() {
+        let Some(list) = present(fs::read_dir(&directory))? else { continue };
+        for entry in list {
+            let Some(entry) = present(entry)? else { continue };
             let path = entry.path();
-            let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
+            let Some(metadata) = present(fs::symlink_metadata(&path))? else { continue };
             if !visit(&path, &metadata) {
                 return Ok(());
             }
@@ -91,6 +88,15 @@ fn walk(root: &Path, visit: &mut dyn FnMut(&Path, &fs::Metadata) -> bool) -> io:
         }
     }
     Ok(())
+}
+
+/// `None` of what has vanished meanwhile. What can't be looked at may be a link that leads out.
+fn present<T>(found: io::Result<T>) -> io::Result<Option<T>> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(test)]
@@ -143,5 +149,13 @@ mod tests {
         symlink(".", root.join("d")).unwrap();
         symlink("d/d/../outside", root.join("x")).unwrap();
         assert!(escape(&root).unwrap().is_some());
+    }
+
+    #[test]
+    fn what_has_vanished_is_left_out_and_what_cannot_be_looked_at_is_an_error() {
+        let failed = |kind: io::ErrorKind| present::<()>(Err(io::Error::from(kind)));
+        assert_eq!(failed(io::ErrorKind::NotFound).unwrap(), None);
+        assert_eq!(failed(io::ErrorKind::PermissionDenied).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+        assert_eq!(present(Ok(1)).unwrap(), Some(1));
     }
 }

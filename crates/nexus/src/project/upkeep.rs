@@ -8,7 +8,7 @@ use super::lanes::Lane;
 use super::prepare::{PrepareError, Prepared, readiness_of};
 use super::settings::Settings;
 use super::sight::Leaving;
-use super::{Fault, Projects};
+use super::{Fault, Projects, ask_to_end};
 use crate::clock;
 use crate::error_text::describe;
 use crate::ledger::nexus::{self, MarkProject, ProjectRow, open_by_conversation};
@@ -137,9 +137,7 @@ impl Projects {
             return;
         }
         tracing::info!(project = %lane.post.coordinate, "project restarted: its definition or configuration changed");
-        if let Some(session) = lane.post.leave_session() {
-            session.ask_to_end();
-        }
+        ask_to_end(lane).await;
         lane.child.restart().await;
     }
 
@@ -303,9 +301,7 @@ impl Projects {
     pub async fn shutdown(&self) {
         self.inner.ground.preparer.shutdown().await;
         let ends = self.inner.lanes.all().into_iter().map(|lane| async move {
-            if let Some(session) = lane.post.leave_session() {
-                session.ask_to_end();
-            }
+            ask_to_end(&lane).await;
             self.inner.supervisor.remove(&lane.post.child_id()).await;
         });
         join_all(ends).await;

@@ -2,6 +2,7 @@
 //! definition says of it as its prompt. The answer is published before the event counts as answered.
 
 use super::link::Link;
+use crate::agent::mcp::Servers;
 use crate::agent::{Finished, Output, Remembers, Runner, Sender, Turn, plain};
 use crate::error_text::describe;
 use crate::nostr::{Answered, reply};
@@ -30,6 +31,8 @@ pub(super) struct Desk {
     pub(super) model: String,
     /// Names of the MCP servers whose tools there are.
     servers: Vec<String>,
+    /// Those servers, where they are started, and the configured agent whose they are.
+    started: Option<(Servers, String)>,
     runner: Runner,
     link: Link,
 }
@@ -37,7 +40,18 @@ pub(super) struct Desk {
 impl Desk {
     pub(super) fn new(context: Context, agent: &config::Agent, runner: Runner, link: Link) -> Self {
         let model = agent.model.clone().unwrap_or_else(|| agent.runner.to_string());
-        Self { project: context.project, model, servers: agent.mcp.keys().cloned().collect(), runner, link }
+        Self { project: context.project, model, servers: agent.mcp.keys().cloned().collect(), started: None, runner, link }
+    }
+
+    /// With the servers of the configured agent `name`, of which the tools are told.
+    pub(super) fn with_servers(self, servers: Option<Servers>, name: String) -> Self {
+        Self { started: servers.map(|servers| (servers, name)), ..self }
+    }
+
+    /// The tools of servers that are up, each with the agents that may call it as far as the project says so.
+    pub(super) fn tools(&self) -> Vec<(String, Vec<&str>)> {
+        let names = self.started.as_ref().map(|(servers, name)| servers.tools_now(name)).unwrap_or_default();
+        callable(names, &self.project.agents, &self.servers)
     }
 
     pub(super) fn manager(&self) -> Option<&ProjectAgent> {
@@ -144,7 +158,7 @@ fn narrowed(mut permissions: Value, agent: &ProjectAgent, servers: &[String]) ->
     if !agent.names_tools {
         return permissions;
     }
-    let tools: Tools = permissions.get("tools").and_then(|tools| serde_json::from_value(tools.clone()).ok()).unwrap_or_default();
+    let tools = tools_of(&permissions);
     let spellings = |tool: &String| {
         let of_servers = servers.iter().map(move |server| format!("{server}{TOOL_SEPARATOR}{tool}"));
         std::iter::once(tool.clone()).chain(of_servers).collect::<Vec<_>>()
@@ -157,6 +171,24 @@ fn narrowed(mut permissions: Value, agent: &ProjectAgent, servers: &[String]) ->
         None => permissions = json!({ "tools": allowed }),
     }
     permissions
+}
+
+/// What permissions say of tools; none are allowed where that can't be read.
+fn tools_of(permissions: &Value) -> Tools {
+    permissions.get("tools").and_then(|tools| serde_json::from_value(tools.clone()).ok()).unwrap_or_default()
+}
+
+/// Who of the agents may call which tool. What nobody may call is left out.
+fn callable<'a>(names: Vec<String>, agents: &'a [ProjectAgent], servers: &[String]) -> Vec<(String, Vec<&'a str>)> {
+    let all = json!({ "tools": { "allow": ["*"], "deny": [] } });
+    let allowed: Vec<(&str, Tools)> =
+        agents.iter().map(|agent| (agent.slug.as_str(), tools_of(&narrowed(all.clone(), agent, servers)))).collect();
+    let of = |name: &str| allowed.iter().filter(|(_, tools)| permits(tools, name)).map(|(slug, _)| *slug).collect::<Vec<_>>();
+    let each = names.into_iter().map(|name| {
+        let who = of(&name);
+        (name, who)
+    });
+    each.filter(|(_, who)| !who.is_empty()).collect()
 }
 
 /// What the model is told of who it is.
@@ -289,6 +321,24 @@ mod tests {
         assert_eq!(narrowed(all.clone(), &named(&[]), &servers)["tools"]["allow"], json!([]), "nothing was approved");
         assert_eq!(narrowed(all.clone(), &agent("pm", true), &servers), all, "it names none");
         assert_eq!(narrowed(Value::Null, &named(&["read"]), &servers)["tools"]["allow"], json!([]), "access control allows nothing");
+    }
+
+    #[test]
+    fn a_tool_is_told_with_those_who_may_call_it() {
+        let named = |slug: &str, tools: &[&str]| {
+            let tools = tools.iter().map(|tool| (*tool).to_owned()).collect();
+            ProjectAgent { tools, names_tools: true, ..agent(slug, false) }
+        };
+        let names = || ["files__read", "files__write"].map(str::to_owned).to_vec();
+        let servers = ["files".to_owned()];
+        let of = |agents: &[ProjectAgent]| -> Vec<(String, Vec<String>)> {
+            let told = callable(names(), agents, &servers);
+            told.into_iter().map(|(name, who)| (name, who.into_iter().map(str::to_owned).collect())).collect()
+        };
+        let told = of(&[agent("pm", true), named("reader", &["read"]), named("unapproved", &[])]);
+        let of_reading = ("files__read".to_owned(), vec!["pm".to_owned(), "reader".to_owned()]);
+        assert_eq!(told, [of_reading, ("files__write".to_owned(), vec!["pm".to_owned()])]);
+        assert_eq!(of(&[named("reader", &["read"])]).len(), 1, "what nobody may call is not told");
     }
 
     #[test]

@@ -10,6 +10,9 @@ use std::time::Duration;
 /// The kind of a project's status.
 const STATUS: u16 = 24_010;
 const EVERY: Duration = Duration::from_secs(30);
+/// Tools that one status tells, and their bytes with those of the agents behind them: relays refuse large events.
+const TOOLS_MAX: usize = 256;
+const TOOLS_BYTES_MAX: usize = 32 * 1024;
 
 /// Tells for as long as it isn't dropped; at once at first.
 pub(super) async fn tell(desk: Arc<Desk>, link: Link) {
@@ -28,9 +31,14 @@ fn template(desk: &Desk) -> Template {
     let mut tags = vec![tag(&["a", &desk.project.coordinate.to_string()])];
     tags.extend(desk.project.agents.iter().map(|agent| tag(&["agent", &agent.pubkey, &agent.slug])));
     let slugs: Vec<&str> = desk.project.agents.iter().map(|agent| agent.slug.as_str()).collect();
-    tags.push([vec!["model", desk.model.as_str()], slugs.clone()].concat().into_iter().map(str::to_owned).collect());
-    for server in &desk.project.mcp {
-        tags.push([vec!["tool", server.slug.as_str()], slugs.clone()].concat().into_iter().map(str::to_owned).collect());
+    tags.push([vec!["model", desk.model.as_str()], slugs].concat().into_iter().map(str::to_owned).collect());
+    let mut bytes = 0;
+    for (name, who) in desk.tools().iter().take(TOOLS_MAX) {
+        bytes += name.len() + who.iter().map(|slug| slug.len()).sum::<usize>();
+        if bytes > TOOLS_BYTES_MAX {
+            break;
+        }
+        tags.push([vec!["tool", name.as_str()], who.clone()].concat().into_iter().map(str::to_owned).collect());
     }
     Template { kind: STATUS, content: String::new(), tags, created_at: None }
 }

@@ -101,6 +101,11 @@ impl Server {
         supervisor.remove(&self.id).await;
     }
 
+    /// The way to its tools, if there is one now.
+    pub(super) fn link_now(&self) -> Option<Arc<Link>> {
+        self.link.borrow().clone()
+    }
+
     /// The way to its tools. `None` when it can't be started, or takes too long.
     pub(super) async fn link(&self) -> Option<Arc<Link>> {
         let (mut link, mut status) = (self.link.clone(), self.child.watch());

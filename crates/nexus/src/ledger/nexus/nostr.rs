@@ -7,8 +7,9 @@ use crate::ledger::writer::Weight;
 use rusqlite::{Connection, params};
 use std::sync::Arc;
 
-/// Events that replace none which are kept; the oldest make room.
+/// Events that replace none which are kept, and events that replace others; of each sort those that came first make room.
 const REGULAR_KEPT: i64 = 20_000;
+const REPLACEABLE_KEPT: i64 = 50_000;
 /// Deletions that are remembered; the oldest make room.
 const DELETED_KEPT: i64 = 50_000;
 /// Rows between two looks at how many there are.
@@ -109,6 +110,7 @@ impl Definition {
         let sql = "INSERT INTO nostr_deleted (target, pubkey, until) VALUES (?1, ?2, ?3)
                    ON CONFLICT (target, pubkey) DO UPDATE SET until = max(until, excluded.until)";
         connection.prepare_cached(sql)?.execute(params![target, self.pubkey, until])?;
+        trim_deleted(connection)?;
         Ok(gone.filter(|slot| slot != target))
     }
 
@@ -121,9 +123,22 @@ fn trim(connection: &Connection) -> rusqlite::Result<()> {
     if connection.last_insert_rowid() % TRIM_EVERY != 0 {
         return Ok(());
     }
+    keep_newest(connection, false, REGULAR_KEPT)?;
+    keep_newest(connection, true, REPLACEABLE_KEPT)
+}
+
+/// Of the events that replace others, or of those that replace none, only those that came last stay.
+fn keep_newest(connection: &Connection, replaceable: bool, kept: i64) -> rusqlite::Result<()> {
     let sql = "DELETE FROM nostr_events WHERE slot IN
-                 (SELECT slot FROM nostr_events WHERE identifier IS NULL ORDER BY received_at DESC, slot LIMIT -1 OFFSET ?1)";
-    connection.execute(sql, [REGULAR_KEPT])?;
+                 (SELECT slot FROM nostr_events WHERE (identifier IS NOT NULL) = ?1 ORDER BY received_at DESC, slot LIMIT -1 OFFSET ?2)";
+    connection.execute(sql, params![replaceable, kept]).map(drop)
+}
+
+/// One event may delete thousands.
+fn trim_deleted(connection: &Connection) -> rusqlite::Result<()> {
+    if connection.last_insert_rowid() % TRIM_EVERY != 0 {
+        return Ok(());
+    }
     let sql = "DELETE FROM nostr_deleted WHERE rowid <= (SELECT max(rowid) FROM nostr_deleted) - ?1";
     connection.execute(sql, [DELETED_KEPT]).map(drop)
 }
@@ -167,12 +182,6 @@ pub fn nostr_events_by_ids(connection: &Connection, ids: &[String]) -> rusqlite:
     found.filter_map(Result::transpose).collect()
 }
 
-/// Author and identifier of each event of an addressable kind.
-pub fn nostr_coordinates(connection: &Connection, kind: u16) -> rusqlite::Result<Vec<(String, String)>> {
-    let sql = "SELECT pubkey, identifier FROM nostr_events WHERE kind = ?1 AND identifier IS NOT NULL ORDER BY slot";
-    connection.prepare_cached(sql)?.query_map([kind], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -213,7 +222,6 @@ mod tests {
         assert_eq!(put(&connection, project("b", 10)), Put::Counts);
         assert_eq!(put(&connection, project("y", 11)), Put::Counts);
         assert_eq!(counts(&connection).as_deref(), Some("{\"id\":\"y\"}"));
-        assert_eq!(nostr_coordinates(&connection, 31_933).unwrap(), [("alice".to_owned(), "d".to_owned())]);
         let other = Definition { pubkey: "bob".to_owned(), ..project("c", 1) };
         assert_eq!(put(&connection, other), Put::Counts, "another author's of the same name is another project");
         assert_eq!(nostr_events_by_ids(&connection, &["c".to_owned(), "gone".to_owned(), "y".to_owned()]).unwrap().len(), 2);
@@ -251,5 +259,37 @@ mod tests {
         let connection = crate::samples::nexus_ledger();
         put(&connection, deletion(Deleted::Event("a".to_owned()), "alice", 12));
         assert_eq!(put(&connection, project("a", 10)), Put::Outdated);
+    }
+
+    fn count(connection: &Connection, table: &str) -> i64 {
+        connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
+    }
+
+    #[test]
+    fn of_each_sort_those_that_came_last_stay() {
+        let connection = crate::samples::nexus_ledger();
+        for n in 0..8_i64 {
+            let own = Definition { identifier: Some(format!("d{n}")), ..project(&format!("project {n}"), 10) };
+            let agent = Definition { kind: 4_199, identifier: None, ..project(&format!("agent {n}"), 10) };
+            PutDefinitions { definitions: Arc::new(vec![own, agent]), at: n }.apply(&connection).unwrap();
+        }
+        keep_newest(&connection, true, 3).unwrap();
+        assert_eq!(count(&connection, "nostr_events"), 3 + 8, "the others are not touched");
+        let at = |name: &str| nostr_event(&connection, 31_933, "alice", name).unwrap();
+        assert!(at("d4").is_none() && at("d5").is_some() && at("d7").is_some());
+        keep_newest(&connection, false, 2).unwrap();
+        assert_eq!(count(&connection, "nostr_events"), 3 + 2);
+    }
+
+    #[test]
+    fn deletions_are_bounded_however_few_events_bring_them() {
+        let connection = crate::samples::nexus_ledger();
+        let sql = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?1)
+                   INSERT INTO nostr_deleted (target, pubkey, until) SELECT 'old ' || i, 'alice', 1 FROM n";
+        connection.execute(sql, [2 * DELETED_KEPT]).unwrap();
+        let deletes = (0..TRIM_EVERY).map(|n| Deleted::Event(format!("new {n}"))).collect();
+        put(&connection, Definition { deletes, ..deletion(Deleted::Event(String::new()), "alice", 12) });
+        assert!(count(&connection, "nostr_deleted") <= DELETED_KEPT + TRIM_EVERY);
+        assert_eq!(put(&connection, project("new 0", 10)), Put::Outdated, "the newest count still");
     }
 }

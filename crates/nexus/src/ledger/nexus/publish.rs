@@ -147,6 +147,8 @@ impl SettlePublished {
 pub struct PrunePublished {
     pub at: i64,
     pub rows_max: u32,
+    /// Events that are remembered at most; of those beyond, the oldest that are at their end are forgotten.
+    pub kept: i64,
 }
 
 impl PrunePublished {
@@ -160,12 +162,21 @@ impl PrunePublished {
                      AND NOT EXISTS (SELECT 1 FROM nostr_outbox o WHERE o.event_id = nostr_published.event_id AND o.status = 'pending')";
         changed += connection.prepare_cached(sql)?.execute([self.at])?;
         let forgotten = self.at.saturating_sub(REMEMBERED_MS);
-        let old = "SELECT event_id FROM nostr_published WHERE expires_at <= ?1 ORDER BY expires_at, seq LIMIT ?2";
-        let of_relays = format!("DELETE FROM nostr_outbox WHERE event_id IN ({old})");
-        changed += connection.prepare_cached(&of_relays)?.execute(params![forgotten, self.rows_max])?;
-        let themselves = format!("DELETE FROM nostr_published WHERE event_id IN ({old})");
-        changed += connection.prepare_cached(&themselves)?.execute(params![forgotten, self.rows_max])?;
+        changed += self.forget(connection, "expires_at <= ?1 ORDER BY expires_at, seq", forgotten)?;
+        let beyond = "seq <= (SELECT max(seq) FROM nostr_published) - ?1 AND status <> 'waiting' ORDER BY seq";
+        changed += self.forget(connection, beyond, self.kept)?;
         Ok(changed as u64)
+    }
+
+    /// Forgets events, and what relays did with them; `which` has one parameter.
+    fn forget(&self, connection: &Connection, which: &str, parameter: i64) -> rusqlite::Result<usize> {
+        let old = format!("SELECT event_id FROM nostr_published WHERE {which} LIMIT ?2");
+        let mut changed = 0;
+        for table in ["nostr_outbox", "nostr_published"] {
+            let sql = format!("DELETE FROM {table} WHERE event_id IN ({old})");
+            changed += connection.prepare_cached(&sql)?.execute(params![parameter, self.rows_max])?;
+        }
+        Ok(changed)
     }
 }
 
@@ -368,13 +379,32 @@ mod tests {
         assert_eq!(status(&connection, "e1"), "waiting");
         settle(&connection, "e1", "ws://b", refused());
         assert_eq!(published_status(&connection, "e1").unwrap(), Some(("refused".to_owned(), Some("blocked".to_owned()))));
-        let prune = |at: i64| PrunePublished { at, rows_max: 100 }.apply(&connection).unwrap();
+        let prune = |at: i64| PrunePublished { at, rows_max: 100, kept: 100 }.apply(&connection).unwrap();
         prune(1_009);
         assert_eq!(status(&connection, "e2"), "waiting");
         prune(1_010);
         assert_eq!((status(&connection, "e2").as_str(), due(&connection, "ws://a", 1).len()), ("expired", 0));
         prune(1_010 + REMEMBERED_MS);
         assert_eq!(published_under(&connection, "k").unwrap(), None);
+    }
+
+    #[test]
+    fn no_more_are_remembered_than_may_be_and_none_that_waits_is_forgotten() {
+        let connection = crate::samples::nexus_ledger();
+        for n in 1..=6 {
+            let (once, event_id) = (format!("k{n}"), format!("e{n}"));
+            Publish { waiting_max: 10, ..publish(&once, &event_id, 10) }.apply(&connection).unwrap();
+            if n != 1 {
+                settle(&connection, &event_id, "ws://a", Answered::Accepted);
+            }
+        }
+        let prune = || PrunePublished { at: 20, rows_max: 2, kept: 2 }.apply(&connection).unwrap();
+        let known = |once: &str| published_under(&connection, once).unwrap().is_some();
+        assert!(prune() >= 2, "there is more to do");
+        assert!(known("k1") && !known("k2") && !known("k3") && known("k4"));
+        prune();
+        assert_eq!(prune(), 0, "all is done");
+        assert!(known("k1") && !known("k4") && known("k5") && known("k6"));
     }
 
     #[test]

@@ -1,10 +1,12 @@
-//! Which project a person means, and how it lies there. It asks the ledger and looks at files, never at relays, and
-//! changes nothing.
+//! Which project a person means, and how it lies there. It asks the ledger and looks at files, never at relays. It
+//! makes the directories of `.tenex/` that aren't there, and changes nothing else.
 
+use super::source::blocking;
 use super::{PrepareError, Prepared, Preparer};
 use crate::ledger::nexus::{ProjectRow, project_named};
 use crate::project::coordinate::Coordinate;
 use crate::project::definition::Definition;
+use crate::project::files::Tenex;
 use ::nostr::event::Event;
 use std::path::Path;
 
@@ -34,6 +36,16 @@ impl Preparer {
                 Coordinate::parse(&row.coordinate).map_err(|_| PrepareError::Unknown { name: name.to_owned() })
             }
         }
+    }
+
+    /// Where the repository of the project in `path` was cloned from, as its directory has it.
+    ///
+    /// # Errors
+    /// [`PrepareError`].
+    pub async fn repo_url(&self, path: &Path) -> Result<Option<String>, PrepareError> {
+        let path = path.to_owned();
+        let config = blocking(move || Tenex::open(&path).and_then(|tenex| tenex.config())).await?;
+        Ok(config.and_then(|config| config.repo_url))
     }
 
     /// What was installed and asked for, as it is now.

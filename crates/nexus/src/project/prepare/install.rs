@@ -15,6 +15,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// How the reference to a key of the daemon begins in a registry.
 const SIGNER_PREFIX: &str = "daemon:";
+/// Servers that the agents of one project may bring together; more are left out.
+pub(super) const OWN_SERVERS_MAX: usize = 128;
 
 /// The definitions that a project names, those that could be had.
 #[derive(Debug, Default)]
@@ -36,10 +38,13 @@ impl Members {
     /// Reads those of `events` that `definition` names, or the profiles of its roster, in its order.
     pub(super) fn of(definition: &Definition, seats: &[Seat], events: &[Event]) -> Self {
         let by_id: BTreeMap<String, &Event> = events.iter().map(|event| (event.id.to_hex(), event)).collect();
-        let mut members = Self::default();
+        let mut members = Self { problems: definition.problems.clone(), ..Self::default() };
         for id in &definition.agents {
             match by_id.get(id).map(|event| AgentDefinition::of(event)) {
-                Some(Ok(agent)) => members.agents.push(agent),
+                Some(Ok(agent)) => {
+                    members.problems.extend(agent.problems.iter().map(|problem| format!("agent {id}: {problem}")));
+                    members.agents.push(agent);
+                }
                 Some(Err(error)) => members.problems.push(format!("agent skipped: {error}")),
                 None => members.problems.push(format!("agent skipped: no relay has its definition {id}")),
             }
@@ -47,14 +52,17 @@ impl Members {
         for seat in seats {
             let event = seat.definition.as_ref().and_then(|id| by_id.get(id));
             let agent = seat.agent(event.copied(), &mut members.problems);
+            members.problems.extend(agent.problems.iter().map(|problem| format!("agent {}: {problem}", seat.key)));
             members.roster.push((seat.key.clone(), agent));
         }
         // An agent may bring servers of its own.
-        let own = members.everyone().flat_map(|agent| &agent.mcp);
-        let mut seen = BTreeSet::new();
-        let ids: Vec<String> = definition.mcp.iter().chain(own).filter(|id| seen.insert((*id).clone())).cloned().collect();
-        for id in ids {
-            match by_id.get(&id).map(|event| McpDefinition::of(event)) {
+        let mut own = own_servers(definition, members.everyone());
+        for id in own.drain(OWN_SERVERS_MAX.min(own.len())..) {
+            let problem = format!("MCP server skipped: {id} is beyond the {OWN_SERVERS_MAX} that the agents of a project may bring");
+            members.problems.push(problem);
+        }
+        for id in definition.mcp.iter().chain(&own) {
+            match by_id.get(id).map(|event| McpDefinition::of(event)) {
                 Some(Ok(server)) => members.servers.push(server),
                 Some(Err(error)) => members.problems.push(format!("MCP server skipped: {error}")),
                 None => members.problems.push(format!("MCP server skipped: no relay has its definition {id}")),
@@ -62,6 +70,12 @@ impl Members {
         }
         members
     }
+}
+
+/// The servers that agents bring beside those of their project, each once.
+pub(super) fn own_servers<'a>(definition: &'a Definition, agents: impl Iterator<Item = &'a AgentDefinition>) -> Vec<String> {
+    let mut seen: BTreeSet<&String> = definition.mcp.iter().collect();
+    agents.flat_map(|agent| &agent.mcp).filter(|id| seen.insert(*id)).cloned().collect()
 }
 
 /// A key of the daemon's, by the names of project and agent.
@@ -205,7 +219,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::project::coordinate::PROJECT_KIND;
-    use crate::project::definition::{AGENT_KIND, MCP_KIND};
+    use crate::project::definition::{AGENT_KIND, MCP_KIND, MEMBERS_MAX};
     use ::nostr::event::{EventBuilder, FinalizeEvent, Kind, Tag};
     use ::nostr::key::Keys;
 
@@ -228,6 +242,34 @@ mod tests {
 
     fn slugs(registry: &Registry) -> Vec<&str> {
         registry.keys().map(String::as_str).collect()
+    }
+
+    #[test]
+    fn what_is_beyond_a_bound_or_malformed_is_told() {
+        let ids: Vec<String> = (0..MEMBERS_MAX + 2).map(|n| format!("{n:064x}")).collect();
+        // Together they bring more servers than may be, none of them too many by itself.
+        let bringing = |name: &str, prefix: &str| {
+            let mcp: Vec<String> = (0..50).map(|n| format!("{prefix}{n:063x}")).collect();
+            let mut tags = vec![("title", name), ("tool", "rm -rf *")];
+            tags.extend(mcp.iter().map(|id| ("mcp", id.as_str())));
+            event(AGENT_KIND, &tags)
+        };
+        let agents = [bringing("one", "a"), bringing("two", "b"), bringing("three", "c")];
+        let named: Vec<&Event> = agents.iter().collect();
+        let problems = Members::of(&definition(&named), &[], &agents).problems;
+        let beyond = format!("c{:063x}", 49);
+        let told = |text: &str| problems.iter().any(|problem| problem.contains(text));
+        assert!(told(&format!("{beyond} is beyond the 128")), "{problems:?}");
+        assert!(!problems.iter().any(|problem| problem.contains("no relay") && problem.contains(&beyond)), "{problems:?}");
+        assert!(told(&format!("agent {}: 1 `tool` tag(s) left out", agents[0].id.to_hex())), "{problems:?}");
+
+        let mut tags = vec![("d", "demo"), ("mcp", "nonsense")];
+        tags.extend(ids.iter().map(|id| ("agent", id.as_str())));
+        let problems = Members::of(&Definition::of(&event(PROJECT_KIND, &tags)).unwrap(), &[], &[]).problems;
+        let told = |text: &str| problems.iter().any(|problem| problem.contains(text));
+        assert!(told("`mcp`: `nonsense` is no id of 64 hexadecimal digits"), "{problems:?}");
+        assert!(told(&format!("2 `agent` tag(s) beyond the first 64 left out, such as `{}`", ids[64])), "{problems:?}");
+        assert_eq!(problems.iter().filter(|problem| problem.contains("no relay")).count(), MEMBERS_MAX);
     }
 
     #[test]

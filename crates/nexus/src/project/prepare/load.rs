@@ -1,5 +1,5 @@
-//! A project as it is prepared: what its directory and the answers to its wishes make of it. It reads, and changes
-//! nothing.
+//! A project as it is prepared: what its directory and the answers to its wishes make of it. It makes the
+//! directories of `.tenex/` that aren't there, and changes nothing else.
 
 use super::error::PrepareError;
 use super::install::key_name;

@@ -2,7 +2,7 @@
 //! profiles of our own agents published. How files change, `install` and `roster` say.
 
 use super::error::PrepareError;
-use super::install::{self, Members, key_name};
+use super::install::{self, Members, OWN_SERVERS_MAX, key_name};
 use super::roster::{self, Seat};
 use super::{Prepared, Preparer, Settings};
 use crate::error_text::describe;
@@ -10,14 +10,11 @@ use crate::ledger::nexus::{ApprovalKind, Wish};
 use crate::nostr::Template;
 use crate::project::approvals;
 use crate::project::coordinate::Coordinate;
-use crate::project::definition::{AgentDefinition, Definition, is_hex_id};
+use crate::project::definition::{AgentDefinition, Definition};
 use crate::project::files::{Registry, Tenex};
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::path::Path;
-
-/// Servers that the agents of one project may bring together; more are left out.
-const OWN_SERVERS_MAX: usize = 128;
 
 impl Preparer {
     /// The events of the members, and of the servers that its agents bring.
@@ -31,9 +28,9 @@ impl Preparer {
         let named = definition.agents.iter().chain(&definition.mcp).chain(of_seats);
         let ids: Vec<String> = named.filter(|id| seen.insert((*id).clone())).cloned().collect();
         let mut events = if ids.is_empty() { Vec::new() } else { self.inner.nostr.by_ids(&ids).await.map_err(failed)? };
-        let members = Members::of(definition, &seats, &events);
-        let own: BTreeSet<String> = members.everyone().flat_map(|agent| agent.mcp.iter().cloned()).collect();
-        let more: Vec<String> = own.into_iter().filter(|id| is_hex_id(id) && !ids.contains(id)).take(OWN_SERVERS_MAX).collect();
+        let mut more = install::own_servers(definition, Members::of(definition, &seats, &events).everyone());
+        more.truncate(OWN_SERVERS_MAX);
+        more.retain(|id| !ids.contains(id));
         if !more.is_empty() {
             events.extend(self.inner.nostr.by_ids(&more).await.map_err(failed)?);
         }
@@ -103,15 +100,20 @@ impl Preparer {
             wishes.push(approvals::of_definition(slug, server, self.trusts(settings, &server.author)));
         }
         wishes.extend(present.iter().filter(|(_, file)| file.event_id.is_empty()).map(|(slug, file)| approvals::of_file(slug, file)));
+        let mut kinds = vec![ApprovalKind::Mcp, ApprovalKind::Tools];
         for (slug, one) in &registry {
-            let Ok(file) = tenex.agent(&one.file) else { continue };
+            // What it wishes nobody knows then, so nothing that was asked for is taken for given up. That it can't be read
+            // is told where the directory is.
+            let Ok(file) = tenex.agent(&one.file) else {
+                kinds.retain(|kind| *kind != ApprovalKind::Tools);
+                continue;
+            };
             // Trust is in what the author signed, not in what became of the file.
             let is_signed = |agent: &&AgentDefinition| agent.id.is_some() && one.event_id == agent.id && agent.tools == file.tools;
             let signed = members.everyone().find(is_signed);
             let trusted = signed.is_some_and(|agent| self.trusts(settings, &agent.author));
             wishes.extend(approvals::of_tools(slug, &file.tools, one.event_id.as_deref(), trusted));
         }
-        let kinds = vec![ApprovalKind::Mcp, ApprovalKind::Tools];
         let answers = approvals::ask(&self.inner.ledgers.nexus, &definition.coordinate, kinds, wishes).await?;
         let named = definition.mcp.iter().chain(members.everyone().flat_map(|agent| &agent.mcp)).cloned().collect();
         Ok(install::servers(&tenex, &present, members, &named, &slugs, &answers)?)
