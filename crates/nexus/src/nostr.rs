@@ -15,6 +15,7 @@ mod inbox;
 pub mod keys;
 mod machine;
 mod outbox;
+mod refused;
 mod relay;
 mod reply;
 mod run;

@@ -449,7 +449,7 @@ fn plugins_are_listed_enabled_and_disabled() {
     daemon.nexus_ok(&["plugin", "enable", "tags"]);
     eventually("it runs", || report(&daemon, "tags")["status"] == "running");
     let info = daemon.nexus_ok(&["plugin", "info", "tags"]);
-    assert!(info.contains("hooks:      afterReceiveEvent") && info.contains("kind:       program"), "{info}");
+    assert!(info.contains("hooks:       afterReceiveEvent") && info.contains("kind:        program"), "{info}");
     assert!(daemon.nexus_ok(&["daemon", "status", "--verbose"]).contains("tags running"));
     let process = find("its process", || report(&daemon, "tags")["pid"].as_u64());
     daemon.nexus_ok(&["plugin", "disable", "tags"]);

@@ -28,10 +28,10 @@ fn once(world: &World, project: &str, wanted: &str) -> Value {
 }
 
 fn answered(world: &World, project: &str) {
-    let event = world.tell(1, &[&["a", project]], "hello");
+    let event = world.tell(1, &[&["a", project]], "anew");
     let answers = || Client::connect(world.relay.url()).stored(json!({ "kinds": [1], "#e": [event] }));
     let answer = find("the event is answered", || answers().pop());
-    assert_eq!(answer["content"], "hello");
+    assert_eq!(answer["content"], "anew");
 }
 
 /// Writes another configuration; nobody is told.

@@ -5,11 +5,10 @@
 mod common;
 mod streamed;
 
-use common::{Ask, Daemon, NEXUS, config, eventually, json_lines};
+use common::{Ask, Daemon, Signal, config, eventually, json_lines, procfs, send_signal};
 use rusqlite::Connection;
 use serde_json::{Value, json};
 use std::fs;
-use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 use streamed::{Place, in_blocks, streaming};
@@ -40,19 +39,14 @@ fn locked(daemon: &Daemon) -> Connection {
     ledger
 }
 
-/// An agent that heeds nobody who tells it to end a turn; the daemon waits some seconds for it. Its turn runs, and the daemon
-/// runs again what a kill interrupts.
+/// A daemon whose agent is in a turn that can't end: its keeper stands still, and it waits for the keeper's word that nothing of
+/// the agent lives. It runs again what a kill interrupts.
 fn wedged() -> Daemon {
     let mut daemon = Daemon::new();
-    let program = PathBuf::from(NEXUS).with_file_name("examples").join("fake-acp-agent");
-    assert!(program.exists(), "{} is missing: cargo build --example fake-acp-agent", program.display());
-    let behaviour = json!({ "mode": "wedge", "log": daemon.file("agent.log") });
+    let log = daemon.file("agent.log");
     let mut wanted = config(json!({}));
-    wanted["agents"] = json!({ "default": "wedge", "wedge": {
-        "runner": "acp",
-        "command": shell_words::quote(&program.to_string_lossy()).into_owned(),
-        "env": { "FAKE_ACP_CONFIG": behaviour.to_string() },
-    } });
+    let command = format!("sh -c 'cat >> {log}; exec sleep 1000'");
+    wanted["agents"] = json!({ "default": "wedge", "wedge": { "runner": "command", "command": command } });
     wanted["pipeline"] = json!({ "on_interrupted": "rerun" });
     daemon.configure(&wanted);
     daemon.launch();
@@ -61,7 +55,15 @@ fn wedged() -> Daemon {
 
 /// How often the wedged agent was asked.
 fn prompts(daemon: &Daemon) -> usize {
-    json_lines(daemon.file("agent.log")).iter().filter(|line| line.get("prompt").is_some()).count()
+    json_lines(daemon.file("agent.log")).len()
+}
+
+/// Lets it stand still.
+fn stopped_keeper(daemon: &Daemon) -> procfs::Process {
+    let keeper = daemon.keeper();
+    send_signal(keeper.pid, Signal::STOP);
+    eventually("the keeper stands still", || procfs::is_stopped(keeper.pid));
+    keeper
 }
 
 fn ends(daemon: &Daemon) -> Vec<String> {
@@ -73,9 +75,12 @@ fn a_stop_is_obeyed_by_the_daemon_after_the_one_that_was_killed_before_the_turn_
     let mut daemon = wedged();
     let first = daemon.open(&Ask::post("/control/send", &json!({ "text": "one" })));
     eventually("the agent is asked", || prompts(&daemon) == 1);
+    let keeper = stopped_keeper(&daemon);
     let command = stopping(&daemon, &["dm:owner"]);
     eventually("the stop is on disk", || daemon.count("nexus", "SELECT count(*) FROM nexus_requests WHERE stopped IS NOT NULL") == 1);
     daemon.kill9();
+    // It would have ended with the daemon, if it could have noticed.
+    send_signal(keeper.pid, Signal::KILL);
     assert_eq!(ends(&daemon), ["processing: "], "the turn had ended by then");
     assert!(!command.wait_with_output().unwrap().status.success(), "nobody could say how it ended");
     drop(first);
@@ -91,12 +96,12 @@ fn a_turn_that_has_not_ended_after_a_while_is_said_to_be_stopping() {
     let daemon = wedged();
     let first = daemon.open(&Ask::post("/control/send", &json!({ "text": "one" })));
     eventually("the agent is asked", || prompts(&daemon) == 1);
+    let keeper = stopped_keeper(&daemon);
     let command = stopping(&daemon, &["dm:owner"]);
     eventually("the stop is on disk", || daemon.count("nexus", "SELECT count(*) FROM nexus_requests WHERE stopped IS NOT NULL") == 1);
-    let ledger = locked(&daemon);
     let told = said(command);
     assert!(told.starts_with("dm:owner: its turn was told to stop and has not ended yet (req_"), "{told}");
-    ledger.execute_batch("ROLLBACK").unwrap();
+    send_signal(keeper.pid, Signal::CONT);
     eventually("the turn has its end", || ends(&daemon) == [format!("completed: {BY_THE_COMMAND}")]);
     assert_eq!(first.body.end()["status"], "completed");
 }

@@ -93,6 +93,12 @@ impl Seen {
         true
     }
 
+    /// What was not taken in has to pass once more. Its place in the order stays; where it comes to its turn there twice, it is
+    /// forgotten a little sooner.
+    pub(crate) fn forget(&self, id: &[u8; 32]) {
+        self.lock().all.remove(id);
+    }
+
     /// Forgets all: what was verified may not have been committed.
     pub(crate) fn clear(&self) {
         *self.lock() = Ids::default();

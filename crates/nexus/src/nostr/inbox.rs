@@ -4,6 +4,7 @@
 
 use super::fair::{Fair, Limits};
 use super::gate::Seen;
+use super::refused::{is_left_out, is_refused};
 use super::sort::{self, Purpose, Rules, sort};
 use super::subscriptions::Cursors;
 use super::{ADAPTER, Inner, Plan};
@@ -256,10 +257,7 @@ impl Taking<'_> {
         let mut fair = self.fair();
         if fair.has_room(&self.sinks.pending, limits, total) {
             fair.catch_up();
-            let inbox = &self.inner.inbox;
-            // In this order: what the new questions bring must not be taken for known.
-            inbox.seen.clear();
-            inbox.generation.send_modify(|generation| *generation += 1);
+            self.inner.inbox.generation.send_modify(|generation| *generation += 1);
         }
         fair.is_behind()
     }
@@ -346,7 +344,11 @@ impl Taking<'_> {
         match sort(event, relay, &rules) {
             Purpose::Definition(definition) => sorted.definitions.push((relay.clone(), *definition)),
             Purpose::Messages(messages) if self.admits(event, &messages) => messages.into_iter().for_each(keep),
-            Purpose::Messages(_) => self.count(relay, "left"),
+            Purpose::Messages(_) => {
+                // What was taken in stays known: asked for again, it would take the room of what was not.
+                self.inner.inbox.seen.forget(&event.id.to_bytes());
+                self.count(relay, "left");
+            }
             Purpose::Ambiguous(event, projects) => {
                 let named = sort::named(&projects);
                 tracing::warn!(
@@ -429,34 +431,11 @@ impl Taking<'_> {
     }
 }
 
-/// Whether the ledger refused it, which no repetition mends; what comes after it must not wait for it.
-fn is_refused(written: Result<(), WriteError>) -> Result<bool, WriteError> {
-    match written {
-        Ok(()) => Ok(false),
-        Err(error @ WriteError::Refused { .. }) => {
-            tracing::error!(error = %describe(&error), "something of Nostr was refused by the ledger");
-            Ok(true)
-        }
-        Err(error @ (WriteError::Closed { .. } | WriteError::Unknown { .. })) => Err(error),
-    }
-}
-
 /// Whether it becomes a request that has its end later.
 fn is_request(event: &NewEvent) -> bool {
     match event.disposition {
         Disposition::Run | Disposition::Late => true,
         Disposition::Filed | Disposition::History => false,
-    }
-}
-
-/// Tells of what was offered by itself, and refused all the same: nothing more is done about it.
-fn is_left_out(written: Result<(), WriteError>, event: &str) -> Result<(), WriteError> {
-    match written {
-        Err(error @ WriteError::Refused { .. }) => {
-            tracing::error!(error = %describe(&error), event, "Error handling event");
-            Ok(())
-        }
-        done => done,
     }
 }
 

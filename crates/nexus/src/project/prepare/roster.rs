@@ -164,7 +164,8 @@ mod tests {
         assert_eq!((planner.event_id.as_ref(), planner.roster_key.as_ref(), &planner.file), (Some(&id), Some(&a), &format!("{id}.json")));
         let coder = place.tenex().agent(&registry["coder"].file).unwrap();
         assert_eq!((coder.instructions.as_str(), coder.tools.len(), registry["coder"].event_id.is_none()), ("Write.", 1, true));
-        assert_eq!(problems, [format!("agent of the key {c}: no relay has its profile")]);
+        let malformed = "`p`: `../../x` is no id of 64 hexadecimal digits, nor are 1 others".to_owned();
+        assert_eq!(problems, [malformed, format!("agent of the key {c}: no relay has its profile")]);
     }
 
     #[test]
