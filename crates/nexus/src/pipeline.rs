@@ -180,6 +180,8 @@ pub struct Prepared {
     timeout: Duration,
     /// A stop or a crash interrupted its run, and it is taken up again.
     is_revived: bool,
+    /// An earlier daemon told its turn to end: it is begun only to be ended.
+    is_to_end: bool,
 }
 
 impl Prepared {
@@ -280,9 +282,20 @@ impl Pipeline {
             Ok((agent, session)) => {
                 let formerly = assemble::formerly(&request, &session);
                 let Budget { timeout, spent } = budget;
-                let (fellows, joined, abort) = (Vec::new(), Vec::new(), running::Abort::default());
-                let prepared = Prepared { adapter, request, agent, session, formerly, fellows, joined, abort, spent, timeout, is_revived };
-                Outcome::Run(Box::new(prepared))
+                Outcome::Run(Box::new(Prepared {
+                    adapter,
+                    request,
+                    agent,
+                    session,
+                    formerly,
+                    fellows: Vec::new(),
+                    joined: Vec::new(),
+                    abort: running::Abort::default(),
+                    spent,
+                    timeout,
+                    is_revived,
+                    is_to_end: self.turns.is_to_end(seq),
+                }))
             }
             Err(exit) => {
                 let ending = self.unsettled.begin(&router::conversation_of(&adapter, &request.event), request.event_seq);

@@ -121,7 +121,7 @@ async fn stop_turn(control: &Control, session: &str) -> Option<String> {
     control.router.rest(session).await;
     let mut stopping = control.pipeline.turns.stop(session, STOPPED)?;
     tracing::info!(session, request_id = stopping.request_id, "a turn is stopped by `nexus project stop`");
-    if let Err(error) = control.pipeline.keep_stop(&stopping).await {
+    if let Err(error) = control.pipeline.keep_stop(&stopping, STOP_PATIENCE).await {
         let request_id = &stopping.request_id;
         tracing::warn!(session, request_id, %error, "a stop could not be noted; the next start may run its turn again");
     }

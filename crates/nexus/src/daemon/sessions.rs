@@ -87,8 +87,8 @@ pub(super) async fn stop(control: &Control, name: String) -> Answer {
     let Some(mut stopping) = found else { return Ok(json!({ "session": label, "result": "idle" })) };
     let request_id = stopping.request_id.clone();
     tracing::info!(session = label, request_id, "a turn is stopped by `nexus sessions stop`");
-    control.pipeline.keep_stop(&stopping).await.map_err(not_now)?;
-    let result = match stopping.is_over(STOP_PATIENCE).await {
+    let is_kept = control.pipeline.keep_stop(&stopping, STOP_PATIENCE).await.map_err(not_now)?;
+    let result = match is_kept && stopping.is_over(STOP_PATIENCE).await {
         false => "stopping",
         true => {
             let end = control.known_end(stopping.event_seq).await.map_err(|error| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, error))?;

@@ -51,6 +51,10 @@ impl Fair {
 
     /// Whether `many` more of an author may be taken in. If not, that is kept in mind.
     pub(super) fn admits(&mut self, pending: &Pending, limits: Limits, author: &str, many: u64) -> bool {
+        // What it said before comes first: all of that is asked for again together.
+        if self.left.contains(author) {
+            return false;
+        }
         if limits.authors > 1 && self.total >= limits.free() && self.of(pending, author) >= limits.share() {
             if self.left.insert(author.to_owned()) {
                 tracing::warn!(author, "an author has its share of what may be pending; what else it said is asked for again later");
@@ -124,6 +128,9 @@ mod tests {
         fair.begin(&pending, 0);
         assert_eq!((0..60).filter(|_| fair.admits(&pending, FORTY, "a", 1)).count(), 20);
         assert!(fair.admits(&pending, FORTY, "b", 1));
+        fair.begin(&pending, 0);
+        assert!(!fair.admits(&pending, FORTY, "a", 1), "what it said before comes first");
+        fair.catch_up();
         let alone = Limits { authors: 1, ..FORTY };
         fair.begin(&pending, 0);
         assert_eq!((0..60).filter(|_| fair.admits(&pending, alone, "a", 1)).count(), 60, "it crowds nobody out");

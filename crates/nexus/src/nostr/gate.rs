@@ -93,10 +93,15 @@ impl Seen {
         true
     }
 
-    /// What was not taken in has to pass once more. Its place in the order stays; where it comes to its turn there twice, it is
-    /// forgotten a little sooner.
+    /// What was not taken in has to pass once more, and takes the place of nothing that was.
     pub(crate) fn forget(&self, id: &[u8; 32]) {
-        self.lock().all.remove(id);
+        let mut ids = self.lock();
+        // It came a moment ago: the way from the back is short.
+        if ids.all.remove(id)
+            && let Some(at) = ids.order.iter().rposition(|one| one == id)
+        {
+            ids.order.remove(at);
+        }
     }
 
     /// Forgets all: what was verified may not have been committed.

@@ -108,6 +108,7 @@ pub(in crate::pipeline) fn prepared(seq: i64, timeout: Duration) -> Prepared {
         spent: Duration::ZERO,
         timeout,
         is_revived: false,
+        is_to_end: false,
     }
 }
 

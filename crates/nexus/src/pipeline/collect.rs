@@ -21,7 +21,9 @@ impl Prepared {
             let to = &prepared.request.delivery;
             [&prepared.request.adapter, &to.channel, &to.account_id, &to.target].map(String::clone)
         };
-        let is_equal = self.agent.name == other.agent.name && self.is_system() == other.is_system();
+        // What an earlier daemon was told to stop takes nothing new with it, and is not begun again by it.
+        let is_as_told = self.is_to_end == other.is_to_end;
+        let is_equal = self.agent.name == other.agent.name && self.is_system() == other.is_system() && is_as_told;
         // Slots of several schedules come from one place and may be answered in several.
         let is_one_place = self.conversation() == other.conversation() && goes(self) == goes(other);
         is_equal && is_one_place && permissions(self) == permissions(other)

@@ -193,6 +193,11 @@ impl Turns {
         self.lock().running.get(session).map(|entry| (entry.agent.clone(), entry.began.elapsed()))
     }
 
+    /// Whether an earlier daemon told the turn of this message to end: it may be ended only, with nobody else's message in it.
+    pub(super) fn is_to_end(&self, event_seq: i64) -> bool {
+        self.lock().stopped_before.contains_key(&event_seq)
+    }
+
     pub(super) fn count(&self) -> usize {
         self.lock().running.len()
     }
@@ -229,11 +234,22 @@ impl Pipeline {
     /// Has it on disk that a turn was told to end. Who asked for it is told nothing before: the turn may take its time, and the
     /// daemon that is killed meanwhile, or a later one, must not ask its agent again.
     ///
+    /// False when that can't be written for so long: the turn is ended all the same, and a later daemon may begin it again.
+    ///
     /// # Errors
-    /// As [`write_until_done`](crate::ledger::writer::Writer::write_until_done): then a later daemon may.
-    pub async fn keep_stop(&self, stopping: &Stopping) -> Result<(), WriteError> {
+    /// As [`write_until_done`](crate::ledger::writer::Writer::write_until_done).
+    pub async fn keep_stop(&self, stopping: &Stopping, patience: Duration) -> Result<bool, WriteError> {
         let stop = StopRequest { event_seq: stopping.event_seq, why: stopping.why.clone() };
-        self.ledgers.nexus.writer.write_until_done(stop).await.map(drop)
+        // A turn may be told to end before it is known to the ledger that there is one.
+        let Ok(kept) = tokio::time::timeout(patience, self.write_admitted(stopping.event_seq, stop)).await else {
+            let request_id = &stopping.request_id;
+            tracing::warn!(
+                request_id,
+                "a stop can't be noted for now; if the daemon ended before it is, the next one would run its turn again"
+            );
+            return Ok(false);
+        };
+        kept.map(|_| true)
     }
 }
 

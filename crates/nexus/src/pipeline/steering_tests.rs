@@ -28,6 +28,7 @@ fn prepared(seq: i64) -> Prepared {
         spent: Duration::ZERO,
         timeout: DEADLINE,
         is_revived: false,
+        is_to_end: false,
     }
 }
 

@@ -81,6 +81,7 @@ mod tests {
             spent: Duration::ZERO,
             timeout: Duration::from_secs(60),
             is_revived: false,
+            is_to_end: false,
         }
     }
 

@@ -147,9 +147,10 @@ impl Pipeline {
             return Ok(if runs { "What runs here came after that, and goes on." } else { "Nothing runs here." }.to_owned());
         };
         tracing::info!(session, request_id = stopping.request_id, by = request.request_id, "the owner stops a turn");
-        self.keep_stop(&stopping).await.map_err(|error| not_written("the stop could not be noted", error))?;
+        let kept = self.keep_stop(&stopping, patience).await;
+        let is_kept = kept.map_err(|error| not_written("the stop could not be noted", error))?;
         let stopped = stopping.event_seq;
-        let row = match stopping.is_over(patience).await {
+        let row = match is_kept && stopping.is_over(patience).await {
             true => self.look_up(move |connection| request_by_event(connection, stopped)).await?,
             false => None,
         };

@@ -318,7 +318,9 @@ impl Projects {
         let lane = self.lane(&project).await.map_err(|Fault { problem, .. }| PrepareError::Broken(problem))?;
         let _preparing = lane.preparing.lock().await;
         let _turning = lane.turning.lock().await;
-        if !lane.leave() {
+        let is_known = self.inner.lanes.get(&project).is_some_and(|known| Arc::ptr_eq(&known, &lane));
+        // It may have been let go of meanwhile, and another one be at work.
+        if !is_known || !lane.leave() {
             return Ok(None);
         }
         let mut leaving = Leaving::of(&lane);

@@ -221,6 +221,11 @@ mod tests {
 
     const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\n\r\n";
 
+    #[test]
+    fn endpoints_are_spoken_to_as_genai_speaks_and_the_machines_authorities_are_believed() {
+        assert_eq!(tls_config().unwrap().alpn_protocols, [b"http/1.1".to_vec()]);
+    }
+
     /// Somewhere to listen, encrypted with a certificate of the tests' own authority, and the way there for who trusts `roots`.
     async fn endpoint(roots: RootCertStore) -> (TcpListener, TlsAcceptor, Destination) {
         let certificate = CertificateDer::from_pem_slice(include_bytes!("../../../tests/gitserver/tls/certificate.pem")).unwrap();

@@ -163,7 +163,9 @@ impl PrunePublished {
         changed += connection.prepare_cached(sql)?.execute([self.at])?;
         let forgotten = self.at.saturating_sub(REMEMBERED_MS);
         changed += self.forget(connection, "expires_at <= ?1 ORDER BY expires_at, seq", forgotten)?;
-        let beyond = "seq <= (SELECT max(seq) FROM nostr_published) - ?1 AND status <> 'waiting' ORDER BY seq";
+        let beyond = "seq <= (SELECT max(seq) FROM nostr_published) - ?1 AND status <> 'waiting'
+                        AND NOT EXISTS (SELECT 1 FROM nostr_outbox o WHERE o.event_id = nostr_published.event_id AND o.status = 'pending')
+                      ORDER BY seq";
         changed += self.forget(connection, beyond, self.kept)?;
         Ok(changed as u64)
     }
@@ -395,7 +397,9 @@ mod tests {
             let (once, event_id) = (format!("k{n}"), format!("e{n}"));
             Publish { waiting_max: 10, ..publish(&once, &event_id, 10) }.apply(&connection).unwrap();
             if n != 1 {
-                settle(&connection, &event_id, "ws://a", Answered::Accepted);
+                for relay in ["ws://a", "ws://b"] {
+                    settle(&connection, &event_id, relay, Answered::Accepted);
+                }
             }
         }
         let prune = || PrunePublished { at: 20, rows_max: 2, kept: 2 }.apply(&connection).unwrap();

@@ -10,7 +10,8 @@ const STOPPED: &str = "SELECT q.event_seq, coalesce(q.stopped, lead.stopped) AS 
   LEFT JOIN runs r ON r.run_id = q.run_id LEFT JOIN nexus_requests lead ON lead.event_seq = r.event_seq AND lead.run_id = q.run_id
   WHERE q.status IN ('waiting', 'processing', 'interrupted') AND why IS NOT NULL ORDER BY q.event_seq";
 
-/// The turn of a request is told to end, for the reason that its trace is to give. Of two the first one counts.
+/// The turn of a request is told to end, and with it all that share its run, for the reason that its trace is to give. Of two
+/// the first one counts.
 #[derive(Debug, Clone)]
 pub struct StopRequest {
     /// Of several requests that share the turn the one that is replied to.
@@ -22,7 +23,8 @@ impl StopRequest {
     /// Lost when it has an end.
     pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Claim> {
         let sql = "UPDATE nexus_requests SET stopped = coalesce(stopped, ?2)
-                   WHERE event_seq = ?1 AND status IN ('waiting', 'processing', 'interrupted')";
+                   WHERE status IN ('waiting', 'processing', 'interrupted') AND (event_seq = ?1
+                     OR run_id = (SELECT run_id FROM nexus_requests WHERE event_seq = ?1 AND status = 'processing'))";
         let changed = connection.prepare_cached(sql)?.execute(params![self.event_seq, self.why])?;
         Ok(if changed == 0 { Claim::Lost } else { Claim::Done })
     }
@@ -72,6 +74,13 @@ mod tests {
             let revive = ReviveRequest { event_seq, to: Status::Waiting, reason: None, trace: None, delivery: None, at: 9, epoch: 2 };
             assert_eq!(revive.apply(&connection).unwrap(), Claim::Done);
         }
+        assert_eq!(stopped_requests(&connection).unwrap(), both);
+        // One of them alone is run again, and broken off again.
+        let (run_id, agent, session) = ("run_2".to_owned(), "a".to_owned(), "s".to_owned());
+        let start = StartRun { event_seq: 1, fellows: Vec::new(), run_id, agent, session, acted: false, audit: None, at: 10, epoch: 2 };
+        assert_eq!(start.apply(&connection).unwrap(), Claim::Done);
+        let begun = BeginEpoch { at: 11 }.apply(&connection).unwrap();
+        assert!(begun.interrupted.iter().all(|one| one.was_stopped));
         assert_eq!(stopped_requests(&connection).unwrap(), both);
     }
 

@@ -165,6 +165,7 @@ fn prepared(seq: i64, found: Found) -> Prepared {
         spent: Duration::ZERO,
         timeout: Duration::ZERO,
         is_revived: false,
+        is_to_end: false,
     }
 }
 

@@ -102,6 +102,10 @@ pub(super) fn agents(tenex: &Tenex, definition: &Definition, members: &Members) 
             add(tenex, &definition.coordinate, agent, None, &mut registry)?;
         }
     }
+    // Whom the roster no longer names is spoken to by that key no more.
+    for one in registry.values_mut() {
+        one.roster_key.take_if(|key| !members.roster.iter().any(|(named, _)| named == key));
+    }
     // The registry first: it must not name a file that is gone.
     tenex.set_registry(&registry)?;
     let used: BTreeSet<&String> = registry.values().map(|one| &one.file).collect();

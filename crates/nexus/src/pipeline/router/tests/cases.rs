@@ -180,6 +180,9 @@ fn only_messages_of_one_place_share_a_turn() {
     let mut by_another = message(2);
     by_another.adapter = "another".to_owned();
     assert!(!by_another.may_share(&message(1)));
+    // What was told to end before a crash would have its agent asked, with what came later.
+    let to_end = |seq| Prepared { is_to_end: true, ..message(seq) };
+    assert!(to_end(1).may_share(&to_end(2)) && !message(2).may_share(&to_end(1)));
 }
 
 /// A message that steers, for an agent that takes input.
