@@ -144,7 +144,7 @@ pub fn by_id(connection: &Connection, event_id: &str) -> rusqlite::Result<Option
 }
 
 /// Of each adapter the newest event that was said directly by somebody who is wanted, by adapter, channel and id; the
-/// newest first, among the newest [`HEARD_ROWS`] rows, and neither history nor replays.
+/// newest first, among the newest `HEARD_ROWS` rows, and neither history nor replays.
 pub fn newest_direct(connection: &Connection, is_wanted: impl Fn(&str, &str, &str) -> bool) -> rusqlite::Result<Vec<StoredEvent>> {
     let sql = "SELECT seq, adapter, channel, sender_id FROM events WHERE seq > ?1 AND direction = 'inbound' AND peer_kind = 'dm'
                  AND disposition IN ('run', 'late') AND replay_of IS NULL ORDER BY seq DESC";
