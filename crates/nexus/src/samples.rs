@@ -4,6 +4,7 @@
 
 use crate::agent::{Remembers, Runner, Sender, Turn};
 use crate::ledger::events::{Disposition, NewEvent};
+use crate::ledger::identity::Link;
 use crate::ledger::nexus::{AdmitRow, NewDelivery};
 use crate::pipeline::Agent;
 use nexus_core::config::Memory;
@@ -32,6 +33,21 @@ pub(crate) fn new_event(event_id: impl Into<String>) -> NewEvent {
         timestamp: 1,
         received_at: 1,
         disposition: Disposition::Run,
+    }
+}
+
+/// The sender of these events is the entity `ann`.
+pub(crate) fn link() -> Link {
+    Link {
+        channel: "fake".to_owned(),
+        sender_id: "u".to_owned(),
+        entity_id: "ann".to_owned(),
+        name: None,
+        relationship: None,
+        confidence: 1.0,
+        source: "owner",
+        as_owner: false,
+        at: 1,
     }
 }
 

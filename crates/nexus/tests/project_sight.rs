@@ -55,6 +55,15 @@ fn mend(config: &mut Value) {
     config["projects"].as_object_mut().unwrap().remove("command");
 }
 
+/// The configuration is mended and read anew; the project works again.
+fn a_reload_mends(world: &World, project: &str) {
+    assert_eq!(state(world, project)["state"], "quarantined");
+    configure(world, mend);
+    world.daemon.nexus_ok(&["daemon", "reload"]);
+    once(world, project, "ready");
+    answered(world, project);
+}
+
 fn unwell(world: &World) -> Vec<Value> {
     world.daemon.get("/health").json()["projects"]["unwell"].as_array().unwrap().clone()
 }
@@ -64,11 +73,7 @@ fn a_reload_that_changes_how_it_is_run_ends_a_quarantine_and_another_does_not() 
     let (world, project) = quarantined();
     configure(&world, |config| config["projects"]["max_running"] = json!(7));
     world.daemon.nexus_ok(&["daemon", "reload"]);
-    assert_eq!(state(&world, &project)["state"], "quarantined");
-    configure(&world, mend);
-    world.daemon.nexus_ok(&["daemon", "reload"]);
-    once(&world, &project, "ready");
-    answered(&world, &project);
+    a_reload_mends(&world, &project);
 }
 
 #[test]
@@ -76,11 +81,7 @@ fn a_quarantine_of_an_earlier_daemon_ends_by_a_reload() {
     let (mut world, project) = quarantined();
     world.daemon.stop();
     world.daemon.launch();
-    assert_eq!(state(&world, &project)["state"], "quarantined");
-    configure(&world, mend);
-    world.daemon.nexus_ok(&["daemon", "reload"]);
-    once(&world, &project, "ready");
-    answered(&world, &project);
+    a_reload_mends(&world, &project);
 }
 
 #[test]

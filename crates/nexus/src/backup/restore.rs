@@ -146,7 +146,7 @@ impl Plan {
     /// Puts the backup in place. `resume` lets everything that was open in it go on.
     ///
     /// # Errors
-    /// [`RestoreError`]; but for [`RestoreError::Swap`] nothing was changed then.
+    /// [`RestoreError`].
     pub fn run(&self, target: &Target, resume: bool, now_ms: i64, watch: &mut Watch<'_>) -> Result<Report, RestoreError> {
         let stage = swap::stage(&target.ledgers);
         let prepared = self.prepare(target, &stage, resume, now_ms, watch).and_then(|marked| {

@@ -68,41 +68,28 @@ impl<K: Eq + Hash, V: Clone> Known<K, V> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::ledger::identity::{ApplyContacts, IdentityCommand, Link, Unlink};
+    use crate::ledger::identity::{ApplyContacts, IdentityCommand, Unlink};
     use crate::ledger::start;
-
-    fn link(sender_id: &str) -> Link {
-        Link {
-            channel: "sms".to_owned(),
-            sender_id: sender_id.to_owned(),
-            entity_id: "ann".to_owned(),
-            name: None,
-            relationship: None,
-            confidence: 1.0,
-            source: "owner",
-            as_owner: false,
-            at: 1,
-        }
-    }
+    use crate::samples;
 
     #[tokio::test]
     async fn an_answer_is_kept_until_a_command_that_may_change_it_is_answered() {
         let directory = tempfile::tempdir().unwrap();
         let (ledger, _threads) = start::<IdentityCommand>(directory.path(), 0).unwrap();
         let known = Known::of(&ledger.writer);
-        known.keep(known.version(), "u1", "nobody");
+        known.keep(known.version(), "u", "nobody");
         ledger.writer.write(ApplyContacts { upto_seq: 1, senders: Default::default() }).await.unwrap();
-        assert_eq!((known.get(&"u1"), known.get(&"u2")), (Some("nobody"), None), "who wrote says nothing about who is who");
+        assert_eq!((known.get(&"u"), known.get(&"v")), (Some("nobody"), None), "who wrote says nothing about who is who");
         let asked_before = known.version();
-        ledger.writer.write(link("u1")).await.unwrap().unwrap();
-        assert_eq!(known.get(&"u1"), None);
-        known.keep(asked_before, "u1", "nobody");
-        assert_eq!(known.get(&"u1"), None, "the ledger may have been asked before");
-        known.keep(known.version(), "u1", "ann");
-        known.keep(asked_before, "u1", "nobody");
-        assert_eq!(known.get(&"u1"), Some("ann"), "a late one puts none away");
-        ledger.writer.write(Unlink { channel: "sms".to_owned(), sender_id: "u1".to_owned() }).await.unwrap();
-        assert_eq!(known.get(&"u1"), None);
+        ledger.writer.write(samples::link()).await.unwrap().unwrap();
+        assert_eq!(known.get(&"u"), None);
+        known.keep(asked_before, "u", "nobody");
+        assert_eq!(known.get(&"u"), None, "the ledger may have been asked before");
+        known.keep(known.version(), "u", "ann");
+        known.keep(asked_before, "u", "nobody");
+        assert_eq!(known.get(&"u"), Some("ann"), "a late one puts none away");
+        ledger.writer.write(Unlink { channel: "fake".to_owned(), sender_id: "u".to_owned() }).await.unwrap();
+        assert_eq!(known.get(&"u"), None);
     }
 
     #[tokio::test]

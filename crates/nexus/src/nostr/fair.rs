@@ -3,6 +3,7 @@
 //! stays with the relays: nothing is proven of them until it has been asked for again. It commits nothing.
 
 use crate::pipeline::pending::Pending;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Where an author stands who is accepted.
@@ -33,6 +34,8 @@ pub(super) struct Fair {
     left: BTreeSet<String>,
     /// What was committed that the router hasn't counted yet.
     uncounted: VecDeque<(i64, String)>,
+    /// How many of these each author has.
+    uncounted_of: BTreeMap<String, u64>,
     /// What was let through and isn't committed yet, by author; and all that is pending, with that.
     batch: BTreeMap<String, u64>,
     total: u64,
@@ -43,10 +46,7 @@ impl Fair {
     pub(super) fn begin(&mut self, pending: &Pending, total: u64) {
         self.batch.clear();
         self.total = total;
-        let upto = pending.counted_upto();
-        while self.uncounted.front().is_some_and(|(seq, _)| *seq <= upto) {
-            self.uncounted.pop_front();
-        }
+        self.leave_to(pending);
     }
 
     /// Whether `many` more of an author may be taken in. If not, that is kept in mind.
@@ -56,9 +56,8 @@ impl Fair {
             return false;
         }
         if limits.authors > 1 && self.total >= limits.free() && self.of(pending, author) >= limits.share() {
-            if self.left.insert(author.to_owned()) {
-                tracing::warn!(author, "an author has its share of what may be pending; what else it said is asked for again later");
-            }
+            tracing::warn!(author, "an author has its share of what may be pending; what else it said is asked for again later");
+            self.left.insert(author.to_owned());
             return false;
         }
         *self.batch.entry(author.to_owned()).or_default() += many;
@@ -68,6 +67,7 @@ impl Fair {
 
     /// An event was committed that will be a request.
     pub(super) fn committed(&mut self, seq: i64, author: &str) {
+        *self.uncounted_of.entry(author.to_owned()).or_default() += 1;
         self.uncounted.push_back((seq, author.to_owned()));
     }
 
@@ -77,8 +77,10 @@ impl Fair {
     }
 
     /// Whether it is time to ask for what was left out. Well below the limit, since all of it is asked for.
-    pub(super) fn has_room(&self, pending: &Pending, limits: Limits, total: u64) -> bool {
-        self.is_behind() && (total <= limits.free() / 2 || self.left.iter().any(|author| self.of(pending, author) <= limits.share() / 2))
+    pub(super) fn has_room(&mut self, pending: &Pending, limits: Limits, total: u64) -> bool {
+        self.leave_to(pending);
+        let has_room = |author: &String| self.counted(pending, author) <= limits.share() / 2;
+        self.is_behind() && (total <= limits.free() / 2 || self.left.iter().any(has_room))
     }
 
     /// What was left out is asked for again.
@@ -86,11 +88,28 @@ impl Fair {
         self.left.clear();
     }
 
-    fn of(&self, pending: &Pending, author: &str) -> u64 {
+    /// What an author has pending. The router may have counted some of it since `uncounted` was looked at.
+    fn of(&mut self, pending: &Pending, author: &str) -> u64 {
+        self.leave_to(pending);
+        self.counted(pending, author)
+    }
+
+    fn counted(&self, pending: &Pending, author: &str) -> u64 {
+        let of = |counts: &BTreeMap<String, u64>| counts.get(author).copied().unwrap_or(0);
+        pending.of_author(author).saturating_add(of(&self.batch)).saturating_add(of(&self.uncounted_of))
+    }
+
+    /// Counts no more what the router has counted.
+    fn leave_to(&mut self, pending: &Pending) {
         let upto = pending.counted_upto();
-        let uncounted = self.uncounted.iter().filter(|(seq, of)| *seq > upto && of == author).count();
-        let batch = self.batch.get(author).copied().unwrap_or(0);
-        pending.of_author(author).saturating_add(batch).saturating_add(u64::try_from(uncounted).unwrap_or(u64::MAX))
+        while let Some((_, author)) = self.uncounted.pop_front_if(|(seq, _)| *seq <= upto) {
+            if let Entry::Occupied(mut count) = self.uncounted_of.entry(author) {
+                *count.get_mut() -= 1;
+                if *count.get() == 0 {
+                    count.remove();
+                }
+            }
+        }
     }
 }
 

@@ -160,17 +160,7 @@ mod tests {
             sender_id: event.sender_id.clone(),
             name: event.sender_name.clone(),
         };
-        let link = Link {
-            channel: event.channel.clone(),
-            sender_id: event.sender_id.clone(),
-            entity_id: "ann".to_owned(),
-            name: None,
-            relationship: None,
-            confidence: 1.0,
-            source: "owner",
-            as_owner: false,
-            at: 1,
-        };
+        let link = Link { channel: event.channel.clone(), sender_id: event.sender_id.clone(), ..samples::link() };
         for _ in 0..2 {
             assert_eq!(who(&place).await, (PrincipalType::Unknown, None));
             assert!(place.pipeline.speakers.get(&speaker).is_some(), "nobody has to be asked");

@@ -28,6 +28,12 @@ const NEXUS: &str = "
     CREATE TABLE approvals (id INTEGER, status TEXT);
     CREATE TABLE project_waits (event_seq INTEGER, approval INTEGER);";
 
+/// A check has told this.
+#[track_caller]
+pub(crate) fn tells(found: &str, what: &str) {
+    assert!(found.contains(what), "`{what}` is not in {found}");
+}
+
 /// A world, and the connections that make its ledgers.
 pub(crate) struct Made {
     pub(crate) world: World,

@@ -235,7 +235,7 @@ fn unanswered(posts: &[Post], relayed: &Relayed, copy: &Copy) -> Result<Vec<Stri
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::super::made::Made;
+    use super::super::made::{Made, tells};
     use super::*;
     use crate::nostr::{Key, NOTE};
     use crate::world::Kind;
@@ -326,8 +326,7 @@ mod tests {
 
         #[track_caller]
         fn breaks(&self, what: &str) {
-            let found = self.found();
-            assert!(found.contains(what), "`{what}` is not in {found}");
+            tells(&self.found(), what);
         }
     }
 

@@ -122,7 +122,7 @@ fn unpublished(world: &World, copy: &Copy, all: &BTreeMap<&str, Work>) -> Result
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::super::made::Made;
+    use super::super::made::{Made, tells};
     use super::*;
     use crate::world::Kind;
     use rusqlite::params;
@@ -168,8 +168,7 @@ mod tests {
 
         #[track_caller]
         fn breaks(&self, what: &str) {
-            let found = self.found(OnInterrupted::Auto);
-            assert!(found.contains(what), "`{what}` is not in {found}");
+            tells(&self.found(OnInterrupted::Auto), what);
         }
     }
 

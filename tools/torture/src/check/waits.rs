@@ -66,7 +66,7 @@ fn forgotten(world: &World, copy: &Copy) -> Result<Vec<String>> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::super::made::Made;
+    use super::super::made::{Made, tells};
     use super::*;
     use crate::world::Kind;
     use rusqlite::params;
@@ -99,8 +99,7 @@ mod tests {
 
         #[track_caller]
         fn breaks(&self, what: &str) {
-            let found = self.found();
-            assert!(found.contains(what), "`{what}` is not in {found}");
+            tells(&self.found(), what);
         }
     }
 

@@ -10,17 +10,8 @@ fn ledger() -> Connection {
 }
 
 fn link_as(connection: &Connection, sender: &str, entity: &str, confidence: f64) -> Result<Linked, Refused> {
-    let link = Link {
-        channel: "sms".to_owned(),
-        sender_id: sender.to_owned(),
-        entity_id: entity.to_owned(),
-        name: None,
-        relationship: None,
-        confidence,
-        source: "owner",
-        as_owner: true,
-        at: 5,
-    };
+    let (channel, sender_id, entity_id) = ("sms".to_owned(), sender.to_owned(), entity.to_owned());
+    let link = Link { channel, sender_id, entity_id, confidence, as_owner: true, at: 5, ..crate::samples::link() };
     link.apply(connection).unwrap()
 }
 
@@ -167,17 +158,8 @@ fn nobody_counts_as_the_owner_by_a_slip() {
     merge(&connection, "phone", "owner").unwrap();
     let before = everything(&connection);
     for entity in ["owner", "phone"] {
-        let link = Link {
-            channel: "sms".to_owned(),
-            sender_id: "3".to_owned(),
-            entity_id: entity.to_owned(),
-            name: Some("Mallory".to_owned()),
-            relationship: None,
-            confidence: 1.0,
-            source: "owner",
-            as_owner: false,
-            at: 5,
-        };
+        let (channel, sender_id, entity_id) = ("sms".to_owned(), "3".to_owned(), entity.to_owned());
+        let link = Link { channel, sender_id, entity_id, name: Some("Mallory".to_owned()), at: 5, ..crate::samples::link() };
         assert_eq!(link.apply(&connection).unwrap(), Err(Refused::AsOwner(entity.to_owned())));
         let merge = Merge { from: "ann".to_owned(), into: entity.to_owned(), as_owner: false };
         assert_eq!(merge.apply(&connection).unwrap(), Err(Refused::AsOwner(entity.to_owned())));
@@ -238,20 +220,9 @@ fn says_who_is_who(command: &IdentityCommand) -> bool {
 #[test]
 fn whatever_says_who_is_who_outdates_what_is_known_of_speakers() {
     let id = || "ann".to_owned();
-    let link = Link {
-        channel: id(),
-        sender_id: id(),
-        entity_id: id(),
-        name: None,
-        relationship: None,
-        confidence: 1.0,
-        source: "owner",
-        as_owner: false,
-        at: 1,
-    };
     let all = [
         ApplyContacts { upto_seq: 1, senders: Senders::new() }.into_command(),
-        link.into_command(),
+        crate::samples::link().into_command(),
         Unlink { channel: id(), sender_id: id() }.into_command(),
         SetEntity { entity_id: id(), name: None, relationship: None }.into_command(),
         Tag { entity_id: id(), tags: Vec::new() }.into_command(),
