@@ -124,6 +124,12 @@ impl Packer {
             spilled = format!("{}\n{}", code.info, code.body);
             rest = &spilled;
         }
+        if rest.trim().is_empty() && !code.info.is_empty() {
+            // No piece would be shown, and the info string is a word.
+            self.push(&frame.head);
+            self.push(frame.tail.trim_start());
+            return;
+        }
         while let Some(end) = prefix_end(rest, frame.room) {
             let (at, next) = match best_break(rest, end) {
                 // Only the line end at the break goes: blank lines and indentation are code.

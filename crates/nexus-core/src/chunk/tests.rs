@@ -57,6 +57,13 @@ fn an_info_string_too_long_to_repeat_is_kept_as_code() {
 }
 
 #[test]
+fn the_info_string_of_blank_code_is_kept() {
+    let text = format!("a\n```b   \n{}```\n", " \n".repeat(20));
+    assert_eq!(split(&text, 16), ["a", "```b\n```"]);
+    assert_eq!(split(&text.replace('b', ""), 16), ["a"]);
+}
+
+#[test]
 fn backticks_inside_code_do_not_end_its_pieces() {
     let text = "```\naaaa ```bbb``` cccc dddd eeee\n```";
     let chunks = split(text, 20);
