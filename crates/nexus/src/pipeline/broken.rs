@@ -9,10 +9,33 @@ use crate::ledger::nexus::{Audit, Fellow, FellowEnd, FinishRun, NewDelivery, Sta
 use crate::panics::{self, Panicked};
 use nexus_core::request::{NexusRequest, Stage, Status};
 use rusqlite::Connection;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// What the requests of a turn have had of their ends, by their places. A panic that breaks the turn off later leaves that out: an
+/// end that is told twice is counted twice.
+#[derive(Debug, Default)]
+pub(super) struct Ends {
+    /// And with which status, which the ledger may contradict: stage 8 of some comes before the commit of their end.
+    finalized: HashMap<i64, Status>,
+    announced: HashSet<i64>,
+}
+
 impl Pipeline {
+    /// Stage 8 of a request of a turn.
+    pub(super) fn finalize_in(&self, request: &mut NexusRequest, ends: &mut Ends) {
+        ends.finalized.insert(request.event_seq, request.status);
+        self.finalize(request);
+    }
+
+    /// Tells how a request of a turn ended, unless that was told.
+    pub(super) fn announce_end_in(&self, request: &NexusRequest, text: Option<&str>, ends: &mut Ends) {
+        if ends.announced.insert(request.event_seq) {
+            self.announce_end(request, text);
+        }
+    }
+
     /// Tells of a panic in the work on a request; why the request failed.
     pub(super) fn defect(&self, event_seq: i64, panicked: &Panicked) -> String {
         let reason = format!("a defect of the daemon: {panicked}");
@@ -28,8 +51,8 @@ impl Pipeline {
     }
 
     /// Writes the end of a run that broke off, and of all its requests, which are of one conversation. It may have
-    /// begun or not; `start` is what would have begun it.
-    pub(super) async fn break_off_run(self: &Arc<Self>, start: StartRun, conversation: &str, panicked: &Panicked) {
+    /// begun or not; `start` is what would have begun it, `ends` what its requests have had of their ends.
+    pub(super) async fn break_off_run(self: &Arc<Self>, start: StartRun, conversation: &str, ends: &mut Ends, panicked: &Panicked) {
         let StartRun { event_seq, fellows, run_id, audit, .. } = start;
         let reason = self.defect(event_seq, panicked);
         let seqs = fellows.iter().map(|fellow| fellow.event_seq).chain([event_seq]);
@@ -42,7 +65,7 @@ impl Pipeline {
                 let (request_id, event) = router::load(self, fellow.event_seq, None).await?;
                 others.push(event.into_request(request_id, clock::wall_ms()));
             }
-            self.fail_run(&mut request, others, run_id, &reason, &endings).await
+            self.fail_run(&mut request, others, run_id, &reason, &endings, ends).await
         });
         match ended.await {
             Ok(Some(true) | None) => {}
@@ -80,14 +103,21 @@ impl Pipeline {
         Some(recovery::note(request, &self.settings.load().access, place, Some(run_id.to_owned())))
     }
 
-    /// Stage 8 of a request whose run broke off.
-    fn finalize_broken(&self, request: &mut NexusRequest) {
+    /// Stage 8 of a request whose run broke off. One that had it is told of only where its end became another one.
+    fn finalize_broken(&self, request: &mut NexusRequest, ends: &mut Ends) {
         let failed = request.reason.clone().filter(|_| request.status == Status::Failed);
-        if let Some(reason) = failed {
-            self.record(request, Stage::RunAgent, clock::wall_ms(), Duration::ZERO, Some(&Exit::Failed(reason)), Vec::new());
-        }
         // Its end is on disk, whatever a hook does.
-        if let Err(panicked) = panics::catch(|| self.finalize(request)) {
+        let told = panics::catch(|| match (ends.finalized.get(&request.event_seq).copied(), failed) {
+            (None, failed) => {
+                if let Some(reason) = failed {
+                    self.record(request, Stage::RunAgent, clock::wall_ms(), Duration::ZERO, Some(&Exit::Failed(reason)), Vec::new());
+                }
+                self.finalize_in(request, ends);
+            }
+            (Some(before), Some(reason)) if before != Status::Failed => self.plugins.failed(request, Stage::Finalize, &reason),
+            (Some(_), _) => {}
+        });
+        if let Err(panicked) = told {
             self.defect(request.event_seq, &panicked);
         }
     }
@@ -101,6 +131,7 @@ impl Pipeline {
         run_id: String,
         reason: &str,
         endings: &[Arc<Ending>],
+        ends: &mut Ends,
     ) -> Option<bool> {
         (request.status, request.reason) = (Status::Failed, Some(reason.to_owned()));
         let event_seq = request.event_seq;
@@ -156,11 +187,11 @@ impl Pipeline {
         };
         for other in &mut others {
             (other.status, other.reason) = (request.status, request.reason.clone());
-            self.finalize_broken(other);
-            self.announce_end(other, None);
+            self.finalize_broken(other, ends);
+            self.announce_end_in(other, None, ends);
         }
-        self.finalize_broken(request);
-        self.announce_end(request, (!text.is_empty()).then_some(text.as_str()));
+        self.finalize_broken(request, ends);
+        self.announce_end_in(request, (!text.is_empty()).then_some(text.as_str()), ends);
         self.wait_for_turn(finish_seq).await;
         Some(true)
     }

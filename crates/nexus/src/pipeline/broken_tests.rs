@@ -8,7 +8,7 @@ use crate::clock::Expiry;
 use crate::ledger::Ledgers;
 use crate::ledger::events::{Append, Lines};
 use crate::ledger::known::Known;
-use crate::ledger::nexus::{Admit, AuditQuery, BeginEpoch, Claim, RequestRow, audit};
+use crate::ledger::nexus::{Admit, AdmitRow, AuditQuery, BeginEpoch, Claim, RequestRow, audit};
 use crate::metrics::Metrics;
 use crate::pipeline::outbox::Outbox;
 use crate::pipeline::running::Abort;
@@ -66,10 +66,15 @@ impl Place {
     }
 
     async fn break_off(&self, run_id: Option<&str>) -> RequestRow {
+        self.break_off_after(run_id.map(start), &mut Ends::default()).await
+    }
+
+    /// The same, of a run whose requests have had this of their ends.
+    async fn break_off_after(&self, start: Option<StartRun>, ends: &mut Ends) -> RequestRow {
         let panicked = panics::catch::<()>(|| panic!("of the test")).unwrap_err();
         let outcome = async {
-            match run_id {
-                Some(run_id) => self.pipeline.break_off_run(start(run_id), &conversation(), &panicked).await,
+            match start {
+                Some(start) => self.pipeline.break_off_run(start, &conversation(), ends, &panicked).await,
                 None => {
                     let ending = self.pipeline.unsettled.begin(&conversation(), 1);
                     assert!(matches!(self.pipeline.break_off(1, ending, &panicked).await, Outcome::Settled));
@@ -80,6 +85,20 @@ impl Place {
         self.pipeline.settling.close();
         tokio::time::timeout(DEADLINE, self.pipeline.settling.wait()).await.unwrap();
         self.pipeline.ledgers.nexus.readers.read(|connection| request_by_event(connection, 1)).await.unwrap().unwrap()
+    }
+
+    /// Another event, whose request waits.
+    async fn add_a_request(&self) {
+        let lines = Arc::new(Lines { events: vec![samples::new_event("fake:2")], rejects: Vec::new() });
+        let append = Append { adapter: "fake".into(), account: "me".into(), lines };
+        assert_eq!(self.pipeline.ledgers.events.writer.write(append).await.unwrap(), [Some(2)]);
+        let row = AdmitRow { event_seq: 2, request_id: "req_2".into(), event_id: "fake:2".into(), ..samples::row() };
+        self.pipeline.ledgers.nexus.writer.write(Admit { from_seq: 1, upto_seq: 2, rows: vec![row], epoch: EPOCH }).await.unwrap();
+    }
+
+    /// How many ends plugins were told of.
+    fn counted(&self) -> u64 {
+        self.pipeline.plugins.counts().unwritten().unwrap().hours.iter().map(|hour| hour.requests).sum()
     }
 
     async fn said(&self) -> Vec<String> {
@@ -243,6 +262,32 @@ async fn one_that_had_its_end_keeps_it() {
     let row = place.break_off(Some("run_1")).await;
     assert_eq!((row.status.as_str(), row.reason), ("completed", None));
     assert!(place.said().await.is_empty(), "an apology for an answer that was given");
+}
+
+#[tokio::test]
+async fn requests_that_break_off_behind_their_ends_are_not_ended_again() {
+    let place = Place::with_a_request().await;
+    place.add_a_request().await;
+    let turn = Prepared { fellows: vec![prepared(1, DEADLINE)], ..prepared(2, DEADLINE) };
+    let start = StartRun { event_seq: 2, fellows: vec![Fellow { event_seq: 1, audit: None }], audit: None, ..start("run_1") };
+    let (session, _released) = oneshot::channel();
+    let mut held = Held::new(session, None);
+    tokio::time::timeout(DEADLINE, place.pipeline.run_whole(turn, start.clone(), &mut held)).await.unwrap();
+    let processed = || place.pipeline.metrics.totals.processed.load(std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(processed(), 2, "both have their ends");
+    assert_eq!(place.break_off_after(Some(start), &mut held.ends).await.status, "completed");
+    assert_eq!((processed(), place.counted()), (2, 2));
+}
+
+#[tokio::test]
+async fn the_last_stage_is_not_had_again_for_an_end_that_was_not_written() {
+    let place = Place::with_a_request().await;
+    place.start_run().await;
+    let (mut request, mut ends) = (prepared(1, DEADLINE).request, Ends::default());
+    request.status = Status::Completed;
+    place.pipeline.finalize_in(&mut request, &mut ends);
+    assert_eq!(place.break_off_after(Some(start("run_1")), &mut ends).await.status, "failed");
+    assert_eq!(place.counted(), 1);
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! The end of a run, and stages 7 and 8: commit, let the session go on, deliver, finalize.
 
+use super::broken::Ends;
 use super::notices::OfRun;
 use super::outbox::{DeliveryResult, Outcome};
 use super::outlet::Left;
@@ -51,7 +52,7 @@ impl Pipeline {
         let exit = verdict.error.clone().map(Exit::Failed);
         self.record(&mut prepared.request, Stage::RunAgent, started_at, spent, exit.as_ref(), hooks);
         self.plugins.after(Stage::RunAgent, &prepared.request);
-        let fellows = self.end_fellows(&mut prepared, exit.as_ref(), started_at, spent);
+        let fellows = self.end_fellows(&mut prepared, exit.as_ref(), started_at, spent, &mut held.ends);
         let outlet = std::mem::take(&mut seen.outlet);
         let mut left = self.close_outlet(&prepared.session, outlet, &seen.text, &verdict.finished.content).await;
         let end = verdict.stream_end(left.last_part(verdict.streamed(&seen.text)));
@@ -65,7 +66,7 @@ impl Pipeline {
         if here {
             // Delivered by the commit that ends the run: the last stages are part of it.
             let result = json!(DeliveryResult { deliveries: deliveries.len(), settled: None, pending: 0 });
-            self.note_delivery(&mut prepared.request, result, 0, clock::wall_ms(), Duration::ZERO);
+            self.note_delivery(&mut prepared.request, result, 0, (clock::wall_ms(), Duration::ZERO), &mut held.ends);
         }
         let finish = FinishRun {
             event_seq: prepared.request.event_seq,
@@ -101,11 +102,13 @@ impl Pipeline {
                 self.announce_turn(&prepared, &run_id, &verdict);
                 drop(unfiled);
                 held.release();
-                prepared.fellows.iter().chain(&prepared.joined).for_each(|fellow| self.announce_end(&fellow.request, None));
-                if let Some(waiting) = waiting {
-                    self.deliver(&mut prepared, &run_id, waiting).await;
+                for fellow in prepared.fellows.iter().chain(&prepared.joined) {
+                    self.announce_end_in(&fellow.request, None, &mut held.ends);
                 }
-                self.announce_end(&prepared.request, Some(&text));
+                if let Some(waiting) = waiting {
+                    self.deliver(&mut prepared, &run_id, waiting, &mut held.ends).await;
+                }
+                self.announce_end_in(&prepared.request, Some(&text), &mut held.ends);
             }
             Ok(None) => {
                 tracing::error!(run_id, "the run was settled by somebody else; its answer is not delivered");
@@ -181,9 +184,16 @@ impl Pipeline {
 
     /// Brings the requests that shared the run to its end, in memory: what is written of each. The answer and the
     /// tool calls are told of the newest alone: up to a hundred may share them.
-    fn end_fellows(&self, prepared: &mut Prepared, exit: Option<&Exit>, started_at: i64, spent: Duration) -> Vec<FellowEnd> {
+    fn end_fellows(
+        &self,
+        prepared: &mut Prepared,
+        exit: Option<&Exit>,
+        started_at: i64,
+        spent: Duration,
+        ends: &mut Ends,
+    ) -> Vec<FellowEnd> {
         let Prepared { request: lead, fellows, joined, .. } = prepared;
-        let mut ends = Vec::with_capacity(fellows.len() + joined.len());
+        let mut written = Vec::with_capacity(fellows.len() + joined.len());
         let shared = lead.response.as_ref().map(without_answer);
         let chars = lead.response.as_ref().map(|response| response.content.chars().count());
         let collected = fellows.iter_mut().map(|fellow| ("collected", fellow));
@@ -205,12 +215,12 @@ impl Pipeline {
             let missed = Duration::from_millis(began_at.abs_diff(started_at));
             self.record(request, Stage::RunAgent, began_at, spent.saturating_sub(missed), exit, Vec::new());
             self.plugins.after(Stage::RunAgent, request);
-            self.finalize(request);
+            self.finalize_in(request, ends);
             let mut trace = trace_value(request);
             trace["response"]["chars"] = json!(chars);
-            ends.push(FellowEnd { event_seq: request.event_seq, reason: request.reason.clone(), trace: trace.to_string() });
+            written.push(FellowEnd { event_seq: request.event_seq, reason: request.reason.clone(), trace: trace.to_string() });
         }
-        ends
+        written
     }
 
     /// What comes back as a message is known by what was said, and by each message that it goes out in.
@@ -258,7 +268,7 @@ impl Pipeline {
     }
 
     /// Stages 7 and 8, after the request's end is committed: they only add to its trace.
-    async fn deliver(&self, prepared: &mut Prepared, run_id: &str, waiting: super::outbox::Waiting) {
+    async fn deliver(&self, prepared: &mut Prepared, run_id: &str, waiting: super::outbox::Waiting, ends: &mut Ends) {
         let (started_at, started) = (clock::wall_ms(), Instant::now());
         let total = waiting.len();
         let outcomes = waiting.settle(DELIVERY_WAIT, &self.abandon).await;
@@ -267,7 +277,7 @@ impl Pipeline {
             self.plugins.failed(&prepared.request, Stage::DeliverResponse, why);
         }
         let result = json!(DeliveryResult { deliveries: total, settled: Some(outcomes), pending });
-        self.note_delivery(&mut prepared.request, result, pending, started_at, started.elapsed());
+        self.note_delivery(&mut prepared.request, result, pending, (started_at, started.elapsed()), ends);
         let save = SaveTrace { event_seq: prepared.request.event_seq, trace: trace_json(&prepared.request) };
         if let Err(error) = self.ledgers.nexus.writer.write(save).await {
             tracing::warn!(run_id, %error, "the last two stages are missing from this request's trace");
@@ -275,13 +285,20 @@ impl Pipeline {
         }
     }
 
-    /// Stages 7 and 8 in the request and on the bus.
-    fn note_delivery(&self, request: &mut NexusRequest, result: serde_json::Value, pending: usize, started_at: i64, spent: Duration) {
+    /// Stages 7 and 8 in the request and on the bus, of a delivery that began then, in Unix ms, and took so long.
+    fn note_delivery(
+        &self,
+        request: &mut NexusRequest,
+        result: serde_json::Value,
+        pending: usize,
+        (started_at, spent): (i64, Duration),
+        ends: &mut Ends,
+    ) {
         request.delivery_result = Some(result);
         let exit = (pending > 0).then(|| Exit::Denied(format!("{pending} deliveries still under way")));
         self.record(request, Stage::DeliverResponse, started_at, spent, exit.as_ref(), Vec::new());
         self.plugins.after(Stage::DeliverResponse, request);
-        self.finalize(request);
+        self.finalize_in(request, ends);
     }
 }
 

@@ -103,7 +103,7 @@ impl Pipeline {
         if let Err(panicked) = ran {
             drop(held.steering.settle().await);
             start.fellows.extend(held.steering.joined());
-            self.break_off_run(start, &conversation, &panicked).await;
+            self.break_off_run(start, &conversation, &mut held.ends, &panicked).await;
             self.unsettled.none_before(&conversation, seq.saturating_add(1)).await;
         }
         held.release();
@@ -124,7 +124,7 @@ impl Pipeline {
         }
     }
 
-    async fn run_whole(&self, mut prepared: Prepared, start: StartRun, held: &mut Held) {
+    pub(super) async fn run_whole(&self, mut prepared: Prepared, start: StartRun, held: &mut Held) {
         let run_id = start.run_id.clone();
         let Some(history) = self.remember(&mut prepared).await else {
             tracing::warn!(request_id = prepared.request.request_id, "run not started; the request waits for the next start");

@@ -5,6 +5,7 @@
 //! A message is the session's until the agent says that it took it in, and the run's from the commit of that on: a
 //! daemon that is killed in between finds a request that waits, and the agent is told once more.
 
+use super::broken::Ends;
 use super::identify::audit;
 use super::{Agent, Pipeline, Prepared};
 use crate::agent::{Input, Steer};
@@ -30,12 +31,14 @@ pub(super) struct Release {
 pub(super) struct Held {
     session: Option<oneshot::Sender<Release>>,
     pub(super) steering: Steering,
+    /// Outlasts a panic in the run.
+    pub(super) ends: Ends,
 }
 
 impl Held {
     /// `given` is where the session gives messages, if the agent may take input.
     pub(super) fn new(session: oneshot::Sender<Release>, given: Option<mpsc::Receiver<Box<Prepared>>>) -> Self {
-        Self { session: Some(session), steering: Steering { given, ..Steering::default() } }
+        Self { session: Some(session), steering: Steering { given, ..Steering::default() }, ends: Ends::default() }
     }
 
     /// The session may take its next turn.
