@@ -8,6 +8,7 @@ use crate::http::control::{Answer, Refusal};
 use crate::http::sessions::Fork;
 use crate::ledger::Ledgers;
 use crate::ledger::agents::{ArchiveSession, Archived, ForkSession, Forked, label_of, put_away};
+use crate::ledger::nexus::ended_for;
 use crate::ledger::writer::WriteError;
 use axum::http::StatusCode;
 use nexus_core::access::LABEL_BYTES_MAX;
@@ -91,9 +92,13 @@ pub(super) async fn stop(control: &Control, name: String) -> Answer {
     let result = match is_kept && stopping.is_over(STOP_PATIENCE).await {
         false => "stopping",
         true => {
-            let end = control.known_end(stopping.event_seq).await.map_err(|error| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, error))?;
-            let is_ours = end.is_some_and(|end| end.reason.as_deref() == Some(STOPPED));
-            if is_ours { "stopped" } else { "ended" }
+            let stopped = stopping.event_seqs.clone();
+            let is_ours = control.ledgers.nexus.readers.read(move |connection| ended_for(connection, &stopped, STOPPED)).await;
+            match is_ours.map_err(|error| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, describe(&error)))? {
+                Some(true) => "stopped",
+                Some(false) => "ended",
+                None => "stopping",
+            }
         }
     };
     Ok(json!({ "session": label, "result": result, "request_id": request_id }))

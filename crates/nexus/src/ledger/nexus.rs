@@ -42,7 +42,7 @@ pub use requests::{Admit, AdmitRow, Fellow, FellowEnd, FinishRun, InterruptRun, 
 pub use say::{NO_REQUEST_SEQ, Said, Say, channel_of};
 pub use speak::{EndStream, Speak, StreamText};
 pub use split::SplitDelivery;
-pub use stops::{StopRequest, stopped_requests};
+pub use stops::{StopRequest, ended_for, stopped_requests};
 pub use waits::{Awaited, ForgetWaits, MoveWaits, NewWait, Wait, wait_groups, wait_of, waits, waits_by_approval};
 
 use super::Ledger;

@@ -88,7 +88,7 @@ impl Place {
     }
 
     /// Another event, whose request waits.
-    async fn add_a_request(&self) {
+    pub(in crate::pipeline) async fn add_a_request(&self) {
         let lines = Arc::new(Lines { events: vec![samples::new_event("fake:2")], rejects: Vec::new() });
         let append = Append { adapter: "fake".into(), account: "me".into(), lines };
         assert_eq!(self.pipeline.ledgers.events.writer.write(append).await.unwrap(), [Some(2)]);

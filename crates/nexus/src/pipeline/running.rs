@@ -92,6 +92,8 @@ impl Before {
 #[derive(Debug)]
 struct Entry {
     event_seq: i64,
+    /// All that share the turn as it begins, this one last.
+    event_seqs: Vec<i64>,
     /// Unix ms.
     said_at: i64,
     request_id: String,
@@ -104,7 +106,8 @@ struct Entry {
 /// A turn that was told to end.
 #[derive(Debug)]
 pub struct Stopping {
-    pub event_seq: i64,
+    /// All that share the turn, the newest last.
+    pub event_seqs: Vec<i64>,
     pub request_id: String,
     why: String,
     over: watch::Receiver<()>,
@@ -150,6 +153,7 @@ impl Turns {
         let (event_seq, session) = (prepared.request.event_seq, prepared.session.clone());
         let entry = Entry {
             event_seq,
+            event_seqs: prepared.requests().map(|request| request.event_seq).collect(),
             said_at: words::said_at(&prepared.request),
             request_id: prepared.request.request_id.clone(),
             agent: prepared.agent.name.clone(),
@@ -226,7 +230,8 @@ impl Inner {
 impl Entry {
     fn stop(&self, why: &str) -> Stopping {
         self.abort.cancel_for(why);
-        Stopping { event_seq: self.event_seq, request_id: self.request_id.clone(), why: why.to_owned(), over: self.over.clone() }
+        let (event_seqs, request_id) = (self.event_seqs.clone(), self.request_id.clone());
+        Stopping { event_seqs, request_id, why: why.to_owned(), over: self.over.clone() }
     }
 }
 
@@ -239,9 +244,10 @@ impl Pipeline {
     /// # Errors
     /// As [`write_until_done`](crate::ledger::writer::Writer::write_until_done).
     pub async fn keep_stop(&self, stopping: &Stopping, patience: Duration) -> Result<bool, WriteError> {
-        let stop = StopRequest { event_seq: stopping.event_seq, why: stopping.why.clone() };
+        let stop = StopRequest { event_seqs: stopping.event_seqs.clone(), why: stopping.why.clone() };
+        let newest = stopping.event_seqs.last().copied().unwrap_or_default();
         // A turn may be told to end before it is known to the ledger that there is one.
-        let Ok(kept) = tokio::time::timeout(patience, self.write_admitted(stopping.event_seq, stop)).await else {
+        let Ok(kept) = tokio::time::timeout(patience, self.write_admitted(newest, stop)).await else {
             let request_id = &stopping.request_id;
             tracing::warn!(
                 request_id,
@@ -295,7 +301,7 @@ mod tests {
         let prepared = prepared(2, Duration::ZERO);
         let at_work = turns.begin(&prepared);
         assert!(turns.stop_before("s", word(2), "too early").is_none() && !prepared.abort.is_cancelled());
-        assert_eq!(turns.stop("s", "by the verb").map(|stopping| stopping.event_seq), Some(2));
+        assert_eq!(turns.stop("s", "by the verb").map(|stopping| stopping.event_seqs), Some(vec![2]));
         assert_eq!(prepared.abort.why(), "by the verb");
         drop(at_work);
         assert_eq!(turns.count(), 0);

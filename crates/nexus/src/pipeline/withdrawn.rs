@@ -57,11 +57,15 @@ impl Pipeline {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::ledger::nexus::{Definition, Deleted, PutDefinitions};
+    use crate::ledger::nexus::{BeginEpoch, Claim, Definition, Deleted, PutDefinitions, StartRun, stopped_requests};
     use crate::pipeline::broken::tests::Place;
+    use crate::pipeline::running::Turns;
     use crate::samples;
     use serde_json::json;
     use std::time::Duration;
+
+    /// How long anything here may take.
+    const PATIENCE: Duration = Duration::from_secs(60);
 
     /// A message of `alice`, whose event has this id.
     fn prepared(seq: i64, id: &str) -> Prepared {
@@ -128,5 +132,34 @@ mod tests {
         delete(&place, "alice", "c").await;
         delete(&place, "alice", "a").await;
         assert!(place.pipeline.still_holding(left).await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_stop_outlasts_the_daemon_though_the_message_that_led_the_turn_was_deleted() {
+        let place = Place::with_a_request().await;
+        place.add_a_request().await;
+        let mut turn = prepared(2, "b");
+        turn.fellows = vec![prepared(1, "a")];
+        let _at_work = place.pipeline.turns.begin(&turn);
+        delete(&place, "alice", "b").await;
+        let left = place.pipeline.still_holding(turn).await.unwrap();
+        assert_eq!((left.request.event_seq, left.fellows.len()), (1, 0));
+        place.pipeline.settling.close();
+        tokio::time::timeout(PATIENCE, place.pipeline.settling.wait()).await.unwrap();
+        let ledger = &place.pipeline.ledgers.nexus;
+        let (run_id, agent, session) = ("run_1".to_owned(), "echo".to_owned(), "s".to_owned());
+        let epoch = place.pipeline.epoch;
+        let start = StartRun { event_seq: 1, fellows: Vec::new(), run_id, agent, session, acted: false, audit: None, at: 1, epoch };
+        assert_eq!(ledger.writer.write(start).await.unwrap(), Claim::Done);
+        let stopping = place.pipeline.turns.stop("s", "by the verb").unwrap();
+        assert!(place.pipeline.keep_stop(&stopping, PATIENCE).await.unwrap());
+        // The next daemon.
+        let begun = ledger.writer.write(BeginEpoch { at: 9 }).await.unwrap();
+        assert_eq!(begun.interrupted.iter().map(|one| (one.event_seq, one.was_stopped)).collect::<Vec<_>>(), [(1, true)]);
+        let turns = Turns::after(ledger.readers.read(stopped_requests).await.unwrap());
+        let again = prepared(1, "a");
+        assert!(turns.is_to_end(1));
+        drop(turns.begin(&again));
+        assert_eq!((again.abort.is_cancelled(), again.abort.why()), (true, "by the verb"));
     }
 }

@@ -9,13 +9,13 @@ use crate::clock;
 use crate::error_text::describe;
 use crate::ledger::agents::{ArchiveSession, Archived};
 use crate::ledger::events::StoredEvent;
-use crate::ledger::nexus::{counter, request_by_event, was_ended_for};
+use crate::ledger::nexus::{counter, ended_for, was_ended_for};
 use crate::ledger::writer::WriteError;
 use crate::nostr;
 use nexus_core::access::Principal;
 use nexus_core::config::{self, PrincipalType};
 use nexus_core::event::{Event, PeerKind};
-use nexus_core::request::{NexusRequest, Status, TriggersSection};
+use nexus_core::request::{NexusRequest, TriggersSection};
 use rusqlite::Connection;
 use std::fmt;
 use std::sync::OnceLock;
@@ -149,17 +149,16 @@ impl Pipeline {
         tracing::info!(session, request_id = stopping.request_id, by = request.request_id, "the owner stops a turn");
         let kept = self.keep_stop(&stopping, patience).await;
         let is_kept = kept.map_err(|error| not_written("the stop could not be noted", error))?;
-        let stopped = stopping.event_seq;
-        let row = match is_kept && stopping.is_over(patience).await {
-            true => self.look_up(move |connection| request_by_event(connection, stopped)).await?,
+        let stopped = stopping.event_seqs.clone();
+        let is_ours = match is_kept && stopping.is_over(patience).await {
+            true => self.look_up(move |connection| ended_for(connection, &stopped, &why)).await?,
             false => None,
         };
-        // Its whole answer may have been on its way to the disk when the word came.
-        let end = row.filter(|row| Status::parse(&row.status).is_some_and(Status::is_terminal));
-        Ok(match end {
+        Ok(match is_ours {
             None => "Told to stop; it has not ended yet.",
-            Some(row) if row.reason.as_deref() == Some(why.as_str()) => "Stopped.",
-            Some(_) => "It had just come to its end.",
+            Some(true) => "Stopped.",
+            // Its whole answer may have been on its way to the disk when the word came.
+            Some(false) => "It had just come to its end.",
         }
         .to_owned())
     }

@@ -10,22 +10,26 @@ const STOPPED: &str = "SELECT q.event_seq, coalesce(q.stopped, lead.stopped) AS 
   LEFT JOIN runs r ON r.run_id = q.run_id LEFT JOIN nexus_requests lead ON lead.event_seq = r.event_seq AND lead.run_id = q.run_id
   WHERE q.status IN ('waiting', 'processing', 'interrupted') AND why IS NOT NULL ORDER BY q.event_seq";
 
-/// The turn of a request is told to end, and with it all that share its run, for the reason that its trace is to give. Of two
+/// A turn is told to end, and with it all that share its run, for the reason that its trace is to give. Of two
 /// the first one counts.
 #[derive(Debug, Clone)]
 pub struct StopRequest {
-    /// Of several requests that share the turn the one that is replied to.
-    pub event_seq: i64,
+    /// All that share the turn: the one that would be replied to may have an end of its own by now.
+    pub event_seqs: Vec<i64>,
     pub why: String,
 }
 
 impl StopRequest {
-    /// Lost when it has an end.
+    /// Lost when all of them have their ends.
     pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Claim> {
         let sql = "UPDATE nexus_requests SET stopped = coalesce(stopped, ?2)
                    WHERE status IN ('waiting', 'processing', 'interrupted') AND (event_seq = ?1
                      OR run_id = (SELECT run_id FROM nexus_requests WHERE event_seq = ?1 AND status = 'processing'))";
-        let changed = connection.prepare_cached(sql)?.execute(params![self.event_seq, self.why])?;
+        let mut stop = connection.prepare_cached(sql)?;
+        let mut changed = 0;
+        for event_seq in &self.event_seqs {
+            changed += stop.execute(params![event_seq, self.why])?;
+        }
         Ok(if changed == 0 { Claim::Lost } else { Claim::Done })
     }
 }
@@ -35,6 +39,23 @@ impl Weight for StopRequest {}
 /// Each request without an end whose turn was told to end, and why.
 pub fn stopped_requests(connection: &Connection) -> rusqlite::Result<Vec<(i64, String)>> {
     connection.prepare(STOPPED)?.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+}
+
+/// Whether a turn of these requests ended for this reason: one that was withdrawn from it has another. `None` while one of them
+/// has no end.
+pub fn ended_for(connection: &Connection, event_seqs: &[i64], why: &str) -> rusqlite::Result<Option<bool>> {
+    let sql = "SELECT status IN ('waiting', 'processing', 'interrupted'), reason IS ?2 FROM nexus_requests WHERE event_seq = ?1";
+    let mut asked = connection.prepare_cached(sql)?;
+    let mut is_so = false;
+    for event_seq in event_seqs {
+        let end: Option<(bool, bool)> =
+            crate::ledger::optional(asked.query_row(params![event_seq, why], |row| Ok((row.get(0)?, row.get(1)?))))?;
+        match end {
+            Some((false, for_this)) => is_so |= for_this,
+            Some((true, _)) | None => return Ok(None),
+        }
+    }
+    Ok(Some(is_so))
 }
 
 #[cfg(test)]
@@ -58,7 +79,7 @@ mod tests {
     }
 
     fn stop(connection: &Connection, event_seq: i64, why: &str) -> Claim {
-        StopRequest { event_seq, why: why.to_owned() }.apply(connection).unwrap()
+        StopRequest { event_seqs: vec![event_seq], why: why.to_owned() }.apply(connection).unwrap()
     }
 
     #[test]
@@ -82,6 +103,17 @@ mod tests {
         let begun = BeginEpoch { at: 11 }.apply(&connection).unwrap();
         assert!(begun.interrupted.iter().all(|one| one.was_stopped));
         assert_eq!(stopped_requests(&connection).unwrap(), both);
+    }
+
+    #[test]
+    fn a_turn_ended_for_a_reason_once_all_have_ends_and_one_has_it() {
+        let connection = ledger();
+        let ended = |seqs: &[i64]| ended_for(&connection, seqs, "told").unwrap();
+        let set = |sql: &str| assert_eq!(connection.execute(sql, []).unwrap(), 1);
+        set("UPDATE nexus_requests SET status = 'expired', reason = 'deleted' WHERE event_seq = 2");
+        assert_eq!((ended(&[1, 2]), ended(&[2]), ended(&[9])), (None, Some(false), None));
+        set("UPDATE nexus_requests SET status = 'completed', reason = 'told' WHERE event_seq = 1");
+        assert_eq!(ended(&[1, 2]), Some(true));
     }
 
     #[test]
