@@ -27,6 +27,8 @@ pub struct Readers {
     idle: Arc<Mutex<Vec<Connection>>>,
     /// Small reads that share threads.
     line: Line,
+    /// Those that may take long, which keep no small one waiting.
+    long: Line,
     /// When a read failed last.
     failed_at: Arc<Mutex<Option<Instant>>>,
 }
@@ -46,7 +48,14 @@ pub enum ReadError {
 impl Readers {
     /// Readers of the file at `path`, which must exist by the first read.
     pub fn new(path: PathBuf) -> Self {
-        Self { path: Arc::new(path), place: None, idle: Arc::default(), line: Line::default(), failed_at: Arc::default() }
+        Self {
+            path: Arc::new(path),
+            place: None,
+            idle: Arc::default(),
+            line: Line::default(),
+            long: Line::default(),
+            failed_at: Arc::default(),
+        }
     }
 
     /// The same, of a file that a running daemon has open.
@@ -76,27 +85,37 @@ impl Readers {
         ReadError::Panicked { path: self.path.to_path_buf() }
     }
 
-    /// As [`Self::read_until_done`], but for `patience` only: for who holds something that others need.
+    /// As [`Self::read_until_done`], but for `patience` only: for who holds something that others need. It is to be answered at
+    /// once: others wait behind it.
     pub async fn read_patiently<T: Send + 'static>(
         &self,
         query: impl Fn(&Connection) -> rusqlite::Result<T> + Clone + Send + 'static,
         patience: Duration,
         stop: &CancellationToken,
     ) -> Option<T> {
-        tokio::time::timeout(patience, self.read_until_done(query, stop)).await.ok().flatten()
+        tokio::time::timeout(patience, self.repeat(&self.line, query, stop)).await.ok().flatten()
     }
 
     /// As [`Self::read`], again after each failure, with a pause that grows to thirty seconds; for work
-    /// that must not be passed by what comes after it. `None` once `stop` is cancelled. Such reads share threads, and
-    /// others wait behind one that takes long.
+    /// that must not be passed by what comes after it. `None` once `stop` is cancelled. Such reads share threads with
+    /// each other.
     pub async fn read_until_done<T: Send + 'static>(
         &self,
         query: impl Fn(&Connection) -> rusqlite::Result<T> + Clone + Send + 'static,
         stop: &CancellationToken,
     ) -> Option<T> {
+        self.repeat(&self.long, query, stop).await
+    }
+
+    async fn repeat<T: Send + 'static>(
+        &self,
+        line: &Line,
+        query: impl Fn(&Connection) -> rusqlite::Result<T> + Clone + Send + 'static,
+        stop: &CancellationToken,
+    ) -> Option<T> {
         let mut pause = READ_PAUSE_FIRST;
         loop {
-            match self.read_in_line(query.clone()).await {
+            match self.read_in_line(line, query.clone()).await {
                 Ok(value) => return Some(value),
                 Err(error) => tracing::error!(error = %crate::error_text::describe(&error), "a read failed, repeating it"),
             }

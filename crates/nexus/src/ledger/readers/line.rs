@@ -1,4 +1,4 @@
-//! Small reads that share threads: of many that come at once each would else wake a thread of its own, which costs more
+//! Reads that share threads: of many that come at once each would else wake a thread of its own, which costs more
 //! than the read. It knows neither what is read nor by which connection.
 
 use super::{READERS_KEPT, ReadError, Readers};
@@ -71,38 +71,39 @@ impl Line {
 }
 
 impl Readers {
-    /// As [`Readers::read`], for what is answered at once and asked for often: others wait behind it.
+    /// As [`Readers::read`], for what is asked for often: others of its line wait behind it.
     ///
     /// # Errors
     /// [`ReadError`].
     pub(super) async fn read_in_line<T: Send + 'static>(
         &self,
+        line: &Line,
         query: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, ReadError> {
         let (answer, read) = oneshot::channel();
-        let place = self.line.places.clone().acquire_owned().await.expect("nobody closes it");
+        let place = line.places.clone().acquire_owned().await.expect("nobody closes it");
         let job = move |readers: &Self| {
             let _place = place;
             if !answer.is_closed() {
                 answer.send(readers.read_now(query)).ok(); // the asker may have given up
             }
         };
-        if self.line.push(Box::new(job)) {
-            let this = self.clone();
-            drop(crate::watch::blocking("read", move || this.serve()));
+        if line.push(Box::new(job)) {
+            let (this, line) = (self.clone(), line.clone());
+            drop(crate::watch::blocking("read", move || this.serve(&line)));
         }
         // Where the runtime is going down nobody serves any more, and nobody is answered.
         read.await.unwrap_or_else(|_| Err(self.panicked()))
     }
 
-    fn serve(&self) {
+    fn serve(&self, line: &Line) {
         loop {
-            while let Some(job) = self.line.next() {
+            while let Some(job) = line.next() {
                 crate::watch::on_this_thread("read", || job(self));
             }
             // Whoever is kept from a busy core may have the next one, and waking a thread costs more than waiting that long.
             std::thread::yield_now();
-            if self.line.leave() {
+            if line.leave() {
                 return;
             }
         }
@@ -119,6 +120,10 @@ mod tests {
     use std::sync::Condvar;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
+    use tokio_util::sync::CancellationToken;
+
+    /// Less than any test may take.
+    const SMALL_PATIENCE: Duration = Duration::from_secs(5);
 
     /// Reads stand before it until it is opened.
     #[derive(Default)]
@@ -162,7 +167,7 @@ mod tests {
         let ((readers, _directory), gate) = (readers(), Arc::new(Gate::default()));
         let many = (0..2 * LINE_MAX).map(|n| {
             let gate = gate.clone();
-            readers.read_in_line(move |connection| {
+            readers.read_in_line(&readers.line, move |connection| {
                 gate.pass();
                 number(n)(connection)
             })
@@ -175,20 +180,21 @@ mod tests {
         assert!(read.into_iter().enumerate().all(|(n, read)| read.unwrap() == n));
         assert_eq!(gate.most.load(Ordering::SeqCst), THREADS_MAX);
         eventually(async || readers.line.lock().threads == 0).await;
-        assert_eq!(soon(readers.read_in_line(number(7))).await.unwrap(), 7, "and it is served again");
+        assert_eq!(soon(readers.read_in_line(&readers.line, number(7))).await.unwrap(), 7, "and it is served again");
     }
 
     #[tokio::test]
     async fn one_that_panics_or_fails_is_an_error_for_its_asker_alone() {
         let ((readers, _directory), gate) = (readers(), Arc::new(Gate::default()));
         let before = gate.clone();
-        let first = readers.read_in_line(move |connection| {
+        let first = readers.read_in_line(&readers.line, move |connection| {
             before.pass();
             number(1)(connection)
         });
-        let panicking = readers.read_in_line(|_| -> rusqlite::Result<usize> { panic!("a defect") });
-        let failing = readers.read_in_line(|connection| connection.query_row("SELECT n FROM nothing", [], |row| row.get::<_, usize>(0)));
-        let last = readers.read_in_line(number(4));
+        let panicking = readers.read_in_line(&readers.line, |_| -> rusqlite::Result<usize> { panic!("a defect") });
+        let failing = readers
+            .read_in_line(&readers.line, |connection| connection.query_row("SELECT n FROM nothing", [], |row| row.get::<_, usize>(0)));
+        let last = readers.read_in_line(&readers.line, number(4));
         let opening = async { gate.open() };
         let (first, panicking, failing, last, ()) = soon(async { tokio::join!(first, panicking, failing, last, opening) }).await;
         assert_eq!((first.unwrap(), last.unwrap()), (1, 4));
@@ -201,14 +207,14 @@ mod tests {
     async fn who_gives_up_leaves_its_place_and_is_not_read_for() {
         let ((readers, _directory), gate) = (readers(), Arc::new(Gate::default()));
         let (before, asked) = (gate.clone(), Arc::new(AtomicUsize::new(0)));
-        let first = readers.read_in_line(move |_| {
+        let first = readers.read_in_line(&readers.line, move |_| {
             before.pass();
             Ok(())
         });
         let mut first = Box::pin(first);
         assert!((&mut first).now_or_never().is_none());
         let count = asked.clone();
-        let given_up = readers.read_in_line(move |_| {
+        let given_up = readers.read_in_line(&readers.line, move |_| {
             count.fetch_add(1, Ordering::SeqCst);
             Ok(())
         });
@@ -217,5 +223,23 @@ mod tests {
         soon(first).await.unwrap();
         eventually(async || readers.line.places.available_permits() == LINE_MAX).await;
         assert_eq!(asked.load(Ordering::SeqCst), 0);
+    }
+
+    #[tokio::test]
+    async fn a_small_read_does_not_wait_behind_a_long_one() {
+        let ((readers, _directory), gate) = (readers(), Arc::new(Gate::default()));
+        let (before, stop) = (gate.clone(), CancellationToken::new());
+        let read = |connection: &Connection| connection.query_row("SELECT 7", [], |row| row.get::<_, usize>(0));
+        let long = move |connection: &Connection| {
+            before.pass();
+            read(connection)
+        };
+        let small = async {
+            eventually(async || gate.inside.load(Ordering::SeqCst) == 1).await;
+            let small = readers.read_patiently(read, SMALL_PATIENCE, &stop).await;
+            gate.open();
+            small
+        };
+        assert_eq!(soon(async { tokio::join!(readers.read_until_done(long, &stop), small) }).await, (Some(7), Some(7)));
     }
 }
