@@ -226,8 +226,12 @@ mod tests {
         assert_eq!(tls_config().unwrap().alpn_protocols, [b"http/1.1".to_vec()]);
     }
 
+    /// Whom the tests' certificate is for, and who is at this machine as well.
+    const NAMED: &str = "127.0.0.1:0";
+    const UNNAMED: &str = "127.0.0.2:0";
+
     /// Somewhere to listen, encrypted with a certificate of the tests' own authority, and the way there for who trusts `roots`.
-    async fn endpoint(roots: RootCertStore) -> (TcpListener, TlsAcceptor, Destination) {
+    async fn endpoint(address: &str, roots: RootCertStore) -> (TcpListener, TlsAcceptor, Destination) {
         let certificate = CertificateDer::from_pem_slice(include_bytes!("../../../tests/gitserver/tls/certificate.pem")).unwrap();
         let key = PrivateKeyDer::from_pem_slice(include_bytes!("../../../tests/gitserver/tls/key.pem")).unwrap();
         let cryptography = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -235,7 +239,7 @@ mod tests {
         let server = server.with_no_client_auth().with_single_cert(vec![certificate], key).unwrap();
         let client = ClientConfig::builder_with_provider(cryptography).with_safe_default_protocol_versions().unwrap();
         let client = client.with_root_certificates(roots).with_no_client_auth();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = TcpListener::bind(address).await.unwrap();
         let base = format!("https://{}/v1/", listener.local_addr().unwrap()).parse().unwrap();
         let to = Destination::with(&base, Provider::Openai, Some(Arc::new(client)));
         (listener, TlsAcceptor::from(Arc::new(server)), to)
@@ -268,7 +272,7 @@ mod tests {
     #[tokio::test]
     async fn an_event_without_end_is_cut_off_behind_the_encryption_as_well() {
         const SENT_BYTES_MAX: usize = RESPONSE_BYTES_MAX as usize;
-        let (listener, acceptor, to) = endpoint(authority()).await;
+        let (listener, acceptor, to) = endpoint(NAMED, authority()).await;
         let relay = Relay::open(&to).unwrap();
         let server = async {
             let (stream, _) = listener.accept().await.unwrap();
@@ -289,9 +293,9 @@ mod tests {
         assert_eq!(relay.unreached(), None);
     }
 
-    #[tokio::test]
-    async fn whom_nobody_vouches_for_is_not_reached_and_the_reason_is_known() {
-        let (listener, acceptor, to) = endpoint(RootCertStore::empty()).await;
+    /// Why an endpoint with the tests' certificate isn't spoken to.
+    async fn refusal(address: &str, roots: RootCertStore) -> String {
+        let (listener, acceptor, to) = endpoint(address, roots).await;
         let relay = Relay::open(&to).unwrap();
         let server = async {
             let (stream, _) = listener.accept().await.unwrap();
@@ -299,12 +303,25 @@ mod tests {
         };
         let (is_refused, came) = tokio::join!(server, served(&relay));
         assert!(is_refused && came.is_empty());
-        assert!(relay.unreached().is_some_and(|reason| reason.contains("certificate")), "{:?}", relay.unreached());
+        relay.unreached().unwrap().to_owned()
+    }
+
+    #[tokio::test]
+    async fn whom_nobody_vouches_for_is_not_reached_and_the_reason_is_known() {
+        let told = refusal(NAMED, RootCertStore::empty()).await;
+        assert!(told.contains("certificate: UnknownIssuer"), "{told}");
+    }
+
+    #[tokio::test]
+    async fn who_has_the_certificate_of_another_is_not_reached_and_the_reason_names_both() {
+        let told = refusal(UNNAMED, authority()).await;
+        let (ours, theirs) = told.split_once("only valid for").unwrap();
+        assert!(ours.contains("certificate not valid for name \"127.0.0.2\"") && theirs.contains("127.0.0.1"), "{told}");
     }
 
     #[tokio::test]
     async fn that_one_question_reached_nobody_says_nothing_of_another_at_the_same_time() {
-        let (listener, _, to) = endpoint(authority()).await;
+        let (listener, _, to) = endpoint(NAMED, authority()).await;
         let to = Destination { tls: None, ..to };
         let (one, other) = (Relay::open(&to).unwrap(), Relay::open(&to).unwrap());
         let hang_up = async { drop(listener.accept().await.unwrap()) };
