@@ -8,16 +8,21 @@ mod turn;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nexus::agent::llm::{KeySource, LlmEndpoint, LlmRunner};
 use nexus::agent::{AgentError, Finished, MAX_ANSWER_BYTES, Output, StopReason, Usage};
 use nexus_core::config::Provider;
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
 use turn::turn;
 
 const STREAM_HEAD: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\
@@ -284,6 +289,26 @@ async fn a_server_that_does_not_run_is_retryable() {
     let error = run(endpoint(&url)).await.0.unwrap_err();
     assert!(error.retryable() && error.is_unworked(), "{error}");
     assert!(error.to_string().contains("check that the server runs"), "{error}");
+}
+
+#[tokio::test]
+async fn a_server_that_nobody_vouches_for_is_asked_nothing_and_the_error_says_why() {
+    // By the tests' own authority, which no machine knows.
+    let certificate = CertificateDer::from_pem_slice(include_bytes!("gitserver/tls/certificate.pem")).unwrap();
+    let key = PrivateKeyDer::from_pem_slice(include_bytes!("gitserver/tls/key.pem")).unwrap();
+    let cryptography = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let versions = ServerConfig::builder_with_provider(cryptography).with_safe_default_protocol_versions().unwrap();
+    let server = versions.with_no_client_auth().with_single_cert(vec![certificate], key).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}/v1", listener.local_addr().unwrap());
+    let greeted = async {
+        let (socket, _) = listener.accept().await.unwrap();
+        TlsAcceptor::from(Arc::new(server)).accept(socket).await.is_ok()
+    };
+    let (is_greeted, (result, _)) = tokio::join!(greeted, run(endpoint(&url)));
+    let error = result.unwrap_err();
+    assert!(!is_greeted && error.is_unworked(), "{error}");
+    assert!(error.to_string().contains("invalid peer certificate: UnknownIssuer"), "{error}");
 }
 
 #[tokio::test]

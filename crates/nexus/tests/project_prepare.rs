@@ -246,9 +246,11 @@ fn what_can_be_no_project_is_refused_at_once_with_what_is_expected() {
         let ran = world.daemon.nexus(&[&["project"][..], args].concat());
         assert!(ran.code == Some(code) && ran.stderr.contains(told), "{args:?}: {ran:?}");
     };
+    assert_eq!(world.show(&naddr.to_ascii_uppercase())["identifier"], "demo");
     let cut = &naddr[..naddr.len() - 5];
     for verb in ["init", "show", "start", "stop", "restart", "release", "logs", "gc"] {
         refused(&[verb, cut], 2, "is all of it there?");
+        refused(&[verb, &cut.to_ascii_uppercase()], 2, "is all of it there?");
         refused(&[verb, "31933:demo"], 2, "write naddr1..., or kind:pubkey:identifier");
     }
     refused(&["setup", cut, "--agent", "echo"], 2, "is all of it there?");

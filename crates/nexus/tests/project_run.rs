@@ -15,7 +15,7 @@ use std::path::Path;
 
 #[test]
 fn an_event_starts_the_project_and_the_next_one_finds_it_running() {
-    let (world, project) = started("answer", json!({}));
+    let (mut world, project) = started("answer", json!({}));
     assert_eq!(world.starts(), 0, "a definition activates nothing");
     let first = world.ask(&project, "hello");
     let answer = world.answer(&first);
@@ -36,6 +36,9 @@ fn an_event_starts_the_project_and_the_next_one_finds_it_running() {
     assert_eq!(world.daemon.metric("nexus_project_active"), 1);
     eventually("both are over", || world.daemon.ended("completed") == 2);
     assert_eq!(world.daemon.get("/health").json()["projects"]["states"]["running"], 1);
+    world.daemon.stop();
+    let without: Value = serde_json::from_str(&world.daemon.nexus_ok(&["project", "list", "--json"])).unwrap();
+    assert_eq!(without[0]["last_used"], listed[0]["last_used"]);
 }
 
 #[test]

@@ -18,6 +18,8 @@ pub const IDENTIFIER_BYTES_MAX: usize = 1024;
 const NADDR_BYTES_MAX: usize = 8 * 1024;
 /// Longest stretch of a wrong name that is repeated, in characters.
 const NAME_CHARS_MAX: usize = 400;
+/// What an naddr begins with, in either case.
+const NADDR_PREFIX: &str = "naddr1";
 /// What a bech32 text has behind its `1` (BIP-173).
 const BECH32_CHARACTERS: &str = "qpzry9x8gf2tvdw0s3jn54khce6mua7l";
 /// Characters of an identifier that show in a slug.
@@ -92,7 +94,7 @@ impl Coordinate {
         Ok(Self { kind, pubkey, identifier: identifier.to_owned() })
     }
 
-    /// Reads `naddr1...`, with `nostr:` before it or not.
+    /// Reads `naddr1...`, with `nostr:` before it or not, and all in capitals too (BIP-173).
     ///
     /// # Errors
     /// [`CoordinateError`].
@@ -101,8 +103,10 @@ impl Coordinate {
         if text.len() > NADDR_BYTES_MAX {
             return Err(CoordinateError::Naddr(format!("it is longer than {NADDR_BYTES_MAX} bytes")));
         }
-        let read = Nip19Coordinate::from_bech32(text);
-        let address = read.map_err(|error| CoordinateError::Naddr(fault_of(text, &error.to_string())))?.coordinate;
+        let is_in_capitals = !text.bytes().any(|byte| byte.is_ascii_lowercase());
+        let text = if is_in_capitals { text.to_ascii_lowercase() } else { text.to_owned() };
+        let read = Nip19Coordinate::from_bech32(&text);
+        let address = read.map_err(|error| CoordinateError::Naddr(fault_of(&text, &error.to_string())))?.coordinate;
         Self::new(address.kind.as_u16(), &address.public_key.to_hex(), &address.identifier)
     }
 
@@ -111,8 +115,8 @@ impl Coordinate {
     /// # Errors
     /// [`CoordinateError`].
     pub fn read(text: &str) -> Result<Self, CoordinateError> {
-        let is_naddr = text.strip_prefix("nostr:").unwrap_or(text).starts_with("naddr1");
-        if is_naddr { Self::from_naddr(text) } else { Self::parse(text) }
+        let is_address = is_naddr(text.strip_prefix("nostr:").unwrap_or(text));
+        if is_address { Self::from_naddr(text) } else { Self::parse(text) }
     }
 
     /// The address that a person gives; `None` for what is written as a slug, or the beginning of one.
@@ -121,7 +125,7 @@ impl Coordinate {
     /// [`NameError::Address`] for what is written as an address and is none.
     pub fn meant(name: &str) -> Result<Option<Self>, NameError> {
         // No slug has a colon.
-        if !name.contains(':') && !name.starts_with("naddr1") {
+        if !name.contains(':') && !is_naddr(name) {
             return Ok(None);
         }
         Self::read(name).map(Some).map_err(|source| NameError::Address { name: name.chars().take(NAME_CHARS_MAX).collect(), source })
@@ -158,9 +162,13 @@ impl Coordinate {
     }
 }
 
+fn is_naddr(text: &str) -> bool {
+    text.get(..NADDR_PREFIX.len()).is_some_and(|start| start.eq_ignore_ascii_case(NADDR_PREFIX))
+}
+
 /// What is wrong with a text that can't be read as an naddr: a character that none has, else `told`.
 fn fault_of(naddr: &str, told: &str) -> String {
-    let rest = naddr.strip_prefix("naddr1").unwrap_or_default();
+    let rest = naddr.strip_prefix(NADDR_PREFIX).unwrap_or_default();
     match rest.chars().find(|c| !BECH32_CHARACTERS.contains(*c)) {
         Some(wrong) => format!("it has `{}`, which none has", wrong.escape_default()),
         None => format!("{told}; is all of it there?"),
@@ -250,7 +258,7 @@ mod tests {
             assert_eq!(Coordinate::meant(slug), Ok(None), "{slug}");
         }
         let naddr = at("demo").naddr(&[]);
-        for address in [naddr.clone(), format!("nostr:{naddr}"), at("demo").to_string()] {
+        for address in [naddr.clone(), naddr.to_ascii_uppercase(), format!("nostr:{naddr}"), at("demo").to_string()] {
             assert_eq!(Coordinate::meant(&address), Ok(Some(at("demo"))), "{address}");
         }
         let why = |name: &str| crate::error_text::describe(&Coordinate::meant(name).unwrap_err());
@@ -259,6 +267,7 @@ mod tests {
             (&naddr[..naddr.len() - 4], "is all of it there?"),
             (mistyped.as_str(), "is all of it there?"),
             ("naddr1qqb", "it has `b`, which none has"),
+            ("NADDR1QQB", "it has `b`, which none has"),
             ("naddr1\u{1b}", "\\u{1b}"),
             ("31933:demo", "it is not kind:pubkey:identifier"),
             ("31933:npub1:demo", "64 hexadecimal digits"),
