@@ -117,6 +117,8 @@ pub struct Parts {
     pub ledgers: Vec<(String, Option<String>)>,
     /// What is wrong with the file of each ledger that is damaged; a sentence with its name.
     pub ledgers_damaged: Vec<String>,
+    /// Why it isn't known of the file of a ledger whether it is damaged, though that was looked at; a sentence with its name.
+    pub ledgers_unchecked: Vec<String>,
     pub pipeline_ok: bool,
     /// Whether free disk space is above the floor under which intake stops.
     pub disk_ok: bool,
@@ -145,6 +147,7 @@ impl Parts {
         Self {
             ledgers: Vec::new(),
             ledgers_damaged: Vec::new(),
+            ledgers_unchecked: Vec::new(),
             pipeline_ok: true,
             disk_ok: true,
             adapters: Vec::new(),
@@ -164,7 +167,7 @@ impl Parts {
 ///
 /// Unhealthy: the pipeline, a ledger or the disk fails. Degraded: an adapter is errored, in
 /// backoff, degraded or disconnected, a plugin, a project or Nostr isn't well, a breaker stops a session, a task was
-/// restarted or given up, deliveries are stuck, or the clock is in doubt. An adapter that is or is being stopped counts
+/// restarted or given up, deliveries are stuck, a ledger's file wasn't looked at to its end, or the clock is in doubt. An adapter that is or is being stopped counts
 /// for nothing, and health nobody knows yet is no fault.
 pub fn overall(parts: &Parts) -> (Overall, Vec<String>) {
     let mut reasons = broken(parts);
@@ -211,7 +214,7 @@ fn worn(parts: &Parts) -> Vec<String> {
         let count = parts.stuck_deliveries;
         reasons.push(format!("{count} {} stuck", plural(count, "delivery is", "deliveries are")));
     }
-    let sentences = [&parts.plugins_unwell, &parts.projects_unwell, &parts.nostr_unwell, &parts.sessions_stopped];
+    let sentences = [&parts.ledgers_unchecked, &parts.plugins_unwell, &parts.projects_unwell, &parts.nostr_unwell, &parts.sessions_stopped];
     reasons.extend(sentences.into_iter().flatten().cloned());
     reasons.extend(parts.clock_doubt.map(|doubt| format!("nothing but timer slots expires: {doubt}")));
     reasons
@@ -312,6 +315,7 @@ mod tests {
             tasks_restarted: 1,
             tasks_lost: vec!["timer".to_owned()],
             stuck_deliveries: 3,
+            ledgers_unchecked: vec!["ledger `nexus.db` was not looked at to its end".to_owned()],
             plugins_unwell: vec!["plugin `tags` is not asked: 5 errors in a row".to_owned()],
             projects_unwell: vec!["project demo is quarantined".to_owned()],
             nostr_unwell: vec!["nostr: no relay can be reached".to_owned()],
@@ -326,6 +330,7 @@ mod tests {
             "task `timer` failed for good; restart the daemon",
             "1 internal task was restarted",
             "3 deliveries are stuck",
+            "ledger `nexus.db` was not looked at to its end",
             "plugin `tags` is not asked: 5 errors in a row",
             "project demo is quarantined",
             "nostr: no relay can be reached",
@@ -366,6 +371,7 @@ mod tests {
         fn any_parts()(
             ledgers in prop::collection::vec(("[a-z]{1,4}", prop::option::weighted(0.1, "[a-z]{1,4}")), 0..5),
             ledgers_damaged in prop::collection::vec("[a-z]{1,4}", 0..2),
+            ledgers_unchecked in prop::collection::vec("[a-z]{1,4}", 0..2),
             pipeline_ok in prop::bool::weighted(0.9),
             disk_ok in prop::bool::weighted(0.9),
             adapters in prop::collection::vec(
@@ -382,7 +388,7 @@ mod tests {
             sessions_stopped in prop::collection::vec("[a-z]{1,4}", 0..2),
             clock_doubt in prop::option::of((1_i64..i64::MAX).prop_map(|by_ms| Doubt::Behind { by_ms })),
         ) -> Parts {
-            Parts { ledgers, ledgers_damaged, pipeline_ok, disk_ok, adapters, tasks_restarted, tasks_lost, stuck_deliveries, plugins_unwell, projects_unwell, nostr_unwell, sessions_stopped, clock_doubt }
+            Parts { ledgers, ledgers_damaged, ledgers_unchecked, pipeline_ok, disk_ok, adapters, tasks_restarted, tasks_lost, stuck_deliveries, plugins_unwell, projects_unwell, nostr_unwell, sessions_stopped, clock_doubt }
         }
     }
 

@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 const EVENTS: u64 = 10;
 const EXIT_FAILED: i32 = 1;
 const HISTORY: u64 = 20_000;
+/// What `ledgers.min_free_mb` may be at most.
+const MIN_FREE_MB_MAX: u64 = 1024 * 1024;
 const PAGE_BYTES: u64 = 8192;
 
 fn ledger(daemon: &Daemon, name: &str) -> PathBuf {
@@ -233,8 +235,8 @@ fn a_start_names_the_file_that_is_no_ledger_and_leaves_it_alone() {
 }
 
 /// Fills the ledger of events of a stopped daemon with history that nobody has to read again.
-fn fill(daemon: &Daemon) {
-    let events = Connection::open(ledger(daemon, "events")).unwrap();
+fn fill(events: &Path) {
+    let events = Connection::open(events).unwrap();
     let rows = format!(
         "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {HISTORY})
          INSERT INTO events (key, event_id, channel, account_id, adapter, direction, sender_id, peer_id, peer_kind, content_type,
@@ -257,7 +259,7 @@ fn a_page_that_was_damaged_is_told_after_a_crash_until_a_backup_is_in_place() {
     let mut daemon = Daemon::start(&config(json!({})));
     assert_eq!(daemon.nexus_ok(&["send", "kept"]).trim(), "kept");
     daemon.stop();
-    fill(&daemon);
+    fill(&ledger(&daemon, "events"));
     daemon.launch();
     let followed = format!("SELECT count(*) FROM applied WHERE seq >= {HISTORY}");
     eventually("who follows the events has read them", || daemon.count("identity", &followed) == 1);
@@ -297,4 +299,48 @@ fn a_page_that_was_damaged_is_told_after_a_crash_until_a_backup_is_in_place() {
     daemon.stop();
     let last: Value = serde_json::from_str(&fs::read_to_string(daemon.state("last-run.json")).unwrap()).unwrap();
     assert_eq!((&last["clean"], &last["check_due"]), (&json!(true), &json!(false)), "{last}");
+}
+
+#[test]
+fn a_look_that_a_full_disk_ended_is_told_until_the_next_start() {
+    // One with less room than the most that can be asked for.
+    let small = tempfile::tempdir_in("/dev/shm").unwrap();
+    let mut daemon = Daemon::new();
+    let with_floor = |min_free_mb: u64| {
+        let mut wanted = config(json!({}));
+        wanted["ledgers"] = json!({ "directory": small.path(), "min_free_mb": min_free_mb });
+        wanted
+    };
+    daemon.configure(&with_floor(1));
+    daemon.launch();
+    daemon.stop();
+    fill(&small.path().join("events.db"));
+    daemon.launch();
+    daemon.kill9();
+    daemon.nothing_runs();
+
+    daemon.configure(&with_floor(MIN_FREE_MB_MAX));
+    daemon.launch();
+    let is_told = |daemon: &Daemon| {
+        let reasons = daemon.get("/health").json()["reasons"].to_string();
+        reasons.contains("`events.db` was not looked at to its end") && reasons.contains("the disk is nearly full")
+    };
+    eventually("health names the file", || is_told(&daemon));
+    assert_eq!(daemon.get("/health").status, 503, "for the disk");
+    daemon.configure(&with_floor(1));
+    daemon.nexus_ok(&["daemon", "reload"]);
+    eventually("the disk has room again", || daemon.get("/health").status == 200);
+    let health = daemon.get("/health").json();
+    assert!(is_told(&daemon), "{health}");
+    assert_eq!((&health["status"], &health["ledgers"]["events_db"]), (&json!("degraded"), &json!("ok")), "{health}");
+    let status = daemon.nexus(&["daemon", "status"]);
+    assert!(status.stdout.contains("degraded") && status.stdout.contains("was not looked at to its end"), "{status:?}");
+    daemon.stop();
+
+    let found_sound = |daemon: &Daemon| daemon.stdout().matches("the files of the ledgers are sound").count();
+    let before = found_sound(&daemon);
+    daemon.launch();
+    eventually("the files are looked at", || found_sound(&daemon) > before);
+    assert_eq!(daemon.get("/health").json()["reasons"], json!([]));
+    daemon.stop();
 }

@@ -63,7 +63,8 @@ async fn count_deliveries(control: &Control) {
     }
 }
 
-fn watch_disk(directory: &Path, min_free_mb: u64, disk: &watch::Sender<bool>) {
+/// Looks whether the disk has room, and tells when that changed.
+pub(super) fn watch_disk(directory: &Path, min_free_mb: u64, disk: &watch::Sender<bool>) {
     let low = match rustix::fs::statvfs(directory) {
         Ok(space) => space.f_bavail.saturating_mul(space.f_frsize) / (1024 * 1024) < min_free_mb,
         Err(error) => {

@@ -7,12 +7,13 @@
 use super::control::Control;
 use crate::ledger::copy::beside;
 use crate::ledger::{Ledger, read_only};
-use rusqlite::{Connection, ErrorCode};
+use rusqlite::{Connection, ErrorCode, ffi};
 use std::ffi::c_int;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// Its name in the watch over the daemon's tasks.
@@ -28,49 +29,73 @@ const WORK: Duration = Duration::from_millis(5);
 const PAUSE_MAX: Duration = Duration::from_millis(20);
 /// Characters of what SQLite says of the damage.
 const DAMAGE_CHARS_MAX: usize = 200;
+/// The disk doesn't give back what is in the file. Other errors of input and output tell of memory, locks and descriptors.
+const UNREADABLE: [c_int; 4] = [ffi::SQLITE_IOERR, ffi::SQLITE_IOERR_READ, ffi::SQLITE_IOERR_SHORT_READ, ffi::SQLITE_IOERR_CORRUPTFS];
+const DAMAGED_FIX: &str = "stop the daemon, keep a copy of the file, and put a backup in place with `nexus restore`";
+const UNFINISHED_FIX: &str = "the next start looks again; `nexus doctor` does while the daemon is stopped";
 
 /// What is known of the files.
 #[derive(Debug)]
 pub(super) struct Soundness {
     /// Until each was found sound: otherwise the next start looks as well.
     due: Arc<AtomicBool>,
-    damaged: Mutex<Vec<(Ledger, String)>>,
+    /// Those that were not found sound.
+    found: Mutex<Vec<(Ledger, Looked)>>,
 }
 
 impl Soundness {
     pub(super) fn new(due: Arc<AtomicBool>) -> Self {
-        Self { due, damaged: Mutex::default() }
+        Self { due, found: Mutex::default() }
     }
 
     pub(super) fn is_damaged(&self, ledger: Ledger) -> bool {
-        self.lock().iter().any(|(one, _)| *one == ledger)
+        self.lock().iter().any(|(one, looked)| *one == ledger && matches!(looked, Looked::Damaged(_)))
     }
 
     /// A sentence for each damaged file, with what to do.
-    pub(super) fn told(&self) -> Vec<String> {
-        let told = |(ledger, damage): &(Ledger, String)| {
-            format!(
-                "ledger `{}` is damaged: stop the daemon, keep a copy of the file, and put a backup in place with `nexus restore` ({damage})",
-                ledger.file_name()
-            )
-        };
-        self.lock().iter().map(told).collect()
+    pub(super) fn damaged(&self) -> Vec<String> {
+        self.told(|file, looked| match looked {
+            Looked::Damaged(damage) => Some(format!("ledger `{file}` is damaged: {DAMAGED_FIX} ({damage})")),
+            Looked::Sound | Looked::NotToItsEnd(_) => None,
+        })
     }
 
-    fn note(&self, ledger: Ledger, looked: &Looked) -> bool {
-        let mut damaged = self.lock();
-        damaged.retain(|(one, _)| *one != ledger);
-        match looked {
-            Looked::Sound => return true,
-            Looked::Damaged(damage) => damaged.push((ledger, damage.clone())),
-            Looked::NotToItsEnd(_) => {}
+    /// A sentence for each file of which it isn't known, with what to do.
+    pub(super) fn unfinished(&self) -> Vec<String> {
+        self.told(|file, looked| match looked {
+            Looked::NotToItsEnd(why) => {
+                Some(format!("ledger `{file}` was not looked at to its end, so it may be damaged: {UNFINISHED_FIX} ({why})"))
+            }
+            Looked::Sound | Looked::Damaged(_) => None,
+        })
+    }
+
+    fn told(&self, tell: impl Fn(&str, &Looked) -> Option<String>) -> Vec<String> {
+        self.lock().iter().filter_map(|(ledger, looked)| tell(&ledger.file_name(), looked)).collect()
+    }
+
+    /// Whether it is sound.
+    fn note(&self, ledger: Ledger, looked: Looked) -> bool {
+        let mut found = self.lock();
+        found.retain(|(one, _)| *one != ledger);
+        let is_sound = looked == Looked::Sound;
+        if !is_sound {
+            found.push((ledger, looked));
         }
-        false
+        is_sound
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(Ledger, String)>> {
-        self.damaged.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(Ledger, Looked)>> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What ends a look before the file's end.
+#[derive(Debug, Clone)]
+struct Until {
+    stop: CancellationToken,
+    /// The log of a file that is looked at only grows, and takes what room there is.
+    disk_low: watch::Receiver<bool>,
 }
 
 /// What a look at one file came to.
@@ -84,19 +109,19 @@ enum Looked {
 /// Looks at each file in turn, if that is due; ends with the last, or at `stop`.
 pub(super) async fn check(control: Arc<Control>, directory: PathBuf, stop: CancellationToken) {
     crate::torture::point("task.ledger check");
-    let soundness = &control.soundness;
+    let (soundness, until) = (&control.soundness, Until { stop, disk_low: control.disk_low.clone() });
     if !soundness.due.load(Ordering::Acquire) {
         return;
     }
     let began = Instant::now();
     let mut all_sound = true;
     for ledger in Ledger::ALL {
-        let looked = look_at(&control, ledger, &directory, &stop).await;
-        if stop.is_cancelled() {
+        let looked = look_at(&control, ledger, &directory, &until).await;
+        if until.stop.is_cancelled() {
             return; // the next start looks
         }
-        all_sound &= soundness.note(ledger, &looked);
         tell(ledger, &looked);
+        all_sound &= soundness.note(ledger, looked);
     }
     if all_sound {
         soundness.due.store(false, Ordering::Release);
@@ -104,8 +129,8 @@ pub(super) async fn check(control: Arc<Control>, directory: PathBuf, stop: Cance
     }
 }
 
-async fn look_at(control: &Control, ledger: Ledger, directory: &Path, stop: &CancellationToken) -> Looked {
-    let (path, stop, ledgers) = (directory.join(ledger.file_name()), stop.clone(), &control.ledgers);
+async fn look_at(control: &Control, ledger: Ledger, directory: &Path, until: &Until) -> Looked {
+    let (path, until, ledgers) = (directory.join(ledger.file_name()), until.clone(), &control.ledgers);
     // No writer waits for a checkpoint that could only wait for this.
     let long_read = match ledger {
         Ledger::Events => ledgers.events.writer.long_read(),
@@ -115,7 +140,7 @@ async fn look_at(control: &Control, ledger: Ledger, directory: &Path, stop: &Can
         Ledger::Nexus | Ledger::Bus => ledgers.nexus.writer.long_read(),
     };
     let looked = crate::watch::blocking("ledger.check", move || {
-        let looked = look(&path, &stop);
+        let looked = look(&path, &until);
         drop(long_read);
         looked
     });
@@ -128,31 +153,39 @@ fn tell(ledger: Ledger, looked: &Looked) {
     match looked {
         Looked::Sound => tracing::debug!(file, "the file of the ledger is sound"),
         Looked::Damaged(damage) => {
-            let fix = "stop the daemon, keep a copy of the file, and put a backup in place with `nexus restore`";
-            tracing::error!(file, damage, fix, "a ledger is damaged");
+            tracing::error!(file, damage, fix = DAMAGED_FIX, "a ledger is damaged");
         }
         Looked::NotToItsEnd(why) => {
-            let fix = "the next start looks again; `nexus doctor` does while the daemon is stopped";
-            tracing::warn!(file, why, fix, "the file of a ledger was not looked at to its end");
+            tracing::warn!(file, why, fix = UNFINISHED_FIX, "the file of a ledger was not looked at to its end");
         }
     }
 }
 
-fn look(path: &Path, stop: &CancellationToken) -> Looked {
-    match read_only(path).and_then(|connection| quick_check(connection, path, stop)) {
+fn look(path: &Path, until: &Until) -> Looked {
+    let ended_by = Arc::new(OnceLock::new());
+    match read_only(path).and_then(|connection| quick_check(connection, path, until.clone(), ended_by.clone())) {
         Ok(found) if found == "ok" => Looked::Sound,
         Ok(found) => Looked::Damaged(one_line(&found)),
-        Err(error) => match error.sqlite_error_code() {
-            // So far from a database that not even the check can go on.
-            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Looked::Damaged(one_line(&error.to_string())),
-            Some(_) | None => Looked::NotToItsEnd(error.to_string()),
-        },
+        Err(error) => broken_off(&error, ended_by.get().copied()),
     }
 }
 
-/// The first thing that SQLite finds wrong, or `ok`.
-fn quick_check(mut connection: Connection, path: &Path, stop: &CancellationToken) -> rusqlite::Result<String> {
-    let (stop, log) = (stop.clone(), beside(path, "-wal"));
+/// What it says of the file that the look at it failed, or was ended by something.
+fn broken_off(error: &rusqlite::Error, ended_by: Option<&str>) -> Looked {
+    let failed = error.sqlite_error();
+    // So far from a database that not even the check can go on.
+    if failed.is_some_and(|failed| [ErrorCode::DatabaseCorrupt, ErrorCode::NotADatabase].contains(&failed.code)) {
+        return Looked::Damaged(one_line(&error.to_string()));
+    }
+    if failed.is_some_and(|failed| UNREADABLE.contains(&failed.extended_code)) {
+        return Looked::Damaged(one_line(&format!("the disk doesn't give it back: {error}")));
+    }
+    Looked::NotToItsEnd(ended_by.map_or_else(|| error.to_string(), str::to_owned))
+}
+
+/// The first thing that SQLite finds wrong, or `ok`. What ends it earlier is left in `ended_by`.
+fn quick_check(mut connection: Connection, path: &Path, until: Until, ended_by: Arc<OnceLock<&'static str>>) -> rusqlite::Result<String> {
+    let log = beside(path, "-wal");
     let log_bytes = move || std::fs::metadata(&log).map_or(0, |log| log.len());
     let (began, log_before) = (Instant::now(), log_bytes());
     let mut rested = Instant::now();
@@ -162,8 +195,18 @@ fn quick_check(mut connection: Connection, path: &Path, stop: &CancellationToken
             pause(worked.min(PAUSE_MAX));
             rested = Instant::now();
         }
-        stop.is_cancelled()
-            || (worked >= WORK && (began.elapsed() >= FILE_LIMIT || log_bytes().saturating_sub(log_before) > LOG_GROWTH_BYTES_MAX))
+        let why = if until.stop.is_cancelled() {
+            Some("the daemon stops")
+        } else if *until.disk_low.borrow() {
+            Some("the disk is nearly full")
+        } else if worked >= WORK && began.elapsed() >= FILE_LIMIT {
+            Some("it took too long")
+        } else if worked >= WORK && log_bytes().saturating_sub(log_before) > LOG_GROWTH_BYTES_MAX {
+            Some("its log grew too long meanwhile")
+        } else {
+            None
+        };
+        why.map(|why| ended_by.get_or_init(|| why)).is_some()
     };
     connection.progress_handler(STEPS_BETWEEN_LOOKS, Some(is_over))?;
     connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
@@ -191,39 +234,76 @@ mod tests {
         connection.execute_batch(rows).unwrap();
     }
 
+    fn until() -> (watch::Sender<bool>, Until) {
+        let (disk, disk_low) = watch::channel(false);
+        (disk, Until { stop: CancellationToken::new(), disk_low })
+    }
+
     #[test]
     fn a_page_that_is_damaged_is_found_and_a_stop_ends_the_look() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("t.db");
         ledger(&path);
-        let stop = CancellationToken::new();
-        assert_eq!(look(&path, &stop), Looked::Sound);
+        let (_disk, until) = until();
+        assert_eq!(look(&path, &until), Looked::Sound);
         let mut bytes = std::fs::read(&path).unwrap();
         let middle = bytes.len() / 2 / 8192 * 8192;
         bytes[middle..middle + 8192].fill(0xAB);
         std::fs::write(&path, &bytes).unwrap();
-        let Looked::Damaged(damage) = look(&path, &stop) else { panic!("nothing was found") };
+        let Looked::Damaged(damage) = look(&path, &until) else { panic!("nothing was found") };
         assert!(!damage.contains('\n') && damage.chars().count() <= DAMAGE_CHARS_MAX, "{damage}");
         std::fs::write(&path, "not a database ".repeat(1_000)).unwrap();
-        assert!(matches!(look(&path, &stop), Looked::Damaged(_)));
+        assert!(matches!(look(&path, &until), Looked::Damaged(_)));
         std::fs::remove_file(&path).unwrap();
-        assert!(matches!(look(&path, &stop), Looked::NotToItsEnd(_)), "of one that isn't there nothing is known");
+        assert!(matches!(look(&path, &until), Looked::NotToItsEnd(_)), "of one that isn't there nothing is known");
         ledger(&path);
-        stop.cancel();
-        assert!(matches!(look(&path, &stop), Looked::NotToItsEnd(_)));
+        until.stop.cancel();
+        assert_eq!(look(&path, &until), Looked::NotToItsEnd("the daemon stops".to_owned()));
     }
 
     #[test]
-    fn what_is_damaged_is_named_until_it_is_found_sound() {
+    fn a_look_ends_when_the_disk_is_nearly_full() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("t.db");
+        ledger(&path);
+        let (disk, until) = until();
+        disk.send_replace(true);
+        assert_eq!(look(&path, &until), Looked::NotToItsEnd("the disk is nearly full".to_owned()));
+        disk.send_replace(false);
+        assert_eq!(look(&path, &until), Looked::Sound);
+    }
+
+    #[test]
+    fn what_the_disk_does_not_give_back_is_damage_and_other_failures_are_not() {
+        // Nothing is mapped at its beginning: the kernel answers a read with EIO.
+        let Looked::Damaged(damage) = look(Path::new("/proc/self/mem"), &until().1) else { panic!("a read was to fail") };
+        assert!(damage.contains("the disk doesn't give it back"), "{damage}");
+        let came_to = |code: c_int| broken_off(&rusqlite::Error::SqliteFailure(ffi::Error::new(code), None), None);
+        for code in
+            [ffi::SQLITE_IOERR_READ, ffi::SQLITE_IOERR_SHORT_READ, ffi::SQLITE_IOERR_CORRUPTFS, ffi::SQLITE_CORRUPT, ffi::SQLITE_NOTADB]
+        {
+            assert!(matches!(came_to(code), Looked::Damaged(_)), "{code}");
+        }
+        for code in [ffi::SQLITE_NOMEM, ffi::SQLITE_IOERR_NOMEM, ffi::SQLITE_INTERRUPT, ffi::SQLITE_BUSY, ffi::SQLITE_IOERR_SHMOPEN] {
+            assert!(matches!(came_to(code), Looked::NotToItsEnd(_)), "{code}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_sound_is_named_until_it_is_found_sound() {
         let soundness = Soundness::new(Arc::new(AtomicBool::new(true)));
-        assert!(!soundness.note(Ledger::Events, &Looked::Damaged("Tree 5 page 7".to_owned())));
-        assert!(!soundness.note(Ledger::Nexus, &Looked::NotToItsEnd("interrupted".to_owned())));
-        assert!(soundness.note(Ledger::Agents, &Looked::Sound));
+        assert!(!soundness.note(Ledger::Events, Looked::Damaged("Tree 5 page 7".to_owned())));
+        assert!(!soundness.note(Ledger::Nexus, Looked::NotToItsEnd("it took too long".to_owned())));
+        assert!(soundness.note(Ledger::Agents, Looked::Sound));
         assert_eq!((soundness.is_damaged(Ledger::Events), soundness.is_damaged(Ledger::Nexus)), (true, false));
-        let told = soundness.told();
-        assert_eq!(told.len(), 1);
-        assert!(["`events.db`", "nexus restore", "Tree 5 page 7"].iter().all(|part| told[0].contains(part)), "{told:?}");
-        assert!(soundness.note(Ledger::Events, &Looked::Sound));
-        assert!(soundness.told().is_empty());
+        for (told, parts) in [
+            (soundness.damaged(), ["`events.db` is damaged", "nexus restore", "Tree 5 page 7"]),
+            (soundness.unfinished(), ["`nexus.db` was not looked at to its end", "the next start", "it took too long"]),
+        ] {
+            assert_eq!(told.len(), 1, "{told:?}");
+            assert!(parts.iter().all(|part| told[0].contains(part)), "{told:?}");
+        }
+        assert!(soundness.note(Ledger::Events, Looked::Sound) && soundness.note(Ledger::Nexus, Looked::Sound));
+        assert!(soundness.damaged().is_empty() && soundness.unfinished().is_empty());
     }
 }

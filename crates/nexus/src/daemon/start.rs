@@ -141,6 +141,8 @@ pub(super) async fn start(prologue: Prologue, ready: &Ready) -> Result<Running, 
     steps.done("pipeline");
 
     let (disk, disk_low) = watch::channel(false);
+    // Before any adapter is read.
+    housekeeping::watch_disk(&data_dir, config.ledgers.min_free_mb, &disk);
     engine.tasks.push(keep_cortex(&watch_over, &engine.pipeline, &disk_low, &stop));
     let (timer_settings, timer_view) = watch::channel(config.timer.clone());
     let sinks = sinks(&ledgers, &engine, &bus, &metrics, &disk_low);

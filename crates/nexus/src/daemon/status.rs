@@ -234,7 +234,8 @@ fn parts_of(control: &Control, reports: &[AccountReport]) -> Parts {
     Parts {
         ledgers: control.ledgers.troubles().into_iter().map(|(ledger, trouble)| (format!("{}_db", ledger.name()), trouble)).collect(),
         pipeline_ok: !tasks_lost.iter().any(|name| [ROUTER, ADMISSION].contains(&name.as_str())),
-        ledgers_damaged: control.soundness.told(),
+        ledgers_damaged: control.soundness.damaged(),
+        ledgers_unchecked: control.soundness.unfinished(),
         disk_ok: !*control.disk_low.borrow(),
         adapters: reports.iter().map(|report| AdapterHealth { status: report.status, health: report.health }).collect(),
         tasks_restarted: control.watch_over.restarted(),

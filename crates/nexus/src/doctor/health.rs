@@ -46,6 +46,10 @@ fn advised(parts: &Parts) -> Vec<(Vec<String>, &'static str)> {
             Parts { ledgers_damaged: parts.ledgers_damaged.clone(), ..Parts::well() },
             "stop the daemon, keep a copy of the file, and restore the ledgers with `nexus restore`",
         ),
+        of(
+            Parts { ledgers_unchecked: parts.ledgers_unchecked.clone(), ..Parts::well() },
+            "run `nexus doctor` while the daemon is stopped: it looks to the end; each start looks again too",
+        ),
         of(Parts { disk_ok: parts.disk_ok, ..Parts::well() }, "make room, or lower ledgers.min_free_mb; work goes on by itself then"),
         of(
             Parts { adapters: parts.adapters.clone(), ..Parts::well() },
@@ -91,5 +95,8 @@ mod tests {
         assert!(fixes[0].contains("ledgers.min_free_mb") && fixes[1].contains("nexus deliveries"), "{fixes:?}");
         let plugins = Parts { plugins_unwell: vec!["plugin `tags`: it does not load".to_owned()], ..Parts::well() };
         assert_eq!(findings(&plugins), [Finding::ok(Check::Health, "nothing but what is told above")]);
+        let found = findings(&Parts { ledgers_unchecked: vec!["ledger `nexus.db` was not looked at".to_owned()], ..Parts::well() });
+        assert_eq!((found.len(), found[0].severity), (1, Severity::Warning));
+        assert!(found[0].fix.as_deref().is_some_and(|fix| fix.contains("nexus doctor")), "{found:?}");
     }
 }
