@@ -127,6 +127,24 @@ fn an_answer_that_expired_while_no_daemon_ran_is_told() {
 }
 
 #[test]
+fn an_answer_whose_send_a_crash_cut_off_is_told_by_the_next_start() {
+    let mut daemon = place();
+    let mut adapter = fake(json!({ "events": 1, "send": "hang" }));
+    adapter["send"] = json!({ "timeout_ms": 3_600_000 });
+    let mut wanted = with(&["sees"]);
+    wanted["adapters"] = json!({ "fake": adapter });
+    daemon.configure(&wanted);
+    daemon.launch();
+    eventually("it is being sent", || daemon.deliveries("sending") == 1);
+    daemon.kill9();
+    daemon.launch();
+    let (at, message, request) = told(&daemon);
+    assert_eq!((at.as_str(), daemon.deliveries("uncertain")), ("deliverResponse", 1), "{message}");
+    assert!(message.contains("it may or may not have arrived"), "{message}");
+    assert_eq!((&request["event"]["channel"], &request["status"]["status"]), (&json!("fake"), &json!("completed")));
+}
+
+#[test]
 fn a_request_that_a_start_ends_is_told_and_counted() {
     let mut daemon = place();
     let mut wanted = with(&["sees", "analytics"]);

@@ -14,7 +14,9 @@ pub use say::{Message, SayError, Told};
 use crate::bus::Bus;
 use crate::clock::{self, Expiry};
 use crate::ledger::Ledgers;
-use crate::ledger::nexus::{Claim, Delivery, NewDelivery, Resolution, ResolveDelivery, delivery, open_deliveries, uncertain_deliveries};
+use crate::ledger::nexus::{
+    Claim, Delivery, NewDelivery, Resolution, ResolveDelivery, cut_off_sends, delivery, open_deliveries, uncertain_deliveries,
+};
 use crate::ledger::writer::WriteError;
 use crate::live::Live;
 use crate::metrics::Metrics;
@@ -240,25 +242,29 @@ impl Outbox {
     }
 
     /// Before [`Self::resume`]: makes the uncertain deliveries pending again that `retry` names, those
-    /// only whose time isn't up. Answers how many stay uncertain.
+    /// only whose time isn't up. Answers how many stay uncertain. Plugins are told of those that this start found cut off.
     ///
     /// # Errors
     /// When the ledger can't be read or written.
     pub async fn take_up_uncertain(&self, retry: impl Fn(&Delivery) -> bool) -> Result<usize, TakeUpError> {
         let ledger = &self.shared.ledgers.nexus;
-        let (mut held, now) = (0, clock::wall_ms());
-        for row in ledger.readers.read(uncertain_deliveries).await? {
+        let (mut held, mut untold, now, epoch) = (0, Vec::new(), clock::wall_ms(), self.shared.epoch);
+        let read = ledger.readers.read(move |connection| Ok((uncertain_deliveries(connection)?, cut_off_sends(connection, epoch)?)));
+        let (uncertain, cut_off) = read.await?;
+        for row in uncertain {
             // A stream that a crash broke off: nobody knows its text.
             let has_text = !row.content.is_empty();
             if has_text && retry(&row) && !self.shared.expiry.is_over(row.expires_at) {
-                let (resolution, epoch) = (Resolution::Retry, self.shared.epoch);
+                let resolution = Resolution::Retry;
                 let Delivery { delivery_id, status, updated_at, .. } = row;
                 let command = ResolveDelivery { delivery_id, resolution, status, updated_at, at: now, ttl_ms: 0, epoch };
                 ledger.writer.write(command).await?;
             } else {
                 held += 1;
+                untold.extend(cut_off.contains(&row.delivery_id).then_some(row));
             }
         }
+        self.tell_cut_off(untold);
         Ok(held)
     }
 

@@ -5,6 +5,7 @@ use crate::ledger::agents::TurnRecord;
 use crate::ledger::optional;
 use rusqlite::{Connection, Row, params};
 use serde::Serialize;
+use std::collections::HashSet;
 
 /// Requests among which one is looked for that ended for a reason.
 const REASONS_LOOKED_AT: i64 = 10_000;
@@ -160,6 +161,14 @@ pub fn uncertain_deliveries(connection: &Connection) -> rusqlite::Result<Vec<Del
     connection.prepare_cached(&sql)?.query_map([], from_row)?.collect()
 }
 
+/// The ids of those whose sends the start of this epoch found cut off. Asked before it sends anything itself.
+pub fn cut_off_sends(connection: &Connection, epoch: i64) -> rusqlite::Result<HashSet<String>> {
+    connection.prepare_cached(CUT_OFF)?.query_map([epoch], |row| row.get(0))?.collect()
+}
+
+const CUT_OFF: &str = "SELECT delivery_id FROM deliveries
+   WHERE status IN ('pending', 'sending', 'uncertain') AND status = 'uncertain' AND epoch = ?1";
+
 /// Deliveries that somebody should look at.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct DeliveryCounts {
@@ -276,7 +285,7 @@ mod tests {
     #[test]
     fn no_count_reads_the_whole_table() {
         let connection = ledger();
-        for (sql, index) in [(COUNT_OPEN, "deliveries_open"), (COUNT_DEAD, "deliveries_dead")] {
+        for (sql, index) in [(COUNT_OPEN, "deliveries_open"), (CUT_OFF, "deliveries_open"), (COUNT_DEAD, "deliveries_dead")] {
             let plan = crate::samples::plan(&connection, sql);
             assert!(plan.iter().any(|step| step.contains(index)), "{plan:?}");
         }

@@ -176,7 +176,8 @@ impl Weight for Prune {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::super::{
-        Admit, AdmitRow, Fellow, FellowEnd, FinishRun, InterruptRun, JoinRun, StartRun, finished_after, request_by_event, run_turn,
+        Admit, AdmitRow, ClaimDelivery, Fellow, FellowEnd, FinishRun, InterruptRun, JoinRun, StartRun, cut_off_sends, finished_after,
+        request_by_event, run_turn, uncertain_deliveries,
     };
     use super::*;
 
@@ -214,6 +215,19 @@ mod tests {
             for step in crate::samples::plan(&connection, sql) {
                 assert!(!step.starts_with("SCAN") || step.contains("USING INDEX"), "{step} in {sql}");
             }
+        }
+    }
+
+    #[test]
+    fn a_send_is_found_cut_off_by_the_next_start_alone() {
+        let connection = ledger();
+        crate::samples::delivery("dlv").insert(&connection, 1).unwrap();
+        let claim = ClaimDelivery { delivery_id: "dlv".to_owned(), at: 3, epoch: 1 };
+        assert_eq!(claim.apply(&connection).unwrap(), Claim::Done);
+        for (at, cut_off) in [(10, 1), (20, 0)] {
+            let Begun { epoch, .. } = BeginEpoch { at }.apply(&connection).unwrap();
+            assert_eq!(uncertain_deliveries(&connection).unwrap().len(), 1, "{epoch}");
+            assert_eq!(cut_off_sends(&connection, epoch).unwrap().len(), cut_off, "{epoch}");
         }
     }
 

@@ -47,6 +47,18 @@ impl Outbox {
         }
     }
 
+    /// The same for sends that the end of the daemon before cut off. Nothing waits for it: the start that found them
+    /// has yet to load the plugins.
+    pub(super) fn tell_cut_off(&self, cut_off: Vec<Delivery>) {
+        let this = self.clone();
+        crate::watch::tracked("deliveries.cut_off", &self.shared.tasks, async move {
+            for delivery in cut_off {
+                let error = delivery.error.clone().unwrap_or_default();
+                this.tell_unheard(&delivery, &Settled::Uncertain { error }).await;
+            }
+        });
+    }
+
     /// The request with its event and its end. What its stages found out is in its trace only.
     async fn request_of(&self, seq: i64) -> Result<Option<NexusRequest>, ReadError> {
         let ledgers = &self.shared.ledgers;
