@@ -64,7 +64,7 @@ impl Soundness {
     pub(super) fn unfinished(&self) -> Vec<String> {
         self.told(|file, looked| match looked {
             Looked::NotToItsEnd(why) => {
-                Some(format!("ledger `{file}` was not looked at to its end, so it may be damaged: {UNFINISHED_FIX} ({why})"))
+                Some(format!("ledger `{file}` was not looked at to its end ({why}), so it may be damaged: {UNFINISHED_FIX}"))
             }
             Looked::Sound | Looked::Damaged(_) => None,
         })
