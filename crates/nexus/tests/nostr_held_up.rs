@@ -192,6 +192,35 @@ fn a_connection_that_is_lost_while_nothing_can_be_taken_in_is_made_again_for_wha
 }
 
 #[test]
+fn a_connection_that_is_lost_in_the_middle_of_what_was_stored_holds_up_nothing_that_is_to_be_published() {
+    let scene = Scene::new();
+    let (mut last, other) = (scene.message(100, "forged"), scene.message(100, "another"));
+    last["sig"] = other["sig"].clone();
+    let (large, ledger) = (scene.large(MANY), scene.lock());
+    {
+        let mut state = scene.relay.state();
+        // The newest comes first: once the oldest is counted, all the others are held back, with no end of them in sight.
+        state.events.push(last);
+        state.events.extend(large);
+        state.late = Some("nexus-".to_owned());
+        state.hang_up();
+    }
+    eventually("all of it came", || scene.counted("bad_signature") > 0);
+    assert!(scene.handed_on() < 2, "it is held back");
+    scene.relay.hang_up();
+    eventually("there is no room for more", || scene.handed_on() > MANY * 9 / 10);
+    let asked = scene.relay.state().of("REQ").len();
+    scene.publish();
+    eventually("the relay has it, and its word is heard", || scene.published() == 1);
+    assert!(scene.handed_on() < MANY, "there was room");
+    assert_eq!(scene.relay.state().of("REQ").len(), asked, "there is no room for what it would be asked for");
+    scene.relay.state().late = None;
+    ledger.execute_batch("COMMIT").unwrap();
+    scene.live();
+    eventually("all of it is taken in", || scene.taken_in() == i64::try_from(MANY).unwrap() + 1);
+}
+
+#[test]
 fn a_fetch_is_answered_while_nothing_can_be_taken_in() {
     let (scene, bob) = (Scene::new(), Key::new(2));
     // Nobody has asked for what he says.

@@ -155,8 +155,14 @@ enum Auth {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Link {
     Connecting,
-    Up { since: u64 },
-    Backoff { until: u64 },
+    Up {
+        since: u64,
+    },
+    /// Also before the first connection.
+    Backoff {
+        until: u64,
+        is_punishment: bool,
+    },
 }
 
 #[derive(Debug)]
@@ -204,7 +210,7 @@ impl Machine {
             seed,
         };
         let spread = machine.random() % SPREAD_MS;
-        machine.link = Link::Backoff { until: now.mono_ms + spread };
+        machine.link = Link::Backoff { until: now.mono_ms + spread, is_punishment: false };
         machine
     }
 
@@ -241,11 +247,16 @@ impl Machine {
         matches!(self.link, Link::Up { .. }) && self.auth == Auth::Settled
     }
 
+    /// Whether the relay is left alone for what it sent.
+    pub(crate) fn is_punishing(&self) -> bool {
+        matches!(self.link, Link::Backoff { is_punishment: true, .. })
+    }
+
     /// When to call again with [`Input::Tick`] at the latest, in monotonic ms.
     pub(crate) fn deadline(&self) -> Option<u64> {
         match self.link {
             Link::Connecting => None,
-            Link::Backoff { until } => Some(until),
+            Link::Backoff { until, .. } => Some(until),
             Link::Up { .. } => match &self.auth {
                 Auth::Listening { deadline } | Auth::Proving { deadline, .. } => Some(*deadline),
                 Auth::Settled => {
@@ -320,9 +331,10 @@ impl Machine {
         self.subs.disconnected();
         self.probe = None;
         self.auth = Auth::Settled;
+        let is_punishment = pause.is_some();
         let pause = pause.unwrap_or_else(|| self.pause());
         self.failures = self.failures.saturating_add(1);
-        self.link = Link::Backoff { until: now.mono_ms + pause };
+        self.link = Link::Backoff { until: now.mono_ms + pause, is_punishment };
     }
 
     fn pause(&mut self) -> u64 {
@@ -410,7 +422,7 @@ impl Machine {
     fn go_on(&mut self, now: Now, actions: &mut Vec<Action>) {
         match self.link {
             Link::Connecting => return,
-            Link::Backoff { until } if now.mono_ms < until => return,
+            Link::Backoff { until, .. } if now.mono_ms < until => return,
             Link::Backoff { .. } => {
                 self.link = Link::Connecting;
                 actions.push(Action::Connect);

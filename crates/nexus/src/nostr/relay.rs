@@ -225,6 +225,9 @@ impl Relay {
             Action::Connect => Some(self.connect().await),
             Action::Disconnect(why) => {
                 self.hang_up(&why, true).await;
+                // Shown before anything is told, and before what is held back waits for room: what is to be published
+                // would be sent here meanwhile.
+                self.show();
                 self.tell_unanswered().await;
                 None
             }

@@ -144,8 +144,10 @@ impl Relay {
 
     /// Turns to the connection for errands, if the other one is lost. One that was ended for what came over it isn't replaced.
     fn set_out(&mut self) {
-        let is_gone = self.is_lost() && matches!(self.lost, None | Some(Input::Lost(_)));
-        if self.is_out || !is_gone {
+        // The machine may know of the loss already: then what was held back is handed on because of it.
+        let is_gone = self.socket.is_none() || self.is_lost();
+        let is_punished = self.machine.is_punishing() || !matches!(self.lost, None | Some(Input::Lost(_)));
+        if self.is_out || !is_gone || is_punished {
             return;
         }
         if self.errands.is_none() {
