@@ -276,38 +276,102 @@ fn a_late_end_of_an_earlier_answer_proves_nothing_of_a_later_one() {
     scene.live();
 }
 
+/// What may be pending in [`Crowd`]; half of it is anybody's, and a quarter each author's share.
+const PENDING_MAX: u64 = 40;
+/// More than that.
+const FLOOD: u64 = 60;
+
+/// A daemon that listens to a relay and heeds two keys, whose requests end once it is let go.
+struct Crowd {
+    daemon: Daemon,
+    relay: Scripted,
+    ann: Key,
+    bob: Key,
+    own: String,
+}
+
+impl Crowd {
+    fn new() -> Self {
+        let (relay, ann, bob) = (Scripted::start(), Key::new(1), Key::new(2));
+        let mut daemon = Daemon::new();
+        let mut all = config(json!({}));
+        all["projects"] = json!({ "path": daemon.file("projects") });
+        all["nostr"] = json!({ "relays": [relay.url()], "whitelist": [ann.npub(), bob.npub()], "max_pending": PENDING_MAX });
+        let waits = format!("sh -c 'until [ -e {} ]; do sleep 0.05; done; cat'", daemon.file("go"));
+        all["agents"] = json!({ "default": "waits", "waits": { "runner": "command", "command": waits } });
+        daemon.configure(&all);
+        daemon.launch();
+        let own = daemon.get("/control/nostr").json()["pubkey"].as_str().expect("the daemon has a key").to_owned();
+        let crowd = Self { daemon, relay, ann, bob, own };
+        crowd.live();
+        crowd
+    }
+
+    fn live(&self) {
+        eventually("the relay is live", || self.daemon.get("/control/nostr").json()["relays"][0]["state"] == "live");
+    }
+
+    /// Lets what is at work end, and all after it.
+    fn let_go(&self) {
+        std::fs::write(self.daemon.file("go"), "").unwrap();
+    }
+
+    fn message(&self, author: &Key, age_s: u64, content: &str) -> Value {
+        author.sign_at(now_s() - age_s, 1, &[&["p", &self.own]], content)
+    }
+
+    /// Has more come of the first of them than is taken in.
+    fn flood(&self) {
+        let flood: Vec<Value> = (0..FLOOD).map(|n| self.message(&self.ann, 0, &format!("flood {n}"))).collect();
+        self.relay.state().events.extend(flood);
+        eventually("the rest of it is left out", || self.by(&self.ann) >= 20 && self.left() > 0);
+    }
+
+    fn by(&self, author: &Key) -> i64 {
+        let sql = format!("SELECT count(*) FROM events WHERE direction = 'inbound' AND sender_id = '{}'", author.public());
+        self.daemon.count("events", &sql)
+    }
+
+    /// How often an event was left out.
+    fn left(&self) -> u64 {
+        self.daemon.metric(&format!("nexus_nostr_events_total{{relay=\"{}\",result=\"left\"}}", self.relay.url()))
+    }
+}
+
 #[test]
 fn what_one_author_says_keeps_out_nobody_else_and_is_not_lost() {
-    /// What may be pending; half of it is anybody's, and a quarter each author's share.
-    const PENDING_MAX: u64 = 40;
-    const FLOOD: u64 = 60;
-    let (relay, ann, bob) = (Scripted::start(), Key::new(1), Key::new(2));
-    let mut daemon = Daemon::new();
-    let go = daemon.file("go");
-    let mut all = config(json!({}));
-    all["projects"] = json!({ "path": daemon.file("projects") });
-    all["nostr"] = json!({ "relays": [relay.url()], "whitelist": [ann.npub(), bob.npub()], "max_pending": PENDING_MAX });
-    let waits = format!("sh -c 'until [ -e {go} ]; do sleep 0.05; done; cat'");
-    all["agents"] = json!({ "default": "waits", "waits": { "runner": "command", "command": waits } });
-    daemon.configure(&all);
-    daemon.launch();
-    let status = || daemon.get("/control/nostr").json();
-    let own = status()["pubkey"].as_str().expect("the daemon has a key").to_owned();
-    eventually("the relay is live", || status()["relays"][0]["state"] == "live");
-    let by = |author: &Key| {
-        let sql = format!("SELECT count(*) FROM events WHERE direction = 'inbound' AND sender_id = '{}'", author.public());
-        daemon.count("events", &sql)
-    };
-    let left = || daemon.metric(&format!("nexus_nostr_events_total{{relay=\"{}\",result=\"left\"}}", relay.url()));
+    let crowd = Crowd::new();
+    crowd.flood();
+    crowd.relay.add(&crowd.message(&crowd.bob, 0, "am I heard?"));
+    eventually("somebody else is heard", || crowd.by(&crowd.bob) == 1);
+    assert!(crowd.by(&crowd.ann) < i64::try_from(FLOOD).unwrap(), "there was room");
+    crowd.let_go();
+    eventually("nothing was lost", || crowd.by(&crowd.ann) == i64::try_from(FLOOD).unwrap());
+    assert_eq!(crowd.by(&crowd.bob), 1);
+}
 
-    let flood: Vec<Value> = (0..FLOOD).map(|n| ann.sign(1, &[&["p", &own]], &format!("flood {n}"))).collect();
-    relay.state().events.extend(flood);
-    eventually("the rest of it is left out", || by(&ann) >= 20 && left() > 0);
-    relay.add(&bob.sign(1, &[&["p", &own]], "am I heard?"));
-    eventually("somebody else is heard", || by(&bob) == 1);
-    assert!(by(&ann) < i64::try_from(FLOOD).unwrap(), "there was room");
-
-    std::fs::write(&go, "").unwrap();
-    eventually("nothing was lost", || by(&ann) == i64::try_from(FLOOD).unwrap());
-    assert_eq!(by(&bob), 1);
+#[test]
+fn what_was_left_out_is_asked_for_however_old_it_is_also_by_the_next_start() {
+    /// How far the relay was whole when the daemon was started, in seconds back; and how old what it says late is.
+    const AWAY_S: i64 = 7_200;
+    const OLD_S: u64 = 3_600;
+    let whole_until =
+        |crowd: &Crowd| crowd.daemon.count("events", "SELECT coalesce(min(until), 0) FROM relay_cursors WHERE relay <> ''").unsigned_abs();
+    let mut crowd = Crowd::new();
+    crowd.daemon.stop();
+    let ledger = Connection::open(crowd.daemon.workspace().join("data/events.db")).unwrap();
+    ledger.execute("UPDATE relay_cursors SET until = until - ?1", [AWAY_S]).unwrap();
+    drop(ledger);
+    crowd.daemon.launch();
+    crowd.live();
+    eventually("the relay is whole again", || whole_until(&crowd) + OLD_S / 2 > now_s());
+    crowd.flood();
+    crowd.relay.add(&crowd.message(&crowd.ann, OLD_S, "an hour old"));
+    eventually("the relay is whole no further than what was left out", || whole_until(&crowd) + OLD_S <= now_s());
+    crowd.daemon.kill9();
+    crowd.let_go();
+    crowd.daemon.launch();
+    let all = i64::try_from(FLOOD).unwrap() + 1;
+    eventually("nothing was lost", || crowd.by(&crowd.ann) == all);
+    eventually("the relay is whole again", || whole_until(&crowd) + OLD_S / 2 > now_s());
 }

@@ -2,9 +2,17 @@
 //! after that each author has a share of the rest, so that nobody is kept out by what others said. What is left out
 //! stays with the relays: nothing is proven of them until it has been asked for again. It commits nothing.
 
+use super::machine::BACKOFF_BASE_MS;
+use crate::ledger::events::{Disposition, NewEvent};
 use crate::pipeline::pending::Pending;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// The least time between asking for what was left out and doing so again. Each time all relays give all since the
+/// oldest of it, however little of that there is room for: no more often than they are connected to.
+const PAUSE: Duration = Duration::from_millis(BACKOFF_BASE_MS);
 
 /// Where an author stands who is accepted.
 #[derive(Debug, Clone, Copy)]
@@ -39,6 +47,8 @@ pub(super) struct Fair {
     /// What was let through and isn't committed yet, by author; and all that is pending, with that.
     batch: BTreeMap<String, u64>,
     total: u64,
+    /// Until when it isn't asked for again.
+    rests_until: Option<Instant>,
 }
 
 impl Fair {
@@ -76,16 +86,23 @@ impl Fair {
         !self.left.is_empty()
     }
 
+    /// Until when nothing is asked for again, if something is to be and that is in the future.
+    pub(super) fn rests_until(&self, now: Instant) -> Option<Instant> {
+        self.rests_until.filter(|until| self.is_behind() && now < *until)
+    }
+
     /// Whether it is time to ask for what was left out. Well below the limit, since all of it is asked for.
-    pub(super) fn has_room(&mut self, pending: &Pending, limits: Limits, total: u64) -> bool {
+    pub(super) fn has_room(&mut self, pending: &Pending, limits: Limits, total: u64, now: Instant) -> bool {
         self.leave_to(pending);
         let has_room = |author: &String| self.counted(pending, author) <= limits.share() / 2;
-        self.is_behind() && (total <= limits.free() / 2 || self.left.iter().any(has_room))
+        let may_ask = self.is_behind() && self.rests_until(now).is_none();
+        may_ask && (total <= limits.free() / 2 || self.left.iter().any(has_room))
     }
 
     /// What was left out is asked for again.
-    pub(super) fn catch_up(&mut self) {
+    pub(super) fn catch_up(&mut self, now: Instant) {
         self.left.clear();
+        self.rests_until = Some(now + PAUSE);
     }
 
     /// What an author has pending. The router may have counted some of it since `uncounted` was looked at.
@@ -110,6 +127,14 @@ impl Fair {
                 }
             }
         }
+    }
+}
+
+/// Whether it becomes a request that has its end later.
+pub(super) fn is_request(event: &NewEvent) -> bool {
+    match event.disposition {
+        Disposition::Run | Disposition::Late => true,
+        Disposition::Filed | Disposition::History => false,
     }
 }
 
@@ -149,7 +174,7 @@ mod tests {
         assert!(fair.admits(&pending, FORTY, "b", 1));
         fair.begin(&pending, 0);
         assert!(!fair.admits(&pending, FORTY, "a", 1), "what it said before comes first");
-        fair.catch_up();
+        fair.catch_up(Instant::now());
         let alone = Limits { authors: 1, ..FORTY };
         fair.begin(&pending, 0);
         assert_eq!((0..60).filter(|_| fair.admits(&pending, alone, "a", 1)).count(), 60, "it crowds nobody out");
@@ -157,18 +182,31 @@ mod tests {
 
     #[test]
     fn what_was_left_out_is_asked_for_once_there_is_room() {
-        let (mut fair, pending, mut total) = (Fair::default(), Pending::default(), 0);
-        assert!(!fair.has_room(&pending, FORTY, total), "nothing was left out");
+        let (mut fair, pending, mut total, now) = (Fair::default(), Pending::default(), 0, Instant::now());
+        assert!(!fair.has_room(&pending, FORTY, total, now), "nothing was left out");
         taken(&mut fair, &pending, &mut total, "a", 60);
         let mut open: Vec<_> = (1..=20).map(|seq| pending.open(seq, "a")).collect();
-        assert!(!fair.has_room(&pending, FORTY, total));
+        assert!(!fair.has_room(&pending, FORTY, total, now));
         open.truncate(6);
         fair.begin(&pending, 16);
-        assert!(!fair.has_room(&pending, FORTY, 16));
+        assert!(!fair.has_room(&pending, FORTY, 16, now));
         open.truncate(5);
-        assert!(fair.has_room(&pending, FORTY, 15), "half of its share is free");
-        assert!(fair.has_room(&pending, FORTY, 10), "half of it all is");
-        fair.catch_up();
-        assert!(!fair.is_behind());
+        assert!(fair.has_room(&pending, FORTY, 15, now), "half of its share is free");
+        assert!(fair.has_room(&pending, FORTY, 10, now), "half of it all is");
+        fair.catch_up(now);
+        assert!(!fair.is_behind() && fair.rests_until(now).is_none());
+    }
+
+    #[test]
+    fn what_is_left_out_again_is_not_asked_for_without_a_pause() {
+        let (mut fair, pending, mut total, now) = (Fair::default(), Pending::default(), 0, Instant::now());
+        taken(&mut fair, &pending, &mut total, "a", 60);
+        assert!(fair.has_room(&pending, FORTY, 0, now), "the first time at once");
+        fair.catch_up(now);
+        taken(&mut fair, &pending, &mut total, "a", 60);
+        assert!(!fair.has_room(&pending, FORTY, 0, now), "however much room there is");
+        let until = fair.rests_until(now);
+        assert_eq!(until, Some(now + PAUSE));
+        assert!(fair.has_room(&pending, FORTY, 0, now + PAUSE) && fair.rests_until(now + PAUSE).is_none());
     }
 }

@@ -2,7 +2,7 @@
 //! cursors that cover it. It takes in no more than there is room for; then no relay is read on, and each keeps
 //! what it has. A cursor moves only behind the events that came before it.
 
-use super::fair::{Fair, Limits};
+use super::fair::{Fair, Limits, is_request};
 use super::gate::Seen;
 use super::refused::{is_left_out, is_refused};
 use super::sort::{self, Purpose, Rules, sort};
@@ -25,6 +25,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// Events that wait to be taken in, and the bytes that they may have together.
@@ -179,7 +180,7 @@ pub(crate) async fn begin(inner: &Inner, sinks: &Sinks) -> Result<(), String> {
     }
     let now = clock::wall_ms();
     let first = RelayCursor { relay: String::new(), filter: FIRST.to_owned(), until: now / 1000 };
-    let take = TakeIn { append: append(Vec::new()), cursors: Arc::new(vec![first.clone()]), at: now };
+    let take = TakeIn { append: append(Vec::new()), cursors: Arc::new(vec![first.clone()]), back_to: None, at: now };
     sinks.writer.write_until_done(take).await.map_err(|error| describe(&error))?;
     inner.inbox.cursors.moved(&[first]);
     Ok(())
@@ -222,6 +223,8 @@ struct Sorted {
     /// The relay of each of them.
     brought_by: Vec<Arc<str>>,
     cursors: Vec<RelayCursor>,
+    /// The lowest time of what was left out, in Unix seconds.
+    left_from: Option<u64>,
 }
 
 impl Taking<'_> {
@@ -233,12 +236,13 @@ impl Taking<'_> {
         let mut pending = self.sinks.pending.watch(&self.account);
         loop {
             let (limits, total) = (self.limits(), u64::try_from(*pending.borrow_and_update()).unwrap_or(0));
-            let is_behind = self.catch_up(limits, total);
+            let (is_behind, rests_until) = self.catch_up(limits, total);
             let has_room = total < limits.pending_max;
             tokio::select! {
                 arrived = queue.recv(), if has_room => return arrived,
                 // An error means that the daemon is stopping: then it is waited for no more.
                 changed = pending.changed(), if !has_room || is_behind => changed.ok()?,
+                () = tokio::time::sleep_until(rests_until.unwrap_or_else(Instant::now)), if rests_until.is_some() => {}
             }
         }
     }
@@ -252,14 +256,15 @@ impl Taking<'_> {
         self.fair.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has the relays asked again for what was left out, once there is room for it. Whether something still is.
-    fn catch_up(&self, limits: Limits, total: u64) -> bool {
-        let mut fair = self.fair();
-        if fair.has_room(&self.sinks.pending, limits, total) {
-            fair.catch_up();
+    /// Has the relays asked again for what was left out, once there is room for it. Whether something still is, and until
+    /// when that isn't looked at.
+    fn catch_up(&self, limits: Limits, total: u64) -> (bool, Option<Instant>) {
+        let (mut fair, now) = (self.fair(), Instant::now());
+        if fair.has_room(&self.sinks.pending, limits, total, now) {
+            fair.catch_up(now);
             self.inner.inbox.generation.send_modify(|generation| *generation += 1);
         }
-        fair.is_behind()
+        (fair.is_behind(), fair.rests_until(now))
     }
 
     /// Whether an event may be taken in now, with what it became. Of one that relays don't keep there is no second time.
@@ -274,7 +279,10 @@ impl Taking<'_> {
 
     /// What the ledger refuses is offered once more by itself, so that it costs nothing but itself. The cursors come last.
     async fn take(&self, batch: Vec<Arrived>) -> Result<(), WriteError> {
-        let Sorted { definitions, events, brought_by, cursors } = self.sort(batch);
+        let Sorted { definitions, events, brought_by, cursors, left_from } = self.sort(batch);
+        if let Some(to_s) = left_from {
+            self.fall_back(to_s).await?;
+        }
         if is_refused(self.put(&definitions).await)? {
             for one in definitions.chunks(1) {
                 is_left_out(self.put(one).await, &one[0].1.id)?;
@@ -295,12 +303,22 @@ impl Taking<'_> {
         Ok(())
     }
 
+    /// What was left out may be much older than what the relays gave since: also the next start asks for it.
+    async fn fall_back(&self, to_s: u64) -> Result<(), WriteError> {
+        if !self.inner.inbox.cursors.fall_back(to_s) {
+            return Ok(());
+        }
+        let back_to = Some(i64::try_from(to_s).unwrap_or(i64::MAX));
+        let take = TakeIn { append: append(Vec::new()), cursors: Arc::default(), back_to, at: clock::wall_ms() };
+        self.sinks.writer.write_until_done(take).await.map(drop)
+    }
+
     async fn commit(&self, append: Append, brought_by: &[Arc<str>], cursors: &[RelayCursor]) -> Result<(), WriteError> {
         if brought_by.is_empty() && cursors.is_empty() {
             return Ok(());
         }
         crate::torture::point("nostr.taking");
-        let take = TakeIn { append: append.clone(), cursors: Arc::new(cursors.to_vec()), at: clock::wall_ms() };
+        let take = TakeIn { append: append.clone(), cursors: Arc::new(cursors.to_vec()), back_to: None, at: clock::wall_ms() };
         let appended = self.write(take).await?;
         self.inner.inbox.cursors.moved(cursors);
         self.accepted(&append.lines.events, brought_by, &appended);
@@ -325,6 +343,9 @@ impl Taking<'_> {
                 }
             }
         }
+        if sorted.left_from.is_some() {
+            sorted.cursors.clear(); // they would be ahead of it
+        }
         sorted
     }
 
@@ -347,6 +368,8 @@ impl Taking<'_> {
             Purpose::Messages(_) => {
                 // What was taken in stays known: asked for again, it would take the room of what was not.
                 self.inner.inbox.seen.forget(&event.id.to_bytes());
+                let at = event.created_at.as_secs();
+                sorted.left_from = Some(sorted.left_from.map_or(at, |lowest| lowest.min(at)));
                 self.count(relay, "left");
             }
             Purpose::Ambiguous(event, projects) => {
@@ -428,14 +451,6 @@ impl Taking<'_> {
 
     fn count(&self, relay: &Arc<str>, result: &'static str) {
         count(self.inner, relay, result);
-    }
-}
-
-/// Whether it becomes a request that has its end later.
-fn is_request(event: &NewEvent) -> bool {
-    match event.disposition {
-        Disposition::Run | Disposition::Late => true,
-        Disposition::Filed | Disposition::History => false,
     }
 }
 

@@ -22,7 +22,7 @@ const PROBE_ANSWER_MS: u64 = 30_000;
 /// in which nothing is asked.
 const CHALLENGES_MAX: u32 = 16;
 /// Pauses between connections; each is a random part of its upper half.
-const BACKOFF_BASE_MS: u64 = 1_000;
+pub(crate) const BACKOFF_BASE_MS: u64 = 1_000;
 const BACKOFF_MAX_MS: u64 = 60_000;
 /// A connection that lasted so long has the pauses begin anew.
 const BACKOFF_RESET_MS: u64 = 60_000;

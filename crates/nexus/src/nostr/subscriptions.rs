@@ -94,6 +94,18 @@ impl Cursors {
         }
     }
 
+    /// Has all relays be asked from an earlier second on, as any of them may have what is wanted of it. Whether that changes
+    /// anything.
+    pub(crate) fn fall_back(&self, to_s: u64) -> bool {
+        let mut all = self.lock();
+        let mut changes = false;
+        for (_, until) in all.iter_mut().filter(|((relay, _), until)| !relay.is_empty() && **until > to_s) {
+            *until = to_s;
+            changes = true;
+        }
+        changes
+    }
+
     /// Whether it is known since when this daemon listens.
     pub(crate) fn has_first(&self) -> bool {
         self.lock().contains_key(&(String::new(), FIRST.to_owned()))
@@ -190,5 +202,9 @@ mod tests {
         assert_eq!(cursors.since("r", activations, now), Some(9_999_000 - OVERLAP_S));
         assert_eq!(cursors.since("r", activations, 9_000_000), Some(9_000_000 - OVERLAP_S), "our clock was ahead");
         assert_eq!(cursors.since("s", activations, now), Some(9_990_000 - OVERLAP_S), "another relay has its own");
+        assert!(!cursors.fall_back(9_999_500), "it is asked for anyway");
+        assert!(cursors.fall_back(9_000_000) && !cursors.fall_back(9_000_000));
+        assert_eq!(cursors.since("r", activations, now), Some(9_000_000 - OVERLAP_S));
+        assert_eq!(cursors.since("s", activations, now), Some(9_990_000 - OVERLAP_S), "when it first listened stays");
     }
 }

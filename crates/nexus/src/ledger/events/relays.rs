@@ -30,6 +30,8 @@ pub struct RelayCursor {
 pub struct TakeIn {
     pub append: Append,
     pub cursors: Arc<Vec<RelayCursor>>,
+    /// To where the cursors of all relays go back, in Unix seconds: something of that time is to be asked for again.
+    pub back_to: Option<i64>,
     /// Unix ms.
     pub at: i64,
 }
@@ -44,6 +46,10 @@ impl TakeIn {
         let mut upsert = connection.prepare_cached(sql)?;
         for cursor in &*self.cursors {
             upsert.execute(params![cursor.relay, cursor.filter, cursor.until, self.at])?;
+        }
+        if let Some(back_to) = self.back_to {
+            let sql = "UPDATE relay_cursors SET until = ?1 WHERE until > ?1 AND relay <> ''";
+            connection.prepare_cached(sql)?.execute([back_to])?;
         }
         if !self.cursors.is_empty() {
             let sql = "DELETE FROM relay_cursors WHERE updated_at < ?1 AND relay <> ''";
@@ -80,7 +86,7 @@ impl Weight for TakeIn {
         self.append.bytes() + 128 * self.cursors.len()
     }
     fn rows(&self) -> usize {
-        self.append.rows() + self.cursors.len()
+        self.append.rows() + self.cursors.len() + usize::from(self.back_to.is_some())
     }
 }
 
@@ -101,7 +107,7 @@ mod tests {
         let events = events.iter().map(|id| crate::samples::new_event(*id)).collect();
         let append = Append { adapter: "nostr".into(), account: "default".into(), lines: Arc::new(Lines { events, rejects: Vec::new() }) };
         let cursor = RelayCursor { relay: "ws://a".to_owned(), filter: "f".to_owned(), until };
-        TakeIn { append, cursors: Arc::new(vec![cursor]), at }.apply(connection).unwrap()
+        TakeIn { append, cursors: Arc::new(vec![cursor]), back_to: None, at }.apply(connection).unwrap()
     }
 
     fn until(connection: &Connection) -> i64 {
@@ -118,6 +124,20 @@ mod tests {
         assert_eq!(until(&connection), 5_000);
         take(&connection, &[], 300, 300_000);
         assert_eq!(until(&connection), 300, "the clock was ahead by an hour");
+    }
+
+    #[test]
+    fn cursors_go_back_to_what_is_asked_for_again() {
+        let connection = crate::samples::events_ledger();
+        take(&connection, &[], 100, 100_000);
+        let back = |to: i64| {
+            let append = Append { adapter: "nostr".into(), account: "default".into(), lines: Arc::default() };
+            TakeIn { append, cursors: Arc::default(), back_to: Some(to), at: 100_000 }.apply(&connection).unwrap();
+            until(&connection)
+        };
+        assert_eq!((back(200), back(60), back(80)), (100, 60, 60), "never forward");
+        take(&connection, &[], 90, 100_000);
+        assert_eq!(until(&connection), 90, "once it came it is whole again");
     }
 
     #[test]
@@ -140,8 +160,8 @@ mod tests {
         let first = RelayCursor { relay: String::new(), filter: FIRST.to_owned(), until: 1 };
         let append = Append { adapter: "nostr".into(), account: "default".into(), lines: Arc::default() };
         let at = 100_000 + FORGOTTEN_MS;
-        TakeIn { append: append.clone(), cursors: Arc::new(vec![first]), at: 1 }.apply(&connection).unwrap();
-        TakeIn { append, cursors: Arc::new(vec![other]), at: at + 1 }.apply(&connection).unwrap();
+        TakeIn { append: append.clone(), cursors: Arc::new(vec![first]), back_to: None, at: 1 }.apply(&connection).unwrap();
+        TakeIn { append, cursors: Arc::new(vec![other]), back_to: None, at: at + 1 }.apply(&connection).unwrap();
         let left: Vec<String> = relay_cursors(&connection).unwrap().into_iter().map(|cursor| cursor.relay).collect();
         assert_eq!(left, ["", "ws://b"]);
     }
