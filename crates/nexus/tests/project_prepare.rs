@@ -118,6 +118,28 @@ fn the_keys_of_a_roster_are_a_projects_agents() {
 }
 
 #[test]
+fn an_agent_whose_profile_comes_late_is_known_then_and_what_defines_it_is_taken_up_later_still() {
+    let (world, planner) = (World::new(), Key::new(5));
+    world.tell(31_933, &[&["d", "demo"], &["p", &planner.public()]], "");
+    let project = world.coordinate("demo");
+    let first = world.prepared(&project);
+    assert!(first["problems"].to_string().contains("no relay has its profile"), "{first}");
+    let definition = world.owner.sign(4199, &[&["title", "Planner"]], "Plan.");
+    world.publish(&planner.sign(0, &[&["e", definition["id"].as_str().unwrap()]], r#"{"name": "planner of mine"}"#));
+    let once =
+        |name: &str| find(&format!("its name is {name}"), || Some(world.prepared(&project)).filter(|one| one["agents"][0]["name"] == name));
+    let known = once("planner of mine");
+    assert!(known["problems"].to_string().contains("no relay has its definition"), "{known}");
+    world.publish(&definition);
+    let defined = once("Planner");
+    assert_eq!((&defined["agents"][0]["instructions"], names(&defined, "agents").len()), (&json!("Plan."), 1));
+    assert!(!defined["problems"].to_string().contains("no relay has"), "{defined}");
+    for key in ["slug", "pubkey", "roster_key"] {
+        assert_eq!(first["agents"][0][key], defined["agents"][0][key], "its {key} stays");
+    }
+}
+
+#[test]
 fn nothing_that_runs_is_installed_before_it_is_approved() {
     let world = World::new();
     let server = world.tell(4200, &[&["name", "File Server"], &["command", "npx -y \"file server\""]], "");

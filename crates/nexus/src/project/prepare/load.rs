@@ -4,14 +4,16 @@
 use super::error::PrepareError;
 use super::install::key_name;
 use super::source::blocking;
-use super::{Preparer, Settings};
+use super::{Preparer, Settings, roster};
 use crate::error_text::describe;
+use crate::ledger::nexus::nostr_event;
 use crate::project::approvals::{self, Answers};
 use crate::project::coordinate::Coordinate;
-use crate::project::definition::Definition;
+use crate::project::definition::{Definition, PROFILE_KIND, definition_of_profile};
 use crate::project::files::{AgentFile, FilesError, Registered, ServerFile, Tenex};
 use crate::project::readiness;
 use crate::project::secrets::Secrets;
+use ::nostr::event::Event;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -118,10 +120,12 @@ impl Installed {
         Ok(Self { agents, servers, problems })
     }
 
-    /// `named_keys` are the keys of the roster that an agent has to have.
+    /// `named_keys` are the keys of the roster that an agent has to have of which more than the key is known.
     fn lacks(&self, definition: &Definition, named_keys: &[String], answers: &Answers) -> bool {
         let has_agent = |id: &String| self.agents.iter().any(|(_, one, _)| one.event_id.as_ref() == Some(id));
-        let has_key = |key: &String| self.agents.iter().any(|(_, one, _)| one.roster_key.as_ref() == Some(key));
+        let is_known =
+            |key: &String, one: &Registered, file: &AgentFile| one.roster_key.as_ref() == Some(key) && !roster::is_unknown(key, one, file);
+        let has_key = |key: &String| self.agents.iter().any(|(_, one, file)| is_known(key, one, file));
         let mut named = definition.mcp.iter().chain(self.agents.iter().flat_map(|(_, _, file)| &file.mcp));
         let owed = |id: &String| answers.approved_server(id) && !self.servers.values().any(|file| file.event_id == *id);
         !definition.agents.iter().all(has_agent) || !named_keys.iter().all(has_key) || named.any(owed)
@@ -161,7 +165,7 @@ impl Preparer {
     }
 
     /// Whether something of the definition is still to be installed: a server that was approved when the daemon ended, or
-    /// an agent whose definition no relay had yet.
+    /// an agent whose definition or profile no relay had yet.
     pub(super) async fn owes(&self, definition: &Definition, path: &Path) -> Result<bool, PrepareError> {
         let (at, of) = (path.to_owned(), definition.clone());
         let installed = blocking(move || Installed::read(&at, &of)).await?;
@@ -173,7 +177,23 @@ impl Preparer {
             let signing = self.signing(&definition.coordinate, slugs).await?;
             named.retain(|key| !signing.contains(key));
         }
-        Ok(installed.lacks(definition, &named, &known))
+        if installed.lacks(definition, &named, &known) {
+            return Ok(true);
+        }
+        let is_undefined =
+            |key: &String| installed.agents.iter().any(|(_, one, _)| one.roster_key.as_ref() == Some(key) && one.event_id.is_none());
+        named.retain(is_undefined);
+        Ok(!named.is_empty() && self.is_defined_by_profile(named).await?)
+    }
+
+    /// Whether the profile of one of these keys names a definition.
+    async fn is_defined_by_profile(&self, keys: Vec<String>) -> Result<bool, PrepareError> {
+        let read = move |connection: &rusqlite::Connection| {
+            keys.iter().filter_map(|key| nostr_event(connection, PROFILE_KIND, key, "").transpose()).collect::<Result<Vec<_>, _>>()
+        };
+        let profiles = self.inner.ledgers.nexus.readers.read(read).await?;
+        let names = |json: &String| Event::from_json(json).is_ok_and(|profile| definition_of_profile(&profile).is_some());
+        Ok(profiles.iter().any(names))
     }
 
     /// What configuration and secrets lack for the agent that does the turns of a project, and for its servers.

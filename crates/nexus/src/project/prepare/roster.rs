@@ -5,7 +5,7 @@
 use super::install::{self, Members};
 use crate::project::coordinate::Coordinate;
 use crate::project::definition::{AgentDefinition, PROFILE_KIND, definition_of_profile};
-use crate::project::files::{FilesError, Registered, Registry, Tenex};
+use crate::project::files::{AgentFile, FilesError, Registered, Registry, Tenex};
 use ::nostr::event::Event;
 use std::collections::BTreeSet;
 
@@ -80,12 +80,17 @@ pub(super) fn agents(
     Ok(())
 }
 
+/// Whether nothing but its key is known of an agent.
+pub(super) fn is_unknown(key: &str, one: &Registered, file: &AgentFile) -> bool {
+    one.event_id.is_none() && *file == install::file_of(&AgentDefinition::unknown(key))
+}
+
 /// Takes up another definition that its profile names by now, or a profile where there was none. Its name among the
 /// project's agents stays, and so does the key that it signs with; a file that somebody edited does too.
 fn renew(tenex: &Tenex, key: &str, agent: &AgentDefinition, one: &mut Registered) -> Result<(), FilesError> {
     let is_other = match &agent.id {
         Some(_) => one.event_id != agent.id,
-        None => one.event_id.is_none() && tenex.agent(&one.file).is_ok_and(|file| file == install::file_of(&AgentDefinition::unknown(key))),
+        None => tenex.agent(&one.file).is_ok_and(|file| is_unknown(key, one, &file)),
     };
     if !is_other {
         return Ok(());
