@@ -8,7 +8,8 @@
 //! frames, then answers), `leave` (answers, then ends with 0), `slow` (accepts, and answers once the file `go` is
 //! there), `linger` (the same, and ends its answer once the file `gone` is there), `deaf` (never answers a ping),
 //! `unasked` (as `slow`, and first has something published that answers nothing), `tidy` (answers; asked to end it takes a
-//! while, and then has a line with its PID in `tidied`).
+//! while, and then has a line with its PID in `tidied`), `together` (answers; asked to end it has such a line in `asked`, and
+//! once the lines there are even in number in `met`).
 //! In that directory too: `starts` has a line with each PID, `log` each frame that came.
 
 use serde_json::{Value, json};
@@ -42,10 +43,7 @@ fn main() -> io::Result<ExitCode> {
         match frame["type"].as_str() {
             Some("ping") if mode(&place) != "deaf" => say(&json!({ "type": "pong", "n": frame["n"] }))?,
             Some("shutdown") => {
-                if mode(&place) == "tidy" {
-                    pause();
-                    append(&place.join("tidied"), &std::process::id().to_string())?;
-                }
+                end(&place)?;
                 return Ok(ExitCode::SUCCESS);
             }
             Some("event") => {
@@ -57,6 +55,24 @@ fn main() -> io::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What it does when it is asked to end.
+fn end(place: &Path) -> io::Result<()> {
+    let own = std::process::id().to_string();
+    match mode(place).as_str() {
+        "tidy" => {
+            pause();
+            append(&place.join("tidied"), &own)
+        }
+        "together" => {
+            let asked = place.join("asked");
+            append(&asked, &own)?;
+            wait_until(|| fs::read_to_string(&asked).is_ok_and(|text| text.matches('\n').count().is_multiple_of(2)));
+            append(&place.join("met"), &own)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Deals with one event; how the process ends, if it does.
@@ -119,9 +135,13 @@ fn pause() {
     std::thread::sleep(Duration::from_millis(300));
 }
 
-#[expect(clippy::disallowed_methods, reason = "a program for tests that is to be slow")]
 fn wait_for(path: &Path) {
-    while !path.exists() {
+    wait_until(|| path.exists());
+}
+
+#[expect(clippy::disallowed_methods, reason = "a program for tests that is to be slow")]
+fn wait_until(is_so: impl Fn() -> bool) {
+    while !is_so() {
         std::thread::sleep(Duration::from_millis(10));
     }
 }

@@ -70,6 +70,28 @@ fn who_is_replaced_or_stopped_with_the_daemon_is_asked_first_and_has_time_for_it
 }
 
 #[test]
+fn projects_whose_settings_changed_are_replaced_together() {
+    let place = tempfile::tempdir().unwrap();
+    let world = World::with(|projects| projects["command"] = fake(place.path(), "together").into());
+    let projects = ["one", "two"].map(|name| world.project(name, None));
+    projects.iter().for_each(|project| answered(&world, &ask(&world, project, "hello")));
+    let [starts, met] = ["starts", "met"].map(|name| place.path().join(name));
+    // Each waits with its end until the other one is asked too. A look in the middle of a change sees only one of them:
+    // then the next change tells.
+    let are_together = ["red", "green", "blue"].iter().any(|colour| {
+        projects.iter().for_each(|project| once(&world, project, "running"));
+        let (started, before) = (lines(&starts).len(), lines(&met).len());
+        let own = json!({ "env": { "COLOUR": colour } });
+        reconfigure(&world, |config| {
+            config["projects"]["overrides"] = json!({ projects[0].clone(): own.clone(), projects[1].clone(): own });
+        });
+        eventually("both have another process", || lines(&starts).len() == started + 2);
+        lines(&met).len() == before + 2
+    });
+    assert!(are_together, "one waited for the other's end");
+}
+
+#[test]
 fn a_project_is_idle_and_given_variables_by_its_own_settings() {
     let own = format!("31933:{}:own", Key::new(1).public());
     let world = World::with(|projects| {

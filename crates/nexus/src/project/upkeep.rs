@@ -99,34 +99,38 @@ impl Projects {
     }
 
     async fn look(&self) {
-        for lane in self.inner.lanes.all() {
-            if lane.child.status().phase == Phase::Errored && lane.quarantined().is_none() {
-                self.quarantine(&lane).await;
-            }
-            let is_free = lane.is_up() && !lane.is_taken();
-            if is_free && lane.prepared().is_none() {
-                self.rest(&lane).await;
-            } else if is_free && lane.post.is_stale() {
-                self.renew(&lane).await;
-            }
-        }
+        // One that takes its time to end keeps none of the others from it.
+        let looks = self.inner.lanes.all().into_iter().map(|lane| async move { self.look_at(&lane).await });
+        join_all(looks).await;
         self.let_go_of_unmade().await;
         let (warm, running_max) = {
             let settings = self.inner.settings.load();
             (settings.warm, settings.running_max)
         };
         let due = upkeep(&self.seen(), warm, running_max);
-        for project in due.stop {
-            if let Some(lane) = self.inner.lanes.get(&project) {
-                tracing::info!(project = %project, "idle project stopped");
-                self.rest(&lane).await;
-            }
-        }
+        let idle = due.stop.into_iter().filter_map(|project| self.inner.lanes.get(&project));
+        let stops = idle.map(|lane| async move {
+            tracing::info!(project = %lane.post.coordinate, "idle project stopped");
+            self.rest(&lane).await;
+        });
+        join_all(stops).await;
         for project in due.start {
             // None for one that was put away while another was brought up.
             if let Some(lane) = self.inner.lanes.get(&project) {
                 self.warm(&lane).await;
             }
+        }
+    }
+
+    async fn look_at(&self, lane: &Arc<Lane>) {
+        if lane.child.status().phase == Phase::Errored && lane.quarantined().is_none() {
+            self.quarantine(lane).await;
+        }
+        let is_free = lane.is_up() && !lane.is_taken();
+        if is_free && lane.prepared().is_none() {
+            self.rest(lane).await;
+        } else if is_free && lane.post.is_stale() {
+            self.renew(lane).await;
         }
     }
 
