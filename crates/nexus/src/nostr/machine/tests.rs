@@ -343,10 +343,10 @@ fn pauses_grow_and_a_connection_that_lasted_has_them_begin_anew() {
     }
     now += BACKOFF_RESET_MS;
     machine.step(at(now), Input::Lost("gone".to_owned()));
-    assert!(machine.deadline().unwrap() - now <= BACKOFF_BASE_MS);
+    assert!(machine.deadline().unwrap() - now <= BACKOFF_BASE_MS && !machine.is_punishing());
     let (mut machine, _) = connected(false, &[]);
     machine.step(at(2_000), Input::Abused("forged".to_owned()));
-    assert_eq!(machine.deadline(), Some(2_000 + PUNISHMENT_MS));
+    assert_eq!((machine.deadline(), machine.is_punishing()), (Some(2_000 + PUNISHMENT_MS), true));
 }
 
 /// Which inputs come, with the time that passes before each.
