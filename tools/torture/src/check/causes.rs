@@ -29,25 +29,26 @@ const ATTEMPTS_MAX: u64 = 3;
 const OLD_MS: i64 = 3_600_000;
 
 /// How much may end badly in one look without a cause of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Leeway {
-    /// Nothing was done to the daemon.
-    #[default]
-    Nothing,
-    /// It died, or was told to stop or to reload: what it had in hand.
-    InHand,
+    /// So many requests, and so many replies.
+    AtMost(usize),
     /// Its programs, its keeper, its disk or its clock were hit, or a part of it panicked: nobody knows how much that is.
     Unknown,
 }
 
 impl Leeway {
+    /// What ends badly in the very cycle of a fault.
     fn of(fault: &Fault) -> Self {
         match fault {
+            // Who is killed ends nothing; what it had in hand ends in the next cycle.
+            Fault::Kill { victim: Victim::Daemon, .. } => Self::AtMost(0),
             Fault::Point { victim, .. } | Fault::Kill { victim, .. } => match victim {
-                Victim::Daemon => Self::InHand,
-                Victim::Keeper | Victim::Both => Self::Unknown,
+                // It may have been told to stop before, or have seen its keeper die.
+                Victim::Daemon | Victim::Both => Self::AtMost(IN_HAND_MAX),
+                Victim::Keeper => Self::Unknown,
             },
-            Fault::Stop { .. } | Fault::StopAtOnce | Fault::Reload => Self::InHand,
+            Fault::Stop { .. } | Fault::StopAtOnce | Fault::Reload => Self::AtMost(IN_HAND_MAX),
             Fault::Panic { .. }
             | Fault::KillPrograms { .. }
             | Fault::FreezePrograms { .. }
@@ -62,11 +63,11 @@ impl Leeway {
         }
     }
 
-    fn items(self) -> Option<usize> {
+    /// With what the death before had in hand.
+    fn and(self, in_hand: usize) -> Self {
         match self {
-            Self::Nothing => Some(0),
-            Self::InHand => Some(IN_HAND_MAX),
-            Self::Unknown => None,
+            Self::AtMost(items) => Self::AtMost(items + in_hand),
+            Self::Unknown => Self::Unknown,
         }
     }
 }
@@ -87,9 +88,12 @@ enum Cause {
 pub(crate) struct Causes {
     on_interrupted: OnInterrupted,
     requests: HashSet<i64>,
-    replies: HashSet<String>,
-    /// Of the cycle before: what it broke off ends in the one after it.
-    before: Leeway,
+    /// With status and attempts: what is uncertain may be sent again and end anew. What is answered in another run has
+    /// another key.
+    replies: HashSet<(String, String, u64)>,
+    /// What the last death had in hand, which ends in the cycle after it. Each cycle ends with one and with its fault undone,
+    /// so it is no more after a fault of which nobody knows what else it did.
+    before: usize,
     clock_was_off: bool,
     /// Faults of `stream` processes that were there at the look before.
     stream_faults: usize,
@@ -98,7 +102,7 @@ pub(crate) struct Causes {
 impl Causes {
     pub(crate) fn new(on_interrupted: OnInterrupted) -> Self {
         let (requests, replies) = (HashSet::new(), HashSet::new());
-        Self { on_interrupted, requests, replies, before: Leeway::Nothing, clock_was_off: false, stream_faults: 0 }
+        Self { on_interrupted, requests, replies, before: 0, clock_was_off: false, stream_faults: 0 }
     }
 
     /// Judges what ended in a cycle with this fault, whose daemon is dead.
@@ -107,8 +111,7 @@ impl Causes {
     /// When something can't be read.
     pub(crate) fn after(&mut self, world: &World, fault: &Fault) -> Result<Vec<String>> {
         self.clock_was_off |= matches!(fault, Fault::Sleep | Fault::ClockJump { .. });
-        let now = Leeway::of(fault);
-        let leeway = now.max(std::mem::replace(&mut self.before, now));
+        let leeway = Leeway::of(fault).and(std::mem::replace(&mut self.before, IN_HAND_MAX));
         self.judge_copy(world, leeway)
     }
 
@@ -117,7 +120,7 @@ impl Causes {
     /// # Errors
     /// When something can't be read.
     pub(crate) fn settled(&mut self, world: &World) -> Result<Vec<String>> {
-        let leeway = std::mem::take(&mut self.before);
+        let leeway = Leeway::AtMost(std::mem::take(&mut self.before));
         self.judge(world, &in_use(&world.data(), "nexus")?, leeway)
     }
 
@@ -126,7 +129,7 @@ impl Causes {
     /// # Errors
     /// When something can't be read.
     pub(crate) fn calm(&mut self, world: &World) -> Result<Vec<String>> {
-        let leeway = std::mem::take(&mut self.before);
+        let leeway = Leeway::AtMost(std::mem::take(&mut self.before));
         self.judge_copy(world, leeway)
     }
 
@@ -197,7 +200,7 @@ impl Causes {
         self.stream_faults = noted.stream_faults;
         for reply in Reply::all(nexus)? {
             let Some(kind) = Kind::parse(&reply.channel) else { continue };
-            if !self.replies.insert(reply.key.clone()) {
+            if !self.replies.insert((reply.key.clone(), reply.status.clone(), reply.attempts)) {
                 continue;
             }
             let mut cause = reply.cause(kind, noted, self.clock_was_off);
@@ -240,7 +243,7 @@ impl Ended {
     fn beyond(self, of: &str, leeway: Leeway) -> Vec<String> {
         let Self { all, slow, unexplained, impossible } = self;
         let mut found: Vec<String> = impossible.into_iter().take(NAMED_MAX).collect();
-        let Some(in_hand) = leeway.items() else { return found };
+        let Leeway::AtMost(in_hand) = leeway else { return found };
         let slow_max = in_hand + all / SLOW_ONE_IN;
         for (why, some, most) in [("a cause", unexplained, in_hand), ("a cause but the time they took", slow, slow_max)] {
             if some.len() > most {

@@ -18,7 +18,7 @@ fn judged(made: &Made, on_interrupted: OnInterrupted, leeway: Leeway) -> String 
 }
 
 fn calm(made: &Made) -> String {
-    judged(made, OnInterrupted::Auto, Leeway::Nothing)
+    judged(made, OnInterrupted::Auto, Leeway::AtMost(0))
 }
 
 fn faulty(made: &Made, key: &str, what: &str) {
@@ -48,8 +48,8 @@ fn a_daemon_that_gives_up_on_everything_is_found() {
         "UPDATE nexus_requests SET status = 'failed', reason = 'I give up';
          UPDATE deliveries SET status = 'uncertain', error = 'who knows'",
     );
-    for (leeway, most) in [(Leeway::Nothing, 0), (Leeway::InHand, IN_HAND_MAX)] {
-        let found = judged(&given_up, OnInterrupted::Auto, leeway);
+    for most in [0, IN_HAND_MAX] {
+        let found = judged(&given_up, OnInterrupted::Auto, Leeway::AtMost(most));
         assert!(found.contains(&format!("80 of 80 requests ended badly without a cause, and {most} at most could have")), "{found}");
         assert!(found.contains(&format!("80 of 80 replies ended badly without a cause, and {most} at most could have")), "{found}");
     }
@@ -80,7 +80,7 @@ fn what_may_be_run_again_is() {
         );
         changed(Kind::Acked, 1, &sql)
     };
-    let after_a_death = |made: &Made, on_interrupted: OnInterrupted| judged(made, on_interrupted, Leeway::InHand);
+    let after_a_death = |made: &Made, on_interrupted: OnInterrupted| judged(made, on_interrupted, Leeway::AtMost(IN_HAND_MAX));
     let (once, thrice) = (interrupted(1), interrupted(3));
     for on_interrupted in [OnInterrupted::Fail, OnInterrupted::Auto] {
         assert_eq!(after_a_death(&once, on_interrupted), "", "a command may have acted");
@@ -88,7 +88,7 @@ fn what_may_be_run_again_is() {
     let refused = "acked:a-1 `failed` (interrupted, alas) was interrupted, and not run again though it may be";
     assert_eq!(after_a_death(&once, OnInterrupted::Rerun), refused);
     assert_eq!(after_a_death(&thrice, OnInterrupted::Rerun), "");
-    assert!(judged(&once, OnInterrupted::Fail, Leeway::Nothing).contains("1 of 1 requests ended badly without a cause"), "nobody died");
+    assert!(judged(&once, OnInterrupted::Fail, Leeway::AtMost(0)).contains("1 of 1 requests ended badly without a cause"), "nobody died");
     for made in [&once, &thrice] {
         made.nexus.execute_batch("UPDATE runs SET agent = 'echo'").unwrap();
         for on_interrupted in [OnInterrupted::Auto, OnInterrupted::Rerun] {
@@ -152,4 +152,44 @@ fn what_a_cycle_broke_off_may_end_in_the_next_one_and_nothing_in_the_calm() {
     made.nexus.execute_batch("UPDATE nexus_requests SET status = 'failed', event_seq = 12 WHERE event_seq = 2").unwrap();
     let found = causes.calm(&made.world).unwrap().concat();
     assert!(found.contains("1 of 1 requests ended badly without a cause, and 0 at most could have"), "{found}");
+}
+
+#[test]
+fn two_faults_one_cycle_apart_bring_about_what_both_deaths_had_in_hand() {
+    let stop = Fault::Stop { patience_ms: 20 };
+    // So many requests fail between the looks after the two.
+    let judged = |before: &Fault, fault: &Fault, failed: usize| {
+        let (mut causes, made) = (Causes::new(OnInterrupted::Auto), changed(Kind::Acked, 0, ""));
+        assert!(causes.after(&made.world, before).unwrap().is_empty());
+        let sql = format!(
+            "WITH RECURSIVE all_of(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM all_of WHERE n < {failed})
+             INSERT INTO nexus_requests SELECT n, 'acked:a-' || n, 'acked', 'failed', 1, 5, NULL FROM all_of"
+        );
+        made.nexus.execute_batch(&sql).unwrap();
+        causes.after(&made.world, fault).unwrap().concat()
+    };
+    let kill = Fault::Kill { victim: Victim::Daemon, after_ms: 0 };
+    for before in [&stop, &kill, &Fault::Sleep, &Fault::Panic { name: "a.1".to_owned(), count: 1 }] {
+        assert_eq!(judged(before, &stop, 2 * IN_HAND_MAX), "", "{before:?}");
+        let found = judged(before, &stop, 2 * IN_HAND_MAX + 1);
+        assert!(found.contains("129 of 129 requests ended badly without a cause, and 128 at most could have"), "{before:?}: {found}");
+        assert_eq!(judged(before, &kill, IN_HAND_MAX), "", "{before:?}");
+        let found = judged(before, &kill, IN_HAND_MAX + 1);
+        assert!(found.contains("65 of 65 requests ended badly without a cause, and 64 at most could have"), "{before:?}: {found}");
+    }
+    assert_eq!(judged(&stop, &Fault::Descriptors, 150), "", "nobody knows how much that is");
+}
+
+#[test]
+fn a_reply_that_is_sent_again_is_judged_again() {
+    let (mut causes, made) = (Causes::new(OnInterrupted::Auto), changed(Kind::Filled, 1, ""));
+    let mut judged = |status: &str, attempts: u64| {
+        let sql = format!("UPDATE deliveries SET status = '{status}', attempts = {attempts}");
+        made.nexus.execute_batch(&sql).unwrap();
+        causes.judge(&made.world, &made.nexus, Leeway::AtMost(0)).unwrap().concat()
+    };
+    faulty(&made, "key-1", LOST);
+    assert_eq!((judged("uncertain", 1), judged("uncertain", 2)), (String::new(), String::new()));
+    assert!(judged("failed", 3).contains("1 of 1 replies ended badly without a cause"));
+    assert_eq!(judged("failed", 3), "", "once");
 }
