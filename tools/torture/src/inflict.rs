@@ -149,13 +149,17 @@ fn turn_read_only(run: &mut Run<'_>, daemon: &mut Daemon) -> Result<()> {
     clock::pause(WHILE);
     let flag = run.world.read_only();
     // From before: on a read-only file system a reader may not find where the log ends.
-    let facts = check::in_use(&run.world.data(), "events")?;
+    let (facts, work) = (check::in_use(&run.world.data(), "events")?, check::in_use(&run.world.data(), "nexus")?);
+    // The look after its death sees what of this is another then.
+    run.violations.extend(run.snapshots.look_meanwhile(&facts, &work)?);
     let Some(disk) = &mut run.disk else { return Ok(()) };
     disk.cover(&flag)?;
     clock::pause(WHILE);
     let before = last_taken_in(&facts)?;
     clock::pause(WHILE);
     let after = last_taken_in(&facts)?;
+    let changed = run.snapshots.look_meanwhile(&facts, &work)?;
+    run.violations.extend(changed.into_iter().map(|what| format!("while the disk was read-only, {what}")));
     if run.chance.one_in(3) {
         daemon.kill()?; // with the disk still read-only
     }

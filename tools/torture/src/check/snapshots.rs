@@ -38,16 +38,28 @@ impl Snapshots {
         let mut found = events::acknowledged_are_there(world, &copy.events, u64::MAX)?;
         found.extend(events::cursors_are_covered(world, &copy.events)?);
         found.extend(people::kept(world, copy)?);
-        let now = fixed(copy)?;
-        let changed = self.fixed.iter().filter(|(name, before)| now.get(*name) != Some(*before)).take(NAMED_MAX);
-        found.extend(changed.map(|(name, before)| format!("{name} was `{before}` and is {:?} now", now.get(name))));
-        self.fixed = now;
+        found.extend(self.changed(fixed(&copy.events, &copy.nexus)?));
         Ok(found)
+    }
+
+    /// Looks at the ledgers of a daemon that runs: what has ended in its own life stays so too, whatever is done to it next.
+    ///
+    /// # Errors
+    /// When a ledger can't be read.
+    pub(crate) fn look_meanwhile(&mut self, events: &Connection, nexus: &Connection) -> Result<Vec<String>> {
+        Ok(self.changed(fixed(events, nexus)?))
+    }
+
+    /// What is another now.
+    fn changed(&mut self, now: BTreeMap<String, String>) -> Vec<String> {
+        let before = std::mem::replace(&mut self.fixed, now);
+        let changed = before.iter().filter(|(name, before)| self.fixed.get(*name) != Some(*before)).take(NAMED_MAX);
+        changed.map(|(name, before)| format!("{name} was `{before}` and is {:?} now", self.fixed.get(name))).collect()
     }
 }
 
 /// Everything in the ledgers that is final. The harness retries no delivery as a person may.
-fn fixed(copy: &Copy) -> Result<BTreeMap<String, String>> {
+fn fixed(events: &Connection, nexus: &Connection) -> Result<BTreeMap<String, String>> {
     let ended = format!(
         "SELECT 'the request of event ' || event_seq, status || ' at ' || coalesce(completed_at, 'no time')
          FROM nexus_requests WHERE NOT ({OPEN_REQUESTS})"
@@ -59,19 +71,16 @@ fn fixed(copy: &Copy) -> Result<BTreeMap<String, String>> {
     );
     let mut all = BTreeMap::new();
     for (file, sql) in [
-        (&copy.events, "SELECT 'event ' || seq, channel || ' ' || event_id || ' ' || disposition FROM events WHERE direction = 'inbound'"),
-        (&copy.nexus, ended.as_str()),
-        (&copy.nexus, "SELECT 'run ' || run_id, status FROM runs WHERE status IN ('finished', 'failed')"),
-        (
-            &copy.nexus,
-            "SELECT 'delivery ' || idempotency_key, status FROM deliveries WHERE status IN ('sent', 'failed', 'expired', 'discarded')",
-        ),
-        (&copy.nexus, "SELECT 'what is published under ' || once, event_id FROM nostr_published"),
-        (&copy.nexus, "SELECT 'the publication ' || event_id, status FROM nostr_published WHERE status != 'waiting'"),
-        (&copy.nexus, "SELECT 'approval ' || id, status FROM approvals WHERE status != 'pending'"),
+        (events, "SELECT 'event ' || seq, channel || ' ' || event_id || ' ' || disposition FROM events WHERE direction = 'inbound'"),
+        (nexus, ended.as_str()),
+        (nexus, "SELECT 'run ' || run_id, status FROM runs WHERE status IN ('finished', 'failed')"),
+        (nexus, "SELECT 'delivery ' || idempotency_key, status FROM deliveries WHERE status IN ('sent', 'failed', 'expired', 'discarded')"),
+        (nexus, "SELECT 'what is published under ' || once, event_id FROM nostr_published"),
+        (nexus, "SELECT 'the publication ' || event_id, status FROM nostr_published WHERE status != 'waiting'"),
+        (nexus, "SELECT 'approval ' || id, status FROM approvals WHERE status != 'pending'"),
         // What waits for its project stops waiting only by being run again: nobody denies anything here.
-        (&copy.nexus, "SELECT 'that event ' || event_seq || ' waits or is run again', 'so' FROM project_waits"),
-        (&copy.events, waited.as_str()),
+        (nexus, "SELECT 'that event ' || event_seq || ' waits or is run again', 'so' FROM project_waits"),
+        (events, waited.as_str()),
     ] {
         all.extend(pairs_of_text(file, sql)?);
     }
@@ -119,6 +128,25 @@ mod tests {
         );
         assert!(after("", "UPDATE runs SET status = 'running' WHERE event_seq = 1").contains("run run-1 was `finished`"));
         assert!(after("UPDATE events SET disposition = 'filed' WHERE seq = 1", "").contains("event 1 was `acked acked:a-1 run`"));
+    }
+
+    #[test]
+    fn what_ended_while_the_daemon_lived_stays_too() {
+        let after = |sql: &str| {
+            let (made, mut snapshots) = (Made::whole(Kind::Acked, 1), Snapshots::default());
+            assert_eq!(snapshots.look_meanwhile(&made.events, &made.nexus).unwrap(), Vec::<String>::new());
+            made.nexus.execute_batch(sql).unwrap();
+            let meanwhile = snapshots.look_meanwhile(&made.events, &made.nexus).unwrap().join("; ");
+            (meanwhile, snapshots.look(&made.world).unwrap().join("; "))
+        };
+        assert_eq!(after(""), (String::new(), String::new()));
+        assert!(after("DELETE FROM runs").0.contains("run run-1 was `finished` and is None now"));
+        assert!(after("UPDATE deliveries SET status = 'pending'").0.contains("delivery key-1 was `sent` and is None now"));
+        let made = Made::whole(Kind::Acked, 1);
+        let mut snapshots = Snapshots::default();
+        snapshots.look_meanwhile(&made.events, &made.nexus).unwrap();
+        made.nexus.execute_batch("UPDATE runs SET status = 'interrupted'").unwrap();
+        assert!(snapshots.look(&made.world).unwrap().concat().contains("run run-1 was `finished`"), "after its death");
     }
 
     #[test]
