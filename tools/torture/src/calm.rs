@@ -2,6 +2,7 @@
 //! that stays the same, and the checker looks at all of it.
 
 use crate::check;
+use crate::check::children::Turns;
 use crate::clock;
 use crate::daemon::{self, Daemon, Extras};
 use crate::feeder::Feeder;
@@ -40,7 +41,7 @@ impl Run<'_> {
             // From here on nothing has a cause to be given up.
             let found = self.causes.settled(&self.world)?;
             self.violations.extend(found);
-            self.children_are_as_intended(&daemon)?;
+            self.children_are_as_intended(&daemon, Turns::MayBeMissing)?;
             self.load(&daemon)?;
         }
         let status = daemon.stop()?;
@@ -100,7 +101,7 @@ impl Run<'_> {
         self.counts.grew_kib.push(kib_then.saturating_sub(kib));
         self.violations.extend(grown(&seen));
         self.leftovers_end(daemon)?;
-        self.children_are_as_intended(daemon)
+        self.children_are_as_intended(daemon, Turns::Were)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The checker: it knows what the platform and the agents wrote down and what the ledgers' documented
 //! tables say, shares no code with the daemon, and names every promise that was broken.
 
+mod acp;
 mod advice;
 mod audit;
 pub(crate) mod causes;
@@ -159,6 +160,7 @@ pub(crate) fn everything(world: &World, on_interrupted: OnInterrupted, counts: &
     found.extend(events::once_and_ended(world, &copy, counts)?);
     found.extend(effects::invocations(world, &copy, on_interrupted, counts)?);
     found.extend(effects::replies(world, &copy, counts)?);
+    found.extend(acp::answered(world, &copy)?);
     found.extend(events::as_written(world, &copy.events)?);
     found.extend(audit::decisions(&copy)?);
     found.extend(order::acceptance(&copy.events)?);

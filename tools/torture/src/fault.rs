@@ -48,6 +48,8 @@ pub(crate) enum Program {
     Plugin,
     /// The process of a project.
     Project,
+    /// The agent that stays.
+    Acp,
 }
 
 impl Program {
@@ -58,8 +60,8 @@ impl Program {
     pub(crate) fn of(cast: Cast) -> Vec<Self> {
         let speakers = cast.speakers.then_some(Self::Stream);
         let advisers = [Self::Automations, Self::Script, Self::Plugin].into_iter().filter(|_| cast.advisers);
-        let project = cast.nostr.then_some(Self::Project);
-        speakers.into_iter().chain(advisers).chain(project).collect()
+        let (project, acp) = (cast.nostr.then_some(Self::Project), cast.acp.then_some(Self::Acp));
+        speakers.into_iter().chain(advisers).chain(project).chain(acp).collect()
     }
 
     /// What its command line holds.
@@ -74,6 +76,7 @@ impl Program {
             Self::Script => " __plugin-host ",
             Self::Plugin => " __marker ",
             Self::Project => " __project ",
+            Self::Acp => " __acp ",
         }
     }
 }
@@ -121,14 +124,17 @@ const NOSTR_POINTS: [&str; 6] = ["nostr.", "project.", "task.nostr ", "task.proj
 const NOSTR_COMMANDS: [&str; 2] = ["Publish", "Project"];
 /// Commands about approvals, and about what waits for them.
 const APPROVAL_COMMANDS: [&str; 2] = ["Approval", "Waits"];
+/// What fail points begin with that only a world with an agent that stays passes.
+const ACP_POINTS: [&str; 2] = ["task.acp", "write.KeepAcpSession."];
 
 /// Of all fail points those that are chosen more often in a world of this cast.
 pub(crate) fn favoured(points: &[String], cast: Cast) -> Vec<String> {
     let about_approvals: &[&str] = if cast.approvals { &APPROVAL_COMMANDS } else { &[] };
     let is_command = |point: &str| NOSTR_COMMANDS.iter().chain(about_approvals).any(|name| point.contains(name));
     let is_of_nostr =
-        |point: &&String| NOSTR_POINTS.iter().any(|start| point.starts_with(start)) || (point.starts_with("write.") && is_command(point));
-    points.iter().filter(|_| cast.nostr).filter(is_of_nostr).cloned().collect()
+        |point: &str| NOSTR_POINTS.iter().any(|start| point.starts_with(start)) || (point.starts_with("write.") && is_command(point));
+    let is_of_acp = |point: &str| ACP_POINTS.iter().any(|start| point.starts_with(start));
+    points.iter().filter(|point| (cast.nostr && is_of_nostr(point)) || (cast.acp && is_of_acp(point))).cloned().collect()
 }
 
 /// The ledgers' names.
@@ -251,6 +257,7 @@ mod tests {
         assert!(Program::of(Cast::default()).is_empty());
         assert_eq!(Program::of(Cast { speakers: true, advisers: true, ..Cast::default() }).len(), 4);
         assert_eq!(Program::of(Cast { nostr: true, ..Cast::default() }), [Program::Project]);
+        assert_eq!(Program::of(Cast { acp: true, ..Cast::default() }), [Program::Acp]);
         assert!(!chosen(&[], &[], 2).contains("Stream") && chosen(&[], &speakers, 2).contains("Stream"));
     }
 
@@ -272,6 +279,9 @@ mod tests {
         assert_eq!(favoured(&points, nostr), [&names[1..], &more[..2]].concat());
         let asked = ["write.AskApprovals.after", "write.ForgetWaits.before"].map(str::to_owned);
         assert!(favoured(&asked, nostr).is_empty() && favoured(&asked, Cast { approvals: true, ..nostr }) == asked);
+        let of_acp = ["task.acp", "write.KeepAcpSession.before", "write.KeepAcpSession.after"].map(str::to_owned);
+        assert!(favoured(&of_acp, nostr).is_empty() && favoured(&of_acp, Cast { acp: true, ..Cast::default() }) == of_acp);
+        assert!(favoured(&points, Cast { acp: true, ..Cast::default() }).is_empty());
         let few = ["nostr.taking".to_owned()];
         assert!(!chosen(&[], &[], 6).contains("nostr") && chosen(&few, &[], 6).matches("nostr.taking").count() > 8);
     }

@@ -4,6 +4,7 @@
 //! each death and in the end the checker looks. The same program is the adapters and agents of those
 //! worlds. How to read a failure: CONTRIBUTING.md.
 
+mod acp;
 mod adapter;
 mod advisers;
 mod agent;
@@ -153,6 +154,7 @@ fn main() -> ExitCode {
     let ended = match words.first().map(String::as_str) {
         Some(adapter::WORD) => adapter::run(&words[1..]),
         Some(agent::WORD) => agent::run(&words[1..]),
+        Some(acp::WORD) => acp::run(&words[1..]),
         Some(advisers::WORD) => advisers::run(&words[1..]),
         Some(project::WORD) => project::run(&words[1..]),
         Some(agent::ESCAPEE) => return agent::escape(),

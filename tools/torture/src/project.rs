@@ -127,7 +127,7 @@ fn frame(frame: &Value) -> Result<()> {
 }
 
 /// The next frame; `None` once the daemon is gone, which may leave half a line.
-fn hear() -> Result<Option<Value>> {
+pub(crate) fn hear() -> Result<Option<Value>> {
     let mut line = String::new();
     io::stdin().lock().read_line(&mut line).context("failed to read a frame")?;
     if !line.ends_with('\n') {

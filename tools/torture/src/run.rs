@@ -3,7 +3,7 @@
 
 use crate::chance::Chance;
 use crate::check::causes::Causes;
-use crate::check::children::Intake;
+use crate::check::children::{Intake, Turns};
 use crate::check::{self, Snapshots};
 use crate::daemon::{self, Daemon, Extras, was_killed};
 use crate::disk::Disk;
@@ -384,11 +384,12 @@ impl<'a> Run<'a> {
     }
 
     /// At a calm moment every intended child lives once, of whatever sort, and no other.
-    pub(crate) fn children_are_as_intended(&mut self, daemon: &Daemon) -> Result<()> {
+    pub(crate) fn children_are_as_intended(&mut self, daemon: &Daemon, turns: Turns) -> Result<()> {
         let world = self.world.clone();
-        let right = clock::until(INTENDED_LIMIT, || Ok(check::children::not_as_intended(&world, daemon).is_none().then_some(())))?;
+        let wrong = || check::children::not_as_intended(&world, daemon, turns);
+        let right = clock::until(INTENDED_LIMIT, || Ok(wrong().is_none().then_some(())))?;
         if right.is_none()
-            && let Some(wrong) = check::children::not_as_intended(&world, daemon)
+            && let Some(wrong) = wrong()
         {
             self.violated(format!("at a calm moment {wrong}; the log:\n{}", daemon::last_words(&world)));
         }

@@ -2,7 +2,7 @@
 //! it wrote down. All of it lies below one directory, whose path is in the command line or environment
 //! of every process that belongs to it.
 
-use crate::{advisers, agent, journal, posters, project, source};
+use crate::{acp, advisers, agent, journal, posters, project, source};
 use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
 use std::fs;
@@ -86,11 +86,13 @@ pub(crate) struct Cast {
     pub(crate) nostr: bool,
     /// The project has a repository, on a host that somebody has to approve. There is Nostr then.
     pub(crate) approvals: bool,
+    /// An agent that stays, of the Agent Client Protocol.
+    pub(crate) acp: bool,
 }
 
 impl Cast {
     /// That of a seed: of four in a row one has neither speakers nor advisers, of eight one of those has Nostr, and of sixteen
-    /// one of those a project that waits for an approval.
+    /// one of those a project that waits for an approval, and one of those without Nostr an agent that stays.
     pub(crate) fn of(seed: u64) -> Self {
         let (speakers, advisers) = match seed % 4 {
             0 => (true, false),
@@ -98,7 +100,7 @@ impl Cast {
             2 => (false, false),
             _ => (true, true),
         };
-        Self { speakers, advisers, nostr: seed % 8 == 6, approvals: seed % 16 == 6 }
+        Self { speakers, advisers, nostr: seed % 8 == 6, approvals: seed % 16 == 6, acp: seed % 16 == 10 }
     }
 }
 
@@ -225,6 +227,15 @@ impl World {
         self.root.join("platform/agent")
     }
 
+    /// The sessions that the agent which stays has begun, and the lock that one process of it holds.
+    pub(crate) fn acp_sessions(&self) -> PathBuf {
+        self.root.join("platform/acp-sessions")
+    }
+
+    pub(crate) fn acp_lock(&self) -> PathBuf {
+        self.root.join("platform/acp.lock")
+    }
+
     /// What a person asked the daemon for, and what was answered as done.
     pub(crate) fn people(&self) -> PathBuf {
         self.root.join("platform/people")
@@ -312,14 +323,18 @@ impl World {
             "access": { "default": "deny", "policies": [
                 { "name": "echoed", "match": { "conditions": [{ "channel": "plain" }, { "channel": "both" }] }, "effect": "allow",
                   "session": { "agent": "echo" } },
-                { "name": "answered", "match": { "conditions": [{ "channel": "acked" }, { "channel": "filled" }] }, "effect": "allow" },
+                { "name": "answered", "match": { "conditions": self.answered() }, "effect": "allow" },
                 { "name": "strangers", "match": { "conditions": self.strangers() }, "effect": "deny", "priority": 10 },
             ] },
             "agents": { "default": "worker", "worker": { "runner": "command", "command": agent, "timeout_ms": 1500 } },
             "adapters": adapters,
         });
         if self.cast.speakers {
-            add_speakers(&mut config, &format!("{agent} {}", agent::SPEAKS));
+            let speaker = json!({ "runner": "command", "command": format!("{agent} {}", agent::SPEAKS), "timeout_ms": SPEAKER_MS });
+            add_agent(&mut config, "speaker", speaker, Kind::speaks);
+        }
+        if self.cast.acp {
+            add_agent(&mut config, acp::NAME, acp::settings(self, own, seed), is_of_acp);
         }
         if self.cast.advisers {
             config["plugins"] = advisers::settings();
@@ -337,6 +352,12 @@ impl World {
         }
         let draft = self.file("workspace/nex.yaml.draft");
         fs::write(&draft, format!("{config:#}")).and_then(|()| fs::rename(&draft, self.config_file())).context("failed to write nex.yaml")
+    }
+
+    /// Where the agent answers that no policy names.
+    fn answered(&self) -> Vec<Value> {
+        let kinds = [Kind::Acked, Kind::Filled].into_iter().filter(|kind| !(self.cast.acp && is_of_acp(*kind)));
+        kinds.map(|kind| json!({ "channel": kind.name() })).collect()
     }
 
     /// Who writes in a channel, which a project of Nostr is too: that one's people are let in by its whitelist.
@@ -364,12 +385,46 @@ impl World {
     }
 }
 
-/// Has what is written on the channels of speakers answered by one.
-fn add_speakers(config: &mut Value, command: &str) {
-    config["agents"]["speaker"] = json!({ "runner": "command", "command": command, "timeout_ms": SPEAKER_MS });
-    let channels: Vec<Value> = Kind::ALL.into_iter().filter(|kind| kind.speaks()).map(|kind| json!({ "channel": kind.name() })).collect();
-    let policy = json!({ "name": "spoken", "match": { "conditions": channels }, "effect": "allow", "session": { "agent": "speaker" } });
+/// Where the agent that stays answers, in a world that has it.
+fn is_of_acp(kind: Kind) -> bool {
+    matches!(kind, Kind::Filled)
+}
+
+/// Has what is written on these channels answered by another agent.
+fn add_agent(config: &mut Value, name: &str, agent: Value, is_its: fn(Kind) -> bool) {
+    config["agents"][name] = agent;
+    let channels: Vec<Value> = Kind::ALL.into_iter().filter(|kind| is_its(*kind)).map(|kind| json!({ "channel": kind.name() })).collect();
+    let policy = json!({ "name": name, "match": { "conditions": channels }, "effect": "allow", "session": { "agent": name } });
     if let Some(policies) = config["access"]["policies"].as_array_mut() {
         policies.push(policy);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn configured(seed: u64) -> Value {
+        let dir = tempfile::tempdir().unwrap();
+        let world = World::make(dir.path(), Cast::of(seed)).unwrap();
+        world.configure(Path::new("/bin/it"), seed, OnInterrupted::Auto, 0).unwrap();
+        serde_json::from_str(&fs::read_to_string(world.config_file()).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn one_of_sixteen_worlds_has_an_agent_that_stays() {
+        let has = |seed: u64| Cast::of(seed).acp;
+        assert_eq!((0..32).filter(|seed| has(*seed)).collect::<Vec<_>>(), [10, 26]);
+        assert_eq!(Cast::of(10), Cast { acp: true, ..Cast::default() }, "and nobody else");
+        let agents = |config: &Value, channel: &str| -> Vec<Value> {
+            let policies = config["access"]["policies"].as_array().unwrap().iter();
+            let its = policies.filter(|policy| policy["match"]["conditions"].as_array().unwrap().contains(&json!({ "channel": channel })));
+            its.map(|policy| policy["session"]["agent"].clone()).collect()
+        };
+        let (with, without) = (configured(10), configured(2));
+        assert_eq!((agents(&with, "filled"), agents(&with, "acked")), (vec![json!("acp")], vec![Value::Null]));
+        assert_eq!((agents(&without, "filled"), agents(&without, "acked")), (vec![Value::Null], vec![Value::Null]));
+        assert_eq!((&with["agents"]["acp"]["runner"], &without["agents"]["acp"]), (&json!("acp"), &Value::Null));
     }
 }

@@ -193,3 +193,25 @@ fn a_reply_that_is_sent_again_is_judged_again() {
     assert!(judged("failed", 3).contains("1 of 1 replies ended badly without a cause"));
     assert_eq!(judged("failed", 3), "", "once");
 }
+
+#[test]
+fn an_agent_that_stays_tells_by_the_message_that_it_fails_and_spoils_other_turns_when_it_ends() {
+    let agent_of = |agent: &str, messages: i64, notes: &[(&str, i64)]| {
+        let sql = format!("UPDATE nexus_requests SET status = 'failed', reason = 'it died'; UPDATE runs SET agent = '{agent}'");
+        let made = changed(Kind::Filled, messages, &sql);
+        for (what, number) in notes {
+            let line = json!({ "what": what, "content": made.content(*number), "at": 1 });
+            journal::append(&made.world.agent_journal(), &line.to_string()).unwrap();
+        }
+        calm(&made)
+    };
+    assert_eq!(agent_of(acp::NAME, 1, &[(FAILS, 1)]), "");
+    assert!(agent_of(acp::NAME, 2, &[(FAILS, 1)]).contains("1 of 2 requests ended badly without a cause"));
+    assert_eq!(agent_of(acp::NAME, 2, &[(FAILS, 1), (DIES, 1)]), "", "it shares the process");
+    assert!(
+        agent_of("worker", 1, &[(FAILS, 1), (DIES, 1)]).contains("1 of 1 requests ended badly without a cause"),
+        "a process for each run"
+    );
+    let many = i64::try_from(SPOILT_MAX).unwrap() + 1;
+    assert!(agent_of(acp::NAME, many, &[(DIES, 1)]).contains("1 of 25 requests ended badly without a cause"));
+}

@@ -37,10 +37,10 @@ pub(crate) enum Intake {
 }
 
 /// What is wrong with the children now; `None` when each account has one monitor (or none while its intake
-/// may be held), the project one process at most, and every process descends from the daemon.
+/// may be held), the project and an agent that stays one process at most, and every process descends from the daemon.
 pub(crate) fn wrong(world: &World, daemon: &Daemon, intake: Intake) -> Option<String> {
     let all = procfs::all_with(&world.root().to_string_lossy());
-    if let Some(wrong) = monitors_are_wrong(world, &all, intake).or_else(|| projects_are_too_many(&all)) {
+    if let Some(wrong) = monitors_are_wrong(world, &all, intake).or_else(|| are_too_many(&all)) {
         return Some(wrong);
     }
     let roots: Vec<i32> = daemon.keeper().map(|keeper| keeper.pid).into_iter().chain([daemon.pid()]).collect();
@@ -62,15 +62,22 @@ fn monitors_are_wrong(world: &World, all: &[Process], intake: Intake) -> Option<
     None
 }
 
+/// Whether this daemon has had a turn for each agent that stays, whose process begins with the first one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Turns {
+    MayBeMissing,
+    Were,
+}
+
 /// What is wrong at a calm moment: then each intended child lives once and nobody else does, but for a project's process,
 /// which comes and goes. `None` when nothing is; a call that has just begun may still be under way.
-pub(crate) fn not_as_intended(world: &World, daemon: &Daemon) -> Option<String> {
+pub(crate) fn not_as_intended(world: &World, daemon: &Daemon, turns: Turns) -> Option<String> {
     let Some(keeper) = daemon.keeper() else { return Some("the daemon has no keeper".to_owned()) };
-    are_not_as_intended(world, &procfs::children_of(keeper.pid))
+    are_not_as_intended(world, &procfs::children_of(keeper.pid), turns)
 }
 
 /// Who is to live at a calm moment, and words of the command line that nobody else has.
-fn intended(world: &World) -> Vec<(String, String)> {
+fn intended(world: &World, turns: Turns) -> Vec<(String, String)> {
     let mut all = Vec::new();
     for kind in world.kinds() {
         for account in kind.accounts() {
@@ -86,11 +93,14 @@ fn intended(world: &World) -> Vec<(String, String)> {
             all.push((format!("the process{}", program.word().trim_end()), program.word().to_owned()));
         }
     }
+    if world.cast().acp && turns == Turns::Were {
+        all.push(("the agent that stays".to_owned(), Program::Acp.word().to_owned()));
+    }
     all
 }
 
-fn are_not_as_intended(world: &World, children: &[Process]) -> Option<String> {
-    let intended = intended(world);
+fn are_not_as_intended(world: &World, children: &[Process], turns: Turns) -> Option<String> {
+    let intended = intended(world, turns);
     let has = |child: &Process, words: &str| format!("{} ", child.command).contains(words);
     for (who, words) in &intended {
         let times = children.iter().filter(|child| has(child, words)).count();
@@ -100,10 +110,10 @@ fn are_not_as_intended(world: &World, children: &[Process]) -> Option<String> {
     }
     // What an agent left behind is looked at by itself.
     let may_live = [Program::Project.word(), ESCAPEE].into_iter().chain(intended.iter().map(|(_, words)| words.as_str()));
-    let may_live: Vec<&str> = may_live.collect();
+    let may_live: Vec<&str> = may_live.chain(world.cast().acp.then_some(Program::Acp.word())).collect();
     let is_known = |child: &Process| may_live.iter().any(|words| has(child, words));
     let others: Vec<&Process> = children.iter().filter(|child| !is_known(child)).collect();
-    (!others.is_empty()).then(|| format!("nobody wants these to live: {others:?}"))
+    (!others.is_empty()).then(|| format!("nobody wants these to live: {others:?}")).or_else(|| are_too_many(children))
 }
 
 /// Those that have none of `roots` above them; `parent_of` knows the others.
@@ -121,10 +131,12 @@ fn strays<'a>(all: &'a [Process], roots: &[i32], parent_of: impl Fn(i32) -> Opti
     all.iter().filter(|process| !descends(process.pid)).collect()
 }
 
-/// There is one project in a world at most.
-fn projects_are_too_many(all: &[Process]) -> Option<String> {
-    let of_project: Vec<&Process> = all.iter().filter(|one| format!("{} ", one.command).contains(Program::Project.word())).collect();
-    (of_project.len() > 1).then(|| format!("the project has {} processes: {of_project:?}", of_project.len()))
+/// There is one project in a world at most, and one agent that stays.
+fn are_too_many(all: &[Process]) -> Option<String> {
+    [("the project", Program::Project), ("the agent that stays", Program::Acp)].into_iter().find_map(|(who, program)| {
+        let its: Vec<&Process> = all.iter().filter(|one| format!("{} ", one.command).contains(program.word())).collect();
+        (its.len() > 1).then(|| format!("{who} has {} processes: {its:?}", its.len()))
+    })
 }
 
 #[cfg(test)]
@@ -181,25 +193,44 @@ mod tests {
     #[test]
     fn at_a_calm_moment_each_intended_child_lives_once_and_nobody_else() {
         let dir = tempfile::tempdir().unwrap();
-        let world = World::make(dir.path(), Cast { speakers: true, advisers: true, nostr: false, approvals: false }).unwrap();
-        let whole: Vec<Process> = intended(&world).iter().map(|(_, words)| process(2, &format!("/bin/it{words}/world 7"))).collect();
+        let world = World::make(dir.path(), Cast { speakers: true, advisers: true, ..Cast::default() }).unwrap();
+        let intended_in = |world: &World| intended(world, Turns::Were);
+        let whole: Vec<Process> = intended_in(&world).iter().map(|(_, words)| process(2, &format!("/bin/it{words}/world 7"))).collect();
         assert_eq!(whole.len(), 8 + 1 + 3, "monitors, one stream process, and three for automations and plugins");
-        assert_eq!(are_not_as_intended(&world, &whole), None);
-        for (number, (who, _)) in intended(&world).iter().enumerate() {
+        let wrong = |world: &World, children: &[Process]| are_not_as_intended(world, children, Turns::Were);
+        assert_eq!(wrong(&world, &whole), None);
+        for (number, (who, _)) in intended_in(&world).iter().enumerate() {
             let mut fewer = whole.clone();
             let gone = fewer.remove(number);
-            assert_eq!(are_not_as_intended(&world, &fewer), Some(format!("{who} lives 0 times")));
+            assert_eq!(wrong(&world, &fewer), Some(format!("{who} lives 0 times")));
             let twice: Vec<Process> = whole.iter().cloned().chain([gone]).collect();
-            assert_eq!(are_not_as_intended(&world, &twice), Some(format!("{who} lives 2 times")));
+            assert_eq!(wrong(&world, &twice), Some(format!("{who} lives 2 times")));
         }
         let with = |command: &str| {
             let all: Vec<Process> = whole.iter().cloned().chain([process(3, command)]).collect();
-            are_not_as_intended(&world, &all)
+            wrong(&world, &all)
         };
         assert_eq!((with("/bin/it __project /world 7"), with("/bin/it __escapee /world")), (None, None));
         assert!(with("/bin/it __agent /world 7").is_some_and(|wrong| wrong.starts_with("nobody wants these to live")));
         let plain = World::at(dir.path());
-        assert!(are_not_as_intended(&plain, &whole).is_some(), "nobody speaks in that world");
+        assert!(wrong(&plain, &whole).is_some(), "nobody speaks in that world");
+    }
+
+    #[test]
+    fn an_agent_that_stays_lives_once_after_its_first_turn() {
+        let dir = tempfile::tempdir().unwrap();
+        let world = World::make(dir.path(), Cast { acp: true, ..Cast::default() }).unwrap();
+        let before: Vec<Process> =
+            intended(&world, Turns::MayBeMissing).iter().map(|(_, words)| process(2, &format!("/bin/it{words}/world 7"))).collect();
+        let with = |times: usize| [before.clone(), vec![process(3, "/bin/it __acp /world 7"); times]].concat();
+        let wrong = |times: usize, turns: Turns| are_not_as_intended(&world, &with(times), turns).unwrap_or_default();
+        assert_eq!((wrong(0, Turns::MayBeMissing), wrong(1, Turns::MayBeMissing)), (String::new(), String::new()));
+        assert!(wrong(2, Turns::MayBeMissing).starts_with("the agent that stays has 2 processes"));
+        assert_eq!((wrong(0, Turns::Were), wrong(1, Turns::Were)), ("the agent that stays lives 0 times".to_owned(), String::new()));
+        assert_eq!(wrong(2, Turns::Were), "the agent that stays lives 2 times");
+        let plain = World::at(dir.path());
+        let found = are_not_as_intended(&plain, &with(1), Turns::Were);
+        assert!(found.is_some_and(|wrong| wrong.starts_with("nobody wants these to live")), "it is in another world");
     }
 
     #[test]
@@ -214,8 +245,8 @@ mod tests {
     fn a_project_has_one_process_at_most() {
         let words = ["/bin/it __project /world 7", "/bin/it __agent /world 7", "/bin/it __project /world 7"];
         let all = [process(1, words[0]), process(2, words[1]), process(3, words[2])];
-        assert_eq!(projects_are_too_many(&all[..2]), None);
-        assert!(projects_are_too_many(&all).is_some_and(|wrong| wrong.starts_with("the project has 2 processes")));
+        assert_eq!(are_too_many(&all[..2]), None);
+        assert!(are_too_many(&all).is_some_and(|wrong| wrong.starts_with("the project has 2 processes")));
     }
 
     #[test]

@@ -37,7 +37,9 @@ pub(super) fn invocations(world: &World, copy: &Copy, on_interrupted: OnInterrup
         paid.iter().filter(|(_, times)| **times > most).map(|(content, times)| format!("`{content}` had its effect {times} times")),
     );
     let runs: HashSet<String> = rows(&copy.nexus, "SELECT run_id FROM runs", |row| row.get(0))?.into_iter().collect();
-    let by_run = tally(journal.iter().filter(|one| one["what"] == "called").map(|one| text(one, "run_id")));
+    // One that stays isn't told of its run, and is looked at by itself.
+    let of_a_run = journal.iter().filter(|one| one["what"] == "called" && one["run_id"].is_string());
+    let by_run = tally(of_a_run.map(|one| text(one, "run_id")));
     for (run, times) in by_run {
         if times > 1 || !runs.contains(&run) {
             found.push(format!("run {run} was started {times} times, and is in the ledger: {}", runs.contains(&run)));
