@@ -280,3 +280,19 @@ fn update(session: &str, update: &Value) -> Result<()> {
 fn tell(session: &str, text: &str) -> Result<()> {
     update(session, &json!({ "sessionUpdate": "agent_message_chunk", "content": { "type": "text", "text": text } }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_whim_comes_and_an_end_of_the_process_seldom() {
+        let chosen = |number: u64| Whim::choose(&mut Chance::new(10).about(&["acp", &number.to_string()]));
+        let all: Vec<Whim> = (0..10_000).map(chosen).collect();
+        let bad = [Whim::Exit, Whim::Die, Whim::Half, Whim::Freeze, Whim::Wedge, Whim::ActAndExit, Whim::Hang, Whim::Fail, Whim::Refuse];
+        let good = [Whim::None, Whim::Noise, Whim::Pause, Whim::Act];
+        assert!(bad.iter().chain(&good).all(|whim| all.contains(whim)));
+        assert!(bad.iter().all(|whim| whim.ends_without_an_answer()) && !good.iter().any(|whim| whim.ends_without_an_answer()));
+        assert!(all.iter().filter(|whim| whim.ends_the_process()).count() < all.len() / 20);
+    }
+}

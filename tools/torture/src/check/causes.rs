@@ -108,7 +108,8 @@ pub(crate) struct Causes {
 impl Causes {
     pub(crate) fn new(on_interrupted: OnInterrupted) -> Self {
         let (requests, replies) = (HashSet::new(), HashSet::new());
-        Self { on_interrupted, requests, replies, before: 0, clock_was_off: false, stream_faults: 0, ends: 0 }
+        // A world's first run ends before its first cycle.
+        Self { on_interrupted, requests, replies, before: IN_HAND_MAX, clock_was_off: false, stream_faults: 0, ends: 0 }
     }
 
     /// Judges what ended in a cycle with this fault, whose daemon is dead.
