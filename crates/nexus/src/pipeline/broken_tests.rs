@@ -36,7 +36,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 pub(in crate::pipeline) struct Place {
     pub(in crate::pipeline) pipeline: Arc<Pipeline>,
     /// Keeps the request admitted.
-    _admitted: watch::Sender<i64>,
+    admitted: watch::Sender<i64>,
     directory: tempfile::TempDir,
 }
 
@@ -51,7 +51,7 @@ impl Place {
         ledgers.nexus.writer.write(BeginEpoch { at: 1 }).await.unwrap();
         ledgers.nexus.writer.write(Admit { from_seq: 0, upto_seq: 1, rows: vec![samples::row()], epoch: EPOCH }).await.unwrap();
         let (admitted, admitted_view) = watch::channel(1);
-        Self { pipeline: Arc::new(pipeline(ledgers, admitted_view)), _admitted: admitted, directory }
+        Self { pipeline: Arc::new(pipeline(ledgers, admitted_view)), admitted, directory }
     }
 
     async fn start_run(&self) {
@@ -94,6 +94,7 @@ impl Place {
         assert_eq!(self.pipeline.ledgers.events.writer.write(append).await.unwrap(), [Some(2)]);
         let row = AdmitRow { event_seq: 2, request_id: "req_2".into(), event_id: "fake:2".into(), ..samples::row() };
         self.pipeline.ledgers.nexus.writer.write(Admit { from_seq: 1, upto_seq: 2, rows: vec![row], epoch: EPOCH }).await.unwrap();
+        self.admitted.send_replace(2);
     }
 
     /// How many ends plugins were told of.

@@ -53,8 +53,8 @@ impl Pipeline {
         self.record(&mut prepared.request, Stage::RunAgent, started_at, spent, exit.as_ref(), hooks);
         self.plugins.after(Stage::RunAgent, &prepared.request);
         let fellows = self.end_fellows(&mut prepared, exit.as_ref(), started_at, spent, &mut held.ends);
-        let outlet = std::mem::take(&mut seen.outlet);
-        let mut left = self.close_outlet(&prepared.session, outlet, &seen.text, &verdict.finished.content).await;
+        let (outlet, content) = (std::mem::take(&mut seen.outlet), &verdict.finished.content);
+        let mut left = self.close_outlet(&prepared.session, outlet, &seen.text, content).await;
         let end = verdict.stream_end(left.last_part(verdict.streamed(&seen.text)));
         let unfiled = std::mem::take(&mut seen.unfiled);
         let turn = turn_record(&prepared, &run_id, &verdict.finished, seen, started_at, spent);
@@ -91,13 +91,13 @@ impl Pipeline {
                 self.note_reply(&prepared, &text, &deliveries, &left, &end);
                 // The answer leaves whether or not the agents ledger can follow.
                 left.end(end);
-                let waiting = (!here).then(|| {
-                    left.waiting.add(self.outbox.enqueue(deliveries));
-                    left.waiting
-                });
-                if here {
+                let waiting = if here {
                     self.outbox.sent().notify_one(); // sent with its run's end
-                }
+                    None
+                } else {
+                    left.waiting.add(self.outbox.enqueue(deliveries));
+                    Some(left.waiting)
+                };
                 self.wait_for_turn(finish_seq).await;
                 self.announce_turn(&prepared, &run_id, &verdict);
                 drop(unfiled);
@@ -110,9 +110,7 @@ impl Pipeline {
                 }
                 self.announce_end_in(&prepared.request, Some(&text), &mut held.ends);
             }
-            Ok(None) => {
-                tracing::error!(run_id, "the run was settled by somebody else; its answer is not delivered");
-            }
+            Ok(None) => tracing::error!(run_id, "the run was settled by somebody else; its answer is not delivered"),
             Err(error) => self.leave_unsettled(&prepared, &run_id, &error.to_string()),
         }
     }
