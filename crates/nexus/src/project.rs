@@ -154,6 +154,11 @@ impl Projects {
         self.inner.ledgers.nexus.readers.read(nexus::projects).await
     }
 
+    /// Whether there is no project here that an event was for.
+    pub fn has_none(&self) -> bool {
+        self.inner.lanes.all().is_empty()
+    }
+
     /// Whether a project's process is there; it keeps nothing alive.
     pub fn up_by_coordinate(&self) -> impl Fn(&Coordinate) -> bool + Send + Sync + use<> {
         let inner = Arc::downgrade(&self.inner);

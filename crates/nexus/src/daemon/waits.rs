@@ -48,9 +48,13 @@ pub(super) async fn run(control: Arc<Control>, stop: CancellationToken) {
             }
             () = stop.cancelled() => return,
         }
-        let looked = watch.look(&control, looks.is_multiple_of(RECONSIDER_EVERY)).await;
-        watch.note_look(looked);
+        let reconsiders = looks.is_multiple_of(RECONSIDER_EVERY);
         looks = looks.wrapping_add(1);
+        if !reconsiders && !watch.waits && control.projects.has_none() {
+            continue; // only what was done for a project begins to wait
+        }
+        let looked = watch.look(&control, reconsiders).await;
+        watch.note_look(looked);
     }
 }
 
@@ -94,6 +98,8 @@ struct Waiting {
     told: BTreeSet<String>,
     /// The ledger could not be read, which was told.
     is_blind: bool,
+    /// Something did.
+    waits: bool,
 }
 
 impl Waiting {
@@ -130,6 +136,7 @@ impl Waiting {
             return Ok(()); // nothing is accepted
         }
         let groups = control.ledgers.nexus.readers.read(wait_groups).await?;
+        self.waits = !groups.is_empty();
         if reconsiders && groups.iter().any(|(_, awaited)| *awaited == Awaited::Configuration) {
             control.projects.reconsider().await;
         }

@@ -57,6 +57,9 @@ impl Projects {
         loop {
             crate::torture::point("task.projects");
             tick.tick().await;
+            if looks > 0 && self.has_none() && self.inner.queues.load().is_empty() {
+                continue; // who has no project pays for none
+            }
             self.look().await;
             if looks.is_multiple_of(COUNT_EVERY) {
                 self.count_queues().await;
