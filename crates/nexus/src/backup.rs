@@ -20,14 +20,14 @@ pub mod programs;
 pub mod restore;
 mod swap;
 
+pub(crate) use swap::STAGE_DIRECTORY;
 pub use swap::SwapError;
-pub(crate) use swap::{STAGE_DIRECTORY, stage as restore_stage};
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use serde::Serialize;
 use std::ffi::c_int;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tokio_util::sync::CancellationToken;
 
 /// The configuration and the overlay within a backup, which lie as in a workspace.
@@ -40,6 +40,12 @@ const CONFIG_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// Steps of SQLite's machine, or pages, between two looks at whether a check is to be ended.
 const CHECK_OPS: c_int = 1_000;
 const MIB: u64 = 1024 * 1024;
+
+/// Where a restore's copies wait, of the ledgers and of automations and plugins; a restore that was killed leaves them.
+pub(crate) fn restore_stages(ledgers: &Path, programs: Option<&programs::Places>) -> Vec<PathBuf> {
+    let programs = programs.map(|places| [&places.automations, &places.plugins].map(|place| programs::stage_of(place)));
+    std::iter::once(swap::stage(ledgers)).chain(programs.into_iter().flatten()).collect()
+}
 
 /// Who watches the work, and may end it.
 pub struct Watch<'a> {

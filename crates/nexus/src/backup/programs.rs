@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 mod put;
 
 pub use put::Outcome;
-pub(super) use put::{read_listing, stage};
+pub(super) use put::{bytes_to_copy, read_listing, stage, stage_of};
 
 /// The list of all files, within a backup.
 pub const PROGRAMS_FILE: &str = "programs.json";
@@ -175,7 +175,12 @@ fn find_root(root: Root, places: &Places, to: Option<&Path>, found: &mut Found) 
     found.directories.insert(root.name().to_owned(), metadata.mode() & MODE_BITS);
     let mut waiting = vec![(top.to_owned(), root.name().to_owned(), 1)];
     while let Some((directory, name, level)) = waiting.pop() {
-        for entry in fs::read_dir(&directory).map_err(FileError::of("read", &directory))? {
+        let entries = match fs::read_dir(&directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue, // removed meanwhile
+            Err(source) => return Err(FileError::of("read", &directory)(source).into()),
+        };
+        for entry in entries {
             let path = entry.map_err(FileError::of("read", &directory))?.path();
             let metadata = match fs::symlink_metadata(&path) {
                 Ok(metadata) => metadata,
@@ -262,6 +267,10 @@ fn open(path: &Path, programs: &mut Programs) -> Result<Option<(File, u32)>, Fil
     let file = match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if [Some(libc::ELOOP), Some(libc::ENXIO)].contains(&error.raw_os_error()) => {
+            programs.leave_out(path, "no file any more, but a symbolic link or a socket");
+            return Ok(None);
+        }
         Err(source) => return Err(FileError::of("read", path)(source)),
     };
     let metadata = file.metadata().map_err(FileError::of("look at", path))?;

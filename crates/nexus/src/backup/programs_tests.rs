@@ -39,7 +39,9 @@ fn copied(places: &Places, to: &Path) -> Result<(Option<Listing>, Programs), Pro
 }
 
 fn put_back(listing: Option<&Listing>, backup: &Path, places: &Places) -> Result<[Outcome; 2], ProgramsError> {
-    Ok(watched(|watch| stage(listing, backup, places, watch))?.put()?)
+    let (outcomes, warnings) = watched(|watch| stage(listing, backup, places, watch))?.put();
+    assert_eq!(warnings.len(), outcomes.iter().filter(|outcome| **outcome == Outcome::NotPut).count(), "{warnings:?}");
+    Ok(outcomes)
 }
 
 fn stages(root: &Path) -> bool {
@@ -64,11 +66,15 @@ fn what_is_copied_is_put_back_with_its_modes_and_only_where_there_is_none() {
     assert_eq!((mode(&other.join("plugins/tags/plugin.yaml")), mode(&other.join("state/automations/sort.ts"))), (0o600, 0o644));
     assert_eq!(fs::read_to_string(other.join("plugins/tags/run")).unwrap(), "#!/bin/sh");
     assert!(other.join("plugins/tags/cache").is_dir() && !other.join("plugins/half").exists() && !stages(&other));
+    write(&other.join(".plugins.restore-staged/half"), "", 0o600);
     assert_eq!(put_back(listing.as_ref(), &to, &places(&other)).unwrap(), [Outcome::Same; 2]);
+    assert!(!stages(&other), "nothing else would remove it");
+    assert_eq!(put::bytes_to_copy(listing.as_ref().unwrap(), &places(&other)).unwrap(), 0);
 
     write(&other.join("plugins/tags/run"), "mine", 0o755);
     fs::remove_dir_all(other.join("state/automations")).unwrap();
     fs::create_dir(other.join("state/automations")).unwrap();
+    assert_eq!(put::bytes_to_copy(listing.as_ref().unwrap(), &places(&other)).unwrap(), "export {}".len() as u64);
     assert_eq!(put_back(listing.as_ref(), &to, &places(&other)).unwrap(), [Outcome::Restored, Outcome::Differs]);
     assert_eq!(fs::read_to_string(other.join("plugins/tags/run")).unwrap(), "mine");
     fs::remove_dir_all(other.join("plugins")).unwrap();
@@ -101,7 +107,8 @@ fn what_is_no_file_is_left_out_and_told_and_secrets_are_never_in_it() {
     let mut told = Programs::default();
     assert!(open(&tags.join("pipe"), &mut told).unwrap().is_none());
     assert_eq!(told.left_out.len(), 1, "{told:?}");
-    assert!(open(&tags.join("link"), &mut told).is_err());
+    assert!(open(&tags.join("link"), &mut told).unwrap().is_none());
+    assert_eq!(told.left_out.len(), 2, "{told:?}");
     // A configuration that names the workspace for its plugins.
     from.plugins = root.path().to_owned();
     let found = find(&from, &to).unwrap();
@@ -137,6 +144,21 @@ fn what_was_changed_in_a_backup_is_not_put_back_and_nothing_else_is() {
     refused("more words");
     fs::remove_file(to.join("plugins/tags/run")).unwrap();
     refused("none");
+}
+
+#[test]
+fn a_place_that_cannot_be_had_is_told_and_the_other_is_put_back() {
+    let root = tempfile::tempdir().unwrap();
+    let (from, to) = place(root.path());
+    let (listing, _) = copied(&from, &to).unwrap();
+    let other = root.path().join("other");
+    let staged = watched(|watch| stage(listing.as_ref(), &to, &places(&other), watch)).unwrap();
+    // As a mount point, nothing can be renamed to it.
+    write(&other.join("plugins"), "no directory", 0o600);
+    let (outcomes, warnings) = staged.put();
+    assert_eq!(outcomes, [Outcome::Restored, Outcome::NotPut]);
+    assert!(warnings.len() == 1 && warnings[0].contains(&to.join("plugins").display().to_string()), "{warnings:?}");
+    assert!(other.join("state/automations/sort.ts").exists() && !stages(&other));
 }
 
 #[test]

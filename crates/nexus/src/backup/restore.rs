@@ -152,18 +152,19 @@ impl Plan {
         let prepared = self.prepare(target, &stage, resume, now_ms, watch).and_then(|marked| {
             let finished_another = swap::is_begun(&target.ledgers)?;
             let staged = programs::stage(self.listing()?.as_ref(), &self.directory, &target.programs, watch)?;
-            let [automations, plugins] = staged.put()?;
             let config = self.settle_config(target)?;
             // Made again from whichever ledgers are in place in the end; of others they would find what isn't there.
             cortex::discard_all(&target.ledgers.join(cortex::DIRECTORY))?;
-            let settled = (config, automations, plugins);
-            Ok((marked, finished_another, settled, Swap::begin(&target.ledgers, &self.directory, now_ms)?))
+            Ok((marked, finished_another, config, staged, Swap::begin(&target.ledgers, &self.directory, now_ms)?))
         });
         if prepared.is_err() {
             drop(fs::remove_dir_all(&stage)); // the next restore does it otherwise
         }
-        let (marked, finished_another, (config, automations, plugins), begun) = prepared?;
+        let (marked, finished_another, config, staged, begun) = prepared?;
         let before = begun.finish()?;
+        // Last: an automation of ledgers that are not in place would work on others.
+        let ([automations, plugins], mut warnings) = staged.put();
+        warnings.extend(self.warnings(resume, [automations, plugins]));
         Ok(Report {
             directory: self.directory.clone(),
             ledgers: target.ledgers.clone(),
@@ -179,17 +180,23 @@ impl Plan {
             automations,
             plugins,
             finished_another,
-            warnings: self.warnings(resume),
+            warnings,
         })
     }
 
-    fn warnings(&self, resume: bool) -> Vec<String> {
+    fn warnings(&self, resume: bool, programs: [Outcome; 2]) -> Vec<String> {
         let mut warnings = Vec::new();
         if resume && self.manifest.online {
             let why = "the backup was made while a daemon ran: what that one did afterwards may be done again, since --resume was given";
             warnings.push(why.to_owned());
         }
-        warnings.extend(self.manifest.programs.left_out.iter().map(|what| format!("not in the backup: {what}")));
+        if programs.iter().any(|outcome| matches!(outcome, Outcome::Restored | Outcome::NotPut)) {
+            let programs = &self.manifest.programs;
+            warnings.extend(programs.left_out.iter().map(|what| format!("not in the backup: {what}")));
+            if programs.left_out_more > 0 {
+                warnings.push(format!("not in the backup: {} more", programs.left_out_more));
+            }
+        }
         warnings
     }
 
@@ -231,7 +238,8 @@ impl Plan {
     }
 
     fn require_room(&self, target: &Target) -> Result<(), RestoreError> {
-        let needed = self.manifest.ledger_bytes().saturating_add(self.manifest.programs.bytes).saturating_add(target.spare_bytes);
+        let programs = self.listing()?.map_or(Ok(0), |listing| programs::bytes_to_copy(&listing, &target.programs))?;
+        let needed = self.manifest.ledger_bytes().saturating_add(programs).saturating_add(target.spare_bytes);
         let free = free_bytes(&target.ledgers).map_err(FileError::of("find the free space of", &target.ledgers))?;
         if free < needed {
             return Err(RestoreError::NoRoom { path: target.ledgers.clone(), free_mib: free / MIB, needed_mib: needed.div_ceil(MIB) });

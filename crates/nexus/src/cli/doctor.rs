@@ -126,7 +126,7 @@ fn looked(paths: &Paths, config: Option<&Config>, data: Option<&Path>, repaired:
         let fix = "correct the configuration first: it says where the ledgers are, and which adapters there are";
         return vec![Finding::warning(Check::Promise, "ledgers, port, adapters, plugins and agents were not looked at", fix).at(&usual)];
     };
-    let mut findings = ledgers(data, repaired);
+    let mut findings = ledgers(paths, config, data, repaired);
     findings.push(host::port(&config.daemon.host, config.daemon.port));
     let instance = instance::known(paths);
     findings.extend(adapters::ask(config, &paths.workspace, instance.as_deref()));
@@ -135,7 +135,7 @@ fn looked(paths: &Paths, config: Option<&Config>, data: Option<&Path>, repaired:
     findings
 }
 
-fn ledgers(data: &Path, repaired: Option<&mut Repaired>) -> Vec<Finding> {
+fn ledgers(paths: &Paths, config: &Config, data: &Path, repaired: Option<&mut Repaired>) -> Vec<Finding> {
     if let Some(in_use) = setting::ledgers_in_use(data) {
         return vec![in_use];
     }
@@ -144,7 +144,7 @@ fn ledgers(data: &Path, repaired: Option<&mut Repaired>) -> Vec<Finding> {
     }
     let findings = record::examine(&record::Examined { directory: PathBuf::from(data), epoch: None, now_ms: clock::wall_ms() });
     if let Some(repaired) = repaired {
-        repair::staged(data, repaired);
+        repair::staged(paths, Some(config), data, repaired);
         // What is damaged is left as it is, for whoever may save something of it.
         if worst(&findings) != Severity::Error {
             repair::logs(data, repaired);

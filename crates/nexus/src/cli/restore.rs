@@ -150,6 +150,7 @@ fn told(outcome: Outcome, copies: &Path) -> String {
         Outcome::Same => "are the backup's".to_owned(),
         Outcome::Differs => format!("differ from the backup's, and were left as they are; the backup's lie in {}", copies.display()),
         Outcome::Restored => "there were none; the backup's were put in place".to_owned(),
+        Outcome::NotPut => format!("there are none; the backup's could not be put in place, and lie in {}", copies.display()),
         Outcome::NotInBackup => "are not in the backup".to_owned(),
     }
 }

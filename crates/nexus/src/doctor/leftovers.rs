@@ -3,7 +3,7 @@
 
 use super::{Check, Finding, NAMED_MAX, Presence, counted};
 use crate::adapter::account::context_name;
-use crate::backup::restore_stage;
+use crate::backup::restore_stages;
 use crate::daemon::{Paths, instance};
 use crate::keeper::{cgroup, leftovers};
 use crate::ledger::lock::{RESTORE_MARKER, user};
@@ -40,7 +40,7 @@ pub fn findings(paths: &Paths, config: Option<&Config>, data: Option<&Path>, pre
     let by_hand = "remove them, or run `nexus doctor --repair` while the daemon is stopped";
     let fix = if presence == Presence::Absent { REPAIR } else { by_hand };
     findings.extend(files(&temporaries(paths), "half of a file that was being written when its process was killed", fix));
-    findings.extend(data.and_then(|data| staged(data, presence)));
+    findings.extend(data.and_then(|data| staged(paths, config, data, presence)));
     if findings.is_empty() {
         findings.push(Finding::ok(Check::Leftovers, "nothing is left of what ran before").at(&paths.state_dir));
     }
@@ -68,12 +68,18 @@ pub fn half_restored(data: &Path) -> Option<Finding> {
 }
 
 /// Copies of a restore that was killed before it exchanged anything; not of one that is at work.
-fn staged(data: &Path, presence: Presence) -> Option<Finding> {
-    let stage = restore_stage(data);
+fn staged(paths: &Paths, config: Option<&Config>, data: &Path, presence: Presence) -> Option<Finding> {
+    let stages = stages(paths, config, data);
     let is_used = data.join(RESTORE_MARKER).exists() || (presence == Presence::Absent && user(data).is_some());
     let fix = if presence == Presence::Absent { REPAIR } else { "remove it" };
     let what = "copies for a restore that was killed before it changed anything";
-    (stage.exists() && !is_used).then(|| Finding::warning(Check::Leftovers, what, fix).at(&stage))
+    if is_used { None } else { files(&stages, what, fix) }
+}
+
+/// Where copies for a restore lie.
+pub(super) fn stages(paths: &Paths, config: Option<&Config>, data: &Path) -> Vec<PathBuf> {
+    let programs = config.map(|config| paths.programs(&config.plugins.directory, data));
+    restore_stages(data, programs.as_ref()).into_iter().filter(|stage| stage.exists()).collect()
 }
 
 /// Told and no more: nobody but their owner knows what they are kept for.
@@ -195,8 +201,15 @@ mod tests {
         let root = directory.path();
         let paths =
             Paths { state_dir: root.to_owned(), config_file: root.join("nex.yaml"), workspace: root.to_owned(), config_named: true };
-        let look = || worst(&findings(&paths, None, Some(root), Presence::Absent));
-        fs::create_dir(restore_stage(root)).unwrap();
+        let look = || worst(&findings(&paths, Some(&Config::default()), Some(root), Presence::Absent));
+        let stages = restore_stages(root, Some(&paths.programs(&Config::default().plugins.directory, root)));
+        for stage in &stages {
+            fs::create_dir_all(stage).unwrap();
+            assert_eq!(look(), Severity::Warning, "{}", stage.display());
+            fs::remove_dir(stage).unwrap();
+        }
+        assert_eq!(look(), Severity::Ok);
+        fs::create_dir(&stages[0]).unwrap();
         assert_eq!((look(), half_restored(root)), (Severity::Warning, None));
         let held = crate::ledger::lock::take(root, Some("nexus restore")).unwrap();
         assert_eq!(look(), Severity::Ok);

@@ -2,7 +2,6 @@
 //! its file. It touches no row of a ledger, and while a daemon runs nothing but modes.
 
 use super::{Check, Finding, Presence, leftovers, permissions};
-use crate::backup::restore_stage;
 use crate::daemon::lock::Lock;
 use crate::daemon::{Paths, instance};
 use crate::error_text::describe;
@@ -99,13 +98,15 @@ fn hold(data: &Path, repaired: &mut Repaired) -> Option<File> {
 }
 
 /// Removes the copies of a restore that was killed before it exchanged anything.
-pub fn staged(data: &Path, repaired: &mut Repaired) {
-    let stage = restore_stage(data);
-    if !stage.exists() {
+pub fn staged(paths: &Paths, config: Option<&Config>, data: &Path, repaired: &mut Repaired) {
+    let stages = leftovers::stages(paths, config, data);
+    if stages.is_empty() {
         return;
     }
     let Some(_held) = hold(data, repaired) else { return };
-    repaired.note(&stage, "removed", fs::remove_dir_all(&stage));
+    for stage in stages {
+        repaired.note(&stage, "removed", fs::remove_dir_all(&stage));
+    }
 }
 
 /// Moves the logs of sound ledgers into their files.
@@ -147,6 +148,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::super::{Severity, worst};
     use super::*;
+    use crate::backup::restore_stages;
     use rusqlite::Connection;
 
     #[test]
@@ -194,17 +196,21 @@ mod tests {
         let connection = crate::ledger::open(data, Ledger::Identity, 1).unwrap();
         let log = data.join("identity.db-wal");
         assert!(fs::metadata(&log).unwrap().len() > 0);
-        fs::create_dir(restore_stage(data)).unwrap();
+        let paths = Paths { state_dir: data.join("s"), config_file: data.join("nex.yaml"), workspace: data.to_owned(), config_named: true };
+        let stages = restore_stages(data, Some(&paths.programs("plugins", data)));
+        assert_eq!(stages.len(), 3);
+        stages.iter().for_each(|stage| fs::create_dir_all(stage.join("half")).unwrap());
+        let are_there = || stages.iter().filter(|stage| stage.exists()).count();
         let held = take(data, None).unwrap();
         let mut repaired = Repaired::default();
         logs(data, &mut repaired);
-        staged(data, &mut repaired);
-        assert!(repaired.done.is_empty() && repaired.failed.len() == 2 && restore_stage(data).exists(), "{repaired:?}");
+        staged(&paths, Some(&Config::default()), data, &mut repaired);
+        assert!(repaired.done.is_empty() && repaired.failed.len() == 2 && are_there() == 3, "{repaired:?}");
         drop(held);
         let mut repaired = Repaired::default();
         logs(data, &mut repaired);
-        staged(data, &mut repaired);
-        assert!(repaired.done.len() == 2 && repaired.failed.is_empty() && !restore_stage(data).exists(), "{repaired:?}");
+        staged(&paths, Some(&Config::default()), data, &mut repaired);
+        assert!(repaired.done.len() == 4 && repaired.failed.is_empty() && are_there() == 0, "{repaired:?}");
         assert_eq!(fs::metadata(&log).map_or(0, |log| log.len()), 0);
         let entities: i64 = connection.query_row("SELECT count(*) FROM entities", [], |row| row.get(0)).unwrap();
         assert_eq!(entities, 1);

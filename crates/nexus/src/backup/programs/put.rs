@@ -26,6 +26,8 @@ pub enum Outcome {
     Differs,
     /// There were none; the backup's are in place.
     Restored,
+    /// There are none, and the backup's could not be put there.
+    NotPut,
     /// The backup has none.
     NotInBackup,
 }
@@ -70,15 +72,25 @@ impl Listing {
 /// Checked copies that wait for their places. Those that don't get there are removed.
 #[derive(Debug, Default)]
 pub(in crate::backup) struct Staged {
-    waiting: Vec<(PathBuf, PathBuf)>,
+    waiting: Vec<Waiting>,
     /// Of automations and of plugins.
     outcomes: [Option<Outcome>; 2],
 }
 
+/// Copies of one of the two.
+#[derive(Debug)]
+struct Waiting {
+    n: usize,
+    stage: PathBuf,
+    place: PathBuf,
+    /// Where they were copied from.
+    origin: PathBuf,
+}
+
 impl Drop for Staged {
     fn drop(&mut self) {
-        for (stage, _) in &self.waiting {
-            drop(fs::remove_dir_all(stage)); // the next restore does it otherwise
+        for waiting in &self.waiting {
+            drop(fs::remove_dir_all(&waiting.stage)); // the next restore does it otherwise
         }
     }
 }
@@ -95,14 +107,14 @@ pub(in crate::backup) fn stage(
 ) -> Result<Staged, ProgramsError> {
     let mut staged = Staged::default();
     for (n, root) in Root::ALL.into_iter().enumerate() {
-        let Some(listing) = listing.filter(|listing| listing.has(root)).map(|listing| listing.of(root)) else { continue };
         let place = root.of(places);
+        let stage = stage_of(place);
+        clear(&stage)?; // of one that was killed
+        let Some(listing) = listing.filter(|listing| listing.has(root)).map(|listing| listing.of(root)) else { continue };
         staged.outcomes[n] = Some(if is_taken(place)? {
             if is_same(&listing, root, places) { Outcome::Same } else { Outcome::Differs }
         } else {
-            let stage = stage_of(place);
-            clear(&stage)?;
-            staged.waiting.push((stage.clone(), place.to_owned()));
+            staged.waiting.push(Waiting { n, stage: stage.clone(), place: place.to_owned(), origin: backup.join(root.name()) });
             fill(&listing, root, backup, &stage, watch)?;
             Outcome::Restored
         });
@@ -111,16 +123,20 @@ pub(in crate::backup) fn stage(
 }
 
 impl Staged {
-    /// Gives all copies their places; what became of automations and plugins.
-    ///
-    /// # Errors
-    /// Of the file system.
-    pub(in crate::backup) fn put(self) -> Result<[Outcome; 2], FileError> {
-        for (stage, place) in &self.waiting {
-            fs::rename(stage, place).map_err(FileError::of("put in place", place))?;
-            sync_directory_of(place).map_err(FileError::of("sync the directory of", place))?;
+    /// Gives all copies their places; what became of automations and plugins, and what is to be told of it. Where that
+    /// fails, as at a mount point, the place stays as it is.
+    pub(in crate::backup) fn put(mut self) -> ([Outcome; 2], Vec<String>) {
+        let mut warnings = Vec::new();
+        for Waiting { n, stage, place, origin } in &self.waiting {
+            let (place_shown, origin) = (place.display(), origin.display());
+            if let Err(error) = fs::rename(stage, place) {
+                self.outcomes[*n] = Some(Outcome::NotPut);
+                warnings.push(format!("`{place_shown}` could not be put in place ({error}); copy what is in `{origin}` there yourself"));
+            } else if let Err(error) = sync_directory_of(place) {
+                warnings.push(format!("`{place_shown}` is in place, and a loss of power may take it back ({error}); run `sync`"));
+            }
         }
-        Ok(self.outcomes.map(|outcome| outcome.unwrap_or(Outcome::NotInBackup)))
+        (self.outcomes.map(|outcome| outcome.unwrap_or(Outcome::NotInBackup)), warnings)
     }
 }
 
@@ -153,7 +169,22 @@ fn look(path: &Path) -> Option<Program> {
     Some(Program { mode, entry: Fingerprint::read(&mut file, &mut |_: &[u8]| Ok(())).ok()?.entry(None) })
 }
 
-fn stage_of(place: &Path) -> PathBuf {
+/// Bytes that are copied for what has no place taken.
+///
+/// # Errors
+/// Of the file system.
+pub(in crate::backup) fn bytes_to_copy(listing: &Listing, places: &Places) -> Result<u64, FileError> {
+    let mut bytes = 0_u64;
+    for root in Root::ALL {
+        if !is_taken(root.of(places))? {
+            bytes = listing.of(root).files.values().fold(bytes, |sum, file| sum.saturating_add(file.entry.bytes));
+        }
+    }
+    Ok(bytes)
+}
+
+/// Where copies wait beside their place.
+pub(in crate::backup) fn stage_of(place: &Path) -> PathBuf {
     let name = place.file_name().map_or_else(|| "programs".into(), |name| name.to_string_lossy());
     place.with_file_name(format!(".{name}{STAGE_ENDING}"))
 }
