@@ -9,6 +9,7 @@ use crate::keeper::Stdin;
 use crate::ledger::nexus::BackfillDone;
 use crate::panics;
 use crate::stderr::log_errors;
+use crate::watch::Watch;
 use nexus_core::ids::ChildId;
 use nexus_core::protocol::Capability;
 use std::sync::Arc;
@@ -46,10 +47,17 @@ impl Pauses {
     }
 }
 
-/// What `attempt` comes to; a panic in it is an error like any other, to be told and tried again. What
+/// What `attempt` comes to; a panic in it is told as one of `task`, and is an error like any other, to be tried again. What
 /// it changed is its own, or in the ledger.
-pub(super) async fn panic_as_error<T>(attempt: impl Future<Output = Result<T, String>>) -> Result<T, String> {
-    panics::caught(attempt).await.unwrap_or_else(|panicked| Err(format!("a defect of the daemon: {panicked}")))
+pub(super) async fn panic_as_error<T>(
+    watch_over: &Watch,
+    task: &str,
+    attempt: impl Future<Output = Result<T, String>>,
+) -> Result<T, String> {
+    panics::caught(attempt).await.unwrap_or_else(|panicked| {
+        watch_over.tell(task, &panicked.to_string());
+        Err(format!("a defect of the daemon: {panicked}"))
+    })
 }
 
 /// Says that a history is being fetched, for as long as it lives.
@@ -79,7 +87,7 @@ pub(super) async fn run_until_done(account: Arc<Account>) {
 
 async fn fetch_history(account: &Account) {
     let mut pauses = Pauses::default();
-    while let Err(error) = panic_as_error(attempt(account)).await {
+    while let Err(error) = panic_as_error(&account.shared.watch_over, "backfill", attempt(account)).await {
         tracing::warn!(account = %account.key, %error, retry_s = pauses.next_s(), "backfill failed");
         pauses.wait().await;
     }
@@ -161,6 +169,7 @@ pub(super) async fn run(account: &Account, since_ms: i64, kind: Kind) -> Result<
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::metrics::{Metrics, TaskLabel};
 
     async fn breaks() -> Result<(), String> {
         panic!("a defect")
@@ -168,8 +177,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_is_an_error_to_be_tried_again() {
-        assert!(panic_as_error(breaks()).await.unwrap_err().contains("panicked"));
-        assert_eq!(panic_as_error(async { Ok(1) }).await, Ok(1));
+        let metrics = Metrics::new();
+        let watch_over = Watch::new(metrics.clone());
+        let failures = || metrics.task_failures.get_or_create(&TaskLabel { task: "backfill".to_owned() }).get();
+        assert_eq!(panic_as_error(&watch_over, "backfill", async { Ok(1) }).await, Ok(1));
+        assert_eq!(failures(), 0);
+        assert!(panic_as_error(&watch_over, "backfill", breaks()).await.unwrap_err().contains("panicked"));
+        assert_eq!(failures(), 1, "told to nobody");
     }
 
     #[tokio::test]

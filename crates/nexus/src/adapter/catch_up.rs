@@ -97,7 +97,7 @@ async fn close_gap(account: &Account) {
     let mut pauses = Pauses::default();
     let mut has_failed = false;
     loop {
-        match panic_as_error(attempt(account, has_failed)).await {
+        match panic_as_error(&account.shared.watch_over, "catch-up", attempt(account, has_failed)).await {
             Ok(Attempt::Closed) => {
                 tracing::info!(account = %account.key, "caught up");
                 return;

@@ -32,6 +32,8 @@ pub fn restore(daemon: &Daemon, directory: &Path, more: &[&str]) -> Ran {
 pub fn restored(daemon: &Daemon, directory: &Path, more: &[&str]) -> Value {
     let ran = restore(daemon, directory, &[&["--json"][..], more].concat());
     assert_eq!(ran.code, Some(0), "{ran:?}");
+    let looked = daemon.nexus(&["doctor"]);
+    assert_eq!(looked.code, Some(0), "{looked:?}");
     serde_json::from_str(&ran.stdout).unwrap()
 }
 

@@ -69,9 +69,11 @@ pub fn lines(path: impl AsRef<Path>) -> Vec<String> {
     fs::read_to_string(path).unwrap_or_default().lines().map(str::to_owned).collect()
 }
 
-/// The lines of a file as JSON.
+/// The lines of a file as JSON. One that is still being written is none yet.
 pub fn json_lines(path: impl AsRef<Path>) -> Vec<Value> {
-    lines(path).iter().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in {line}"))).collect()
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+    whole.map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in {line}"))).collect()
 }
 
 pub fn send_signal(pid: i32, signal: Signal) {

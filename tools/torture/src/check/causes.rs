@@ -95,6 +95,8 @@ pub(crate) struct Causes {
     /// With status and attempts: what is uncertain may be sent again and end anew. What is answered in another run has
     /// another key.
     replies: HashSet<(String, String, u64)>,
+    /// Calls of senders that were looked at.
+    sends: usize,
     /// What the last death had in hand, which ends in the cycle after it. Each cycle ends with one and with its fault undone,
     /// so it is no more after a fault of which nobody knows what else it did.
     before: usize,
@@ -109,7 +111,7 @@ impl Causes {
     pub(crate) fn new(on_interrupted: OnInterrupted) -> Self {
         let (requests, replies) = (HashSet::new(), HashSet::new());
         // A world's first run ends before its first cycle.
-        Self { on_interrupted, requests, replies, before: IN_HAND_MAX, clock_was_off: false, stream_faults: 0, ends: 0 }
+        Self { on_interrupted, requests, replies, sends: 0, before: IN_HAND_MAX, clock_was_off: false, stream_faults: 0, ends: 0 }
     }
 
     /// Judges what ended in a cycle with this fault, whose daemon is dead.
@@ -157,7 +159,27 @@ impl Causes {
         let noted = Noted::read(world)?;
         let mut found = self.requests(nexus, &noted)?.beyond("requests", leeway);
         found.extend(self.replies(nexus, &noted)?.beyond("replies", leeway));
+        found.extend(self.sends(world, &noted)?.beyond("calls of `send`", leeway));
         Ok(found)
+    }
+
+    /// What is to be retried is sent again only after a call that did not say how it ended.
+    fn sends(&mut self, world: &World, noted: &Noted) -> Result<Ended> {
+        let (mut ended, mut of_key) = (Ended::default(), HashMap::new());
+        let calls = journal::values(&world.send_calls())?;
+        for (n, call) in calls.iter().enumerate() {
+            let before: &mut usize = of_key.entry(text(call, "key")).or_default();
+            let is_explained = *before <= noted.unsure.get(&text(call, "key")).copied().unwrap_or(0);
+            let is_retried = Kind::parse(&text(call, "channel")).is_some_and(Kind::retries_uncertain);
+            if n >= self.sends && is_retried {
+                // On a busy machine a call may not be done in its time.
+                let cause = if is_explained { Cause::Known } else { Cause::Slow };
+                ended.add(format!("{} after {before} calls", text(call, "key")), cause);
+            }
+            *before += 1;
+        }
+        self.sends = calls.len();
+        Ok(ended)
     }
 
     fn requests(&mut self, nexus: &Connection, noted: &Noted) -> Result<Ended> {
@@ -344,6 +366,8 @@ struct Noted {
     ends: usize,
     /// Keys of replies, and what was done wrong with them.
     faults: HashSet<(String, String)>,
+    /// How many calls for a reply left open whether it arrived, or said that it did not.
+    unsure: HashMap<String, usize>,
     stream_faults: usize,
 }
 
@@ -371,6 +395,9 @@ impl Noted {
         }
         for line in journal::values(&world.faults())? {
             noted.stream_faults += usize::from(line["channel"] == Kind::Live.name());
+            if line["what"] == LOST || line["what"] == REFUSED {
+                *noted.unsure.entry(text(&line, "key")).or_default() += 1;
+            }
             noted.faults.insert((text(&line, "key"), text(&line, "what")));
         }
         Ok(noted)

@@ -41,6 +41,23 @@ fn nothing_is_found_where_everything_ends_well() {
 }
 
 #[test]
+fn a_daemon_that_sends_everything_twice_is_found_also_where_it_may_retry() {
+    let twice = changed(Kind::Filled, 80, "UPDATE deliveries SET attempts = 2");
+    (1..=80).for_each(|number| twice.begun(number, &format!("key-{number}")));
+    assert_eq!(judged(&twice, OnInterrupted::Auto, Leeway::AtMost(IN_HAND_MAX)), "", "so many a death had in hand");
+    assert!(calm(&twice).contains("80 of 160 calls of `send` ended badly without a cause but the time they took, and 40 at most"));
+    for number in 1..=80 {
+        faulty(&twice, &format!("key-{number}"), LOST);
+    }
+    assert_eq!(calm(&twice), "");
+    twice.begun(1, "key-1");
+    let mut causes = Causes::new(OnInterrupted::Auto);
+    causes.sends = 160;
+    let found = causes.judge(&twice.world, &twice.nexus, Leeway::AtMost(0)).unwrap().join("; ");
+    assert!(found.contains("1 of 1 calls of `send`"), "{found}");
+}
+
+#[test]
 fn a_daemon_that_gives_up_on_everything_is_found() {
     let given_up = changed(
         Kind::Acked,

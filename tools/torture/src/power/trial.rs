@@ -35,6 +35,8 @@ const KNOWN_LIMIT: Duration = Duration::from_secs(30);
 const CALM_LIMIT: Duration = Duration::from_secs(120);
 /// Each database, the notices' too: those may be lost, but not torn.
 const DATABASES: [&str; 5] = ["events", "nexus", "agents", "identity", "bus"];
+/// Below them the search indexes, which may be torn: a daemon makes them again.
+const INDEX: &str = "cortex";
 /// Findings of one trial that are told, besides the first of each kind; one lost sync breaks many promises.
 const FINDINGS_MAX: usize = 20;
 
@@ -207,6 +209,11 @@ impl Trial {
         let after = World::make(dir.path(), Cast::default())?;
         as_it_was(world, &after, time)?;
         check::copy(rebuilt, &after.data())?;
+        let (index, index_after) = (rebuilt.join(INDEX), after.data().join(INDEX));
+        if index.exists() {
+            check::copy(&index, &index_after)?;
+            fs::set_permissions(index_after, std::os::unix::fs::PermissionsExt::from_mode(0o700)).context("failed to set a mode")?;
+        }
         fs::set_permissions(after.data(), std::os::unix::fs::PermissionsExt::from_mode(0o700)).context("failed to set a mode")?;
         fs::write(after.calm(), "").context("failed to write a file")?;
         after.configure(&self.setup.own, seed, OnInterrupted::Auto, 0)?;
