@@ -1,5 +1,5 @@
 //! What people do with projects by hand, and what they are told: a stop in the middle of a turn, projects that nobody defined,
-//! definitions of which a part is wrong, a place that is taken. Relay, daemon and processes are real.
+//! definitions of which a part is wrong, a place that is taken, flags of a start. Relay, daemon and processes are real.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -8,7 +8,7 @@ mod relays;
 
 use common::{Daemon, eventually, find, lines};
 use gitserver::world::World;
-use relays::{Client, Key};
+use relays::{Client, Key, id};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -184,4 +184,34 @@ fn a_whitelist_without_relays_is_warned_of() {
     assert_eq!(warnings, 1, "{ran:?}");
     home.nexus_ok(&["daemon", "stop"]);
     home.nothing_runs();
+}
+
+#[test]
+fn the_flags_of_a_start_hold_after_a_reload_and_a_restart() {
+    let mut world = World::with_all(|config| config["nostr"]["whitelist"] = json!([]));
+    world.daemon.stop();
+    world.daemon.nexus_ok(&["daemon", "start", "--detach", "--whitelist", &world.owner.npub(), "--projects-path", "mine"]);
+    // Relative paths start where the command ran.
+    let mine = world.daemon.home().canonicalize().unwrap().join("mine");
+    let works = |identifier: &str| {
+        let event = ask(&world, &world.project(identifier, None), "hello");
+        eventually("it is answered", || answers(&world, &event).len() == 1);
+        let path = PathBuf::from(world.show(identifier)["project"]["path"].as_str().unwrap());
+        assert!(path.starts_with(&mine), "{identifier}: {}", path.display());
+    };
+    works("first");
+    let other = Key::new(2);
+    let mut config: Value = serde_json::from_str(&fs::read_to_string(world.daemon.config_file()).unwrap()).unwrap();
+    config["nostr"]["whitelist"] = json!([other.npub()]);
+    config["projects"]["path"] = json!(world.daemon.file("elsewhere"));
+    world.daemon.configure(&config);
+    world.daemon.nexus_ok(&["daemon", "reload"]);
+    works("second");
+    let event = other.sign(1, &[&["a", &world.coordinate("first")]], "hello");
+    world.publish(&event);
+    eventually("who is in the file is answered too", || answers(&world, id(&event)).len() == 1);
+    world.daemon.nexus_ok(&["daemon", "restart"]);
+    works("third");
+    assert!(world.left().is_empty() && !Path::new(&world.daemon.file("elsewhere")).exists(), "nothing lies where the file says");
+    world.daemon.nexus_ok(&["daemon", "stop"]);
 }
