@@ -338,16 +338,20 @@ fn what_waits_for_a_definition_waits_for_nobodys_clone() {
 #[test]
 fn who_does_the_turns_of_a_project_gets_its_secrets() {
     let world = World::with_all(|config| {
-        let command = "sh -c 'cat > /dev/null; echo \"$API_KEY\"'";
+        let command = "sh -c 'cat > /dev/null; echo \"$API_KEY, $TOLD, $ALIKE\"'";
         config["agents"] = json!({ "default": "shell", "shell": { "runner": "command", "command": command } });
     });
     world.tell(31_933, &[&["d", "demo"], &["agent", &world.tell(4199, &[&["title", "coder"]], "")]], "");
     let project = world.coordinate("demo");
     world.prepared(&project);
-    let ran = world.daemon.nexus_told("hush-hush\n", &["project", "secret", "set", "demo", "API_KEY"]);
-    assert_eq!(ran.code, Some(0), "{ran:?}");
+    for (name, value) in [("API_KEY", "hush-hush\n"), ("ALIKE", "command:echo loud\n")] {
+        let ran = world.daemon.nexus_told(value, &["project", "secret", "set", "demo", name]);
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+    }
+    world.daemon.nexus_ok(&["project", "secret", "set", "demo", "TOLD", "--command", "echo 'tell nobody'"]);
     let answer = answered(&world, &ask(&world, &project, "hello"));
-    assert_eq!(answer["content"].as_str().unwrap().trim(), "hush-hush");
+    let told = "hush-hush, tell nobody, command:echo loud";
+    assert_eq!(answer["content"].as_str().unwrap().trim(), told, "what a command tells, and no value is run");
 }
 
 #[test]
