@@ -57,6 +57,7 @@ impl Pipeline {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::clock;
     use crate::ledger::nexus::{BeginEpoch, Claim, Definition, Deleted, PutDefinitions, StartRun, stopped_requests};
     use crate::pipeline::broken::tests::Place;
     use crate::pipeline::running::Turns;
@@ -89,6 +90,13 @@ mod tests {
         }
     }
 
+    /// The same, which holds until a time, in Unix seconds.
+    fn prepared_until(seq: i64, id: &str, at_s: i64) -> Prepared {
+        let mut one = prepared(seq, id);
+        one.request.event.metadata["nostr"]["tags"] = json!([["p", "bob"], ["expiration", at_s.to_string()]]);
+        one
+    }
+
     async fn delete(place: &Place, by: &str, id: &str) {
         let deletion = Definition {
             id: format!("deletion of {id} by {by}"),
@@ -115,6 +123,22 @@ mod tests {
         let mut other = prepared(1, "a");
         other.request.adapter = "fake".to_owned();
         assert!(place.pipeline.ask_whether_it_holds(&other.request).await.is_ok(), "whatever another adapter calls itself");
+    }
+
+    #[tokio::test]
+    async fn what_is_past_its_time_when_its_turn_comes_holds_no_more() {
+        let place = Place::with_a_request().await;
+        let now_s = clock::wall_ms() / 1000;
+        let over = place.pipeline.ask_whether_it_holds(&prepared_until(1, "a", now_s).request).await;
+        assert!(matches!(over, Err(Exit::Expired(reason)) if reason.contains("NIP-40")));
+        assert!(place.pipeline.ask_whether_it_holds(&prepared_until(1, "a", now_s + 86_400).request).await.is_ok());
+        let mut other = prepared_until(1, "a", now_s);
+        other.request.adapter = "fake".to_owned();
+        assert!(place.pipeline.ask_whether_it_holds(&other.request).await.is_ok(), "whatever another adapter calls itself");
+        let mut turn = prepared_until(3, "c", now_s);
+        turn.fellows = vec![prepared_until(1, "a", now_s), prepared_until(2, "b", now_s + 86_400)];
+        let left = place.pipeline.still_holding(turn).await.unwrap();
+        assert_eq!((left.request.event_seq, left.fellows.len()), (2, 0), "the time of the others passed while they waited");
     }
 
     #[tokio::test]
