@@ -150,16 +150,52 @@ fn a_version_with_a_mistake_is_told_with_its_place_and_the_one_before_goes_on() 
 }
 
 #[test]
-fn a_loop_that_never_ends_costs_a_message_its_plugin_and_nothing_more() {
-    let text = "export const plugin = { name: 'loop', afterReceiveEvent(req) {\n\
-                if (req.event.content === 'loop') for (;;);\n\
-                req.event.content += '!';\n} };";
-    let daemon = daemon_with("loop.js", text, &json!({}));
-    assert_eq!(sent(&daemon, "one")["text"], "one!");
-    let end = sent(&daemon, "loop");
-    assert_eq!((&end["status"], &end["text"]), (&json!("completed"), &json!("loop")), "{end}");
-    assert_eq!(report(&daemon, "loop")["errors"], 1);
-    eventually("it answers again", || sent(&daemon, "two")["text"] == "two!");
+fn one_that_loops_or_eats_memory_costs_a_message_its_plugin_and_nothing_more() {
+    // How a loop is ended depends on how busy the machine is.
+    let bodies = [("for (;;);", ""), ("new ArrayBuffer(2 ** 31 - 1);", "out of memory: more than 64 MB")];
+    for (body, told) in bodies {
+        let text = format!(
+            "export const plugin = {{ name: 'greedy', afterReceiveEvent(req) {{\n\
+             if (req.event.content === 'bad') {{ {body} }}\n\
+             req.event.content += '!';\n}} }};"
+        );
+        let daemon = daemon_with("greedy.js", &text, &json!({}));
+        assert_eq!(sent(&daemon, "one")["text"], "one!", "{body}");
+        let end = sent(&daemon, "bad");
+        assert_eq!((&end["status"], &end["text"]), (&json!("completed"), &json!("bad")), "{body}: {end}");
+        let found = report(&daemon, "greedy");
+        assert!(found["errors"] == 1 && text_of(&found, "last_error").contains(told), "{body}: {found}");
+        eventually("it answers again", || sent(&daemon, "two")["text"] == "two!");
+    }
+}
+
+#[test]
+fn metadata_that_pollutes_reaches_a_script_as_plain_data() {
+    // The classic mistake: a merge that follows every key.
+    let text = "const merge = (into, from) => { for (const key in from) {\n\
+                if (typeof from[key] === 'object' && key in into) merge(into[key], from[key]); else into[key] = from[key];\n} };\n\
+                export const plugin = { name: 'merge', afterReceiveEvent(req) {\n\
+                const metadata = req.event.metadata ?? {};\n\
+                let caught = 'nothing';\n\
+                try { merge({}, metadata); } catch (error) { caught = error.name; }\n\
+                req.event.content = `${caught} ${typeof {}.isAdmin} [${Object.keys(metadata)}]`;\n} };";
+    let mut daemon = Daemon::new();
+    script(&daemon, "merge.js", text);
+    let event = json!({
+        "event_id": "fake:1", "timestamp": 1, "content": "hello", "content_type": "text", "channel": "fake", "account_id": "me",
+        "sender_id": "u1", "peer_id": "p1", "peer_kind": "dm", "metadata": { "__proto__": { "isAdmin": true } },
+    });
+    let file = daemon.file("lines");
+    fs::write(&file, format!("{event}\n")).unwrap();
+    let mut wanted = with(&["merge"], &json!({}));
+    wanted["adapters"] = json!({ "fake": fake(json!({ "lines_file": file, "events": 0 })) });
+    daemon.configure(&wanted);
+    daemon.launch();
+    let said = || daemon.texts("agents", "SELECT content FROM messages WHERE role = 'assistant'");
+    eventually("the event is answered", || !said().is_empty());
+    assert_eq!(said(), ["TypeError undefined [__proto__]"]);
+    assert_eq!(sent(&daemon, "and now")["text"], "nothing undefined []");
+    assert_eq!(report(&daemon, "merge")["errors"], 0);
 }
 
 #[test]
