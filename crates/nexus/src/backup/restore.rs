@@ -161,9 +161,8 @@ impl Plan {
             drop(fs::remove_dir_all(&stage)); // the next restore does it otherwise
         }
         let (marked, finished_another, config, staged, begun) = prepared?;
-        let before = begun.finish()?;
-        // Last: an automation of ledgers that are not in place would work on others.
-        let ([automations, plugins], mut warnings) = staged.put();
+        // After the ledgers: an automation would work on others. And before a daemon may start, which would work without them.
+        let (before, ([automations, plugins], mut warnings)) = begun.finish(|| staged.put())?;
         warnings.extend(self.warnings(resume, [automations, plugins]));
         Ok(Report {
             directory: self.directory.clone(),

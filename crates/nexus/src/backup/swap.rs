@@ -103,11 +103,12 @@ impl<'a> Swap<'a> {
         Ok(swap)
     }
 
-    /// Exchanges the files; where the former ones lie then, if there were any.
+    /// Exchanges the files, and does what belongs to them while no daemon starts yet; where the former ones lie then, if
+    /// there were any, and what that came to.
     ///
     /// # Errors
     /// [`SwapError`]; the marker stays, and another restore goes on.
-    pub(super) fn finish(self) -> Result<Option<PathBuf>, SwapError> {
+    pub(super) fn finish<T>(self, then: impl FnOnce() -> T) -> Result<(Option<PathBuf>, T), SwapError> {
         self.marker.files.iter().try_for_each(|name| self.move_aside(name))?;
         if !self.marker.files.is_empty() {
             self.sync(&[&self.aside(), self.ledgers])?;
@@ -117,11 +118,12 @@ impl<'a> Swap<'a> {
         }
         let stage = stage(self.ledgers);
         self.sync(&[self.ledgers, &stage])?;
+        let done = then();
         let marker = self.ledgers.join(RESTORE_MARKER);
         fs::remove_file(&marker).map_err(FileError::of("remove", &marker))?;
         self.sync(&[self.ledgers])?;
         drop(fs::remove_dir_all(&stage)); // nothing of use is in it; the next restore removes it otherwise
-        Ok((!self.marker.files.is_empty()).then(|| self.aside()))
+        Ok(((!self.marker.files.is_empty()).then(|| self.aside()), done))
     }
 
     fn aside(&self) -> PathBuf {
@@ -245,12 +247,12 @@ mod tests {
         let ledgers = directory.path();
         write(ledgers, &old());
         put_stage(ledgers, "new");
-        let aside = Swap::begin(ledgers, Path::new("/b"), 0).unwrap().finish().unwrap().unwrap();
+        let aside = Swap::begin(ledgers, Path::new("/b"), 0).unwrap().finish(|| ()).unwrap().0.unwrap();
         assert_eq!(files(ledgers), new("new"));
         assert_eq!(files(&aside), old());
         assert!(aside.starts_with(ledgers.join("backup")) && !stage(ledgers).exists());
         put_stage(ledgers, "newer");
-        let second = Swap::begin(ledgers, Path::new("/b"), 0).unwrap().finish().unwrap().unwrap();
+        let second = Swap::begin(ledgers, Path::new("/b"), 0).unwrap().finish(|| ()).unwrap().0.unwrap();
         assert_ne!(second, aside, "at the same moment");
         assert_eq!((files(&aside), files(&second)), (old(), new("new")));
     }
@@ -259,9 +261,19 @@ mod tests {
     fn where_nothing_was_nothing_is_moved_aside() {
         let directory = tempfile::tempdir().unwrap();
         put_stage(directory.path(), "new");
-        assert_eq!(Swap::begin(directory.path(), Path::new("/b"), 0).unwrap().finish().unwrap(), None);
+        assert_eq!(Swap::begin(directory.path(), Path::new("/b"), 0).unwrap().finish(|| ()).unwrap().0, None);
         assert_eq!(files(directory.path()), new("new"));
         assert!(!directory.path().join("backup").exists());
+    }
+
+    #[test]
+    fn what_belongs_to_the_files_is_done_before_a_daemon_may_start() {
+        let directory = tempfile::tempdir().unwrap();
+        let ledgers = directory.path();
+        put_stage(ledgers, "new");
+        let swap = Swap::begin(ledgers, Path::new("/b"), 0).unwrap();
+        let (_, (are_new, is_held)) = swap.finish(|| (files(ledgers) == new("new"), is_begun(ledgers).unwrap())).unwrap();
+        assert!(are_new && is_held && !is_begun(ledgers).unwrap());
     }
 
     /// Does the first `count` steps of a swap, as one that is killed then; false when there are fewer.
@@ -285,7 +297,7 @@ mod tests {
             // Somebody who looked into a file meanwhile may have left another log.
             fs::write(ledgers.join("events.db-wal"), if count < 2 { "old log" } else { "stray" }).unwrap();
             put_stage(ledgers, "second");
-            let aside = Swap::begin(ledgers, Path::new("/second"), 99).unwrap().finish().unwrap().unwrap();
+            let aside = Swap::begin(ledgers, Path::new("/second"), 99).unwrap().finish(|| ()).unwrap().0.unwrap();
             assert_eq!(files(ledgers), new("second"), "after {count} steps");
             assert_eq!(files(&aside), old(), "after {count} steps");
             assert!(!is_begun(ledgers).unwrap());

@@ -32,7 +32,10 @@ const DAMAGE_CHARS_MAX: usize = 200;
 /// The disk doesn't give back what is in the file. Other errors of input and output tell of memory, locks and descriptors.
 const UNREADABLE: [c_int; 4] = [ffi::SQLITE_IOERR, ffi::SQLITE_IOERR_READ, ffi::SQLITE_IOERR_SHORT_READ, ffi::SQLITE_IOERR_CORRUPTFS];
 const DAMAGED_FIX: &str = "stop the daemon, keep a copy of the file, and put a backup in place with `nexus restore`";
-const UNFINISHED_FIX: &str = "the next start looks again; `nexus doctor` does while the daemon is stopped";
+const UNFINISHED_FIX: &str =
+    "the next start looks again, and the daemon itself once a full disk has room; `nexus doctor` does while it is stopped";
+/// What ends a look that is begun again by itself.
+const DISK_LOW: &str = "the disk is nearly full";
 
 /// What is known of the files.
 #[derive(Debug)]
@@ -98,6 +101,17 @@ struct Until {
     disk_low: watch::Receiver<bool>,
 }
 
+impl Until {
+    /// Waits for the disk to have room; false when the daemon stops first.
+    async fn has_room(&self) -> bool {
+        let mut disk_low = self.disk_low.clone();
+        tokio::select! {
+            known = disk_low.wait_for(|is_low| !is_low) => known.is_ok(),
+            () = self.stop.cancelled() => false,
+        }
+    }
+}
+
 /// What a look at one file came to.
 #[derive(Debug, PartialEq, Eq)]
 enum Looked {
@@ -116,12 +130,22 @@ pub(super) async fn check(control: Arc<Control>, directory: PathBuf, stop: Cance
     let began = Instant::now();
     let mut all_sound = true;
     for ledger in Ledger::ALL {
-        let looked = look_at(&control, ledger, &directory, &until).await;
-        if until.stop.is_cancelled() {
-            return; // the next start looks
+        loop {
+            let looked = look_at(&control, ledger, &directory, &until).await;
+            if until.stop.is_cancelled() {
+                return; // the next start looks
+            }
+            tell(ledger, &looked);
+            let is_over = looked != Looked::NotToItsEnd(DISK_LOW.to_owned());
+            let is_sound = soundness.note(ledger, looked);
+            if is_over {
+                all_sound &= is_sound;
+                break;
+            }
+            if !until.has_room().await {
+                return;
+            }
         }
-        tell(ledger, &looked);
-        all_sound &= soundness.note(ledger, looked);
     }
     if all_sound {
         soundness.due.store(false, Ordering::Release);
@@ -198,7 +222,7 @@ fn quick_check(mut connection: Connection, path: &Path, until: Until, ended_by: 
         let why = if until.stop.is_cancelled() {
             Some("the daemon stops")
         } else if *until.disk_low.borrow() {
-            Some("the disk is nearly full")
+            Some(DISK_LOW)
         } else if worked >= WORK && began.elapsed() >= FILE_LIMIT {
             Some("it took too long")
         } else if worked >= WORK && log_bytes().saturating_sub(log_before) > LOG_GROWTH_BYTES_MAX {
@@ -268,7 +292,7 @@ mod tests {
         ledger(&path);
         let (disk, until) = until();
         disk.send_replace(true);
-        assert_eq!(look(&path, &until), Looked::NotToItsEnd("the disk is nearly full".to_owned()));
+        assert_eq!(look(&path, &until), Looked::NotToItsEnd(DISK_LOW.to_owned()));
         disk.send_replace(false);
         assert_eq!(look(&path, &until), Looked::Sound);
     }

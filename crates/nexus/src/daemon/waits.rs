@@ -50,8 +50,8 @@ pub(super) async fn run(control: Arc<Control>, stop: CancellationToken) {
         }
         let reconsiders = looks.is_multiple_of(RECONSIDER_EVERY);
         looks = looks.wrapping_add(1);
-        if !reconsiders && !watch.waits && control.projects.has_none() {
-            continue; // only what was done for a project begins to wait
+        if !reconsiders && watch.is_empty && control.projects.has_none() {
+            continue; // only what is done for a project begins to wait
         }
         let looked = watch.look(&control, reconsiders).await;
         watch.note_look(looked);
@@ -98,8 +98,8 @@ struct Waiting {
     told: BTreeSet<String>,
     /// The ledger could not be read, which was told.
     is_blind: bool,
-    /// Something did.
-    waits: bool,
+    /// Nothing did.
+    is_empty: bool,
 }
 
 impl Waiting {
@@ -136,7 +136,7 @@ impl Waiting {
             return Ok(()); // nothing is accepted
         }
         let groups = control.ledgers.nexus.readers.read(wait_groups).await?;
-        self.waits = !groups.is_empty();
+        self.is_empty = groups.is_empty();
         if reconsiders && groups.iter().any(|(_, awaited)| *awaited == Awaited::Configuration) {
             control.projects.reconsider().await;
         }

@@ -52,8 +52,8 @@ impl Readers {
             path: Arc::new(path),
             place: None,
             idle: Arc::default(),
-            line: Line::default(),
-            long: Line::default(),
+            line: Line::of_small(),
+            long: Line::of_long(),
             failed_at: Arc::default(),
         }
     }

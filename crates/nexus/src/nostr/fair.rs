@@ -94,6 +94,7 @@ impl Fair {
     /// Whether it is time to ask for what was left out. Well below the limit, since all of it is asked for.
     pub(super) fn has_room(&mut self, pending: &Pending, limits: Limits, total: u64, now: Instant) -> bool {
         self.leave_to(pending);
+        self.batch.clear(); // it is over
         let has_room = |author: &String| self.counted(pending, author) <= limits.share() / 2;
         let may_ask = self.is_behind() && self.rests_until(now).is_none();
         may_ask && (total <= limits.free() / 2 || self.left.iter().any(has_room))
@@ -188,13 +189,25 @@ mod tests {
         let mut open: Vec<_> = (1..=20).map(|seq| pending.open(seq, "a")).collect();
         assert!(!fair.has_room(&pending, FORTY, total, now));
         open.truncate(6);
-        fair.begin(&pending, 16);
         assert!(!fair.has_room(&pending, FORTY, 16, now));
         open.truncate(5);
         assert!(fair.has_room(&pending, FORTY, 15, now), "half of its share is free");
         assert!(fair.has_room(&pending, FORTY, 10, now), "half of it all is");
         fair.catch_up(now);
         assert!(!fair.is_behind() && fair.rests_until(now).is_none());
+    }
+
+    #[test]
+    fn what_one_batch_brought_is_counted_once_it_is_over_by_what_is_open() {
+        let (mut fair, pending, now) = (Fair::default(), Pending::default(), Instant::now());
+        fair.begin(&pending, 20);
+        let let_through = (0..15).filter(|_| fair.admits(&pending, FORTY, "a", 1)).count();
+        assert_eq!(let_through, 10, "a share");
+        (1..=10).for_each(|seq| fair.committed(seq, "a"));
+        let open: Vec<_> = (1..=10).map(|seq| pending.open(seq, "a")).collect();
+        assert!(!fair.has_room(&pending, FORTY, 30, now));
+        drop(open);
+        assert!(fair.has_room(&pending, FORTY, 20, now), "all of it has ended, though nothing came since");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 /// Threads that serve one line at once: as many as there are connections to keep.
 const THREADS_MAX: usize = READERS_KEPT;
-/// Reads that wait for each of these before there is another one.
+/// Small reads that wait for each of these before there is another one.
 const BEHIND_MAX: usize = 8;
 /// Reads that may wait; who comes then waits for one of these places.
 const LINE_MAX: usize = 1_024;
@@ -22,6 +22,8 @@ type Job = Box<dyn FnOnce(&Readers) + Send>;
 pub(super) struct Line {
     waiting: Arc<Mutex<Waiting>>,
     places: Arc<Semaphore>,
+    /// Reads that wait for each thread before there is another one.
+    behind_max: usize,
 }
 
 #[derive(Default)]
@@ -31,9 +33,15 @@ struct Waiting {
     threads: usize,
 }
 
-impl Default for Line {
-    fn default() -> Self {
-        Self { waiting: Arc::default(), places: Arc::new(Semaphore::new(LINE_MAX)) }
+impl Line {
+    /// For reads that take less than waking a thread for each.
+    pub(super) fn of_small() -> Self {
+        Self { waiting: Arc::default(), places: Arc::new(Semaphore::new(LINE_MAX)), behind_max: BEHIND_MAX }
+    }
+
+    /// For reads that may take long: none waits while there may be another thread.
+    pub(super) fn of_long() -> Self {
+        Self { behind_max: 0, ..Self::of_small() }
     }
 }
 
@@ -48,7 +56,7 @@ impl Line {
     fn push(&self, job: Job) -> bool {
         let mut waiting = self.lock();
         waiting.jobs.push_back(job);
-        let is_short = waiting.threads < THREADS_MAX && waiting.jobs.len() > waiting.threads * BEHIND_MAX;
+        let is_short = waiting.threads < THREADS_MAX && waiting.jobs.len() > waiting.threads * self.behind_max;
         waiting.threads += usize::from(is_short);
         is_short
     }
