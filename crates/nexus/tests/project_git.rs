@@ -41,6 +41,21 @@ fn a_repository_is_cloned_once_and_laid_out() {
 }
 
 #[test]
+fn no_more_commits_are_cloned_than_the_depth_says() {
+    let world = World::with(|projects| projects["git"]["depth"] = json!(1));
+    let commits = |repository: &Path| git(repository, &["rev-list", "--count", "HEAD"]);
+    let served = world.server.repository("deep", |work| {
+        git(work, &["add", "README"]);
+        git(work, &["commit", "--quiet", "--message=before"]);
+        fs::write(work.join("later"), "later\n").unwrap();
+    });
+    assert_eq!(commits(&served), "2");
+    let path = path_of(&world.prepared(&world.project("demo", Some(&world.server.url("deep")))));
+    assert_eq!(commits(&path), "1");
+    assert!(path.join("README").is_file() && path.join("later").is_file(), "the last commit is there with all of its files");
+}
+
+#[test]
 fn two_that_want_it_at_once_get_one_clone() {
     let world = World::new();
     world.server.repository("good", |_| {});
