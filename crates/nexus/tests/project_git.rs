@@ -104,24 +104,42 @@ fn nothing_of_a_repository_or_of_the_machine_runs() {
     let world = World::new();
     let marks = world.daemon.root().join("marks");
     fs::create_dir(&marks).unwrap();
-    // What a user's own configuration would have git run.
-    let hooks = world.daemon.home().join("hooks");
-    fs::create_dir(&hooks).unwrap();
-    let hook = hooks.join("post-checkout");
-    fs::write(&hook, format!("#!/bin/sh\ntouch {}/hook\n", marks.display())).unwrap();
-    fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).unwrap();
-    let smudge = format!("touch {}/smudge; cat", marks.display());
-    let configured = format!("[core]\n\thooksPath = {}\n[filter \"lfs\"]\n\tsmudge = \"{smudge}\"\n\trequired = true\n", hooks.display());
-    fs::write(world.daemon.home().join(".gitconfig"), configured).unwrap();
-    world.server.repository("laden", |work| {
+    let marked = || fs::read_dir(&marks).unwrap().count();
+    let with_hook = |directory: &Path| {
+        fs::create_dir(directory).unwrap();
+        let hook = directory.join("post-checkout");
+        fs::write(&hook, format!("#!/bin/sh\ntouch {}/hook\n", marks.display())).unwrap();
+        fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    let home = world.daemon.home();
+    with_hook(&home.join("hooks"));
+    let repository = world.server.repository("laden", |work| {
+        with_hook(&work.join("hooks"));
+        with_hook(&work.join(".githooks"));
         fs::write(work.join(".gitattributes"), "*.bin filter=lfs\n").unwrap();
         fs::write(work.join("big.bin"), "version https://git-lfs.github.com/spec/v1\n").unwrap();
         with_ext_submodule(work);
     });
-    let path = path_of(&world.prepared(&world.project("laden", Some(&world.server.url("laden")))));
-    assert!(fs::read_to_string(path.join("big.bin")).unwrap().starts_with("version "));
-    assert_eq!(fs::read_dir(path.join("s")).map_or(0, Iterator::count), 0, "the submodule stays empty");
-    assert_eq!(fs::read_dir(&marks).unwrap().count(), 0);
+    let smudge = format!("touch {}/smudge; cat", marks.display());
+    // What a user's own configuration would have git run: the user's hooks, or those that lie in the repository.
+    for (nth, hooks) in [home.join("hooks").to_str().unwrap(), "hooks", ".githooks"].into_iter().enumerate() {
+        let configured = format!("[core]\n\thooksPath = {hooks}\n[filter \"lfs\"]\n\tsmudge = \"{smudge}\"\n\trequired = true\n");
+        fs::write(home.join(".gitconfig"), configured).unwrap();
+        let mut users = program("git");
+        users.args(["clone", "--quiet"]).arg(&repository).arg(world.daemon.root().join(format!("users{nth}")));
+        users.env("HOME", &home).env_remove("GIT_CONFIG_GLOBAL");
+        assert!(users.status().unwrap().success());
+        assert_eq!(marked(), 2, "{hooks}: the user's own git runs both");
+        for mark in ["hook", "smudge"] {
+            fs::remove_file(marks.join(mark)).unwrap();
+        }
+
+        let path = path_of(&world.prepared(&world.project(&format!("laden{nth}"), Some(&world.server.url("laden")))));
+        assert!(fs::read_to_string(path.join("big.bin")).unwrap().starts_with("version "));
+        assert!(path.join("hooks/post-checkout").is_file() && path.join(".githooks/post-checkout").is_file());
+        assert_eq!(fs::read_dir(path.join("s")).map_or(0, Iterator::count), 0, "the submodule stays empty");
+        assert_eq!(marked(), 0, "{hooks}");
+    }
 }
 
 #[test]
