@@ -358,7 +358,7 @@ fn who_does_the_turns_of_a_project_gets_its_secrets() {
 fn the_servers_of_a_project_get_its_secrets() {
     let world = World::with_all(|config| {
         // Nobody answers there: only whose tools it would use matters.
-        let model = json!({ "runner": "llm", "provider": "ollama", "model": "m", "endpoint": "http://127.0.0.1:9/v1" });
+        let model = json!({ "runner": "llm", "provider": "ollama", "model": "m", "url": "http://127.0.0.1:9/v1" });
         config["agents"] = json!({ "default": "model", "model": model });
     });
     let command = "sh -c 'printf %s \"$API_KEY\" > seen; exec sleep 1000'";
