@@ -4,10 +4,12 @@
 //! `lying-relay CONTROL` prints `listening on ws://...`. CONTROL is a JSON file, read again at each step:
 //! - `secret`: the key of the user whose events are asked for; `tags`: those of the lies' events
 //! - `events`: correct events that it tells honestly, also those that are added later
-//! - `log`: a file that gets a JSON line for each `connection`, `req`, `close`, `auth` and `event`, with `at_ms`
+//! - `seed`: which subscriptions `closed-at-random` closes, when, and with what word
+//! - `log`: a file that gets a JSON line for each `connection`, `req`, `close`, `closed`, `auth` and `event`, with `at_ms`
 //! - `lies`: names out of those of `lying_relay/lies.rs`, told once per connection, and of these:
-//!   `flood` (10,000 strangers' events per second), `unknown-subscription`, `closed-at-random` (the first REQ of
+//!   `flood` (10,000 strangers' events per second), `unknown-subscription`, `closed-at-first` (the first REQ of
 //!   each subscription is closed, on each connection; one is known by its id up to the number behind the last dot),
+//!   `closed-at-random` (now and then one that is open is closed, four times on each connection),
 //!   `notice-only`, `no-eose`, `silence`, `auth` (asks who it is),
 //!   `disconnect-at-{connect,handshake,auth,req,publish}`, and `disconnect-at-{event,eose}` in the answer to the REQ that
 //!   asks for the user's messages: after the lies, and after the honest events
@@ -19,7 +21,7 @@ use futures_util::{SinkExt, StreamExt};
 use lies::Maker;
 use nostr::key::Keys;
 use serde_json::{Value, json};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -37,6 +39,13 @@ const FLOOD_EVENTS: usize = 100;
 const FLOOD_DISTINCT: u64 = 500;
 /// How often it looks for events that were added.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// One look in so many closes a subscription, up to a number per connection.
+const CLOSING_ODDS: usize = 4;
+const CLOSINGS_MAX: u32 = 4;
+/// What relays say when they close one (NIP-01), and nothing.
+const CLOSING_WORDS: [&str; 5] =
+    ["error: shutting down idle subscription", "rate-limited: later", "restricted: no", "auth-required: who", ""];
 
 const MESSAGE_KIND: u16 = 1;
 
@@ -125,9 +134,9 @@ async fn converse(mut stream: TcpStream, control: &Control) -> Result<(), Error>
     if control.is_told("disconnect-at-auth") {
         return Ok(());
     }
-    Talk { wire, control, subscriptions: HashMap::new(), closed: HashSet::new(), told: HashSet::new(), is_told: false, flood: None }
-        .run()
-        .await
+    let random = control.read()["seed"].as_u64().unwrap_or(0);
+    let (subscriptions, closed, told) = (BTreeMap::new(), HashSet::new(), HashSet::new());
+    Talk { wire, control, subscriptions, closed, closings: 0, random, told, is_told: false, flood: None }.run().await
 }
 
 async fn say(wire: &mut Wire, message: &Value) -> Result<(), Error> {
@@ -138,9 +147,13 @@ async fn say(wire: &mut Wire, message: &Value) -> Result<(), Error> {
 struct Talk<'c> {
     wire: Wire,
     control: &'c Control,
-    subscriptions: HashMap<String, Vec<Value>>,
-    /// Subscriptions that were closed once.
+    /// In an order, so that a seed says which of them is closed.
+    subscriptions: BTreeMap<String, Vec<Value>>,
+    /// Subscriptions that were closed at first.
     closed: HashSet<String>,
+    /// Subscriptions that were closed at random.
+    closings: u32,
+    random: u64,
     /// What was told honestly, by subscription and event.
     told: HashSet<(String, String)>,
     /// The lies were told.
@@ -167,7 +180,10 @@ impl Talk<'_> {
                         return Ok(());
                     }
                 }
-                _ = look.tick() => self.tell_events().await?,
+                _ = look.tick() => {
+                    self.tell_events().await?;
+                    self.close_at_random().await?;
+                }
                 _ = pulse.tick(), if self.flood.is_some() => self.pour().await?,
             }
         }
@@ -215,7 +231,7 @@ impl Talk<'_> {
             return Ok(true);
         }
         let asked = name.rsplit_once('.').map_or(&*name, |(asked, _)| asked);
-        if lies.contains("closed-at-random") && self.closed.insert(asked.to_owned()) {
+        if lies.contains("closed-at-first") && self.closed.insert(asked.to_owned()) {
             say(&mut self.wire, &json!(["CLOSED", name, "error: shutting down idle subscription"])).await?;
             return Ok(true);
         }
@@ -259,6 +275,25 @@ impl Talk<'_> {
             self.flood = Some(Flood { subscription: name.to_owned(), events: maker.strangers(FLOOD_DISTINCT), next: 0 });
         }
         self.wire.flush().await
+    }
+
+    async fn close_at_random(&mut self) -> Result<(), Error> {
+        let may_be = self.closings < CLOSINGS_MAX && !self.subscriptions.is_empty() && self.control.is_told("closed-at-random");
+        if !may_be || self.draw(CLOSING_ODDS) > 0 {
+            return Ok(());
+        }
+        let (nth, word) = (self.draw(self.subscriptions.len()), CLOSING_WORDS[self.draw(CLOSING_WORDS.len())]);
+        let Some(name) = self.subscriptions.keys().nth(nth).cloned() else { return Ok(()) };
+        self.subscriptions.remove(&name);
+        self.closings += 1;
+        self.control.log("closed", &json!([name, word]));
+        say(&mut self.wire, &json!(["CLOSED", name, word])).await
+    }
+
+    /// A number below another: the upper half of a linear congruential generator (Knuth's MMIX).
+    fn draw(&mut self, below: usize) -> usize {
+        self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(self.random >> 33).unwrap_or(0) % below
     }
 
     async fn feed(&mut self, subscription: &str, event: &str) -> Result<(), Error> {

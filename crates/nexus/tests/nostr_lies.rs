@@ -14,6 +14,9 @@ use std::collections::BTreeSet;
 const PAUSE_MS_MIN: u64 = 400;
 /// Events of a flood that must have been refused before the honest one is sent.
 const FLOOD_SEEN: u64 = 5_000;
+/// How often the lying relay closes a subscription of a connection at random, and what it draws them from; any seed does.
+const CLOSINGS: usize = 4;
+const SEED: u64 = 7;
 
 struct Scene {
     daemon: Daemon,
@@ -28,7 +31,7 @@ impl Scene {
     fn new(lies: &[&str]) -> Self {
         let (user, own) = (Key::new(1), Key::new(9));
         let mut daemon = Daemon::new();
-        let control = json!({ "secret": user.secret(), "tags": [["p", own.public()]], "events": [], "lies": lies });
+        let control = json!({ "secret": user.secret(), "tags": [["p", own.public()]], "seed": SEED, "events": [], "lies": lies });
         let lying = Lying::start(&daemon.root().join("lying"), control);
         let honest = Relay::start(&daemon.root().join("honest"), &[]);
         let mut settings = config(json!({}));
@@ -99,10 +102,27 @@ impl Scene {
         assert_eq!(self.kept().len(), 2, "{:?}", self.kept());
     }
 
+    /// The ids of all questions to the lying relay, in order.
+    fn asked(&self) -> Vec<String> {
+        self.lying.log("req").iter().map(|line| line["what"][1].as_str().unwrap().to_owned()).collect()
+    }
+
+    fn asked_each_by_its_own_id(&self) {
+        let all = self.asked();
+        let distinct: BTreeSet<&String> = all.iter().collect();
+        assert_eq!(distinct.len(), all.len(), "no answer can be taken for that to another question: {all:?}");
+    }
+
     /// Connections of the daemon so far, in Unix ms.
     fn connections(&self) -> Vec<u64> {
         self.lying.log("connection").iter().map(|line| line["at_ms"].as_u64().unwrap()).collect()
     }
+}
+
+/// What a question is about, and its number: behind the last dot of its id.
+fn question(name: &str) -> (String, u64) {
+    let (about, nth) = name.rsplit_once('.').unwrap();
+    (about.to_owned(), nth.parse().unwrap())
 }
 
 /// Tells these lies; each of these ends was come to by some, and nothing else of it is left.
@@ -196,20 +216,31 @@ fn who_forges_too_much_is_left_alone_for_a_while() {
 
 #[test]
 fn a_subscription_that_is_closed_is_asked_again() {
-    let mut scene = Scene::new(&["closed-at-random"]);
-    let asked =
-        |scene: &Scene| -> Vec<String> { scene.lying.log("req").iter().map(|line| line["what"][1].as_str().unwrap().to_owned()).collect() };
-    // Each question has its number behind the last dot of its id.
-    let about = |name: &str| name.rsplit_once('.').unwrap().0.to_owned();
+    let mut scene = Scene::new(&["closed-at-first"]);
     eventually("a subscription is asked again", || {
-        let all: Vec<String> = asked(&scene).iter().map(|name| about(name)).collect();
+        let all: Vec<String> = scene.asked().iter().map(|name| question(name).0).collect();
         all.iter().any(|name| all.iter().filter(|other| other == &name).count() > 1)
     });
-    let all = asked(&scene);
-    let distinct: BTreeSet<&String> = all.iter().collect();
-    assert_eq!(distinct.len(), all.len(), "no answer can be taken for that to another question: {all:?}");
+    scene.asked_each_by_its_own_id();
     scene.believes_only_the_truth();
     scene.is("live");
+}
+
+#[test]
+fn an_open_subscription_that_is_closed_is_asked_again() {
+    let mut scene = Scene::new(&[]);
+    scene.is("live");
+    scene.lying.set("lies", json!(["closed-at-random"]));
+    let closed = find("subscriptions are closed", || Some(scene.lying.log("closed")).filter(|all| all.len() == CLOSINGS));
+    for line in &closed {
+        let (about, nth) = question(line["what"][0].as_str().unwrap());
+        let is_later = |name: &String| question(name).0 == about && question(name).1 > nth;
+        eventually(&format!("{line} is asked again"), || scene.asked().iter().any(is_later));
+    }
+    scene.asked_each_by_its_own_id();
+    scene.believes_only_the_truth();
+    scene.is("live");
+    assert_eq!((scene.connections().len(), scene.lying.log("closed").len()), (1, CLOSINGS), "it takes no connection with it");
 }
 
 #[test]
