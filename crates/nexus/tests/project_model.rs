@@ -8,7 +8,7 @@ mod gitserver;
 mod relays;
 
 use common::model::{INPUT_TOKENS, Model, OUTPUT_TOKENS, call, text};
-use common::{NEXUS, eventually, find, lines, zone_at_noon};
+use common::{DEADLINE, NEXUS, eventually, find, lines, zone_at_noon};
 use gitserver::world::World;
 use relays::{Client, is_verified};
 use serde_json::{Value, json};
@@ -107,4 +107,26 @@ fn the_turns_of_a_project_use_up_the_budget_of_the_agent_that_does_them() {
     let reasons = world.daemon.texts("nexus", "SELECT reason FROM nexus_requests WHERE status = 'failed'");
     assert!(reasons.len() == 1 && reasons[0].starts_with(told), "{reasons:?}");
     assert_eq!(model.asked().len(), 2, "a hard stop asks nobody");
+}
+
+#[test]
+fn a_status_tells_the_tools_of_servers_that_are_up_with_those_who_may_call_them() {
+    let model = Model::start(Vec::new());
+    let world = world(&model, &json!({}));
+    let reader = world.tell(4199, &[&["title", "Reader"], &["tool", "echo"]], "");
+    let writer = world.tell(4199, &[&["title", "Writer"]], "");
+    with_server(&world, &[&reader, &writer]);
+    let mut listening = Client::connect(world.relay.url());
+    listening.subscribe("status", &[json!({ "kinds": [24_010] })]);
+    world.daemon.nexus_ok(&["project", "start", "demo"]);
+    // The first one may come before the server is up; the next one takes half a minute.
+    listening.set_patience(2 * DEADLINE);
+    let named = |status: &Value, name: &str| -> Vec<Value> {
+        status["tags"].as_array().unwrap().iter().filter(|tag| tag[0] == name).cloned().collect()
+    };
+    let told = listening.until(|message| message[0] == "EVENT" && message[1] == "status" && !named(&message[2], "tool").is_empty());
+    let tools = [json!(["tool", "file-server__echo", "reader", "writer"]), json!(["tool", "file-server__forbidden", "writer"])];
+    assert_eq!(named(&told[2], "tool"), tools);
+    assert_eq!(named(&told[2], "model"), [json!(["model", "m", "reader", "writer"])]);
+    assert!(is_verified(&told[2]), "{told}");
 }

@@ -12,7 +12,7 @@ use std::fs::{self, File};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio_tungstenite::tungstenite::{self, Message, WebSocket};
 
 pub fn now_s() -> u64 {
@@ -212,6 +212,11 @@ impl Client {
         stream.set_write_timeout(Some(DEADLINE)).unwrap();
         let (socket, _) = tungstenite::client(url, stream).map_err(|error| error.to_string())?;
         Ok(Self { socket, asked: 0 })
+    }
+
+    /// Bears a silence of this length from now on.
+    pub fn set_patience(&self, patience: Duration) {
+        self.socket.get_ref().set_read_timeout(Some(patience)).unwrap();
     }
 
     pub fn say(&mut self, message: &Value) {
