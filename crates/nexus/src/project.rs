@@ -358,16 +358,20 @@ impl Projects {
         let mut why = "its process ended before it was ready".to_owned();
         loop {
             let session = sessions.borrow_and_update().clone();
-            if let Some(session) = session {
-                if session.is_ready().await {
-                    return Ok(session);
-                }
-                why = session.why();
-            }
+            let is_ready = match &session {
+                Some(session) => session.is_ready().await,
+                None => false,
+            };
             let (phase, last_error) = {
                 let status = status.borrow_and_update();
                 (status.phase, status.last_error.clone())
             };
+            match session {
+                // A process may be ready before its child's task tells of it.
+                Some(session) if is_ready && phase == Phase::Running => return Ok(session),
+                Some(session) if !is_ready => why = session.why(),
+                Some(_) | None => {}
+            }
             match phase {
                 Phase::Errored => {
                     self.quarantine(lane).await;

@@ -224,7 +224,7 @@ fn people_start_stop_and_restart_a_project() {
     assert_ne!(other["pid"], begun["pid"]);
     assert_eq!(world.starts(), 3);
     let process = world.daemon.nexus_ok(&["project", "show", "demo"]);
-    assert!(process.contains(&format!("PID {}, up ", other["pid"])), "{process}");
+    assert!(process.contains(&format!("PID {}, up ", other["pid"])), "{other} {process}");
     let unknown = ["stop", "show"].map(|verb| world.daemon.nexus(&["project", verb, "nothing"]));
     assert!(unknown.iter().all(|ran| ran.code == Some(4) && ran.stderr == unknown[0].stderr), "in one sentence: {unknown:?}");
 }

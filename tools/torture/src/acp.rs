@@ -10,7 +10,7 @@ use crate::{clock, journal, procfs};
 use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::OpenOptions;
 use std::path::Path;
 use std::process::ExitCode;
@@ -109,6 +109,8 @@ struct Open {
 struct Agent {
     world: World,
     chance: Chance,
+    /// Those that this process began or loaded.
+    sessions: HashSet<String>,
     /// By session.
     open: HashMap<String, Open>,
 }
@@ -126,7 +128,7 @@ pub(crate) fn run(args: &[String]) -> Result<ExitCode> {
         world.violated("two processes of the ACP agent lived at one time")?;
     }
     let starts = journal::values_with(&world.agent_journal(), BEGAN)?.iter().filter(|one| one["what"] == BEGAN).count();
-    let mut agent = Agent { world, chance: Chance::new(seed), open: HashMap::new() };
+    let mut agent = Agent { world, chance: Chance::new(seed), sessions: HashSet::new(), open: HashMap::new() };
     agent.note(BEGAN, "")?;
     match agent.chance.about(&["acp start", &starts.to_string()]).below(24) {
         _ if agent.world.is_calm() => {}
@@ -162,7 +164,10 @@ impl Agent {
             }
             Some("session/new") => self.begin(id)?,
             Some("session/load") => self.load(id, session)?,
-            Some("session/close") => answer(id, &json!({}))?,
+            Some("session/close") => {
+                self.sessions.remove(session);
+                answer(id, &json!({}))?;
+            }
             Some("session/prompt") => return self.prompt(id, session, &params["prompt"]),
             Some("session/cancel") => self.cancel(session)?,
             Some(_) if !id.is_null() => refuse(id, NO_METHOD, "no such method")?,
@@ -172,18 +177,20 @@ impl Agent {
     }
 
     /// A session is written down before the daemon knows of it.
-    fn begin(&self, id: &Value) -> Result<()> {
+    fn begin(&mut self, id: &Value) -> Result<()> {
         let session = format!("s{}", journal::lines(&self.world.acp_sessions())?.len());
         journal::append(&self.world.acp_sessions(), &session)?;
+        self.sessions.insert(session.clone());
         answer(id, &json!({ "sessionId": session }))
     }
 
     /// Plays back what nobody may take for an answer.
-    fn load(&self, id: &Value, session: &str) -> Result<()> {
+    fn load(&mut self, id: &Value, session: &str) -> Result<()> {
         if !journal::lines(&self.world.acp_sessions())?.iter().any(|known| known == session) {
             self.world.violated(&format!("the ACP agent was asked for a session that it never began: `{session}`"))?;
             return refuse(id, NOT_FOUND, "no such session");
         }
+        self.sessions.insert(session.to_owned());
         tell(session, "what was said before")?;
         answer(id, &json!({}))
     }
@@ -192,6 +199,10 @@ impl Agent {
         // What was said before stands before the message.
         let content = blocks.as_array().into_iter().flatten().rev().find_map(|block| block["text"].as_str());
         let content = content.context("a prompt has no text")?;
+        if !self.sessions.contains(session) {
+            self.world.violated(&format!("the ACP agent was told `{content}` in a session that this process has not: `{session}`"))?;
+            return refuse(id, NOT_FOUND, "no such session").map(|()| None);
+        }
         if self.open.contains_key(session) {
             self.world.violated(&format!("the ACP agent was told `{content}` in a session whose turn goes on"))?;
         }

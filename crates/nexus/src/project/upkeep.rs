@@ -27,6 +27,8 @@ use tokio_util::sync::CancellationToken;
 
 /// How often is looked at who is idle and who has crashed too often.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How long a look at what a project lacks waits for a preparation that is under way.
+const PREPARING_PATIENCE: Duration = Duration::from_secs(3);
 /// Looks between two counts of what waits.
 const COUNT_EVERY: u32 = 4;
 
@@ -262,10 +264,13 @@ impl Projects {
         for row in rows.iter().filter(|row| row.status == "needs_configuration") {
             let Ok(project) = Coordinate::parse(&row.coordinate) else { continue };
             let lane = self.inner.lanes.get(&project);
-            // Whoever prepares it or puts it away tells how it is at the end of that.
-            let _one = match lane.as_ref().map(|lane| lane.preparing.try_lock()) {
-                Some(Ok(one)) => Some(one),
-                Some(Err(_)) => continue,
+            // Whoever prepares it or puts it away tells how it is at the end of that, but by the configuration of its beginning: what
+            // takes no longer than this is waited for.
+            let _one = match &lane {
+                Some(lane) => match tokio::time::timeout(PREPARING_PATIENCE, lane.preparing.lock()).await {
+                    Ok(one) => Some(one),
+                    Err(_) => continue,
+                },
                 None => None,
             };
             match self.inner.ground.preparer.look(row).await {
