@@ -191,7 +191,7 @@ impl Agent {
             return refuse(id, NOT_FOUND, "no such session");
         }
         self.sessions.insert(session.to_owned());
-        tell(session, "what was said before")?;
+        tell(session, "what was said before; ")?;
         answer(id, &json!({}))
     }
 

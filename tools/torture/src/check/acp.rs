@@ -96,8 +96,8 @@ mod tests {
     #[test]
     fn what_completed_was_answered_in_these_words() {
         tells(&found(&[CALLED], ""), "`filled a 1` has completed, and the agent that stays did not come to its end");
-        let played_back = "UPDATE deliveries SET content = 'what was said beforere: filled a 1'";
-        tells(&found(&[CALLED, "answered"], played_back), "was answered with `what was said beforere: filled a 1`");
+        let played_back = "UPDATE deliveries SET content = 'what was said before; re: filled a 1'";
+        tells(&found(&[CALLED, "answered"], played_back), "was answered with `what was said before; re: filled a 1`");
         tells(&found(&[CALLED, "answered"], "DELETE FROM deliveries"), "was answered with ``");
         assert_eq!(found(&[CALLED], "UPDATE nexus_requests SET status = 'failed'"), "");
     }
