@@ -58,6 +58,7 @@ pub(super) fn streamed(accepted: &Value, parts: mpsc::Receiver<Part>, stop: Canc
         let stop = stop.clone();
         async move {
             let part = tokio::select! {
+                biased; // what was said before the stop is told: its end above all
                 part = parts.recv() => part?,
                 () = stop.cancelled() => return None,
             };
@@ -74,4 +75,44 @@ pub(super) fn line(part: &impl Serialize) -> Bytes {
     let mut text = serde_json::to_string(part).unwrap_or_else(|error| format!("{{\"type\":\"error\",\"error\":\"{error}\"}}"));
     text.push('\n');
     text.into()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use nexus_core::request::Status;
+
+    #[tokio::test]
+    async fn an_end_that_came_before_the_stop_is_told() {
+        for _ in 0..32 {
+            let (sender, parts) = mpsc::channel(2);
+            let stop = CancellationToken::new();
+            let response = streamed(&json!({ "type": "accepted" }), parts, stop.clone());
+            let end = crate::replies::End {
+                request_id: "req_1".into(),
+                status: Status::Completed,
+                reason: None,
+                text: None,
+                agent: None,
+                session: None,
+            };
+            sender.send(Part::End(end)).await.unwrap();
+            stop.cancel();
+            let told = axum::body::to_bytes(response.into_body(), 4096).await.unwrap();
+            let last = told.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).next_back().unwrap();
+            let last: Value = serde_json::from_slice(last).unwrap();
+            assert_eq!((&last["type"], &last["status"]), (&json!("end"), &json!("completed")));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stop_ends_an_answer_whose_end_does_not_come() {
+        let (sender, parts) = mpsc::channel(2);
+        let stop = CancellationToken::new();
+        let response = streamed(&json!({ "type": "accepted" }), parts, stop.clone());
+        stop.cancel();
+        assert_eq!(axum::body::to_bytes(response.into_body(), 4096).await.unwrap(), "{\"type\":\"accepted\"}\n");
+        drop(sender);
+    }
 }

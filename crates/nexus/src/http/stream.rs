@@ -104,6 +104,7 @@ impl Feed {
                     return Some(text.into());
                 }
                 Batch::Empty => tokio::select! {
+                    biased; // what was published before the stop is told
                     more = self.subscriber.changed() => if !more { return None },
                     _ = self.ticks.tick() => return Some(self.tick()),
                     () = self.api.stop.cancelled() => return None,
