@@ -47,6 +47,10 @@ pub(super) async fn run(control: Arc<Control>, disk: watch::Sender<bool>, data_d
             _ = prune_tick.tick() => {
                 prune(&control).await;
                 prune_calls(&control).await;
+                // Now, what a start alone has used, then what an hour has.
+                if let Err(error) = crate::memory::let_go_of_code() {
+                    tracing::debug!(%error, "code that isn't used stays mapped");
+                }
             }
             () = stop.cancelled() => break,
         }
