@@ -9,6 +9,7 @@ use crate::ledger::copy::beside;
 use crate::ledger::{Ledger, read_only};
 use rusqlite::{Connection, ErrorCode, ffi};
 use std::ffi::c_int;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -34,8 +35,6 @@ const UNREADABLE: [c_int; 4] = [ffi::SQLITE_IOERR, ffi::SQLITE_IOERR_READ, ffi::
 const DAMAGED_FIX: &str = "stop the daemon, keep a copy of the file, and put a backup in place with `nexus restore`";
 const UNFINISHED_FIX: &str =
     "the next start looks again, and the daemon itself once a full disk has room; `nexus doctor` does while it is stopped";
-/// What ends a look that is begun again by itself.
-const DISK_LOW: &str = "the disk is nearly full";
 
 /// What is known of the files.
 #[derive(Debug)]
@@ -117,7 +116,33 @@ impl Until {
 enum Looked {
     Sound,
     Damaged(String),
-    NotToItsEnd(String),
+    NotToItsEnd(Unfinished),
+}
+
+/// Why a look didn't come to the file's end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Unfinished {
+    Stopped,
+    /// The only one after which it is looked at again by itself.
+    DiskLow,
+    TookTooLong,
+    LogGrew,
+    BrokeOff,
+    /// In SQLite's words.
+    Failed(String),
+}
+
+impl fmt::Display for Unfinished {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Stopped => "the daemon stops",
+            Self::DiskLow => "the disk is nearly full",
+            Self::TookTooLong => "it took too long",
+            Self::LogGrew => "its log grew too long meanwhile",
+            Self::BrokeOff => "it broke off",
+            Self::Failed(error) => error,
+        })
+    }
 }
 
 /// Looks at each file in turn, if that is due; ends with the last, or at `stop`.
@@ -136,7 +161,7 @@ pub(super) async fn check(control: Arc<Control>, directory: PathBuf, stop: Cance
                 return; // the next start looks
             }
             tell(ledger, &looked);
-            let is_over = looked != Looked::NotToItsEnd(DISK_LOW.to_owned());
+            let is_over = looked != Looked::NotToItsEnd(Unfinished::DiskLow);
             let is_sound = soundness.note(ledger, looked);
             if is_over {
                 all_sound &= is_sound;
@@ -169,7 +194,7 @@ async fn look_at(control: &Control, ledger: Ledger, directory: &Path, until: &Un
         looked
     });
     // A panic was told by its name.
-    looked.await.unwrap_or_else(|_| Looked::NotToItsEnd("it broke off".to_owned()))
+    looked.await.unwrap_or(Looked::NotToItsEnd(Unfinished::BrokeOff))
 }
 
 fn tell(ledger: Ledger, looked: &Looked) {
@@ -180,7 +205,7 @@ fn tell(ledger: Ledger, looked: &Looked) {
             tracing::error!(file, damage, fix = DAMAGED_FIX, "a ledger is damaged");
         }
         Looked::NotToItsEnd(why) => {
-            tracing::warn!(file, why, fix = UNFINISHED_FIX, "the file of a ledger was not looked at to its end");
+            tracing::warn!(file, %why, fix = UNFINISHED_FIX, "the file of a ledger was not looked at to its end");
         }
     }
 }
@@ -190,12 +215,12 @@ fn look(path: &Path, until: &Until) -> Looked {
     match read_only(path).and_then(|connection| quick_check(connection, path, until.clone(), ended_by.clone())) {
         Ok(found) if found == "ok" => Looked::Sound,
         Ok(found) => Looked::Damaged(one_line(&found)),
-        Err(error) => broken_off(&error, ended_by.get().copied()),
+        Err(error) => broken_off(&error, ended_by.get()),
     }
 }
 
 /// What it says of the file that the look at it failed, or was ended by something.
-fn broken_off(error: &rusqlite::Error, ended_by: Option<&str>) -> Looked {
+fn broken_off(error: &rusqlite::Error, ended_by: Option<&Unfinished>) -> Looked {
     let failed = error.sqlite_error();
     // So far from a database that not even the check can go on.
     if failed.is_some_and(|failed| [ErrorCode::DatabaseCorrupt, ErrorCode::NotADatabase].contains(&failed.code)) {
@@ -204,11 +229,11 @@ fn broken_off(error: &rusqlite::Error, ended_by: Option<&str>) -> Looked {
     if failed.is_some_and(|failed| UNREADABLE.contains(&failed.extended_code)) {
         return Looked::Damaged(one_line(&format!("the disk doesn't give it back: {error}")));
     }
-    Looked::NotToItsEnd(ended_by.map_or_else(|| error.to_string(), str::to_owned))
+    Looked::NotToItsEnd(ended_by.cloned().unwrap_or_else(|| Unfinished::Failed(error.to_string())))
 }
 
 /// The first thing that SQLite finds wrong, or `ok`. What ends it earlier is left in `ended_by`.
-fn quick_check(mut connection: Connection, path: &Path, until: Until, ended_by: Arc<OnceLock<&'static str>>) -> rusqlite::Result<String> {
+fn quick_check(mut connection: Connection, path: &Path, until: Until, ended_by: Arc<OnceLock<Unfinished>>) -> rusqlite::Result<String> {
     let log = beside(path, "-wal");
     let log_bytes = move || std::fs::metadata(&log).map_or(0, |log| log.len());
     let (began, log_before) = (Instant::now(), log_bytes());
@@ -220,13 +245,13 @@ fn quick_check(mut connection: Connection, path: &Path, until: Until, ended_by: 
             rested = Instant::now();
         }
         let why = if until.stop.is_cancelled() {
-            Some("the daemon stops")
+            Some(Unfinished::Stopped)
         } else if *until.disk_low.borrow() {
-            Some(DISK_LOW)
+            Some(Unfinished::DiskLow)
         } else if worked >= WORK && began.elapsed() >= FILE_LIMIT {
-            Some("it took too long")
+            Some(Unfinished::TookTooLong)
         } else if worked >= WORK && log_bytes().saturating_sub(log_before) > LOG_GROWTH_BYTES_MAX {
-            Some("its log grew too long meanwhile")
+            Some(Unfinished::LogGrew)
         } else {
             None
         };
@@ -282,7 +307,7 @@ mod tests {
         assert!(matches!(look(&path, &until), Looked::NotToItsEnd(_)), "of one that isn't there nothing is known");
         ledger(&path);
         until.stop.cancel();
-        assert_eq!(look(&path, &until), Looked::NotToItsEnd("the daemon stops".to_owned()));
+        assert_eq!(look(&path, &until), Looked::NotToItsEnd(Unfinished::Stopped));
     }
 
     #[test]
@@ -292,7 +317,7 @@ mod tests {
         ledger(&path);
         let (disk, until) = until();
         disk.send_replace(true);
-        assert_eq!(look(&path, &until), Looked::NotToItsEnd(DISK_LOW.to_owned()));
+        assert_eq!(look(&path, &until), Looked::NotToItsEnd(Unfinished::DiskLow));
         disk.send_replace(false);
         assert_eq!(look(&path, &until), Looked::Sound);
     }
@@ -317,7 +342,7 @@ mod tests {
     fn what_is_not_sound_is_named_until_it_is_found_sound() {
         let soundness = Soundness::new(Arc::new(AtomicBool::new(true)));
         assert!(!soundness.note(Ledger::Events, Looked::Damaged("Tree 5 page 7".to_owned())));
-        assert!(!soundness.note(Ledger::Nexus, Looked::NotToItsEnd("it took too long".to_owned())));
+        assert!(!soundness.note(Ledger::Nexus, Looked::NotToItsEnd(Unfinished::TookTooLong)));
         assert!(soundness.note(Ledger::Agents, Looked::Sound));
         assert_eq!((soundness.is_damaged(Ledger::Events), soundness.is_damaged(Ledger::Nexus)), (true, false));
         for (told, parts) in [
