@@ -23,6 +23,7 @@ use procfs::Process;
 use rustix::process::{Pid, kill_process};
 use serde_json::Value;
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -69,11 +70,17 @@ pub fn lines(path: impl AsRef<Path>) -> Vec<String> {
     fs::read_to_string(path).unwrap_or_default().lines().map(str::to_owned).collect()
 }
 
-/// The lines of a file as JSON. One that is still being written is none yet.
+/// The lines of a file that may not be there yet, as JSON. A last one that is still being written is waited for: left
+/// out, it would be missing to a test that counts them once.
 pub fn json_lines(path: impl AsRef<Path>) -> Vec<Value> {
-    let text = fs::read_to_string(path).unwrap_or_default();
-    let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
-    whole.map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in {line}"))).collect()
+    let path = path.as_ref();
+    let whole = find(&format!("the last line of {} has its end", path.display()), || match fs::read(path) {
+        Ok(bytes) => bytes.last().is_none_or(|last| *last == b'\n').then_some(bytes),
+        Err(error) if error.kind() == ErrorKind::NotFound => Some(Vec::new()),
+        Err(error) => panic!("failed to read {}: {error}", path.display()),
+    });
+    let text = String::from_utf8(whole).expect("it is text");
+    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in {line}"))).collect()
 }
 
 pub fn send_signal(pid: i32, signal: Signal) {
