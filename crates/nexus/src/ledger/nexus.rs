@@ -19,7 +19,7 @@ mod stops;
 mod waits;
 
 pub use self::nostr::{Definition, Deleted, Put, PutDefinitions, coordinate, nostr_event, nostr_events_by_ids, nostr_is_deleted};
-pub use approvals::{Approval, ApprovalKind, AskApprovals, DecideApproval, Wish, approvals};
+pub use approvals::{Approval, ApprovalKind, ApprovalStatus, AskApprovals, DecideApproval, Wish, approvals};
 pub use audit::{Audit, AuditQuery, AuditRow, LEFT_OUT_MAX, audit, left_out};
 pub use automations::{ForgetAutomation, Knowledge, Recollection, RememberAdvice, ReviveAutomation, all_knowledge, recollect};
 pub use deliveries::{ClaimDelivery, Delivery, NewDelivery, REPLY_MARK, Resolution, ResolveDelivery, SettleDelivery, Settled, lane_of};

@@ -5,7 +5,7 @@ use super::coordinate::Coordinate;
 use super::definition::McpDefinition;
 use super::files::ServerFile;
 use crate::clock;
-use crate::ledger::nexus::{Approval, ApprovalKind, AskApprovals, DecideApproval, NexusCommand, Wish, approvals};
+use crate::ledger::nexus::{Approval, ApprovalKind, ApprovalStatus, AskApprovals, DecideApproval, NexusCommand, Wish, approvals};
 use crate::ledger::writer::WriteError;
 use crate::ledger::{Database, ReadError};
 use std::collections::BTreeMap;
@@ -25,7 +25,7 @@ impl Answers {
     }
 
     pub fn denies(&self, wish: &Wish) -> bool {
-        self.0.iter().any(|one| one.status == "denied" && one.is_for(wish))
+        self.0.iter().any(|one| one.status == ApprovalStatus::Denied && one.is_for(wish))
     }
 
     /// The number under which it was asked for.
@@ -144,7 +144,7 @@ mod tests {
     #[test]
     fn an_approval_of_a_host_tells_its_port() {
         let Wish { kind, subject, command, event_id, .. } = of_host("::1", 8443, false);
-        let (status, project) = ("pending".to_owned(), "p".to_owned());
+        let (status, project) = (ApprovalStatus::Pending, "p".to_owned());
         let asked = Approval { id: 1, project, kind, subject, command, event_id, status, asked_at: 1, decided_at: None };
         assert_eq!(port_of_host(&asked), Some(8443));
         assert_eq!(port_of_host(&Approval { kind: ApprovalKind::Mcp, ..asked }), None);

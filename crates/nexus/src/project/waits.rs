@@ -74,9 +74,10 @@ impl Projects {
     async fn approval_step(&self, project: &str, id: i64) -> Result<Step, ReadError> {
         let name = project.to_owned();
         let asked = self.inner.ledgers.nexus.readers.read(move |connection| nexus::approvals(connection, Some(&name))).await?;
-        let is_open = |one: &nexus::Approval| one.status == "pending" && !self.inner.ground.preparer.is_host_allowed(one);
+        let is_open =
+            |one: &nexus::Approval| one.status == nexus::ApprovalStatus::Pending && !self.inner.ground.preparer.is_host_allowed(one);
         Ok(match asked.iter().find(|one| one.id == id) {
-            Some(one) if one.status == "denied" => Step::Is(Prospect::Refused),
+            Some(one) if one.status == nexus::ApprovalStatus::Denied => Step::Is(Prospect::Refused),
             Some(one) if is_open(one) => Step::Is(Prospect::Waits),
             Some(_) => Step::To(Awaited::Source),
             // A newer definition wants another host, or none.

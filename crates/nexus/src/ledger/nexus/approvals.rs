@@ -46,6 +46,36 @@ impl FromSql for ApprovalKind {
     }
 }
 
+/// What was decided about a wish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ApprovalStatus {
+    Pending,
+    Approved,
+    Denied,
+}
+
+impl ToSql for ApprovalStatus {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::from(match self {
+            Self::Pending => "pending",
+            Self::Approved => "approved",
+            Self::Denied => "denied",
+        }))
+    }
+}
+
+impl FromSql for ApprovalStatus {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        match value.as_str()? {
+            "pending" => Ok(Self::Pending),
+            "approved" => Ok(Self::Approved),
+            "denied" => Ok(Self::Denied),
+            _ => Err(FromSqlError::InvalidType),
+        }
+    }
+}
+
 /// Something that a project wants to have run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wish {
@@ -70,15 +100,14 @@ pub struct Approval {
     pub subject: String,
     pub command: String,
     pub event_id: String,
-    /// `pending`, `approved` or `denied`.
-    pub status: String,
+    pub status: ApprovalStatus,
     pub asked_at: i64,
     pub decided_at: Option<i64>,
 }
 
 impl Approval {
     pub fn is_approved(&self) -> bool {
-        self.status == "approved"
+        self.status == ApprovalStatus::Approved
     }
 
     /// Whether it is the answer to `wish`.
@@ -105,7 +134,7 @@ impl AskApprovals {
                    ON CONFLICT (project, kind, subject, command, event_id) DO UPDATE SET status = ?6, decided_at = ?8
                      WHERE status = 'pending'";
         for wish in &self.wishes {
-            let (status, decided) = if wish.trusted { ("approved", Some(self.at)) } else { ("pending", None) };
+            let (status, decided) = if wish.trusted { (ApprovalStatus::Approved, Some(self.at)) } else { (ApprovalStatus::Pending, None) };
             let values = params![self.project, wish.kind, wish.subject, wish.command, wish.event_id, status, self.at, decided];
             connection.prepare_cached(sql)?.execute(values)?;
         }
@@ -115,8 +144,9 @@ impl AskApprovals {
 
     fn forget(&self, connection: &Connection) -> rusqlite::Result<()> {
         let known = approvals(connection, Some(&self.project))?;
-        let gone =
-            |one: &&Approval| one.status == "pending" && self.kinds.contains(&one.kind) && !self.wishes.iter().any(|wish| one.is_for(wish));
+        let gone = |one: &&Approval| {
+            one.status == ApprovalStatus::Pending && self.kinds.contains(&one.kind) && !self.wishes.iter().any(|wish| one.is_for(wish))
+        };
         for one in known.iter().filter(gone) {
             connection.prepare_cached("DELETE FROM approvals WHERE id = ?1")?.execute([one.id])?;
         }
@@ -134,7 +164,7 @@ pub struct DecideApproval {
 
 impl DecideApproval {
     pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<Option<Approval>> {
-        let status = if self.approve { "approved" } else { "denied" };
+        let status = if self.approve { ApprovalStatus::Approved } else { ApprovalStatus::Denied };
         let sql = format!("UPDATE approvals SET status = ?2, decided_at = ?3 WHERE id = ?1 RETURNING {COLUMNS}");
         optional(connection.prepare_cached(&sql)?.query_row(params![self.id, status, self.at], read))
     }
@@ -218,7 +248,7 @@ mod tests {
         let asked = ask(&connection, vec![wish("a", "e1")]).remove(0);
         DecideApproval { id: asked.id, approve: false, at: 2 }.apply(&connection).unwrap();
         let trusted = |command: &str| Wish { trusted: true, ..wish(command, "e1") };
-        assert_eq!(ask(&connection, vec![trusted("a")])[0].status, "denied");
-        assert_eq!(ask(&connection, vec![trusted("b")])[0].status, "approved");
+        assert_eq!(ask(&connection, vec![trusted("a")])[0].status, ApprovalStatus::Denied);
+        assert_eq!(ask(&connection, vec![trusted("b")])[0].status, ApprovalStatus::Approved);
     }
 }
