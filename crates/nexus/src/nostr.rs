@@ -40,7 +40,9 @@ use crate::bus::Bus;
 use crate::clock;
 use crate::error_text::describe;
 use crate::keeper::Keeper;
-use crate::ledger::nexus::{OutboxCounts, Publish, Published, outbox_counts, published_last, published_status, published_under};
+use crate::ledger::nexus::{
+    OutboxCounts, Publish, Published, PublishedStatus, outbox_counts, published_last, published_status, published_under,
+};
 use crate::ledger::writer::WriteError;
 use crate::ledger::{Ledgers, ReadError};
 use crate::metrics::Metrics;
@@ -310,7 +312,7 @@ impl Nostr {
         let author = self.inner.keys.get(key).await?.public_key();
         let says_it = |event: &Event| event.content == template.content && event.pubkey == author;
         let after = match last {
-            Some((last, status)) if says_it(&last) && status != "expired" => return Ok(()),
+            Some((last, status)) if says_it(&last) && status != PublishedStatus::Expired => return Ok(()),
             Some((last, _)) => {
                 // Of two of one second relays might keep the older one.
                 let now_s = u64::try_from(clock::wall_ms() / 1000).unwrap_or(0);
@@ -324,12 +326,12 @@ impl Nostr {
         self.publish(key, template, &format!("{name}{says}:{after}")).await.map(drop)
     }
 
-    /// Waits until a relay has an event, or all refuse it, for `patience` at most: how it stands then, in the words of
-    /// the ledger, and what a relay last said against it.
+    /// Waits until a relay has an event, or all refuse it, for `patience` at most: how it stands then, and what a
+    /// relay last said against it; `None` for an event that isn't known.
     ///
     /// # Errors
     /// When the ledger can't be read.
-    pub async fn accepted(&self, event_id: &str, patience: Duration) -> Result<Option<(String, Option<String>)>, ReadError> {
+    pub async fn accepted(&self, event_id: &str, patience: Duration) -> Result<Option<(PublishedStatus, Option<String>)>, ReadError> {
         let deadline = tokio::time::Instant::now() + patience;
         loop {
             let settled = self.inner.settled.notified();
@@ -338,7 +340,7 @@ impl Nostr {
             let id = event_id.to_owned();
             let nexus = &self.inner.ground.ledgers.nexus;
             let found = nexus.readers.read(move |connection| published_status(connection, &id)).await?;
-            let is_open = found.as_ref().is_some_and(|(status, _)| status == "waiting");
+            let is_open = found.as_ref().is_some_and(|(status, _)| *status == PublishedStatus::Waiting);
             if !is_open || tokio::time::timeout_at(deadline, settled).await.is_err() {
                 return Ok(found);
             }

@@ -29,8 +29,8 @@ pub use projects::{
     projects_defined_by,
 };
 pub use publish::{
-    Answered, DuePublication, OutboxCounts, PUT_OFF_MS_MAX, PrunePublished, Publish, Published, SettlePublished, SpreadPublished,
-    due_publications, next_publication, outbox_counts, published_last, published_status, published_under,
+    Answered, DuePublication, OutboxCounts, PUT_OFF_MS_MAX, PrunePublished, Publish, Published, PublishedStatus, SettlePublished,
+    SpreadPublished, due_publications, next_publication, outbox_counts, published_last, published_status, published_under,
 };
 pub use read::{
     DeliveryCounts, OpenRequest, RequestRow, cut_off_sends, deliveries, deliveries_of, delivery, delivery_counts, delivery_ids,

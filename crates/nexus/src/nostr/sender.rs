@@ -7,7 +7,7 @@ use super::{ADAPTER, Inner, Nostr, PublishError, keys};
 use crate::error_text::describe;
 use crate::keeper::SpawnError;
 use crate::ledger::events::{StoredEvent, by_seq};
-use crate::ledger::nexus::Delivery;
+use crate::ledger::nexus::{Delivery, PublishedStatus};
 use crate::routes::{Route, Sender};
 use crate::supervisor::BoxFuture;
 use nexus_core::config::OnUncertain;
@@ -112,12 +112,14 @@ async fn say(nostr: &Nostr, delivery: &Delivery) -> SendOutcome {
 
 async fn accepted(nostr: &Nostr, event_id: String) -> SendOutcome {
     match nostr.accepted(&event_id, ACCEPTED_WAIT).await {
-        Ok(Some((status, _))) if status == "accepted" => SendOutcome::Sent { message_ids: vec![event_id] },
-        Ok(Some((status, why))) if status == "refused" || status == "expired" => {
+        Ok(Some((PublishedStatus::Accepted, _))) => SendOutcome::Sent { message_ids: vec![event_id] },
+        Ok(Some((status @ (PublishedStatus::Refused | PublishedStatus::Expired), why))) => {
             let why = why.map_or_else(String::new, |why| format!(": {why}"));
-            SendOutcome::Failed { error: format!("no relay has it: {status}{why}") }
+            SendOutcome::Failed { error: format!("no relay has it: {}{why}", status.as_str()) }
         }
-        Ok(_) => SendOutcome::Retry { error: "no relay has it yet".to_owned(), after_ms: Some(LOOK_AGAIN_MS) },
+        Ok(Some((PublishedStatus::Waiting, _)) | None) => {
+            SendOutcome::Retry { error: "no relay has it yet".to_owned(), after_ms: Some(LOOK_AGAIN_MS) }
+        }
         Err(error) => SendOutcome::Retry { error: describe(&error), after_ms: Some(LOOK_AGAIN_MS) },
     }
 }

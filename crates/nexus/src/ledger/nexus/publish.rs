@@ -5,6 +5,7 @@
 use super::Claim;
 use crate::ledger::optional;
 use crate::ledger::writer::Weight;
+use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ValueRef};
 use rusqlite::{Connection, Row, params};
 use serde::Serialize;
 
@@ -239,15 +240,48 @@ pub fn published_under(connection: &Connection, once: &str) -> rusqlite::Result<
     optional(connection.prepare_cached("SELECT event_id FROM nostr_published WHERE once = ?1")?.query_row([once], |row| row.get(0)))
 }
 
+/// How an event that is published stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PublishedStatus {
+    Waiting,
+    /// By one relay at least.
+    Accepted,
+    Refused,
+    Expired,
+}
+
+impl PublishedStatus {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Accepted => "accepted",
+            Self::Refused => "refused",
+            Self::Expired => "expired",
+        }
+    }
+}
+
+impl FromSql for PublishedStatus {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        match value.as_str()? {
+            "waiting" => Ok(Self::Waiting),
+            "accepted" => Ok(Self::Accepted),
+            "refused" => Ok(Self::Refused),
+            "expired" => Ok(Self::Expired),
+            _ => Err(FromSqlError::InvalidType),
+        }
+    }
+}
+
 /// The event that was made last under a key that begins so, as JSON, and how it stands.
-pub fn published_last(connection: &Connection, prefix: &str) -> rusqlite::Result<Option<(String, String)>> {
+pub fn published_last(connection: &Connection, prefix: &str) -> rusqlite::Result<Option<(String, PublishedStatus)>> {
     let sql = "SELECT event, status FROM nostr_published WHERE once >= ?1 AND once < ?1 || char(1114111) ORDER BY seq DESC LIMIT 1";
     optional(connection.prepare_cached(sql)?.query_row([prefix], |row| Ok((row.get(0)?, row.get(1)?))))
 }
 
-/// How an event that is published stands: `waiting`, `accepted` (by one relay at least), `refused` or `expired`, and the
-/// newest thing that a relay said against it.
-pub fn published_status(connection: &Connection, event_id: &str) -> rusqlite::Result<Option<(String, Option<String>)>> {
+/// How an event that is published stands, and the newest thing that a relay said against it.
+pub fn published_status(connection: &Connection, event_id: &str) -> rusqlite::Result<Option<(PublishedStatus, Option<String>)>> {
     let sql = "SELECT status, (SELECT error FROM nostr_outbox o WHERE o.event_id = p.event_id AND error IS NOT NULL
                  ORDER BY updated_at DESC LIMIT 1) FROM nostr_published p WHERE event_id = ?1";
     optional(connection.prepare_cached(sql)?.query_row([event_id], |row| Ok((row.get(0)?, row.get(1)?))))
@@ -297,7 +331,7 @@ mod tests {
         due_publications(connection, relay, &[], now, 10).unwrap().into_iter().map(|one| one.event_id).collect()
     }
 
-    fn status(connection: &Connection, event_id: &str) -> String {
+    fn status(connection: &Connection, event_id: &str) -> PublishedStatus {
         published_status(connection, event_id).unwrap().unwrap().0
     }
 
@@ -309,7 +343,7 @@ mod tests {
             assert_eq!(publish.apply(&connection).unwrap(), Published::Now);
         }
         let last = |prefix: &str| published_last(&connection, prefix).unwrap();
-        assert_eq!(last("p:a/b:"), Some(("e3".to_owned(), "waiting".to_owned())));
+        assert_eq!(last("p:a/b:"), Some(("e3".to_owned(), PublishedStatus::Waiting)));
         assert_eq!(last("p:a/d:"), None);
     }
 
@@ -351,10 +385,10 @@ mod tests {
         publish("k", "e1", 10).apply(&connection).unwrap();
         let later = Answered::Again { error: "rate-limited".to_owned(), at: 90 };
         assert_eq!(settle(&connection, "e1", "ws://b", later), Claim::Done);
-        assert_eq!((status(&connection, "e1").as_str(), due(&connection, "ws://b", 89).len()), ("waiting", 0));
+        assert_eq!((status(&connection, "e1"), due(&connection, "ws://b", 89).len()), (PublishedStatus::Waiting, 0));
         assert_eq!(settle(&connection, "e1", "ws://a", Answered::Accepted), Claim::Done);
         assert_eq!(settle(&connection, "e1", "ws://a", Answered::Accepted), Claim::Lost);
-        assert_eq!((status(&connection, "e1").as_str(), due(&connection, "ws://b", 90).len()), ("accepted", 1));
+        assert_eq!((status(&connection, "e1"), due(&connection, "ws://b", 90).len()), (PublishedStatus::Accepted, 1));
         assert_eq!(next_publication(&connection, "ws://b").unwrap(), Some(90));
         assert_eq!(outbox_counts(&connection).unwrap().pending, [("ws://b".to_owned(), 1)].into());
     }
@@ -366,7 +400,7 @@ mod tests {
         let attempts = || due_publications(&connection, "ws://a", &[], 90, 10).unwrap()[0].attempts;
         let lost = Answered::Unanswered { error: "it gave no answer".to_owned(), at: 60 };
         assert_eq!(settle(&connection, "e1", "ws://a", lost), Claim::Done);
-        assert_eq!((attempts(), due(&connection, "ws://a", 59).len(), status(&connection, "e1").as_str()), (0, 0, "waiting"));
+        assert_eq!((attempts(), due(&connection, "ws://a", 59).len(), status(&connection, "e1")), (0, 0, PublishedStatus::Waiting));
         settle(&connection, "e1", "ws://a", Answered::Again { error: "error: disk".to_owned(), at: 60 });
         assert_eq!(attempts(), 1);
     }
@@ -378,14 +412,14 @@ mod tests {
         publish("l", "e2", 10).apply(&connection).unwrap();
         let refused = || Answered::Refused { error: "blocked".to_owned() };
         settle(&connection, "e1", "ws://a", refused());
-        assert_eq!(status(&connection, "e1"), "waiting");
+        assert_eq!(status(&connection, "e1"), PublishedStatus::Waiting);
         settle(&connection, "e1", "ws://b", refused());
-        assert_eq!(published_status(&connection, "e1").unwrap(), Some(("refused".to_owned(), Some("blocked".to_owned()))));
+        assert_eq!(published_status(&connection, "e1").unwrap(), Some((PublishedStatus::Refused, Some("blocked".to_owned()))));
         let prune = |at: i64| PrunePublished { at, rows_max: 100, kept: 100 }.apply(&connection).unwrap();
         prune(1_009);
-        assert_eq!(status(&connection, "e2"), "waiting");
+        assert_eq!(status(&connection, "e2"), PublishedStatus::Waiting);
         prune(1_010);
-        assert_eq!((status(&connection, "e2").as_str(), due(&connection, "ws://a", 1).len()), ("expired", 0));
+        assert_eq!((status(&connection, "e2"), due(&connection, "ws://a", 1).len()), (PublishedStatus::Expired, 0));
         prune(1_010 + REMEMBERED_MS);
         assert_eq!(published_under(&connection, "k").unwrap(), None);
     }
