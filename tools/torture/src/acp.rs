@@ -2,6 +2,7 @@
 //! Agent Client Protocol, written by hand. It writes down each message and each effect of a tool before anything else
 //! happens, and then answers or fails as its seed says. It isn't told which run it answers, so a message stands for that.
 
+use crate::adapter::alone;
 use crate::agent::{CALLED, FAILS, say};
 use crate::chance::Chance;
 use crate::project::hear;
@@ -11,7 +12,6 @@ use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::collections::{HashMap, HashSet};
-use std::fs::OpenOptions;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -123,10 +123,7 @@ pub(crate) fn run(args: &[String]) -> Result<ExitCode> {
     let [root, seed] = args else { bail!("an agent that stays is called with WORLD SEED") };
     let world = World::at(Path::new(root));
     let seed = seed.parse::<u64>().context("the seed is no number")?;
-    let lock = OpenOptions::new().create(true).append(true).open(world.acp_lock()).context("failed to open an agent's lock")?;
-    if lock.try_lock().is_err() {
-        world.violated("two processes of the ACP agent lived at one time")?;
-    }
+    let _alone = alone(&world, &world.acp_lock(), "processes of the ACP agent")?;
     let starts = journal::values_with(&world.agent_journal(), BEGAN)?.iter().filter(|one| one["what"] == BEGAN).count();
     let mut agent = Agent { world, chance: Chance::new(seed), sessions: HashSet::new(), open: HashMap::new() };
     agent.note(BEGAN, "")?;
@@ -218,15 +215,14 @@ impl Agent {
         if whim.ends_the_process() {
             self.note(DIES, content)?;
         }
-        let own = std::process::id().cast_signed();
         match whim {
             Whim::Exit => return Ok(Some(ExitCode::from(1))),
-            Whim::Die => procfs::signal(own, Signal::KILL),
+            Whim::Die => procfs::signal_self(Signal::KILL),
             Whim::Half => {
                 say("{\"jsonrpc\":\"2.0\",\"method\":\"session/up")?;
                 return Ok(Some(ExitCode::from(1)));
             }
-            Whim::Freeze => procfs::signal(own, Signal::STOP),
+            Whim::Freeze => procfs::signal_self(Signal::STOP),
             Whim::Wedge | Whim::Hang => {
                 let open = Open { id: id.clone(), content: content.to_owned(), is_deaf: whim == Whim::Wedge };
                 self.open.insert(session.to_owned(), open);

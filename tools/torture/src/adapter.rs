@@ -4,11 +4,13 @@
 
 mod stream;
 
+use crate::agent::FOR_EVER;
 use crate::chance::Chance;
 use crate::journal;
 use crate::world::{Kind, World};
 use crate::{clock, procfs};
 use anyhow::{Context, Result, bail};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, Read, Seek, SeekFrom, Write};
@@ -20,8 +22,6 @@ use std::time::Duration;
 pub(crate) const WORD: &str = "__adapter";
 /// How often the platform is asked for news.
 const NEWS_STEP: Duration = Duration::from_millis(4);
-/// Longer than the daemon gives a send, or a test has time for.
-const FOR_EVER: Duration = Duration::from_secs(1000);
 /// What the id of a line holds that names an account which isn't the adapter's.
 pub(crate) const LIE: &str = ":lie-";
 /// In the journal of what senders did wrong: they say that a reply was not sent and may be sent again, or never will be;
@@ -66,6 +66,15 @@ pub(crate) fn run(args: &[String]) -> Result<ExitCode> {
 
 fn lock_file(path: &Path) -> Result<File> {
     OpenOptions::new().create(true).append(true).open(path).context("failed to open a lock")
+}
+
+/// Holds what only one process may hold, or notes that there are two: of `whom`.
+pub(crate) fn alone(world: &World, path: &Path, whom: &str) -> Result<File> {
+    let file = lock_file(path)?;
+    if file.try_lock().is_err() {
+        world.violated(&format!("two {whom} at one time"))?;
+    }
+    Ok(file)
 }
 
 /// The value of `--name VALUE`.
@@ -134,13 +143,9 @@ impl Adapter {
         }
     }
 
-    /// Holds what only one process of an account may hold, or notes that there are two.
+    /// What only one process of an account may hold, as [`alone`].
     fn alone(&self, path: &Path, who: &str, account: &str) -> Result<File> {
-        let file = lock_file(path)?;
-        if file.try_lock().is_err() {
-            self.world.violated(&format!("two {who} of {}/{account} at one time", self.kind.name()))?;
-        }
-        Ok(file)
+        alone(&self.world, path, &format!("{who} of {}/{account}", self.kind.name()))
     }
 
     /// One in some dozens of lines is accompanied by something bad; an exit code ends the process.
@@ -152,7 +157,7 @@ impl Adapter {
         match chance.below(300) {
             0 => return Ok(Some(ExitCode::from(1))),
             1 if written > 0 => return Ok(Some(ExitCode::SUCCESS)),
-            2 => procfs::signal(std::process::id().cast_signed(), rustix::process::Signal::KILL),
+            2 => procfs::signal_self(Signal::KILL),
             3 => {
                 write(&line.as_bytes()[..line.len() / 2])?;
                 return Ok(Some(ExitCode::from(1)));
@@ -172,7 +177,7 @@ impl Adapter {
                 journal::append(&self.world.file("stalls"), account)?;
                 clock::pause(FOR_EVER);
             }
-            11 => procfs::signal(std::process::id().cast_signed(), rustix::process::Signal::STOP),
+            11 => procfs::signal_self(Signal::STOP),
             _ => {}
         }
         Ok(None)
@@ -251,7 +256,7 @@ impl Adapter {
     /// Delivers a message, or does what a bad sender does.
     fn deliver(&self, mut chance: Chance, key: &str, call: &Value) -> Result<ExitCode> {
         let deliver = || journal::append(&self.world.sends(), &call.to_string());
-        let stop = || procfs::signal(std::process::id().cast_signed(), rustix::process::Signal::STOP);
+        let stop = || procfs::signal_self(Signal::STOP);
         let failed = |kind: &str, retry: bool| json!({ "success": false, "message_ids": [], "chunks_sent": 0, "error": { "type": kind, "message": "made up", "retry": retry } });
         let whim = if self.world.is_calm() { u64::MAX } else { chance.below(60) };
         match whim {
@@ -277,7 +282,7 @@ impl Adapter {
             4 => return Ok(ExitCode::from(1)),
             5 => {
                 deliver()?;
-                procfs::signal(std::process::id().cast_signed(), rustix::process::Signal::KILL);
+                procfs::signal_self(Signal::KILL);
             }
             6 => {
                 deliver()?;

@@ -140,11 +140,10 @@ fn answer(world: &World, chance: &Chance, call: &Value) -> Result<Option<ExitCod
     let calls = journal::lines(&asked)?.iter().filter(|line| *line == event).count();
     journal::append(&asked, event)?;
     let mut chance = chance.about(&["plugin", event, &calls.to_string()]);
-    let own = || std::process::id().cast_signed();
     match if world.is_calm() { u64::MAX } else { chance.below(80) } {
         0 => return Ok(Some(ExitCode::from(1))),
-        1 => procfs::signal(own(), Signal::KILL),
-        2 => procfs::signal(own(), Signal::STOP),
+        1 => procfs::signal_self(Signal::KILL),
+        2 => procfs::signal_self(Signal::STOP),
         3 => return Ok(None), // it never answers
         4 => say("this is no frame")?,
         5 => return say(&json!({ "id": call["id"], "error": "made up" }).to_string()).map(|()| None),

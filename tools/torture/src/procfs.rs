@@ -49,6 +49,11 @@ pub(crate) fn signal(pid: i32, signal: Signal) {
     }
 }
 
+/// Signals this very process.
+pub(crate) fn signal_self(signal: Signal) {
+    self::signal(std::process::id().cast_signed(), signal);
+}
+
 /// Every living process of which one word or variable names `text`.
 pub(crate) fn all_with(text: &str) -> Vec<Process> {
     let pids = fs::read_dir("/proc").into_iter().flatten().flatten();

@@ -1,6 +1,7 @@
 //! This program as the process of a project (docs/project-process.md): it writes down each event that is handed to it and
 //! each step of its answer before it takes it, and answers or fails as its seed says.
 
+use crate::adapter::alone;
 use crate::agent::{FOR_EVER, say};
 use crate::chance::Chance;
 use crate::nostr::NOTE;
@@ -11,7 +12,6 @@ use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::cell::Cell;
-use std::fs::OpenOptions;
 use std::io::{self, BufRead};
 use std::path::Path;
 use std::process::ExitCode;
@@ -96,10 +96,7 @@ pub(crate) fn run(args: &[String]) -> Result<ExitCode> {
     let [root, seed] = args else { bail!("a project is called with WORLD SEED") };
     let world = World::at(Path::new(root));
     let seed = seed.parse::<u64>().context("the seed is no number")?;
-    let lock = OpenOptions::new().create(true).append(true).open(world.project_lock()).context("failed to open a project's lock")?;
-    if lock.try_lock().is_err() {
-        world.violated("two processes of the project lived at one time")?;
-    }
+    let _alone = alone(&world, &world.project_lock(), "processes of the project")?;
     let process = Process { agent: agent()?, chance: Chance::new(seed), world, is_ending: Cell::new(false) };
     let starts = process.count("began", &Value::Null)?;
     process.note("began", &Value::Null, &Value::Null)?;
@@ -193,7 +190,7 @@ impl Process {
             return Ok(Left::Ended(ExitCode::from(9)));
         }
         if whim == Whim::KillBefore {
-            procfs::signal(std::process::id().cast_signed(), Signal::KILL);
+            procfs::signal_self(Signal::KILL);
         }
         frame(&json!({ "type": "accepted", "id": id }))?;
         match whim {
@@ -202,7 +199,7 @@ impl Process {
                 frame(&json!({ "type": "stream", "id": id, "output": { "token": "half" } }))?;
                 return Ok(Left::Ended(ExitCode::from(9)));
             }
-            Whim::Freeze => procfs::signal(std::process::id().cast_signed(), Signal::STOP),
+            Whim::Freeze => procfs::signal_self(Signal::STOP),
             Whim::Noise => ["{not json", "[]", "{\"type\":\"fly\"}"].iter().try_for_each(|line| say(&format!("{line}\n")))?,
             Whim::Slow => clock::pause(Duration::from_millis(chance.below(PING_MS))),
             Whim::Fail => {

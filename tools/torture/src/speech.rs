@@ -131,7 +131,6 @@ impl Speaker<'_> {
 
     /// An exit code ends the turn.
     fn indulge(&self, whim: Whim, said: &str) -> Result<Option<ExitCode>> {
-        let own = || std::process::id().cast_signed();
         let tool = |status: &str| {
             let event = json!({ "type": "tool_status", "toolName": "pay", "toolCallId": "t1", "status": status });
             say(&format!("{event}\n"))
@@ -142,9 +141,9 @@ impl Speaker<'_> {
         match whim {
             Whim::None => {}
             Whim::Exit => return Ok(Some(ExitCode::from(1))),
-            Whim::Die => procfs::signal(own(), Signal::KILL),
+            Whim::Die => procfs::signal_self(Signal::KILL),
             Whim::Hang => clock::pause(FOR_EVER),
-            Whim::Freeze => procfs::signal(own(), Signal::STOP),
+            Whim::Freeze => procfs::signal_self(Signal::STOP),
             Whim::Fail => {
                 say(&format!("{}\n", json!({ "type": "stream_error", "error": "made up", "partial": said })))?;
                 return Ok(Some(ExitCode::SUCCESS));

@@ -1,7 +1,8 @@
 //! The `stream` process of an account: shows answers while they are being made, or does what a bad one does. It writes
 //! down what it is told and shows before it says so, and as a broken promise what no daemon may tell it.
 
-use super::{Adapter, FOR_EVER, LOST, REFUSED, REJECTED, key_without_run, say, write};
+use super::{Adapter, LOST, REFUSED, REJECTED, key_without_run, say, write};
+use crate::agent::FOR_EVER;
 use crate::chance::Chance;
 use crate::{clock, journal, procfs};
 use anyhow::{Context, Result};
@@ -221,11 +222,10 @@ impl Adapter {
     }
 
     fn indulge(&self, answer: &mut Answer) -> Result<Option<ExitCode>> {
-        let own = || std::process::id().cast_signed();
         match answer.whim {
             Whim::Exit => return Ok(Some(ExitCode::from(1))),
-            Whim::Die => procfs::signal(own(), Signal::KILL),
-            Whim::Freeze => procfs::signal(own(), Signal::STOP),
+            Whim::Die => procfs::signal_self(Signal::KILL),
+            Whim::Freeze => procfs::signal_self(Signal::STOP),
             Whim::Babble => {
                 answer.stage = Stage::Lost;
                 write(b"this is no status\n")?;
