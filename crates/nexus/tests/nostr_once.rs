@@ -8,7 +8,7 @@ mod gitserver;
 mod relays;
 
 use common::{Ask, eventually, find};
-use gitserver::world::World;
+use gitserver::world::{World, is_live};
 use relays::{Client, Key, id, now_s};
 use rusqlite::Connection;
 use serde_json::{Value, json};
@@ -144,11 +144,7 @@ fn what_the_ledger_refuses_is_told_by_its_id_and_costs_nothing_else() {
     let poison = world.tell(1, &[&["a", &project]], "poison");
     let event = world.tell(1, &[&["a", &project]], "hello");
     answered(&world, &event);
-    let logged = find("it is logged", || {
-        let text = world.daemon.stdout();
-        let mut lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        lines.find(|line| line["msg"] == "Error handling event")
-    });
+    let logged = world.daemon.logged("Error handling event");
     assert_eq!(logged["event"], poison);
     assert!(logged["error"].is_string(), "{logged}");
     assert_eq!((rows(&world, &poison), rows(&world, &event)), (0, 1));
@@ -159,8 +155,7 @@ fn what_says_nothing_starts_the_project_and_asks_no_agent() {
     let world = World::new();
     let project = world.project("demo", None);
     let kinds = [24_000, 7, 6, 513, 30_023, 9_735, 1_984];
-    let is_live = || world.daemon.get("/control/nostr").json()["relays"][0]["state"] == "live";
-    eventually("the relay is live, which keeps no event of the kind 24000", is_live);
+    eventually("the relay is live, which keeps no event of the kind 24000", || is_live(&world));
     let first = world.tell(kinds[0], &[&["a", &project]], "boot");
     let all = || world.daemon.get("/control/projects").json();
     let is_running = |one: &Value| one["id"] == project && one["state"] == "running";

@@ -7,16 +7,12 @@ mod gitserver;
 mod relays;
 
 use common::{eventually, find, program};
-use gitserver::world::World;
+use gitserver::world::{World, path_of};
 use gitserver::{AUTHORITY, git, with_escaping_link, with_ext_submodule};
 use serde_json::json;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-
-fn path_of(prepared: &serde_json::Value) -> PathBuf {
-    PathBuf::from(prepared["path"].as_str().unwrap())
-}
 
 #[test]
 fn a_repository_is_cloned_once_and_laid_out() {

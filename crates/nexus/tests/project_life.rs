@@ -8,41 +8,11 @@ mod gitserver;
 mod relays;
 
 use common::{Ask, Signal, cgroup, eventually, find, procfs, send_signal};
-use gitserver::world::World;
+use gitserver::world::{World, answered, answers, ask, is_live, once, path_of, state};
 use relays::{Client, Key, Relay, now_s};
 use rusqlite::Connection;
 use serde_json::{Value, json};
 use std::path::PathBuf;
-
-fn ask(world: &World, project: &str, text: &str) -> String {
-    world.tell(1, &[&["a", project]], text)
-}
-
-fn answers(world: &World, to: &str) -> Vec<Value> {
-    Client::connect(world.relay.url()).stored(json!({ "kinds": [1], "#e": [to] }))
-}
-
-fn answered(world: &World, to: &str) -> Value {
-    find("the event is answered", || answers(world, to).pop())
-}
-
-/// How a project is, by the daemon's word.
-fn state(world: &World, project: &str) -> Value {
-    let all = world.daemon.get("/control/projects").json();
-    all["projects"].as_array().unwrap().iter().find(|one| one["id"] == project).cloned().unwrap_or(Value::Null)
-}
-
-fn once(world: &World, project: &str, wanted: &str) -> Value {
-    find(&format!("the project is {wanted}"), || Some(state(world, project)).filter(|one| one["state"] == wanted))
-}
-
-fn is_live(world: &World) -> bool {
-    world.daemon.get("/control/nostr").json()["relays"][0]["state"] == "live"
-}
-
-fn path_of(prepared: &Value) -> PathBuf {
-    PathBuf::from(prepared["path"].as_str().unwrap())
-}
 
 #[test]
 fn a_slow_clone_holds_up_nobody_and_loses_nothing() {
@@ -196,11 +166,7 @@ fn what_becomes_of_a_project_is_told() {
     send_signal(i32::try_from(running["pid"].as_i64().unwrap()).unwrap(), Signal::KILL);
     let exited = told.wait_for("project.exited").json();
     assert_eq!((&exited["properties"]["signal"], &exited["properties"]["crash"]), (&json!(9), &json!(true)));
-    let logged = find("it is logged", || {
-        let text = world.daemon.stdout();
-        let mut lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        lines.find(|line| line["msg"] == "Project process exited")
-    });
+    let logged = world.daemon.logged("Project process exited");
     assert_eq!((&logged["projectId"], &logged["signal"]), (&json!(project), &json!(9)));
 }
 

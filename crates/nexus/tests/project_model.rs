@@ -9,7 +9,7 @@ mod relays;
 
 use common::model::{INPUT_TOKENS, Model, OUTPUT_TOKENS, call, text};
 use common::{DEADLINE, NEXUS, eventually, find, lines, zone_at_noon};
-use gitserver::world::World;
+use gitserver::world::{World, answered, ask};
 use relays::{Client, is_verified};
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -44,14 +44,6 @@ fn with_server(world: &World, agents: &[&str]) -> String {
     world.approvals().iter().for_each(|approval| world.approve(approval));
     eventually("the server is installed", || world.prepared(&project)["mcp"][0]["slug"] == "file-server");
     project
-}
-
-fn ask(world: &World, project: &str, words: &str) -> String {
-    world.tell(1, &[&["a", project]], words)
-}
-
-fn answered(world: &World, to: &str) -> Value {
-    find("the event is answered", || Client::connect(world.relay.url()).stored(json!({ "kinds": [1], "#e": [to] })).pop())
 }
 
 #[test]

@@ -7,26 +7,13 @@ mod gitserver;
 mod relays;
 
 use common::{Daemon, eventually, find, lines};
-use gitserver::world::World;
-use relays::{Client, Key, id};
+use gitserver::world::{World, answers, ask, state};
+use relays::{Key, id};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use tempfile::TempDir;
-
-fn ask(world: &World, project: &str, text: &str) -> String {
-    world.tell(1, &[&["a", project]], text)
-}
-
-fn answers(world: &World, to: &str) -> Vec<Value> {
-    Client::connect(world.relay.url()).stored(json!({ "kinds": [1], "#e": [to] }))
-}
-
-fn state(world: &World, project: &str) -> Value {
-    let all = world.daemon.get("/control/projects").json();
-    all["projects"].as_array().unwrap().iter().find(|one| one["id"] == project).cloned().unwrap_or(Value::Null)
-}
 
 /// Whose turns write a line into `begun`, and end once the file `go` is there.
 struct Slow {

@@ -8,16 +8,12 @@ mod relays;
 
 use common::{eventually, find};
 use gitserver::git;
-use gitserver::world::World;
+use gitserver::world::{World, path_of};
 use relays::{Client, Key};
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-
-fn path_of(prepared: &Value) -> PathBuf {
-    PathBuf::from(prepared["path"].as_str().unwrap())
-}
 
 fn read(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))).unwrap()

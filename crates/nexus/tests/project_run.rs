@@ -7,7 +7,7 @@ mod project_world;
 mod relays;
 
 use common::{Daemon, Signal, config, eventually, find, lines, send_signal};
-use project_world::{World, logged, started};
+use project_world::{World, started};
 use relays::{Key, id, is_verified, now_s};
 use serde_json::{Value, json};
 use std::fs;
@@ -83,7 +83,7 @@ fn what_never_is_ready_is_quarantined_and_can_be_released() {
     world.ask(&project, "hello?");
     eventually("no event wakes it", || world.daemon.ended("failed") == 2);
     assert_eq!(world.starts(), 5);
-    let line = logged(&world, "Error handling event");
+    let line = world.daemon.logged("Error handling event");
     assert_eq!(line["event"], first);
     assert!(line["error"].as_str().unwrap().contains("did not say `ready`"), "{line}");
     world.set_mode("answer");
@@ -154,7 +154,7 @@ fn a_process_that_is_killed_is_started_again() {
     let pid = world.once(&project, "running")["pid"].as_i64().unwrap();
     send_signal(i32::try_from(pid).unwrap(), Signal::KILL);
     eventually("another one runs", || world.starts() == 2);
-    let line = logged(&world, "Project process exited");
+    let line = world.daemon.logged("Project process exited");
     assert_eq!((&line["projectId"], line.get("code"), &line["signal"]), (&json!(project), Some(&Value::Null), &json!(9)));
     let second = world.ask(&project, "again");
     assert_eq!(world.answer(&second)["content"], "echo: again");
@@ -167,7 +167,7 @@ fn a_clean_exit_is_followed_by_a_start_with_the_next_event() {
     let first = world.ask(&project, "hello");
     world.answer(&first);
     assert_eq!(world.once(&project, "ready")["pid"], Value::Null);
-    let line = logged(&world, "Project process exited");
+    let line = world.daemon.logged("Project process exited");
     assert_eq!((&line["projectId"], &line["code"], line.get("signal")), (&json!(project), &json!(0), Some(&Value::Null)));
     let second = world.ask(&project, "again");
     assert_eq!(world.answer(&second)["content"], "echo: again");

@@ -7,7 +7,7 @@ mod gitserver;
 mod relays;
 
 use common::{eventually, find, json_lines, lines, replace};
-use gitserver::world::World;
+use gitserver::world::{World, answered, ask, once, state};
 use relays::{Client, Key, Relay, id, now_s};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -25,25 +25,6 @@ fn fake(place: &Path, mode: &str) -> String {
     fs::create_dir_all(place).unwrap();
     replace(&place.join("mode"), mode);
     shell_words::join([program.to_string_lossy(), place.to_string_lossy()])
-}
-
-/// How a project is, by the daemon's word.
-fn state(world: &World, project: &str) -> Value {
-    let all = world.daemon.get("/control/projects").json();
-    all["projects"].as_array().unwrap().iter().find(|one| one["id"] == project).cloned().unwrap_or(Value::Null)
-}
-
-fn once(world: &World, project: &str, wanted: &str) {
-    eventually(&format!("the project is {wanted}"), || state(world, project)["state"] == wanted);
-}
-
-fn ask(world: &World, project: &str, text: &str) -> String {
-    world.tell(1, &[&["a", project]], text)
-}
-
-fn answered(world: &World, to: &str) {
-    let filter = json!({ "kinds": [1], "#e": [to] });
-    eventually("the event is answered", || !Client::connect(world.relay.url()).stored(filter.clone()).is_empty());
 }
 
 /// Changes the configuration of a running daemon.
@@ -74,12 +55,12 @@ fn projects_whose_settings_changed_are_replaced_together() {
     let place = tempfile::tempdir().unwrap();
     let world = World::with(|projects| projects["command"] = fake(place.path(), "together").into());
     let projects = ["one", "two"].map(|name| world.project(name, None));
-    projects.iter().for_each(|project| answered(&world, &ask(&world, project, "hello")));
+    projects.iter().for_each(|project| drop(answered(&world, &ask(&world, project, "hello"))));
     let [starts, met] = ["starts", "met"].map(|name| place.path().join(name));
     // Each waits with its end until the other one is asked too. A look in the middle of a change sees only one of them:
     // then the next change tells.
     let are_together = ["red", "green", "blue"].iter().any(|colour| {
-        projects.iter().for_each(|project| once(&world, project, "running"));
+        projects.iter().for_each(|project| drop(once(&world, project, "running")));
         let (started, before) = (lines(&starts).len(), lines(&met).len());
         let own = json!({ "env": { "COLOUR": colour } });
         reconfigure(&world, |config| {

@@ -6,9 +6,8 @@ mod common;
 mod gitserver;
 mod relays;
 
-use common::{eventually, find};
-use gitserver::world::World;
-use relays::Client;
+use common::eventually;
+use gitserver::world::{World, ask, once, state};
 use serde_json::{Value, json};
 use std::fs;
 
@@ -18,20 +17,8 @@ const BROKEN: &str = "sh -c 'exit 78'";
 const UNMADE: usize = 64;
 const GHOSTS: usize = 80;
 
-fn state(world: &World, project: &str) -> Value {
-    let all = world.daemon.get("/control/projects").json();
-    all["projects"].as_array().unwrap().iter().find(|one| one["id"] == project).cloned().unwrap_or(Value::Null)
-}
-
-fn once(world: &World, project: &str, wanted: &str) -> Value {
-    find(&format!("the project is {wanted}"), || Some(state(world, project)).filter(|one| one["state"] == wanted))
-}
-
 fn answered(world: &World, project: &str) {
-    let event = world.tell(1, &[&["a", project]], "anew");
-    let answers = || Client::connect(world.relay.url()).stored(json!({ "kinds": [1], "#e": [event] }));
-    let answer = find("the event is answered", || answers().pop());
-    assert_eq!(answer["content"], "anew");
+    assert_eq!(gitserver::world::answered(world, &ask(world, project, "anew"))["content"], "anew");
 }
 
 /// Writes another configuration; nobody is told.

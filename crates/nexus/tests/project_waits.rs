@@ -8,7 +8,7 @@ mod gitserver;
 mod relays;
 
 use common::{eventually, find};
-use gitserver::world::World;
+use gitserver::world::{World, is_live};
 use relays::Client;
 use rusqlite::Connection;
 use serde_json::{Value, json};
@@ -39,8 +39,7 @@ fn unconfigured() -> (World, String) {
 
 /// Has so many events of the project fail, and wait; their ids.
 fn waiting(world: &World, project: &str, count: i64) -> Vec<String> {
-    let is_live = || world.daemon.get("/control/nostr").json()["relays"][0]["state"] == "live";
-    eventually("the relay is live", is_live);
+    eventually("the relay is live", || is_live(world));
     let events = (0..count).map(|n| world.tell(1, &[&["a", project]], &text(n))).collect();
     eventually("they have failed", || world.daemon.ended("failed") == count);
     assert_eq!(world.daemon.count("nexus", WAITS), count);

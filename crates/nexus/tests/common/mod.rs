@@ -255,6 +255,15 @@ impl Daemon {
         self.daemon_output("stdout")
     }
 
+    /// The first line of the daemon's log with this message.
+    pub fn logged(&self, msg: &str) -> Value {
+        find(&format!("`{msg}` is logged"), || {
+            let text = self.stdout();
+            let mut lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            lines.find(|line| line["msg"] == msg)
+        })
+    }
+
     pub fn stderr(&self) -> String {
         self.daemon_output("stderr")
     }

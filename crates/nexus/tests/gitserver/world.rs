@@ -2,7 +2,7 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use super::GitServer;
-use crate::common::{Daemon, Ran, config};
+use crate::common::{Daemon, Ran, config, find};
 use crate::relays::{Client, Key, Relay};
 use serde_json::{Value, json};
 use std::fs;
@@ -130,4 +130,38 @@ impl World {
     pub fn approve(&self, approval: &Value) {
         self.daemon.nexus_ok(&["project", "approve", &approval["id"].to_string()]);
     }
+}
+
+/// Publishes an event for a project; its id.
+pub fn ask(world: &World, project: &str, text: &str) -> String {
+    world.tell(1, &[&["a", project]], text)
+}
+
+/// The answers to an event.
+pub fn answers(world: &World, to: &str) -> Vec<Value> {
+    Client::connect(world.relay.url()).stored(json!({ "kinds": [1], "#e": [to] }))
+}
+
+pub fn answered(world: &World, to: &str) -> Value {
+    find("the event is answered", || answers(world, to).pop())
+}
+
+/// How a project is, by the daemon's word.
+pub fn state(world: &World, project: &str) -> Value {
+    let all = world.daemon.get("/control/projects").json();
+    all["projects"].as_array().unwrap().iter().find(|one| one["id"] == project).cloned().unwrap_or(Value::Null)
+}
+
+pub fn once(world: &World, project: &str, wanted: &str) -> Value {
+    find(&format!("the project is {wanted}"), || Some(state(world, project)).filter(|one| one["state"] == wanted))
+}
+
+/// Whether the daemon hears the relay.
+pub fn is_live(world: &World) -> bool {
+    world.daemon.get("/control/nostr").json()["relays"][0]["state"] == "live"
+}
+
+/// Where a project lies that was prepared.
+pub fn path_of(prepared: &Value) -> PathBuf {
+    PathBuf::from(prepared["path"].as_str().unwrap())
 }

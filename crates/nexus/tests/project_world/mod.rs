@@ -116,15 +116,6 @@ impl World {
     }
 }
 
-/// The first line of the daemon's log with this message.
-pub fn logged(world: &World, msg: &str) -> Value {
-    find(&format!("`{msg}` is logged"), || {
-        let text = world.daemon.stdout();
-        let mut lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        lines.find(|line| line["msg"] == msg)
-    })
-}
-
 /// A running daemon, and a project that it has never seen.
 pub fn started(mode: &str, more: Value) -> (World, String) {
     let mut world = World::new(mode, more);
