@@ -52,6 +52,7 @@ pub struct Circuit {
 }
 
 impl Circuit {
+    /// One that lets everything pass.
     pub fn new(policy: CircuitPolicy) -> Self {
         Self { policy, state: CircuitState::Closed { errors: 0 }, generation: 0 }
     }

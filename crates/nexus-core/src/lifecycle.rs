@@ -139,6 +139,7 @@ pub struct Lifecycle {
 }
 
 impl Lifecycle {
+    /// One that is stopped, and wanted down.
     pub fn new(policy: RestartPolicy) -> Self {
         let (desired, state) = (Desired::Down, State::Stopped);
         Self { policy, desired, state, restarts_in_row: 0, restarts_total: 0, crashes: VecDeque::new(), seed: 0 }
@@ -159,10 +160,12 @@ impl Lifecycle {
         self.desired
     }
 
+    /// Restarts over the machine's life.
     pub fn restarts_total(&self) -> u64 {
         self.restarts_total
     }
 
+    /// Restarts since the last reset: what the next delay and the give-up go by.
     pub fn restarts_in_row(&self) -> u32 {
         self.restarts_in_row
     }

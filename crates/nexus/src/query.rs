@@ -95,6 +95,9 @@ impl Record {
     }
 
     /// What the record knows of an account; nothing much of one that was never used.
+    ///
+    /// # Errors
+    /// When a ledger can't be read; so with all questions here.
     pub fn account(&self, key: &AccountKey) -> Result<KnownAccount, ReadError> {
         let instance = self.nexus.read_now(|connection| nexus::instance(connection, &key.adapter, &key.account))?;
         let cursor = self.events.read_now(|connection| events::cursor(connection, &key.adapter, &key.account))?;
@@ -113,9 +116,6 @@ impl Record {
 
     /// Events, oldest first, and `last_seq`: the newest of all, of which the answer leaves none out
     /// that it was asked for, unless it is full.
-    ///
-    /// # Errors
-    /// When the ledger can't be read; so with all questions here.
     pub fn events(&self, query: &EventsQuery) -> Result<Value, ReadError> {
         let before = query.before.unwrap_or(i64::MAX);
         let limit = query.limit.min(ROWS_MAX);
@@ -198,6 +198,7 @@ impl Record {
         })
     }
 
+    /// Requests, newest first, in one status if given; at most `limit` and [`ROWS_MAX`] of them.
     pub fn traces(&self, status: Option<&str>, limit: usize) -> Result<Value, ReadError> {
         let rows = self.nexus.read_now(|connection| nexus::requests(connection, status, limit.min(ROWS_MAX)))?;
         Ok(json!({ "requests": rows }))
@@ -214,6 +215,7 @@ impl Record {
         self.agents.read_now(|connection| agents::session(connection, name, limit.min(ROWS_MAX), budgets))
     }
 
+    /// Deliveries, newest first, in one status and of one adapter if given; at most `limit` and [`ROWS_MAX`] of them.
     pub fn deliveries(&self, status: Option<&str>, adapter: Option<&str>, limit: usize) -> Result<Value, ReadError> {
         let rows = self.nexus.read_now(|connection| nexus::deliveries(connection, status, adapter, limit.min(ROWS_MAX)))?;
         Ok(json!({ "deliveries": rows }))
@@ -225,6 +227,7 @@ impl Record {
         Ok(json!({ "ids": ids }))
     }
 
+    /// One delivery; `None` for an id that isn't known.
     pub fn delivery(&self, id: &str) -> Result<Option<Value>, ReadError> {
         let row = self.nexus.read_now(|connection| nexus::delivery(connection, id))?;
         Ok(row.map(|row| json!(row)))
@@ -294,22 +297,27 @@ pub fn events(directory: &Path, query: &EventsQuery) -> Result<Value, QueryError
     Ok(Record::offline(directory)?.events(query)?)
 }
 
+/// As [`Record::event`].
 pub fn event(directory: &Path, id: &str) -> Result<Option<Value>, QueryError> {
     Ok(Record::offline(directory)?.event(id)?)
 }
 
+/// As [`Record::trace`].
 pub fn trace(directory: &Path, id: &str) -> Result<Option<Value>, QueryError> {
     Ok(Record::offline(directory)?.trace(id)?)
 }
 
+/// As [`Record::traces`].
 pub fn traces(directory: &Path, status: Option<&str>, limit: usize) -> Result<Value, QueryError> {
     Ok(Record::offline(directory)?.traces(status, limit)?)
 }
 
+/// As [`Record::sessions`].
 pub fn sessions(directory: &Path, all: bool, limit: usize) -> Result<Value, QueryError> {
     Ok(with_sessions(directory)?.sessions(all, limit)?)
 }
 
+/// As [`Record::session`].
 pub fn session(directory: &Path, name: &str, limit: usize, budgets: &SessionBudgets) -> Result<Option<Value>, QueryError> {
     Ok(with_sessions(directory)?.session(name, limit, budgets)?)
 }
@@ -336,10 +344,12 @@ pub fn accounts(directory: &Path, keys: &[AccountKey]) -> Result<Vec<KnownAccoun
     Ok(known?)
 }
 
+/// As [`Record::deliveries`].
 pub fn deliveries(directory: &Path, status: Option<&str>, adapter: Option<&str>, limit: usize) -> Result<Value, QueryError> {
     Ok(Record::offline(directory)?.deliveries(status, adapter, limit)?)
 }
 
+/// As [`Record::delivery`].
 pub fn delivery(directory: &Path, id: &str) -> Result<Option<Value>, QueryError> {
     Ok(Record::offline(directory)?.delivery(id)?)
 }

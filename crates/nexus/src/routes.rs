@@ -133,10 +133,12 @@ impl Default for Routes {
 }
 
 impl Routes {
+    /// Replaces the route of an adapter; whoever waits in [`Self::settled`] looks again.
     pub fn set(&self, adapter: &str, route: Route) {
         self.by_adapter.send_modify(|routes| drop(routes.insert(adapter.to_owned(), (route, Instant::now()))));
     }
 
+    /// Nobody sends for this adapter any more.
     pub fn remove(&self, adapter: &str) {
         self.by_adapter.send_modify(|routes| drop(routes.remove(adapter)));
     }

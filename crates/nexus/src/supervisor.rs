@@ -161,6 +161,7 @@ pub struct Child {
 }
 
 impl Child {
+    /// How it is now.
     pub fn status(&self) -> ChildStatus {
         self.status.borrow().clone()
     }
@@ -199,6 +200,7 @@ impl Child {
         self.order(Verb::Restart).await;
     }
 
+    /// New numbers apply from its next decision on; a running process isn't touched.
     pub async fn set_policy(&self, policy: RestartPolicy) {
         self.order(Verb::Policy(policy)).await;
     }

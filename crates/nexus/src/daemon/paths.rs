@@ -57,6 +57,7 @@ impl Paths {
         self.state_dir.join("logs/nex.log")
     }
 
+    /// How the last run ended, or that one goes on.
     pub fn last_run(&self) -> PathBuf {
         self.state_dir.join("last-run.json")
     }
@@ -71,10 +72,12 @@ impl Paths {
         self.state_dir.join("run")
     }
 
+    /// Secrets, a directory for each service.
     pub fn credentials_dir(&self) -> PathBuf {
         self.workspace.join("state/credentials")
     }
 
+    /// What verbs changed of the configuration, over what its file says.
     pub fn overlay_file(&self) -> PathBuf {
         self.workspace.join("state/overlay.yaml")
     }

@@ -11,6 +11,7 @@ use std::path::Path;
 /// What [`nexus_core::config`] puts before a warning that stands among errors.
 const WARNING: &str = "warning: ";
 
+/// Whether a daemon runs, by the lock of the state directory.
 pub fn presence(paths: &Paths) -> Presence {
     match lock::holder(paths) {
         Some(pid) => Presence::Running { pid },

@@ -40,17 +40,6 @@ pub enum FetchError {
     Write(#[from] WriteError),
 }
 
-impl FetchError {
-    /// Whether the same question may find an answer later.
-    pub fn may_change(&self) -> bool {
-        match self {
-            Self::NotFound { silent, .. } => !silent.is_empty(),
-            Self::NoRelays | Self::Read(_) | Self::Write(_) => true,
-            Self::TooMany(_) => false,
-        }
-    }
-}
-
 fn or_nobody(names: &[String]) -> String {
     if names.is_empty() { "nobody".to_owned() } else { names.join(", ") }
 }

@@ -140,6 +140,9 @@ fn bech32(secret: &SecretKey) -> String {
 
 /// Where the key of a name is stored: `nostr/daemon`, `nostr/PROJECT.AGENT`. Longer names are cut off, and told
 /// apart by a digest.
+///
+/// # Errors
+/// [`KeyError::Name`] for what is neither `daemon` nor `PROJECT/AGENT`.
 pub fn reference(key: &str) -> Result<String, KeyError> {
     if key == DAEMON {
         return Ok(format!("{SERVICE}/{DAEMON}"));

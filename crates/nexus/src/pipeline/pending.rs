@@ -42,6 +42,7 @@ impl Drop for OfAuthor {
 }
 
 impl Pending {
+    /// So many more of an account's events are accepted and have no end yet.
     pub fn raise(&self, account: &AccountKey, by: u64) {
         if by > 0 {
             let by = i64::try_from(by).unwrap_or(i64::MAX);
@@ -49,6 +50,7 @@ impl Pending {
         }
     }
 
+    /// One of them has its end.
     pub fn lower(&self, account: &AccountKey) {
         self.with(account, |count| count.send_modify(|count| *count = count.saturating_sub(1)));
     }

@@ -53,11 +53,13 @@ fn request(row: &Row<'_>) -> rusqlite::Result<RequestRow> {
     })
 }
 
+/// One request, by its own id.
 pub fn request_by_id(connection: &Connection, request_id: &str) -> rusqlite::Result<Option<RequestRow>> {
     let sql = format!("SELECT {REQUEST} FROM nexus_requests WHERE request_id = ?1");
     optional(connection.prepare_cached(&sql)?.query_row([request_id], request))
 }
 
+/// The request that an event became.
 pub fn request_by_event(connection: &Connection, event_seq: i64) -> rusqlite::Result<Option<RequestRow>> {
     let sql = format!("SELECT {REQUEST} FROM nexus_requests WHERE event_seq = ?1");
     optional(connection.prepare_cached(&sql)?.query_row([event_seq], request))
@@ -141,6 +143,7 @@ pub fn status_counts(connection: &Connection) -> rusqlite::Result<Vec<(String, u
         .collect()
 }
 
+/// One delivery, by its id.
 pub fn delivery(connection: &Connection, delivery_id: &str) -> rusqlite::Result<Option<Delivery>> {
     let sql = format!("SELECT {COLUMNS} FROM deliveries WHERE delivery_id = ?1");
     optional(connection.prepare_cached(&sql)?.query_row([delivery_id], from_row))
@@ -195,6 +198,7 @@ const COUNT_OPEN: &str =
 const COUNT_DEAD: &str = "SELECT count(*) FILTER (WHERE status = 'failed'), count(*) FILTER (WHERE status = 'expired')
    FROM deliveries WHERE status IN ('failed', 'expired')";
 
+/// The deliveries of one event, in the order in which they were made.
 pub fn deliveries_of(connection: &Connection, event_seq: i64) -> rusqlite::Result<Vec<Delivery>> {
     let sql = format!("SELECT {COLUMNS} FROM deliveries WHERE event_seq = ?1 ORDER BY seq");
     connection.prepare_cached(&sql)?.query_map([event_seq], from_row)?.collect()
