@@ -48,7 +48,7 @@ pub use models::{CallBudget, McpServer, Provider, Spending, TOOL_SEPARATOR};
 pub use nostr::{Nostr, WHITELIST_MAX, canonical_relay, public_key_hex};
 pub use plugin_file::{OnPluginError, PLUGIN_FILE, PluginFile, PluginMode, PluginSection, load_plugin_file};
 pub use plugins::{PLUGINS, PluginCircuit, Plugins};
-pub use problem::Problem;
+pub use problem::{Problem, WARNING_MARK};
 pub use projects::{GIT_SCHEMES, Git, ProjectOverride, ProjectProtocol, ProjectRestart, Projects};
 pub use reference::reference_markdown;
 pub use storage::{Bus, BusMode, Ledgers, Retention};

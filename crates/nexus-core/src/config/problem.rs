@@ -10,6 +10,8 @@ use std::fmt;
 pub(crate) const PROBLEMS_MAX: usize = 100;
 /// Longest stretch of a source line that a problem shows, in characters.
 pub(crate) const LINE_TEXT_CHARS_MAX: usize = 160;
+/// What a message begins with that is a warning among errors.
+pub const WARNING_MARK: &str = "warning: ";
 /// Longest stretch of a value or key that a message repeats, in characters.
 const QUOTED_CHARS_MAX: usize = 40;
 
@@ -23,8 +25,9 @@ pub struct Problem {
     pub line: usize,
     /// 1-based column, in characters.
     pub column: usize,
-    /// What is wrong and what would be right.
+    /// What is wrong and what would be right; that of a warning among errors begins with [`WARNING_MARK`].
     pub message: String,
+    pub is_warning: bool,
     /// The source line, without control characters; a long line only around the column.
     pub line_text: String,
     /// Characters of `line_text` before the place.
@@ -33,7 +36,7 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { file, line, column, message, line_text, caret } = self;
+        let Self { file, line, column, message, is_warning: _, line_text, caret } = self;
         let caret = *caret;
         write!(f, "{file}:{line}:{column}: {message}\n  | {line_text}\n  | {:caret$}^", "")
     }
@@ -104,11 +107,14 @@ impl Faults {
         let Self { errors, warnings } = self;
         let fine = errors.kept.is_empty();
         let mut warnings = warnings.into_problems(main, overlay);
+        for warning in &mut warnings {
+            warning.is_warning = true;
+        }
         if fine {
             return Ok(warnings);
         }
         for warning in &mut warnings {
-            warning.message.insert_str(0, "warning: ");
+            warning.message.insert_str(0, WARNING_MARK);
         }
         let mut all = errors.into_problems(main, overlay);
         all.append(&mut warnings);
@@ -127,6 +133,7 @@ fn problem(fault: Fault, source: Source<'_>) -> Problem {
         line,
         column,
         message: fault.message,
+        is_warning: false,
         line_text: full.iter().skip(start).take(LINE_TEXT_CHARS_MAX).collect(),
         caret: before - start,
     }

@@ -333,6 +333,7 @@ fn the_overlay_wins_and_its_errors_name_it() {
     let places: Vec<_> = problems.iter().map(|p| (p.file.as_str(), p.line, p.column)).collect();
     assert_eq!(places, [("nex.yaml", 1, 16), ("overlay.yaml", 2, 31), ("overlay.yaml", 3, 1)]);
     assert_eq!(problems[1].line_text, "adapters: {gog: {max_pending: no}}");
+    assert_eq!(problems.iter().map(|problem| problem.is_warning).collect::<Vec<_>>(), [false, false, true]);
     assert!(problems[2].message.starts_with("warning: "), "what is odd is told beside what is wrong");
 
     let overlay = Source { name: "overlay.yaml", text: "a: [" };

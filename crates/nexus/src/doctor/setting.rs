@@ -5,11 +5,8 @@ use crate::daemon::config::{self, LoadError};
 use crate::daemon::{Paths, lock};
 use crate::error_text::describe;
 use crate::ledger::lock::user;
-use nexus_core::config::{Config, Problem};
+use nexus_core::config::{Config, Problem, WARNING_MARK};
 use std::path::Path;
-
-/// What [`nexus_core::config`] puts before a warning that stands among errors.
-const WARNING: &str = "warning: ";
 
 /// Whether a daemon runs, by the lock of the state directory.
 pub fn presence(paths: &Paths) -> Presence {
@@ -92,10 +89,10 @@ fn odd(problem: &Problem, message: &str) -> Finding {
 }
 
 fn wrong(problem: &Problem) -> Finding {
-    match problem.message.strip_prefix(WARNING) {
-        Some(message) => odd(problem, message),
-        None => Finding::error(Check::Config, &problem.message, "correct it; `nexus config check` shows the line").at_place(place(problem)),
+    if problem.is_warning {
+        return odd(problem, problem.message.strip_prefix(WARNING_MARK).unwrap_or(&problem.message));
     }
+    Finding::error(Check::Config, &problem.message, "correct it; `nexus config check` shows the line").at_place(place(problem))
 }
 
 #[cfg(test)]
@@ -123,6 +120,7 @@ mod tests {
         assert!(config.is_none());
         let severities: Vec<_> = found.iter().map(|finding| finding.severity).collect();
         assert_eq!(severities, [Severity::Error, Severity::Error, Severity::Warning], "{found:?}");
+        assert!(found.iter().all(|finding| !finding.what.starts_with(WARNING_MARK)), "{found:?}");
     }
 
     #[test]
