@@ -100,7 +100,7 @@ mod tests {
             sender.send(Part::End(end)).await.unwrap();
             stop.cancel();
             let told = axum::body::to_bytes(response.into_body(), 4096).await.unwrap();
-            let last = told.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).next_back().unwrap();
+            let last = told.split(|byte| *byte == b'\n').rfind(|line| !line.is_empty()).unwrap();
             let last: Value = serde_json::from_slice(last).unwrap();
             assert_eq!((&last["type"], &last["status"]), (&json!("end"), &json!("completed")));
         }
