@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 const DISK_EVERY: Duration = Duration::from_secs(5);
@@ -19,6 +20,10 @@ const ANALYTICS_EVERY: Duration = Duration::from_secs(60);
 /// What couldn't be written, and what was counted since.
 const BATCHES_AT_ONCE_MAX: usize = 2;
 const PRUNE_EVERY: Duration = Duration::from_secs(3600);
+/// When a start is over, and adapters and plugins are up: the code of it is let go of.
+const START_OVER: Duration = Duration::from_secs(10);
+/// And what code an hour has used, which the next may not.
+const CODE_EVERY: Duration = Duration::from_secs(3600);
 /// Rows lightened per transaction.
 const PRUNE_ROWS: u32 = 1000;
 /// How long it is kept what each call of a model by a plugin or an automation used. Budgets need a day of it.
@@ -32,6 +37,7 @@ pub(super) async fn run(control: Arc<Control>, disk: watch::Sender<bool>, data_d
     let mut disk_tick = tokio::time::interval(DISK_EVERY);
     let mut analytics_tick = tokio::time::interval(ANALYTICS_EVERY);
     let mut prune_tick = tokio::time::interval(PRUNE_EVERY);
+    let mut code_tick = tokio::time::interval_at(Instant::now() + START_OVER, CODE_EVERY);
     loop {
         crate::torture::point("task.housekeeping");
         tokio::select! {
@@ -47,11 +53,10 @@ pub(super) async fn run(control: Arc<Control>, disk: watch::Sender<bool>, data_d
             _ = prune_tick.tick() => {
                 prune(&control).await;
                 prune_calls(&control).await;
-                // Now, what a start alone has used, then what an hour has.
-                if let Err(error) = crate::memory::let_go_of_code() {
-                    tracing::debug!(%error, "code that isn't used stays mapped");
-                }
             }
+            _ = code_tick.tick() => if let Err(error) = crate::memory::let_go_of_code() {
+                tracing::debug!(%error, "code that isn't used stays mapped");
+            },
             () = stop.cancelled() => break,
         }
     }
