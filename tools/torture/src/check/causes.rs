@@ -9,6 +9,7 @@ use crate::acp::{self, DIES};
 use crate::adapter::{Feed, LOST, REFUSED, REJECTED};
 use crate::agent::FAILS;
 use crate::fault::{Fault, Victim};
+use crate::feeder::PEERS;
 use crate::journal;
 use crate::world::{Kind, OnInterrupted, SEND_RETRIES, World};
 use anyhow::Result;
@@ -18,8 +19,6 @@ use std::collections::{HashMap, HashSet};
 
 /// Most items that one finding names.
 const NAMED_MAX: usize = 5;
-/// As many requests as the daemon works on at once. Replies it has fewer in hand: one for each target.
-const IN_HAND_MAX: usize = 64;
 /// Turns of an agent that stays which one end of its process may spoil: of two accounts with three people each, four in a row until it
 /// is given up and another has begun.
 const SPOILT_MAX: usize = 24;
@@ -42,17 +41,18 @@ enum Leeway {
 }
 
 impl Leeway {
-    /// What ends badly in the very cycle of a fault.
-    fn of(fault: &Fault) -> Self {
+    /// What ends badly in the very cycle of a fault. What its death cut off ends in a later one, and is known by name.
+    fn of(fault: &Fault, at_once: usize) -> Self {
         match fault {
-            // Who is killed ends nothing; what it had in hand ends in the next cycle.
+            // Who is killed ends nothing.
             Fault::Kill { victim: Victim::Daemon, .. } => Self::AtMost(0),
             Fault::Point { victim, .. } | Fault::Kill { victim, .. } => match victim {
-                // It may have been told to stop before, or have seen its keeper die.
-                Victim::Daemon | Victim::Both => Self::AtMost(IN_HAND_MAX),
+                // It may have been told to stop before, or have seen its keeper die, with all that went on then.
+                Victim::Daemon | Victim::Both => Self::AtMost(at_once),
                 Victim::Keeper => Self::Unknown,
             },
-            Fault::Stop { .. } | Fault::StopAtOnce | Fault::Reload => Self::AtMost(IN_HAND_MAX),
+            // A process that streams ends by them, and what its keeper ends by a second signal.
+            Fault::Stop { .. } | Fault::StopAtOnce | Fault::Reload => Self::AtMost(at_once),
             Fault::Panic { .. }
             | Fault::KillPrograms { .. }
             | Fault::FreezePrograms { .. }
@@ -64,14 +64,6 @@ impl Leeway {
             | Fault::ReadOnly
             | Fault::TurnReadOnly
             | Fault::CorruptPage { .. } => Self::Unknown,
-        }
-    }
-
-    /// With what the death before had in hand.
-    fn and(self, in_hand: usize) -> Self {
-        match self {
-            Self::AtMost(items) => Self::AtMost(items + in_hand),
-            Self::Unknown => Self::Unknown,
         }
     }
 }
@@ -97,9 +89,7 @@ pub(crate) struct Causes {
     replies: HashSet<(String, String, u64)>,
     /// Calls of senders that were looked at.
     sends: usize,
-    /// What the last death had in hand, which ends in the cycle after it. Each cycle ends with one and with its fault undone,
-    /// so it is no more after a fault of which nobody knows what else it did.
-    before: usize,
+    cut_off: CutOff,
     clock_was_off: bool,
     /// Faults of `stream` processes that were there at the look before.
     stream_faults: usize,
@@ -109,9 +99,8 @@ pub(crate) struct Causes {
 
 impl Causes {
     pub(crate) fn new(on_interrupted: OnInterrupted) -> Self {
-        let (requests, replies) = (HashSet::new(), HashSet::new());
-        // A world's first run ends before its first cycle.
-        Self { on_interrupted, requests, replies, sends: 0, before: IN_HAND_MAX, clock_was_off: false, stream_faults: 0, ends: 0 }
+        let (requests, replies, cut_off) = (HashSet::new(), HashSet::new(), CutOff::default());
+        Self { on_interrupted, requests, replies, sends: 0, cut_off, clock_was_off: false, stream_faults: 0, ends: 0 }
     }
 
     /// Judges what ended in a cycle with this fault, whose daemon is dead.
@@ -120,8 +109,10 @@ impl Causes {
     /// When something can't be read.
     pub(crate) fn after(&mut self, world: &World, fault: &Fault) -> Result<Vec<String>> {
         self.clock_was_off |= matches!(fault, Fault::Sleep | Fault::ClockJump { .. });
-        let leeway = Leeway::of(fault).and(std::mem::replace(&mut self.before, IN_HAND_MAX));
-        self.judge_copy(world, leeway)
+        let Some(copy) = copied(world)? else { return Ok(Vec::new()) };
+        let mut found = self.judge(world, &copy.nexus, Leeway::of(fault, conversations(world)))?;
+        found.extend(self.died(world, &copy.nexus)?);
+        Ok(found)
     }
 
     /// Judges what the last fault left behind, while a daemon runs that has brought it to its end.
@@ -129,8 +120,7 @@ impl Causes {
     /// # Errors
     /// When something can't be read.
     pub(crate) fn settled(&mut self, world: &World) -> Result<Vec<String>> {
-        let leeway = Leeway::AtMost(std::mem::take(&mut self.before));
-        self.judge(world, &in_use(&world.data(), "nexus")?, leeway)
+        self.judge(world, &in_use(&world.data(), "nexus")?, Leeway::AtMost(0))
     }
 
     /// Judges what ended in the calm, in which nothing is given up. The daemon has stopped.
@@ -138,38 +128,44 @@ impl Causes {
     /// # Errors
     /// When something can't be read.
     pub(crate) fn calm(&mut self, world: &World) -> Result<Vec<String>> {
-        let leeway = Leeway::AtMost(std::mem::take(&mut self.before));
-        self.judge_copy(world, leeway)
-    }
-
-    fn judge_copy(&mut self, world: &World, leeway: Leeway) -> Result<Vec<String>> {
-        if !world.data().join("nexus.db").exists() {
-            return Ok(Vec::new());
-        }
-        self.judge(world, &Copy::of(&world.data())?.nexus, leeway)
+        let Some(copy) = copied(world)? else { return Ok(Vec::new()) };
+        self.judge(world, &copy.nexus, Leeway::AtMost(0))
     }
 
     fn judge(&mut self, world: &World, nexus: &Connection, leeway: Leeway) -> Result<Vec<String>> {
-        // A death within the first migration leaves files that have not all tables.
-        for table in ["nexus_requests", "runs", "deliveries"] {
-            if !has_table(nexus, table)? {
-                return Ok(Vec::new());
-            }
+        if !has_tables(nexus)? {
+            return Ok(Vec::new());
         }
-        let noted = Noted::read(world)?;
-        let mut found = self.requests(nexus, &noted)?.beyond("requests", leeway);
-        found.extend(self.replies(nexus, &noted)?.beyond("replies", leeway));
-        found.extend(self.sends(world, &noted)?.beyond("calls of `send`", leeway));
+        let (noted, at_once) = (Noted::read(world)?, conversations(world));
+        let mut found = self.requests(nexus, &noted)?.beyond("requests", leeway, at_once);
+        found.extend(self.replies(nexus, &noted)?.beyond("replies", leeway, at_once));
+        found.extend(self.sends(world, &noted)?.beyond("calls of `send`", leeway, at_once));
         Ok(found)
+    }
+
+    /// Takes down what the death of the daemon cut off. It is one request for each conversation at most: they are asked one after
+    /// the other there.
+    fn died(&mut self, world: &World, nexus: &Connection) -> Result<Vec<String>> {
+        if !has_tables(nexus)? {
+            return Ok(Vec::new());
+        }
+        let (begun, most) = (self.cut_off.add(nexus)?, conversations(world));
+        let is_too_much = begun.len() > most;
+        Ok(is_too_much
+            .then(|| format!("as it died the daemon had requests in hand in {most} conversations: {begun:?}"))
+            .into_iter()
+            .collect())
     }
 
     /// What is to be retried is sent again only after a call that did not say how it ended.
     fn sends(&mut self, world: &World, noted: &Noted) -> Result<Ended> {
         let (mut ended, mut of_key) = (Ended::default(), HashMap::new());
         let calls = journal::values(&world.send_calls())?;
+        let cut_off = self.cut_off.sends();
         for (n, call) in calls.iter().enumerate() {
             let before: &mut usize = of_key.entry(text(call, "key")).or_default();
-            let is_explained = *before <= noted.unsure.get(&text(call, "key")).copied().unwrap_or(0);
+            let of = |tally: &HashMap<String, usize>| tally.get(&text(call, "key")).copied().unwrap_or(0);
+            let is_explained = *before <= of(&noted.unsure) + of(&cut_off);
             let is_retried = Kind::parse(&text(call, "channel")).is_some_and(Kind::retries_uncertain);
             if n >= self.sends && is_retried {
                 // On a busy machine a call may not be done in its time.
@@ -222,8 +218,12 @@ impl Causes {
                 OnInterrupted::Rerun => request.attempts >= ATTEMPTS_MAX && !is_echo,
                 OnInterrupted::Auto => !is_echo,
             };
-            // Then it was in hand.
-            return if may_fail { Cause::None } else { Cause::Impossible("was interrupted, and not run again though it may be") };
+            let was_cut_off = self.cut_off.requests.contains(&(request.seq, request.attempts));
+            return match may_fail {
+                true if was_cut_off => Cause::Known,
+                true => Cause::None,
+                false => Cause::Impossible("was interrupted, and not run again though it may be"),
+            };
         }
         // An agent that stays isn't told of its run.
         let content = noted.contents.get(original(&request.event_id)).filter(|_| request.agent == acp::NAME);
@@ -244,6 +244,10 @@ impl Causes {
                 continue;
             }
             let mut cause = reply.cause(kind, noted, self.clock_was_off);
+            let was_cut_off = self.cut_off.replies.contains(&(reply.key.clone(), reply.attempts));
+            if matches!(cause, Cause::None | Cause::Slow) && was_cut_off {
+                cause = Cause::Known;
+            }
             if cause == Cause::None && kind == Kind::Live && harmed > 0 {
                 harmed -= 1;
                 cause = Cause::Known;
@@ -252,6 +256,53 @@ impl Causes {
         }
         Ok(ended)
     }
+}
+
+/// What deaths of the daemon cut off, each with its attempt, as the ledger told after it: a start decides about what is marked
+/// as begun there, and what only waited has no excuse.
+#[derive(Debug, Default)]
+struct CutOff {
+    requests: HashSet<(i64, u64)>,
+    replies: HashSet<(String, u64)>,
+}
+
+impl CutOff {
+    /// With what is marked as begun now; answers which requests of adapters that are.
+    fn add(&mut self, nexus: &Connection) -> Result<Vec<i64>> {
+        let sql = "SELECT event_seq, attempts, channel FROM nexus_requests WHERE status IN ('processing', 'interrupted')";
+        let requests: Vec<(i64, u64, String)> = rows(nexus, sql, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+        let sql = "SELECT idempotency_key, attempts FROM deliveries WHERE status = 'sending'";
+        let replies: Vec<(String, u64)> = rows(nexus, sql, |row| Ok((row.get(0)?, row.get(1)?)))?;
+        self.replies.extend(replies);
+        self.requests.extend(requests.iter().map(|(seq, attempts, _)| (*seq, *attempts)));
+        Ok(requests.into_iter().filter(|(_, _, channel)| Kind::parse(channel).is_some()).map(|(seq, _, _)| seq).collect())
+    }
+
+    /// How often that was of each reply: the daemon doesn't know how such a call ended.
+    fn sends(&self) -> HashMap<String, usize> {
+        let mut sends = HashMap::new();
+        self.replies.iter().for_each(|(key, _)| *sends.entry(key.clone()).or_default() += 1);
+        sends
+    }
+}
+
+/// How many conversations a world has. In each of them one request is run and one reply is sent at a time.
+fn conversations(world: &World) -> usize {
+    world.kinds().map(|kind| kind.accounts().len()).sum::<usize>() * PEERS as usize
+}
+
+fn copied(world: &World) -> Result<Option<Copy>> {
+    if world.data().join("nexus.db").exists() { Copy::of(&world.data()).map(Some) } else { Ok(None) }
+}
+
+/// A death within the first migration leaves files that have not all tables.
+fn has_tables(nexus: &Connection) -> Result<bool> {
+    for table in ["nexus_requests", "runs", "deliveries"] {
+        if !has_table(nexus, table)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// By what the daemon says of it.
@@ -279,13 +330,13 @@ impl Ended {
         }
     }
 
-    /// What there is too much of.
-    fn beyond(self, of: &str, leeway: Leeway) -> Vec<String> {
+    /// What there is too much of. When the machine stands still for a while, all that goes on `at_once` is slow.
+    fn beyond(self, of: &str, leeway: Leeway, at_once: usize) -> Vec<String> {
         let Self { all, slow, unexplained, impossible } = self;
         let mut found: Vec<String> = impossible.into_iter().take(NAMED_MAX).collect();
-        let Leeway::AtMost(in_hand) = leeway else { return found };
-        let slow_max = in_hand + all / SLOW_ONE_IN;
-        for (why, some, most) in [("a cause", unexplained, in_hand), ("a cause but the time they took", slow, slow_max)] {
+        let Leeway::AtMost(items) = leeway else { return found };
+        let slow_max = at_once + all / SLOW_ONE_IN;
+        for (why, some, most) in [("a cause", unexplained, items), ("a cause but the time they took", slow, slow_max)] {
             if some.len() > most {
                 let named: Vec<&String> = some.iter().take(NAMED_MAX).collect();
                 found.push(format!("{} of {all} {of} ended badly without {why}, and {most} at most could have: {named:?}", some.len()));

@@ -17,6 +17,17 @@ fn judged(made: &Made, on_interrupted: OnInterrupted, leeway: Leeway) -> String 
     Causes::new(on_interrupted).judge(&made.world, &made.nexus, leeway).unwrap().join("; ")
 }
 
+/// The daemon died with these replies and requests begun, and then this happened to the ledger.
+fn after_a_death(made: &Made, on_interrupted: OnInterrupted, begun: &str, then: &str) -> String {
+    let mut causes = Causes::new(on_interrupted);
+    made.nexus.execute_batch(begun).unwrap();
+    let kill = Fault::Kill { victim: Victim::Daemon, after_ms: 0 };
+    let mut found = causes.after(&made.world, &kill).unwrap();
+    made.nexus.execute_batch(then).unwrap();
+    found.extend(causes.settled(&made.world).unwrap());
+    found.join("; ")
+}
+
 fn calm(made: &Made) -> String {
     judged(made, OnInterrupted::Auto, Leeway::AtMost(0))
 }
@@ -44,17 +55,19 @@ fn nothing_is_found_where_everything_ends_well() {
 fn a_daemon_that_sends_everything_twice_is_found_also_where_it_may_retry() {
     let twice = changed(Kind::Filled, 80, "UPDATE deliveries SET attempts = 2");
     (1..=80).for_each(|number| twice.begun(number, &format!("key-{number}")));
-    assert_eq!(judged(&twice, OnInterrupted::Auto, Leeway::AtMost(IN_HAND_MAX)), "", "so many a death had in hand");
-    assert!(calm(&twice).contains("80 of 160 calls of `send` ended badly without a cause but the time they took, and 40 at most"));
+    assert!(calm(&twice).contains("80 of 160 calls of `send` ended badly without a cause but the time they took, and 58 at most"));
     for number in 1..=80 {
         faulty(&twice, &format!("key-{number}"), LOST);
     }
     assert_eq!(calm(&twice), "");
-    twice.begun(1, "key-1");
+    (1..=80).for_each(|number| twice.begun(number, &format!("key-{number}")));
     let mut causes = Causes::new(OnInterrupted::Auto);
     causes.sends = 160;
     let found = causes.judge(&twice.world, &twice.nexus, Leeway::AtMost(0)).unwrap().join("; ");
-    assert!(found.contains("1 of 1 calls of `send`"), "{found}");
+    assert!(found.contains("80 of 80 calls of `send`"), "{found}");
+    let mut causes = Causes { sends: 160, ..Causes::new(OnInterrupted::Auto) };
+    causes.cut_off.replies = (1..=80).map(|number| (format!("key-{number}"), 2)).collect();
+    assert!(causes.judge(&twice.world, &twice.nexus, Leeway::AtMost(0)).unwrap().is_empty(), "a death cut off the second call of each");
 }
 
 #[test]
@@ -65,7 +78,7 @@ fn a_daemon_that_gives_up_on_everything_is_found() {
         "UPDATE nexus_requests SET status = 'failed', reason = 'I give up';
          UPDATE deliveries SET status = 'uncertain', error = 'who knows'",
     );
-    for most in [0, IN_HAND_MAX] {
+    for most in [0, conversations(&given_up.world)] {
         let found = judged(&given_up, OnInterrupted::Auto, Leeway::AtMost(most));
         assert!(found.contains(&format!("80 of 80 requests ended badly without a cause, and {most} at most could have")), "{found}");
         assert!(found.contains(&format!("80 of 80 replies ended badly without a cause, and {most} at most could have")), "{found}");
@@ -82,22 +95,23 @@ fn a_daemon_that_gives_up_on_everything_is_found() {
 fn few_are_slow() {
     let slow = |upto: i64| {
         let sql = format!("UPDATE nexus_requests SET status = 'failed', reason = 'the agent''s time is up' WHERE event_seq <= {upto}");
-        calm(&changed(Kind::Acked, 8, &sql))
+        calm(&changed(Kind::Acked, 80, &sql))
     };
-    assert_eq!(slow(2), "");
-    assert!(slow(3).contains("3 of 8 requests ended badly without a cause but the time they took, and 2 at most"), "{}", slow(3));
+    assert_eq!(slow(38), "", "one in each of 18 conversations as the machine stood still, and one of four");
+    assert!(slow(39).contains("39 of 80 requests ended badly without a cause but the time they took, and 38 at most"), "{}", slow(39));
 }
 
 #[test]
 fn what_may_be_run_again_is() {
     let interrupted = |attempts: u64| {
-        let sql = format!(
-            "UPDATE nexus_requests SET status = 'failed', reason = 'interrupted, alas', attempts = {attempts};
-             UPDATE runs SET status = 'interrupted', attempt = {attempts}"
-        );
+        let sql = format!("UPDATE nexus_requests SET attempts = {attempts}; UPDATE runs SET status = 'interrupted', attempt = {attempts}");
         changed(Kind::Acked, 1, &sql)
     };
-    let after_a_death = |made: &Made, on_interrupted: OnInterrupted| judged(made, on_interrupted, Leeway::AtMost(IN_HAND_MAX));
+    let after_a_death = |made: &Made, on_interrupted: OnInterrupted| {
+        let begun = "UPDATE nexus_requests SET status = 'processing', completed_at = NULL";
+        let failed = "UPDATE nexus_requests SET status = 'failed', reason = 'interrupted, alas', completed_at = 5";
+        after_a_death(made, on_interrupted, begun, failed)
+    };
     let (once, thrice) = (interrupted(1), interrupted(3));
     for on_interrupted in [OnInterrupted::Fail, OnInterrupted::Auto] {
         assert_eq!(after_a_death(&once, on_interrupted), "", "a command may have acted");
@@ -159,42 +173,56 @@ fn a_reply_is_given_up_for_what_its_sender_did() {
 }
 
 #[test]
-fn what_a_cycle_broke_off_may_end_in_the_next_one_and_nothing_in_the_calm() {
-    let kill = Fault::Kill { victim: Victim::Daemon, after_ms: 0 };
-    let mut causes = Causes::new(OnInterrupted::Auto);
-    let made = changed(Kind::Acked, 3, "");
-    assert!(causes.after(&made.world, &kill).unwrap().is_empty());
-    made.nexus.execute_batch("UPDATE nexus_requests SET status = 'failed', event_seq = 11 WHERE event_seq = 1").unwrap();
-    assert!(causes.settled(&made.world).unwrap().is_empty());
-    made.nexus.execute_batch("UPDATE nexus_requests SET status = 'failed', event_seq = 12 WHERE event_seq = 2").unwrap();
-    let found = causes.calm(&made.world).unwrap().concat();
-    assert!(found.contains("1 of 1 requests ended badly without a cause, and 0 at most could have"), "{found}");
+fn a_daemon_that_fails_what_nothing_was_doing_at_its_death_is_found() {
+    let begun = "UPDATE nexus_requests SET status = CASE WHEN event_seq <= 2 THEN 'processing' ELSE 'waiting' END, completed_at = NULL";
+    let failed = |upto: i64, of_attempt: u64| {
+        let sql = "UPDATE nexus_requests SET status = 'failed', reason = 'interrupted, alas', completed_at = 5";
+        let then = format!("{sql}, attempts = {of_attempt} WHERE event_seq <= {upto}");
+        after_a_death(&changed(Kind::Acked, 8, ""), OnInterrupted::Auto, begun, &then)
+    };
+    assert_eq!(failed(2, 1), "", "they were under way");
+    assert!(failed(8, 1).contains("6 of 8 requests ended badly without a cause, and 0 at most could have"), "{}", failed(8, 1));
+    assert!(failed(2, 2).contains("2 of 2 requests ended badly without a cause"), "another attempt");
 }
 
 #[test]
-fn two_faults_one_cycle_apart_bring_about_what_both_deaths_had_in_hand() {
-    let stop = Fault::Stop { patience_ms: 20 };
-    // So many requests fail between the looks after the two.
-    let judged = |before: &Fault, fault: &Fault, failed: usize| {
-        let (mut causes, made) = (Causes::new(OnInterrupted::Auto), changed(Kind::Acked, 0, ""));
-        assert!(causes.after(&made.world, before).unwrap().is_empty());
+fn a_daemon_that_gives_up_what_nothing_sent_at_its_death_is_found() {
+    let begun = "UPDATE deliveries SET status = CASE WHEN seq <= 2 THEN 'sending' ELSE 'pending' END";
+    let given_up = |upto: i64, attempt: u64| {
+        let then = format!("UPDATE deliveries SET status = 'uncertain', attempts = {attempt} WHERE seq <= {upto}");
+        after_a_death(&changed(Kind::Acked, 8, ""), OnInterrupted::Auto, begun, &then)
+    };
+    assert_eq!(given_up(2, 1), "");
+    assert!(given_up(8, 1).contains("6 of 8 replies ended badly without a cause, and 0 at most could have"), "{}", given_up(8, 1));
+    assert!(given_up(2, 2).contains("2 of 2 replies ended badly without a cause"), "another attempt");
+}
+
+#[test]
+fn a_daemon_has_one_request_in_hand_for_each_conversation_at_most() {
+    let died = |requests: i64| {
+        let begun = "UPDATE nexus_requests SET status = 'processing', completed_at = NULL";
+        after_a_death(&changed(Kind::Acked, requests, ""), OnInterrupted::Auto, begun, "")
+    };
+    assert_eq!(died(18), "");
+    assert!(died(19).contains("as it died the daemon had requests in hand in 18 conversations: [1, 2, 3"), "{}", died(19));
+}
+
+#[test]
+fn what_ends_in_the_cycle_of_a_fault_is_one_for_each_conversation_at_most() {
+    let judged = |fault: &Fault, failed: usize| {
+        let made = changed(Kind::Acked, 0, "");
         let sql = format!(
             "WITH RECURSIVE all_of(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM all_of WHERE n < {failed})
              INSERT INTO nexus_requests SELECT n, 'acked:a-' || n, 'acked', 'failed', 1, 5, NULL FROM all_of"
         );
         made.nexus.execute_batch(&sql).unwrap();
-        causes.after(&made.world, fault).unwrap().concat()
+        Causes::new(OnInterrupted::Auto).after(&made.world, fault).unwrap().concat()
     };
-    let kill = Fault::Kill { victim: Victim::Daemon, after_ms: 0 };
-    for before in [&stop, &kill, &Fault::Sleep, &Fault::Panic { name: "a.1".to_owned(), count: 1 }] {
-        assert_eq!(judged(before, &stop, 2 * IN_HAND_MAX), "", "{before:?}");
-        let found = judged(before, &stop, 2 * IN_HAND_MAX + 1);
-        assert!(found.contains("129 of 129 requests ended badly without a cause, and 128 at most could have"), "{before:?}: {found}");
-        assert_eq!(judged(before, &kill, IN_HAND_MAX), "", "{before:?}");
-        let found = judged(before, &kill, IN_HAND_MAX + 1);
-        assert!(found.contains("65 of 65 requests ended badly without a cause, and 64 at most could have"), "{before:?}: {found}");
-    }
-    assert_eq!(judged(&stop, &Fault::Descriptors, 150), "", "nobody knows how much that is");
+    let (stop, kill) = (Fault::Stop { patience_ms: 20 }, Fault::Kill { victim: Victim::Daemon, after_ms: 0 });
+    assert_eq!(judged(&stop, 18), "");
+    assert!(judged(&stop, 19).contains("19 of 19 requests ended badly without a cause, and 18 at most could have"));
+    assert!(judged(&kill, 1).contains("1 of 1 requests ended badly without a cause, and 0 at most could have"));
+    assert_eq!(judged(&Fault::Descriptors, 150), "", "nobody knows how much that is");
 }
 
 #[test]
