@@ -127,6 +127,9 @@ const APPROVAL_COMMANDS: [&str; 2] = ["Approval", "Waits"];
 /// What fail points begin with that only a world with an agent that stays passes.
 const ACP_POINTS: [&str; 2] = ["task.acp", "write.KeepAcpSession."];
 
+/// Of those the ones that a daemon passes once: it has one agent that stays, and one task that ends its process.
+const ONCE: [&str; 1] = ["task.acp"];
+
 /// Of all fail points those that are chosen more often in a world of this cast.
 pub(crate) fn favoured(points: &[String], cast: Cast) -> Vec<String> {
     let about_approvals: &[&str] = if cast.approvals { &APPROVAL_COMMANDS } else { &[] };
@@ -155,6 +158,7 @@ impl Fault {
         if !favoured.is_empty() && chance.one_in(2) {
             // Not in turn: the seeds of such worlds are eight apart, and the turn might never come to some points.
             let (name, count) = (chance.pick(favoured).clone(), chance.below(4) + 1);
+            let count = if ONCE.contains(&name.as_str()) { 1 } else { count };
             return Self::Point { name, count, victim: victim(chance) };
         }
         let in_turn = &points[usize::try_from(number).unwrap_or(0) % points.len()];
@@ -282,6 +286,14 @@ mod tests {
         let of_acp = ["task.acp", "write.KeepAcpSession.before", "write.KeepAcpSession.after"].map(str::to_owned);
         assert!(favoured(&of_acp, nostr).is_empty() && favoured(&of_acp, Cast { acp: true, ..Cast::default() }) == of_acp);
         assert!(favoured(&points, Cast { acp: true, ..Cast::default() }).is_empty());
+        let counts = |favoured: &str| -> Vec<u64> {
+            let chance = |number: u64| Chance::new(10).about(&[&number.to_string()]);
+            let choose = |number: u64| Fault::choose(&mut chance(number), &points, &[favoured.to_owned()], &[], number);
+            let count = |fault: Fault| if let Fault::Point { count, .. } = fault { Some(count) } else { None };
+            (0..40).map(choose).filter(|fault| fault.point() == Some(favoured)).filter_map(count).collect()
+        };
+        assert!(counts("task.acp").iter().all(|count| *count == 1) && counts("task.acp").len() > 8, "it is passed once");
+        assert!(counts("nostr.taking").iter().any(|count| *count > 1));
         let few = ["nostr.taking".to_owned()];
         assert!(!chosen(&[], &[], 6).contains("nostr") && chosen(&few, &[], 6).matches("nostr.taking").count() > 8);
     }
