@@ -23,9 +23,9 @@ pub(crate) const NAME: &str = "acp";
 /// In the agents' journal: the process is about to end or to hear nothing any more, with all that goes on in it.
 pub(crate) const DIES: &str = "dies";
 /// And: one began.
-const BEGAN: &str = "began";
+pub(crate) const BEGAN: &str = "began";
 /// How long a turn may take.
-const TURN_MS: u64 = 1500;
+pub(crate) const TURN_MS: u64 = 1500;
 const PAUSE: Duration = Duration::from_millis(300);
 /// Lines that are no message.
 const NOISE: [&str; 3] = ["starting up", "{\"jsonrpc\":", "7"];

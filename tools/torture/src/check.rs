@@ -6,6 +6,7 @@ mod advice;
 mod audit;
 pub(crate) mod causes;
 pub(crate) mod children;
+mod cut_off;
 mod effects;
 pub(crate) mod events;
 #[cfg(test)]
@@ -16,6 +17,7 @@ mod people;
 mod project;
 mod snapshots;
 mod speech;
+mod stays;
 mod waits;
 
 pub(crate) use snapshots::Snapshots;

@@ -2,26 +2,28 @@
 //! daemon wrote down: a program that was about to fail, the platform's feed, or the fault of the cycle. What the daemon says
 //! of the reason only sorts what has none of these. Never judges Nostr, projects and heartbeats.
 
+use super::cut_off::CutOff;
 use super::events::{accounts, original};
 use super::snapshots::has_table;
+use super::stays::{Outage, Spoilt, Stays};
 use super::{Copy, in_use, rows};
-use crate::acp::{self, DIES};
-use crate::adapter::{Feed, LOST, REFUSED, REJECTED};
+use crate::acp;
+use crate::adapter::{LOST, REFUSED, REJECTED};
 use crate::agent::FAILS;
 use crate::fault::{Fault, Victim};
 use crate::feeder::PEERS;
-use crate::journal;
 use crate::world::{Kind, OnInterrupted, SEND_RETRIES, World};
-use anyhow::Result;
+use crate::{clock, journal};
+use anyhow::{Context, Result};
 use rusqlite::Connection;
 use serde_json::Value;
 use std::collections::{HashMap, HashSet};
 
 /// Most items that one finding names.
 const NAMED_MAX: usize = 5;
-/// Turns of an agent that stays which one end of its process may spoil: of two accounts with three people each, four in a row until it
-/// is given up and another has begun.
-const SPOILT_MAX: usize = 24;
+/// Starts of the agent that stays in one look beyond one for the daemon's and one for each end: on a busy machine a turn may not
+/// end in the time that it has once it is told to stop, and its process is killed then.
+const STARTS_SPARE: usize = 2;
 /// On a busy machine one in so many may not be done in its time, though nobody wanted that.
 const SLOW_ONE_IN: usize = 4;
 /// What the daemon says of those.
@@ -93,14 +95,15 @@ pub(crate) struct Causes {
     clock_was_off: bool,
     /// Faults of `stream` processes that were there at the look before.
     stream_faults: usize,
-    /// As often processes of the agent that stays had ended by themselves.
+    /// How often processes of the agent that stays had ended by themselves, and begun.
     ends: usize,
+    starts: usize,
 }
 
 impl Causes {
     pub(crate) fn new(on_interrupted: OnInterrupted) -> Self {
         let (requests, replies, cut_off) = (HashSet::new(), HashSet::new(), CutOff::default());
-        Self { on_interrupted, requests, replies, sends: 0, cut_off, clock_was_off: false, stream_faults: 0, ends: 0 }
+        Self { on_interrupted, requests, replies, sends: 0, cut_off, clock_was_off: false, stream_faults: 0, ends: 0, starts: 0 }
     }
 
     /// Judges what ended in a cycle with this fault, whose daemon is dead.
@@ -137,7 +140,8 @@ impl Causes {
             return Ok(Vec::new());
         }
         let (noted, at_once) = (Noted::read(world)?, conversations(world));
-        let mut found = self.requests(nexus, &noted)?.beyond("requests", leeway, at_once);
+        let mut found = self.starts(&noted.stays, leeway);
+        found.extend(self.requests(nexus, &noted)?.beyond("requests", leeway, at_once));
         found.extend(self.replies(nexus, &noted)?.beyond("replies", leeway, at_once));
         found.extend(self.sends(world, &noted)?.beyond("calls of `send`", leeway, at_once));
         Ok(found)
@@ -178,19 +182,37 @@ impl Causes {
         Ok(ended)
     }
 
+    /// The agent that stays is started once by each daemon, and again after an end: not for each turn.
+    fn starts(&mut self, stays: &Stays, leeway: Leeway) -> Vec<String> {
+        let starts = stays.began.len() - std::mem::replace(&mut self.starts, stays.began.len());
+        let most = 1 + STARTS_SPARE + (stays.died.len() - self.ends);
+        let is_too_often = leeway != Leeway::Unknown && starts > most;
+        is_too_often
+            .then(|| format!("the agent that stays was started {starts} times, and {most} at most had a cause"))
+            .into_iter()
+            .collect()
+    }
+
     fn requests(&mut self, nexus: &Connection, noted: &Noted) -> Result<Ended> {
         let mut ended = Ended::default();
         // All its sessions share the process.
-        let mut spoilt = noted.ends.saturating_sub(self.ends) * SPOILT_MAX;
-        self.ends = noted.ends;
+        let outages = noted.stays.outages(self.ends, clock::monotonic_ns());
+        let waits_max = outages.iter().map(Outage::untold_max).fold(0, usize::saturating_add);
+        let mut untold = waits_max.saturating_mul(conversations_of(Kind::Filled));
+        self.ends = noted.stays.died.len();
         for request in Request::all(nexus)? {
             if Kind::parse(&request.channel).is_none() || !self.requests.insert(request.seq) {
                 continue;
             }
             let mut cause = self.cause_of(&request, noted);
-            if matches!(cause, Cause::None | Cause::Slow) && request.agent == acp::NAME && spoilt > 0 {
-                spoilt -= 1;
-                cause = Cause::Known;
+            if matches!(cause, Cause::None | Cause::Slow) && request.agent == acp::NAME {
+                let (content, written) =
+                    noted.written.get(original(&request.event_id)).map_or(("", 0), |(content, at)| (content.as_str(), *at));
+                match noted.stays.spoilt(&outages, content, written, request.attempts) {
+                    Some(Spoilt::Told) => cause = Cause::Known,
+                    Some(Spoilt::Untold) if untold > 0 => (untold, cause) = (untold - 1, Cause::Known),
+                    Some(Spoilt::Untold) | None => {}
+                }
             }
             ended.add(format!("{} `{}` ({})", request.event_id, request.status, request.reason), cause);
         }
@@ -226,8 +248,8 @@ impl Causes {
             };
         }
         // An agent that stays isn't told of its run.
-        let content = noted.contents.get(original(&request.event_id)).filter(|_| request.agent == acp::NAME);
-        if noted.failing.contains(&request.run) || content.is_some_and(|content| noted.failing.contains(content)) {
+        let written = noted.written.get(original(&request.event_id)).filter(|_| request.agent == acp::NAME);
+        if noted.failing.contains(&request.run) || written.is_some_and(|(content, _)| noted.stays.fails(content)) {
             return Cause::Known;
         }
         slow_or_none(&request.reason)
@@ -258,37 +280,13 @@ impl Causes {
     }
 }
 
-/// What deaths of the daemon cut off, each with its attempt, as the ledger told after it: a start decides about what is marked
-/// as begun there, and what only waited has no excuse.
-#[derive(Debug, Default)]
-struct CutOff {
-    requests: HashSet<(i64, u64)>,
-    replies: HashSet<(String, u64)>,
-}
-
-impl CutOff {
-    /// With what is marked as begun now; answers which requests of adapters that are.
-    fn add(&mut self, nexus: &Connection) -> Result<Vec<i64>> {
-        let sql = "SELECT event_seq, attempts, channel FROM nexus_requests WHERE status IN ('processing', 'interrupted')";
-        let requests: Vec<(i64, u64, String)> = rows(nexus, sql, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-        let sql = "SELECT idempotency_key, attempts FROM deliveries WHERE status = 'sending'";
-        let replies: Vec<(String, u64)> = rows(nexus, sql, |row| Ok((row.get(0)?, row.get(1)?)))?;
-        self.replies.extend(replies);
-        self.requests.extend(requests.iter().map(|(seq, attempts, _)| (*seq, *attempts)));
-        Ok(requests.into_iter().filter(|(_, _, channel)| Kind::parse(channel).is_some()).map(|(seq, _, _)| seq).collect())
-    }
-
-    /// How often that was of each reply: the daemon doesn't know how such a call ended.
-    fn sends(&self) -> HashMap<String, usize> {
-        let mut sends = HashMap::new();
-        self.replies.iter().for_each(|(key, _)| *sends.entry(key.clone()).or_default() += 1);
-        sends
-    }
-}
-
 /// How many conversations a world has. In each of them one request is run and one reply is sent at a time.
 fn conversations(world: &World) -> usize {
-    world.kinds().map(|kind| kind.accounts().len()).sum::<usize>() * PEERS as usize
+    world.kinds().map(conversations_of).sum()
+}
+
+fn conversations_of(kind: Kind) -> usize {
+    kind.accounts().len() * PEERS as usize
 }
 
 fn copied(world: &World) -> Result<Option<Copy>> {
@@ -396,8 +394,8 @@ impl Reply {
             "uncertain" if self.attempts == 0 => return Cause::Impossible("was never tried"),
             // A reply may be a stream first and sent then, and what one of them says decides about both.
             "uncertain" | "failed" if kind.speaks() => [LOST, REFUSED, REJECTED].into_iter().any(|fault| noted.has(&self.key, fault)),
-            "uncertain" => noted.has(&self.key, LOST),
-            "failed" => noted.has(&self.key, REJECTED) || (noted.has(&self.key, REFUSED) && self.attempts > SEND_RETRIES),
+            "uncertain" => noted.ends_with(&self.key, LOST),
+            "failed" => noted.ends_with(&self.key, REJECTED) || (noted.ends_with(&self.key, REFUSED) && self.attempts > SEND_RETRIES),
             _ => return Cause::Known, // it was sent, or a person decided about it
         };
         if is_noted { Cause::Known } else { slow_or_none(&self.error) }
@@ -410,13 +408,14 @@ struct Noted {
     /// Events of strangers, and such as were old when they were written.
     strangers: HashSet<String>,
     old: HashSet<String>,
-    /// What was written in each event.
-    contents: HashMap<String, String>,
-    /// Runs whose agents were about to fail; of an agent that stays the messages, and how often a process of it was about to end.
+    /// What was written in each event, and when.
+    written: HashMap<String, (String, u64)>,
+    /// Runs whose agents were about to fail.
     failing: HashSet<String>,
-    ends: usize,
-    /// Keys of replies, and what was done wrong with them.
-    faults: HashSet<(String, String)>,
+    stays: Stays,
+    /// When each reply was last begun to be sent, and when this was last done wrong with it.
+    begun: HashMap<String, u64>,
+    faults: HashMap<(String, String), u64>,
     /// How many calls for a reply left open whether it arrived, or said that it did not.
     unsure: HashMap<String, usize>,
     stream_faults: usize,
@@ -426,38 +425,46 @@ impl Noted {
     fn read(world: &World) -> Result<Self> {
         let mut noted = Self::default();
         for (kind, account) in accounts() {
-            for line in Feed::open(&world.feed(kind, account))?.news()? {
-                let id = text(&line.event, "event_id");
-                noted.contents.insert(id.clone(), text(&line.event, "content"));
-                if line.event["peer_kind"] == "channel" {
+            for line in journal::values(&world.feed(kind, account))? {
+                let (event, at) = (&line["event"], line["at"].as_i64().context("a line of the feed has no time")?);
+                let id = text(event, "event_id");
+                noted.written.insert(id.clone(), (text(event, "content"), line["ns"].as_u64().unwrap_or_default()));
+                if event["peer_kind"] == "channel" {
                     noted.strangers.insert(id.clone());
                 }
                 // A timestamp of 0 says nothing.
-                if line.event["timestamp"].as_i64().is_some_and(|at| at != 0 && at < line.at - OLD_MS) {
+                if event["timestamp"].as_i64().is_some_and(|said| said != 0 && said < at - OLD_MS) {
                     noted.old.insert(id);
                 }
             }
         }
-        for line in journal::values(&world.agent_journal())? {
-            noted.ends += usize::from(line["what"] == DIES);
-            if line["what"] == FAILS {
-                noted.failing.insert(text(&line, if line["run_id"].is_string() { "run_id" } else { "content" }));
-            }
+        let agents = journal::values(&world.agent_journal())?;
+        let fails = agents.iter().filter(|line| line["what"] == FAILS && line["run_id"].is_string());
+        noted.failing = fails.map(|line| text(line, "run_id")).collect();
+        noted.stays = Stays::of(&agents);
+        for line in journal::values(&world.send_calls())? {
+            noted.begun.insert(text(&line, "key"), line["at"].as_u64().unwrap_or_default());
         }
         for line in journal::values(&world.faults())? {
             noted.stream_faults += usize::from(line["channel"] == Kind::Live.name());
             if line["what"] == LOST || line["what"] == REFUSED {
                 *noted.unsure.entry(text(&line, "key")).or_default() += 1;
             }
-            noted.faults.insert((text(&line, "key"), text(&line, "what")));
+            noted.faults.insert((text(&line, "key"), text(&line, "what")), line["at"].as_u64().unwrap_or_default());
         }
         Ok(noted)
     }
 
     /// Of one of several messages that were a stream before, the stream's counts too.
     fn has(&self, key: &str, fault: &str) -> bool {
-        let of = |key: &str| self.faults.contains(&(key.to_owned(), fault.to_owned()));
+        let of = |key: &str| self.faults.contains_key(&(key.to_owned(), fault.to_owned()));
         of(key) || key.rsplit_once('/').is_some_and(|(before, _)| of(before))
+    }
+
+    /// What was done wrong with the last attempt: each sender notes its call first. What an earlier one did says nothing.
+    fn ends_with(&self, key: &str, fault: &str) -> bool {
+        let fault = self.faults.get(&(key.to_owned(), fault.to_owned()));
+        fault.is_some_and(|at| self.begun.get(key).is_none_or(|begun| at >= begun))
     }
 }
 

@@ -3,6 +3,8 @@
 
 use super::super::made::Made;
 use super::*;
+use crate::acp::{BEGAN, DIES};
+use crate::agent::CALLED;
 use serde_json::json;
 
 /// So many messages that were answered, after which this happened to the ledger.
@@ -239,24 +241,62 @@ fn a_reply_that_is_sent_again_is_judged_again() {
     assert_eq!(judged("failed", 3), "", "once");
 }
 
+/// What becomes of failed requests of this agent, of which this was noted, of message and nanosecond.
+fn failed_with(agent: &str, messages: i64, notes: &[(&str, i64, u64)]) -> String {
+    let sql = format!("UPDATE nexus_requests SET status = 'failed', reason = 'it died'; UPDATE runs SET agent = '{agent}'");
+    let made = changed(Kind::Filled, messages, &sql);
+    for (what, number, at) in notes {
+        let line = json!({ "what": what, "content": made.content(*number), "at": at });
+        journal::append(&made.world.agent_journal(), &line.to_string()).unwrap();
+    }
+    calm(&made)
+}
+
 #[test]
-fn an_agent_that_stays_tells_by_the_message_that_it_fails_and_spoils_other_turns_when_it_ends() {
-    let agent_of = |agent: &str, messages: i64, notes: &[(&str, i64)]| {
-        let sql = format!("UPDATE nexus_requests SET status = 'failed', reason = 'it died'; UPDATE runs SET agent = '{agent}'");
-        let made = changed(Kind::Filled, messages, &sql);
-        for (what, number) in notes {
-            let line = json!({ "what": what, "content": made.content(*number), "at": 1 });
+fn an_agent_that_stays_tells_by_the_message_that_it_fails() {
+    assert_eq!(failed_with(acp::NAME, 1, &[(CALLED, 1, 5), (FAILS, 1, 5)]), "");
+    assert!(failed_with(acp::NAME, 2, &[(CALLED, 1, 5), (FAILS, 1, 5)]).contains("1 of 2 requests ended badly without a cause"));
+    let again = [(CALLED, 1, 5), (FAILS, 1, 5), (CALLED, 1, 6)];
+    assert!(failed_with(acp::NAME, 1, &again).contains("1 of 1 requests ended badly without a cause"), "another attempt");
+}
+
+#[test]
+fn an_end_of_its_process_spoils_the_turns_that_it_overlaps() {
+    let later = |second: u64| second * 1_000_000_000;
+    let (dies, again) = ((DIES, 1, later(10)), (BEGAN, 1, later(10) + 1));
+    assert_eq!(failed_with(acp::NAME, 2, &[(CALLED, 1, later(9)), (CALLED, 2, later(9)), dies, again]), "", "they share the process");
+    let found = failed_with(acp::NAME, 2, &[(CALLED, 1, later(8)), (CALLED, 2, later(9)), dies, again]);
+    assert!(found.contains("1 of 2 requests ended badly without a cause"), "{found}");
+    let found = failed_with("worker", 1, &[(CALLED, 1, later(9)), dies, again]);
+    assert!(found.contains("1 of 1 requests ended badly without a cause"), "a process for each run: {found}");
+    // Two accounts with three people each.
+    assert_eq!(failed_with(acp::NAME, 6, &[dies, again]), "", "nobody was told");
+    assert!(failed_with(acp::NAME, 7, &[dies, again]).contains("1 of 7 requests ended badly without a cause"));
+}
+
+#[test]
+fn an_agent_that_stays_is_not_started_for_each_turn() {
+    let started = |times: usize, ends: &[(&str, i64, u64)]| {
+        let notes = [ends, vec![(BEGAN, 1, 9); times].as_slice()].concat();
+        let made = changed(Kind::Filled, 1, "");
+        for (what, number, at) in notes {
+            let line = json!({ "what": what, "content": made.content(number), "at": at });
             journal::append(&made.world.agent_journal(), &line.to_string()).unwrap();
         }
-        calm(&made)
+        made
     };
-    assert_eq!(agent_of(acp::NAME, 1, &[(FAILS, 1)]), "");
-    assert!(agent_of(acp::NAME, 2, &[(FAILS, 1)]).contains("1 of 2 requests ended badly without a cause"));
-    assert_eq!(agent_of(acp::NAME, 2, &[(FAILS, 1), (DIES, 1)]), "", "it shares the process");
-    assert!(
-        agent_of("worker", 1, &[(FAILS, 1), (DIES, 1)]).contains("1 of 1 requests ended badly without a cause"),
-        "a process for each run"
-    );
-    let many = i64::try_from(SPOILT_MAX).unwrap() + 1;
-    assert!(agent_of(acp::NAME, many, &[(DIES, 1)]).contains("1 of 25 requests ended badly without a cause"));
+    assert_eq!(calm(&started(3, &[])), "");
+    assert_eq!(calm(&started(4, &[])), "the agent that stays was started 4 times, and 3 at most had a cause");
+    assert_eq!(calm(&started(4, &[(DIES, 1, 8)])), "");
+    assert_eq!(judged(&started(4, &[]), OnInterrupted::Auto, Leeway::Unknown), "", "somebody may have killed it");
+}
+
+#[test]
+fn what_an_earlier_attempt_of_a_sender_did_says_nothing() {
+    let made = changed(Kind::Acked, 1, "UPDATE deliveries SET status = 'uncertain', attempts = 2");
+    faulty(&made, "key-1", LOST);
+    assert_eq!(calm(&made), "");
+    let call = json!({ "key": "key-1", "channel": "acked", "account": "a", "to": "p", "text": "", "at": 2 });
+    journal::append(&made.world.send_calls(), &call.to_string()).unwrap();
+    assert!(calm(&made).contains("1 of 1 replies ended badly without a cause"));
 }
