@@ -3,15 +3,16 @@
 //! happens, and then answers or fails as its seed says. It isn't told which run it answers, so a message stands for that.
 
 use crate::adapter::alone;
-use crate::agent::{CALLED, FAILS, say};
+use crate::agent::{CALLED, FAILS};
 use crate::chance::Chance;
-use crate::project::hear;
+use crate::project::hear_from;
 use crate::world::World;
 use crate::{clock, journal, procfs};
 use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::collections::{HashMap, HashSet};
+use std::io::{self, BufRead, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -24,6 +25,9 @@ pub(crate) const NAME: &str = "acp";
 pub(crate) const DIES: &str = "dies";
 /// And: one began.
 pub(crate) const BEGAN: &str = "began";
+/// And: a turn goes on until it is told to stop, and it was told so.
+pub(crate) const HANGS: &str = "hangs";
+pub(crate) const CANCELLED: &str = "cancelled";
 /// How long a turn may take.
 pub(crate) const TURN_MS: u64 = 1500;
 const PAUSE: Duration = Duration::from_millis(300);
@@ -106,9 +110,10 @@ struct Open {
     is_deaf: bool,
 }
 
-struct Agent {
+struct Agent<W> {
     world: World,
     chance: Chance,
+    out: W,
     /// Those that this process began or loaded.
     sessions: HashSet<String>,
     /// By session.
@@ -125,7 +130,7 @@ pub(crate) fn run(args: &[String]) -> Result<ExitCode> {
     let seed = seed.parse::<u64>().context("the seed is no number")?;
     let _alone = alone(&world, &world.acp_lock(), "processes of the ACP agent")?;
     let starts = journal::values_with(&world.agent_journal(), BEGAN)?.iter().filter(|one| one["what"] == BEGAN).count();
-    let mut agent = Agent { world, chance: Chance::new(seed), sessions: HashSet::new(), open: HashMap::new() };
+    let mut agent = Agent::new(world, Chance::new(seed), io::stdout().lock());
     agent.note(BEGAN, "")?;
     match agent.chance.about(&["acp start", &starts.to_string()]).below(24) {
         _ if agent.world.is_calm() => {}
@@ -136,15 +141,24 @@ pub(crate) fn run(args: &[String]) -> Result<ExitCode> {
         1 => clock::pause(PAUSE),
         _ => {}
     }
-    while let Some(message) = hear()? {
-        if let Some(code) = agent.take(&message)? {
-            return Ok(code);
-        }
-    }
-    Ok(ExitCode::SUCCESS)
+    agent.serve(&mut io::stdin().lock())
 }
 
-impl Agent {
+impl<W: Write> Agent<W> {
+    fn new(world: World, chance: Chance, out: W) -> Self {
+        Self { world, chance, out, sessions: HashSet::new(), open: HashMap::new() }
+    }
+
+    /// Until its input or the process ends.
+    fn serve(&mut self, input: &mut impl BufRead) -> Result<ExitCode> {
+        while let Some(message) = hear_from(input)? {
+            if let Some(code) = self.take(&message)? {
+                return Ok(code);
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
     fn note(&self, what: &str, content: &str) -> Result<()> {
         let line = json!({ "what": what, "content": content, "at": clock::monotonic_ns() });
         journal::append(&self.world.agent_journal(), &line.to_string())
@@ -157,17 +171,17 @@ impl Agent {
         match message["method"].as_str() {
             Some("initialize") => {
                 let can = json!({ "loadSession": true, "sessionCapabilities": { "close": {} } });
-                answer(id, &json!({ "protocolVersion": 1, "agentCapabilities": can }))?;
+                self.answer(id, &json!({ "protocolVersion": 1, "agentCapabilities": can }))?;
             }
             Some("session/new") => self.begin(id)?,
             Some("session/load") => self.load(id, session)?,
             Some("session/close") => {
                 self.sessions.remove(session);
-                answer(id, &json!({}))?;
+                self.answer(id, &json!({}))?;
             }
             Some("session/prompt") => return self.prompt(id, session, &params["prompt"]),
             Some("session/cancel") => self.cancel(session)?,
-            Some(_) if !id.is_null() => refuse(id, NO_METHOD, "no such method")?,
+            Some(_) if !id.is_null() => self.refuse(id, NO_METHOD, "no such method")?,
             Some(_) | None => {}
         }
         Ok(None)
@@ -178,18 +192,18 @@ impl Agent {
         let session = format!("s{}", journal::lines(&self.world.acp_sessions())?.len());
         journal::append(&self.world.acp_sessions(), &session)?;
         self.sessions.insert(session.clone());
-        answer(id, &json!({ "sessionId": session }))
+        self.answer(id, &json!({ "sessionId": session }))
     }
 
     /// Plays back what nobody may take for an answer.
     fn load(&mut self, id: &Value, session: &str) -> Result<()> {
         if !journal::lines(&self.world.acp_sessions())?.iter().any(|known| known == session) {
             self.world.violated(&format!("the ACP agent was asked for a session that it never began: `{session}`"))?;
-            return refuse(id, NOT_FOUND, "no such session");
+            return self.refuse(id, NOT_FOUND, "no such session");
         }
         self.sessions.insert(session.to_owned());
-        tell(session, "what was said before; ")?;
-        answer(id, &json!({}))
+        self.tell(session, "what was said before; ")?;
+        self.answer(id, &json!({}))
     }
 
     fn prompt(&mut self, id: &Value, session: &str, blocks: &Value) -> Result<Option<ExitCode>> {
@@ -198,7 +212,7 @@ impl Agent {
         let content = content.context("a prompt has no text")?;
         if !self.sessions.contains(session) {
             self.world.violated(&format!("the ACP agent was told `{content}` in a session that this process has not: `{session}`"))?;
-            return refuse(id, NOT_FOUND, "no such session").map(|()| None);
+            return self.refuse(id, NOT_FOUND, "no such session").map(|()| None);
         }
         if self.open.contains_key(session) {
             self.world.violated(&format!("the ACP agent was told `{content}` in a session whose turn goes on"))?;
@@ -219,21 +233,24 @@ impl Agent {
             Whim::Exit => return Ok(Some(ExitCode::from(1))),
             Whim::Die => procfs::signal_self(Signal::KILL),
             Whim::Half => {
-                say("{\"jsonrpc\":\"2.0\",\"method\":\"session/up")?;
+                self.say("{\"jsonrpc\":\"2.0\",\"method\":\"session/up")?;
                 return Ok(Some(ExitCode::from(1)));
             }
             Whim::Freeze => procfs::signal_self(Signal::STOP),
             Whim::Wedge | Whim::Hang => {
+                if whim == Whim::Hang {
+                    self.note(HANGS, content)?;
+                }
                 let open = Open { id: id.clone(), content: content.to_owned(), is_deaf: whim == Whim::Wedge };
                 self.open.insert(session.to_owned(), open);
                 return Ok(None);
             }
-            Whim::Fail => return refuse(id, INTERNAL, "made up").map(|()| None),
-            Whim::Refuse => return end(id, "refusal").map(|()| None),
-            Whim::Noise => NOISE.iter().try_for_each(|line| say(&format!("{line}\n")))?,
+            Whim::Fail => return self.refuse(id, INTERNAL, "made up").map(|()| None),
+            Whim::Refuse => return self.end(id, "refusal").map(|()| None),
+            Whim::Noise => NOISE.iter().try_for_each(|line| self.say(&format!("{line}\n")))?,
             Whim::Pause => clock::pause(PAUSE),
             Whim::Act | Whim::ActAndExit => {
-                update(
+                self.update(
                     session,
                     &json!({ "sessionUpdate": "tool_call", "toolCallId": "t1", "title": "pay", "kind": "execute", "status": "pending" }),
                 )?;
@@ -241,17 +258,17 @@ impl Agent {
                 if whim == Whim::ActAndExit {
                     return Ok(Some(ExitCode::from(1)));
                 }
-                update(session, &json!({ "sessionUpdate": "tool_call_update", "toolCallId": "t1", "status": "completed" }))?;
+                self.update(session, &json!({ "sessionUpdate": "tool_call_update", "toolCallId": "t1", "status": "completed" }))?;
             }
             Whim::None => {}
         }
         let whole = answer_to(content);
         let (first, rest) = whole.split_at(whole.len() - content.len());
-        tell(session, first)?;
-        tell(session, rest)?;
+        self.tell(session, first)?;
+        self.tell(session, rest)?;
         // Noted first: once the end is said, the run may be finished and this process killed.
         self.note("answered", content)?;
-        end(id, "end_turn").map(|()| None)
+        self.end(id, "end_turn").map(|()| None)
     }
 
     fn cancel(&mut self, session: &str) -> Result<()> {
@@ -259,47 +276,39 @@ impl Agent {
             return Ok(());
         }
         let Some(Open { id, content, .. }) = self.open.remove(session) else { return Ok(()) };
-        self.note("cancelled", &content)?;
-        end(&id, "cancelled")
+        self.note(CANCELLED, &content)?;
+        self.end(&id, "cancelled")
     }
-}
 
-fn write(message: &Value) -> Result<()> {
-    say(&format!("{message}\n"))
-}
+    fn say(&mut self, text: &str) -> Result<()> {
+        self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush()).context("failed to write to the daemon")
+    }
 
-fn answer(id: &Value, result: &Value) -> Result<()> {
-    write(&json!({ "jsonrpc": "2.0", "id": id, "result": result }))
-}
+    fn write(&mut self, message: &Value) -> Result<()> {
+        self.say(&format!("{message}\n"))
+    }
 
-fn refuse(id: &Value, code: i32, why: &str) -> Result<()> {
-    write(&json!({ "jsonrpc": "2.0", "id": id, "error": { "code": code, "message": why } }))
-}
+    fn answer(&mut self, id: &Value, result: &Value) -> Result<()> {
+        self.write(&json!({ "jsonrpc": "2.0", "id": id, "result": result }))
+    }
 
-fn end(id: &Value, reason: &str) -> Result<()> {
-    answer(id, &json!({ "stopReason": reason }))
-}
+    fn refuse(&mut self, id: &Value, code: i32, why: &str) -> Result<()> {
+        self.write(&json!({ "jsonrpc": "2.0", "id": id, "error": { "code": code, "message": why } }))
+    }
 
-fn update(session: &str, update: &Value) -> Result<()> {
-    write(&json!({ "jsonrpc": "2.0", "method": "session/update", "params": { "sessionId": session, "update": update } }))
-}
+    fn end(&mut self, id: &Value, reason: &str) -> Result<()> {
+        self.answer(id, &json!({ "stopReason": reason }))
+    }
 
-fn tell(session: &str, text: &str) -> Result<()> {
-    update(session, &json!({ "sessionUpdate": "agent_message_chunk", "content": { "type": "text", "text": text } }))
+    fn update(&mut self, session: &str, update: &Value) -> Result<()> {
+        self.write(&json!({ "jsonrpc": "2.0", "method": "session/update", "params": { "sessionId": session, "update": update } }))
+    }
+
+    fn tell(&mut self, session: &str, text: &str) -> Result<()> {
+        self.update(session, &json!({ "sessionUpdate": "agent_message_chunk", "content": { "type": "text", "text": text } }))
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_whim_comes_and_an_end_of_the_process_seldom() {
-        let chosen = |number: u64| Whim::choose(&mut Chance::new(10).about(&["acp", &number.to_string()]));
-        let all: Vec<Whim> = (0..10_000).map(chosen).collect();
-        let bad = [Whim::Exit, Whim::Die, Whim::Half, Whim::Freeze, Whim::Wedge, Whim::ActAndExit, Whim::Hang, Whim::Fail, Whim::Refuse];
-        let good = [Whim::None, Whim::Noise, Whim::Pause, Whim::Act];
-        assert!(bad.iter().chain(&good).all(|whim| all.contains(whim)));
-        assert!(bad.iter().all(|whim| whim.ends_without_an_answer()) && !good.iter().any(|whim| whim.ends_without_an_answer()));
-        assert!(all.iter().filter(|whim| whim.ends_the_process()).count() < all.len() / 20);
-    }
-}
+#[path = "acp_tests.rs"]
+mod tests;

@@ -124,9 +124,14 @@ fn frame(frame: &Value) -> Result<()> {
 }
 
 /// The next frame; `None` once the daemon is gone, which may leave half a line.
-pub(crate) fn hear() -> Result<Option<Value>> {
+fn hear() -> Result<Option<Value>> {
+    hear_from(&mut io::stdin().lock())
+}
+
+/// The same of any input of lines.
+pub(crate) fn hear_from(input: &mut impl BufRead) -> Result<Option<Value>> {
     let mut line = String::new();
-    io::stdin().lock().read_line(&mut line).context("failed to read a frame")?;
+    input.read_line(&mut line).context("failed to read a frame")?;
     if !line.ends_with('\n') {
         return Ok(None);
     }
