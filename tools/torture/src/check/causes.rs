@@ -53,7 +53,7 @@ impl Leeway {
                 Victim::Daemon | Victim::Both => Self::AtMost(at_once),
                 Victim::Keeper => Self::Unknown,
             },
-            // A process that streams ends by them, and what its keeper ends by a second signal.
+            // By these processes that stream may end, and by a second signal the keeper does, with what it had started.
             Fault::Stop { .. } | Fault::StopAtOnce | Fault::Reload => Self::AtMost(at_once),
             Fault::Panic { .. }
             | Fault::KillPrograms { .. }
