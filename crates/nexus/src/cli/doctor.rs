@@ -144,7 +144,7 @@ fn ledgers(paths: &Paths, config: &Config, data: &Path, repaired: Option<&mut Re
     }
     let findings = record::examine(&record::Examined { directory: PathBuf::from(data), epoch: None, now_ms: clock::wall_ms() });
     if let Some(repaired) = repaired {
-        repair::staged(paths, Some(config), data, repaired);
+        repair::staged(paths, config, data, repaired);
         // What is damaged is left as it is, for whoever may save something of it.
         if worst(&findings) != Severity::Error {
             repair::logs(data, repaired);

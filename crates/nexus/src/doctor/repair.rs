@@ -98,8 +98,8 @@ fn hold(data: &Path, repaired: &mut Repaired) -> Option<File> {
 }
 
 /// Removes the copies of a restore that was killed before it exchanged anything.
-pub fn staged(paths: &Paths, config: Option<&Config>, data: &Path, repaired: &mut Repaired) {
-    let stages = leftovers::stages(paths, config, data);
+pub fn staged(paths: &Paths, config: &Config, data: &Path, repaired: &mut Repaired) {
+    let stages = leftovers::stages(paths, Some(config), data);
     if stages.is_empty() {
         return;
     }
@@ -204,12 +204,12 @@ mod tests {
         let held = take(data, None).unwrap();
         let mut repaired = Repaired::default();
         logs(data, &mut repaired);
-        staged(&paths, Some(&Config::default()), data, &mut repaired);
+        staged(&paths, &Config::default(), data, &mut repaired);
         assert!(repaired.done.is_empty() && repaired.failed.len() == 2 && are_there() == 3, "{repaired:?}");
         drop(held);
         let mut repaired = Repaired::default();
         logs(data, &mut repaired);
-        staged(&paths, Some(&Config::default()), data, &mut repaired);
+        staged(&paths, &Config::default(), data, &mut repaired);
         assert!(repaired.done.len() == 4 && repaired.failed.is_empty() && are_there() == 0, "{repaired:?}");
         assert_eq!(fs::metadata(&log).map_or(0, |log| log.len()), 0);
         let entities: i64 = connection.query_row("SELECT count(*) FROM entities", [], |row| row.get(0)).unwrap();
