@@ -121,6 +121,8 @@ pub struct Report {
 pub struct Plan {
     directory: PathBuf,
     pub manifest: Manifest,
+    /// Of automations and plugins, if it has any. Read once: what was checked is what is restored.
+    listing: Option<Listing>,
 }
 
 impl Plan {
@@ -135,11 +137,11 @@ impl Plan {
                 check_size(&directory.join(ledger.file_name()), entry)?;
             }
         }
-        let plan = Self { directory: directory.to_owned(), manifest };
+        let listing = listing(directory, &manifest)?;
+        let plan = Self { directory: directory.to_owned(), manifest, listing };
         for (name, _) in plan.manifest.config_files() {
             plan.config(name)?;
         }
-        plan.listing()?;
         Ok(plan)
     }
 
@@ -151,7 +153,7 @@ impl Plan {
         let stage = swap::stage(&target.ledgers);
         let prepared = self.prepare(target, &stage, resume, now_ms, watch).and_then(|marked| {
             let finished_another = swap::is_begun(&target.ledgers)?;
-            let staged = programs::stage(self.listing()?.as_ref(), &self.directory, &target.programs, watch)?;
+            let staged = programs::stage(self.listing.as_ref(), &self.directory, &target.programs, watch)?;
             let config = self.settle_config(target)?;
             // Made again from whichever ledgers are in place in the end; of others they would find what isn't there.
             cortex::discard_all(&target.ledgers.join(cortex::DIRECTORY))?;
@@ -237,7 +239,7 @@ impl Plan {
     }
 
     fn require_room(&self, target: &Target) -> Result<(), RestoreError> {
-        let programs = self.listing()?.map_or(Ok(0), |listing| programs::bytes_to_copy(&listing, &target.programs))?;
+        let programs = self.listing.as_ref().map_or(Ok(0), |listing| programs::bytes_to_copy(listing, &target.programs))?;
         let needed = self.manifest.ledger_bytes().saturating_add(programs).saturating_add(target.spare_bytes);
         let free = free_bytes(&target.ledgers).map_err(FileError::of("find the free space of", &target.ledgers))?;
         if free < needed {
@@ -262,13 +264,6 @@ impl Plan {
         }
     }
 
-    /// The list of automations and plugins, if it has any.
-    fn listing(&self) -> Result<Option<Listing>, RestoreError> {
-        let Some(entry) = self.manifest.files.get(PROGRAMS_FILE) else { return Ok(None) };
-        let path = self.directory.join(PROGRAMS_FILE);
-        programs::read_listing(&path, entry).map(Some).map_err(|what| RestoreError::Tampered { path, what })
-    }
-
     /// A configuration that is there stays as it is.
     fn settle_config(&self, target: &Target) -> Result<ConfigOutcome, RestoreError> {
         let Some(config) = self.config(CONFIG_FILE)? else { return Ok(ConfigOutcome::NotInBackup) };
@@ -286,6 +281,13 @@ impl Plan {
         put_config(&target.config_file, &config)?;
         Ok(ConfigOutcome::Restored)
     }
+}
+
+/// The list of automations and plugins, if the backup has any.
+fn listing(directory: &Path, manifest: &Manifest) -> Result<Option<Listing>, RestoreError> {
+    let Some(entry) = manifest.files.get(PROGRAMS_FILE) else { return Ok(None) };
+    let path = directory.join(PROGRAMS_FILE);
+    programs::read_listing(&path, entry).map(Some).map_err(|what| RestoreError::Tampered { path, what })
 }
 
 fn put_config(path: &Path, text: &[u8]) -> Result<(), FileError> {

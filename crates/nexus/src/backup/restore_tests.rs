@@ -147,3 +147,18 @@ fn a_schema_of_another_build_is_refused_though_the_manifest_fits() {
     assert!(matches!(error, RestoreError::Migrate(MigrateError::Changed { .. })), "{error}");
     assert!(!has_ledgers(&target));
 }
+
+#[test]
+fn the_list_of_programs_that_was_checked_is_the_one_that_is_restored() {
+    let root = tempfile::tempdir().unwrap();
+    let run = root.path().join("plugins/tags/run");
+    fs::create_dir_all(run.parent().unwrap()).unwrap();
+    fs::write(&run, "#!/bin/sh").unwrap();
+    let (directory, target) = backup(root.path());
+    let plan = Plan::read(&directory).unwrap();
+    fs::remove_file(directory.join(PROGRAMS_FILE)).unwrap();
+    let _lock = lock_ledgers(&target.ledgers).unwrap();
+    let report = watched(|watch| plan.run(&target, false, 1_770_301_807_123, watch)).unwrap();
+    assert_eq!((report.automations, report.plugins), (Outcome::NotInBackup, Outcome::Restored));
+    assert_eq!(fs::read_to_string(target.programs.plugins.join("tags/run")).unwrap(), "#!/bin/sh");
+}
