@@ -1,6 +1,6 @@
-//! Automations and plugins in a backup: the files of two directories, listed and copied as they are. Follows no
-//! symbolic link, opens nothing that could make it wait, and doesn't know what a plugin is. `programs/put` has the
-//! way back.
+//! Automations and plugins in a backup: the files of two directories, listed and copied as they are. Copies nothing
+//! behind a symbolic link, opens nothing that could make it wait, and doesn't know what a plugin is. `programs/put`
+//! has the way back.
 //!
 //! They are listed in a file of their own, whose digest is in the manifest: there may be many.
 
@@ -8,6 +8,8 @@ use super::manifest::{Entry, Fingerprint};
 use super::{Progress, Watch};
 use crate::file_error::FileError;
 use crate::ledger::copy::sync_directory;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
@@ -64,6 +66,11 @@ impl Root {
             Self::Automations => &places.automations,
             Self::Plugins => &places.plugins,
         }
+    }
+
+    /// What follows this directory in a name of the list.
+    fn below(self, name: &str) -> &str {
+        name.strip_prefix(self.name()).unwrap_or(name).trim_start_matches('/')
     }
 
     /// Whether a name of the list is this directory's, or lies in it.
@@ -141,9 +148,36 @@ struct Program {
 #[derive(Debug, Default)]
 pub(super) struct Found {
     directories: BTreeMap<String, u32>,
-    files: BTreeMap<String, PathBuf>,
+    files: BTreeMap<String, Origin>,
     pub(super) bytes: u64,
     summary: Programs,
+}
+
+/// Where a file lies below a directory that somebody named.
+#[derive(Debug)]
+struct Origin {
+    top: PathBuf,
+    below: String,
+}
+
+impl Origin {
+    fn path(&self) -> PathBuf {
+        self.top.join(&self.below)
+    }
+
+    /// Opens it through directories that are no links, whatever came in the place of one after it was found.
+    fn open(&self) -> Result<File, Errno> {
+        let (directory, path) = (OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Path::new(&self.below));
+        // Named by somebody, so that a link is meant.
+        let mut at = rustix::fs::open(&self.top, directory, Mode::empty())?;
+        for part in path.parent().into_iter().flat_map(Path::components) {
+            at = rustix::fs::openat(&at, part.as_os_str(), directory | OFlags::NOFOLLOW, Mode::empty())?;
+        }
+        // A FIFO that came in the place of the file would wait for its writer.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let name = path.file_name().ok_or(Errno::INVAL)?;
+        rustix::fs::openat(&at, name, flags, Mode::empty()).map(File::from)
+    }
 }
 
 /// Looks what there is, without opening any of it. `to`, where the copies go, is no part of it.
@@ -198,7 +232,8 @@ fn find_root(root: Root, places: &Places, to: Option<&Path>, found: &mut Found) 
                 }
             } else if metadata.is_file() {
                 found.bytes = found.bytes.saturating_add(metadata.len());
-                found.files.insert(name, path);
+                let origin = Origin { top: top.to_owned(), below: root.below(&name).to_owned() };
+                found.files.insert(name, origin);
             } else {
                 found.summary.leave_out(&path, special(&metadata));
             }
@@ -243,11 +278,11 @@ pub(super) fn copy(found: Found, to: &Path, watch: &mut Watch<'_>) -> Result<(Op
         DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(FileError::of("create", &path))?;
     }
     let mut listing = Listing { directories, files: BTreeMap::new() };
-    for (name, from) in files {
-        let Some((source, mode)) = open(&from, &mut programs)? else { continue };
+    for (name, origin) in files {
+        let Some((source, mode)) = open(&origin, &mut programs)? else { continue };
         let room = BYTES_MAX.saturating_sub(programs.bytes);
         // What is there is for this user alone; that it can be run is kept for who copies it by hand.
-        let entry = copy_file(source, &from, &to.join(&name), 0o600 | (mode & 0o100), room, watch)?;
+        let entry = copy_file(source, &origin.path(), &to.join(&name), 0o600 | (mode & 0o100), room, watch)?;
         programs.files += 1;
         programs.bytes = programs.bytes.saturating_add(entry.bytes);
         listing.files.insert(name, Program { mode, entry });
@@ -262,22 +297,22 @@ pub(super) fn copy(found: Found, to: &Path, watch: &mut Watch<'_>) -> Result<(Op
 }
 
 /// A file with its mode; `None` if it is gone, or is no file any more.
-fn open(path: &Path, programs: &mut Programs) -> Result<Option<(File, u32)>, FileError> {
-    // A FIFO that came in the place of the file would wait for its writer.
-    let file = match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path) {
+fn open(origin: &Origin, programs: &mut Programs) -> Result<Option<(File, u32)>, FileError> {
+    let path = origin.path();
+    let file = match origin.open() {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) if [Some(libc::ELOOP), Some(libc::ENXIO)].contains(&error.raw_os_error()) => {
-            programs.leave_out(path, "no file any more, but a symbolic link or a socket");
+        Err(Errno::NOENT) => return Ok(None),
+        Err(Errno::LOOP | Errno::NXIO | Errno::NOTDIR) => {
+            programs.leave_out(&path, "no file any more, but a symbolic link or a socket, or below one");
             return Ok(None);
         }
-        Err(source) => return Err(FileError::of("read", path)(source)),
+        Err(error) => return Err(FileError::of("read", &path)(error.into())),
     };
-    let metadata = file.metadata().map_err(FileError::of("look at", path))?;
+    let metadata = file.metadata().map_err(FileError::of("look at", &path))?;
     if metadata.is_file() {
         return Ok(Some((file, metadata.mode() & MODE_BITS)));
     }
-    programs.leave_out(path, special(&metadata));
+    programs.leave_out(&path, special(&metadata));
     Ok(None)
 }
 

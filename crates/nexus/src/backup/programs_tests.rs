@@ -105,14 +105,31 @@ fn what_is_no_file_is_left_out_and_told_and_secrets_are_never_in_it() {
     }
     // A FIFO, or a link, that came in the place of a file after it was found.
     let mut told = Programs::default();
-    assert!(open(&tags.join("pipe"), &mut told).unwrap().is_none());
+    let at = |name: &str| Origin { top: tags.clone(), below: name.to_owned() };
+    assert!(open(&at("pipe"), &mut told).unwrap().is_none());
     assert_eq!(told.left_out.len(), 1, "{told:?}");
-    assert!(open(&tags.join("link"), &mut told).unwrap().is_none());
+    assert!(open(&at("link"), &mut told).unwrap().is_none());
     assert_eq!(told.left_out.len(), 2, "{told:?}");
     // A configuration that names the workspace for its plugins.
     from.plugins = root.path().to_owned();
     let found = find(&from, &to).unwrap();
     assert!(found.files.keys().all(|name| !name.contains("secrets") && !name.contains("backup")), "{found:?}");
+}
+
+#[test]
+fn a_link_that_came_in_the_place_of_a_directory_is_not_followed() {
+    let root = tempfile::tempdir().unwrap();
+    let (from, to) = place(root.path());
+    let (deep, elsewhere) = (root.path().join("plugins/tags/deep"), root.path().join("elsewhere"));
+    write(&deep.join("in/key"), "ours", 0o600);
+    write(&elsewhere.join("in/key"), "not ours", 0o600);
+    let found = find(&from, &to).unwrap();
+    fs::remove_dir_all(&deep).unwrap();
+    symlink(&elsewhere, &deep).unwrap();
+    let (listing, programs) = watched(|watch| copy(found, &to, watch)).unwrap();
+    assert!(!listing.unwrap().files.contains_key("plugins/tags/deep/in/key") && !to.join("plugins/tags/deep/in/key").exists());
+    let path = deep.join("in/key").display().to_string();
+    assert!(programs.left_out.len() == 1 && programs.left_out[0].starts_with(&path), "{programs:?}");
 }
 
 #[test]
@@ -138,6 +155,12 @@ fn what_was_changed_in_a_backup_is_not_put_back_and_nothing_else_is() {
         assert!(matches!(error, ProgramsError::Changed { .. }), "{what}: {error}");
         assert!(!other.join("plugins").exists() && !other.join("state/automations").exists() && !stages(&other), "{what}");
     };
+    let (tags, away) = (to.join("plugins/tags"), root.path().join("away"));
+    fs::rename(&tags, &away).unwrap();
+    symlink(&away, &tags).unwrap();
+    refused("the same, behind a link");
+    fs::remove_file(&tags).unwrap();
+    fs::rename(&away, &tags).unwrap();
     fs::write(to.join("plugins/tags/run"), "#!/bin/no").unwrap();
     refused("other words");
     fs::write(to.join("plugins/tags/run"), "#!/bin/sh and more").unwrap();

@@ -1,7 +1,7 @@
 //! The way back: automations and plugins of a backup into a place that has none. What is there is never touched;
 //! copies wait beside their place, checked, and get it by a rename.
 
-use super::{Listing, Places, Program, ProgramsError, Root, copy_file, find_root, open};
+use super::{Listing, Origin, Places, Program, ProgramsError, Root, copy_file, find_root, open};
 use crate::backup::manifest::{Entry, Fingerprint};
 use crate::backup::{Watch, private_directory};
 use crate::file_error::FileError;
@@ -160,12 +160,12 @@ fn is_same(listing: &Listing, root: Root, places: &Places) -> bool {
     if find_root(root, places, None, &mut found).is_err() || found.files.len() != listing.files.len() {
         return false;
     }
-    let files: Option<BTreeMap<String, Program>> = found.files.iter().map(|(name, path)| Some((name.clone(), look(path)?))).collect();
+    let files: Option<BTreeMap<String, Program>> = found.files.iter().map(|(name, origin)| Some((name.clone(), look(origin)?))).collect();
     found.directories == listing.directories && files.as_ref() == Some(&listing.files)
 }
 
-fn look(path: &Path) -> Option<Program> {
-    let (mut file, mode) = open(path, &mut super::Programs::default()).ok()??;
+fn look(origin: &Origin) -> Option<Program> {
+    let (mut file, mode) = open(origin, &mut super::Programs::default()).ok()??;
     Some(Program { mode, entry: Fingerprint::read(&mut file, &mut |_: &[u8]| Ok(())).ok()?.entry(None) })
 }
 
@@ -201,15 +201,16 @@ fn fill(listing: &Listing, root: Root, backup: &Path, stage: &Path, watch: &Watc
     if let Some(parent) = stage.parent() {
         private_directory(parent).map_err(FileError::of("create", parent))?;
     }
-    let at = |name: &str| stage.join(name.strip_prefix(root.name()).unwrap_or(name).trim_start_matches('/'));
+    let at = |name: &str| stage.join(root.below(name));
     for name in listing.directories.keys() {
         let path = at(name);
         DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(FileError::of("create", &path))?;
     }
     for (name, program) in &listing.files {
-        let from = backup.join(name);
+        let origin = Origin { top: backup.to_owned(), below: name.clone() };
+        let from = origin.path();
         let changed = || ProgramsError::Changed { path: from.clone() };
-        let (source, _) = open(&from, &mut super::Programs::default())?.ok_or_else(changed)?;
+        let (source, _) = open(&origin, &mut super::Programs::default())?.ok_or_else(changed)?;
         let copied = copy_file(source, &from, &at(name), program.mode & super::MODE_BITS, program.entry.bytes, watch);
         match copied {
             Ok(entry) if entry == program.entry => {}
