@@ -49,7 +49,7 @@ use serde_json::{Value, json};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use table::Roster;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 /// How often the files of plugins are looked at.
@@ -264,9 +264,21 @@ impl Plugins {
         }
     }
 
+    /// As [`Self::failed`], and waits until each that is told was called; false if one wasn't, since too much waited for
+    /// it, or it ended.
+    pub(crate) async fn failed_and_heard(&self, request: &NexusRequest, stage: Stage, message: &str) -> bool {
+        let (table, error, mut all) = (self.roster.table_full(), json!({ "stage": stage, "message": message }), true);
+        for table::Entry { plugin, declared } in table.told(Hook::OnError) {
+            let (heard, called) = oneshot::channel();
+            told::tell(plugin, declared, Hook::OnError, request, Some(&error), Some(heard));
+            all &= called.await.is_ok();
+        }
+        all
+    }
+
     fn tell(&self, hook: Hook, request: &NexusRequest, error: Option<&Value>) {
         for table::Entry { plugin, declared } in self.roster.table().told(hook) {
-            told::tell(plugin, declared, hook, request, error);
+            told::tell(plugin, declared, hook, request, error, None);
         }
     }
 }

@@ -126,8 +126,8 @@ fn an_answer_that_expired_while_no_daemon_ran_is_told() {
     assert_eq!(daemon.deliveries("expired"), 1);
 }
 
-#[test]
-fn an_answer_whose_send_a_crash_cut_off_is_told_by_the_next_start() {
+/// A place whose daemon was killed while it sent an answer.
+fn cut_off() -> Daemon {
     let mut daemon = place();
     let mut adapter = fake(json!({ "events": 1, "send": "hang" }));
     adapter["send"] = json!({ "timeout_ms": 3_600_000 });
@@ -137,11 +137,37 @@ fn an_answer_whose_send_a_crash_cut_off_is_told_by_the_next_start() {
     daemon.launch();
     eventually("it is being sent", || daemon.deliveries("sending") == 1);
     daemon.kill9();
+    daemon
+}
+
+#[test]
+fn an_answer_whose_send_a_crash_cut_off_is_told_by_the_next_start() {
+    let mut daemon = cut_off();
     daemon.launch();
     let (at, message, request) = told(&daemon);
     assert_eq!((at.as_str(), daemon.deliveries("uncertain")), ("deliverResponse", 1), "{message}");
     assert!(message.contains("it may or may not have arrived"), "{message}");
     assert_eq!((&request["event"]["channel"], &request["status"]["status"]), (&json!("fake"), &json!("completed")));
+}
+
+#[test]
+fn an_answer_whose_send_a_crash_cut_off_is_told_until_a_plugin_has_heard_of_it() {
+    let mut daemon = cut_off();
+    let place = daemon.workspace().join("plugins/sees");
+    replace(&place.join(".mode"), "hang");
+    daemon.launch();
+    told(&daemon);
+    daemon.kill9();
+    // What the plugin did with it, nobody knows.
+    replace(&place.join(".mode"), "continue");
+    fs::remove_file(place.join(".log")).unwrap();
+    daemon.launch();
+    let (at, message, _) = told(&daemon);
+    assert_eq!(at, "deliverResponse", "{message}");
+    assert!(message.contains("it may or may not have arrived"), "{message}");
+    let are_told =
+        "SELECT count(*) FROM counters WHERE name = 'cut_off_told' AND value = (SELECT value FROM counters WHERE name = 'epoch')";
+    eventually("that it was told is on disk", || daemon.count("nexus", are_told) == 1);
 }
 
 #[test]

@@ -37,7 +37,7 @@ pub use read::{
     finished_after, open_by_conversation, open_deliveries, open_requests, request_by_event, request_by_id, request_id_of, request_state,
     requests, run_turn, sent_after, status_counts, uncertain_deliveries, was_ended_for,
 };
-pub use recover::{BeginEpoch, Interrupted, Prune, ReviveRequest};
+pub use recover::{BeginEpoch, Interrupted, Prune, ReviveRequest, ToldCutOff};
 pub use requests::{Admit, AdmitRow, Fellow, FellowEnd, FinishRun, InterruptRun, JoinRun, MarkActed, SaveTrace, SettleRequest, StartRun};
 pub use say::{NO_REQUEST_SEQ, Said, Say, channel_of};
 pub use speak::{EndStream, Speak, StreamText};
@@ -58,6 +58,7 @@ pub enum Claim {
 
 commands! { Ledger::Nexus, NexusCommand / NexusReply {
     BeginEpoch -> recover::Begun,
+    ToldCutOff -> (),
     Admit -> Claim,
     SettleRequest -> Claim,
     StartRun -> Claim,

@@ -242,14 +242,15 @@ impl Outbox {
     }
 
     /// Before [`Self::resume`]: makes the uncertain deliveries pending again that `retry` names, those
-    /// only whose time isn't up. Answers how many stay uncertain. Plugins are told of those that this start found cut off.
+    /// only whose time isn't up. Answers how many stay uncertain. Plugins are told of those that a start found cut off, until
+    /// one lives to see that they were.
     ///
     /// # Errors
     /// When the ledger can't be read or written.
     pub async fn take_up_uncertain(&self, retry: impl Fn(&Delivery) -> bool) -> Result<usize, TakeUpError> {
         let ledger = &self.shared.ledgers.nexus;
         let (mut held, mut untold, now, epoch) = (0, Vec::new(), clock::wall_ms(), self.shared.epoch);
-        let read = ledger.readers.read(move |connection| Ok((uncertain_deliveries(connection)?, cut_off_sends(connection, epoch)?)));
+        let read = ledger.readers.read(|connection| Ok((uncertain_deliveries(connection)?, cut_off_sends(connection)?)));
         let (uncertain, cut_off) = read.await?;
         for row in uncertain {
             // A stream that a crash broke off: nobody knows its text.
@@ -264,7 +265,9 @@ impl Outbox {
                 untold.extend(cut_off.contains(&row.delivery_id).then_some(row));
             }
         }
-        self.tell_cut_off(untold);
+        if !cut_off.is_empty() {
+            self.tell_cut_off(untold);
+        }
         Ok(held)
     }
 

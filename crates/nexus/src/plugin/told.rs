@@ -10,7 +10,7 @@ use serde_json::Value;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, mpsc, oneshot};
 
 /// Frames that may wait for one plugin.
 const FRAMES_MAX: usize = 256;
@@ -27,16 +27,25 @@ pub(super) struct Told {
     ask: Ask,
     declared: Arc<Declared>,
     bytes: usize,
+    heard: Option<oneshot::Sender<()>>,
 }
 
 pub(super) fn queue() -> (mpsc::Sender<Told>, mpsc::Receiver<Told>) {
     mpsc::channel(FRAMES_MAX)
 }
 
-/// Has `plugin` told of `request`, if there is room. Whoever handles the request waits for this and for nothing behind it.
-pub(super) fn tell(plugin: &Plugin, declared: &Arc<Declared>, hook: Hook, request: &NexusRequest, error: Option<&Value>) {
+/// Has `plugin` told of `request`, if there is room. Whoever handles the request waits for this and for nothing behind it;
+/// `heard` is told once it was called, and dropped if it never is.
+pub(super) fn tell(
+    plugin: &Plugin,
+    declared: &Arc<Declared>,
+    hook: Hook,
+    request: &NexusRequest,
+    error: Option<&Value>,
+    heard: Option<oneshot::Sender<()>>,
+) {
     let began = Instant::now();
-    match offer(plugin, declared, hook, request, error) {
+    match offer(plugin, declared, hook, request, error, heard) {
         Ok(()) => plugin.figures.telling.add(began.elapsed()),
         Err(NoRoom) => plugin.note_dropped(hook),
     }
@@ -45,7 +54,14 @@ pub(super) fn tell(plugin: &Plugin, declared: &Arc<Declared>, hook: Hook, reques
 /// Too much waits for the plugin.
 struct NoRoom;
 
-fn offer(plugin: &Plugin, declared: &Arc<Declared>, hook: Hook, request: &NexusRequest, error: Option<&Value>) -> Result<(), NoRoom> {
+fn offer(
+    plugin: &Plugin,
+    declared: &Arc<Declared>,
+    hook: Hook,
+    request: &NexusRequest,
+    error: Option<&Value>,
+    heard: Option<oneshot::Sender<()>>,
+) -> Result<(), NoRoom> {
     let place = plugin.told.try_reserve().map_err(|_| NoRoom)?;
     let (view, error) = (declared.sees.view(request), error.cloned());
     let bytes = FRAME_BYTES + weight(&view) + error.as_ref().map_or(0, weight);
@@ -56,7 +72,7 @@ fn offer(plugin: &Plugin, declared: &Arc<Declared>, hook: Hook, request: &NexusR
         return Err(NoRoom);
     }
     let ask = Ask { hook, view, error, request: caller(request, hook), event_id: request.event.event_id.clone() };
-    place.send(Told { ask, declared: declared.clone(), bytes });
+    place.send(Told { ask, declared: declared.clone(), bytes, heard });
     Ok(())
 }
 
@@ -117,7 +133,7 @@ async fn run(plugin: Arc<Plugin>, queue: Arc<Mutex<mpsc::Receiver<Told>>>) {
 }
 
 async fn call(plugin: &Plugin, told: Told) {
-    let Told { mut ask, declared, bytes: _ } = told;
+    let Told { mut ask, declared, bytes: _, heard } = told;
     let began = Instant::now();
     let (leave, answer) = plugin.call(&declared, &mut ask, declared.timeout).await;
     let judged = answer.and_then(|reply| match reply {
@@ -130,6 +146,9 @@ async fn call(plugin: &Plugin, told: Told) {
         reply @ (Reply::Continue | Reply::Error(_) | Reply::TakenAlong(_) | Reply::Nonsense(_)) => Ok(judge::word(&reply)),
     });
     plugin.settle(&ask, leave, began.elapsed(), judged.as_ref().copied());
+    if let Some(heard) = heard {
+        heard.send(()).ok(); // whoever waited may have ended
+    }
 }
 
 #[cfg(test)]

@@ -164,13 +164,15 @@ pub fn uncertain_deliveries(connection: &Connection) -> rusqlite::Result<Vec<Del
     connection.prepare_cached(&sql)?.query_map([], from_row)?.collect()
 }
 
-/// The ids of those whose sends the start of this epoch found cut off. Asked before it sends anything itself.
-pub fn cut_off_sends(connection: &Connection, epoch: i64) -> rusqlite::Result<HashSet<String>> {
-    connection.prepare_cached(CUT_OFF)?.query_map([epoch], |row| row.get(0))?.collect()
+/// The ids of those whose sends a start found cut off, and of which plugins weren't told yet, as far as that is known.
+/// Asked before this daemon sends anything itself.
+pub fn cut_off_sends(connection: &Connection) -> rusqlite::Result<HashSet<String>> {
+    connection.prepare_cached(CUT_OFF)?.query_map([], |row| row.get(0))?.collect()
 }
 
 const CUT_OFF: &str = "SELECT delivery_id FROM deliveries
-   WHERE status IN ('pending', 'sending', 'uncertain') AND status = 'uncertain' AND epoch = ?1";
+   WHERE status IN ('pending', 'sending', 'uncertain') AND status = 'uncertain'
+     AND epoch > (SELECT value FROM counters WHERE name = 'cut_off_told')";
 
 /// Deliveries that somebody should look at.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]

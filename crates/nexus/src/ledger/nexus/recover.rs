@@ -45,6 +45,13 @@ pub struct Interrupted {
 // will do, and would read the whole table at every start.
 const MARK_SENDS: &str = "UPDATE deliveries SET status = 'uncertain', error = ?1, updated_at = ?2, epoch = ?3
   WHERE status IN ('pending', 'sending', 'uncertain') AND status = 'sending'";
+/// Up to which epoch plugins were told of the sends that starts found cut off. A ledger in which nobody counted that yet
+/// begins with the start that does.
+const COUNT_TOLD: &str = "INSERT INTO counters VALUES ('cut_off_told', ?1 - 1) ON CONFLICT (name) DO NOTHING";
+/// Where nothing is to be told, what becomes uncertain from now on isn't either: this daemon tells it when it does.
+const NONE_TO_TELL: &str = "UPDATE counters SET value = ?1 WHERE name = 'cut_off_told' AND NOT EXISTS (SELECT 1 FROM deliveries
+  WHERE status IN ('pending', 'sending', 'uncertain') AND status = 'uncertain' AND epoch > value)";
+const TELL: &str = "UPDATE counters SET value = max(value, ?1) WHERE name = 'cut_off_told'";
 const MARK_RUNS: &str = "UPDATE runs SET status = 'interrupted' WHERE status = 'running'";
 const MARK_REQUESTS: &str = "UPDATE nexus_requests SET status = 'interrupted'
   WHERE status IN ('waiting', 'processing', 'interrupted') AND status = 'processing'";
@@ -73,6 +80,8 @@ impl BeginEpoch {
         let epoch = next(connection, "epoch")?;
         let error = "the daemon stopped while this was being sent; it may or may not have arrived";
         connection.execute(MARK_SENDS, params![error, self.at, epoch])?;
+        connection.execute(COUNT_TOLD, [epoch])?;
+        connection.execute(NONE_TO_TELL, [epoch])?;
         connection.execute(MARK_RUNS, [])?;
         connection.execute(MARK_REQUESTS, [])?;
         let mut list = connection.prepare(INTERRUPTED)?;
@@ -94,6 +103,18 @@ impl BeginEpoch {
             .collect::<rusqlite::Result<_>>()?;
         connection.execute("UPDATE adapter_instances SET status = 'stopped', health = 'unknown', pid = NULL", [])?;
         Ok(Begun { epoch, interrupted })
+    }
+}
+
+/// Plugins were told of all sends that starts up to this epoch found cut off.
+#[derive(Debug, Clone)]
+pub struct ToldCutOff {
+    pub epoch: i64,
+}
+
+impl ToldCutOff {
+    pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<()> {
+        connection.execute(TELL, [self.epoch]).map(drop)
     }
 }
 
@@ -158,6 +179,7 @@ impl Prune {
 }
 
 impl Weight for BeginEpoch {}
+impl Weight for ToldCutOff {}
 
 impl Weight for ReviveRequest {
     fn bytes(&self) -> usize {
@@ -176,8 +198,8 @@ impl Weight for Prune {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::super::{
-        Admit, AdmitRow, ClaimDelivery, Fellow, FellowEnd, FinishRun, InterruptRun, JoinRun, StartRun, cut_off_sends, finished_after,
-        request_by_event, run_turn, uncertain_deliveries,
+        Admit, AdmitRow, ClaimDelivery, Fellow, FellowEnd, FinishRun, InterruptRun, JoinRun, SettleDelivery, Settled, StartRun,
+        cut_off_sends, finished_after, request_by_event, run_turn, uncertain_deliveries,
     };
     use super::*;
 
@@ -210,7 +232,8 @@ mod tests {
     #[test]
     fn no_start_and_no_pruning_reads_a_whole_table() {
         let connection = ledger();
-        let all = [MARK_SENDS, MARK_RUNS, MARK_REQUESTS, INTERRUPTED, TAKE_BACK, DROP_TRACES, DROP_TURNS, DROP_AUDIT, DROP_RESULTS];
+        let all =
+            [MARK_SENDS, NONE_TO_TELL, MARK_RUNS, MARK_REQUESTS, INTERRUPTED, TAKE_BACK, DROP_TRACES, DROP_TURNS, DROP_AUDIT, DROP_RESULTS];
         for sql in all {
             for step in crate::samples::plan(&connection, sql) {
                 assert!(!step.starts_with("SCAN") || step.contains("USING INDEX"), "{step} in {sql}");
@@ -219,16 +242,29 @@ mod tests {
     }
 
     #[test]
-    fn a_send_is_found_cut_off_by_the_next_start_alone() {
+    fn a_send_is_found_cut_off_by_each_start_until_it_is_told() {
         let connection = ledger();
-        crate::samples::delivery("dlv").insert(&connection, 1).unwrap();
-        let claim = ClaimDelivery { delivery_id: "dlv".to_owned(), at: 3, epoch: 1 };
-        assert_eq!(claim.apply(&connection).unwrap(), Claim::Done);
-        for (at, cut_off) in [(10, 1), (20, 0)] {
-            let Begun { epoch, .. } = BeginEpoch { at }.apply(&connection).unwrap();
-            assert_eq!(uncertain_deliveries(&connection).unwrap().len(), 1, "{epoch}");
-            assert_eq!(cut_off_sends(&connection, epoch).unwrap().len(), cut_off, "{epoch}");
-        }
+        let claim = |delivery_id: &str, epoch: i64| {
+            crate::samples::delivery(delivery_id).insert(&connection, epoch).unwrap();
+            let claim = ClaimDelivery { delivery_id: delivery_id.to_owned(), at: 3, epoch };
+            assert_eq!(claim.apply(&connection).unwrap(), Claim::Done);
+        };
+        let begin = |at: i64| {
+            let epoch = BeginEpoch { at }.apply(&connection).unwrap().epoch;
+            (epoch, uncertain_deliveries(&connection).unwrap().len(), cut_off_sends(&connection).unwrap().len())
+        };
+        claim("cut off", 1);
+        assert_eq!(begin(10), (2, 1, 1));
+        assert_eq!(begin(20), (3, 1, 1), "the daemon before ended before it had told it");
+        ToldCutOff { epoch: 3 }.apply(&connection).unwrap();
+        assert_eq!(begin(30), (4, 1, 0));
+        claim("settled", 4);
+        let settled = Settled::Uncertain { error: "nobody knows".to_owned() };
+        let settle = SettleDelivery { delivery_id: "settled".to_owned(), settled, at: 31, epoch: 4 };
+        assert_eq!(settle.apply(&connection).unwrap(), Claim::Done);
+        assert_eq!(begin(40), (5, 2, 0), "the daemon that saw it end told it");
+        claim("again", 5);
+        assert_eq!(begin(50), (6, 3, 1));
     }
 
     #[test]

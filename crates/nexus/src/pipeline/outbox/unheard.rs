@@ -5,7 +5,7 @@ use super::Outbox;
 use crate::error_text::describe;
 use crate::ledger::ReadError;
 use crate::ledger::events::by_seq;
-use crate::ledger::nexus::{Delivery, Settled, request_by_event};
+use crate::ledger::nexus::{Delivery, Settled, ToldCutOff, request_by_event};
 use crate::plugin::Plugins;
 use nexus_core::hook::Hook;
 use nexus_core::request::{NexusRequest, Stage, Status};
@@ -26,8 +26,14 @@ impl Outbox {
             Settled::Sent { .. } | Settled::Retry { .. } => return,
             Settled::Failed { error } | Settled::Uncertain { error } | Settled::Expired { error } => error,
         };
-        let plugins = self.shared.plugins.get().and_then(Weak::upgrade);
-        let Some(plugins) = plugins.filter(|_| delivery.is_answer()) else { return };
+        if let Some((plugins, request)) = self.listeners(delivery).await {
+            plugins.failed(&request, Stage::DeliverResponse, error);
+        }
+    }
+
+    /// The plugins that are told of it, once they are loaded, with the request; `None` where nobody is.
+    async fn listeners(&self, delivery: &Delivery) -> Option<(Arc<Plugins>, NexusRequest)> {
+        let plugins = self.shared.plugins.get().and_then(Weak::upgrade).filter(|_| delivery.is_answer())?;
         let is_told = tokio::select! {
             biased;
             // What expired while no daemon ran is known before the plugins are loaded.
@@ -35,28 +41,47 @@ impl Outbox {
             () = self.shared.stop.cancelled() => false,
         };
         if !is_told {
-            return;
+            return None;
         }
         match self.request_of(delivery.event_seq).await {
-            Ok(Some(request)) => plugins.failed(&request, Stage::DeliverResponse, error),
-            Ok(None) => {}
+            Ok(request) => Some((plugins, request?)),
             Err(error) => {
                 let delivery_id = &delivery.delivery_id;
                 tracing::warn!(delivery_id, error = %describe(&error), "no plugin is told of it: its request can't be read");
+                None
             }
         }
     }
 
-    /// The same for sends that the end of the daemon before cut off. Nothing waits for it: the start that found them
-    /// has yet to load the plugins.
+    /// The same for sends that the end of an earlier daemon cut off. Nothing waits for it: the start that found them
+    /// has yet to load the plugins. That they were told is written once they were; until then the next start does it again.
     pub(super) fn tell_cut_off(&self, cut_off: Vec<Delivery>) {
         let this = self.clone();
         crate::watch::tracked("deliveries.cut_off", &self.shared.tasks, async move {
-            for delivery in cut_off {
-                let error = delivery.error.clone().unwrap_or_default();
-                this.tell_unheard(&delivery, &Settled::Uncertain { error }).await;
+            if !this.have_heard(&cut_off).await {
+                return;
+            }
+            let told = ToldCutOff { epoch: this.shared.epoch };
+            if let Err(error) = this.shared.ledgers.nexus.writer.write_until_done(told).await {
+                tracing::warn!(%error, "that plugins were told of sends that were cut off could not be written; the next start tells them again");
             }
         });
+    }
+
+    /// Tells plugins of them, one after the other; whether all who are told have heard of all.
+    async fn have_heard(&self, cut_off: &[Delivery]) -> bool {
+        let mut all = true;
+        for delivery in cut_off {
+            if let Some((plugins, request)) = self.listeners(delivery).await {
+                let error = delivery.error.as_deref().unwrap_or_default();
+                all &= tokio::select! {
+                    heard = plugins.failed_and_heard(&request, Stage::DeliverResponse, error) => heard,
+                    () = self.shared.stop.cancelled() => false,
+                };
+            }
+        }
+        // Nobody listens any more either once the daemon stops.
+        all && !self.shared.stop.is_cancelled()
     }
 
     /// The request with its event and its end. What its stages found out is in its trace only.
