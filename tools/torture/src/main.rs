@@ -20,6 +20,7 @@ mod inflict;
 mod journal;
 mod nostr;
 mod people;
+mod points;
 mod posters;
 mod power;
 mod procfs;
@@ -111,6 +112,9 @@ struct RunArgs {
     /// Fail if this machine doesn't allow some kind of fault whose turn came
     #[arg(long)]
     require_all_faults: bool,
+    /// Fail if a fail point of some command of the writers never fired; for long runs
+    #[arg(long)]
+    require_all_points: bool,
     /// Write the report to this file: between its two markers, or as a new page
     #[arg(long)]
     report: Option<PathBuf>,
@@ -225,12 +229,13 @@ fn run_seeds(args: &RunArgs) -> Result<ExitCode> {
         say(&format!("not possible on this machine, and not done: {kinds}"));
     }
     say(&done.summary());
-    judge(args, &done)
+    judge(args, &done, &setup.points)
 }
 
 /// How a run ends: broken promises say more than that it was too short or too tame.
-fn judge(args: &RunArgs, done: &Total) -> Result<ExitCode> {
-    let lacks = done.counts.lacks(args.at_least, args.require_all_faults);
+fn judge(args: &RunArgs, done: &Total, points: &[String]) -> Result<ExitCode> {
+    let due = if args.require_all_points { points::due(points) } else { Vec::new() };
+    let lacks = done.counts.lacks(args.at_least, args.require_all_faults, &due);
     if done.violations > 0 {
         lacks.iter().for_each(|what| say(what));
         return Ok(ExitCode::FAILURE);

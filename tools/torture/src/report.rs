@@ -1,5 +1,6 @@
 //! What was done and what was found, counted, and written as a page.
 
+use crate::points;
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use std::fs;
@@ -92,12 +93,21 @@ impl Counts {
         self.faults.values().chain(self.missed.values()).sum()
     }
 
-    /// What keeps a run from showing what it was to show: too few cycles, or faults that this machine doesn't allow.
-    pub(crate) fn lacks(&self, cycles_min: Option<u64>, is_every_fault_due: bool) -> Vec<String> {
+    /// What keeps a run from showing what it was to show: too few cycles, faults that this machine doesn't allow, or fail
+    /// points that are due and never fired.
+    pub(crate) fn lacks(&self, cycles_min: Option<u64>, is_every_fault_due: bool, points_due: &[String]) -> Vec<String> {
         let few = cycles_min.filter(|least| self.cycles() < *least);
         let few = few.map(|least| format!("{} cycles were run, and there were to be {least} at least", self.cycles()));
         let impossible = self.impossible().filter(|_| is_every_fault_due);
-        few.into_iter().chain(impossible.map(|kinds| format!("not every fault is possible here: {kinds}"))).collect()
+        let impossible = impossible.map(|kinds| format!("not every fault is possible here: {kinds}"));
+        let never = self.never(points_due);
+        let never = (!never.is_empty()).then(|| format!("{} fail points that were due never fired: {}", never.len(), never.join(", ")));
+        few.into_iter().chain(impossible).chain(never).collect()
+    }
+
+    /// Those of these points that never fired.
+    fn never<'a>(&self, points: &'a [String]) -> Vec<&'a str> {
+        points.iter().filter(|point| !self.points.contains_key(*point)).map(String::as_str).collect()
     }
 
     /// The kinds of fault that this machine doesn't allow.
@@ -224,10 +234,14 @@ impl Counts {
         if let Some(most) = self.grew_kib.iter().max() {
             line(&format!("| most KiB that a daemon grew while it had the same load a few times | {} |", grouped(*most)));
         }
-        let never: Vec<&str> = all_points.iter().filter(|point| !self.points.contains_key(*point)).map(String::as_str).collect();
+        let (never, due) = (self.never(all_points), points::due(all_points));
         line(&format!("\nFail points that fired: {} of {}.", self.points.len(), all_points.len()));
+        line(&format!("Of those before and after each command of the writers: {} of {}.", due.len() - self.never(&due).len(), due.len()));
         if !never.is_empty() {
             line(&format!("Never: {}.", never.join(", ")));
+        }
+        for excused in points::excused(all_points) {
+            line(&format!("Out of reach, and not among those of commands: {excused}."));
         }
         page
     }
@@ -326,13 +340,27 @@ mod tests {
         let mut counts = Counts::default();
         counts.done("reload");
         counts.missed("sleep");
-        assert_eq!((counts.lacks(Some(2), true), counts.impossible()), (Vec::new(), None));
-        assert_eq!(counts.lacks(Some(3), false), ["2 cycles were run, and there were to be 3 at least"]);
+        assert_eq!((counts.lacks(Some(2), true, &[]), counts.impossible()), (Vec::new(), None));
+        assert_eq!(counts.lacks(Some(3), false, &[]), ["2 cycles were run, and there were to be 3 at least"]);
         counts.skipped("disk full");
         counts.skipped("disk read-only");
-        assert_eq!(counts.lacks(None, false), Vec::<String>::new());
-        assert_eq!(counts.lacks(None, true), ["not every fault is possible here: disk full, disk read-only"]);
-        assert_eq!(counts.lacks(Some(3), true).len(), 2);
+        assert_eq!(counts.lacks(None, false, &[]), Vec::<String>::new());
+        assert_eq!(counts.lacks(None, true, &[]), ["not every fault is possible here: disk full, disk read-only"]);
+        assert_eq!(counts.lacks(Some(3), true, &[]).len(), 2);
+    }
+
+    #[test]
+    fn points_that_are_due_and_never_fired_are_named() {
+        let due = ["write.Keep.before", "write.Keep.after", "write.Say.after"].map(str::to_owned);
+        let mut counts = Counts::default();
+        counts.fired("write.Keep.before");
+        counts.fired("start.lock");
+        assert_eq!(counts.lacks(None, false, &due), ["2 fail points that were due never fired: write.Keep.after, write.Say.after"]);
+        let page = counts.tables(&[&due[..], &["start.lock".to_owned(), "write.RecordCall.after".to_owned()]].concat());
+        assert!(page.contains("fired: 2 of 5.") && page.contains("each command of the writers: 1 of 3."), "{page}");
+        assert!(page.contains("Out of reach, and not among those of commands: `RecordCall`: "), "{page}");
+        due.iter().for_each(|point| counts.fired(point));
+        assert_eq!(counts.lacks(None, false, &due), Vec::<String>::new());
     }
 
     #[test]
