@@ -31,6 +31,8 @@ pub(crate) const REJECTED: &str = "rejected";
 pub(crate) const LOST: &str = "lost";
 /// Known lines written at once by one that floods.
 const FLOOD_LINES: usize = 400;
+/// One in so many fetches of a whole history breaks off.
+const HISTORY_BREAKS_ONE_IN: u64 = 4;
 /// Longest message, in characters; where answers are spoken it is so short that most of them are several.
 const TEXT_LIMIT: u64 = 4000;
 const SPOKEN_TEXT_LIMIT: u64 = 200;
@@ -216,8 +218,11 @@ impl Adapter {
         let call = journal::lines(&calls)?.len().to_string();
         let mut chance = self.chance.about(&["backfill", self.kind.name(), account, &call]);
         let all: Vec<Line> = Feed::open(&self.world.feed(self.kind, account))?.news()?;
+        // A whole history is so long that it would never come to its end, if each line might be the last.
+        let breaks_at = (since_ms == 0 && chance.one_in(HISTORY_BREAKS_ONE_IN)).then(|| chance.below(all.len() as u64 + 1));
         for (number, line) in all.iter().filter(|line| line.at >= since_ms).enumerate() {
-            if !self.world.is_calm() && chance.below(150) == 0 {
+            let is_last = if since_ms == 0 { breaks_at == Some(number as u64) } else { chance.below(150) == 0 };
+            if is_last && !self.world.is_calm() {
                 write(&format!("{}\n", line.event).as_bytes()[..number % 9])?;
                 return Ok(ExitCode::from(1));
             }

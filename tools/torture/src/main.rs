@@ -32,6 +32,7 @@ mod seeds;
 mod soak;
 mod source;
 mod speech;
+mod stops;
 mod world;
 
 use anyhow::{Context, Result, bail};

@@ -1,11 +1,11 @@
-//! A person with the daemon's verbs: says who is who and moves labels of sessions, at random times, whether the
+//! A person with the daemon's verbs: says who is who, moves labels of sessions and ends turns ([`crate::stops`]), at random times, whether the
 //! daemon lives or dies meanwhile, and writes down what was asked and what was answered as done. Everything has a name
 //! of its own, so that nothing of it changes what the platform's people and agents do.
 
 use crate::chance::Chance;
 use crate::feeder::PEERS;
 use crate::world::World;
-use crate::{clock, daemon, journal};
+use crate::{clock, daemon, journal, stops};
 use anyhow::{Context, Result, anyhow};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -16,6 +16,8 @@ use std::time::Duration;
 
 /// Longest pause between two verbs, in ms.
 const PAUSE_MS_MAX: u64 = 80;
+/// Of so many rounds one also ends a turn.
+const STOP_ONE_IN: u64 = 20;
 /// Status of an answer that says that it is done.
 const DONE: u16 = 200;
 /// A channel on which people write, so that there are sessions to fork.
@@ -243,10 +245,13 @@ fn taken<T>(all: &mut Vec<T>, chance: &mut Chance) -> Option<T> {
 }
 
 fn act(world: &World, mut chance: Chance, over: &AtomicBool) -> Result<u64> {
-    let mut later = chance.about(&["later verbs"]);
+    let (mut later, mut stopping) = (chance.about(&["later verbs"]), chance.about(&["stops"]));
     let (mut known, mut number, mut done) = (Known::default(), 0, 0);
     while !over.load(Ordering::Relaxed) {
         clock::pause(Duration::from_millis(chance.below(PAUSE_MS_MAX) + 1));
+        if stopping.one_in(STOP_ONE_IN) {
+            stops::ask(world, &mut stopping)?;
+        }
         for (chance, verbs) in [(&mut chance, &Verb::FIRST[..]), (&mut later, &Verb::LATER[..])] {
             number += 1;
             let verb = *chance.pick(verbs);

@@ -17,7 +17,7 @@ use crate::relay::Relay;
 use crate::report::Counts;
 use crate::source::{self, Source};
 use crate::world::{Cast, OnInterrupted, World};
-use crate::{clock, journal, procfs};
+use crate::{clock, journal, procfs, stops};
 use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 use std::path::{Path, PathBuf};
@@ -284,6 +284,11 @@ impl<'a> Run<'a> {
         } else if point.starts_with("write.ForgetAutomation") {
             // One that knows nothing: what is forgotten of the counter would be missing from its count.
             daemon.ask("POST", "/control/automations/throws/forget", "{}").ok();
+        } else if point.starts_with("write.StopRequest") {
+            self.stop_turns(daemon)?;
+        } else if point.starts_with("write.BackfillDone") {
+            // The first start has fetched the history, and no other one does.
+            daemon.ask("POST", "/control/adapters/both/a/backfill", "{}").ok();
         } else if point.starts_with("write.CountAnalytics") || point.starts_with("write.InterruptRun") || point == "write.Keep.after" {
             clock::pause(Duration::from_millis(600));
             daemon.tell_to_stop();
@@ -306,6 +311,17 @@ impl<'a> Run<'a> {
                 .ask("POST", &format!("/control/events/{id}/replay"), &format!(r#"{{"key":"{key}","only_failed":false,"wait":false}}"#))
                 .ok();
         }
+        Ok(())
+    }
+
+    /// A person ends turns, over and over: not every session has one at every moment.
+    fn stop_turns(&mut self, daemon: &mut Daemon) -> Result<()> {
+        let number = self.chance.below(u64::MAX).to_string();
+        let mut chance = self.chance.about(&["stops", &number]);
+        clock::until(POINT_LIMIT, || {
+            stops::ask(&self.world, &mut chance)?;
+            Ok(daemon.ended()?.is_some().then_some(()))
+        })?;
         Ok(())
     }
 

@@ -241,6 +241,11 @@ impl World {
         self.root.join("platform/people")
     }
 
+    /// The turns that a person asked to be stopped, and what was answered.
+    pub(crate) fn stops(&self) -> PathBuf {
+        self.root.join("platform/stops")
+    }
+
     /// Where the world's relay is, what it was given by the daemon, and what people posted there.
     pub(crate) fn relay_url(&self) -> PathBuf {
         self.root.join("platform/relay")

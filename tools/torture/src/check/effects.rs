@@ -1,7 +1,7 @@
 //! Promise 2: an agent that may have acted is not run again but where the configuration says so; a
 //! reply arrives at least once, and again only where it was uncertain and is to be retried.
 
-use super::{Copy, rows, tally};
+use super::{Copy, rows, stops, tally};
 use crate::journal;
 use crate::report::Counts;
 use crate::world::{Kind, OnInterrupted, SEND_RETRIES, World};
@@ -45,12 +45,13 @@ pub(super) fn invocations(world: &World, copy: &Copy, on_interrupted: OnInterrup
             found.push(format!("run {run} was started {times} times, and is in the ledger: {}", runs.contains(&run)));
         }
     }
-    found.extend(completed_were_answered(copy, &journal)?);
+    found.extend(completed_were_answered(copy, &journal, &stops::runs(world, copy)?)?);
     Ok(found)
 }
 
-/// A request that completed with the recording agent was answered by it, to the end, and an answer goes out.
-fn completed_were_answered(copy: &Copy, journal: &[Value]) -> Result<Vec<String>> {
+/// A request that completed with the recording agent was answered by it, to the end, and an answer goes out; but for those whose
+/// turn a person stopped.
+fn completed_were_answered(copy: &Copy, journal: &[Value], stopped: &HashSet<String>) -> Result<Vec<String>> {
     let noted = |what: &str| -> HashSet<String> {
         let runs = journal.iter().filter(|one| one["what"] == what).map(|one| text(one, "run_id"));
         runs.collect()
@@ -61,13 +62,13 @@ fn completed_were_answered(copy: &Copy, journal: &[Value]) -> Result<Vec<String>
                WHERE q.status = 'completed' AND r.agent IN ('worker', 'speaker') AND r.status = 'finished'";
     let finished: Vec<String> = rows(&copy.nexus, sql, |row| row.get(0))?;
     let unanswered: Vec<&String> =
-        finished.iter().filter(|run| !answered.contains(*run) && !silent.contains(*run)).take(NAMED_MAX).collect();
+        finished.iter().filter(|run| ![&answered, &silent, stopped].iter().any(|known| known.contains(*run))).take(NAMED_MAX).collect();
     let sql = "SELECT r.run_id FROM runs r JOIN nexus_requests q ON q.event_seq = r.event_seq AND q.attempts = r.attempt
                WHERE q.status = 'completed' AND q.channel != 'timer' AND q.event_id NOT LIKE '%#replay:%' AND r.status = 'finished'
                  AND r.agent != 'project'
                  AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.event_seq = q.event_seq)";
     let mut unsent: Vec<String> = rows(&copy.nexus, sql, |row| row.get(0))?;
-    unsent.retain(|run| !silent.contains(run));
+    unsent.retain(|run| !silent.contains(run) && !stopped.contains(run));
     unsent.truncate(NAMED_MAX);
     let mut found = Vec::new();
     if !unanswered.is_empty() {
