@@ -8,6 +8,7 @@ use crate::daemon::{self, Daemon, Extras};
 use crate::feeder::Feeder;
 use crate::posters::{self, Posters};
 use crate::procfs;
+use crate::project;
 use crate::run::Run;
 use anyhow::{Context, Result};
 use std::time::Duration;
@@ -36,6 +37,9 @@ impl Run<'_> {
         self.children_are_right(&daemon, check::children::Intake::Goes)?;
         if self.world.cast().nostr {
             posters::learn_key(&self.world)?; // it is the one that it was
+        }
+        if self.world.cast().quarantine {
+            project::release(&self.world); // the checker sees whether it was done
         }
         if self.is_quiet()? {
             // From here on nothing has a cause to be given up.

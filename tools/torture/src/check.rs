@@ -173,6 +173,7 @@ pub(crate) fn everything(world: &World, on_interrupted: OnInterrupted, counts: &
     found.extend(speech::whole(world, &copy, counts)?);
     found.extend(advice::once(world, &copy, counts)?);
     found.extend(nostr::kept(world, &copy, counts)?);
+    found.extend(project::quarantined(world, &copy)?);
     found.extend(project::handed(world, &copy, on_interrupted, counts)?);
     found.extend(waits::run_again(world, &copy, counts)?);
     Ok(found)

@@ -7,7 +7,7 @@ use crate::chance::Chance;
 use crate::nostr::NOTE;
 use crate::posters::coordinate;
 use crate::world::World;
-use crate::{clock, journal, procfs};
+use crate::{clock, daemon, journal, procfs};
 use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -32,16 +32,26 @@ const PING_MS: u64 = 400;
 const IDLE_STOP_MS: u64 = 1500;
 /// As many crashes as can be configured, in the shortest time: one that is quarantined does nothing more.
 const CRASHES_MAX: u32 = 1000;
+/// Crashes that quarantine the project in a world that is for that, and within which time.
+const CRASHES_QUARANTINED: u32 = 3;
+const CRASHES_MS: u64 = 2000;
 
 /// `projects` of the configuration.
 pub(crate) fn settings(world: &World, own: &Path, seed: u64, variant: u64) -> Value {
+    let (crashes, within_ms) = if world.cast().quarantine { (CRASHES_QUARANTINED, CRASHES_MS) } else { (CRASHES_MAX, 1) };
     json!({
         "path": world.file("projects"),
         "command": format!("'{}' {WORD} '{}' {seed}", own.display(), world.root().display()),
         "ready_timeout_ms": READY_MS, "ping_ms": PING_MS, "idle_stop_ms": IDLE_STOP_MS,
-        "restart": { "backoff_base_ms": 20, "backoff_max_ms": 40, "max_crashes": CRASHES_MAX, "window_ms": 1 },
+        "restart": { "backoff_base_ms": 20, "backoff_max_ms": 40, "max_crashes": crashes, "window_ms": within_ms },
         "overrides": { coordinate(): { "env": { "TORTURE_VARIANT": variant.to_string() } } },
     })
+}
+
+/// A person releases the project, in quarantine or not. The daemon may die of it, and doesn't know the project before somebody
+/// spoke to that.
+pub(crate) fn release(world: &World) {
+    daemon::ask(world, "POST", &format!("/control/projects/{}/release", coordinate()), "{}").ok();
 }
 
 /// What a process may do instead of answering, or amid it.

@@ -13,6 +13,7 @@ use crate::inflict::{self, Done};
 use crate::people::People;
 use crate::posters::{self, Posters};
 use crate::procfs::Process;
+use crate::project;
 use crate::relay::Relay;
 use crate::report::Counts;
 use crate::source::{self, Source};
@@ -238,6 +239,9 @@ impl<'a> Run<'a> {
             self.kill_early(&mut daemon, *victim, *after_ms)?
         } else if daemon.ready()? {
             self.counts.ready_ms.push((clock::monotonic_ns() - began) / 1_000_000);
+            if self.world.cast().quarantine {
+                project::release(&self.world);
+            }
             if number.is_multiple_of(3) && fault.fail_point().is_none() {
                 self.children_are_right(&daemon, inflict::intake_under(fault))?;
             }
@@ -286,6 +290,8 @@ impl<'a> Run<'a> {
             daemon.ask("POST", "/control/automations/throws/forget", "{}").ok();
         } else if point.starts_with("write.StopRequest") {
             self.stop_turns(daemon)?;
+        } else if point.starts_with("write.QuarantineProject") {
+            self.release_project(daemon)?;
         } else if point.starts_with("write.BackfillDone") {
             // The first start has fetched the history, and no other one does.
             daemon.ask("POST", "/control/adapters/both/a/backfill", "{}").ok();
@@ -320,6 +326,18 @@ impl<'a> Run<'a> {
         let mut chance = self.chance.about(&["stops", &number]);
         clock::until(POINT_LIMIT, || {
             stops::ask(&self.world, &mut chance)?;
+            Ok(daemon.ended()?.is_some().then_some(()))
+        })?;
+        Ok(())
+    }
+
+    /// A person releases the project, over and over: it crashes when it likes.
+    fn release_project(&self, daemon: &mut Daemon) -> Result<()> {
+        if !self.world.cast().quarantine {
+            return Ok(());
+        }
+        clock::until(POINT_LIMIT, || {
+            project::release(&self.world);
             Ok(daemon.ended()?.is_some().then_some(()))
         })?;
         Ok(())

@@ -63,7 +63,7 @@ impl Task {
 
     /// The same without Nostr.
     pub(crate) fn before_nostr(self) -> Self {
-        Self { cast: Cast { nostr: false, approvals: false, ..self.cast }, ..self }
+        Self { cast: Cast { nostr: false, approvals: false, quarantine: false, ..self.cast }, ..self }
     }
 
     /// Whether the seed would bring it.

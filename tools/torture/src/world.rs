@@ -86,13 +86,16 @@ pub(crate) struct Cast {
     pub(crate) nostr: bool,
     /// The project has a repository, on a host that somebody has to approve. There is Nostr then.
     pub(crate) approvals: bool,
+    /// The project crashes often enough to be quarantined. There is Nostr then.
+    pub(crate) quarantine: bool,
     /// An agent that stays, of the Agent Client Protocol.
     pub(crate) acp: bool,
 }
 
 impl Cast {
     /// That of a seed: of four in a row one has neither speakers nor advisers, of eight one of those has Nostr, and of sixteen
-    /// one of those a project that waits for an approval, and one of those without Nostr an agent that stays.
+    /// one of those a project that waits for an approval, the other one a project that is quarantined, and one of those without
+    /// Nostr an agent that stays.
     pub(crate) fn of(seed: u64) -> Self {
         let (speakers, advisers) = match seed % 4 {
             0 => (true, false),
@@ -100,7 +103,7 @@ impl Cast {
             2 => (false, false),
             _ => (true, true),
         };
-        Self { speakers, advisers, nostr: seed % 8 == 6, approvals: seed % 16 == 6, acp: seed % 16 == 10 }
+        Self { speakers, advisers, nostr: seed % 8 == 6, approvals: seed % 16 == 6, quarantine: seed % 16 == 14, acp: seed % 16 == 10 }
     }
 }
 

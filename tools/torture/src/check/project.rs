@@ -4,7 +4,7 @@
 
 use super::nostr::{Relayed, recorded};
 use super::order::out_of_order;
-use super::{Copy, rows};
+use super::{Copy, count, rows};
 use crate::journal;
 use crate::project::{DONE, HANDED, NOTHING, PUBLISHED};
 use crate::report::Counts;
@@ -61,6 +61,26 @@ impl Work {
         }
         found
     }
+}
+
+/// In why an event of the project failed: that was in quarantine.
+const QUARANTINED: &str = "it is quarantined (";
+
+/// The project is in quarantine only where few crashes are enough for that, and not after the calm: it was released then.
+pub(super) fn quarantined(world: &World, copy: &Copy) -> Result<Vec<String>> {
+    if world.cast().nostr { in_quarantine(world, copy) } else { Ok(Vec::new()) }
+}
+
+fn in_quarantine(world: &World, copy: &Copy) -> Result<Vec<String>> {
+    let sql = format!("SELECT count(*) FROM nexus_requests WHERE instr(reason, '{QUARANTINED}') > 0");
+    let failed = count(&copy.nexus, &sql)?;
+    let still: Vec<String> = rows(&copy.nexus, "SELECT quarantined FROM projects WHERE quarantined IS NOT NULL", |row| row.get(0))?;
+    let mut found = Vec::new();
+    if failed > 0 && !world.cast().quarantine {
+        found.push(format!("{failed} events failed for a quarantine of the project, which can't crash so often here"));
+    }
+    found.extend(still.iter().map(|why| format!("after the calm the project is in quarantine: {why}")));
+    Ok(found)
 }
 
 /// Looks at all that was handed over.
@@ -182,6 +202,20 @@ mod tests {
         assert_eq!(Worked(Made::new(Kind::Plain)).found(OnInterrupted::Fail), "", "nobody was handed anything");
         let failed = Worked::new().with("UPDATE nexus_requests SET status = 'failed' WHERE event_seq = 1");
         assert_eq!(failed.found(OnInterrupted::Fail), "");
+    }
+
+    #[test]
+    fn a_quarantine_that_should_not_be_is_found() {
+        let found = |sql: &str| {
+            let tables = "ALTER TABLE nexus_requests ADD COLUMN reason TEXT; CREATE TABLE projects (quarantined TEXT);
+                          INSERT INTO projects VALUES (NULL); UPDATE nexus_requests SET status = 'failed', reason = 'it is away';";
+            let Worked(made) = Worked::new().with(tables).with(sql);
+            in_quarantine(&made.world, &made.copy()).unwrap().join("; ")
+        };
+        assert_eq!(found(""), "");
+        tells(&found("UPDATE projects SET quarantined = 'it died'"), "after the calm the project is in quarantine: it died");
+        let failed = "UPDATE nexus_requests SET reason = 'failed: it is quarantined (it died); release it' WHERE event_seq = 1";
+        tells(&found(failed), "1 events failed for a quarantine of the project");
     }
 
     #[test]
