@@ -3,6 +3,7 @@
 
 use crate::chance::Chance;
 use crate::speech::Speaker;
+use crate::steered;
 use crate::world::World;
 use crate::{clock, journal, procfs};
 use anyhow::{Context, Result, bail};
@@ -35,13 +36,17 @@ const MARK: &str = "NEXUS_CHILD_ID";
 /// Longer than an agent may run.
 pub(crate) const FOR_EVER: Duration = Duration::from_secs(1000);
 
-/// `WORLD SEED`, perhaps [`SPEAKS`], and the turn on stdin.
+/// `WORLD SEED`, perhaps [`SPEAKS`] or [`steered::NAME`], and the turn on stdin.
 ///
 /// # Errors
 /// Of the file system, and a turn that can't be read.
 pub(crate) fn run(args: &[String]) -> Result<ExitCode> {
     let [root, seed, manner @ ..] = args else { bail!("an agent is called with WORLD SEED") };
     let world = World::at(Path::new(root));
+    if manner.iter().any(|word| word == steered::NAME) {
+        // It must not read stdin to its end.
+        return steered::run(&world, &Chance::new(seed.parse().context("the seed is no number")?));
+    }
     let mut text = String::new();
     std::io::stdin().lock().read_to_string(&mut text).context("failed to read the turn")?;
     let turn: Value = serde_json::from_str(&text).context("the turn is no JSON")?;

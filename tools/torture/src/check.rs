@@ -18,6 +18,7 @@ mod project;
 mod snapshots;
 mod speech;
 mod stays;
+mod steering;
 mod stops;
 mod waits;
 
@@ -164,6 +165,7 @@ pub(crate) fn everything(world: &World, on_interrupted: OnInterrupted, counts: &
     found.extend(effects::invocations(world, &copy, on_interrupted, counts)?);
     found.extend(effects::replies(world, &copy, counts)?);
     found.extend(stops::kept(world, &copy)?);
+    found.extend(steering::joined(world, &copy, on_interrupted, counts)?);
     found.extend(acp::answered(world, &copy)?);
     found.extend(events::as_written(world, &copy.events)?);
     found.extend(audit::decisions(&copy)?);

@@ -129,6 +129,8 @@ const ACP_POINTS: [&str; 2] = ["task.acp", "write.KeepAcpSession."];
 
 /// Of those the ones that a daemon passes once: it has one agent that stays, and one task that ends its process.
 const ONCE: [&str; 1] = ["task.acp"];
+/// What fail points begin with that are about runs, which others join in a world with an agent that is steered.
+const RUN_POINTS: [&str; 5] = ["run.", "write.StartRun.", "write.JoinRun.", "write.MarkActed.", "write.FinishRun."];
 
 /// Of all fail points those that are chosen more often in a world of this cast.
 pub(crate) fn favoured(points: &[String], cast: Cast) -> Vec<String> {
@@ -137,7 +139,10 @@ pub(crate) fn favoured(points: &[String], cast: Cast) -> Vec<String> {
     let is_of_nostr =
         |point: &str| NOSTR_POINTS.iter().any(|start| point.starts_with(start)) || (point.starts_with("write.") && is_command(point));
     let is_of_acp = |point: &str| ACP_POINTS.iter().any(|start| point.starts_with(start));
-    points.iter().filter(|point| (cast.nostr && is_of_nostr(point)) || (cast.acp && is_of_acp(point))).cloned().collect()
+    let is_of_runs = |point: &str| RUN_POINTS.iter().any(|start| point.starts_with(start));
+    let is_favoured =
+        |point: &str| (cast.nostr && is_of_nostr(point)) || (cast.acp && is_of_acp(point)) || (cast.steering && is_of_runs(point));
+    points.iter().filter(|point| is_favoured(point)).cloned().collect()
 }
 
 /// The ledgers' names.
@@ -294,6 +299,8 @@ mod tests {
         };
         assert!(counts("task.acp").iter().all(|count| *count == 1) && counts("task.acp").len() > 8, "it is passed once");
         assert!(counts("nostr.taking").iter().any(|count| *count > 1));
+        let of_runs = ["run.started", "write.JoinRun.after"].map(str::to_owned);
+        assert!(favoured(&of_runs, nostr).is_empty() && favoured(&of_runs, Cast { steering: true, ..Cast::default() }) == of_runs);
         let few = ["nostr.taking".to_owned()];
         assert!(!chosen(&[], &[], 6).contains("nostr") && chosen(&few, &[], 6).matches("nostr.taking").count() > 8);
     }

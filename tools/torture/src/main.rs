@@ -32,6 +32,7 @@ mod seeds;
 mod soak;
 mod source;
 mod speech;
+mod steered;
 mod stops;
 mod world;
 

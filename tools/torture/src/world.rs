@@ -2,7 +2,7 @@
 //! it wrote down. All of it lies below one directory, whose path is in the command line or environment
 //! of every process that belongs to it.
 
-use crate::{acp, advisers, agent, journal, posters, project, source};
+use crate::{acp, advisers, agent, journal, posters, project, source, steered};
 use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
 use std::fs;
@@ -82,6 +82,8 @@ pub(crate) struct Cast {
     pub(crate) speakers: bool,
     /// Automations and plugins.
     pub(crate) advisers: bool,
+    /// An agent that takes messages while it runs. There are speakers then.
+    pub(crate) steering: bool,
     /// A relay of Nostr, people who post there, and a project.
     pub(crate) nostr: bool,
     /// The project has a repository, on a host that somebody has to approve. There is Nostr then.
@@ -93,9 +95,9 @@ pub(crate) struct Cast {
 }
 
 impl Cast {
-    /// That of a seed: of four in a row one has neither speakers nor advisers, of eight one of those has Nostr, and of sixteen
-    /// one of those a project that waits for an approval, the other one a project that is quarantined, and one of those without
-    /// Nostr an agent that stays.
+    /// That of a seed: of four in a row one has neither speakers nor advisers; of eight one of those has Nostr, and one of those with
+    /// speakers alone an agent that takes messages while it runs; and of sixteen one with Nostr has a project that waits for an
+    /// approval, the other one a project that is quarantined, and one with nobody else an agent that stays.
     pub(crate) fn of(seed: u64) -> Self {
         let (speakers, advisers) = match seed % 4 {
             0 => (true, false),
@@ -103,7 +105,15 @@ impl Cast {
             2 => (false, false),
             _ => (true, true),
         };
-        Self { speakers, advisers, nostr: seed % 8 == 6, approvals: seed % 16 == 6, quarantine: seed % 16 == 14, acp: seed % 16 == 10 }
+        Self {
+            speakers,
+            advisers,
+            steering: seed % 8 == 4,
+            nostr: seed % 8 == 6,
+            approvals: seed % 16 == 6,
+            quarantine: seed % 16 == 14,
+            acp: seed % 16 == 10,
+        }
     }
 }
 
@@ -329,7 +339,7 @@ impl World {
             "bus": { "mode": "write-through" },
             "pipeline": { "on_interrupted": on_interrupted.name() },
             "access": { "default": "deny", "policies": [
-                { "name": "echoed", "match": { "conditions": [{ "channel": "plain" }, { "channel": "both" }] }, "effect": "allow",
+                { "name": "echoed", "match": { "conditions": self.echoed() }, "effect": "allow",
                   "session": { "agent": "echo" } },
                 { "name": "answered", "match": { "conditions": self.answered() }, "effect": "allow" },
                 { "name": "strangers", "match": { "conditions": self.strangers() }, "effect": "deny", "priority": 10 },
@@ -340,6 +350,10 @@ impl World {
         if self.cast.speakers {
             let speaker = json!({ "runner": "command", "command": format!("{agent} {}", agent::SPEAKS), "timeout_ms": SPEAKER_MS });
             add_agent(&mut config, "speaker", speaker, Kind::speaks);
+        }
+        if self.cast.steering {
+            let policy = add_agent(&mut config, steered::NAME, steered::settings(&agent), is_of_steering);
+            policy["queue_mode"] = json!("steer");
         }
         if self.cast.acp {
             add_agent(&mut config, acp::NAME, acp::settings(self, own, seed), is_of_acp);
@@ -360,6 +374,12 @@ impl World {
         }
         let draft = self.file("workspace/nex.yaml.draft");
         fs::write(&draft, format!("{config:#}")).and_then(|()| fs::rename(&draft, self.config_file())).context("failed to write nex.yaml")
+    }
+
+    /// Where nobody answers but an echo.
+    fn echoed(&self) -> Vec<Value> {
+        let kinds = [Kind::Plain, Kind::Both].into_iter().filter(|kind| !(self.cast.steering && is_of_steering(*kind)));
+        kinds.map(|kind| json!({ "channel": kind.name() })).collect()
     }
 
     /// Where the agent answers that no policy names.
@@ -398,14 +418,22 @@ fn is_of_acp(kind: Kind) -> bool {
     matches!(kind, Kind::Filled)
 }
 
-/// Has what is written on these channels answered by another agent.
-fn add_agent(config: &mut Value, name: &str, agent: Value, is_its: fn(Kind) -> bool) {
+/// Where the agent answers that takes messages while it runs, in a world that has it.
+fn is_of_steering(kind: Kind) -> bool {
+    matches!(kind, Kind::Plain)
+}
+
+/// Has what is written on these channels answered by another agent, by the policy that it returns.
+fn add_agent<'a>(config: &'a mut Value, name: &str, agent: Value, is_its: fn(Kind) -> bool) -> &'a mut Value {
     config["agents"][name] = agent;
     let channels: Vec<Value> = Kind::ALL.into_iter().filter(|kind| is_its(*kind)).map(|kind| json!({ "channel": kind.name() })).collect();
     let policy = json!({ "name": name, "match": { "conditions": channels }, "effect": "allow", "session": { "agent": name } });
-    if let Some(policies) = config["access"]["policies"].as_array_mut() {
+    let policies = &mut config["access"]["policies"];
+    let place = policies.as_array().map_or(0, Vec::len);
+    if let Some(policies) = policies.as_array_mut() {
         policies.push(policy);
     }
+    &mut policies[place]
 }
 
 #[cfg(test)]
@@ -418,6 +446,17 @@ mod tests {
         let world = World::make(dir.path(), Cast::of(seed)).unwrap();
         world.configure(Path::new("/bin/it"), seed, OnInterrupted::Auto, 0).unwrap();
         serde_json::from_str(&fs::read_to_string(world.config_file()).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn one_of_eight_worlds_has_an_agent_that_takes_messages_while_it_runs() {
+        assert_eq!((0..16).filter(|seed| Cast::of(*seed).steering).collect::<Vec<_>>(), [4, 12]);
+        let policies = |seed: u64| configured(seed)["access"]["policies"].as_array().unwrap().clone();
+        let steers = |policy: &Value| policy["queue_mode"] == "steer" && policy["session"]["agent"] == "steered";
+        let with: Vec<Value> = policies(4).into_iter().filter(steers).collect();
+        assert_eq!(with[0]["match"]["conditions"], json!([{ "channel": "plain" }]));
+        assert_eq!((with.len(), policies(4)[0]["match"]["conditions"].clone()), (1, json!([{ "channel": "both" }])));
+        assert!(!policies(8).iter().any(steers) && policies(8)[0]["match"]["conditions"].as_array().unwrap().len() == 2);
     }
 
     #[test]

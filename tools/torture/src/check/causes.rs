@@ -12,6 +12,7 @@ use crate::adapter::{LOST, REFUSED, REJECTED};
 use crate::agent::FAILS;
 use crate::fault::{Fault, Victim};
 use crate::feeder::PEERS;
+use crate::steered::TOOK_IN;
 use crate::world::{Kind, OnInterrupted, SEND_RETRIES, World};
 use crate::{clock, journal};
 use anyhow::{Context, Result};
@@ -247,9 +248,13 @@ impl Causes {
                 false => Cause::Impossible("was interrupted, and not run again though it may be"),
             };
         }
-        // An agent that stays isn't told of its run.
-        let written = noted.written.get(original(&request.event_id)).filter(|_| request.agent == acp::NAME);
-        if noted.failing.contains(&request.run) || written.is_some_and(|(content, _)| noted.stays.fails(content)) {
+        // An agent that stays isn't told of its run, and what joined another's run has none of its own.
+        let fails = noted.written.get(original(&request.event_id)).is_some_and(|(content, _)| match request.agent.as_str() {
+            acp::NAME => noted.stays.fails(content),
+            "" => noted.failing.contains(content),
+            _ => false,
+        });
+        if noted.failing.contains(&request.run) || fails {
             return Cause::Known;
         }
         slow_or_none(&request.reason)
@@ -445,6 +450,11 @@ impl Noted {
         for line in journal::values(&world.send_calls())? {
             noted.begun.insert(text(&line, "key"), line["at"].as_u64().unwrap_or_default());
         }
+        // What shares a run fails with it.
+        let taken_in = journal::values_with(&world.agent_journal(), TOOK_IN)?;
+        let of_failing = taken_in.iter().filter(|line| line["what"] == TOOK_IN && noted.failing.contains(&text(line, "run_id")));
+        let contents: Vec<String> = of_failing.map(|line| text(line, "content")).collect();
+        noted.failing.extend(contents);
         for line in journal::values(&world.faults())? {
             noted.stream_faults += usize::from(line["channel"] == Kind::Live.name());
             if line["what"] == LOST || line["what"] == REFUSED {

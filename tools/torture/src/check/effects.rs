@@ -1,7 +1,7 @@
 //! Promise 2: an agent that may have acted is not run again but where the configuration says so; a
 //! reply arrives at least once, and again only where it was uncertain and is to be retried.
 
-use super::{Copy, rows, stops, tally};
+use super::{Copy, rows, steering, stops, tally};
 use crate::journal;
 use crate::report::Counts;
 use crate::world::{Kind, OnInterrupted, SEND_RETRIES, World};
@@ -45,12 +45,12 @@ pub(super) fn invocations(world: &World, copy: &Copy, on_interrupted: OnInterrup
             found.push(format!("run {run} was started {times} times, and is in the ledger: {}", runs.contains(&run)));
         }
     }
-    found.extend(completed_were_answered(copy, &journal, &stops::runs(world, copy)?)?);
+    found.extend(completed_were_answered(copy, &journal, &(&stops::runs(world, copy)? | &steering::superseded(world, copy)?))?);
     Ok(found)
 }
 
 /// A request that completed with the recording agent was answered by it, to the end, and an answer goes out; but for those whose
-/// turn a person stopped.
+/// turn a person, or a newer message, stopped.
 fn completed_were_answered(copy: &Copy, journal: &[Value], stopped: &HashSet<String>) -> Result<Vec<String>> {
     let noted = |what: &str| -> HashSet<String> {
         let runs = journal.iter().filter(|one| one["what"] == what).map(|one| text(one, "run_id"));
@@ -59,7 +59,7 @@ fn completed_were_answered(copy: &Copy, journal: &[Value], stopped: &HashSet<Str
     // Both are noted before the agent says that it has come to its end.
     let (answered, silent) = (noted("answered"), noted("silent"));
     let sql = "SELECT r.run_id FROM runs r JOIN nexus_requests q ON q.event_seq = r.event_seq AND q.attempts = r.attempt
-               WHERE q.status = 'completed' AND r.agent IN ('worker', 'speaker') AND r.status = 'finished'";
+               WHERE q.status = 'completed' AND r.agent IN ('worker', 'speaker', 'steered') AND r.status = 'finished'";
     let finished: Vec<String> = rows(&copy.nexus, sql, |row| row.get(0))?;
     let unanswered: Vec<&String> =
         finished.iter().filter(|run| ![&answered, &silent, stopped].iter().any(|known| known.contains(*run))).take(NAMED_MAX).collect();

@@ -36,7 +36,7 @@ pub(super) fn kept(world: &World, copy: &Copy) -> Result<Vec<String>> {
     }
     let sql = format!("SELECT request_id, coalesce(session, ''), status FROM nexus_requests WHERE reason = '{REASON}'");
     let ended: Vec<(String, String, String)> = rows(&copy.nexus, &sql, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-    let of = |what: &str| stops.iter().filter(move |stop| stop["what"] == what);
+    let of = |what: &'static str| stops.iter().filter(move |stop| stop["what"] == what);
     let asked = tally(of(ASKED).map(|stop| text(stop, "session")));
     let mut found: Vec<String> = Vec::new();
     for (session, times) in tally(ended.iter().map(|(_, session, _)| session.as_str())) {

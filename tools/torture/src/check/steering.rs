@@ -1,0 +1,197 @@
+//! What is promised about messages that an agent takes while it runs: one that shares a run was taken in by its agent, ends as that
+//! run does, has no reply of its own, and its agent is not asked about it besides.
+
+use super::{Copy, rows, tally};
+use crate::agent::{CALLED, FAILS};
+use crate::journal;
+use crate::report::Counts;
+use crate::steered::{LISTENS, NAME, TOOK_IN};
+use crate::world::{Kind, OnInterrupted, World};
+use anyhow::Result;
+use serde_json::Value;
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+/// Where such an agent answers.
+const CHANNEL: Kind = Kind::Plain;
+/// Why a request has ended whose turn a newer message ended.
+const SUPERSEDED: &str = "aborted: a newer message of its session ended this turn";
+/// A message interrupts a run whose process ended before the daemon heard that it listens. As many such processes may have been hit by
+/// something else than themselves.
+const UNHEARD_MAX: usize = 64;
+/// Most findings that one look names.
+const NAMED_MAX: usize = 5;
+
+/// A request that joined the run of another.
+struct Joined {
+    event_seq: i64,
+    event_id: String,
+    run: String,
+    status: String,
+    /// How the run ended, if it has, and its own request, if that is the last run of it.
+    run_status: String,
+    lead: Option<String>,
+    replies: u64,
+}
+
+impl Joined {
+    fn all(copy: &Copy) -> Result<Vec<Self>> {
+        let sql = format!(
+            "SELECT q.event_seq, q.event_id, q.run_id, q.status, r.status,
+                    (SELECT l.status FROM nexus_requests l WHERE l.event_seq = r.event_seq AND l.attempts = r.attempt),
+                    (SELECT count(*) FROM deliveries d WHERE d.event_seq = q.event_seq AND d.run_id = q.run_id)
+             FROM nexus_requests q JOIN runs r ON r.run_id = q.run_id WHERE r.event_seq != q.event_seq AND r.agent = '{NAME}'"
+        );
+        rows(&copy.nexus, &sql, |row| {
+            let (event_seq, event_id, run, status) = (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
+            Ok(Self { event_seq, event_id, run, status, run_status: row.get(4)?, lead: row.get(5)?, replies: row.get(6)? })
+        })
+    }
+
+    /// `calls` is how often its agent was asked about it, beside what it took in while it ran.
+    fn wrong(&self, was_taken_in: bool, calls: u64, on_interrupted: OnInterrupted) -> Vec<String> {
+        let Self { event_id: id, run, status, run_status, lead, replies, .. } = self;
+        let mut found = Vec::new();
+        if !was_taken_in {
+            found.push(format!("{id} shares run {run}, whose agent did not take it in"));
+        }
+        let is_over = matches!(run_status.as_str(), "finished" | "failed");
+        if let Some(lead) = lead.as_ref().filter(|lead| is_over && *lead != status) {
+            found.push(format!("{id} is `{status}`, and the request whose run {run} it shares is `{lead}`"));
+        }
+        if *replies > 0 {
+            found.push(format!("{id} shares run {run} and has {replies} replies of its own"));
+        }
+        // One that is run again after a crash is so in a turn of its own, and may have joined another one then.
+        if calls > 0 && on_interrupted != OnInterrupted::Rerun {
+            found.push(format!("{id} shares run {run}, and its agent was asked {calls} times about it"));
+        }
+        found
+    }
+}
+
+fn text(value: &Value, key: &str) -> String {
+    value[key].as_str().unwrap_or_default().to_owned()
+}
+
+/// Everything that joined a run, where there is an agent that takes messages while it runs.
+pub(super) fn joined(world: &World, copy: &Copy, on_interrupted: OnInterrupted, counts: &mut Counts) -> Result<Vec<String>> {
+    if world.cast().steering { shared(world, copy, on_interrupted, counts) } else { Ok(Vec::new()) }
+}
+
+fn shared(world: &World, copy: &Copy, on_interrupted: OnInterrupted, counts: &mut Counts) -> Result<Vec<String>> {
+    let journal = journal::values(&world.agent_journal())?;
+    let of = |what: &'static str| journal.iter().filter(move |one| one["what"] == what);
+    let taken_in: HashSet<(String, String)> = of(TOOK_IN).map(|one| (text(one, "run_id"), text(one, "content"))).collect();
+    let calls: BTreeMap<String, u64> = tally(of(CALLED).map(|one| text(one, "content")));
+    let contents: HashMap<i64, String> = rows(
+        &copy.events,
+        &format!("SELECT seq, content FROM events WHERE direction = 'inbound' AND channel = '{}'", CHANNEL.name()),
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )?
+    .into_iter()
+    .collect();
+    let all = Joined::all(copy)?;
+    counts.joined += all.len() as u64;
+    let wrong = |joined: &Joined| {
+        let content = contents.get(&joined.event_seq).cloned().unwrap_or_default();
+        let times = calls.get(&content).copied().unwrap_or(0);
+        joined.wrong(taken_in.contains(&(joined.run.clone(), content)), times, on_interrupted)
+    };
+    let mut found: Vec<String> = all.iter().flat_map(wrong).collect();
+    let superseded = superseded_runs(copy)?;
+    let failing: HashSet<String> = of(FAILS).map(|one| text(one, "run_id")).collect();
+    let unheard = of(LISTENS).map(|one| text(one, "run_id")).filter(|run| superseded.contains(run) && !failing.contains(run)).count();
+    if unheard > UNHEARD_MAX {
+        found.push(format!("{unheard} runs were ended by newer messages, though their agents listened and did not fail"));
+    }
+    found.truncate(NAMED_MAX);
+    Ok(found)
+}
+
+/// The runs that a newer message ended instead, of such an agent alone. None in a world without one.
+pub(super) fn superseded(world: &World, copy: &Copy) -> Result<HashSet<String>> {
+    if world.cast().steering { superseded_runs(copy) } else { Ok(HashSet::new()) }
+}
+
+fn superseded_runs(copy: &Copy) -> Result<HashSet<String>> {
+    let sql = format!(
+        "SELECT r.run_id FROM runs r JOIN nexus_requests q ON q.event_seq = r.event_seq AND q.attempts = r.attempt
+         WHERE r.agent = '{NAME}' AND q.status = 'completed' AND q.reason = '{SUPERSEDED}'"
+    );
+    Ok(rows(&copy.nexus, &sql, |row| row.get(0))?.into_iter().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::made::{Made, tells};
+    use super::*;
+    use serde_json::json;
+
+    /// Message 2 was taken in by the agent that answered message 1, and then this happened to the ledger.
+    fn made(sql: &str) -> Made {
+        let made = Made::new(CHANNEL);
+        for number in [1, 2] {
+            made.written(number);
+            made.accepted(number, number);
+        }
+        made.ran(1, 1, "run-1");
+        made.noted(LISTENS, 1, "run-1");
+        made.noted(TOOK_IN, 2, "run-1");
+        made.delivered(1, 1, "key-1");
+        let tables = "ALTER TABLE nexus_requests ADD COLUMN run_id TEXT; ALTER TABLE nexus_requests ADD COLUMN reason TEXT;
+                      UPDATE nexus_requests SET run_id = 'run-1'; UPDATE runs SET agent = 'steered';";
+        made.nexus.execute_batch(tables).unwrap();
+        made.nexus.execute_batch(sql).unwrap();
+        made
+    }
+
+    fn found(made: &Made, on_interrupted: OnInterrupted) -> String {
+        shared(&made.world, &made.copy(), on_interrupted, &mut Counts::default()).unwrap().join("; ")
+    }
+
+    #[test]
+    fn what_was_taken_in_ends_with_its_run() {
+        let holds = made("");
+        holds.holds();
+        let mut counts = Counts::default();
+        assert_eq!(shared(&holds.world, &holds.copy(), OnInterrupted::Auto, &mut counts).unwrap(), Vec::<String>::new());
+        assert_eq!(counts.joined, 1);
+        let other = made("UPDATE nexus_requests SET status = 'failed' WHERE event_seq = 2");
+        tells(&found(&other, OnInterrupted::Auto), "plain:a-2 is `failed`, and the request whose run run-1 it shares is `completed`");
+        let again = made("UPDATE nexus_requests SET attempts = 2, status = 'failed' WHERE event_seq = 1");
+        assert_eq!(found(&again, OnInterrupted::Rerun), "", "its request had another run since");
+    }
+
+    #[test]
+    fn what_joins_a_run_was_taken_in_and_is_answered_with_it() {
+        let reply = "INSERT INTO deliveries SELECT 9, 2, 'key-9', status, channel, account_id, target, content, 1, 'run-1' FROM deliveries";
+        tells(&found(&made(reply), OnInterrupted::Auto), "plain:a-2 shares run run-1 and has 1 replies of its own");
+        let other = made("INSERT INTO runs VALUES ('run-9', 1, 0, 'steered', 'interrupted'); UPDATE nexus_requests SET run_id = 'run-9'");
+        tells(&found(&other, OnInterrupted::Auto), "plain:a-2 shares run run-9, whose agent did not take it in");
+        let asked = made("");
+        asked.noted(CALLED, 2, "run-2");
+        tells(&found(&asked, OnInterrupted::Auto), "plain:a-2 shares run run-1, and its agent was asked 1 times about it");
+        assert_eq!(found(&asked, OnInterrupted::Rerun), "");
+    }
+
+    #[test]
+    fn turns_that_end_for_newer_messages_though_their_agents_listen_are_few() {
+        let many = made("");
+        let sql = "INSERT INTO nexus_requests SELECT event_seq + ?1, event_id || ?1, channel, 'completed', 1, 5, 'run-s' || ?1, ?2
+                   FROM nexus_requests WHERE event_seq = 1";
+        for number in 10..(10 + i64::try_from(UNHEARD_MAX).unwrap()) {
+            many.nexus.execute(sql, rusqlite::params![number, SUPERSEDED]).unwrap();
+            let sql = "INSERT INTO runs VALUES ('run-s' || ?1, ?1 + 1, 1, 'steered', 'finished')";
+            many.nexus.execute(sql, [number]).unwrap();
+            let line = json!({ "what": LISTENS, "content": "x", "run_id": format!("run-s{number}") });
+            journal::append(&many.world.agent_journal(), &line.to_string()).unwrap();
+        }
+        assert_eq!(found(&many, OnInterrupted::Auto), "");
+        assert_eq!(superseded_runs(&many.copy()).unwrap().len(), UNHEARD_MAX);
+        many.nexus.execute("UPDATE nexus_requests SET reason = ?1 WHERE event_seq = 1", [SUPERSEDED]).unwrap();
+        tells(&found(&many, OnInterrupted::Auto), "65 runs were ended by newer messages");
+        many.noted(FAILS, 1, "run-1");
+        assert_eq!(found(&many, OnInterrupted::Auto), "");
+    }
+}
