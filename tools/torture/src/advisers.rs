@@ -21,15 +21,19 @@ pub(crate) const COUNTED: &str = "counted ";
 /// The plugins, and the line that each adds.
 pub(crate) const SCRIPT: (&str, &str) = ("mark", "marked by a script");
 pub(crate) const PROGRAM: (&str, &str) = ("stamp", "marked by a program");
+/// The automation that sends a message of its own, under what name of its own it does, and how that begins.
+pub(crate) const SENDER: &str = "says";
+pub(crate) const SENT_AS: &str = "noted";
+pub(crate) const SAID: &str = "noted ";
 /// Errors in a row after which one is not asked for a while, which is over soon.
 const CIRCUIT_ERRORS: u32 = 5;
 const CIRCUIT_MS: u64 = 400;
 /// What the program is given for one answer.
 const ANSWER_MS: u64 = 300;
 
-/// The files in `state/automations`. Besides the counter one that loops, now and then where nothing can interrupt it, and
-/// one that throws so often in a row that it is not asked any more.
-const AUTOMATIONS: [(&str, &str); 3] = [
+/// The files in `state/automations`. Besides the counter one that loops, now and then where nothing can interrupt it, one
+/// that throws so often in a row that it is not asked any more, and one that sends a message of its own about some events.
+const AUTOMATIONS: [(&str, &str); 4] = [
     (
         "counter.js",
         "export const automation = {
@@ -64,6 +68,18 @@ const AUTOMATIONS: [(&str, &str); 3] = [
   handler({ request }) {
     const number = Number(request.event.content.split(' ').pop());
     if (Math.floor(number / 20) % 2 === 1) throw new Error('made up');
+  },
+};
+",
+    ),
+    (
+        "says.js",
+        "export const automation = {
+  name: 'says',
+  triggers: { event: { channels: ['both'] } },
+  async handler({ request, nexus }) {
+    const content = request.event.content;
+    if (Number(content.split(' ').pop()) % 5 === 0) await nexus.send({ text: `noted ${content}`, n: 'noted' });
   },
 };
 ",
@@ -108,6 +124,11 @@ pub(crate) fn place(world: &World, own: &Path, seed: u64) -> Result<()> {
 pub(crate) fn settings() -> Value {
     json!({ "enabled": ["logging", "analytics", SCRIPT.0, PROGRAM.0],
             "circuit": { "errors": CIRCUIT_ERRORS, "half_open_ms": CIRCUIT_MS } })
+}
+
+/// `automations` of the configuration.
+pub(crate) fn grants() -> Value {
+    json!({ "grants": { SENDER: ["send"] } })
 }
 
 /// `WORLD SEED`, and calls on stdin, until the daemon closes it.
@@ -175,6 +196,9 @@ mod tests {
         let read = |name: &str| fs::read_to_string(world.file(name)).unwrap();
         let counter = read("workspace/state/automations/counter.js");
         assert!(counter.contains(&format!("name: '{COUNTER}'")) && counter.contains(&format!("`{COUNTED}$")), "{counter}");
+        let says = read("workspace/state/automations/says.js");
+        assert!(says.contains(&format!("name: '{SENDER}'")) && says.contains(&format!("`{SAID}$")), "{says}");
+        assert!(says.contains(&format!("n: '{SENT_AS}'")) && grants()["grants"][SENDER][0] == "send", "{says}");
         let script = read("workspace/plugins/mark.js");
         assert!(script.contains(&format!("name: '{}'", SCRIPT.0)) && script.contains(SCRIPT.1), "{script}");
         let program = "workspace/plugins/stamp/plugin.yaml";

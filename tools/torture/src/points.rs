@@ -4,7 +4,10 @@
 const OF_COMMANDS: &str = "write.";
 
 /// Commands that nothing in a world brings about, each with why. They are named in the report, and never due.
-const OUT_OF_REACH: &[(&str, &str)] = &[("RecordCall", "it needs a model with an endpoint, and no world has one")];
+const OUT_OF_REACH: &[(&str, &str)] = &[
+    ("RecordCall", "it needs a model with an endpoint, and no world has one"),
+    ("EndStream", "an answer that is being shown is parted for a question of an agent that asks its owner, and no agent does"),
+];
 
 /// Why nothing brings about the command of this point, if that is so.
 fn out_of_reach(point: &str) -> Option<&'static str> {

@@ -34,6 +34,8 @@ pub(crate) struct Counts {
     pub(crate) blocks: u64,
     /// Events that an automation counted in its state, and lines that plugins added to what agents were told.
     pub(crate) counted: u64,
+    /// Messages that an automation sent by itself.
+    pub(crate) said: u64,
     pub(crate) marked: u64,
     pub(crate) uncertain: u64,
     pub(crate) rejected: u64,
@@ -138,6 +140,7 @@ impl Counts {
             broken_streams,
             blocks,
             counted,
+            said,
             marked,
             uncertain,
             rejected,
@@ -172,6 +175,7 @@ impl Counts {
             (&mut self.broken_streams, broken_streams),
             (&mut self.blocks, blocks),
             (&mut self.counted, counted),
+            (&mut self.said, said),
             (&mut self.marked, marked),
             (&mut self.uncertain, uncertain),
             (&mut self.rejected, rejected),
@@ -218,6 +222,7 @@ impl Counts {
             ("answers whose stream broke off, was refused or cut", self.broken_streams),
             ("messages on the channel with blocks", self.blocks),
             ("events that an automation counted in its state", self.counted),
+            ("messages that an automation sent by itself", self.said),
             ("lines that plugins added to what agents were told", self.marked),
             ("events posted on Nostr, strangers' among them", self.nostr.posted),
             ("events that the daemon published there", self.nostr.published),

@@ -360,6 +360,7 @@ impl World {
         }
         if self.cast.advisers {
             config["plugins"] = advisers::settings();
+            config["automations"] = advisers::grants();
             advisers::place(self, own, seed)?;
         }
         if self.cast.nostr {

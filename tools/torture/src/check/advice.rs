@@ -3,7 +3,7 @@
 //! it isn't.
 
 use super::{Copy, count, rows};
-use crate::advisers::{COUNTED, COUNTER, PROGRAM, SCRIPT};
+use crate::advisers::{COUNTED, COUNTER, PROGRAM, SAID, SCRIPT, SENDER, SENT_AS};
 use crate::agent::CALLED;
 use crate::journal;
 use crate::report::Counts;
@@ -113,6 +113,27 @@ impl Call {
     }
 }
 
+/// What an automation sends by itself about an event is about that event, and is decided once, however often it was asked.
+fn sent_once(copy: &Copy, counts: &mut Counts) -> Result<Vec<String>> {
+    let sql = format!("SELECT event_seq, content FROM deliveries WHERE idempotency_key LIKE '%:automation~{SENDER}:{SENT_AS}'");
+    let sent: Vec<(i64, String)> = rows(&copy.nexus, &sql, |row| Ok((row.get(0)?, row.get(1)?)))?;
+    counts.said += sent.len() as u64;
+    let sql = "SELECT seq, content FROM events WHERE direction = 'inbound'";
+    let events: HashMap<i64, String> = rows(&copy.events, sql, |row| Ok((row.get(0)?, row.get(1)?)))?.into_iter().collect();
+    let mut known = BTreeSet::new();
+    let mut found = Vec::new();
+    for (seq, content) in sent {
+        let event = events.get(&seq).map_or("", String::as_str);
+        if content.strip_prefix(SAID) != Some(event) {
+            found.push(format!("an automation sent `{content}` about event {seq}, which is `{event}`"));
+        }
+        if !known.insert(seq) {
+            found.push(format!("an automation sent twice what it says about event {seq}"));
+        }
+    }
+    Ok(found)
+}
+
 fn stages(trace: &Value) -> impl Iterator<Item = &Value> {
     trace["pipeline"].as_array().into_iter().flatten()
 }
@@ -137,6 +158,7 @@ fn said(world: &World, copy: &Copy, counts: &mut Counts) -> Result<Vec<String>> 
     let mut found = counter.wrong();
     found.extend(calls.iter().filter_map(|call| call.miscounted(&counter)));
     found.extend(calls.iter().flat_map(Call::mismarked));
+    found.extend(sent_once(copy, counts)?);
     // Whoever is broken costs nobody their answer.
     let failed = count(&copy.nexus, "SELECT count(*) FROM nexus_requests WHERE status = 'failed' AND reason LIKE 'plugin `%'")?;
     if failed > 0 {
@@ -215,6 +237,18 @@ mod tests {
         assert!(after(&[stamped.as_str()], "").contains("was told 1 times what `stamp` says, and the trace has Some(0)"));
         assert_eq!(after(&[stamped.as_str()], "UPDATE nexus_requests SET trace = NULL"), "", "nobody knows");
         assert!(after(&[twice.as_str()], "UPDATE nexus_requests SET trace = NULL").contains("was told 2 times what `mark` says"));
+    }
+
+    #[test]
+    fn what_an_automation_sends_is_decided_once_and_about_its_event() {
+        let sent = |key: &str, content: &str| {
+            format!("INSERT INTO deliveries VALUES (9, 1, '{key}:automation~says:noted', 'sent', 'acked', 'a', 'p', '{content}', 1, NULL);")
+        };
+        let once = sent("req_1", "noted acked a 1");
+        assert_eq!(after(&[TOLD], &once), "");
+        assert!(after(&[TOLD], &sent("req_1", "noted acked a 2")).contains("sent `noted acked a 2` about event 1, which is `acked a 1`"));
+        let twice = format!("{once}{}", sent("req_2", "noted acked a 1"));
+        assert!(after(&[TOLD], &twice).contains("sent twice what it says about event 1"));
     }
 
     #[test]

@@ -66,7 +66,7 @@ fn completed_were_answered(copy: &Copy, journal: &[Value], stopped: &HashSet<Str
     let sql = "SELECT r.run_id FROM runs r JOIN nexus_requests q ON q.event_seq = r.event_seq AND q.attempts = r.attempt
                WHERE q.status = 'completed' AND q.channel != 'timer' AND q.event_id NOT LIKE '%#replay:%' AND r.status = 'finished'
                  AND r.agent != 'project'
-                 AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.event_seq = q.event_seq)";
+                 AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.event_seq = q.event_seq AND d.run_id IS NOT NULL)";
     let mut unsent: Vec<String> = rows(&copy.nexus, sql, |row| row.get(0))?;
     unsent.retain(|run| !silent.contains(run) && !stopped.contains(run));
     unsent.truncate(NAMED_MAX);
