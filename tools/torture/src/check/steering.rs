@@ -30,6 +30,7 @@ struct Joined {
     /// How the run ended, if it has, and its own request, if that is the last run of it.
     run_status: String,
     lead: Option<String>,
+    /// But for the one notice that a run was interrupted, which answers the newest of what shared it.
     replies: u64,
 }
 
@@ -38,7 +39,8 @@ impl Joined {
         let sql = format!(
             "SELECT q.event_seq, q.event_id, q.run_id, q.status, r.status,
                     (SELECT l.status FROM nexus_requests l WHERE l.event_seq = r.event_seq AND l.attempts = r.attempt),
-                    (SELECT count(*) FROM deliveries d WHERE d.event_seq = q.event_seq AND d.run_id = q.run_id)
+                    (SELECT count(*) FROM deliveries d WHERE d.event_seq = q.event_seq AND d.run_id = q.run_id
+                       AND d.idempotency_key NOT LIKE '%:interrupted:0')
              FROM nexus_requests q JOIN runs r ON r.run_id = q.run_id WHERE r.event_seq != q.event_seq AND r.agent = '{NAME}'"
         );
         rows(&copy.nexus, &sql, |row| {
