@@ -1,6 +1,8 @@
 //! Runs a child to its end: its whole output, bounded in bytes and time.
 
 use crate::keeper::{ExitStatus, Keeper, SpawnError, SpawnSpec, Stdin};
+use std::convert::Infallible;
+use std::future::pending;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
@@ -40,24 +42,46 @@ pub enum OneshotError {
 ///
 /// # Errors
 /// [`OneshotError`]. A non-zero exit is no error here.
-pub async fn run(keeper: &Keeper, mut spec: SpawnSpec, input: Option<Vec<u8>>, limit: Duration) -> Result<Output, OneshotError> {
+pub async fn run(keeper: &Keeper, spec: SpawnSpec, input: Option<Vec<u8>>, limit: Duration) -> Result<Output, OneshotError> {
+    let Ok(ended) = run_unless(keeper, spec, input, limit, pending::<Infallible>()).await;
+    ended
+}
+
+/// As [`run`], but once `objection` comes the child is killed, and its whole tree is gone on return.
+///
+/// # Errors
+/// The objection. What [`run`] gives stands within.
+pub async fn run_unless<E>(
+    keeper: &Keeper,
+    spec: SpawnSpec,
+    input: Option<Vec<u8>>,
+    limit: Duration,
+    objection: impl Future<Output = E>,
+) -> Result<Result<Output, OneshotError>, E> {
     let program = spec.argv.first().cloned().unwrap_or_default();
-    spec.stdin = input.map_or(Stdin::Null, Stdin::Whole);
-    let mut process = keeper.spawn(spec).await?;
+    let stdin = input.map_or(Stdin::Null, Stdin::Whole);
+    let mut process = match keeper.spawn(SpawnSpec { stdin, ..spec }).await {
+        Ok(process) => process,
+        Err(error) => return Ok(Err(error.into())),
+    };
     let (stdout, stderr) = (process.stdout.take(), process.stderr.take());
     let talk = async { tokio::join!(read_all(stdout), read_tail(stderr)) };
-    let (read, tail) = match tokio::time::timeout(limit, async { (talk.await, process.wait().await) }).await {
-        Ok(((read, tail), status)) => (read.map(|stdout| (status, stdout)), tail),
-        Err(_) => {
+    let ended = tokio::select! {
+        ended = tokio::time::timeout(limit, async { (talk.await, process.wait().await) }) => ended,
+        objection = objection => {
             process.kill_tree().await;
-            return Err(OneshotError::TimedOut { program, limit_ms: limit.as_millis() });
+            return Err(objection);
         }
     };
-    match read {
-        Ok((status, Some(stdout))) => Ok(Output { status, stdout, stderr: tail }),
-        Ok((_, None)) => Err(OneshotError::TooMuch { program }),
+    let Ok(((read, tail), status)) = ended else {
+        process.kill_tree().await;
+        return Ok(Err(OneshotError::TimedOut { program, limit_ms: limit.as_millis() }));
+    };
+    Ok(match read {
+        Ok(Some(stdout)) => Ok(Output { status, stdout, stderr: tail }),
+        Ok(None) => Err(OneshotError::TooMuch { program }),
         Err(source) => Err(OneshotError::Read { program, source }),
-    }
+    })
 }
 
 /// `None` when there was too much; reading on to the end keeps the child from blocking for ever.

@@ -101,12 +101,9 @@ impl Git {
         spec.env.retain(|(name, _)| name != ALLOW_PROTOCOL);
         spec.env.extend(self.transport_environment(remote, &addresses));
         let limit = Duration::from_millis(self.rules.timeout_ms);
-        let output = tokio::select! {
-            output = oneshot::run(&self.keeper, spec, None, limit) => output,
-            // Dropping the other branch ends git and all that it started.
-            error = self.outgrown(directory, received) => return Err(error),
-        };
-        let output = output.map_err(|source| GitError::Run { operation: "clone", source })?;
+        // Nothing writes there any more on return: whoever removes what there is finds an end.
+        let ended = oneshot::run_unless(&self.keeper, spec, None, limit, self.outgrown(directory, received)).await?;
+        let output = ended.map_err(|source| GitError::Run { operation: "clone", source })?;
         succeeded("clone", &output)?;
         self.look_through(directory).await
     }
