@@ -327,6 +327,12 @@ impl Crowd {
         eventually("the rest of it is left out", || self.by(&self.ann) >= 20 && self.left() > 0);
     }
 
+    /// Changes what the ledger knows while no daemon runs.
+    fn change(&self, sql: &str) {
+        let ledger = Connection::open(self.daemon.workspace().join("data/events.db")).unwrap();
+        ledger.execute(sql, []).unwrap();
+    }
+
     fn by(&self, author: &Key) -> i64 {
         let sql = format!("SELECT count(*) FROM events WHERE direction = 'inbound' AND sender_id = '{}'", author.public());
         self.daemon.count("events", &sql)
@@ -374,4 +380,28 @@ fn what_was_left_out_is_asked_for_however_old_it_is_also_by_the_next_start() {
     let all = i64::try_from(FLOOD).unwrap() + 1;
     eventually("nothing was lost", || crowd.by(&crowd.ann) == all);
     eventually("the relay is whole again", || whole_until(&crowd) + OLD_S / 2 > now_s());
+}
+
+#[test]
+fn what_was_left_out_of_a_relays_first_answer_is_asked_for_however_little_the_next_start_looks_back() {
+    /// For how long the daemon has listened, in seconds; and how old the flood is.
+    const LISTENS_S: u64 = 7_200;
+    const OLD_S: u64 = 3_600;
+    let mut crowd = Crowd::new();
+    crowd.daemon.stop();
+    // As if the relay were new to it.
+    crowd.change("DELETE FROM relay_cursors WHERE relay <> ''");
+    crowd.change(&format!("UPDATE relay_cursors SET until = until - {LISTENS_S}"));
+    let flood: Vec<Value> = (0..FLOOD).map(|n| crowd.message(&crowd.ann, OLD_S, &format!("flood {n}"))).collect();
+    crowd.relay.state().events.extend(flood);
+    crowd.daemon.launch();
+    let kept = "SELECT count(*) FROM relay_cursors WHERE filter LIKE 'nexus-activations-%'";
+    eventually("from when on it is asked is kept, though nothing is whole", || crowd.daemon.count("events", kept) == 1);
+    assert!(crowd.left() > 0 && crowd.by(&crowd.ann) < i64::try_from(FLOOD).unwrap(), "there was room");
+    crowd.daemon.kill9();
+    // As if so long had passed: a relay of which nothing is known would not be asked for what is as old as that.
+    crowd.change(&format!("UPDATE relay_cursors SET until = until + {LISTENS_S} WHERE relay = ''"));
+    crowd.let_go();
+    crowd.daemon.launch();
+    eventually("nothing was lost", || crowd.by(&crowd.ann) == i64::try_from(FLOOD).unwrap());
 }

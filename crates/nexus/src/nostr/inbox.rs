@@ -305,12 +305,12 @@ impl Taking<'_> {
 
     /// What was left out may be much older than what the relays gave since: also the next start asks for it.
     async fn fall_back(&self, to_s: u64) -> Result<(), WriteError> {
-        if !self.inner.inbox.cursors.fall_back(to_s) {
-            return Ok(());
-        }
-        let back_to = Some(i64::try_from(to_s).unwrap_or(i64::MAX));
-        let take = TakeIn { append: append(Vec::new()), cursors: Arc::default(), back_to, at: clock::wall_ms() };
-        self.sinks.writer.write_until_done(take).await.map(drop)
+        let (at, plan) = (clock::wall_ms(), self.inner.plan.load_full());
+        let now_s = u64::try_from(at / 1000).unwrap_or(0);
+        let new = self.inner.inbox.cursors.fall_back(to_s, &plan.relays, &self.inner.subscriptions(), now_s);
+        let Some(cursors) = new.map(Arc::new) else { return Ok(()) };
+        let (append, back_to) = (append(Vec::new()), Some(i64::try_from(to_s).unwrap_or(i64::MAX)));
+        self.sinks.writer.write_until_done(TakeIn { append, cursors, back_to, at }).await.map(drop)
     }
 
     async fn commit(&self, append: Append, brought_by: &[Arc<str>], cursors: &[RelayCursor]) -> Result<(), WriteError> {

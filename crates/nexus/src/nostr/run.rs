@@ -4,6 +4,7 @@
 use super::keys;
 use super::relay::{self, Parts, Wanted};
 use super::status::View;
+use super::subscriptions::Subscription;
 use super::{ADAPTER, Inner, Link, Nostr, PUBLISH_TTL_MS, Plan, inbox, outbox, sender, subscriptions};
 use crate::adapter::intake::Sinks;
 use crate::error_text::describe;
@@ -177,13 +178,17 @@ impl Nostr {
 }
 
 impl Inner {
+    /// What every relay is asked for by now.
+    pub(super) fn subscriptions(&self) -> Vec<Subscription> {
+        let (plan, own) = (self.plan.load(), self.own());
+        subscriptions::of(&plan.whitelist, &plan.project_kinds, &self.ground.roster.authors(), own.as_deref())
+    }
+
     /// Tells the relays' tasks what they are to listen to by now, if that is something else.
     fn want(&self, wanted: &watch::Sender<Arc<Wanted>>) {
         wanted.send_if_modified(|known| {
             // Looked at here, so that of two who tell it the last one knows it best.
-            let (plan, own) = (self.plan.load(), self.own());
-            let authors = self.ground.roster.authors();
-            let subscriptions = subscriptions::of(&plan.whitelist, &plan.project_kinds, &authors, own.as_deref());
+            let (plan, subscriptions) = (self.plan.load(), self.subscriptions());
             let is_other = known.subscriptions != subscriptions || known.frame_bytes_max != plan.frame_bytes_max;
             if is_other {
                 *known = Arc::new(Wanted { subscriptions, frame_bytes_max: plan.frame_bytes_max });

@@ -94,16 +94,29 @@ impl Cursors {
         }
     }
 
-    /// Has all relays be asked from an earlier second on, as any of them may have what is wanted of it. Whether that changes
-    /// anything.
-    pub(crate) fn fall_back(&self, to_s: u64) -> bool {
+    /// Has all relays be asked from an earlier second on, as any of them may have what is wanted of it. One without a cursor
+    /// is given one: how far it looks back would move on with the clock. The new ones; `None` if that changes nothing.
+    pub(crate) fn fall_back(&self, to_s: u64, relays: &[String], subscriptions: &[Subscription], now_s: u64) -> Option<Vec<RelayCursor>> {
         let mut all = self.lock();
         let mut changes = false;
         for (_, until) in all.iter_mut().filter(|((relay, _), until)| !relay.is_empty() && **until > to_s) {
             *until = to_s;
             changes = true;
         }
-        changes
+        let mut new = Vec::new();
+        for (relay, subscription) in relays.iter().flat_map(|relay| subscriptions.iter().map(move |one| (relay, one))) {
+            let key = (relay.clone(), subscription.id.clone());
+            if all.contains_key(&key) {
+                continue;
+            }
+            // Where there is none, everything is asked for.
+            let Some(from) = begin_of(&all, relay, subscription, now_s) else { continue };
+            let until = from.min(to_s);
+            all.insert(key, until);
+            let until = i64::try_from(until).unwrap_or(i64::MAX);
+            new.push(RelayCursor { relay: relay.clone(), filter: subscription.id.clone(), until });
+        }
+        (changes || !new.is_empty()).then_some(new)
     }
 
     /// Whether it is known since when this daemon listens.
@@ -113,25 +126,28 @@ impl Cursors {
 
     /// From when on a relay is asked; `None` for everything.
     pub(crate) fn since(&self, relay: &str, subscription: &Subscription, now_s: u64) -> Option<u64> {
-        let all = self.lock();
-        // What a clock that was ahead has left says nothing about the time after now.
-        let known = all.get(&(relay.to_owned(), subscription.id.clone())).map(|until| (*until).min(now_s));
-        let from = match (known, subscription.past) {
-            (Some(known), _) => known,
-            (None, Past::Whole) => return None,
-            (None, Past::Recent) => {
-                let first = all.get(&(String::new(), FIRST.to_owned())).map_or(now_s, |first| (*first).min(now_s));
-                let recent = first.max(now_s.saturating_sub(BACKFILL_S));
-                // A whitelist that changed while we were away must not cost those who were on it before.
-                let alike = all.iter().filter(|((of, id), _)| of == relay && subscription.is_like(id));
-                alike.map(|(_, until)| *until).max().map_or(recent, |until| until.min(recent))
-            }
-        };
-        Some(from.saturating_sub(OVERLAP_S))
+        begin_of(&self.lock(), relay, subscription, now_s).map(|from| from.saturating_sub(OVERLAP_S))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(String, String), u64>> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Up to where nothing of a relay's is missing, or wanted; `None` when everything is.
+fn begin_of(all: &HashMap<(String, String), u64>, relay: &str, subscription: &Subscription, now_s: u64) -> Option<u64> {
+    // What a clock that was ahead has left says nothing about the time after now.
+    let known = all.get(&(relay.to_owned(), subscription.id.clone())).map(|until| (*until).min(now_s));
+    match (known, subscription.past) {
+        (Some(known), _) => Some(known),
+        (None, Past::Whole) => None,
+        (None, Past::Recent) => {
+            let first = all.get(&(String::new(), FIRST.to_owned())).map_or(now_s, |first| (*first).min(now_s));
+            let recent = first.max(now_s.saturating_sub(BACKFILL_S));
+            // A whitelist that changed while we were away must not cost those who were on it before.
+            let alike = all.iter().filter(|((of, id), _)| of == relay && subscription.is_like(id));
+            Some(alike.map(|(_, until)| *until).max().map_or(recent, |until| until.min(recent)))
+        }
     }
 }
 
@@ -202,9 +218,30 @@ mod tests {
         assert_eq!(cursors.since("r", activations, now), Some(9_999_000 - OVERLAP_S));
         assert_eq!(cursors.since("r", activations, 9_000_000), Some(9_000_000 - OVERLAP_S), "our clock was ahead");
         assert_eq!(cursors.since("s", activations, now), Some(9_990_000 - OVERLAP_S), "another relay has its own");
-        assert!(!cursors.fall_back(9_999_500), "it is asked for anyway");
-        assert!(cursors.fall_back(9_000_000) && !cursors.fall_back(9_000_000));
+        let fall_back = |to_s: u64| cursors.fall_back(to_s, &[], &[], now);
+        assert_eq!(fall_back(9_999_500), None, "it is asked for anyway");
+        assert_eq!((fall_back(9_000_000), fall_back(9_000_000)), (Some(Vec::new()), None));
         assert_eq!(cursors.since("r", activations, now), Some(9_000_000 - OVERLAP_S));
         assert_eq!(cursors.since("s", activations, now), Some(9_990_000 - OVERLAP_S), "when it first listened stays");
+    }
+
+    #[test]
+    fn what_was_left_out_is_asked_for_also_where_nothing_was_whole_yet() {
+        let all = of(&whitelist(&["a"]), &[31_933], &BTreeSet::new(), None);
+        let [definitions, activations] = all.as_slice() else { panic!("{all:?}") };
+        let (cursors, now) = (Cursors::default(), 10_000_000);
+        cursors.moved(&[cursor("", FIRST, 1_000)]);
+        let relays = ["r", "s"].map(str::to_owned);
+        let fall_back = |to_s: u64| cursors.fall_back(to_s, &relays, &all, now);
+        let day = now - BACKFILL_S;
+        let new = |relay: &str| cursor(relay, &activations.id, i64::try_from(day).unwrap());
+        assert_eq!(fall_back(now - 60), Some(vec![new("r"), new("s")]), "no later than what was asked for");
+        assert_eq!(fall_back(now - 60), None);
+        let later = now + 3 * BACKFILL_S;
+        assert_eq!(cursors.since("r", activations, later), Some(day - OVERLAP_S), "however long there is no room");
+        assert_eq!(cursors.since("t", activations, later), Some(later - BACKFILL_S - OVERLAP_S), "nobody asked it then");
+        assert_eq!(cursors.since("r", definitions, later), None, "all of it");
+        assert_eq!(fall_back(day - 60), Some(Vec::new()));
+        assert_eq!(cursors.since("s", activations, later), Some(day - 60 - OVERLAP_S));
     }
 }
