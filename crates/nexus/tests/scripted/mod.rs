@@ -37,6 +37,9 @@ pub struct State {
     pub published: Vec<Value>,
     /// Connections that were made.
     pub connections: u64,
+    /// No connection more is taken; and how many weren't.
+    pub shut: bool,
+    pub turned_away: u64,
     /// Connections up to this number are hung up.
     hung_up: u64,
     over: bool,
@@ -112,8 +115,15 @@ impl Drop for Scripted {
 
 fn listen(listener: &TcpListener, state: &Arc<Mutex<State>>) {
     for stream in listener.incoming() {
-        if state.lock().unwrap().over {
-            return;
+        {
+            let mut state = state.lock().unwrap();
+            if state.over {
+                return;
+            }
+            if state.shut {
+                state.turned_away += 1;
+                continue;
+            }
         }
         let (Ok(stream), state) = (stream, state.clone()) else { continue };
         std::thread::spawn(move || {
