@@ -6,13 +6,16 @@
 mod common;
 mod gitserver;
 mod relays;
+mod scripted;
 
 use common::{Ask, Signal, cgroup, eventually, find, procfs, send_signal};
 use gitserver::world::{World, answered, answers, ask, is_live, once, path_of, state};
 use relays::{Client, Key, Relay, now_s};
 use rusqlite::Connection;
+use scripted::Scripted;
 use serde_json::{Value, json};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 #[test]
 fn a_slow_clone_holds_up_nobody_and_loses_nothing() {
@@ -102,6 +105,49 @@ fn the_warm_are_brought_up_by_a_start_with_every_relay_down() {
     world.daemon.launch();
     once(&world, &projects[1], "running");
     assert_eq!(state(&world, &projects[0])["pid"], Value::Null, "the one used last is warm");
+}
+
+#[test]
+fn one_that_takes_its_time_to_be_prepared_holds_up_no_other_that_is_warm() {
+    let mut world = World::with(|projects| projects["warm"] = json!(2));
+    let plain = world.project("plain", None);
+    answered(&world, &ask(&world, &plain, "hello"));
+    world.tell(31_933, &[&["d", "roster"], &["p", &Key::new(6).public()]], "");
+    let roster = world.coordinate("roster");
+    answered(&world, &ask(&world, &roster, "hello"));
+    world.daemon.stop();
+    let relay = std::mem::replace(&mut world.relay, Relay::start(&world.daemon.root().join("relay-2"), &[]));
+    relay.kill9();
+    world.daemon.launch();
+    once(&world, &plain, "running");
+    assert_eq!(state(&world, &roster)["state"], "preparing", "its agent's profile is looked for, of a relay that is dead");
+    once(&world, &roster, "running");
+}
+
+#[test]
+fn a_start_does_not_wait_for_a_profile_that_nobody_has() {
+    /// How long a relay is waited for where that matters.
+    const WHOLE: Duration = Duration::from_secs(10);
+    let silent = Scripted::start();
+    silent.state().late = Some("nexus-fetch".to_owned());
+    let world = World::with_all(|config| config["nostr"]["relays"].as_array_mut().unwrap().push(json!(silent.url())));
+    eventually("both relays are live", || {
+        let relays = world.daemon.get("/control/nostr").json()["relays"].clone();
+        relays.as_array().unwrap().iter().all(|relay| relay["state"] == "live")
+    });
+    world.tell(31_933, &[&["d", "demo"], &["p", &Key::new(6).public()]], "");
+    let project = world.coordinate("demo");
+    let kept = "SELECT count(*) FROM nostr_events WHERE kind = 31933";
+    eventually("its definition is there", || world.daemon.count("nexus", kept) == 1);
+    let asked = || silent.state().of("REQ").iter().filter(|question| question[2]["kinds"] == json!([0])).count();
+    let begun = Instant::now();
+    world.prepared(&project);
+    assert!(begun.elapsed() < WHOLE, "once a relay has answered the others have less time");
+    assert_eq!(asked(), 1);
+    assert_eq!(answered(&world, &ask(&world, &project, "hello"))["content"], "hello");
+    assert_eq!(asked(), 1, "a start doesn't ask again for a while");
+    world.prepared(&project);
+    assert_eq!(asked(), 2, "who prepares it by hand does");
 }
 
 #[test]

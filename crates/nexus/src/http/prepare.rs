@@ -103,7 +103,7 @@ async fn init(State(api): State<Api>, Json(ask): Json<Init>) -> Response {
 async fn begin(preparer: Preparer, ask: Init) -> Answer {
     let project = preparer.wanted(&ask.project).await.map_err(refused)?;
     let progress = Progress::new(preparer.bus(), &project);
-    let prepared = preparer.prepare(&project, &progress, Ask { anew: ask.anew, path: ask.path });
+    let prepared = preparer.prepare(&project, &progress, Ask { anew: ask.anew, path: ask.path, is_start: false });
     match tokio::time::timeout(PREPARE_WAIT, prepared).await {
         Ok(prepared) => Ok(json!({ "prepared": prepared.map_err(refused)? })),
         Err(_) => Ok(json!({ "pending": project })),

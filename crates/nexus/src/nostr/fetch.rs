@@ -12,6 +12,7 @@ use crate::ledger::writer::WriteError;
 use crate::project::coordinate::Coordinate;
 use crate::project::definition::PROFILE_KIND;
 use ::nostr::event::Event;
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +25,9 @@ pub(crate) const EVENTS_OF_FETCH_MAX: usize = 500;
 const IDS_MAX: usize = 256;
 /// How long relays have, connecting included.
 const FETCH_LIMIT: Duration = Duration::from_secs(10);
+/// How long the others have once one has answered: all their time, and less where a later answer does as well.
+const WHOLE_GRACE: Duration = FETCH_LIMIT.saturating_mul(2);
+const PROFILES_GRACE: Duration = Duration::from_secs(2);
 
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
@@ -63,7 +67,7 @@ impl Inner {
             tag: Some(('d', BTreeSet::from([of.identifier.clone()]))),
             ..Filter::default()
         };
-        let Answers { events, answered, silent } = self.ask(&filter).await?;
+        let Answers { events, answered, silent } = self.ask(&filter, WHOLE_GRACE).await?;
         self.keep(events.values()).await?;
         // By way of the ledger, which knows which one counts, and what was deleted.
         self.stored(of).await?.ok_or(FetchError::NotFound { answered, silent })
@@ -81,7 +85,7 @@ impl Inner {
         if missing.is_empty() {
             return Ok(found);
         }
-        let Answers { events, answered, silent } = self.ask(&Filter { ids: Some(missing), ..Filter::default() }).await?;
+        let Answers { events, answered, silent } = self.ask(&Filter { ids: Some(missing), ..Filter::default() }, WHOLE_GRACE).await?;
         if events.is_empty() && answered.is_empty() && !silent.is_empty() {
             return Err(FetchError::NotFound { answered, silent });
         }
@@ -96,7 +100,8 @@ impl Inner {
             return Err(FetchError::TooMany(pubkeys.len()));
         }
         let authors = Some(Arc::new(pubkeys.iter().cloned().collect::<BTreeSet<_>>()));
-        let asked = self.ask(&Filter { kinds: Some(BTreeSet::from([PROFILE_KIND])), authors, ..Filter::default() }).await;
+        let filter = Filter { kinds: Some(BTreeSet::from([PROFILE_KIND])), authors, ..Filter::default() };
+        let asked = self.ask(&filter, PROFILES_GRACE).await;
         if let Ok(answers) = &asked {
             self.keep(answers.events.values()).await?;
         }
@@ -137,24 +142,33 @@ impl Inner {
         Ok(definitions.into_iter().zip(put).filter(is_deleted).map(|(of, _)| of.id).collect())
     }
 
-    /// Asks all relays at once, and waits for each within the limit.
-    async fn ask(&self, filter: &Filter) -> Result<Answers, FetchError> {
+    /// Asks all relays at once, and waits for each within the limit, but no longer than `grace` once one has answered.
+    async fn ask(&self, filter: &Filter, grace: Duration) -> Result<Answers, FetchError> {
         let links = self.links.load_full();
         if links.is_empty() {
             return Err(FetchError::NoRelays);
         }
         let deadline = Instant::now() + FETCH_LIMIT;
-        let asking = links.iter().map(|link| async move { (link.url.to_string(), ask_one(link, filter, deadline).await) });
+        let asking = links.iter().map(|link| async move { (link.url.clone(), ask_one(link, filter, deadline).await) });
+        let mut asking: FuturesUnordered<_> = asking.collect();
+        let mut open: BTreeSet<Arc<str>> = links.iter().map(|link| link.url.clone()).collect();
         let mut all = Answers::default();
-        for (url, answer) in futures_util::future::join_all(asking).await {
+        // Each ends by the deadline itself, and says why.
+        let mut until = deadline + grace;
+        while let Ok(Some((url, answer))) = timeout_at(until, asking.next()).await {
+            open.remove(&url);
             match answer {
                 Ok(events) => {
-                    all.answered.push(url);
+                    until = until.min(Instant::now() + grace);
+                    all.answered.push(url.to_string());
                     all.events.extend(events.into_iter().map(|event| (event.id.to_hex(), event)));
                 }
                 Err(why) => all.silent.push(format!("{url} ({why})")),
             }
         }
+        all.silent.extend(open.iter().map(|url| format!("{url} (others answered before it)")));
+        all.answered.sort();
+        all.silent.sort();
         Ok(all)
     }
 }

@@ -35,6 +35,7 @@ use crate::ledger::nexus::{Approval, ProjectRow, nostr_is_deleted};
 use crate::nostr::Nostr;
 use ::nostr::event::Event;
 use arc_swap::ArcSwap;
+use members::Sought;
 use nexus_core::config::{Agents, Config, Projects};
 use row::{check_place, row_of};
 use std::collections::BTreeMap;
@@ -121,6 +122,7 @@ struct Inner {
     flights: Mutex<BTreeMap<Coordinate, Arc<tokio::sync::Mutex<()>>>>,
     /// Whether a project's process is there.
     runs: OnceLock<Runs>,
+    sought: Sought,
     /// Projects that a decision changed.
     decided: broadcast::Sender<Coordinate>,
     /// Preparations under way, which the daemon's stop breaks off.
@@ -141,6 +143,8 @@ pub struct Ask {
     pub anew: bool,
     /// The directory that it is to have, which may be there already.
     pub path: Option<PathBuf>,
+    /// A start waits for it: profiles that nobody had a moment ago are not looked for.
+    pub is_start: bool,
 }
 
 impl Preparer {
@@ -155,6 +159,7 @@ impl Preparer {
             roster,
             flights: Mutex::default(),
             runs: OnceLock::new(),
+            sought: Sought::default(),
             decided: broadcast::Sender::new(DECIDED_MAX),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -204,12 +209,12 @@ impl Preparer {
         Git::new(self.inner.keeper.clone(), rules, ca_file, settings.min_free_mb)
     }
 
-    /// Has the project prepared. Comes back at once if it is, by its newest definition.
+    /// Has the project prepared, for a start. Comes back at once if it is, by its newest definition.
     ///
     /// # Errors
     /// [`PrepareError`]; there is then no directory, or the one that was there before.
     pub async fn ensure(&self, project: &Coordinate, progress: &Progress) -> Result<Prepared, PrepareError> {
-        self.prepare(project, progress, Ask::default()).await
+        self.prepare(project, progress, Ask { is_start: true, ..Ask::default() }).await
     }
 
     /// Takes up a newer definition, and what was approved since: agents and servers come and go, others are not touched.
@@ -218,7 +223,7 @@ impl Preparer {
     /// [`PrepareError`]; the project is then as it was.
     pub async fn update(&self, project: &Coordinate) -> Result<Prepared, PrepareError> {
         let progress = Progress::new(self.inner.bus.clone(), project);
-        self.prepare(project, &progress, Ask { anew: true, path: None }).await
+        self.prepare(project, &progress, Ask { anew: true, ..Ask::default() }).await
     }
 
     /// # Errors
@@ -311,7 +316,7 @@ impl Preparer {
         if let Some(present) = &present
             && !ask.anew
             && present.definition_id.as_ref() == Some(&definition.id)
-            && !self.owes(&definition, Path::new(&present.path)).await?
+            && !self.owes(&definition, Path::new(&present.path), ask.is_start).await?
         {
             let prepared = self.load(&definition, &settings, Path::new(&present.path)).await?;
             self.note_readiness(&definition, present, &prepared).await?;

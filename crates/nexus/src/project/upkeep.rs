@@ -31,6 +31,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const PREPARING_PATIENCE: Duration = Duration::from_secs(3);
 /// Looks between two counts of what waits.
 const COUNT_EVERY: u32 = 4;
+/// Projects that are brought up at once without an event.
+const WARMING_MAX: usize = 4;
 
 impl Projects {
     /// Looks after projects until `stop`.
@@ -82,12 +84,17 @@ impl Projects {
             Vec::new()
         });
         let used = rows.into_iter().filter(|row| row.last_used.is_some() && row.quarantined.is_none() && row.status != "archived");
-        for row in used.take(warm) {
-            let Ok(project) = Coordinate::parse(&row.coordinate) else { continue };
-            match self.lane(&project).await {
-                Ok(lane) => self.warm(&lane).await,
-                Err(Fault { problem, .. }) => tracing::warn!(project = %project, error = problem, "a project is not kept warm"),
-            }
+        let used: Vec<Coordinate> = used.take(warm).filter_map(|row| Coordinate::parse(&row.coordinate).ok()).collect();
+        // One that takes its time to be prepared doesn't hold up those beside it.
+        for some in used.chunks(WARMING_MAX) {
+            join_all(some.iter().map(|project| self.warm_used(project))).await;
+        }
+    }
+
+    async fn warm_used(&self, project: &Coordinate) {
+        match self.lane(project).await {
+            Ok(lane) => self.warm(&lane).await,
+            Err(Fault { problem, .. }) => tracing::warn!(project = %project, error = problem, "a project is not kept warm"),
         }
     }
 
@@ -119,11 +126,10 @@ impl Projects {
             self.rest(&lane).await;
         });
         join_all(stops).await;
-        for project in due.start {
-            // None for one that was put away while another was brought up.
-            if let Some(lane) = self.inner.lanes.get(&project) {
-                self.warm(&lane).await;
-            }
+        for some in due.start.chunks(WARMING_MAX) {
+            // None for one that was put away while others were brought up.
+            let lanes = some.iter().filter_map(|project| self.inner.lanes.get(project));
+            join_all(lanes.map(|lane| async move { self.warm(&lane).await })).await;
         }
     }
 

@@ -17,6 +17,7 @@ use ::nostr::event::Event;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use tokio::time::Instant;
 
 /// A project that may run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -165,12 +166,13 @@ impl Preparer {
     }
 
     /// Whether something of the definition is still to be installed: a server that was approved when the daemon ended, or
-    /// an agent whose definition or profile no relay had yet.
-    pub(super) async fn owes(&self, definition: &Definition, path: &Path) -> Result<bool, PrepareError> {
+    /// an agent whose definition or profile no relay had yet. A start doesn't ask for the latter again and again.
+    pub(super) async fn owes(&self, definition: &Definition, path: &Path, is_start: bool) -> Result<bool, PrepareError> {
         let (at, of) = (path.to_owned(), definition.clone());
         let installed = blocking(move || Installed::read(&at, &of)).await?;
         let known = approvals::known(&self.inner.ledgers.nexus, &definition.coordinate).await?;
-        let mut named = self.named_agents(definition);
+        let (mut named, now) = (self.named_agents(definition), Instant::now());
+        named.retain(|key| !is_start || !self.inner.sought.has(key, now));
         if !named.is_empty() {
             // An agent that signs with a key of the roster needs no other.
             let slugs = installed.agents.iter().map(|(slug, _, _)| slug.clone()).collect();

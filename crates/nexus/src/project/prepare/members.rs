@@ -7,21 +7,50 @@ use super::roster::{self, Seat};
 use super::{Prepared, Preparer, Settings};
 use crate::error_text::describe;
 use crate::ledger::nexus::{ApprovalKind, Wish};
-use crate::nostr::Template;
+use crate::nostr::{FetchError, Template};
 use crate::project::approvals;
 use crate::project::coordinate::Coordinate;
 use crate::project::definition::{AgentDefinition, Definition};
 use crate::project::files::{Registry, Tenex};
+use ::nostr::event::Event;
 use serde_json::json;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long the profile of a key that was looked for isn't looked for by a start again.
+const SOUGHT_FOR: Duration = Duration::from_secs(5 * 60);
+
+/// The keys whose profiles were looked for lately, and when: where a relay is dead, that takes its time.
+#[derive(Debug, Default)]
+pub(super) struct Sought {
+    all: Mutex<BTreeMap<String, Instant>>,
+}
+
+impl Sought {
+    fn note(&self, keys: &[String], now: Instant) {
+        let mut all = self.lock();
+        all.retain(|_, at| now.duration_since(*at) < SOUGHT_FOR);
+        all.extend(keys.iter().map(|key| (key.clone(), now)));
+    }
+
+    pub(super) fn has(&self, key: &str, now: Instant) -> bool {
+        self.lock().get(key).is_some_and(|at| now.duration_since(*at) < SOUGHT_FOR)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Instant>> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl Preparer {
     /// The events of the members, and of the servers that its agents bring.
     pub(super) async fn members(&self, definition: &Definition) -> Result<Members, PrepareError> {
         let failed = |source| PrepareError::Members { project: definition.coordinate.to_string(), source };
         let keys = self.named_agents(definition);
-        let profiles = if keys.is_empty() { Vec::new() } else { self.inner.nostr.profiles(&keys).await.map_err(failed)? };
+        let profiles = if keys.is_empty() { Vec::new() } else { self.profiles(&keys).await.map_err(failed)? };
         let seats = Seat::each(keys, &profiles);
         let of_seats = seats.iter().filter_map(|seat| seat.definition.as_ref());
         let mut seen = BTreeSet::new();
@@ -35,6 +64,12 @@ impl Preparer {
             events.extend(self.inner.nostr.by_ids(&more).await.map_err(failed)?);
         }
         Ok(Members::of(definition, &seats, &events))
+    }
+
+    async fn profiles(&self, keys: &[String]) -> Result<Vec<Event>, FetchError> {
+        let found = self.inner.nostr.profiles(keys).await;
+        self.inner.sought.note(keys, Instant::now()); // also where nobody answered
+        found
     }
 
     /// The keys of the roster that are those of agents: its author, whoever is heeded, and the daemon are somebody else.
@@ -131,5 +166,21 @@ impl Preparer {
                 tracing::warn!(error = %describe(&error), agent = %key, "an agent's profile was not published");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_profile_that_was_looked_for_is_not_looked_for_at_once_again() {
+        let (sought, now) = (Sought::default(), Instant::now());
+        sought.note(&["a".to_owned()], now);
+        assert!(sought.has("a", now) && !sought.has("b", now));
+        let later = now + SOUGHT_FOR;
+        assert!(!sought.has("a", later));
+        sought.note(&["b".to_owned()], later);
+        assert_eq!((sought.has("b", later), sought.lock().len()), (true, 1), "what is over is forgotten");
     }
 }
