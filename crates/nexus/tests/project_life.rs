@@ -15,7 +15,6 @@ use rusqlite::Connection;
 use scripted::Scripted;
 use serde_json::{Value, json};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 #[test]
 fn a_slow_clone_holds_up_nobody_and_loses_nothing() {
@@ -126,8 +125,6 @@ fn one_that_takes_its_time_to_be_prepared_holds_up_no_other_that_is_warm() {
 
 #[test]
 fn a_start_does_not_wait_for_a_profile_that_nobody_has() {
-    /// How long a relay is waited for where that matters.
-    const WHOLE: Duration = Duration::from_secs(10);
     let silent = Scripted::start();
     silent.state().late = Some("nexus-fetch".to_owned());
     let world = World::with_all(|config| config["nostr"]["relays"].as_array_mut().unwrap().push(json!(silent.url())));
@@ -140,9 +137,7 @@ fn a_start_does_not_wait_for_a_profile_that_nobody_has() {
     let kept = "SELECT count(*) FROM nostr_events WHERE kind = 31933";
     eventually("its definition is there", || world.daemon.count("nexus", kept) == 1);
     let asked = || silent.state().of("REQ").iter().filter(|question| question[2]["kinds"] == json!([0])).count();
-    let begun = Instant::now();
     world.prepared(&project);
-    assert!(begun.elapsed() < WHOLE, "once a relay has answered the others have less time");
     assert_eq!(asked(), 1);
     assert_eq!(answered(&world, &ask(&world, &project, "hello"))["content"], "hello");
     assert_eq!(asked(), 1, "a start doesn't ask again for a while");
