@@ -28,7 +28,14 @@ const STARTS_SPARE: usize = 2;
 /// On a busy machine one in so many may not be done in its time, though nobody wanted that.
 const SLOW_ONE_IN: usize = 4;
 /// What the daemon says of those.
-const SLOW: [&str; 5] = ["time is up", "timed out", "did not end within", "took nothing for", "said nothing of the answer's end within"];
+const SLOW: [&str; 6] = [
+    "time is up",
+    "timed out",
+    "did not end within",
+    "did not end a turn within", // then all that shared the process are cut off with it
+    "took nothing for",
+    "said nothing of the answer's end within",
+];
 /// Runs of one request after which it counts as poison.
 const ATTEMPTS_MAX: u64 = 3;
 /// `catch_up.max_age_ms` of a world.
@@ -251,7 +258,7 @@ impl Causes {
         // An agent that stays isn't told of its run, and what joined another's run has none of its own.
         let fails = noted.written.get(original(&request.event_id)).is_some_and(|(content, _)| match request.agent.as_str() {
             acp::NAME => noted.stays.fails(content),
-            "" => noted.failing.contains(content),
+            "" => noted.failing_contents.contains(content),
             _ => false,
         });
         if noted.failing.contains(&request.run) || fails {
@@ -417,6 +424,8 @@ struct Noted {
     written: HashMap<String, (String, u64)>,
     /// Runs whose agents were about to fail.
     failing: HashSet<String>,
+    /// What shared such a run.
+    failing_contents: HashSet<String>,
     stays: Stays,
     /// When each reply was last begun to be sent, and when this was last done wrong with it.
     begun: HashMap<String, u64>,
@@ -451,10 +460,8 @@ impl Noted {
             noted.begun.insert(text(&line, "key"), line["at"].as_u64().unwrap_or_default());
         }
         // What shares a run fails with it.
-        let taken_in = journal::values_with(&world.agent_journal(), TOOK_IN)?;
-        let of_failing = taken_in.iter().filter(|line| line["what"] == TOOK_IN && noted.failing.contains(&text(line, "run_id")));
-        let contents: Vec<String> = of_failing.map(|line| text(line, "content")).collect();
-        noted.failing.extend(contents);
+        let of_failing = agents.iter().filter(|line| line["what"] == TOOK_IN && noted.failing.contains(&text(line, "run_id")));
+        noted.failing_contents = of_failing.map(|line| text(line, "content")).collect();
         for line in journal::values(&world.faults())? {
             noted.stream_faults += usize::from(line["channel"] == Kind::Live.name());
             if line["what"] == LOST || line["what"] == REFUSED {
