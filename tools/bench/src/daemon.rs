@@ -132,8 +132,22 @@ impl Place {
     /// # Errors
     /// When there is none.
     pub(crate) fn ledger(&self, name: &str) -> Result<rusqlite::Connection> {
+        self.open(name, OpenFlags::SQLITE_OPEN_READ_ONLY)
+    }
+
+    /// A ledger in which the daemon can commit nothing until this connection's transaction is over. It can read.
+    ///
+    /// # Errors
+    /// When there is none, or the daemon doesn't let it be locked.
+    pub(crate) fn locked(&self, name: &str) -> Result<rusqlite::Connection> {
+        let ledger = self.open(name, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        ledger.execute_batch("BEGIN IMMEDIATE").with_context(|| format!("failed to lock the ledger `{name}`"))?;
+        Ok(ledger)
+    }
+
+    fn open(&self, name: &str, access: OpenFlags) -> Result<rusqlite::Connection> {
         let path = self.file(&format!("workspace/data/{name}.db"));
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let flags = access | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let ledger = rusqlite::Connection::open_with_flags(&path, flags).with_context(|| format!("failed to open `{}`", path.display()))?;
         ledger.busy_timeout(START_LIMIT).context("failed to limit waiting")?;
         Ok(ledger)

@@ -137,6 +137,7 @@ mod tests {
         Cli::command().debug_assert();
         let cli = Cli::try_parse_from(["nexus-bench", "answer", "--sessions", "512", "--runs", "5"]).unwrap();
         assert_eq!(cli.runs, Some(5));
+        assert!(Cli::try_parse_from(["nexus-bench", "nostr", "blocked", "--hold", "ledger"]).is_ok());
         assert!(Cli::try_parse_from(["nexus-bench", "answer", "--sessions", "0"]).is_err());
         assert!(Cli::try_parse_from(["nexus-bench", "ingest", "--runs", "0"]).is_err());
     }

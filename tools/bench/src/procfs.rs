@@ -4,6 +4,7 @@
 //! counts nanoseconds, of threads that live. Short times need the second, long ones the first.
 
 use anyhow::{Context, Result};
+use std::collections::BTreeMap;
 use std::fs;
 
 /// Fields of `/proc/PID/stat` counted from the state letter (proc_pid_stat(5)).
@@ -43,14 +44,22 @@ pub(crate) fn children_cpu_ms() -> Result<f64> {
 
 /// Nanoseconds that the living threads of a process have run.
 pub(crate) fn run_ns(pid: u32) -> Result<u64> {
+    Ok(run_ns_by_name(pid)?.into_values().sum())
+}
+
+/// The same by the names of the threads; those that share one are added up.
+pub(crate) fn run_ns_by_name(pid: u32) -> Result<BTreeMap<String, u64>> {
     let path = format!("/proc/{pid}/task");
-    let mut sum = 0;
+    let mut sums = BTreeMap::new();
     for task in fs::read_dir(&path).with_context(|| format!("failed to read `{path}`"))? {
         // A thread that has ended meanwhile doesn't count.
-        let Ok(text) = task.and_then(|task| fs::read_to_string(task.path().join("schedstat"))) else { continue };
-        sum += text.split_whitespace().next().and_then(|ns| ns.parse::<u64>().ok()).unwrap_or(0);
+        let Ok(task) = task.map(|task| task.path()) else { continue };
+        let read = |file: &str| fs::read_to_string(task.join(file));
+        let (Ok(name), Ok(text)) = (read("comm"), read("schedstat")) else { continue };
+        let ns = text.split_whitespace().next().and_then(|ns| ns.parse::<u64>().ok()).unwrap_or(0);
+        *sums.entry(name.trim_end().to_owned()).or_insert(0) += ns;
     }
-    Ok(sum)
+    Ok(sums)
 }
 
 /// Resident memory in KiB.
@@ -106,6 +115,8 @@ mod tests {
         let me = std::process::id();
         assert!(rss_kib(me).unwrap() > 0);
         assert!(run_ns(me).unwrap() > 0);
+        let name = fs::read_to_string("/proc/thread-self/comm").unwrap();
+        assert!(run_ns_by_name(me).unwrap().contains_key(name.trim_end()));
         assert_eq!(resident_kib("Name:\tx\nVmRSS:\t    5120 kB\n"), Some(5120));
         assert!(keepers_of(me).unwrap().is_empty());
     }

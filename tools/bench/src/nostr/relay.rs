@@ -74,6 +74,10 @@ impl Relay {
     pub(crate) fn url(&self) -> &str {
         &self.url
     }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
 }
 
 impl Drop for Relay {
