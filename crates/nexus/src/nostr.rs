@@ -5,12 +5,12 @@
 //! Each relay is a task that drives a pure machine (`machine`); what passes its gate (`gate`) is taken in by one
 //! task for all (`inbox`), and what goes out is in the ledger first (`outbox`). Secret keys stay in `keys`.
 
-mod codec;
+pub mod codec;
 mod definitions;
 mod fair;
 mod fetch;
-mod filter;
-mod gate;
+pub mod filter;
+pub mod gate;
 mod inbox;
 pub mod keys;
 mod machine;

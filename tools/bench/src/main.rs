@@ -1,7 +1,7 @@
 //! `nexus-bench`: the figures of docs/performance.md, measured on a real daemon from outside.
 //!
-//! Owns the command line and what all figures share. It never links the daemon's code: it starts the
-//! daemon's program, is its adapter and its client, and reads its ledgers and `/proc`.
+//! Owns the command line and what all figures share. It starts the daemon's program, is its adapter and its
+//! client, and reads its ledgers and `/proc`. Only `nostr gate` calls the daemon's code.
 
 mod adapter;
 mod answer;
@@ -61,7 +61,7 @@ enum Figures {
     Sse(sse::Sse),
     /// Hook calls through the host of JavaScript plugins.
     Host(host::Host),
-    /// Events of a relay: verified and committed, kept while nothing is read, memory of ten relays.
+    /// Events of a relay: verified and committed, kept while nothing can be, refused; memory of ten relays.
     #[command(subcommand)]
     Nostr(nostr::Nostr),
     /// Projects with a process that does nothing: from an event to its start, start rate, memory, idle CPU.
@@ -138,6 +138,7 @@ mod tests {
         let cli = Cli::try_parse_from(["nexus-bench", "answer", "--sessions", "512", "--runs", "5"]).unwrap();
         assert_eq!(cli.runs, Some(5));
         assert!(Cli::try_parse_from(["nexus-bench", "nostr", "blocked", "--hold", "ledger"]).is_ok());
+        assert!(Cli::try_parse_from(["nexus-bench", "nostr", "gate", "--events", "1"]).is_err());
         assert!(Cli::try_parse_from(["nexus-bench", "answer", "--sessions", "0"]).is_err());
         assert!(Cli::try_parse_from(["nexus-bench", "ingest", "--runs", "0"]).is_err());
     }

@@ -2,6 +2,7 @@
 //! events are signed beforehand, and denied once they are recorded, so that no agent is measured.
 
 mod blocked;
+mod gate;
 mod ingest;
 mod relay;
 
@@ -45,6 +46,11 @@ pub(crate) enum Nostr {
         #[arg(long, value_enum, default_value_t = Hold::Daemon)]
         hold: Hold,
     },
+    /// CPU of an event that is let through or refused, by why, beside the bare library's calls that say the same.
+    Gate {
+        #[arg(long, default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(2..=50_000))]
+        events: u32,
+    },
     /// Memory of a daemon that listens to relays, and of one that doesn't.
     Relays {
         #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=64))]
@@ -56,6 +62,7 @@ pub(crate) fn run(bench: &Bench, nostr: &Nostr) -> Result<()> {
     match nostr {
         Nostr::Ingest { events } => ingest::run(bench, *events),
         Nostr::Blocked { events, seconds, hold } => blocked::run(bench, *events, Duration::from_secs(*seconds), *hold),
+        Nostr::Gate { events } => gate::run(bench, *events),
         Nostr::Relays { relays } => memory(bench, *relays),
     }
 }

@@ -23,7 +23,7 @@ const CHALLENGE_BYTES_MAX: usize = 1024;
 
 /// What a relay says.
 #[derive(Debug)]
-pub(crate) enum FromRelay<'a> {
+pub enum FromRelay<'a> {
     Event {
         sub: Cow<'a, str>,
         event: &'a RawValue,
@@ -51,7 +51,7 @@ pub(crate) enum FromRelay<'a> {
 }
 
 /// Reads a frame; `None` for what is none.
-pub(crate) fn parse(text: &str) -> Option<FromRelay<'_>> {
+pub fn parse(text: &str) -> Option<FromRelay<'_>> {
     let parts: Vec<&RawValue> = serde_json::from_str(text).ok()?;
     let label = string(parts.first()?)?;
     let text_at = |at: usize| parts.get(at).and_then(string);

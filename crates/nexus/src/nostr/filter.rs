@@ -10,16 +10,16 @@ use std::sync::Arc;
 
 /// Events by what they are; what is left out doesn't matter.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Filter {
-    pub(crate) ids: Option<BTreeSet<String>>,
-    pub(crate) authors: Option<Arc<BTreeSet<String>>>,
-    pub(crate) kinds: Option<BTreeSet<u16>>,
+pub struct Filter {
+    pub ids: Option<BTreeSet<String>>,
+    pub authors: Option<Arc<BTreeSet<String>>>,
+    pub kinds: Option<BTreeSet<u16>>,
     /// A tag's letter, and the values of which one must be there.
-    pub(crate) tag: Option<(char, BTreeSet<String>)>,
+    pub tag: Option<(char, BTreeSet<String>)>,
     /// Unix seconds, both inclusive.
-    pub(crate) since: Option<u64>,
-    pub(crate) until: Option<u64>,
-    pub(crate) limit: Option<u32>,
+    pub since: Option<u64>,
+    pub until: Option<u64>,
+    pub limit: Option<u32>,
 }
 
 impl Filter {

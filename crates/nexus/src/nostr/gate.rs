@@ -24,7 +24,7 @@ const REFUSAL_BYTES: u64 = 1_024;
 
 /// Why an event goes no further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Refused {
+pub enum Refused {
     TooLong,
     Malformed,
     /// Of no subscription, or not what that one asked for.
@@ -37,7 +37,7 @@ pub(crate) enum Refused {
 
 /// What an event is that was asked for and is not refused.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Passed {
+pub enum Passed {
     New(Box<Event>),
     /// An event of this id was verified before.
     Known {
@@ -61,7 +61,7 @@ impl Refused {
 
 /// Ids of events that were verified and handed on, the newest of them. Shared by all relays.
 #[derive(Debug, Default)]
-pub(crate) struct Seen {
+pub struct Seen {
     ids: Mutex<Ids>,
 }
 
@@ -72,7 +72,7 @@ struct Ids {
 }
 
 impl Seen {
-    pub(crate) fn contains(&self, id: &[u8; 32]) -> bool {
+    pub fn contains(&self, id: &[u8; 32]) -> bool {
         self.lock().all.contains(id)
     }
 
@@ -116,7 +116,7 @@ impl Seen {
 
 /// What one relay has spent on what is good for nothing.
 #[derive(Debug, Default)]
-pub(crate) struct Budget {
+pub struct Budget {
     /// On forged events.
     spent: u32,
     refused_bytes: u64,
@@ -158,7 +158,10 @@ impl Budget {
 
 /// Lets an event through that was asked for by `filter` and is verified, unless `is_known` says of its id that it was
 /// before. Monotonic ms.
-pub(crate) fn pass(
+///
+/// # Errors
+/// [`Refused`]; the budget pays for what is forged.
+pub fn pass(
     raw: &RawValue,
     filter: &Filter,
     is_known: impl FnOnce(&[u8; 32]) -> bool,
