@@ -210,12 +210,12 @@ impl Relay {
         if carries || is_gone || self.machine.is_punishing() {
             self.end_errands(carries).await;
         } else if self.machine.state() == State::Backoff {
-            self.run_errands_in_pause().await;
+            self.run_errands().await;
         }
     }
 
     /// Unlike while the inbox is waited for, time passes for the machine.
-    async fn run_errands_in_pause(&mut self) {
+    async fn run_errands(&mut self) {
         let pause_ms = self.machine.deadline().unwrap_or(0).saturating_sub(self.now().mono_ms);
         self.set_out();
         self.show(); // what is to be published may go
