@@ -192,26 +192,6 @@ fn a_connection_that_is_lost_while_nothing_can_be_taken_in_is_made_again_for_wha
 }
 
 #[test]
-fn a_connection_that_was_made_for_what_is_to_be_published_is_kept_until_another_one_can_carry_that() {
-    let scene = Scene::new();
-    let ledger = scene.hold_up();
-    scene.relay.hang_up();
-    eventually("it is made", || scene.relay.state().connections == 2);
-    scene.relay.state().shut = true;
-    ledger.execute_batch("COMMIT").unwrap();
-    eventually("there is room, and the other one can't be made", || scene.relay.state().turned_away > 0);
-    scene.publish();
-    eventually("the relay has it, and its word is heard", || scene.published() == 1);
-    assert_eq!(scene.relay.state().connections, 2, "over that one");
-    scene.relay.state().shut = false;
-    scene.live();
-    eventually("all of it is taken in", || scene.taken_in() == i64::try_from(MANY).unwrap() + 1);
-    scene.daemon.post("/control/nostr/publish", &json!({ "kind": 1, "content": "hello again", "once": "l" }));
-    eventually("what is published goes on", || scene.published() == 2);
-    assert!(scene.status()["connected_at"].is_i64(), "{}", scene.status());
-}
-
-#[test]
 fn a_connection_that_is_lost_in_the_middle_of_what_was_stored_holds_up_nothing_that_is_to_be_published() {
     let scene = Scene::new();
     let (mut last, other) = (scene.message(100, "forged"), scene.message(100, "another"));

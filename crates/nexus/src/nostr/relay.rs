@@ -161,7 +161,7 @@ impl Relay {
     async fn next(&mut self, wanted: &mut watch::Receiver<Arc<Wanted>>, generation: &mut watch::Receiver<u64>) -> Option<Input> {
         loop {
             crate::torture::point("task.nostr relay");
-            self.see_to_errands().await;
+            self.end_errands().await;
             if let Some(lost) = self.lost.take() {
                 return Some(lost);
             }

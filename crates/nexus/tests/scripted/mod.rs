@@ -37,9 +37,6 @@ pub struct State {
     pub published: Vec<Value>,
     /// Connections that were made.
     pub connections: u64,
-    /// No connection more is taken; and how many weren't.
-    pub shut: bool,
-    pub turned_away: u64,
     /// Connections up to this number are hung up.
     hung_up: u64,
     over: bool,
@@ -115,15 +112,8 @@ impl Drop for Scripted {
 
 fn listen(listener: &TcpListener, state: &Arc<Mutex<State>>) {
     for stream in listener.incoming() {
-        {
-            let mut state = state.lock().unwrap();
-            if state.over {
-                return;
-            }
-            if state.shut {
-                state.turned_away += 1;
-                continue;
-            }
+        if state.lock().unwrap().over {
+            return;
         }
         let (Ok(stream), state) = (stream, state.clone()) else { continue };
         std::thread::spawn(move || {

@@ -1,15 +1,15 @@
 //! What goes on while the inbox has no room for what a relay brought: what is to be published leaves, and what the relay
 //! says meanwhile is put aside, within a bound, and looked at afterwards in its order. Only what somebody waits for, its
 //! word about what was published and its answers to fetches, passes the rest: it would wait behind events for as long as
-//! these do. A connection that is lost meanwhile is of no use at once, and made again afterwards; until that stands errands
-//! are run over another one, by a machine of its own that asks for nothing. Nothing else is decided here.
+//! these do. A connection that is lost meanwhile is of no use at once, and made again afterwards; until then errands are
+//! run over another one, by a machine of its own that asks for nothing. Nothing else is decided here.
 
 use super::asked::Asked;
 use super::held::Held;
 use super::socket::{self, Heard, Socket};
 use super::{Command, Relay, Wanted};
 use crate::nostr::codec::{self, FromRelay};
-use crate::nostr::machine::{Input, Machine, State};
+use crate::nostr::machine::{Input, Machine};
 use futures_util::FutureExt;
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -199,44 +199,13 @@ impl Relay {
         })
     }
 
-    /// Ends the connection for errands once it is of no use: the other one carries what is to be published, the relay is left
-    /// alone, or neither can be had. It is in use as long as the other one makes its pause.
-    pub(super) async fn see_to_errands(&mut self) {
-        let Some(errands) = &self.errands else { return };
-        let (carries, is_gone) = (self.machine.may_publish(), errands.machine.state() == State::Backoff);
-        if self.is_lost() {
-            return; // the machine is told first
+    /// Ends the connection for errands, once there is another way again.
+    pub(super) async fn end_errands(&mut self) {
+        if self.errands.is_none() || self.is_lost() {
+            return;
         }
-        if carries || is_gone || self.machine.is_punishing() {
-            self.end_errands(carries).await;
-        } else if self.machine.state() == State::Backoff {
-            self.run_errands().await;
-        }
-    }
-
-    /// Unlike while the inbox is waited for, time passes for the machine.
-    async fn run_errands(&mut self) {
-        let pause_ms = self.machine.deadline().unwrap_or(0).saturating_sub(self.now().mono_ms);
-        self.set_out();
-        self.show(); // what is to be published may go
-        // Without an end when it is stopped, which is looked at next.
-        self.meanwhile(std::pin::pin!(tokio::time::sleep(Duration::from_millis(pause_ms)))).await;
-        if self.is_out {
-            self.swap();
-        }
-        self.show();
-    }
-
-    async fn end_errands(&mut self, carries: bool) {
         self.swap();
-        match self.socket.take_if(|_| carries) {
-            // Of the relay nothing is to be told: it is connected as before.
-            Some(socket) => {
-                socket::close(socket).await;
-                self.asked.hang_up();
-            }
-            None => self.hang_up("the relay is left alone", true).await,
-        }
+        self.hang_up("the inbox has room again", true).await;
         self.tell_unanswered().await;
         self.swap();
         self.errands = None;
