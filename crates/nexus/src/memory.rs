@@ -19,7 +19,8 @@ pub(crate) fn bound_arenas() {
     }
 }
 
-/// Lets go of the pages of this program's code that are mapped into this process (madvise(2), `MADV_DONTNEED`). A start
+/// Lets go of the pages of this program's code that are mapped into this process (madvise(2), `MADV_DONTNEED`), but where
+/// a debugger has changed some. A start
 /// passes through half of the program once, and the kernel maps sixteen pages around each that is touched; what is used again is mapped
 /// again from the page cache, where it stays, without a read of the disk as long as there is memory.
 ///
@@ -27,18 +28,27 @@ pub(crate) fn bound_arenas() {
 /// When `/proc/self` can't be read, or the kernel refuses.
 pub(crate) fn let_go_of_code() -> io::Result<()> {
     for (address, bytes) in code()? {
-        // SAFETY: the range is a private mapping of a file that nobody can write to (`r-xp`) and nobody has changed in memory, so
-        // that the pages which the next use maps are the same.
+        // SAFETY: the range is a private mapping of the program's file, which nobody can write to (`r-xp`, and ETXTBSY) and of which
+        // no page was changed in memory: those that the next use maps are the same.
         unsafe { madvise(ptr::with_exposed_provenance_mut(address), bytes, Advice::LinuxDontNeed)? };
     }
     Ok(())
 }
 
-/// Where this program's code is mapped: address and bytes (proc_pid_maps(5)).
+/// Where this program's code is mapped: address and bytes (proc_pid_smaps(5)). Not where a page is this process's own.
 fn code() -> io::Result<Vec<(usize, usize)>> {
     let program = fs::read_link("/proc/self/exe")?;
-    let maps = fs::read_to_string("/proc/self/maps")?;
-    Ok(maps.lines().filter_map(|line| code_of(line, &program)).collect())
+    let smaps = fs::read_to_string("/proc/self/smaps")?;
+    let mut lines = smaps.lines();
+    let mut all = Vec::new();
+    while let Some(line) = lines.next() {
+        let Some(range) = code_of(line, &program) else { continue };
+        let own = lines.find_map(|line| line.strip_prefix("Anonymous:"));
+        if own.is_some_and(|own| own.trim() == "0 kB") {
+            all.push(range);
+        }
+    }
+    Ok(all)
 }
 
 /// `FIRST-END r-xp OFFSET DEVICE INODE   PATH`, of the program's own.
@@ -73,7 +83,11 @@ mod tests {
         assert_eq!(code.len(), 1, "{code:?}");
         let (address, bytes) = code[0];
         // SAFETY: reads pages that are mapped for reading.
-        unsafe { madvise(ptr::with_exposed_provenance_mut(address), bytes, Advice::LinuxPopulateRead).unwrap() };
+        let populated = unsafe { madvise(ptr::with_exposed_provenance_mut(address), bytes, Advice::LinuxPopulateRead) };
+        if populated == Err(rustix::io::Errno::INVAL) {
+            return; // before Linux 5.14 nothing maps all of it
+        }
+        populated.unwrap();
         let all = resident_kb();
         let_go_of_code().unwrap();
         let left = resident_kb();

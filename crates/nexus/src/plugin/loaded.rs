@@ -156,6 +156,21 @@ impl Fault {
         Self::Nonsense("`returned` is for automations".to_owned())
     }
 
+    /// Whether the plugin had the call before it failed.
+    pub(super) fn was_called(&self) -> bool {
+        match self {
+            Self::Threw(_)
+            | Self::Nonsense(_)
+            | Self::Patch(_)
+            | Self::Told { .. }
+            | Self::TimedOut { .. }
+            | Self::Late { .. }
+            | Self::Died
+            | Self::TakenAlong(_) => true,
+            Self::Down(_) | Self::Open | Self::OutOfTime | Self::Unasked(_) => false,
+        }
+    }
+
     /// The word for metrics.
     pub(super) fn word(&self) -> &'static str {
         match self {

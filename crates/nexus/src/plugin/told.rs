@@ -146,7 +146,9 @@ async fn call(plugin: &Plugin, told: Told) {
         reply @ (Reply::Continue | Reply::Error(_) | Reply::TakenAlong(_) | Reply::Nonsense(_)) => Ok(judge::word(&reply)),
     });
     plugin.settle(&ask, leave, began.elapsed(), judged.as_ref().copied());
-    if let Some(heard) = heard {
+    if judged.as_ref().err().is_none_or(Fault::was_called)
+        && let Some(heard) = heard
+    {
         heard.send(()).ok(); // whoever waited may have ended
     }
 }

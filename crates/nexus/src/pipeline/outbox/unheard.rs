@@ -26,14 +26,18 @@ impl Outbox {
             Settled::Sent { .. } | Settled::Retry { .. } => return,
             Settled::Failed { error } | Settled::Uncertain { error } | Settled::Expired { error } => error,
         };
-        if let Some((plugins, request)) = self.listeners(delivery).await {
+        if let Ok(Some((plugins, request))) = self.listeners(delivery).await {
             plugins.failed(&request, Stage::DeliverResponse, error);
         }
     }
 
     /// The plugins that are told of it, once they are loaded, with the request; `None` where nobody is.
-    async fn listeners(&self, delivery: &Delivery) -> Option<(Arc<Plugins>, NexusRequest)> {
-        let plugins = self.shared.plugins.get().and_then(Weak::upgrade).filter(|_| delivery.is_answer())?;
+    ///
+    /// # Errors
+    /// When the request can't be read, which is logged.
+    async fn listeners(&self, delivery: &Delivery) -> Result<Option<(Arc<Plugins>, NexusRequest)>, ReadError> {
+        let plugins = self.shared.plugins.get().and_then(Weak::upgrade).filter(|_| delivery.is_answer());
+        let Some(plugins) = plugins else { return Ok(None) };
         let is_told = tokio::select! {
             biased;
             // What expired while no daemon ran is known before the plugins are loaded.
@@ -41,16 +45,13 @@ impl Outbox {
             () = self.shared.stop.cancelled() => false,
         };
         if !is_told {
-            return None;
+            return Ok(None);
         }
-        match self.request_of(delivery.event_seq).await {
-            Ok(request) => Some((plugins, request?)),
-            Err(error) => {
-                let delivery_id = &delivery.delivery_id;
-                tracing::warn!(delivery_id, error = %describe(&error), "no plugin is told of it: its request can't be read");
-                None
-            }
-        }
+        let request = self.request_of(delivery.event_seq).await.inspect_err(|error| {
+            let delivery_id = &delivery.delivery_id;
+            tracing::warn!(delivery_id, error = %describe(error), "no plugin is told of it: its request can't be read");
+        })?;
+        Ok(request.map(|request| (plugins, request)))
     }
 
     /// The same for sends that the end of an earlier daemon cut off. Nothing waits for it: the start that found them
@@ -72,13 +73,17 @@ impl Outbox {
     async fn have_heard(&self, cut_off: &[Delivery]) -> bool {
         let mut all = true;
         for delivery in cut_off {
-            if let Some((plugins, request)) = self.listeners(delivery).await {
-                let error = delivery.error.as_deref().unwrap_or_default();
-                all &= tokio::select! {
-                    heard = plugins.failed_and_heard(&request, Stage::DeliverResponse, error) => heard,
-                    () = self.shared.stop.cancelled() => false,
-                };
-            }
+            all &= match self.listeners(delivery).await {
+                Ok(None) => true,
+                Err(_) => false,
+                Ok(Some((plugins, request))) => {
+                    let error = delivery.error.as_deref().unwrap_or_default();
+                    tokio::select! {
+                        heard = plugins.failed_and_heard(&request, Stage::DeliverResponse, error) => heard,
+                        () = self.shared.stop.cancelled() => false,
+                    }
+                }
+            };
         }
         // Nobody listens any more either once the daemon stops.
         all && !self.shared.stop.is_cancelled()

@@ -166,20 +166,22 @@ impl Preparer {
     }
 
     /// Whether something of the definition is still to be installed: a server that was approved when the daemon ended, or
-    /// an agent whose definition or profile no relay had yet. A start doesn't ask for the latter again and again.
+    /// an agent whose definition or profile no relay had yet. A start doesn't ask for the profile again and again.
     pub(super) async fn owes(&self, definition: &Definition, path: &Path, is_start: bool) -> Result<bool, PrepareError> {
         let (at, of) = (path.to_owned(), definition.clone());
         let installed = blocking(move || Installed::read(&at, &of)).await?;
         let known = approvals::known(&self.inner.ledgers.nexus, &definition.coordinate).await?;
-        let (mut named, now) = (self.named_agents(definition), Instant::now());
-        named.retain(|key| !is_start || !self.inner.sought.has(key, now));
+        let mut named = self.named_agents(definition);
         if !named.is_empty() {
             // An agent that signs with a key of the roster needs no other.
             let slugs = installed.agents.iter().map(|(slug, _, _)| slug.clone()).collect();
             let signing = self.signing(&definition.coordinate, slugs).await?;
             named.retain(|key| !signing.contains(key));
         }
-        if installed.lacks(definition, &named, &known) {
+        let now = Instant::now();
+        let sought = |key: &&String| !is_start || !self.inner.sought.has(key, now);
+        let wanted: Vec<String> = named.iter().filter(sought).cloned().collect();
+        if installed.lacks(definition, &wanted, &known) {
             return Ok(true);
         }
         let is_undefined =
