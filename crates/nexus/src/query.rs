@@ -11,6 +11,7 @@ use nexus_core::request::Status;
 use rusqlite::Connection;
 use serde::Serialize;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::path::Path;
 
 /// Rows that one answer has at most.
@@ -320,6 +321,15 @@ pub fn sessions(directory: &Path, all: bool, limit: usize) -> Result<Value, Quer
 /// As [`Record::session`].
 pub fn session(directory: &Path, name: &str, limit: usize, budgets: &SessionBudgets) -> Result<Option<Value>, QueryError> {
     Ok(with_sessions(directory)?.session(name, limit, budgets)?)
+}
+
+/// The agents that there are turns of; none where nothing was ever recorded.
+pub fn agents_with_turns(directory: &Path) -> Result<BTreeSet<String>, QueryError> {
+    match checked(directory, Ledger::Agents) {
+        Ok(readers) => Ok(readers.read_now(agents::with_turns)?),
+        Err(QueryError::NoLedger(_)) => Ok(BTreeSet::new()),
+        Err(error) => Err(error),
+    }
 }
 
 /// What each agent with a model may use in one session.

@@ -5,9 +5,10 @@
 
 pub mod fill;
 
+use crate::ledger::agents::with_turns;
 use crate::ledger::cortex::find::{Ask, Hit, each};
 use crate::ledger::cortex::{self, CortexError, Kind};
-use crate::ledger::{Ledgers, ReadError};
+use crate::ledger::{Ledgers, ReadError, Readers};
 use nexus_core::search::{QUERY_BYTES_MAX, all_of, cut};
 use rusqlite::ErrorCode;
 use serde::{Deserialize, Serialize};
@@ -131,6 +132,8 @@ pub struct Search {
 #[derive(Debug)]
 struct Inner {
     directory: PathBuf,
+    /// Which agents anything is recorded of.
+    recorded: Readers,
     /// Agents whose files are to be made anew.
     wanted: Mutex<BTreeMap<String, Wanted>>,
     /// The `finish_seq` up to which each agent's file has its runs.
@@ -150,6 +153,7 @@ impl Search {
         Self {
             inner: Arc::new(Inner {
                 directory,
+                recorded: ledgers.agents.readers.clone(),
                 wanted: Mutex::default(),
                 reached: Mutex::default(),
                 bell: Notify::new(),
@@ -166,7 +170,13 @@ impl Search {
     /// [`SearchError`]. A damaged file is none: the answer names it.
     pub async fn hits(&self, question: Question, configured: BTreeSet<String>, limit: Duration) -> Result<Answer, SearchError> {
         let began = Instant::now();
-        let answer = self.within(For::Person, limit, move |directory, until| look(directory, &question, configured, until)).await?;
+        let recorded = self.inner.recorded.clone();
+        let work = move |directory: &Path, until: Instant| {
+            let mut known = recorded.read_now(with_turns)?;
+            known.extend(configured);
+            look(directory, &question, known, until)
+        };
+        let answer = self.within(For::Person, limit, work).await?;
         answer.damaged.iter().for_each(|agent| self.suspect(agent, began));
         Ok(answer)
     }
@@ -225,12 +235,14 @@ impl Search {
         agents.into_iter().all(|agent| reached.get(agent).is_some_and(|reached| *reached >= finish_seq))
     }
 
-    /// The agents that a search may be about: those of `configured`, and those that have a file.
+    /// The agents that a search may be about: those of `configured`, those that have turns, and those that have a file.
     ///
     /// # Errors
     /// [`SearchError`]; [`SearchError::UnknownAgent`] if `only` is none of them.
-    pub fn agents(&self, only: Option<&str>, configured: BTreeSet<String>) -> Result<BTreeSet<String>, SearchError> {
-        agents(&self.inner.directory, only, configured)
+    pub async fn agents(&self, only: Option<&str>, configured: BTreeSet<String>) -> Result<BTreeSet<String>, SearchError> {
+        let mut known = self.inner.recorded.read(with_turns).await?;
+        known.extend(configured);
+        agents(&self.inner.directory, only, known)
     }
 
     fn wanted(&self) -> MutexGuard<'_, BTreeMap<String, Wanted>> {
@@ -249,13 +261,13 @@ fn is_interrupted(error: &CortexError) -> bool {
     }
 }
 
-/// As [`Search::agents`], in any directory of indexes.
+/// As [`Search::agents`], in any directory of indexes: those of `known`, and those that have a file.
 ///
 /// # Errors
 /// As there.
-pub fn agents(directory: &Path, only: Option<&str>, configured: BTreeSet<String>) -> Result<BTreeSet<String>, SearchError> {
-    let (mut known, _) = cortex::list(directory).map_err(|source| SearchError::List { path: directory.to_owned(), source })?;
-    known.extend(configured);
+pub fn agents(directory: &Path, only: Option<&str>, mut known: BTreeSet<String>) -> Result<BTreeSet<String>, SearchError> {
+    let (files, _) = cortex::list(directory).map_err(|source| SearchError::List { path: directory.to_owned(), source })?;
+    known.extend(files);
     match only {
         None => Ok(known),
         // A name that is known is the name of a file.
@@ -263,15 +275,15 @@ pub fn agents(directory: &Path, only: Option<&str>, configured: BTreeSet<String>
     }
 }
 
-/// What is found in a directory of indexes, until about `until`. Blocks.
+/// What is found in a directory of indexes, until about `until`; `known` as of [`agents`]. Blocks.
 ///
 /// # Errors
 /// [`SearchError`].
-pub fn look(directory: &Path, question: &Question, configured: BTreeSet<String>, until: Instant) -> Result<Answer, SearchError> {
+pub fn look(directory: &Path, question: &Question, known: BTreeSet<String>, until: Instant) -> Result<Answer, SearchError> {
     if question.query.len() > QUERY_BYTES_MAX {
         return Err(SearchError::TooLong);
     }
-    let agents = agents(directory, question.agent.as_deref(), configured)?;
+    let agents = agents(directory, question.agent.as_deref(), known)?;
     let mut answer = Answer::default();
     let Some(expression) = all_of(&question.query) else { return Ok(answer) };
     let limit = question.limit.clamp(1, HITS_MAX);

@@ -298,3 +298,42 @@ fn a_restored_backup_is_searched_and_not_what_came_after_it() {
     filled(&daemon);
     assert!(hits(&daemon, &["after"]).is_empty());
 }
+
+#[test]
+fn what_an_agent_said_that_is_configured_no_more_is_found_after_a_rebuild_and_a_restore() {
+    let mut daemon = Daemon::new();
+    let mut wanted = config(json!({}));
+    wanted["agents"] = json!({ "default": "gone", "gone": { "runner": "command", "command": "sh -c 'cat > /dev/null; echo a needle'" } });
+    daemon.configure(&wanted);
+    daemon.launch();
+    daemon.nexus_ok(&["send", "hello"]);
+    found(&daemon, &["needle"], 1);
+    let backup = daemon.file("copy");
+    daemon.nexus_ok(&["backup", &backup]);
+    daemon.stop();
+    wanted["agents"] = json!({});
+    daemon.configure(&wanted);
+    daemon.launch();
+    let said = daemon.nexus_ok(&["search", "--rebuild"]);
+    assert!(said.contains("gone: the index is made anew; the daemon is filling it"), "{said}");
+    filled(&daemon);
+    assert_eq!(hits(&daemon, &["needle", "--agent", "gone"]).len(), 1);
+    daemon.stop();
+
+    daemon.nexus_ok(&["search", "--rebuild"]);
+    assert!(!index(&daemon, "gone").exists());
+    // Its turns are there all the same: it is known, and the next start fills it.
+    assert!(hits(&daemon, &["needle", "--agent", "gone"]).is_empty());
+    let said = daemon.nexus_ok(&["search", "--rebuild", "--agent", "gone"]);
+    assert!(said.contains("gone: the index is made anew; the next start of the daemon fills it"), "{said}");
+    daemon.launch();
+    found(&daemon, &["needle", "--agent", "gone"], 1);
+    daemon.stop();
+
+    daemon.nothing_runs();
+    daemon.nexus_ok(&["restore", &backup, "--resume", "--yes"]);
+    assert!(!index(&daemon, "gone").exists());
+    daemon.launch();
+    filled(&daemon);
+    assert_eq!(hits(&daemon, &["needle", "--agent", "gone"]).len(), 1);
+}

@@ -26,6 +26,8 @@ CREATE TABLE turns (
 
 -- What a day has used.
 CREATE INDEX turns_by_charge ON turns (charged, started_at);
+-- Which agents there are turns of, configured or not.
+CREATE INDEX turns_by_agent ON turns (agent);
 
 -- What a turn and those that lead to it have used together, by the agents that they count for: what a session has used,
 -- by its head. A fork goes on from the sums of its turn, and what begins anew has none.

@@ -7,6 +7,7 @@ use super::{Global, block_on, ledger, units};
 use crate::clock;
 use crate::ledger::cortex::{self, Kind};
 use crate::ledger::lock;
+use crate::query;
 use crate::search::{HITS_DEFAULT, HITS_MAX, Question, SEARCH_LIMIT, SearchError, agents, look};
 use anyhow::Context;
 use jiff::tz::TimeZone;
@@ -77,8 +78,8 @@ async fn search(question: &Question, global: &Global) -> anyhow::Result<Exit> {
     let answer = match if_running(asked)? {
         Some(answer) => answer,
         None => {
-            let (directory, configured) = offline(global)?;
-            let found = look(&directory, question, configured, Instant::now() + SEARCH_LIMIT).map_err(told)?;
+            let (directory, known) = offline(global)?;
+            let found = look(&directory, question, known, Instant::now() + SEARCH_LIMIT).map_err(told)?;
             // Nobody fills the index now; what it lacks is unknown.
             json!({ "hits": found.hits, "damaged": found.damaged, "complete": false })
         }
@@ -93,8 +94,8 @@ async fn rebuild(agent: Option<String>, global: &Global) -> anyhow::Result<Exit>
     let (answer, when) = match if_running(asked)? {
         Some(answer) => (answer, "the daemon is filling it"),
         None => {
-            let (directory, configured) = offline(global)?;
-            let agents = agents(&directory, agent.as_deref(), configured).map_err(told)?;
+            let (directory, known) = offline(global)?;
+            let agents = agents(&directory, agent.as_deref(), known).map_err(told)?;
             put_away(&directory, &agents)?;
             (json!({ "agents": agents }), "the next start of the daemon fills it")
         }
@@ -110,13 +111,15 @@ async fn rebuild(agent: Option<String>, global: &Global) -> anyhow::Result<Exit>
     Ok(Exit::Done)
 }
 
-/// The directory of the indexes, and the agents that are configured.
+/// The directory of the indexes, and the agents that are configured or have turns.
 fn offline(global: &Global) -> anyhow::Result<(PathBuf, BTreeSet<String>)> {
     let paths = global.paths()?;
     let config = ledger::configuration(&paths)?.config;
     let ledgers = paths.data_dir(&config.ledgers.directory);
     lock::refuse_half_restored(&ledgers)?;
-    Ok((ledgers.join(cortex::DIRECTORY), config.agents.named.into_keys().collect()))
+    let mut known = query::agents_with_turns(&ledgers)?;
+    known.extend(config.agents.named.into_keys());
+    Ok((ledgers.join(cortex::DIRECTORY), known))
 }
 
 /// Removes indexes. No daemon can start meanwhile.

@@ -13,7 +13,7 @@ pub(super) async fn search(control: &Control, question: Question) -> Answer {
     let (search, only) = (&control.pipeline.search, question.agent.clone());
     // Before the search: what is recorded meanwhile may be missing in what is found.
     let asked_at = *control.pipeline.turns_applied.borrow();
-    let agents = search.agents(only.as_deref(), configured(control)).map_err(refused)?;
+    let agents = search.agents(only.as_deref(), configured(control)).await.map_err(refused)?;
     let is_complete = search.is_complete(&agents, asked_at);
     let found = search.hits(question, configured(control), SEARCH_LIMIT).await.map_err(refused)?;
     Ok(json!({ "hits": found.hits, "damaged": found.damaged, "complete": is_complete && found.damaged.is_empty() }))
@@ -22,7 +22,7 @@ pub(super) async fn search(control: &Control, question: Question) -> Answer {
 /// Has the index of one agent, or of all, made anew; it is filled after the answer.
 pub(super) async fn rebuild(control: &Control, agent: Option<String>) -> Answer {
     let search = &control.pipeline.search;
-    let agents = search.agents(agent.as_deref(), configured(control)).map_err(refused)?;
+    let agents = search.agents(agent.as_deref(), configured(control)).await.map_err(refused)?;
     let is_begun = tokio::select! {
         is_begun = search.rebuild(&agents) => is_begun,
         () = control.stop.cancelled() => false, // its follower ends, and a stop waits for who holds the ledgers

@@ -20,6 +20,7 @@ use super::{Ledger, follow, optional};
 use rusqlite::{Connection, params};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// The name under which agents.db follows nexus.db.
 pub const SOURCE: &str = "nexus.finish";
@@ -99,6 +100,16 @@ pub struct ToolOutline {
 /// The turn of a run.
 pub fn turn_id(run_id: &str) -> String {
     format!("turn_{}", run_id.trim_start_matches("run_"))
+}
+
+/// The agents that there are turns of, whether or not they are configured still.
+pub fn with_turns(connection: &Connection) -> rusqlite::Result<BTreeSet<String>> {
+    // From each name to the next, however many turns it has.
+    let sql = "WITH RECURSIVE names (agent) AS (
+                 SELECT min(agent) FROM turns UNION ALL
+                 SELECT (SELECT min(agent) FROM turns WHERE agent > names.agent) FROM names WHERE names.agent IS NOT NULL)
+               SELECT agent FROM names WHERE agent IS NOT NULL";
+    connection.prepare_cached(sql)?.query_map([], |row| row.get(0))?.collect()
 }
 
 /// Turns of finished runs, in the order of their `finish_seq`.

@@ -6,6 +6,7 @@
 use super::{Search, Why};
 use crate::clock;
 use crate::error_text::describe;
+use crate::ledger::agents::with_turns;
 use crate::ledger::cortex::source::{self, SCAN_RUNS};
 use crate::ledger::cortex::{self, CortexError};
 use crate::ledger::{Ledgers, ReadError};
@@ -174,6 +175,8 @@ impl Filler {
         let upto = source::followable(&self.ledgers)?;
         let (mut agents, _) = cortex::list(&self.search.inner.directory)?;
         agents.extend(configured);
+        // Of one that is configured no more the turns are there still, and its file may be gone.
+        agents.extend(self.ledgers.agents.readers.read_now(with_turns)?);
         let mut has_more = false;
         for agent in &agents {
             if self.is_paused(agent, now) {

@@ -50,6 +50,9 @@ impl Place {
             let run = "INSERT INTO runs (run_id, event_seq, attempt, agent, session, status, started_at, finished_at, finish_seq, epoch)
                        VALUES (?1, ?2, 1, ?3, 's', 'finished', ?2, ?2, ?2, 1)";
             nexus.execute(run, params![format!("run_{n}"), n, agent]).unwrap();
+            let turn = "INSERT INTO turns (turn_id, depth, session, agent, request_id, stop_reason, started_at, duration_ms, charged)
+                        VALUES (?1, 1, 's', ?2, ?1, 'end_turn', ?3, 1.0, ?2)";
+            agents.execute(turn, params![format!("turn_{n}"), agent, n]).unwrap();
             for (place, role, text) in [(0, "user", format!("question{n}")), (1, "assistant", format!("answer{n}"))] {
                 let message = "INSERT INTO messages VALUES (?1, ?2, ?3, ?4)";
                 agents.execute(message, params![format!("turn_{n}"), place, role, text]).unwrap();
@@ -135,6 +138,19 @@ fn a_file_that_was_removed_or_wanted_anew_begins_at_the_beginning() {
     settle(&mut filler);
     assert_eq!(place.entries("a"), 10);
     assert!(filler.search.wanted().is_empty());
+}
+
+#[test]
+fn one_of_an_agent_that_is_configured_no_more_is_filled_from_what_is_recorded_of_it() {
+    let place = Place::new();
+    place.runs(1, 5, "gone");
+    let mut filler = place.filler();
+    settle(&mut filler);
+    assert_eq!(place.entries("gone"), 10);
+    filler.search.wanted().insert("gone".to_owned(), Wanted::new(Why::Asked));
+    settle(&mut filler);
+    assert_eq!(place.entries("gone"), 10);
+    assert!(filler.search.is_complete([&"gone".to_owned()], 5));
 }
 
 #[test]
