@@ -402,3 +402,23 @@ fn a_template_that_names_a_template_is_refused_and_the_old_policies_stay() {
     assert!(ran.stderr.contains("`key` names `{b}`") && ran.stderr.contains("`key` names `{a}`"), "{ran:?}");
     assert_eq!(access(&daemon, &["check", "fake:u1"])["matched_policy"], "open");
 }
+
+#[test]
+fn a_policy_with_a_misspelt_key_is_refused_and_the_old_policies_stay() {
+    let mut daemon = start(json!({ "policies": [allow("open", json!({ "type": "known" }))] }));
+    let slips = json!([
+        allow("tag", json!({ "tag": ["trusted"] })),
+        { "name": "condition", "effect": "allow", "match": { "condition": [{ "channel": "mail" }] } },
+        { "name": "chanel", "effect": "allow", "match": { "conditions": [{ "chanel": "mail" }] } },
+        { "name": "tool", "effect": "allow", "match": {}, "permissions": { "tool": { "deny": ["*"] } } },
+    ]);
+    daemon.configure(&wanted(&daemon, json!({ "policies": slips })));
+    let ran = daemon.nexus(&["daemon", "reload"]);
+    assert_eq!(ran.code, Some(78), "{ran:?}");
+    for slip in ["`tag` in `principal`", "`condition` in `match`", "`chanel` in `conditions`", "`tool` in `permissions`"] {
+        assert!(ran.stderr.contains(&format!("unknown key {slip}; did you mean ")), "{slip}: {ran:?}");
+    }
+    assert_eq!(access(&daemon, &["check", "fake:u1"])["decision"], "deny");
+    daemon.stop();
+    assert_eq!(daemon.nexus(&["daemon", "start"]).code, Some(78));
+}

@@ -378,8 +378,9 @@ fn template(node: &Node, name: &str, faults: &mut Faults) -> Option<Option<Strin
     None
 }
 
+/// Without a key that is misspelt a policy would fit more requests, or deny less, than is meant.
 fn policy_list(node: &Node, name: &str, faults: &mut Faults) -> Option<Vec<Policy>> {
-    let policies = Vec::decode(node, name, faults)?;
+    let policies = faults.strictly(|faults| Vec::<Policy>::decode(node, name, faults))?;
     check_unique(node, "name", faults);
     Some(policies)
 }

@@ -171,19 +171,20 @@ pub(crate) fn missing(node: &Node, name: &str, key: &str, example: &str, faults:
     faults.error(node.at, format!("{} needs `{key}`, for example `{key}: {example}`", quoted(name)));
 }
 
-/// Warns of each key the section doesn't know, naming the nearest that it does.
-pub(crate) fn warn_unknown_keys<S: Section>(node: &Node, name: &str, faults: &mut Faults) {
+/// Notes each key the section doesn't know, naming the nearest that it does.
+pub(crate) fn check_keys<S: Section>(node: &Node, name: &str, faults: &mut Faults) {
     for (key, field) in node.fields() {
         if S::KEYS.contains(&key.as_str()) || S::ALIASES.contains(&key.as_str()) {
             continue;
         }
-        faults.warn(field.key_at, || {
+        faults.unknown_key(field.key_at, |is_ignored| {
             let advice = match nearest(key, S::KEYS) {
                 Some(known) => format!("did you mean `{known}`?"),
                 None => format!("known here: {}", S::KEYS.join(", ")),
             };
             let place = if name.is_empty() { String::new() } else { format!(" in {}", quoted(name)) };
-            format!("unknown key {}{place} is ignored; {advice}", quoted(key))
+            let ignored = if is_ignored { " is ignored" } else { "" };
+            format!("unknown key {}{place}{ignored}; {advice}", quoted(key))
         });
     }
 }

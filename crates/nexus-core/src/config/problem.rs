@@ -89,6 +89,8 @@ impl Findings {
 pub(crate) struct Faults {
     errors: Findings,
     warnings: Findings,
+    /// A key that isn't known is an error.
+    is_strict: bool,
 }
 
 impl Faults {
@@ -101,10 +103,25 @@ impl Faults {
         self.warnings.add(at, message);
     }
 
+    /// Reads what may not be half understood: a key in it that isn't known is an error, not a warning.
+    pub(crate) fn strictly<T>(&mut self, read: impl FnOnce(&mut Self) -> T) -> T {
+        let before = std::mem::replace(&mut self.is_strict, true);
+        let value = read(self);
+        self.is_strict = before;
+        value
+    }
+
+    /// Notes a key that isn't known. The message is told whether the key is ignored, and is computed as that of a warning.
+    pub(crate) fn unknown_key(&mut self, at: Position, message: impl FnOnce(bool) -> String) {
+        let is_ignored = !self.is_strict;
+        let findings = if is_ignored { &mut self.warnings } else { &mut self.errors };
+        findings.add(at, || message(is_ignored));
+    }
+
     /// The warnings, or if there is an error all errors and, marked as such, the warnings: a misspelt
     /// key is often the reason for a missing one.
     pub(crate) fn finish(self, main: Source<'_>, overlay: Option<Source<'_>>) -> Result<Vec<Problem>, Vec<Problem>> {
-        let Self { errors, warnings } = self;
+        let Self { errors, warnings, is_strict: _ } = self;
         let fine = errors.kept.is_empty();
         let mut warnings = warnings.into_problems(main, overlay);
         for warning in &mut warnings {

@@ -101,7 +101,7 @@ macro_rules! section {
                 if !$crate::config::decode::is_section(node, name, faults) {
                     return None;
                 }
-                $crate::config::decode::warn_unknown_keys::<Self>(node, name, faults);
+                $crate::config::decode::check_keys::<Self>(node, name, faults);
                 let value = Self {
                     $($field: {
                         let key = key_of!($field $(, $key)?);

@@ -302,7 +302,27 @@ fn unknown_keys_are_warnings_with_the_nearest_known() {
             "4:38 unknown key `max_restart` in `restart` is ignored; did you mean `max_restarts`?",
         ]
     );
-    assert_eq!(warnings("access: {policies: [{name: p, effect: deny, rates: {per_minute: 1}}]}").len(), 1);
+}
+
+#[test]
+fn unknown_keys_of_a_policy_are_errors_wherever_they_stand_in_it() {
+    for (keys, message) in [
+        ("rates: {per_minute: 1}", "unknown key `rates` in `policies`; did you mean `rate`?"),
+        ("match: {condition: [{channel: a}]}", "unknown key `condition` in `match`; did you mean `conditions`?"),
+        ("match: {principal: {tag: [x]}}", "unknown key `tag` in `principal`; did you mean `tags`?"),
+        ("match: {conditions: [{chanel: a}]}", "unknown key `chanel` in `conditions`; did you mean `channel`?"),
+        ("permissions: {tool: {deny: ['*']}}", "unknown key `tool` in `permissions`; did you mean `tools`?"),
+        ("permissions: {tools: {denied: ['*']}}", "unknown key `denied` in `tools`; did you mean `deny`?"),
+        ("session: {agents: a}", "unknown key `agents` in `session`; did you mean `agent`?"),
+        ("queue: {caps: 1}", "unknown key `caps` in `queue`; did you mean `cap`?"),
+        ("rate: {per_minute: 1, per_hour: 1}", "unknown key `per_hour` in `rate`; did you mean `per_minute`?"),
+    ] {
+        let told = errors(&format!("access: {{policies: [{{name: p, effect: allow, {keys}}}]}}"));
+        assert!(matches!(told.as_slice(), [one] if one.ends_with(message)), "{keys}: {told:?}");
+    }
+    // What stands behind it is read as before.
+    let said = warnings("access: {policies: [{name: p, effect: allow}], polices: []}\ntimer: {zone: x}\n");
+    assert_eq!(said.len(), 2, "{said:?}");
 }
 
 #[test]
