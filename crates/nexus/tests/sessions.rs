@@ -114,6 +114,22 @@ fn a_message_that_interrupts_ends_the_turn_before_it_and_keeps_what_was_said() {
 }
 
 #[test]
+fn who_sent_the_message_of_an_interrupted_turn_is_told_and_takes_nothing_for_an_answer() {
+    let gated = Gated::start(json!({ "queue_mode": "interrupt" }), json!({}));
+    let ran = std::thread::scope(|scope| {
+        let sent = scope.spawn(|| gated.daemon.nexus(&["send", "one"]));
+        gated.called(1);
+        let second = gated.send("two");
+        gated.called(2);
+        gated.pass();
+        assert_eq!(second.end()["status"], "completed");
+        sent.join().unwrap()
+    });
+    assert_eq!((ran.code, ran.stdout.as_str()), (Some(1), ""), "{ran:?}");
+    assert!(ran.stderr.contains("aborted: a newer message of its session ended this turn"), "{ran:?}");
+}
+
+#[test]
 fn to_steer_is_to_interrupt_where_no_runner_takes_input() {
     let gated = Gated::start(json!({ "queue_mode": "steer-backlog" }), json!({}));
     let first = gated.send("one");

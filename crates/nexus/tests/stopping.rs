@@ -116,6 +116,24 @@ fn the_command_ends_the_turn_with_its_processes_and_says_when_nothing_runs() {
 }
 
 #[test]
+fn who_sent_the_message_of_a_stopped_turn_is_told_and_takes_nothing_for_an_answer() {
+    let slow = Slow::start(json!({}));
+    for (n, format) in [None, Some("--json")].into_iter().enumerate() {
+        let words: Vec<&str> = ["send", "one"].into_iter().chain(format).collect();
+        let ran = std::thread::scope(|scope| {
+            let sent = scope.spawn(|| slow.daemon.nexus(&words));
+            slow.called(n + 1);
+            assert_eq!(slow.stop()["result"], "stopped");
+            sent.join().unwrap()
+        });
+        assert_eq!(ran.code, Some(1), "{ran:?}");
+        let told = if format.is_some() { &ran.stdout } else { &ran.stderr };
+        assert!(told.contains("stopped: by `nexus sessions stop`"), "{ran:?}");
+        assert!(format.is_some() || ran.stdout.is_empty(), "{ran:?}");
+    }
+}
+
+#[test]
 fn what_waits_goes_on_after_the_turn_that_was_stopped() {
     let slow = Slow::start(json!({}));
     let first = slow.send("one");

@@ -9,7 +9,6 @@ use super::talk::{self, End, Message};
 use super::{Global, runtime};
 use crate::daemon::{Paths, config, lock};
 use anyhow::Context;
-use nexus_core::request::Status;
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 use std::io::IsTerminal;
@@ -182,7 +181,7 @@ impl Chat<'_> {
             return Ok(Reply::new(self.out, false).finish(end)?);
         }
         self.out.line(&serde_json::to_string(end)?)?;
-        Ok(if end.status == Status::Completed { Exit::Done } else { Exit::Failed })
+        Ok(end.exit())
     }
 }
 

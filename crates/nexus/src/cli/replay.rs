@@ -8,7 +8,6 @@ use super::out::{Color, Out, note, visible};
 use super::reply::Reply;
 use super::talk::{self, End, Question, RECONNECT_LIMIT, RECONNECT_PAUSE};
 use crate::routes::CLI_CHANNEL;
-use nexus_core::request::Status;
 use serde_json::{Value, json};
 use std::time::Instant;
 
@@ -81,16 +80,8 @@ fn tell(accepted: &Value, out: Out) -> anyhow::Result<()> {
 
 fn ended(end: &End, out: Out) -> anyhow::Result<Exit> {
     let id = end.request_id.as_deref().unwrap_or("request");
-    let (color, exit) = match end.status {
-        Status::Completed => (Color::Green, Exit::Done),
-        Status::Waiting
-        | Status::Processing
-        | Status::Interrupted
-        | Status::Denied
-        | Status::HandledByAutomation
-        | Status::Failed
-        | Status::Expired => (Color::Red, Exit::Failed),
-    };
+    let exit = end.exit();
+    let color = if exit == Exit::Done { Color::Green } else { Color::Red };
     let reason = end.reason.as_deref().map_or_else(String::new, |reason| format!(": {}", visible(reason)));
     out.line(&format!("{} {}{reason}", visible(id), out.paint.apply(color, end.status.as_str())))?;
     Ok(exit)
@@ -101,5 +92,5 @@ fn ended_json(mut accepted: Value, end: &End, out: Out) -> anyhow::Result<Exit> 
         accepted.extend(end);
     }
     out.json(&accepted)?;
-    Ok(if end.status == Status::Completed { Exit::Done } else { Exit::Failed })
+    Ok(end.exit())
 }

@@ -52,8 +52,9 @@ impl Reply {
     /// Shows what the tokens left out, and why there is no answer if there is none.
     pub(crate) fn finish(self, end: &End) -> Result<Exit, OutputError> {
         let text = end.text.as_deref().unwrap_or("");
+        let failure = failure(end);
         if self.shown.is_empty() {
-            if !text.is_empty() || end.status == Status::Completed {
+            if !text.is_empty() || (end.status == Status::Completed && failure.is_none()) {
                 // A program gets the text as it is, a terminal what it may see.
                 let text = if self.out.terminal { visible(text) } else { text.to_owned() };
                 self.out.line(&format!("{}{text}", self.prefix()))?;
@@ -61,7 +62,7 @@ impl Reply {
         } else {
             self.out.line(&rest(&self.shown, text))?;
         }
-        let Some(failure) = failure(end) else { return Ok(Exit::Done) };
+        let Some(failure) = failure else { return Ok(Exit::Done) };
         note(&self.out.paint.apply(Color::Red, &failure));
         Ok(Exit::Failed)
     }
@@ -84,8 +85,9 @@ fn rest(shown: &str, text: &str) -> String {
 }
 
 fn failure(end: &End) -> Option<String> {
+    let trace = end.request_id.as_deref().map_or_else(String::new, |id| format!(" (see `nexus trace {}`)", visible(id)));
     let word = match end.status {
-        Status::Completed => return None,
+        Status::Completed => return end.cut_short().map(|why| format!("{}{trace}", visible(why))),
         Status::Denied => "denied",
         Status::HandledByAutomation if end.text.is_some() => return None, // it has answered
         Status::HandledByAutomation => "handled by an automation",
@@ -95,7 +97,6 @@ fn failure(end: &End) -> Option<String> {
         Status::Interrupted => "interrupted",
     };
     let reason = end.reason.as_deref().map_or_else(String::new, |reason| format!(": {}", visible(reason)));
-    let trace = end.request_id.as_deref().map_or_else(String::new, |id| format!(" (see `nexus trace {}`)", visible(id)));
     Some(format!("{word}{reason}{trace}"))
 }
 
@@ -118,7 +119,14 @@ mod tests {
 
     #[test]
     fn every_bad_end_says_why() {
-        assert_eq!(failure(&end(Status::Completed, None)), None);
+        for reason in [None, Some("collected: answered with req_2")] {
+            let whole = end(Status::Completed, reason);
+            assert_eq!((failure(&whole), whole.exit()), (None, Exit::Done));
+        }
+        for reason in ["stopped: the owner said /stop (req_2)", "aborted: a newer message of its session ended this turn"] {
+            let cut = end(Status::Completed, Some(reason));
+            assert_eq!((failure(&cut), cut.exit()), (Some(format!("{reason} (see `nexus trace req_1`)")), Exit::Failed));
+        }
         assert_eq!(failure(&end(Status::Denied, Some("no policy"))).as_deref(), Some("denied: no policy (see `nexus trace req_1`)"));
         let answered = End { text: Some("done".into()), ..end(Status::HandledByAutomation, Some("automation:x")) };
         assert_eq!(failure(&answered), None);

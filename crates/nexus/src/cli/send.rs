@@ -6,7 +6,6 @@ use super::out::Out;
 use super::reply::Reply;
 use super::talk::{self, End, Message};
 use super::{Global, block_on};
-use nexus_core::request::Status;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  nexus send what is on today\n  nexus send - < question.txt")]
@@ -49,5 +48,5 @@ fn json(out: Out, message: &Message, end: &End) -> anyhow::Result<Exit> {
     let mut answer = serde_json::to_value(end)?;
     answer["event_id"] = message.event_id().into();
     out.json(&answer)?;
-    Ok(if end.status == Status::Completed { Exit::Done } else { Exit::Failed })
+    Ok(end.exit())
 }

@@ -2,6 +2,7 @@
 //! is asked for again, which the daemon answers without doing anything twice. It prints nothing.
 
 use super::client::{Client, ClientError};
+use super::failure::Exit;
 use super::out::OutputError;
 use anyhow::Context;
 use nexus_core::request::Status;
@@ -90,6 +91,19 @@ pub(crate) struct End {
     pub(crate) agent: Option<String>,
     #[serde(default)]
     pub(crate) session: Option<String>,
+}
+
+impl End {
+    /// Why there is no whole answer although the request is completed: a person stopped its turn, or a newer message ended it.
+    pub(crate) fn cut_short(&self) -> Option<&str> {
+        let is_cut = |reason: &&str| reason.starts_with("stopped: ") || reason.starts_with("aborted: ");
+        self.reason.as_deref().filter(|_| self.status == Status::Completed).filter(is_cut)
+    }
+
+    /// How a command ends that asked for it.
+    pub(crate) fn exit(&self) -> Exit {
+        if self.status == Status::Completed && self.cut_short().is_none() { Exit::Done } else { Exit::Failed }
+    }
 }
 
 /// Says the message, shows each part of the answer but the end, and returns the end.
