@@ -169,6 +169,37 @@ fn the_merged_have_their_tags_in_common_until_they_are_parted() {
     assert_eq!(access(&daemon, &["check", "fake:u2"])["principal"]["type"], "known", "only the configuration names owners");
 }
 
+#[test]
+fn a_merge_leaves_what_was_said_where_it_is_and_a_fork_takes_it_along() {
+    let mut policy = allow("known", json!({ "type": "known" }));
+    policy["permissions"] = json!({ "data_access": "contextual" });
+    let mut daemon = Daemon::new();
+    fs::write(daemon.file("lines"), "").unwrap();
+    let mut config = wanted(&daemon, json!({ "policies": [policy] }));
+    let notes = json!({ "runner": "command", "command": "sh -c 'cat > /dev/null; echo noted'" });
+    config["agents"] = json!({ "default": "notes", "notes": notes });
+    daemon.configure(&config);
+    daemon.launch();
+    daemon.adapter_once("fake/me", "running");
+    for (sender, entity) in [("fake:u1", "zed"), ("fake:u2", "zoe"), ("fake:u3", "max")] {
+        daemon.nexus_ok(&["access", "link", sender, entity]);
+    }
+    // The session that message `n` is in, and what of it the agent was told.
+    let heard = |n: u32, sender: &str| {
+        let request = say(&daemon, n, sender);
+        (request["session"].as_str().unwrap().to_owned(), request["trace"]["agent"]["history_messages"].as_u64().unwrap())
+    };
+    assert_eq!(heard(1, "u1"), ("dm:zed".to_owned(), 0));
+    daemon.nexus_ok(&["access", "merge", "zed", "max"]);
+    assert_eq!(heard(2, "u1"), ("dm:max".to_owned(), 0));
+    daemon.nexus_ok(&["access", "unmerge", "zed"]);
+    assert_eq!(heard(3, "u1"), ("dm:zed".to_owned(), 2));
+    daemon.nexus_ok(&["access", "merge", "zed", "zoe"]);
+    eventually("both turns are kept", || daemon.count("agents", "SELECT count(*) FROM turns WHERE session = 'dm:zed'") == 2);
+    daemon.nexus_ok(&["sessions", "fork", "dm:zed", "dm:zoe"]);
+    assert_eq!(heard(4, "u1"), ("dm:zoe".to_owned(), 4));
+}
+
 /// Both say the same of message `n`: what was announced, and what was then decided.
 fn agree(daemon: &Daemon, n: u32, sender: &str, expected: &str) {
     let announced = access(daemon, &["check", &format!("fake:{sender}"), "--account", "me"]);
