@@ -7,6 +7,7 @@ pub mod agents;
 mod checkpoint;
 pub mod copy;
 pub mod cortex;
+mod counters;
 pub mod events;
 pub mod follow;
 pub mod identity;
@@ -19,6 +20,7 @@ mod readers;
 pub mod writer;
 
 pub use checkpoint::Checkpoints;
+pub use counters::Counters;
 use migrate::{MigrateError, Migration};
 use place::Place;
 pub(crate) use readers::read_only;
@@ -121,8 +123,14 @@ pub enum OpenError {
     },
     #[error("the ledgers in `{path}` are in use by another daemon, with another state directory; give each its own ledgers.directory")]
     InUse { path: PathBuf },
-    #[error("ledger `{path}` is missing while the others are there; put it back, or `nexus restore` all of them from one backup")]
+    #[error(
+        "ledger `{path}` is missing, or was emptied, while the others are there; put it back, or `nexus restore` all of them from one backup"
+    )]
     Missing { path: PathBuf },
+    #[error("the ledgers in `{path}` don't fit together: {what}; put the right file back, or `nexus restore` all of them from one backup")]
+    OutOfStep { path: PathBuf, what: &'static str },
+    #[error("failed to look how far the ledgers have come")]
+    Look(#[from] ReadError),
     /// While the daemon runs.
     #[error("{0}")]
     Moved(String),
@@ -230,6 +238,7 @@ pub fn start<C: writer::Command>(directory: &Path, now_ms: i64) -> Result<(Datab
     let thread = |source| OpenError::Thread { path: path.clone(), source };
     let (checkpoints, checkpoint) = Checkpoints::start(place.clone(), C::LEDGER).map_err(thread)?;
     let (reopen_path, reopen_place) = (path.clone(), place.clone());
+    // The old connection lives until there is another, and the log with it: SQLite removes it with the last one.
     let reopen = move || match reopen_place.look() {
         Some(trouble) => Err(OpenError::Moved(trouble)),
         None => connect(&reopen_path, C::LEDGER).map_err(|source| OpenError::Open { path: reopen_path.clone(), source }),
@@ -269,20 +278,28 @@ pub(crate) fn optional<T>(result: rusqlite::Result<T>) -> rusqlite::Result<Optio
     }
 }
 
-/// Once all four were in use none is made anew: it would be empty, while the others remember what it had,
-/// and new events could be taken for known ones.
+/// Once all four were in use none is made anew, nor is one filled that was emptied: it would have nothing, while the others
+/// remember what it had, and new events could be taken for known ones, or old ones be run again.
 fn refuse_missing(directory: &Path) -> Result<(), OpenError> {
-    let missing: Vec<Ledger> = Ledger::ALL.into_iter().filter(|ledger| !directory.join(ledger.file_name()).exists()).collect();
-    let Some(first) = missing.first() else { return Ok(()) };
-    // A first start that was killed has left some of them, without a table or a row; of one that can't be read nobody knows.
+    // Of one that can't be read nobody knows.
     let has_row = |ledger: Ledger, sql: &str| {
         let path = directory.join(ledger.file_name());
         let asked = read_only(&path).and_then(|connection| connection.prepare(sql)?.exists([]));
         path.exists() && asked.unwrap_or_else(|error| error.sqlite_error_code().is_some_and(|code| code != ErrorCode::Unknown))
     };
+    let is_missing = |ledger: &Ledger| !has_row(*ledger, "SELECT 1 FROM sqlite_schema");
+    let Some(first) = Ledger::ALL.into_iter().find(is_missing) else { return Ok(()) };
+    // A first start that was killed has left some of them, without a table or a row.
     let was_used = has_row(Ledger::Nexus, "SELECT 1 FROM counters WHERE name = 'epoch' AND value > 0")
         || has_row(Ledger::Events, "SELECT 1 FROM events");
     if was_used { Err(OpenError::Missing { path: directory.join(first.file_name()) }) } else { Ok(()) }
+}
+
+/// An old copy of one file among the others is whole by itself. What the others have beyond it would be passed over, or
+/// done twice.
+fn refuse_out_of_step(directory: &Path) -> Result<(), OpenError> {
+    let found = Counters::read(directory)?.out_of_step();
+    found.map_or(Ok(()), |what| Err(OpenError::OutOfStep { path: directory.to_owned(), what }))
 }
 
 /// The four ledgers with their writers and readers.
@@ -312,6 +329,7 @@ impl Ledgers {
         let (agents, b) = start(directory, now_ms)?;
         let (identity, c) = start(directory, now_ms)?;
         let (nexus, d) = start(directory, now_ms)?;
+        refuse_out_of_step(directory)?;
         Ok((Self { _lock: Arc::new(lock), events, agents, identity, nexus }, vec![a, b, c, d]))
     }
 

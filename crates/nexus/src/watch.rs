@@ -219,6 +219,15 @@ fn broke(name: &str, panicked: &Panicked) {
     }
 }
 
+/// Lists and tells a failure of a thread that goes on by itself; it is in the log already.
+pub(crate) fn note(name: &str, error: &str) {
+    if let Some(inner) = SHORT.get().and_then(Weak::upgrade) {
+        let watch = Watch { inner };
+        watch.note(name, error, false);
+        watch.tell(name, error);
+    }
+}
+
 async fn run<F: Future<Output = ()>>(mut part: Part, stop: CancellationToken, ends: Ends, mut make: impl FnMut() -> F) {
     loop {
         let error = match panics::caught(async { make().await }).await {
@@ -331,7 +340,12 @@ mod tests {
             assert!(text.contains(&format!("nexus_task_failures_total{{task=\"{name}\"}} 1")), "{name} is not in {text}");
         }
         assert!(bus.bounds().1 >= 4, "three failures, three notices, beside those of other tests of this process");
-        assert!(watch.failed().is_empty(), "nothing that should run is missing");
+        // Ledgers of other tests may be among them.
+        let listed = || watch.failed().into_iter().map(|one| one.task).filter(|task| task.starts_with("probe")).collect::<Vec<_>>();
+        assert!(listed().is_empty(), "nothing that should run is missing");
+        note("probe of a thread", "a defect");
+        assert_eq!(listed(), ["probe of a thread"]);
+        assert!(watch.restarted() >= 1 && watch.inner.metrics.text().unwrap().contains("{task=\"probe of a thread\"} 1"));
         assert_eq!(helper("probe.helper", async { 1 }).await.unwrap() + blocking("probe.blocking", || 1).await.unwrap(), 2);
     }
 

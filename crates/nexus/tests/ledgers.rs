@@ -193,6 +193,66 @@ fn a_ledger_that_vanishes_is_missed_and_not_written_until_it_is_back() {
 }
 
 #[test]
+fn a_log_that_vanishes_is_missed_and_not_written_until_it_is_back() {
+    let (mut daemon, wanted) = bringing_events();
+    assert_eq!(daemon.nexus_ok(&["send", "kept"]).trim(), "kept");
+    let (log, aside) = (daemon.workspace().join("data/events.db-wal"), daemon.workspace().join("aside.wal"));
+    fs::rename(&log, &aside).unwrap();
+    unhealthy(&daemon, "events", "events.db-wal` is gone; put the same file back");
+    enable(&daemon, &wanted);
+    eventually("its adapter is held", || daemon.stdout().contains("holding this account"));
+    assert_eq!(lines(daemon.file("acks")), Vec::<String>::new());
+
+    fs::rename(&aside, &log).unwrap();
+    let all = i64::try_from(EVENTS).unwrap();
+    eventually("every event is in", || daemon.accepted() == all && daemon.ended("completed") == all + 1);
+    eventually("health says that it is over", || daemon.get("/health").status == 200);
+    daemon.kill9();
+    daemon.launch();
+    assert_eq!(daemon.accepted(), all, "what was accepted was lost with the daemon");
+    daemon.stop();
+}
+
+#[test]
+fn a_ledger_that_is_older_than_the_others_or_was_emptied_is_refused_at_the_start() {
+    let mut daemon = Daemon::start(&config(json!({})));
+    assert_eq!(daemon.nexus_ok(&["send", "one"]).trim(), "one");
+    daemon.stop();
+    let kept = daemon.workspace().join("kept");
+    fs::create_dir(&kept).unwrap();
+    let copy = |name: &str, to: &Path| fs::copy(ledger(&daemon, name), to.join(format!("{name}.db"))).unwrap();
+    for name in ["events", "nexus"] {
+        copy(name, &kept);
+    }
+    daemon.launch();
+    assert_eq!(daemon.nexus_ok(&["send", "two"]).trim(), "two");
+    eventually("the turn is recorded", || daemon.count("agents", "SELECT count(*) FROM turns") == 2);
+    daemon.stop();
+    for (name, why) in [("events", "is ahead of events.db"), ("nexus", "agents.db is ahead of nexus.db")] {
+        let (path, aside) = (ledger(&daemon, name), daemon.workspace().join("aside.db"));
+        fs::rename(&path, &aside).unwrap();
+        for (older, why) in [(true, why), (false, "is missing, or was emptied, while the others are there")] {
+            if older {
+                fs::copy(kept.join(format!("{name}.db")), &path).unwrap();
+            } else {
+                fs::write(&path, "").unwrap();
+                let doctor = daemon.nexus(&["doctor"]);
+                assert!(doctor.code != Some(0) && doctor.stdout.contains("it has no tables"), "{doctor:?}");
+            }
+            let ran = daemon.nexus(&["daemon", "start"]);
+            assert_eq!(ran.code, Some(EXIT_FAILED), "{ran:?}");
+            assert!(ran.stderr.contains(why) && ran.stderr.contains("nexus restore"), "no `{why}` in {ran:?}");
+            daemon.nothing_runs();
+        }
+        fs::rename(&aside, &path).unwrap();
+    }
+    daemon.launch();
+    let ran = daemon.count("nexus", "SELECT count(*) FROM runs");
+    assert_eq!((ran, daemon.ended("completed")), (2, 2), "nothing is run again");
+    daemon.stop();
+}
+
+#[test]
 fn a_start_names_the_file_that_is_no_ledger_and_leaves_it_alone() {
     let mut daemon = Daemon::new();
     daemon.configure(&config(json!({})));
@@ -209,7 +269,7 @@ fn a_start_names_the_file_that_is_no_ledger_and_leaves_it_alone() {
             assert!(said.iter().all(|part| ran.stderr.contains(part)), "no {said:?} in {ran:?}");
             daemon.nothing_runs();
         };
-        refused(&["is missing while the others are there", "nexus restore"]);
+        refused(&["is missing, or was emptied, while the others are there", "nexus restore"]);
         fs::create_dir(&path).unwrap();
         refused(&["failed to open", "for writing", "Is a directory"]);
         fs::remove_dir(&path).unwrap();
@@ -225,7 +285,7 @@ fn a_start_names_the_file_that_is_no_ledger_and_leaves_it_alone() {
     fs::rename(&nexus, &other).unwrap();
     fs::write(&nexus, "not a database ".repeat(1_000)).unwrap();
     let ran = daemon.nexus(&["daemon", "start"]);
-    assert!(ran.stderr.contains("events.db` is missing while the others are there"), "{ran:?}");
+    assert!(ran.stderr.contains("events.db` is missing, or was emptied, while the others are there"), "{ran:?}");
     assert!(!events.exists(), "an empty ledger was made beside one that can't be read");
     fs::rename(&one, &events).unwrap();
     fs::rename(&other, &nexus).unwrap();

@@ -1,17 +1,15 @@
 //! Makes a backup, of the ledgers of a running daemon or of one that is stopped. Blocks; it never opens a
 //! ledger file but through SQLite, since closing it would drop the locks of this process's connections.
 
-use super::manifest::{Counters, Entry, Fingerprint, MANIFEST_FILE, Manifest};
+use super::manifest::{Entry, Fingerprint, MANIFEST_FILE, Manifest};
 use super::programs::{self, Listing, PROGRAMS_FILE, Places, ProgramsError, Root};
 use super::{BACKUPS_DIRECTORY, CONFIG_FILE, Check, MIB, OVERLAY_FILE, Progress, Watch};
 use super::{config_text, damage, free_bytes, moment, open_read_only, private_directory};
 use crate::credential::write_private;
 use crate::file_error::FileError;
 use crate::ledger::copy::{CopyError, Step, beside, copy, remove_if_there, sync_directory, sync_directory_of};
-use crate::ledger::events::{SENT_SOURCE, last_seq};
-use crate::ledger::nexus::counter;
 use crate::ledger::writer::LongRead;
-use crate::ledger::{Ledger, ReadError, Readers, agents, follow, identity};
+use crate::ledger::{Counters, Ledger, ReadError, Readers};
 use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -170,7 +168,7 @@ fn fill(job: Job, watch: &mut Watch<'_>) -> Result<Manifest, BackupError> {
     for ledger in ORDER {
         files.insert(ledger.file_name(), examine(ledger, &to, watch)?);
     }
-    let counters = counters(&to)?;
+    let counters = Counters::read(&to)?;
     if let Some(what) = counters.out_of_step() {
         return Err(BackupError::OutOfStep(what));
     }
@@ -272,24 +270,6 @@ fn fingerprint(path: &Path, stop: &CancellationToken) -> Result<Fingerprint, Bac
         Err(_) if stop.is_cancelled() => Err(BackupError::Stopped),
         read => Ok(read.map_err(FileError::of("read", path))?),
     }
-}
-
-/// How far the copies have come.
-fn counters(to: &Path) -> Result<Counters, ReadError> {
-    let ask = |ledger: Ledger| Readers::new(to.join(ledger.file_name()));
-    let (last_seq, sent_applied) =
-        ask(Ledger::Events).read_now(|connection| Ok((last_seq(connection)?, follow::applied(connection, SENT_SOURCE)?)))?;
-    let of_nexus = |name: &'static str| ask(Ledger::Nexus).read_now(move |connection| counter(connection, name));
-    Ok(Counters {
-        last_seq,
-        intake_seq: of_nexus("intake_seq")?,
-        finish_seq: of_nexus("finish_seq")?,
-        sent_seq: of_nexus("sent_seq")?,
-        epoch: of_nexus("epoch")?,
-        agents_applied: ask(Ledger::Agents).read_now(|connection| follow::applied(connection, agents::SOURCE))?,
-        identity_applied: ask(Ledger::Identity).read_now(|connection| follow::applied(connection, identity::SOURCE))?,
-        sent_applied,
-    })
 }
 
 /// Copies a configuration file, if there is one.

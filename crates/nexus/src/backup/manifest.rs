@@ -3,7 +3,7 @@
 
 use super::programs::Programs;
 use super::{CONFIG_FILE, OVERLAY_FILE};
-use crate::ledger::Ledger;
+use crate::ledger::{Counters, Ledger};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -52,35 +52,6 @@ pub struct Entry {
     /// Of a ledger.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schema: Option<u32>,
-}
-
-/// How far each ledger had come, and how far its followers had.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Counters {
-    /// The newest event.
-    pub last_seq: i64,
-    pub intake_seq: i64,
-    pub finish_seq: i64,
-    pub sent_seq: i64,
-    pub epoch: i64,
-    /// What `agents.db` has of `finish_seq`.
-    pub agents_applied: i64,
-    /// What `identity.db` has of `last_seq`.
-    pub identity_applied: i64,
-    /// What `events.db` has of `sent_seq`. It may be ahead: `events.db` is copied last.
-    pub sent_applied: i64,
-}
-
-impl Counters {
-    /// The first mark that points behind the end of what it follows, if one does.
-    pub(crate) fn out_of_step(&self) -> Option<&'static str> {
-        let rules = [
-            (self.identity_applied > self.last_seq, "identity.db is ahead of events.db"),
-            (self.agents_applied > self.finish_seq, "agents.db is ahead of nexus.db"),
-            (self.intake_seq > self.last_seq, "nexus.db is ahead of events.db"),
-        ];
-        rules.into_iter().find_map(|(broken, what)| broken.then_some(what))
-    }
 }
 
 /// Why a directory is no backup that can be restored.
@@ -258,15 +229,5 @@ mod tests {
         assert!(matches!(Manifest::parse(other, Path::new("m")), Err(ManifestError::Format { found: 2, .. })));
         let cut = &serde_json::to_vec(&manifest()).unwrap()[..40];
         assert!(matches!(Manifest::parse(cut, Path::new("m")), Err(ManifestError::Malformed { .. })));
-    }
-
-    #[test]
-    fn a_mark_behind_the_end_of_what_it_follows_is_noticed() {
-        let good = Counters { last_seq: 5, intake_seq: 5, finish_seq: 3, agents_applied: 3, identity_applied: 4, ..Counters::default() };
-        assert_eq!(good.out_of_step(), None);
-        assert_eq!(Counters { sent_applied: 9, ..good }.out_of_step(), None, "events.db is copied last");
-        for bad in [Counters { agents_applied: 4, ..good }, Counters { identity_applied: 6, ..good }, Counters { intake_seq: 6, ..good }] {
-            assert!(bad.out_of_step().is_some(), "{bad:?}");
-        }
     }
 }

@@ -144,6 +144,11 @@ pub(super) fn bounded(mut connection: Connection, until: Option<Instant>) -> rus
 fn schema(error: &MigrateError, path: &Path) -> Finding {
     match error {
         MigrateError::Read { source, .. } => unreadable(Check::Schema, path, source),
+        MigrateError::Older { found: 0, .. } => {
+            let what = "it has no tables: a first start was killed, or the file was emptied";
+            let fix = "start the daemon, which makes them if nothing was recorded yet; else `nexus restore` all ledgers from one backup";
+            Finding::error(Check::Schema, what, fix).at(path)
+        }
         MigrateError::Older { found, known, .. } => {
             let what = format!("it has schema {found}, this version has {known}; its rows were not looked at");
             Finding::warning(Check::Schema, what, "start the daemon once: it copies the file and brings it up to date").at(path)

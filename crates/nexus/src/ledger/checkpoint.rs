@@ -28,6 +28,7 @@ impl Checkpoints {
                 let failed = done.map_or_else(|panicked| Some(panicked.to_string()), Result::err);
                 if let Some(error) = failed {
                     tracing::warn!(path = %place.path().display(), error, "checkpoint failed; the log grows until one succeeds");
+                    crate::watch::note(&format!("checkpoint {}", ledger.name()), &error);
                 }
             }
         })?;
@@ -55,8 +56,8 @@ impl Checkpoints {
 
 /// A connection per checkpoint: rare, and it holds no memory in between.
 fn checkpoint(place: &Place, ledger: Ledger) -> Result<(), String> {
-    if let Some(trouble) = place.look() {
-        return Err(trouble);
+    if place.look().is_some() {
+        return Ok(()); // health says so, and nothing is written there
     }
     let done = connect(place.path(), ledger).and_then(|connection| connection.execute_batch("PRAGMA wal_checkpoint(PASSIVE)"));
     done.map_err(|error| error.to_string())

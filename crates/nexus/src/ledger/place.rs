@@ -1,45 +1,41 @@
-//! Which file a ledger is. Its path may come to name another file, or none, while the open one is still
-//! written to, and is gone with all that when the daemon ends. Never opens a database.
+//! Which file a ledger is, and which its log. Their paths may come to name other files, or none, while the open ones are
+//! still written to, and are gone with all that when the daemon ends. Never opens a database.
 
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// A ledger's path with the file that was opened there. Cheap to clone.
+/// A ledger's path with the files that were opened there. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Place {
     path: Arc<PathBuf>,
-    /// Device and inode.
-    opened: (u64, u64),
+    /// Each with its device and inode: the file, and its log, which is there as long as a connection is.
+    opened: Arc<[(PathBuf, (u64, u64)); 2]>,
     /// What was wrong at the last look.
     trouble: Arc<Mutex<Option<String>>>,
 }
 
 impl Place {
-    /// The place of the file that is at `path` now.
+    /// The place of the file that is at `path` now, and of its log: a connection has them open.
     ///
     /// # Errors
-    /// When there is none, or it can't be looked at.
+    /// When one of them isn't there, or can't be looked at.
     pub(super) fn of(path: PathBuf) -> std::io::Result<Self> {
-        let opened = identity(&path)?;
-        Ok(Self { path: Arc::new(path), opened, trouble: Arc::default() })
+        let mut log = path.clone().into_os_string();
+        log.push("-wal");
+        let log = PathBuf::from(log);
+        let opened = [(path.clone(), identity(&path)?), (log.clone(), identity(&log)?)];
+        Ok(Self { path: Arc::new(path), opened: Arc::new(opened), trouble: Arc::default() })
     }
 
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Looks whether the path still names the file; what is wrong, if it doesn't.
+    /// Looks whether the paths still name the files; what is wrong, if they don't.
     pub(super) fn look(&self) -> Option<String> {
-        let path = self.path.display();
-        let mend = "put the same file back, or stop the daemon and see to the file first";
-        let trouble = match identity(&self.path) {
-            Ok(found) if found == self.opened => None,
-            Ok(_) => Some(format!("`{path}` is another file than the one that is open; {mend}")),
-            Err(error) if error.kind() == ErrorKind::NotFound => Some(format!("`{path}` is gone; {mend}")),
-            Err(error) => Some(format!("`{path}` can't be looked at: {error}; {mend}")),
-        };
+        let trouble = self.opened.iter().find_map(|(path, opened)| moved(path, *opened));
         let before = std::mem::replace(&mut *self.trouble.lock().unwrap_or_else(PoisonError::into_inner), trouble.clone());
         match (&before, &trouble) {
             (None, Some(trouble)) => tracing::error!(trouble, "a ledger is not where it was opened; nothing is written to it"),
@@ -55,6 +51,19 @@ impl Place {
     }
 }
 
+/// What is wrong with a path that names another file than the one that is open.
+fn moved(path: &Path, opened: (u64, u64)) -> Option<String> {
+    let found = identity(path);
+    let path = path.display();
+    let mend = "put the same file back, or stop the daemon and see to the file first";
+    match found {
+        Ok(found) if found == opened => None,
+        Ok(_) => Some(format!("`{path}` is another file than the one that is open; {mend}")),
+        Err(error) if error.kind() == ErrorKind::NotFound => Some(format!("`{path}` is gone; {mend}")),
+        Err(error) => Some(format!("`{path}` can't be looked at: {error}; {mend}")),
+    }
+}
+
 fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
     std::fs::metadata(path).map(|file| (file.dev(), file.ino()))
 }
@@ -65,20 +74,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_is_gone_or_replaced_is_missed_until_it_is_back() {
+    fn a_file_or_a_log_that_is_gone_or_replaced_is_missed_until_it_is_back() {
         let directory = tempfile::tempdir().unwrap();
-        let (path, aside) = (directory.path().join("x.db"), directory.path().join("aside"));
+        let (path, log, aside) = (directory.path().join("x.db"), directory.path().join("x.db-wal"), directory.path().join("aside"));
         assert!(Place::of(path.clone()).is_err());
         std::fs::write(&path, "one").unwrap();
+        assert!(Place::of(path.clone()).is_err(), "no connection has it open");
+        std::fs::write(&log, "its log").unwrap();
         let place = Place::of(path.clone()).unwrap();
         assert_eq!((place.look(), place.trouble()), (None, None));
-        std::fs::rename(&path, &aside).unwrap();
-        assert_eq!(place.trouble(), None, "nobody looked");
-        assert!(place.look().unwrap().contains("is gone"));
-        std::fs::write(&path, "another").unwrap();
-        assert!(place.look().unwrap().contains("is another file"));
-        assert!(place.trouble().is_some());
-        std::fs::rename(&aside, &path).unwrap();
-        assert_eq!((place.look(), place.trouble()), (None, None));
+        for file in [&path, &log] {
+            std::fs::rename(file, &aside).unwrap();
+            assert_eq!(place.trouble(), None, "nobody looked");
+            let gone = format!("`{}` is gone", file.display());
+            assert!(place.look().unwrap().contains(&gone));
+            std::fs::write(file, "another").unwrap();
+            assert!(place.look().unwrap().contains("is another file"));
+            assert!(place.trouble().is_some());
+            std::fs::rename(&aside, file).unwrap();
+            assert_eq!((place.look(), place.trouble()), (None, None));
+        }
     }
 }

@@ -285,6 +285,7 @@ impl Thread {
             // What broke off in the middle of the answers: callers whom nobody answers repeat.
             if let Err(panicked) = panics::catch(|| self.run_group(group)) {
                 tracing::error!(ledger = C::LEDGER.name(), error = %panicked, "a ledger's writer broke off a group");
+                defect::<C>(&panicked);
                 self.begin_anew::<C>(panicked.to_string());
             }
         }
@@ -303,7 +304,10 @@ impl Thread {
                     is_full = error.sqlite_error_code() == Some(ErrorCode::DiskFull);
                     error.to_string()
                 }),
-                Err(panicked) => Err(panicked.to_string()),
+                Err(panicked) => {
+                    defect::<C>(&panicked);
+                    Err(panicked.to_string())
+                }
             },
         };
         // Whatever came of it: after a failure nobody knows what is on disk.
@@ -402,7 +406,10 @@ impl Thread {
             let outcome = match panics::catch(|| job.command.apply(connection)) {
                 Ok(Err(error)) if is_files_fault(&error) => return Err(error),
                 Ok(applied) => applied.map_err(|error| error.to_string()),
-                Err(panicked) => Err(panicked.to_string()),
+                Err(panicked) => {
+                    defect::<C>(&panicked);
+                    Err(panicked.to_string())
+                }
             };
             let outcome = match outcome {
                 Ok(reply) => Ok(reply),
@@ -427,6 +434,12 @@ impl Thread {
             self.checkpoint.request();
         }
     }
+}
+
+/// The thread goes on after a panic, however many there are: nobody else could write the file. Those who repeat what it broke
+/// off pause before it.
+fn defect<C: Command>(panicked: &panics::Panicked) {
+    crate::watch::note(&format!("ledger {}", C::LEDGER.name()), &panicked.to_string());
 }
 
 /// Passes the fail points of a group's commands: the first ones before its commit, the others after it.

@@ -54,7 +54,7 @@ fn thread() -> (Thread, tempfile::TempDir) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("numbers.db");
     let connection = Connection::open(&path).unwrap();
-    connection.execute_batch("CREATE TABLE numbers (n INTEGER NOT NULL CHECK (n <> 13)) STRICT").unwrap();
+    connection.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE numbers (n INTEGER NOT NULL CHECK (n <> 13)) STRICT").unwrap();
     let place = Place::of(path).unwrap();
     let (checkpoint, _) = crate::ledger::Checkpoints::start(place.clone(), Ledger::Bus).unwrap();
     let reopen = Box::new(|| Err(OpenError::Moved("nothing is opened anew here".to_owned())));
