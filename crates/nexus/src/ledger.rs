@@ -281,15 +281,15 @@ pub(crate) fn optional<T>(result: rusqlite::Result<T>) -> rusqlite::Result<Optio
 /// Once all four were in use none is made anew, nor is one filled that was emptied: it would have nothing, while the others
 /// remember what it had, and new events could be taken for known ones, or old ones be run again.
 fn refuse_missing(directory: &Path) -> Result<(), OpenError> {
-    // Of one that can't be read nobody knows.
+    // Not opened for that: a log that is made beside a file which may not be written could not be written later either.
+    let is_missing = |ledger: &Ledger| std::fs::metadata(directory.join(ledger.file_name())).map_or(true, |file| file.len() == 0);
+    let Some(first) = Ledger::ALL.into_iter().find(is_missing) else { return Ok(()) };
+    // A first start that was killed has left some of them, without a table or a row; of one that can't be read nobody knows.
     let has_row = |ledger: Ledger, sql: &str| {
         let path = directory.join(ledger.file_name());
         let asked = read_only(&path).and_then(|connection| connection.prepare(sql)?.exists([]));
         path.exists() && asked.unwrap_or_else(|error| error.sqlite_error_code().is_some_and(|code| code != ErrorCode::Unknown))
     };
-    let is_missing = |ledger: &Ledger| !has_row(*ledger, "SELECT 1 FROM sqlite_schema");
-    let Some(first) = Ledger::ALL.into_iter().find(is_missing) else { return Ok(()) };
-    // A first start that was killed has left some of them, without a table or a row.
     let was_used = has_row(Ledger::Nexus, "SELECT 1 FROM counters WHERE name = 'epoch' AND value > 0")
         || has_row(Ledger::Events, "SELECT 1 FROM events");
     if was_used { Err(OpenError::Missing { path: directory.join(first.file_name()) }) } else { Ok(()) }
