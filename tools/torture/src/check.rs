@@ -31,7 +31,8 @@ use anyhow::{Context, Result};
 use rusqlite::{Connection, OpenFlags, Row};
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Requests and deliveries that are not at their end.
@@ -41,36 +42,48 @@ const OPEN_DELIVERIES: &str = "status IN ('pending', 'sending')";
 /// How long a question to a ledger in use may wait for it.
 const BUSY_LIMIT: Duration = Duration::from_secs(10);
 
-/// A copy of the ledgers, as they are on the disk now.
+/// A copy of the ledgers that are looked at, as they are on the disk now. The rest of a world's data (its bus, its other logs) is most of
+/// it, and a copy of that for each look was the harness's own work on the disk.
 pub(crate) struct Copy {
     pub(crate) events: Connection,
     pub(crate) nexus: Connection,
+    /// Where the ledgers themselves are. Nothing runs there while this lives.
+    data: PathBuf,
     /// Where the copy is, gone when this is dropped.
     dir: tempfile::TempDir,
 }
 
 impl Copy {
-    /// Copies the ledgers of `data`, with their logs.
+    /// Copies the ledgers of facts and of work, with their logs, to a directory beside `data`.
     ///
     /// # Errors
     /// When they can't be copied or opened.
     pub(crate) fn of(data: &Path) -> Result<Self> {
-        let dir = tempfile::tempdir().context("failed to make a directory")?;
-        copy(data, dir.path())?;
-        Ok(Self { events: open(dir.path(), "events")?, nexus: open(dir.path(), "nexus")?, dir })
+        let beside = data.parent().with_context(|| format!("nothing is beside `{}`", data.display()))?;
+        let dir = tempfile::Builder::new().prefix("look-").tempdir_in(beside).context("failed to make a directory")?;
+        let (events, nexus) = (copy_of(data, dir.path(), "events")?, copy_of(data, dir.path(), "nexus")?);
+        Ok(Self { events, nexus, data: data.to_owned(), dir })
     }
 
-    /// Another ledger of the copy.
+    /// Another ledger, copied now.
     ///
     /// # Errors
-    /// When it can't be opened.
+    /// When it can't be copied or opened.
     pub(crate) fn open(&self, name: &str) -> Result<Connection> {
-        open(self.dir.path(), name)
+        copy_of(&self.data, self.dir.path(), name)
     }
 }
 
-fn open(dir: &Path, name: &str) -> Result<Connection> {
-    Connection::open(dir.join(format!("{name}.db"))).with_context(|| format!("failed to open {name}.db"))
+/// One ledger of a copy, without the index of its log, which is made anew. What isn't there is empty.
+fn copy_of(data: &Path, to: &Path, name: &str) -> Result<Connection> {
+    for file in [format!("{name}.db"), format!("{name}.db-wal")] {
+        match fs::copy(data.join(&file), to.join(&file)) {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error).with_context(|| format!("failed to copy `{file}`")),
+        }
+    }
+    Connection::open(to.join(format!("{name}.db"))).with_context(|| format!("failed to open {name}.db"))
 }
 
 /// Copies the files of a directory, which are not directories themselves.
