@@ -41,7 +41,23 @@ pub enum CredentialError {
     #[error("the credential's value is empty or longer than {VALUE_BYTES_MAX} bytes")]
     Value,
     #[error("credential command `{program}` failed: {reason}")]
-    Command { program: String, reason: String },
+    Command { program: String, reason: String, is_passing: bool },
+}
+
+impl CredentialError {
+    /// Whether the same attempt may succeed later without anybody changing anything.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => crate::error_text::is_passing(source),
+            Self::Command { is_passing, .. } => *is_passing,
+            Self::Name { .. }
+            | Self::Missing { .. }
+            | Self::NoVariable { .. }
+            | Self::Exposed { .. }
+            | Self::Malformed { .. }
+            | Self::Value => false,
+        }
+    }
 }
 
 /// A resolved credential: its kind (`file`, `env`, `command`) and value.
@@ -96,10 +112,15 @@ pub fn stored(directory: &Path, reference: &str) -> Result<SecretString, Credent
 }
 
 async fn ask(command: &str, keeper: &Keeper) -> Result<SecretString, CredentialError> {
-    let failed = |reason: String| CredentialError::Command { program: command.split(' ').next().unwrap_or_default().to_owned(), reason };
+    let program = || command.split(' ').next().unwrap_or_default().to_owned();
+    let failed = |reason: String| CredentialError::Command { program: program(), reason, is_passing: false };
     let argv = shell_words::split(command).map_err(|error| failed(error.to_string()))?;
     let spec = SpawnSpec { child: ChildId::new("credential"), argv, env: crate::environment::base(), cwd: None, stdin: Stdin::Null };
-    let output = oneshot::run(keeper, spec, None, COMMAND_LIMIT).await.map_err(|error| failed(crate::error_text::describe(&error)))?;
+    let output = oneshot::run(keeper, spec, None, COMMAND_LIMIT).await.map_err(|error| CredentialError::Command {
+        program: program(),
+        reason: crate::error_text::describe(&error),
+        is_passing: error.is_passing(),
+    })?;
     if !output.status.is_success() {
         return Err(failed(output.status.to_string()));
     }

@@ -108,6 +108,17 @@ pub enum SpawnError {
     KeeperGone { program: String },
 }
 
+impl SpawnError {
+    /// Whether the same attempt may succeed later without anybody changing anything.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Refused { source, .. } | Self::Pipes { source, .. } => crate::error_text::is_passing(source),
+            // The daemon ends by that; nothing is wrong with what was to be started.
+            Self::KeeperGone { .. } => true,
+        }
+    }
+}
+
 fn step_text(at: Step) -> &'static str {
     match at {
         Step::Order => "read the order for",

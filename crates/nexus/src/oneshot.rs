@@ -37,6 +37,18 @@ pub enum OneshotError {
     },
 }
 
+impl OneshotError {
+    /// Whether the same attempt may succeed later without anybody changing anything.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Spawn(error) => error.is_passing(),
+            Self::TimedOut { .. } => true,
+            Self::TooMuch { .. } => false,
+            Self::Read { source, .. } => crate::error_text::is_passing(source),
+        }
+    }
+}
+
 /// Starts `spec`, gives it `input` and waits at most `limit`. Its whole tree is gone on return, or
 /// soon after when this is cancelled.
 ///

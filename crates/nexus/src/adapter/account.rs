@@ -8,6 +8,7 @@ use super::program::Command;
 use super::stats::AccountStats;
 use super::{How, Known, Shared, backfill, probe, stream};
 use crate::clock;
+use crate::credential::CredentialError;
 use crate::ledger::events::Cursor;
 use crate::ledger::nexus::{Instance, SaveInstance};
 use crate::supervisor::{Child, ChildSpec, ChildStatus, NotReady, Phase};
@@ -377,7 +378,9 @@ impl Account {
         let credential = match &self.config.credential_ref {
             Some(reference) => {
                 let resolved = crate::credential::resolve(reference, &self.shared.credentials, self.shared.keeper()).await;
-                Some(resolved.map_err(|error| NotReady { reason: crate::error_text::describe(&error), lasting: true })?)
+                let not_ready =
+                    |error: CredentialError| NotReady { reason: crate::error_text::describe(&error), lasting: !error.is_passing() };
+                Some(resolved.map_err(not_ready)?)
             }
             None => None,
         };

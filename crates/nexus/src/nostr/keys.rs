@@ -41,6 +41,16 @@ pub enum KeyError {
     Taken { key: String, pubkey: String, reference: String },
 }
 
+impl KeyError {
+    /// Whether the same attempt may succeed later without anybody changing anything.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Credential { source, .. } => source.is_passing(),
+            Self::Name(_) | Self::Malformed { .. } | Self::NotOne | Self::Taken { .. } => false,
+        }
+    }
+}
+
 /// The keys that there are. One making or reading at a time, so that a name has one key.
 #[derive(Debug)]
 pub(crate) struct Keyring {

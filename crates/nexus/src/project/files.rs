@@ -49,6 +49,16 @@ pub enum FilesError {
     Malformed { path: PathBuf, line: usize, column: usize, problem: String },
 }
 
+impl FilesError {
+    /// Whether the same attempt may succeed later without anybody changing anything.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => crate::error_text::is_passing(source),
+            Self::NotPlain { .. } | Self::TooLarge { .. } | Self::TooMany { .. } | Self::Malformed { .. } => false,
+        }
+    }
+}
+
 /// `.tenex/config.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

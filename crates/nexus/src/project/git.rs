@@ -66,7 +66,8 @@ impl GitError {
         match self {
             Self::Remote(error) => matches!(error, RemoteError::Lookup { .. }),
             Self::Run { .. } | Self::Failed { .. } | Self::DiskFull { .. } => true,
-            Self::TooLarge { .. } | Self::Escapes { .. } | Self::Look { .. } => false,
+            Self::Look { source, .. } => crate::error_text::is_passing(source),
+            Self::TooLarge { .. } | Self::Escapes { .. } => false,
         }
     }
 }

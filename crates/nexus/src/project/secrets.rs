@@ -33,6 +33,16 @@ pub enum SecretError {
     Store(#[from] CredentialError),
 }
 
+impl SecretError {
+    /// Whether the same attempt may succeed later without anybody changing anything.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Unusable { source, .. } | Self::Store(source) => source.is_passing(),
+            Self::Name { .. } | Self::TooMany | Self::Nul { .. } => false,
+        }
+    }
+}
+
 /// The secrets of all projects, below `state/credentials`.
 #[derive(Debug, Clone)]
 pub struct Secrets {

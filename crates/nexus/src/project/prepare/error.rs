@@ -92,10 +92,10 @@ impl PrepareError {
             | Self::HostDenied { .. }
             | Self::Occupied { .. }
             | Self::Placed { .. }
-            | Self::Kept { .. }
-            | Self::Files(_)
-            | Self::Secret(_)
-            | Self::Key(_) => false,
+            | Self::Kept { .. } => false,
+            Self::Files(error) => error.is_passing(),
+            Self::Secret(error) => error.is_passing(),
+            Self::Key(error) => error.is_passing(),
         }
     }
 
@@ -145,5 +145,64 @@ impl PrepareError {
     pub(super) fn io(operation: &'static str, path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { operation, path, source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::credential::CredentialError;
+    use crate::keeper::SpawnError;
+    use crate::oneshot::OneshotError;
+    use std::io;
+
+    fn io_error(number: i32) -> io::Error {
+        io::Error::from_raw_os_error(number)
+    }
+
+    /// An error of each part that reads files, by what the operating system said.
+    fn all(number: i32) -> Vec<PrepareError> {
+        let path = PathBuf::from("/x");
+        let credential = || CredentialError::Io { operation: "read", path: path.clone(), source: io_error(number) };
+        vec![
+            FilesError::Io { operation: "read", path: path.clone(), source: io_error(number) }.into(),
+            SecretError::Store(credential()).into(),
+            SecretError::Unusable { name: "KEY".into(), source: credential() }.into(),
+            KeyError::Credential { key: "demo/pm".into(), source: credential() }.into(),
+            GitError::Look { path: path.clone(), source: io_error(number) }.into(),
+        ]
+    }
+
+    #[test]
+    fn what_passes_by_itself_is_tried_again_and_what_somebody_has_to_mend_is_not() {
+        for error in all(libc::EMFILE).iter().chain(&all(libc::ENOSPC)) {
+            assert!(error.retryable(), "{error:?}");
+        }
+        for error in all(libc::EACCES).iter().chain(&all(libc::ENOENT)) {
+            assert!(!error.retryable(), "{error:?}");
+        }
+        let missing = || CredentialError::Missing { reference: "a/b".into() };
+        let exposed = CredentialError::Exposed { path: "/x".into(), mode: 0o644 };
+        let lasting: [PrepareError; 5] = [
+            SecretError::TooMany.into(),
+            SecretError::Unusable { name: "KEY".into(), source: missing() }.into(),
+            SecretError::Store(exposed).into(),
+            KeyError::NotOne.into(),
+            FilesError::NotPlain { path: "/x".into() }.into(),
+        ];
+        for error in lasting {
+            assert!(!error.retryable(), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_command_for_a_secret_that_was_not_started_is_asked_again() {
+        let refused = |number| OneshotError::Spawn(SpawnError::Pipes { program: "pass".into(), source: io_error(number) });
+        assert!(refused(libc::EMFILE).is_passing() && !refused(libc::ENOENT).is_passing());
+        assert!(OneshotError::TimedOut { program: "pass".into(), limit_ms: 1 }.is_passing());
+        for is_passing in [true, false] {
+            let source = CredentialError::Command { program: "pass".into(), reason: String::new(), is_passing };
+            assert_eq!(PrepareError::from(SecretError::Store(source)).retryable(), is_passing);
+        }
     }
 }
