@@ -196,6 +196,7 @@ impl Projects {
         if let Some(reason) = lane.quarantined() {
             return Err(quarantined(&lane, &reason));
         }
+        lane.hold_down(false);
         self.prepare(&lane).await?;
         self.note_use(&lane).await;
         self.bring_up(&lane).await?;

@@ -67,6 +67,8 @@ struct View {
     quarantined: Option<Quarantine>,
     /// It is being put away: nobody takes it into use any more.
     is_leaving: bool,
+    /// A person stopped it: it isn't kept warm until an event or a person starts it. The daemon's next start knows nothing of it.
+    is_held_down: bool,
     /// Turns that are going on or wait for it.
     in_use: usize,
     /// By the monotonic clock.
@@ -158,6 +160,17 @@ impl Lane {
 
     pub(super) fn stay(&self) {
         self.view().is_leaving = false;
+    }
+
+    pub(super) fn hold_down(&self, is_held_down: bool) {
+        self.view().is_held_down = is_held_down;
+    }
+
+    /// Whether it may be brought up without an event, as far as is known here.
+    pub(super) fn may_warm(&self) -> bool {
+        let view = self.view();
+        let is_whole = view.prepared.as_ref().is_some_and(|prepared| prepared.missing.is_empty());
+        is_whole && view.quarantined.is_none() && !view.is_held_down
     }
 
     pub(super) fn in_use(&self) -> usize {

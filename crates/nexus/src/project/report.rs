@@ -158,9 +158,7 @@ impl Projects {
             Seen {
                 is_up: lane.is_up(),
                 is_used: lane.is_taken(),
-                may_start: lane.prepared().is_some_and(|prepared| prepared.missing.is_empty())
-                    && lane.quarantined().is_none()
-                    && (lane.is_up() || !lane.post.has_just_ended()),
+                may_start: lane.may_warm() && (lane.is_up() || !lane.post.has_just_ended()),
                 last_used_ms: i64::try_from(last_used_ms).unwrap_or(i64::MAX),
                 idle_ms: now_ms.saturating_sub(last_used_ms),
                 idle_stop_ms: settings.idle_stop_ms(&lane.post.coordinate),

@@ -78,6 +78,7 @@ impl Projects {
             ProjectVerb::Stop => {
                 let turning = lane.turning.lock().await;
                 end_turn.await;
+                lane.hold_down(true);
                 self.stop_process(&lane).await;
                 drop(turning);
                 self.count_queues().await;
@@ -109,6 +110,7 @@ impl Projects {
         if let Some(reason) = lane.quarantined() {
             return Err(super::quarantined(lane, &reason));
         }
+        lane.hold_down(false);
         self.prepare(lane).await?;
         self.bring_up(lane).await?;
         let plan = lane.post.plan.load_full();
