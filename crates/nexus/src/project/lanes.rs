@@ -98,6 +98,11 @@ impl View {
         }
     }
 
+    fn may_warm(&self) -> bool {
+        let is_whole = self.prepared.as_ref().is_some_and(|prepared| prepared.missing.is_empty());
+        is_whole && self.quarantined.is_none() && !self.is_held_down
+    }
+
     /// Whether somebody has to configure something, as far as the ledger knows.
     fn lacks_configuration(&self) -> bool {
         self.prepared.is_none() && self.before == Some(ProjectState::NeedsConfiguration)
@@ -168,9 +173,7 @@ impl Lane {
 
     /// Whether it may be brought up without an event, as far as is known here.
     pub(super) fn may_warm(&self) -> bool {
-        let view = self.view();
-        let is_whole = view.prepared.as_ref().is_some_and(|prepared| prepared.missing.is_empty());
-        is_whole && view.quarantined.is_none() && !view.is_held_down
+        self.view().may_warm()
     }
 
     pub(super) fn in_use(&self) -> usize {
@@ -367,5 +370,31 @@ impl Lanes {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Coordinate, Arc<Lane>>> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn what_a_person_stopped_is_not_kept_warm() {
+        let coordinate = Coordinate::parse(&format!("31933:{}:demo", "a".repeat(64))).unwrap();
+        let prepared = Prepared {
+            slug: coordinate.slug(),
+            coordinate,
+            path: "/nowhere".into(),
+            title: "Demo".to_owned(),
+            agents: Vec::new(),
+            mcp: Vec::new(),
+            missing: Vec::new(),
+            definition_id: String::new(),
+            problems: Vec::new(),
+        };
+        let view = View { prepared: Some(Arc::new(prepared)), ..View::default() };
+        assert!(view.may_warm());
+        assert!(!View { is_held_down: true, ..view }.may_warm());
+        assert!(!View::default().may_warm(), "nobody prepared it");
     }
 }
