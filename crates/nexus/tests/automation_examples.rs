@@ -56,6 +56,7 @@ fn a_condition_at_a_heartbeat_has_an_agent_called_once() {
     eventually("it was asked", || daemon.texts("agents", asked).len() == 1);
     assert_eq!(report(&daemon, "undelivered")["disabled_itself"], true);
     assert!(daemon.nexus_ok(&["automation", "list"]).contains("disabled itself"));
+    assert!(daemon.nexus_ok(&["daemon", "status", "--verbose"]).contains("undelivered disabled ("));
     // It stays so over a restart, and a person enables it again.
     daemon.stop();
     daemon.launch();

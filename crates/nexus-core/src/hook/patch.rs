@@ -6,6 +6,7 @@ use crate::access::{EVERYTHING, check_template};
 use crate::config::Permissions;
 use crate::event::METADATA_BYTES_MAX;
 use crate::request::NexusRequest;
+use crate::tool_filter;
 use serde_json::{Map, Value};
 
 /// Longest text of a message or an answer, in bytes.
@@ -180,7 +181,8 @@ fn change_permissions(permissions: &mut Permissions, key: &'static str, patch: &
         changed.data_access = floor.0; // to remove it is not to widen it
     }
     let wider = |wider: String| Err(PatchError::Wider { key, wider });
-    if let Some(tool) = beyond(&changed.tools.allow, &permissions.tools.allow) {
+    // What a pattern that was granted stands for may be named, or be a narrower pattern.
+    if let Some(tool) = changed.tools.allow.iter().find(|tool| !tool_filter::matches_any(&permissions.tools.allow, tool)) {
         return wider(format!("the tool `{}`", short(tool)));
     }
     if let Some(tool) = permissions.tools.deny.iter().find(|tool| !changed.tools.deny.contains(tool)) {

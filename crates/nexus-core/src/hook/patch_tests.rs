@@ -6,6 +6,7 @@ use crate::access::Decision;
 use crate::config::{DataAccess, Effect, PrincipalType, Queue, QueueMode, Tools};
 use crate::event::{Event, PeerKind};
 use crate::request::{PrincipalSection, ResponseSection, TriggersSection};
+use crate::tool_filter::permits;
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -27,7 +28,8 @@ pub(in crate::hook) fn request() -> NexusRequest {
         attachments: Value::Null,
         metadata: json!({ "a": 1, "b": { "c": 2 } }),
     };
-    let tools = Tools { allow: vec!["read".to_owned(), "write".to_owned()], deny: vec!["shell".to_owned()] };
+    let allow = ["read", "write", "files__*"].map(str::to_owned).to_vec();
+    let tools = Tools { allow, deny: vec!["shell".to_owned()] };
     let permissions = Permissions { tools, credentials: vec!["*".to_owned()], data_access: DataAccess::Contextual };
     let mut request = NexusRequest::new("req_1".to_owned(), 1, 0, event);
     request.principal = Some(PrincipalSection {
@@ -171,6 +173,9 @@ fn permissions_only_become_narrower() {
     for wider in [
         json!({ "tools": { "allow": ["read", "shell"] } }),
         json!({ "tools": { "allow": ["*"] } }),
+        json!({ "tools": { "allow": ["file*"] } }),
+        json!({ "tools": { "allow": ["read*"] } }),
+        json!({ "tools": { "allow": ["files_"] } }),
         json!({ "tools": { "deny": [] } }),
         json!({ "tools": { "deny": null } }),
         json!({ "data_access": "full" }),
@@ -184,6 +189,11 @@ fn permissions_only_become_narrower() {
     assert_eq!(permissions.tools.allow, ["read"]);
     assert_eq!(permissions.credentials, ["google/me"]);
     assert_eq!(permissions.data_access, DataAccess::None);
+    for within in ["files__read", "files__re*", "files__*"] {
+        let patch = access(json!({ "tools": { "allow": [within] } }));
+        let permissions = patched(Hook::AfterResolveAccess, patch).unwrap().access.unwrap().permissions;
+        assert_eq!(permissions.tools.allow, [within], "the pattern that was granted stands for it");
+    }
     let kept = patched(Hook::AfterResolveAccess, access(json!({ "data_access": null, "tools": { "allow": null } }))).unwrap();
     let kept = kept.access.unwrap().permissions;
     assert_eq!((kept.data_access, kept.tools.allow.len()), (DataAccess::Contextual, 0));
@@ -231,7 +241,7 @@ fn any_json() -> impl Strategy<Value = Value> {
         Just(Value::Null),
         any::<bool>().prop_map(Value::from),
         any::<i64>().prop_map(Value::from),
-        prop::sample::select(vec!["*", "read", "shell", "full", "none", ""]).prop_map(Value::from),
+        prop::sample::select(vec!["*", "read", "r*", "files__*", "files__read", "shell", "full", "none", ""]).prop_map(Value::from),
     ];
     leaf.prop_recursive(5, 40, 5, move |inner| {
         prop_oneof![
@@ -252,7 +262,9 @@ proptest! {
             prop_assert_eq!(&after, &before);
         }
         let (was, is) = (before.access.unwrap().permissions, after.access.unwrap().permissions);
-        prop_assert!(is.tools.allow.iter().all(|tool| was.tools.allow.contains(tool)));
+        for tool in ["read", "reads", "write", "files__read", "files_", "shell", "*", ""] {
+            prop_assert!(!permits(&is.tools, tool) || permits(&was.tools, tool), "{}", tool);
+        }
         prop_assert!(was.tools.deny.iter().all(|tool| is.tools.deny.contains(tool)));
         prop_assert!(is.data_access <= was.data_access);
         prop_assert_eq!(after.event.sender_id, before.event.sender_id);

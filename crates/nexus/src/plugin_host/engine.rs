@@ -138,7 +138,7 @@ fn slow(limits: Limits) -> Trouble {
 fn begin(stage: &Stage, watchdog: &Watchdog, budget: Duration) {
     let deadline = Instant::now() + budget;
     stage.begin(deadline, budget);
-    watchdog.expect_by(deadline);
+    watchdog.expect_by(deadline, budget);
 }
 
 /// Has the runtime look at its time, and tell of rejected promises.

@@ -100,7 +100,7 @@ impl<W: Write> Guests<W> {
         }
         // The parser is as much the file's own doing as its JavaScript is.
         self.watchdog.blame(never_loaded(Some(guest)));
-        self.watchdog.expect_by(Instant::now() + strip::TIME_MAX);
+        self.watchdog.expect_by(Instant::now() + strip::TIME_MAX, strip::TIME_MAX);
         let source = stripped(source, &file);
         self.watchdog.rest();
         let source = match source {

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 /// How long after its time JavaScript may still run.
 const GRACE: Duration = Duration::from_secs(1);
-/// Processor time in which JavaScript would have been interrupted. A thread that didn't get it could not look at the
-/// time either.
+/// Processor time beyond its own in which JavaScript would have been interrupted. A thread that didn't get it could not look
+/// at the time either.
 const TURN: Duration = Duration::from_millis(500);
 /// The longest wait for that turn, which only a machine without any time to spare needs.
 const STARVED_MAX: Duration = Duration::from_secs(20);
@@ -23,8 +23,8 @@ const STACK_BYTES: usize = 128 * 1024;
 struct State {
     /// When whatever runs must be over; `None` while nothing runs.
     until: Option<Instant>,
-    /// Processor time of this process when it began.
-    cpu_before: Duration,
+    /// The processor time of this process in which it would have been interrupted, if it could be.
+    cpu_until: Duration,
     /// Whether the thread waits to be woken, and not for a time.
     asleep: bool,
     /// A line for the daemon, should this process have to end: what it ended for.
@@ -64,11 +64,12 @@ impl Watchdog {
         Ok(Self(shared))
     }
 
-    /// From now on something runs that must be over by `deadline`. Costs a wake-up only when nothing ran for
+    /// From now on something runs that must be over by `deadline`, or, on a machine that is busy, once it had `budget` of
+    /// processor time. Costs a wake-up only when nothing ran for
     /// a while: a thread that still waits for an earlier time looks at this one when it has come.
-    pub(super) fn expect_by(&self, deadline: Instant) {
+    pub(super) fn expect_by(&self, deadline: Instant, budget: Duration) {
         let mut state = self.0.state();
-        (state.until, state.cpu_before) = (Some(deadline + GRACE), processor_time());
+        (state.until, state.cpu_until) = (Some(deadline + GRACE), processor_time() + budget + TURN);
         if state.asleep {
             self.0.changed.notify_one();
         }
@@ -97,12 +98,17 @@ fn watch(shared: &Shared) {
                 woken
             }
             Some(until) if until > now => shared.changed.wait_timeout(state, until - now).unwrap_or_else(PoisonError::into_inner).0,
-            Some(until) if now < until + STARVED_MAX && processor_time().saturating_sub(state.cpu_before) < TURN => {
+            Some(until) if is_starved(now.saturating_duration_since(until), processor_time(), state.cpu_until) => {
                 shared.changed.wait_timeout(state, GRACE / 10).unwrap_or_else(PoisonError::into_inner).0
             }
             Some(_) => give_up(&state.last_words),
         };
     }
+}
+
+/// Whether it has only lacked the processor so far. `over` is how long its time is over; the others are processor time.
+fn is_starved(over: Duration, used: Duration, used_max: Duration) -> bool {
+    over < STARVED_MAX && used < used_max
 }
 
 fn processor_time() -> Duration {
@@ -116,4 +122,19 @@ fn give_up(last_words: &[u8]) -> ! {
     // When stderr is gone nobody is left to tell.
     writeln!(io::stderr(), "plugin host: JavaScript neither ended in its time nor could be interrupted; the process ends").ok();
     std::process::abort();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_had_less_than_its_processor_time_is_not_ended_on_a_busy_machine() {
+        let (budget, second) = (Duration::from_secs(1), Duration::from_secs(1));
+        let is_starved_at = |over, used| is_starved(over, used, budget + TURN);
+        assert!(is_starved_at(second, Duration::from_millis(600)), "it has 400 ms left, though it had more than a turn");
+        assert!(is_starved_at(second, budget), "it gets a turn to look at the time");
+        assert!(!is_starved_at(Duration::ZERO, budget + TURN), "it could not be interrupted");
+        assert!(!is_starved_at(STARVED_MAX, Duration::ZERO), "nothing is waited for without an end");
+    }
 }

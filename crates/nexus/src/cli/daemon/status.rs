@@ -221,6 +221,12 @@ pub(crate) fn run(verbose: bool, global: &Global) -> anyhow::Result<Exit> {
             // All else is known all the same.
             Err(error) => note(&format!("what was used of budgets is not known: {error:#}")),
         }
+        // With what the ledger knows of them: which have disabled themselves.
+        match running::ask(&paths, "/control/automations") {
+            Ok(Some(mut known)) => answer["automations"] = known["automations"].take(),
+            Ok(None) => {} // it has just ended
+            Err(error) => note(&format!("which automations disabled themselves is not known: {error:#}")),
+        }
     }
     if out.json {
         out.json(&answer)?;
