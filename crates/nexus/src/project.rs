@@ -30,7 +30,7 @@ pub mod secrets;
 mod session;
 mod settings;
 mod sight;
-mod slug;
+pub(crate) mod slug;
 mod tree;
 mod upkeep;
 mod verbs;

@@ -16,15 +16,17 @@ use crate::daemon::{Paths, PathsError};
 use crate::keeper::{self, Cgroup, Keeper};
 use crate::logging::Logging;
 use crate::metrics::Metrics;
+use crate::project::prepare::ProjectMcp;
 use crate::project::process::{CONTEXT_VARIABLE, CONTEXT_VERSION, Context};
 use crate::project::secrets::in_place;
+use crate::project::slug;
 use crate::supervisor::Supervisor;
 use crate::watch::Watch;
 use link::Link;
-use nexus_core::config::{self, Agents, Config, McpServer, TOOL_SEPARATOR};
+use nexus_core::config::{self, Agents, Config, McpServer};
 use nexus_core::lifecycle::EXIT_CONFIG;
 use rustix::fd::{BorrowedFd, OwnedFd};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -35,6 +37,8 @@ use tokio::net::unix::pipe;
 const CONTEXT_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// Longest name of an MCP server, in bytes; see the configuration's own.
 const SERVER_NAME_BYTES_MAX: usize = 32;
+/// Room for a number at its end.
+const NUMBER_BYTES_MAX: usize = 6;
 
 /// Why it can't run.
 #[derive(Debug, thiserror::Error)]
@@ -119,7 +123,8 @@ fn prologue(config: Option<&Path>) -> Result<Prologue, RunError> {
     Logging::install_on_stderr(daemon.log_level).map_err(|error| RunError::Logging(error.to_string()))?;
     crate::panics::install();
     let mut agent = agents.named.get(&context.agent).cloned().ok_or_else(|| RunError::NoAgent(context.agent.clone()))?;
-    agent.mcp.extend(servers(&context));
+    let of_project = servers(&context, &agent.mcp);
+    agent.mcp.extend(of_project);
     // What works for the project gets its secrets: whoever does its turns, and its own servers. Those of the agent get
     // what their `pass_env` names.
     agent.pass_env.extend(context.secrets.iter().cloned());
@@ -149,22 +154,26 @@ fn read_context() -> Result<Context, RunError> {
     }
 }
 
-/// The approved servers of the project, as those of an agent of the configuration.
-fn servers(context: &Context) -> BTreeMap<String, McpServer> {
-    let server = |one: &crate::project::prepare::ProjectMcp| {
+/// The approved servers of the project, as those of an agent of the configuration. None takes the name of one of `own`: who writes a
+/// definition doesn't stand in for the operator's servers.
+fn servers(context: &Context, own: &BTreeMap<String, McpServer>) -> BTreeMap<String, McpServer> {
+    let mut taken: BTreeSet<String> = own.keys().cloned().collect();
+    let server = |one: &ProjectMcp| {
         let argv: Vec<String> = std::iter::once(one.command.clone()).chain(one.args.iter().cloned()).collect();
         let is_secret = |name: &str| context.secrets.iter().any(|known| known == name);
         let env = in_place(&one.env, |name| if is_secret(name) { std::env::var(name).ok() } else { None });
         let (command, pass_env) = (argv.join(" "), context.secrets.clone());
-        (server_name(&one.slug), McpServer { command, argv, env, pass_env, ..McpServer::default() })
+        let name = server_name(&one.slug, &taken);
+        taken.insert(name.clone());
+        (name, McpServer { command, argv, env, pass_env, ..McpServer::default() })
     };
     context.project.mcp.iter().map(server).collect()
 }
 
-/// The name of a server as the names of its tools may begin with it.
-fn server_name(slug: &str) -> String {
-    let name: String = slug.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(SERVER_NAME_BYTES_MAX).collect();
-    name.replace(TOOL_SEPARATOR, "-")
+/// The name of a server as the names of its tools may begin with it: its slug as far as there is room, with a number where somebody has that.
+fn server_name(slug: &str, taken: &BTreeSet<String>) -> String {
+    let name = slug::of(slug, "server", SERVER_NAME_BYTES_MAX);
+    if taken.contains(&name) { slug::free(&slug::of(slug, "server", SERVER_NAME_BYTES_MAX - NUMBER_BYTES_MAX), taken) } else { name }
 }
 
 /// From here on there is a runtime.
@@ -217,4 +226,22 @@ fn pipes() -> std::io::Result<(pipe::Receiver, pipe::Sender)> {
     let own = |fd: BorrowedFd<'_>| -> std::io::Result<OwnedFd> { Ok(rustix::io::fcntl_dupfd_cloexec(fd, 3)?) };
     let stdin = pipe::Receiver::from_owned_fd(own(rustix::stdio::stdin())?)?;
     Ok((stdin, pipe::Sender::from_owned_fd(own(rustix::stdio::stdout())?)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_servers_have_one_name_and_none_has_that_of_the_operators() {
+        let mut taken = BTreeSet::from(["files".to_owned()]);
+        let long = format!("{}-one", "a".repeat(32));
+        let slugs = ["files", "mail", &long, &long.replace("one", "two"), "日本"];
+        for slug in slugs {
+            let name = server_name(slug, &taken);
+            assert!(name.len() <= SERVER_NAME_BYTES_MAX && !name.contains(nexus_core::config::TOOL_SEPARATOR), "{name}");
+            assert!(taken.insert(name), "{slug}: {taken:?}");
+        }
+        assert!(taken.contains("mail") && taken.contains("files-2"), "{taken:?}");
+    }
 }

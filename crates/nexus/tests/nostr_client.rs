@@ -107,7 +107,7 @@ fn what_was_missed_comes_when_the_relay_is_back_however_little_it_gives_at_a_tim
         let mut state = relay.state();
         state.most = 2;
         for n in 0..9 {
-            state.events.push(ann.sign_at(now - 300 + n, 1, &[&["p", &own]], &format!("missed {n}")));
+            state.events.push(ann.sign_at(now - 50 + n, 1, &[&["p", &own]], &format!("missed {n}")));
         }
         // In the same breath, so that all of it has to be asked for.
         state.hang_up();

@@ -117,7 +117,7 @@ impl Scene {
 #[test]
 fn a_second_of_which_a_relay_gives_only_a_part_is_counted() {
     let scene = Scene::with(|state, ann| {
-        let at = now_s() - 60;
+        let at = now_s() - 30;
         state.most = 100;
         state.events = (0..150).map(|n| ann.sign_at(at, 1, &[], &n.to_string())).collect();
     });
@@ -144,7 +144,7 @@ fn what_is_refused_hides_nothing_that_is_older() {
         let mut state = scene.relay.state();
         // Each answer of the relay has nothing but what is refused, until what is good comes.
         state.most = 2;
-        state.events.extend([scene.message(300, "older than all of it"), long(203), long(202), forged(101), forged(100)]);
+        state.events.extend([scene.message(50, "older than all of it"), long(33), long(32), forged(21), forged(20)]);
         state.hang_up();
     }
     eventually("what is older is heard", || scene.contents() == ["older than all of it"]);
@@ -194,7 +194,7 @@ fn a_connection_that_is_lost_while_nothing_can_be_taken_in_is_made_again_for_wha
 #[test]
 fn a_connection_that_is_lost_in_the_middle_of_what_was_stored_holds_up_nothing_that_is_to_be_published() {
     let scene = Scene::new();
-    let (mut last, other) = (scene.message(100, "forged"), scene.message(100, "another"));
+    let (mut last, other) = (scene.message(40, "forged"), scene.message(40, "another"));
     last["sig"] = other["sig"].clone();
     let (large, ledger) = (scene.large(MANY), scene.lock());
     {
@@ -384,24 +384,28 @@ fn what_was_left_out_is_asked_for_however_old_it_is_also_by_the_next_start() {
 
 #[test]
 fn what_was_left_out_of_a_relays_first_answer_is_asked_for_however_little_the_next_start_looks_back() {
-    /// For how long the daemon has listened, in seconds; and how old the flood is.
+    /// For how long the daemon has listened, in seconds; how old the flood is; and how far a relay of which nothing is known is asked.
     const LISTENS_S: u64 = 7_200;
     const OLD_S: u64 = 3_600;
+    const DAY_S: u64 = 86_400;
     let mut crowd = Crowd::new();
     crowd.daemon.stop();
     // As if the relay were new to it.
     crowd.change("DELETE FROM relay_cursors WHERE relay <> ''");
     crowd.change(&format!("UPDATE relay_cursors SET until = until - {LISTENS_S}"));
-    let flood: Vec<Value> = (0..FLOOD).map(|n| crowd.message(&crowd.ann, OLD_S, &format!("flood {n}"))).collect();
-    crowd.relay.state().events.extend(flood);
+    let flood = |old_s: u64| (0..FLOOD).map(|n| crowd.message(&crowd.ann, old_s, &format!("flood {n}"))).collect::<Vec<_>>();
+    crowd.relay.state().events.extend(flood(OLD_S));
+    let later = flood(OLD_S + DAY_S);
     crowd.daemon.launch();
     let kept = "SELECT count(*) FROM relay_cursors WHERE filter LIKE 'nexus-activations-%'";
     eventually("from when on it is asked is kept, though nothing is whole", || crowd.daemon.count("events", kept) == 1);
     assert!(crowd.left() > 0 && crowd.by(&crowd.ann) < i64::try_from(FLOOD).unwrap(), "there was room");
     crowd.daemon.kill9();
-    // As if so long had passed: a relay of which nothing is known would not be asked for what is as old as that.
-    crowd.change(&format!("UPDATE relay_cursors SET until = until + {LISTENS_S} WHERE relay = ''"));
+    // As if a day had passed: all that the daemon has is older by that, and so is what the relay has.
+    crowd.change(&format!("UPDATE relay_cursors SET until = until - {DAY_S}"));
+    let before = crowd.by(&crowd.ann);
+    crowd.relay.state().events = later;
     crowd.let_go();
     crowd.daemon.launch();
-    eventually("nothing was lost", || crowd.by(&crowd.ann) == i64::try_from(FLOOD).unwrap());
+    eventually("nothing was lost", || crowd.by(&crowd.ann) == before + i64::try_from(FLOOD).unwrap());
 }

@@ -60,7 +60,7 @@ fn what_a_relay_had_stored_comes_by_its_dates() {
     let mut world = World::new("answer", json!({}));
     let project = world.define("demo");
     // Published in the wrong order, and told by the relay in another one: the newest first.
-    let first = now_s() - 60;
+    let first = now_s() - 30;
     let mut dated: Vec<(u64, String)> = (0..8).map(|n| (first + n, n.to_string())).collect();
     dated.rotate_left(3);
     for (at, text) in &dated {

@@ -549,7 +549,7 @@ complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subco
 complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from keys" -f -a "import" -d 'Store a secret key under a name: `daemon`, or PROJECT/AGENT'
 complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from keys" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from publish" -l kind -d 'Kind of the event' -r
-complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from publish" -l tag -d 'A tag: its name, then its values, separated by `=` and commas; may be given several times' -r
+complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from publish" -l tag -d 'A tag: its name and its one value, or all of it as a JSON array of strings; may be given several times' -r
 complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from publish" -l as -d 'Whose key signs it: `daemon`, or PROJECT/AGENT' -r
 complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from publish" -l once -d 'Under the same word it is published once, however often this is called' -r
 complete -c nexus -n "__fish_nexus_using_subcommand nostr; and __fish_seen_subcommand_from publish" -s c -l config -d 'Configuration file [default: $NEXUS_CONFIG, else ~/nexus/nex.yaml]' -r -F

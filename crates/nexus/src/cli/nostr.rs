@@ -75,7 +75,7 @@ pub(crate) enum KeysVerb {
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  nexus nostr publish --tag p=npub... 'hello'\n  nexus nostr publish --kind 1 --as demo-1a2b3c4d/coder --once note-1 < text"
+    after_help = "Examples:\n  nexus nostr publish --tag p=npub... 'hello'\n  nexus nostr publish --tag '[\"e\",\"<id>\",\"\",\"root\"]' 'I agree'\n  nexus nostr publish --kind 1 --as demo-1a2b3c4d/coder --once note-1 < text"
 )]
 pub(crate) struct Publish {
     /// What it says; from stdin when it is left out
@@ -83,8 +83,8 @@ pub(crate) struct Publish {
     /// Kind of the event
     #[arg(long, value_name = "KIND", default_value_t = 1)]
     kind: u16,
-    /// A tag: its name, then its values, separated by `=` and commas; may be given several times
-    #[arg(long, value_name = "NAME=VALUE[,VALUE]", value_parser = tag)]
+    /// A tag: its name and its one value, or all of it as a JSON array of strings; may be given several times
+    #[arg(long, value_name = "NAME=VALUE|JSON", value_parser = tag)]
     tag: Vec<Tag>,
     /// Whose key signs it: `daemon`, or PROJECT/AGENT
     #[arg(long = "as", value_name = "KEY", default_value = keys::DAEMON)]
@@ -99,15 +99,19 @@ pub(crate) struct Publish {
 struct Tag(Vec<String>);
 
 fn tag(text: &str) -> Result<Tag, String> {
-    let (name, values) = text.split_once('=').ok_or("write NAME=VALUE, as in p=npub1...")?;
-    if name.is_empty() {
+    let parts: Vec<String> = if text.starts_with('[') {
+        serde_json::from_str(text).map_err(|error| format!("that is no JSON array of strings: {error}"))?
+    } else {
+        let (name, value) = text.split_once('=').ok_or("write NAME=VALUE, as in p=npub1..., or a JSON array")?;
+        vec![name.to_owned(), value.to_owned()]
+    };
+    if parts.first().is_none_or(String::is_empty) {
         return Err("a tag has a name".to_owned());
     }
     // People write keys as npub; events have them in hexadecimal.
-    let value = |value: &str| if value.starts_with("npub1") { public_key_hex(value) } else { Some(value.to_owned()) };
-    let values: Option<Vec<String>> = values.split(',').map(value).collect();
-    let values = values.ok_or("that is no public key")?;
-    Ok(Tag([vec![name.to_owned()], values].concat()))
+    let part = |part: String| if part.starts_with("npub1") { public_key_hex(&part) } else { Some(part) };
+    let parts: Option<Vec<String>> = parts.into_iter().map(part).collect();
+    Ok(Tag(parts.ok_or("that is no public key")?))
 }
 
 pub(crate) fn run(verb: Verb, global: &Global) -> anyhow::Result<Exit> {
@@ -359,9 +363,11 @@ mod tests {
         let hex = "7e7e9c42a91bfef19fa929e5fda1b72e0ebc1a4c1141673e2794234d86addf4e";
         let of = |parts: &[&str]| Ok(Tag(parts.iter().map(|part| (*part).to_owned()).collect()));
         assert_eq!(tag(&format!("p={npub}")), of(&["p", hex]));
-        assert_eq!(tag("e=ab,,root"), of(&["e", "ab", "", "root"]));
+        assert_eq!(tag(r#"["e","ab","","root"]"#), of(&["e", "ab", "", "root"]));
+        assert_eq!(tag(&format!(r#"["p","{npub}"]"#)), of(&["p", hex]));
+        assert_eq!(tag("title=bread, and butter=x"), of(&["title", "bread, and butter=x"]), "a comma is one of the value");
         assert_eq!(tag("a=31933:ab:c"), of(&["a", "31933:ab:c"]));
-        for wrong in ["p", "=x", "p=npub1x"] {
+        for wrong in ["p", "=x", "p=npub1x", "[]", "[\"\"]", "[\"p\",1]", "[\"p\"", "[\"p\",\"npub1x\"]"] {
             assert!(tag(wrong).is_err(), "{wrong}");
         }
     }

@@ -14,6 +14,9 @@ pub(crate) const DEFINING_KINDS: [u16; 5] = [0, 5, 30_617, 4_199, 4_200];
 const KNOWN_AUTHORS_MAX: usize = 500;
 /// How far before a cursor is asked again: events come late, and clocks differ.
 pub(crate) const OVERLAP_S: u64 = 900;
+/// How far before this daemon first listened: for clocks that are slow. What was said earlier was said to nobody, or to another
+/// program that has answered it.
+const FIRST_LEEWAY_S: u64 = 60;
 /// How far back a subscription without a cursor looks, if it isn't to have everything; never further than
 /// from when on this daemon listens at all, and as far as the one whose place it takes was whole.
 const BACKFILL_S: u64 = 24 * 60 * 60;
@@ -126,12 +129,24 @@ impl Cursors {
 
     /// From when on a relay is asked; `None` for everything.
     pub(crate) fn since(&self, relay: &str, subscription: &Subscription, now_s: u64) -> Option<u64> {
-        begin_of(&self.lock(), relay, subscription, now_s).map(|from| from.saturating_sub(OVERLAP_S))
+        let all = self.lock();
+        let from = begin_of(&all, relay, subscription, now_s)?.saturating_sub(OVERLAP_S);
+        let bound = match subscription.past {
+            Past::Recent => first_of(&all, now_s).map_or(0, |first| first.saturating_sub(FIRST_LEEWAY_S)),
+            Past::Whole => 0,
+        };
+        Some(from.max(bound))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(String, String), u64>> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// When this daemon first listened: now, if it never did; `None` if a clock that was ahead said so, which bounds nothing.
+fn first_of(all: &HashMap<(String, String), u64>, now_s: u64) -> Option<u64> {
+    let first = all.get(&(String::new(), FIRST.to_owned())).map_or(now_s, |first| *first);
+    (first <= now_s).then_some(first)
 }
 
 /// Up to where nothing of a relay's is missing, or wanted; `None` when everything is.
@@ -142,7 +157,7 @@ fn begin_of(all: &HashMap<(String, String), u64>, relay: &str, subscription: &Su
         (Some(known), _) => Some(known),
         (None, Past::Whole) => None,
         (None, Past::Recent) => {
-            let first = all.get(&(String::new(), FIRST.to_owned())).map_or(now_s, |first| (*first).min(now_s));
+            let first = first_of(all, now_s).unwrap_or(now_s);
             let recent = first.max(now_s.saturating_sub(BACKFILL_S));
             // A whitelist that changed while we were away must not cost those who were on it before.
             let alike = all.iter().filter(|((of, id), _)| of == relay && subscription.is_like(id));
@@ -210,19 +225,21 @@ mod tests {
         let cursors = Cursors::default();
         let now = 10_000_000;
         assert_eq!((cursors.since("r", definitions, now), cursors.has_first()), (None, false));
-        assert_eq!(cursors.since("r", activations, now), Some(now - OVERLAP_S), "a first start has missed nothing");
+        assert_eq!(cursors.since("r", activations, now), Some(now - FIRST_LEEWAY_S), "a first start has missed nothing");
         cursors.moved(&[cursor("", FIRST, 9_990_000)]);
-        assert_eq!(cursors.since("r", activations, now), Some(9_990_000 - OVERLAP_S), "a whitelist that grew");
+        assert_eq!(cursors.since("r", activations, now), Some(9_990_000 - FIRST_LEEWAY_S), "a whitelist that grew");
         assert_eq!(cursors.since("r", activations, now + 3 * BACKFILL_S), Some(now + 2 * BACKFILL_S - OVERLAP_S));
         cursors.moved(&[cursor("r", &activations.id, 9_999_000)]);
         assert_eq!(cursors.since("r", activations, now), Some(9_999_000 - OVERLAP_S));
         assert_eq!(cursors.since("r", activations, 9_000_000), Some(9_000_000 - OVERLAP_S), "our clock was ahead");
-        assert_eq!(cursors.since("s", activations, now), Some(9_990_000 - OVERLAP_S), "another relay has its own");
+        assert_eq!(cursors.since("s", activations, now), Some(9_990_000 - FIRST_LEEWAY_S), "another relay has its own");
         let fall_back = |to_s: u64| cursors.fall_back(to_s, &[], &[], now);
         assert_eq!(fall_back(9_999_500), None, "it is asked for anyway");
-        assert_eq!((fall_back(9_000_000), fall_back(9_000_000)), (Some(Vec::new()), None));
-        assert_eq!(cursors.since("r", activations, now), Some(9_000_000 - OVERLAP_S));
-        assert_eq!(cursors.since("s", activations, now), Some(9_990_000 - OVERLAP_S), "when it first listened stays");
+        assert_eq!((fall_back(9_995_000), fall_back(9_995_000)), (Some(Vec::new()), None));
+        assert_eq!(cursors.since("r", activations, now), Some(9_995_000 - OVERLAP_S));
+        assert_eq!(fall_back(9_990_100), Some(Vec::new()));
+        assert_eq!(cursors.since("r", activations, now), Some(9_990_000 - FIRST_LEEWAY_S), "what was said before it listened is not its");
+        assert_eq!(cursors.since("s", activations, now), Some(9_990_000 - FIRST_LEEWAY_S), "when it first listened stays");
     }
 
     #[test]
