@@ -213,10 +213,7 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
-        crate::torture::point("rename.before");
-        fs::rename(&temporary, path)?;
-        crate::torture::point("rename.after");
-        Ok(())
+        crate::torture::rename(&temporary, path)
     };
     let written = write();
     if written.is_err() {

@@ -1,6 +1,6 @@
 //! What only the fail-point build has (cargo feature `torture`): points at which the daemon ends
 //! itself, its keeper or both; a wall clock that can be shifted; a disk that need not be waited for.
-//! In every other build all of it is nothing at all.
+//! In every other build all of it is nothing at all, but for the rename between two points.
 //!
 //! The points of the writers come from their command sets, so that no command is without. The others
 //! are listed in [`POINTS`]; passing one that isn't is a defect, and panics.
@@ -10,6 +10,17 @@ pub(crate) use on::{drain, keeper_is, names, point, shifted, step, synchronous};
 
 #[cfg(not(feature = "torture"))]
 pub(crate) use off::{drain, keeper_is, point, shifted, step, synchronous};
+
+/// `rename(2)`, between two points.
+///
+/// # Errors
+/// Of the file system.
+pub(crate) fn rename(from: &std::path::Path, to: &std::path::Path) -> std::io::Result<()> {
+    point("rename.before");
+    std::fs::rename(from, to)?;
+    point("rename.after");
+    Ok(())
+}
 
 #[cfg(not(feature = "torture"))]
 mod off {

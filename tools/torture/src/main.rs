@@ -12,6 +12,7 @@ mod calm;
 mod chance;
 mod check;
 mod clock;
+mod commands;
 mod daemon;
 mod disk;
 mod fault;
@@ -62,6 +63,8 @@ enum Verb {
     Run(RunArgs),
     /// Loss of power at many places of one run
     Power(PowerArgs),
+    /// Backups, restores and changes of the configuration, killed at each rename
+    Commands(Common),
     /// A steady load, with a kill each minute
     Soak(SoakArgs),
 }
@@ -114,7 +117,7 @@ struct RunArgs {
     /// Fail if this machine doesn't allow some kind of fault whose turn came
     #[arg(long)]
     require_all_faults: bool,
-    /// Fail if a fail point of some command of the writers never fired; for long runs
+    /// Fail if a fail point that something in a world passes never fired; for long runs
     #[arg(long)]
     require_all_points: bool,
     /// Write the report to this file: between its two markers, or as a new page
@@ -168,6 +171,7 @@ fn main() -> ExitCode {
         Some(_) | None => match Cli::parse().verb {
             Verb::Run(args) => run_seeds(&args),
             Verb::Power(args) => lose_power(&args),
+            Verb::Commands(args) => kill_commands(&args),
             Verb::Soak(args) => soak(&args),
         },
     };
@@ -281,6 +285,18 @@ fn lose_power(args: &PowerArgs) -> Result<ExitCode> {
     say("| build | places | with a daemon | broken promises |\n| --- | --- | --- | --- |");
     say(&format!("| {build} | {places} | {with_daemon} | {broken} |"));
     Ok(if broken == 0 || !args.expect_broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn kill_commands(args: &Common) -> Result<ExitCode> {
+    let setup = args.setup(0)?;
+    let mut broken = 0;
+    for seed in args.all_seeds() {
+        let commands::Seen { kills, violations } = commands::run(&setup, seed)?;
+        say(&format!("seed {seed}: {kills} commands killed at their renames; {} broken promises", violations.len()));
+        violations.iter().for_each(|what| say(&format!("seed {seed}: BROKEN: {what}")));
+        broken += violations.len();
+    }
+    Ok(if broken == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn soak(args: &SoakArgs) -> Result<ExitCode> {

@@ -246,12 +246,12 @@ impl Counts {
         }
         let (never, due) = (self.never(all_points), points::due(all_points));
         line(&format!("\nFail points that fired: {} of {}.", self.points.len(), all_points.len()));
-        line(&format!("Of those before and after each command of the writers: {} of {}.", due.len() - self.never(&due).len(), due.len()));
+        line(&format!("Of those that are due in a long run: {} of {}.", due.len() - self.never(&due).len(), due.len()));
         if !never.is_empty() {
             line(&format!("Never: {}.", never.join(", ")));
         }
         for excused in points::excused(all_points) {
-            line(&format!("Out of reach, and not among those of commands: {excused}."));
+            line(&format!("Out of reach, and never due: {excused}."));
         }
         page
     }
@@ -367,8 +367,8 @@ mod tests {
         counts.fired("start.lock");
         assert_eq!(counts.lacks(None, false, &due), ["2 fail points that were due never fired: write.Keep.after, write.Say.after"]);
         let page = counts.tables(&[&due[..], &["start.lock".to_owned(), "write.RecordCall.after".to_owned()]].concat());
-        assert!(page.contains("fired: 2 of 5.") && page.contains("each command of the writers: 1 of 3."), "{page}");
-        assert!(page.contains("Out of reach, and not among those of commands: `RecordCall`: "), "{page}");
+        assert!(page.contains("fired: 2 of 5.") && page.contains("due in a long run: 2 of 4."), "{page}");
+        assert!(page.contains("Out of reach, and never due: `RecordCall`: "), "{page}");
         due.iter().for_each(|point| counts.fired(point));
         assert_eq!(counts.lacks(None, false, &due), Vec::<String>::new());
     }

@@ -13,6 +13,7 @@ use crate::file_error::FileError;
 use crate::ledger::Ledger;
 use crate::ledger::copy::{COMPANIONS, beside, remove_if_there, sync_directory};
 use crate::ledger::lock::RESTORE_MARKER;
+use crate::torture;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io;
@@ -146,7 +147,7 @@ impl<'a> Swap<'a> {
             let companion = beside(&to, ending);
             remove_if_there(&companion).map_err(FileError::of("remove", &companion))?;
         }
-        fs::rename(&from, &to).map_err(FileError::of("put in place", &to))
+        torture::rename(&from, &to).map_err(FileError::of("put in place", &to))
     }
 
     fn sync(&self, directories: &[&Path]) -> Result<(), FileError> {
@@ -190,12 +191,12 @@ fn read_marker(path: &Path) -> Result<Option<Marker>, SwapError> {
 
 /// A rename; a copy where the backups lie on another file system.
 fn move_file(from: &Path, to: &Path) -> io::Result<()> {
-    match fs::rename(from, to) {
+    match torture::rename(from, to) {
         Err(error) if error.raw_os_error() == Some(libc::EXDEV) => {
             let partial = beside(to, ".partial");
             fs::copy(from, &partial)?;
             File::open(&partial)?.sync_all()?;
-            fs::rename(&partial, to)?;
+            torture::rename(&partial, to)?;
             // Its name must be safe before the other copy goes.
             to.parent().map_or(Ok(()), sync_directory)?;
             fs::remove_file(from)

@@ -99,7 +99,7 @@ fn to_single_file(path: &Path) -> Result<(), CopyError> {
 fn put(partial: &Path, to: &Path) -> Result<(), FileError> {
     let synced = OpenOptions::new().read(true).write(true).open(partial).and_then(|file| file.sync_all());
     synced.map_err(FileError::of("write", partial))?;
-    fs::rename(partial, to).map_err(FileError::of("put in place", to))?;
+    crate::torture::rename(partial, to).map_err(FileError::of("put in place", to))?;
     sync_directory_of(to).map_err(FileError::of("sync the directory of", to))
 }
 

@@ -281,7 +281,7 @@ pub(crate) fn set_aside(path: &Path, now_ms: i64) -> Result<(), CortexError> {
     let is_its = |aside: &PathBuf| aside.file_name().is_some_and(|found| found.to_string_lossy().starts_with(&prefix));
     asides.iter().filter(|aside| is_its(aside)).try_for_each(|aside| remove(aside))?;
     let to = directory.join(format!("{prefix}{}", now_ms.max(0)));
-    match std::fs::rename(path, &to) {
+    match crate::torture::rename(path, &to) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(FileError::of("set aside", path)(error).into()),
         Ok(()) | Err(_) => {} // one that is gone is as good
     }

@@ -160,9 +160,7 @@ fn move_aside(path: &Path, name: &str) -> io::Result<PathBuf> {
     let archive = parent.join(ARCHIVE);
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&archive)?;
     let aside = archive.join(name);
-    crate::torture::point("rename.before");
-    fs::rename(path, &aside)?;
-    crate::torture::point("rename.after");
+    crate::torture::rename(path, &aside)?;
     sync_directory(&archive)?;
     sync_directory(parent)?;
     Ok(aside)

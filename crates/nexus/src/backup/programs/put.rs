@@ -6,6 +6,7 @@ use crate::backup::manifest::{Entry, Fingerprint};
 use crate::backup::{Watch, private_directory};
 use crate::file_error::FileError;
 use crate::ledger::copy::{sync_directory, sync_directory_of};
+use crate::torture;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, Permissions};
@@ -129,7 +130,7 @@ impl Staged {
         let mut warnings = Vec::new();
         for Waiting { n, stage, place, origin } in &self.waiting {
             let (place_shown, origin) = (place.display(), origin.display());
-            if let Err(error) = fs::rename(stage, place) {
+            if let Err(error) = torture::rename(stage, place) {
                 self.outcomes[*n] = Some(Outcome::NotPut);
                 warnings.push(format!("`{place_shown}` could not be put in place ({error}); copy what is in `{origin}` there yourself"));
             } else if let Err(error) = sync_directory_of(place) {

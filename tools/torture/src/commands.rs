@@ -1,0 +1,244 @@
+//! Commands of people that are killed at each rename they make. Whoever comes after finds what was before or what was to be, whole,
+//! and the same command once more brings it to its end.
+
+use crate::chance::Chance;
+use crate::check::{self, Copy, count};
+use crate::clock;
+use crate::daemon::{self, Daemon, Extras};
+use crate::feeder::Feeder;
+use crate::run::Setup;
+use crate::world::{Cast, OnInterrupted, World};
+use anyhow::{Context, Result, bail};
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Output;
+use std::time::Duration;
+
+/// Where a command is killed, each time it passes there.
+const POINTS: [&str; 2] = ["rename.before", "rename.after"];
+/// More renames than any command makes: one that is still killed then never ends.
+const RENAMES_MAX: u64 = 100;
+/// How long the world's people write before each stop.
+const WORK: Duration = Duration::from_millis(700);
+const FEED_PAUSE_MS_MAX: u64 = 25;
+/// How long it may take to bring everything to its end.
+const CALM_LIMIT: Duration = Duration::from_secs(120);
+/// What came from outside: a timer's events come by themselves.
+const HEARD: &str = "SELECT count(*) FROM events WHERE channel <> 'timer'";
+/// Where the programs are that a backup has besides.
+const PROGRAMS: [&str; 2] = ["workspace/state/automations", "workspace/plugins"];
+
+/// What was done, and what was wrong with it.
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
+    pub(crate) kills: u64,
+    pub(crate) violations: Vec<String>,
+}
+
+/// One world, and what its commands are run with.
+struct Trial<'a> {
+    setup: &'a Setup,
+    world: World,
+    seen: Seen,
+}
+
+/// Kills `nexus backup`, `nexus restore` and a command that changes the configuration at every rename.
+///
+/// # Errors
+/// When the harness can't go on.
+pub(crate) fn run(setup: &Setup, seed: u64) -> Result<Seen> {
+    let dir = tempfile::Builder::new().prefix("commands-").tempdir_in(&setup.dir).context("failed to make a directory")?;
+    let world = World::make(dir.path(), Cast { advisers: true, ..Cast::default() })?;
+    fs::write(world.calm(), "").context("failed to write a file")?;
+    world.configure(&setup.own, seed, OnInterrupted::Auto, 0)?;
+    let mut trial = Trial { setup, world, seen: Seen::default() };
+    let went = trial.all(seed);
+    daemon::clear(&trial.world);
+    went.map(|()| trial.seen)
+}
+
+impl Trial<'_> {
+    fn all(&mut self, seed: u64) -> Result<()> {
+        let chance = Chance::new(seed).about(&["commands"]);
+        self.work(chance.about(&["before"]))?;
+        let backup = self.world.file("backup");
+        self.succeeds(&["backup", &text(&backup)])?;
+        let before = self.heard()?;
+        self.backups(before)?;
+        self.work(chance.about(&["after"]))?;
+        let after = self.heard()?;
+        if before == after {
+            bail!("nothing was heard after the backup, which shows nothing");
+        }
+        self.restores(&backup, before, after)?;
+        self.overlays()
+    }
+
+    /// A daemon's life, with people who write, until all is at its end.
+    fn work(&self, chance: Chance) -> Result<()> {
+        let mut daemon = self.started()?;
+        let limit = Duration::from_secs(30);
+        let is_whole = || check::children::wrong(&self.world, &daemon, check::children::Intake::Goes).is_none().then_some(());
+        clock::until(limit, || Ok(is_whole()))?.context("not every account has its monitor")?;
+        let feeder = Feeder::start(&self.world, chance, FEED_PAUSE_MS_MAX);
+        clock::pause(WORK);
+        feeder.end()?;
+        let calm = clock::until(CALM_LIMIT, || Ok(check::open_work(&self.world)?.is_none().then_some(())))?;
+        calm.context("not everything came to its end")?;
+        let status = daemon.stop()?;
+        if status.success() { Ok(()) } else { bail!("a stop ended with {status}: {}", daemon::last_words(&self.world)) }
+    }
+
+    fn started(&self) -> Result<Daemon> {
+        let mut daemon = Daemon::spawn(&self.world, &self.setup.nexus, &Extras::default())?;
+        if daemon.ready()? { Ok(daemon) } else { bail!("a daemon did not start: {}", daemon::last_words(&self.world)) }
+    }
+
+    /// How many events from outside the ledger has.
+    fn heard(&self) -> Result<u64> {
+        count(&Copy::of(&self.world.data())?.events, HEARD)
+    }
+
+    /// A killed backup is none, or a whole one; the ledgers are as they were.
+    fn backups(&mut self, before: u64) -> Result<()> {
+        for point in POINTS {
+            for number in 1..=RENAMES_MAX {
+                let to = self.world.file(&format!("backup-{point}-{number}"));
+                if self.killed(&["backup", &text(&to)], point, number)? {
+                    break;
+                }
+                let restored = self.runs(&["restore", &text(&to), "--yes"], None)?;
+                let heard = self.heard()?;
+                if heard != before {
+                    let what = format!("restore of a backup killed at {point} {number}: {heard} of {before} events: {}", said(&restored));
+                    self.seen.violations.push(what);
+                }
+                if !restored.status.success() {
+                    self.succeeds(&["backup", &text(&self.world.file(&format!("again-{point}-{number}")))])?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// After a killed restore there is a daemon with the old ledgers or with the new ones, or none; and the next restore goes on.
+    fn restores(&mut self, backup: &Path, before: u64, after: u64) -> Result<()> {
+        let later = self.world.file("later");
+        check::copy(&self.world.data(), &later)?;
+        for point in POINTS {
+            for number in 1..=RENAMES_MAX {
+                self.as_before_the_restore(&later)?;
+                let words = ["restore", &text(backup), "--yes"];
+                if self.killed(&words, point, number)? {
+                    break;
+                }
+                let mut one = Daemon::spawn(&self.world, &self.setup.nexus, &Extras::default())?;
+                let had_a_daemon = one.ready()?;
+                if had_a_daemon {
+                    one.stop()?;
+                    let heard = self.heard()?;
+                    if heard != before && heard != after {
+                        self.seen.violations.push(format!("a daemon after {point} {number} has {heard} events, of {before} or {after}"));
+                    }
+                }
+                drop(one);
+                self.succeeds(&words)?;
+                self.is_restored(before, after, &format!("{point} {number}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn as_before_the_restore(&self, later: &Path) -> Result<()> {
+        let data = self.world.data();
+        fs::remove_dir_all(&data).context("failed to remove the ledgers")?;
+        check::copy(later, &data)?;
+        fs::set_permissions(&data, Permissions::from_mode(0o700)).context("failed to set a mode")?;
+        for programs in PROGRAMS {
+            let place = self.world.file(programs);
+            if place.exists() {
+                fs::remove_dir_all(place).context("failed to remove programs")?;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_restored(&mut self, before: u64, after: u64, at: &str) -> Result<()> {
+        let heard = self.heard()?;
+        if heard != before {
+            self.seen.violations.push(format!("restored after {at}: {heard} events, and the backup has {before}"));
+        }
+        for programs in PROGRAMS {
+            if fs::read_dir(self.world.file(programs)).map_or(0, Iterator::count) == 0 {
+                self.seen.violations.push(format!("restored after {at}: `{programs}` has nothing"));
+            }
+        }
+        // Nothing that was there is lost: it lies aside.
+        let asides = fs::read_dir(self.world.data().join("backup")).context("failed to list what lies aside")?;
+        let mut largest = 0;
+        for aside in asides {
+            let aside = aside.context("failed to list what lies aside")?.path();
+            if aside.join("events.db").exists() && aside.join("nexus.db").exists() {
+                largest = largest.max(count(&Copy::of(&aside)?.events, HEARD)?);
+            }
+        }
+        if largest != after {
+            self.seen.violations.push(format!("restored after {at}: what lies aside has {largest} events of {after}"));
+        }
+        Ok(())
+    }
+
+    /// After a killed command the configuration is the old one or the new one.
+    fn overlays(&mut self) -> Result<()> {
+        for point in POINTS {
+            for number in 1..=RENAMES_MAX {
+                self.succeeds(&["adapter", "enable", "both/a"])?;
+                if self.killed(&["adapter", "disable", "both/a"], point, number)? {
+                    break;
+                }
+                self.succeeds(&["config", "check"])?;
+                self.succeeds(&["adapter", "disable", "both/a"])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs a command that is killed where it passes a point for this time; whether it ended by itself instead.
+    fn killed(&mut self, words: &[&str], point: &str, number: u64) -> Result<bool> {
+        let output = self.runs(words, Some(&format!("{point}:{number}:kill")))?;
+        if output.status.success() {
+            if number == 1 {
+                bail!("`nexus {}` passes no {point}", words.join(" "));
+            }
+            return Ok(true);
+        }
+        if !daemon::was_killed(output.status) {
+            bail!("`nexus {}` failed by itself at {point} {number}: {}", words.join(" "), said(&output));
+        }
+        if number == RENAMES_MAX {
+            bail!("`nexus {}` passes {point} more than {RENAMES_MAX} times", words.join(" "));
+        }
+        self.seen.kills += 1;
+        Ok(false)
+    }
+
+    fn succeeds(&self, words: &[&str]) -> Result<()> {
+        let output = self.runs(words, None)?;
+        if output.status.success() { Ok(()) } else { bail!("`nexus {}` failed: {}", words.join(" "), said(&output)) }
+    }
+
+    fn runs(&self, words: &[&str], fail_point: Option<&str>) -> Result<Output> {
+        let mut command = daemon::command(&self.world, &self.setup.nexus);
+        command.args(words).envs(fail_point.map(|point| ("NEXUS_FAIL_POINT", point)));
+        command.output().with_context(|| format!("failed to run `nexus {}`", words.join(" ")))
+    }
+}
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+fn said(output: &Output) -> String {
+    format!("{}: {}{}", output.status, String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
