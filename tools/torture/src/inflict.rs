@@ -4,6 +4,7 @@ use crate::check;
 use crate::check::children::Intake;
 use crate::daemon::Daemon;
 use crate::fault::{Fault, Program};
+use crate::health::{self, Ailment, EVENTS, Heard};
 use crate::procfs::{self, Process};
 use crate::run::Run;
 use crate::{clock, daemon};
@@ -22,6 +23,10 @@ const RECOVERY_LIMIT: Duration = Duration::from_secs(30);
 /// Bytes of a ledger's page.
 const PAGE_BYTES: u64 = 8192;
 const TWO_HOURS_MS: i64 = 7_200_000;
+/// A ledger that is locked for longer than the daemon waits can't be written.
+const LONG_MS: u64 = 5_000;
+/// Into these ledgers goes whatever people write. Into the others something goes now and then: that they are locked may not show.
+const WRITTEN_ALL_THE_TIME: [&str; 2] = [EVENTS, "nexus"];
 
 /// Whether a fault could be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,7 +109,7 @@ pub(crate) fn upon(run: &mut Run<'_>, daemon: &mut Daemon, fault: &Fault) -> Res
             clock::pause(WHILE * 2);
             offset(run, 0)?;
         }
-        Fault::Busy { ledger, ms } => hold(run, ledger, *ms)?,
+        Fault::Busy { ledger, ms } => hold(run, daemon, *ledger, *ms)?,
         Fault::Descriptors => exhaust_descriptors(daemon)?,
         Fault::DiskFull => fill_disk(run, daemon)?,
         Fault::TurnReadOnly => turn_read_only(run, daemon)?,
@@ -138,10 +143,31 @@ fn fill_disk(run: &mut Run<'_>, daemon: &mut Daemon) -> Result<()> {
     let Some(disk) = &run.disk else { return Ok(()) };
     disk.fill()?;
     clock::pause(WHILE * 2);
-    if run.chance.one_in(2) {
+    let told = if run.chance.one_in(2) {
         daemon.kill()?; // with the disk still full
+        Heard::Nothing
+    } else {
+        // What is freed meanwhile is taken too.
+        health::is_told(daemon, Ailment::Disk, || disk.fill())?
+    };
+    disk.empty()?;
+    note_health(run, daemon, Ailment::Disk, told)
+}
+
+/// Takes down what the daemon said of its health while something was wrong, and what it says now that this is over.
+fn note_health(run: &mut Run<'_>, daemon: &Daemon, ailment: Ailment, told: Heard) -> Result<()> {
+    let over = health::is_over(daemon, ailment)?;
+    for (when, heard) in [("while it lasts", told), ("once it is over", over)] {
+        match heard {
+            Heard::AsDue => run.counts.health_told += 1,
+            Heard::Nothing => {}
+            Heard::Otherwise(last) => {
+                let words = daemon::last_words(&run.world);
+                run.violated(format!("{ailment:?}: {when} `/health` doesn't tell; it says {last}; the log:\n{words}"));
+            }
+        }
     }
-    disk.empty()
+    Ok(())
 }
 
 /// The disk is read-only for a while. Who lives through that takes in nothing meanwhile, and goes on by itself.
@@ -158,6 +184,7 @@ fn turn_read_only(run: &mut Run<'_>, daemon: &mut Daemon) -> Result<()> {
     let before = last_taken_in(&facts)?;
     clock::pause(WHILE);
     let after = last_taken_in(&facts)?;
+    let told = health::is_told(daemon, Ailment::Ledger(EVENTS), || Ok(()))?;
     let changed = run.snapshots.look_meanwhile(&facts, &work)?;
     run.violations.extend(changed.into_iter().map(|what| format!("while the disk was read-only, {what}")));
     if run.chance.one_in(3) {
@@ -172,7 +199,7 @@ fn turn_read_only(run: &mut Run<'_>, daemon: &mut Daemon) -> Result<()> {
         let (seconds, words) = (RECOVERY_LIMIT.as_secs(), daemon::last_words(&run.world));
         run.violated(format!("the disk can be written again, and for {seconds} s nothing was taken in; the log:\n{words}"));
     }
-    Ok(())
+    note_health(run, daemon, Ailment::Ledger(EVENTS), told)
 }
 
 /// Number of the last event that came from a platform: people write all the time.
@@ -286,15 +313,18 @@ fn offset(run: &Run<'_>, ms: i64) -> Result<()> {
     fs::write(&draft, ms.to_string()).and_then(|()| fs::rename(&draft, run.world.file("clock-offset"))).context("failed to set the clock")
 }
 
-/// Holds a ledger's write lock as another program would.
-fn hold(run: &Run<'_>, ledger: &str, ms: u64) -> Result<()> {
+/// Holds a ledger's write lock as another program would. One that is held for long is met by who writes all the time.
+fn hold(run: &mut Run<'_>, daemon: &Daemon, ledger: &'static str, ms: u64) -> Result<()> {
     let connection = Connection::open(run.world.data().join(format!("{ledger}.db"))).context("failed to open a ledger")?;
     connection
         .busy_timeout(Duration::from_secs(10))
         .and_then(|()| connection.execute_batch("BEGIN IMMEDIATE"))
         .context("failed to lock a ledger")?;
     clock::pause(Duration::from_millis(ms));
-    connection.execute_batch("ROLLBACK").context("failed to unlock a ledger")
+    let ailment = (ms >= LONG_MS && WRITTEN_ALL_THE_TIME.contains(&ledger)).then_some(Ailment::Ledger(ledger));
+    let told = ailment.map(|ailment| health::is_told(daemon, ailment, || Ok(()))).transpose()?;
+    connection.execute_batch("ROLLBACK").context("failed to unlock a ledger")?;
+    ailment.zip(told).map_or(Ok(()), |(ailment, told)| note_health(run, daemon, ailment, told))
 }
 
 fn exhaust_descriptors(daemon: &Daemon) -> Result<()> {

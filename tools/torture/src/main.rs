@@ -17,6 +17,7 @@ mod daemon;
 mod disk;
 mod fault;
 mod feeder;
+mod health;
 mod inflict;
 mod journal;
 mod nostr;

@@ -40,6 +40,8 @@ pub(crate) struct Counts {
     pub(crate) uncertain: u64,
     pub(crate) rejected: u64,
     pub(crate) escaped: u64,
+    /// Times that `/health` told that something was wrong, or was no more, as it was due.
+    pub(crate) health_told: u64,
     /// By terminal status.
     pub(crate) ends: BTreeMap<String, u64>,
     /// What went over Nostr.
@@ -145,6 +147,7 @@ impl Counts {
             uncertain,
             rejected,
             escaped,
+            health_told,
             ends,
             nostr,
             ready_ms,
@@ -180,6 +183,7 @@ impl Counts {
             (&mut self.uncertain, uncertain),
             (&mut self.rejected, rejected),
             (&mut self.escaped, escaped),
+            (&mut self.health_told, health_told),
         ] {
             *mine += theirs;
         }
@@ -232,6 +236,7 @@ impl Counts {
             ("events that waited for their project and were run again", self.nostr.waited),
             ("deliveries that stay `uncertain`", self.uncertain),
             ("escaped processes that outlived a double kill (level `scan` only)", self.escaped),
+            ("times that `/health` told of a fault while it lasted, or was well once it was over", self.health_told),
         ] {
             line(&format!("| {name} | {} |", grouped(count)));
         }
