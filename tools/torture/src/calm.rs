@@ -8,7 +8,6 @@ use crate::daemon::{self, Daemon, Extras};
 use crate::feeder::Feeder;
 use crate::posters::{self, Posters};
 use crate::procfs;
-use crate::project;
 use crate::run::Run;
 use anyhow::{Context, Result};
 use std::time::Duration;
@@ -39,13 +38,16 @@ impl Run<'_> {
             posters::learn_key(&self.world)?; // it is the one that it was
         }
         if self.world.cast().quarantine {
-            project::release(&self.world); // the checker sees whether it was done
+            self.release_for_good()?;
         }
         if self.is_quiet()? {
             // From here on nothing has a cause to be given up.
             let found = self.causes.settled(&self.world)?;
             self.violations.extend(found);
             self.children_are_as_intended(&daemon, Turns::MayBeMissing)?;
+            if self.world.cast().quarantine {
+                self.note_released()?;
+            }
             self.load(&daemon)?;
         }
         let status = daemon.stop()?;

@@ -27,6 +27,7 @@ mod posters;
 mod power;
 mod procfs;
 mod project;
+mod quarantine;
 mod relay;
 mod report;
 mod run;

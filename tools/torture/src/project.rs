@@ -7,7 +7,7 @@ use crate::chance::Chance;
 use crate::nostr::NOTE;
 use crate::posters::coordinate;
 use crate::world::World;
-use crate::{clock, daemon, journal, procfs};
+use crate::{clock, journal, procfs};
 use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -46,12 +46,6 @@ pub(crate) fn settings(world: &World, own: &Path, seed: u64, variant: u64) -> Va
         "restart": { "backoff_base_ms": 20, "backoff_max_ms": 40, "max_crashes": crashes, "window_ms": within_ms },
         "overrides": { coordinate(): { "env": { "TORTURE_VARIANT": variant.to_string() } } },
     })
-}
-
-/// A person releases the project, in quarantine or not. The daemon may die of it, and doesn't know the project before somebody
-/// spoke to that.
-pub(crate) fn release(world: &World) {
-    daemon::ask(world, "POST", &format!("/control/projects/{}/release", coordinate()), "{}").ok();
 }
 
 /// What a process may do instead of answering, or amid it.

@@ -13,7 +13,7 @@ use crate::inflict::{self, Done};
 use crate::people::People;
 use crate::posters::{self, Posters};
 use crate::procfs::Process;
-use crate::project;
+use crate::quarantine;
 use crate::relay::Relay;
 use crate::report::Counts;
 use crate::source::{self, Source};
@@ -240,7 +240,7 @@ impl<'a> Run<'a> {
         } else if daemon.ready()? {
             self.counts.ready_ms.push((clock::monotonic_ns() - began) / 1_000_000);
             if self.world.cast().quarantine {
-                project::release(&self.world);
+                self.look_on_and_release(fault)?;
             }
             if number.is_multiple_of(3) && fault.fail_point().is_none() {
                 self.children_are_right(&daemon, inflict::intake_under(fault))?;
@@ -270,6 +270,7 @@ impl<'a> Run<'a> {
     /// Waits until the fault's point has fired, doing what leads there.
     fn await_point(&mut self, daemon: &mut Daemon, fault: &Fault) -> Result<()> {
         let Some(point) = fault.point() else { return Ok(()) };
+        let mut over_and_over: Box<dyn FnMut() -> Result<()>> = Box::new(|| Ok(()));
         if point.starts_with("stop.") {
             daemon.tell_to_stop();
         } else if point.starts_with("reload.") {
@@ -289,9 +290,9 @@ impl<'a> Run<'a> {
             // One that knows nothing: what is forgotten of the counter would be missing from its count.
             daemon.ask("POST", "/control/automations/throws/forget", "{}").ok();
         } else if point.starts_with("write.StopRequest") {
-            self.stop_turns(daemon)?;
-        } else if point.starts_with("write.QuarantineProject") {
-            self.release_project(daemon)?;
+            over_and_over = self.stops_turns();
+        } else if point.starts_with("write.QuarantineProject") && self.world.cast().quarantine {
+            over_and_over = self.releases_project();
         } else if point.starts_with("write.BackfillDone") {
             // The first start has fetched the history, and no other one does.
             daemon.ask("POST", "/control/adapters/both/a/backfill", "{}").ok();
@@ -299,7 +300,10 @@ impl<'a> Run<'a> {
             clock::pause(Duration::from_millis(600));
             daemon.tell_to_stop();
         }
-        clock::until(POINT_LIMIT, || Ok(daemon.ended()?.is_some().then_some(())))?;
+        clock::until(POINT_LIMIT, || {
+            over_and_over()?;
+            Ok(daemon.ended()?.is_some().then_some(()))
+        })?;
         // It has to be whole again after a panic, and after its keeper's death.
         if !daemon.was_told_to_stop() && daemon.is_running() {
             self.children_are_right(daemon, Intake::Goes)?;
@@ -320,27 +324,20 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// A person ends turns, over and over: not every session has one at every moment.
-    fn stop_turns(&mut self, daemon: &mut Daemon) -> Result<()> {
+    /// A person ends turns: not every session has one at every moment.
+    fn stops_turns(&mut self) -> Box<dyn FnMut() -> Result<()>> {
         let number = self.chance.below(u64::MAX).to_string();
-        let mut chance = self.chance.about(&["stops", &number]);
-        clock::until(POINT_LIMIT, || {
-            stops::ask(&self.world, &mut chance)?;
-            Ok(daemon.ended()?.is_some().then_some(()))
-        })?;
-        Ok(())
+        let (mut chance, world) = (self.chance.about(&["stops", &number]), self.world.clone());
+        Box::new(move || stops::ask(&world, &mut chance))
     }
 
-    /// A person releases the project, over and over: it crashes when it likes.
-    fn release_project(&self, daemon: &mut Daemon) -> Result<()> {
-        if !self.world.cast().quarantine {
-            return Ok(());
-        }
-        clock::until(POINT_LIMIT, || {
-            project::release(&self.world);
-            Ok(daemon.ended()?.is_some().then_some(()))
-        })?;
-        Ok(())
+    /// A person releases the project: it crashes when it likes.
+    fn releases_project(&self) -> Box<dyn FnMut() -> Result<()>> {
+        let world = self.world.clone();
+        Box::new(move || {
+            quarantine::release_if_it_lives(&world);
+            Ok(())
+        })
     }
 
     /// A person gives up a delivery that is uncertain.

@@ -291,6 +291,11 @@ impl World {
         self.root.join("platform/project")
     }
 
+    /// The last request at the moment from which on the project that was in quarantine had to answer.
+    pub(crate) fn released(&self) -> PathBuf {
+        self.root.join("platform/released")
+    }
+
     pub(crate) fn project_lock(&self) -> PathBuf {
         self.root.join("platform/project.lock")
     }

@@ -4,13 +4,15 @@
 
 use super::nostr::{Relayed, recorded};
 use super::order::out_of_order;
+use super::waits::WAITED;
 use super::{Copy, count, rows};
 use crate::journal;
+use crate::posters::{Sort, posts};
 use crate::project::{DONE, HANDED, NOTHING, PUBLISHED};
 use crate::report::Counts;
 use crate::world::{OnInterrupted, World};
-use anyhow::Result;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use anyhow::{Context, Result};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// Tries of one run as long as nothing was said or done, and runs of one request after which it counts as poison.
 const TRIES_MAX: u64 = 3;
@@ -63,6 +65,9 @@ impl Work {
     }
 }
 
+/// Of so many events one is answered, whatever else goes wrong.
+const ENOUGH: usize = 3;
+
 /// In why an event of the project failed: that was in quarantine.
 const QUARANTINED: &str = "it is quarantined (";
 
@@ -79,7 +84,51 @@ fn in_quarantine(world: &World, copy: &Copy) -> Result<Vec<String>> {
     if failed > 0 && !world.cast().quarantine {
         found.push(format!("{failed} events failed for a quarantine of the project, which can't crash so often here"));
     }
+    found.extend(not_failed_for_good(copy)?);
+    found.extend(not_gone_on(world, copy)?);
     found.extend(still.iter().map(|why| format!("after the calm the project is in quarantine: {why}")));
+    Ok(found)
+}
+
+/// What comes for a project in quarantine fails, and doesn't wait for its end.
+fn not_failed_for_good(copy: &Copy) -> Result<Vec<String>> {
+    let sql = format!(
+        "SELECT q.event_seq, q.event_id, q.status, EXISTS (SELECT 1 FROM project_waits w WHERE w.event_seq = q.event_seq)
+         FROM nexus_requests q WHERE instr(q.reason, '{QUARANTINED}') > 0"
+    );
+    let met: Vec<(i64, String, String, bool)> = rows(&copy.nexus, &sql, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?;
+    let sql = format!("SELECT event_id FROM events WHERE direction = 'inbound' AND instr(event_id, '{WAITED}') > 0");
+    let again: Vec<String> = rows(&copy.events, &sql, |row| row.get(0))?;
+    let mut found = Vec::new();
+    for (seq, id, status, waits) in met {
+        if status != "failed" {
+            found.push(format!("{id} met the project in quarantine, and is `{status}`"));
+        }
+        if waits || again.iter().any(|id| id.ends_with(&format!("{WAITED}{seq}"))) {
+            found.push(format!("{id} met the project in quarantine, and was kept to be run again"));
+        }
+    }
+    Ok(found)
+}
+
+/// Once the project was released for good, what people say to it is answered.
+fn not_gone_on(world: &World, copy: &Copy) -> Result<Vec<String>> {
+    let Some(released) = journal::lines(&world.released())?.pop() else { return Ok(Vec::new()) };
+    let after: i64 = released.parse().context("the project was released after no request")?;
+    let spoken: HashSet<String> = posts(world)?.into_iter().filter(|post| post.sort == Sort::Project).map(|post| post.event_id()).collect();
+    let sql =
+        format!("SELECT event_id, status, instr(coalesce(reason, ''), '{QUARANTINED}') > 0 FROM nexus_requests WHERE event_seq > {after}");
+    let mut came: Vec<(String, String, bool)> = rows(&copy.nexus, &sql, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    came.retain(|(id, _, _)| spoken.contains(id));
+    let mut found: Vec<String> = came
+        .iter()
+        .filter(|(_, _, is_quarantined)| *is_quarantined)
+        .map(|(id, _, _)| format!("the project was released for good, and {id} failed for its quarantine"))
+        .collect();
+    if came.len() >= ENOUGH && came.iter().all(|(_, status, _)| status != "completed") {
+        found.push(format!("the project was released for good, and of {} events for it none was answered", came.len()));
+    }
+    found.truncate(NAMED_MAX);
     Ok(found)
 }
 
@@ -216,6 +265,58 @@ mod tests {
         tells(&found("UPDATE projects SET quarantined = 'it died'"), "after the calm the project is in quarantine: it died");
         let failed = "UPDATE nexus_requests SET reason = 'failed: it is quarantined (it died); release it' WHERE event_seq = 1";
         tells(&found(failed), "1 events failed for a quarantine of the project");
+    }
+
+    /// Event 1 of two met the project in quarantine, and then this happened.
+    fn met_quarantine(sql: &str) -> Made {
+        let tables = "ALTER TABLE nexus_requests ADD COLUMN reason TEXT;
+                      UPDATE nexus_requests SET status = 'failed', reason = 'failed: it is quarantined (it died); release it' WHERE event_seq = 1;";
+        let Worked(made) = Worked::new().with(tables).with(sql);
+        made
+    }
+
+    #[test]
+    fn what_meets_a_quarantine_fails_and_is_not_run_again() {
+        let found = |made: &Made| not_failed_for_good(&made.copy()).unwrap().join("; ");
+        assert_eq!(found(&met_quarantine("INSERT INTO project_waits VALUES (2, NULL)")), "");
+        let answered = met_quarantine("UPDATE nexus_requests SET status = 'completed'");
+        tells(&found(&answered), "nostr:1 met the project in quarantine, and is `completed`");
+        let waits = met_quarantine("INSERT INTO project_waits VALUES (1, NULL)");
+        tells(&found(&waits), "nostr:1 met the project in quarantine, and was kept to be run again");
+        let again = met_quarantine("");
+        let run_again = |id: &str| {
+            let sql = "INSERT INTO events VALUES (9, ?1, 'nostr', 'default', 'p', 'inbound', 'run', 'x')";
+            again.events.execute(sql, [id]).unwrap();
+            found(&again)
+        };
+        assert_eq!(run_again("nostr:1#replay:waited-21"), "");
+        tells(&run_again("nostr:1#replay:waited-1"), "was kept to be run again");
+    }
+
+    #[test]
+    fn a_project_that_was_released_goes_on() {
+        let found = |after: i64, sql: &str| {
+            let made = met_quarantine(sql);
+            for number in 1..=4 {
+                let post = json!({ "sort": "project", "id": number.to_string(), "content": "x", "author": "me" });
+                journal::append(&made.world.posts(), &post.to_string()).unwrap();
+            }
+            journal::append(&made.world.released(), &after.to_string()).unwrap();
+            not_gone_on(&made.world, &made.copy()).unwrap().join("; ")
+        };
+        assert_eq!(found(1, ""), "", "the first came before that");
+        tells(&found(0, ""), "the project was released for good, and nostr:1 failed for its quarantine");
+        let more = |status: &str| {
+            let insert = |number: i64| {
+                format!(
+                    "INSERT INTO nexus_requests (event_seq, event_id, channel, status, attempts) VALUES ({number}, 'nostr:{number}', 'nostr', '{status}', 1);"
+                )
+            };
+            [3, 4].map(insert).concat() + "UPDATE nexus_requests SET status = 'failed' WHERE event_seq = 2"
+        };
+        assert_eq!(found(1, &more("completed")), "");
+        tells(&found(1, &more("failed")), "and of 3 events for it none was answered");
+        assert_eq!(found(2, &more("failed")), "", "two say little");
     }
 
     #[test]
