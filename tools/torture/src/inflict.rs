@@ -109,7 +109,7 @@ pub(crate) fn upon(run: &mut Run<'_>, daemon: &mut Daemon, fault: &Fault) -> Res
             clock::pause(WHILE * 2);
             offset(run, 0)?;
         }
-        Fault::Busy { ledger, ms } => hold(run, daemon, *ledger, *ms)?,
+        Fault::Busy { ledger, ms } => hold(run, daemon, ledger, *ms)?,
         Fault::Descriptors => exhaust_descriptors(daemon)?,
         Fault::DiskFull => fill_disk(run, daemon)?,
         Fault::TurnReadOnly => turn_read_only(run, daemon)?,
