@@ -8,7 +8,7 @@ use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// What a script's file can end in; the first that exists is the plugin.
+/// What a script's file can end in.
 pub(super) const SCRIPTS: [&str; 2] = ["ts", "js"];
 /// Types for editors, such as `nexus.d.ts`; no plugin.
 const TYPES: &str = ".d.ts";
@@ -68,11 +68,14 @@ pub(crate) fn names(directory: &Path) -> BTreeSet<String> {
 pub(super) fn find(directory: &Path, name: &str) -> Result<Found, String> {
     let own = directory.join(name);
     let script = script(directory, name);
+    if let [one, other, ..] = scripts(directory, name).collect::<Vec<_>>().as_slice() {
+        return Err(two_of_that_name(one, other));
+    }
     let has_file = own.join(PLUGIN_FILE).is_file();
     let stamp = stamp(directory, name);
     let kind = match (script, has_file) {
         (Some(script), true) => {
-            return Err(format!("there are two of that name, `{}` and `{}`; remove one", script.display(), own.display()));
+            return Err(two_of_that_name(&script, &own));
         }
         (Some(script), false) => Kind::Script(script),
         (None, true) => Kind::Program { file: Box::new(read(&own.join(PLUGIN_FILE), name)?), directory: own },
@@ -84,7 +87,7 @@ pub(super) fn find(directory: &Path, name: &str) -> Result<Found, String> {
 /// The files of the plugin `name` as they are now: its script, or what lies in its directory, without
 /// what lies deeper and what is hidden.
 pub(super) fn stamp(directory: &Path, name: &str) -> Stamp {
-    let mut marks: Vec<Mark> = script(directory, name).iter().filter_map(|path| mark(path)).collect();
+    let mut marks: Vec<Mark> = scripts(directory, name).filter_map(|path| mark(&path)).collect();
     let entries = fs::read_dir(directory.join(name)).into_iter().flatten().flatten().take(ENTRIES_MAX);
     let seen = entries.map(|entry| entry.path()).filter(|path| !is_hidden(path));
     marks.extend(seen.filter_map(|path| mark(&path)));
@@ -93,7 +96,15 @@ pub(super) fn stamp(directory: &Path, name: &str) -> Stamp {
 }
 
 pub(super) fn script(directory: &Path, name: &str) -> Option<PathBuf> {
-    SCRIPTS.iter().map(|end| directory.join(format!("{name}.{end}"))).find(|path| path.is_file())
+    scripts(directory, name).next()
+}
+
+fn scripts(directory: &Path, name: &str) -> impl Iterator<Item = PathBuf> {
+    SCRIPTS.iter().map(move |end| directory.join(format!("{name}.{end}"))).filter(|path| path.is_file())
+}
+
+fn two_of_that_name(one: &Path, other: &Path) -> String {
+    format!("there are two of that name, `{}` and `{}`; remove one", one.display(), other.display())
 }
 
 fn is_hidden(path: &Path) -> bool {
@@ -147,6 +158,10 @@ mod tests {
         assert!(find(place.path(), "empty").unwrap_err().contains("there is no empty.ts"));
         fs::write(place.path().join("three.js"), "").unwrap();
         assert!(find(place.path(), "three").unwrap_err().contains("two of that name"));
+        let alone = stamp(place.path(), "one");
+        fs::write(place.path().join("one.js"), "").unwrap();
+        assert!(find(place.path(), "one").unwrap_err().contains("two of that name"), "nobody knows which is meant");
+        assert_ne!(stamp(place.path(), "one"), alone, "it is looked at when the second one comes");
     }
 
     #[test]

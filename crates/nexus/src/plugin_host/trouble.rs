@@ -52,11 +52,16 @@ impl Trouble {
         let named = self.message.strip_prefix(NO_MODULE).and_then(|rest| rest.split_once('\''));
         let Some((module, _)) = named else { return self };
         let message = format!("`{module}` can't be imported: a plugin is one file; only `import type` may stay, in a .ts file");
-        let found = source.lines().zip(1_u32..).find_map(|(text, line)| {
-            let at = text.find("import").or_else(|| text.find("from"))?;
-            let column = u32::try_from(text[..at].chars().count()).ok()?;
-            text.contains(module).then_some((line, column.saturating_add(1)))
-        });
+        // A relative one is told as where it would lie: its last part is as it was written.
+        let written = module.rsplit('/').next().unwrap_or(module);
+        let naming = |is_its: fn(&str) -> Option<usize>| {
+            source.lines().zip(1_u32..).filter(|(text, _)| text.contains(written)).find_map(|(text, line)| {
+                let column = u32::try_from(text[..is_its(text)?].chars().count()).ok()?;
+                Some((line, column.saturating_add(1)))
+            })
+        };
+        // The name may stand on a line of its own.
+        let found = naming(|text| text.find("import").or_else(|| text.find("from"))).or_else(|| naming(|text| text.find(['"', '\''])));
         match found {
             Some((line, column)) => Self::at(message, file, line, column),
             None => self.saying(message),
@@ -98,6 +103,9 @@ mod tests {
         let trouble = Trouble::new("ReferenceError: could not load module 'node:fs'").about_import(source, "x.js");
         assert_eq!((trouble.line, trouble.column), (Some(3), Some(3)));
         assert!(trouble.message.contains("`node:fs` can't be imported"), "{trouble:?}");
+        let relative = "const a = 1;\nimport {\n  b,\n} from\n  './sub/helper.js';\n";
+        let trouble = Trouble::new("ReferenceError: could not load module 'plugins/sub/helper.js'").about_import(relative, "x.ts");
+        assert_eq!((trouble.line, trouble.column), (Some(5), Some(3)), "{trouble:?}");
         let other = Trouble::new("ReferenceError: y is not defined");
         assert_eq!(other.clone().about_import(source, "x.js"), other);
     }

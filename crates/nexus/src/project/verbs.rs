@@ -70,7 +70,7 @@ impl Projects {
     /// # Errors
     /// [`VerbError`].
     pub async fn verb(&self, name: &str, verb: ProjectVerb, end_turn: impl Future<Output = ()> + Send) -> Result<ProjectStatus, VerbError> {
-        let (project, row) = self.about(name, verb).await?;
+        let (project, _) = self.about(name, verb).await?;
         let refused = |Fault { problem, .. }: Fault| VerbError::Refused { project: project.slug(), problem };
         let lane = self.lane(&project).await.map_err(refused)?;
         match verb {
@@ -96,6 +96,9 @@ impl Projects {
             ProjectVerb::Release => self.release(&lane).await,
         }
         lane.ring();
+        let id = project.to_string();
+        // As it is by now: a preparation writes down what came of it.
+        let row = self.inner.ledgers.nexus.readers.read(move |connection| nexus::project(connection, &id)).await?;
         Ok(self.of_lane(&lane, row.as_ref()))
     }
 
