@@ -22,6 +22,8 @@ pub(crate) const ESCAPEE: &str = "__escapee";
 pub(crate) const MARKED: &str = "__marked";
 /// In the journal: an agent was called.
 pub(crate) const CALLED: &str = "called";
+/// And: it is about to say that it has come to its end.
+pub(crate) const ANSWERED: &str = "answered";
 /// And: it is about to end without an answer.
 pub(crate) const FAILS: &str = "fails";
 /// Behind `WORLD SEED`: it speaks for a while ([`crate::speech`]).
@@ -101,7 +103,7 @@ pub(crate) fn run(args: &[String]) -> Result<ExitCode> {
     }
     say(&format!("{}\n", json!({ "type": "token", "text": format!("re: {content}") })))?;
     // Noted first: once the end is said, the run may be finished and this process killed.
-    note("answered")?;
+    note(ANSWERED)?;
     say(&format!("{}\n", json!({ "type": "stream_end", "runId": turn["run_id"] })))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,7 +1,7 @@
 //! An agent that takes messages while it runs (docs/agents.md): it listens for a while, says of what comes that it took it in,
 //! and answers then, or fails, as its seed says. It writes each of these down before anybody else knows.
 
-use crate::agent::{CALLED, FAILS, FOR_EVER, say};
+use crate::agent::{ANSWERED, CALLED, FAILS, FOR_EVER, say};
 use crate::chance::Chance;
 use crate::world::World;
 use crate::{clock, journal, procfs};
@@ -130,7 +130,7 @@ impl Turn<'_> {
         }
         event(&json!({ "type": "token", "text": format!("re: {content}") }))?;
         // Noted first: once the end is said, the run may be finished and this process killed.
-        self.note("answered", content)?;
+        self.note(ANSWERED, content)?;
         event(&json!({ "type": "stream_end" }))?;
         Ok(ExitCode::SUCCESS)
     }

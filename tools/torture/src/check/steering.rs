@@ -1,8 +1,9 @@
-//! What is promised about messages that an agent takes while it runs: one that shares a run was taken in by its agent, ends as that
-//! run does, has no reply of its own, and its agent is not asked about it besides.
+//! What is promised about messages that an agent takes while it runs: one shares a run if, and only if, its agent took it in and
+//! answered then. It comes behind the run's own message in one conversation with it, ends as the run does, has no reply of its own,
+//! and its agent is not asked about it besides.
 
 use super::{Copy, rows, tally};
-use crate::agent::{CALLED, FAILS};
+use crate::agent::{ANSWERED, CALLED, FAILS};
 use crate::journal;
 use crate::report::Counts;
 use crate::steered::{LISTENS, NAME, TOOK_IN};
@@ -24,6 +25,8 @@ const NAMED_MAX: usize = 5;
 /// A request that joined the run of another.
 struct Joined {
     event_seq: i64,
+    /// The message that began the run.
+    first_seq: i64,
     event_id: String,
     run: String,
     status: String,
@@ -37,22 +40,28 @@ struct Joined {
 impl Joined {
     fn all(copy: &Copy) -> Result<Vec<Self>> {
         let sql = format!(
-            "SELECT q.event_seq, q.event_id, q.run_id, q.status, r.status,
+            "SELECT q.event_seq, r.event_seq, q.event_id, q.run_id, q.status, r.status,
                     (SELECT l.status FROM nexus_requests l WHERE l.event_seq = r.event_seq AND l.attempts = r.attempt),
                     (SELECT count(*) FROM deliveries d WHERE d.event_seq = q.event_seq AND d.run_id = q.run_id
                        AND d.idempotency_key NOT LIKE '%:interrupted:0')
              FROM nexus_requests q JOIN runs r ON r.run_id = q.run_id WHERE r.event_seq != q.event_seq AND r.agent = '{NAME}'"
         );
         rows(&copy.nexus, &sql, |row| {
-            let (event_seq, event_id, run, status) = (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
-            Ok(Self { event_seq, event_id, run, status, run_status: row.get(4)?, lead: row.get(5)?, replies: row.get(6)? })
+            let (event_seq, first_seq, event_id, run, status) = (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?);
+            Ok(Self { event_seq, first_seq, event_id, run, status, run_status: row.get(5)?, lead: row.get(6)?, replies: row.get(7)? })
         })
     }
 
     /// `calls` is how often its agent was asked about it, beside what it took in while it ran.
-    fn wrong(&self, was_taken_in: bool, calls: u64, on_interrupted: OnInterrupted) -> Vec<String> {
-        let Self { event_id: id, run, status, run_status, lead, replies, .. } = self;
+    fn wrong(&self, messages: &Messages, was_taken_in: bool, calls: u64, on_interrupted: OnInterrupted) -> Vec<String> {
+        let Self { event_seq, first_seq, event_id: id, run, status, run_status, lead, replies } = self;
         let mut found = Vec::new();
+        if messages.conversation(*event_seq) != messages.conversation(*first_seq) {
+            found.push(format!("{id} shares run {run}, which is of another conversation"));
+        }
+        if event_seq < first_seq {
+            found.push(format!("{id} shares run {run}, which a later message began"));
+        }
         if !was_taken_in {
             found.push(format!("{id} shares run {run}, whose agent did not take it in"));
         }
@@ -71,8 +80,66 @@ impl Joined {
     }
 }
 
+/// What people wrote where such an agent answers.
+struct Messages {
+    /// By number: the text, and where it was written.
+    all: HashMap<i64, (String, String)>,
+}
+
+impl Messages {
+    fn read(copy: &Copy) -> Result<Self> {
+        let sql = format!(
+            "SELECT seq, content, account_id || '/' || peer_id FROM events WHERE direction = 'inbound' AND channel = '{}'",
+            CHANNEL.name()
+        );
+        let all = rows(&copy.events, &sql, |row| Ok((row.get(0)?, (row.get(1)?, row.get(2)?))))?;
+        Ok(Self { all: all.into_iter().collect() })
+    }
+
+    fn content(&self, seq: i64) -> &str {
+        self.all.get(&seq).map_or("", |(content, _)| content.as_str())
+    }
+
+    fn conversation(&self, seq: i64) -> Option<&str> {
+        self.all.get(&seq).map(|(_, conversation)| conversation.as_str())
+    }
+}
+
 fn text(value: &Value, key: &str) -> String {
     value[key].as_str().unwrap_or_default().to_owned()
+}
+
+/// What an agent took in before it answered, by run. One that was called anew knows nothing of what the one before took in.
+fn answered_for(journal: &[Value]) -> Vec<(String, String)> {
+    let mut open: HashMap<String, Vec<String>> = HashMap::new();
+    let mut all = Vec::new();
+    for line in journal {
+        let run = text(line, "run_id");
+        match line["what"].as_str() {
+            Some(CALLED) => drop(open.remove(&run)),
+            Some(TOOK_IN) => open.entry(run).or_default().push(text(line, "content")),
+            Some(ANSWERED) => all.extend(open.remove(&run).unwrap_or_default().into_iter().map(|content| (run.clone(), content))),
+            Some(_) | None => {}
+        }
+    }
+    all
+}
+
+/// What was taken in, answered for by an agent that said all of it, and doesn't share that run.
+fn left_out(copy: &Copy, messages: &Messages, journal: &[Value]) -> Result<Vec<String>> {
+    // The answer of a turn that somebody ended is nobody's.
+    let sql = format!(
+        "SELECT r.run_id FROM runs r JOIN nexus_requests q ON q.event_seq = r.event_seq AND q.attempts = r.attempt
+         WHERE r.agent = '{NAME}' AND r.status = 'finished' AND q.status = 'completed'
+           AND coalesce(q.reason, '') NOT LIKE 'aborted:%' AND coalesce(q.reason, '') NOT LIKE 'stopped:%'"
+    );
+    let whole: HashSet<String> = rows(&copy.nexus, &sql, |row| row.get(0))?.into_iter().collect();
+    let sql = format!("SELECT event_seq, coalesce(run_id, '') FROM nexus_requests WHERE channel = '{}'", CHANNEL.name());
+    let requests: Vec<(i64, String)> = rows(&copy.nexus, &sql, |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let sharing: HashSet<(&str, &str)> = requests.iter().map(|(seq, run)| (run.as_str(), messages.content(*seq))).collect();
+    let taken_in = answered_for(journal).into_iter().filter(|(run, _)| whole.contains(run));
+    let lost = taken_in.filter(|(run, content)| !sharing.contains(&(run.as_str(), content.as_str())));
+    Ok(lost.map(|(run, content)| format!("run {run} answered for `{content}`, whose request does not share it")).collect())
 }
 
 /// Everything that joined a run, where there is an agent that takes messages while it runs.
@@ -85,21 +152,16 @@ fn shared(world: &World, copy: &Copy, on_interrupted: OnInterrupted, counts: &mu
     let of = |what: &'static str| journal.iter().filter(move |one| one["what"] == what);
     let taken_in: HashSet<(String, String)> = of(TOOK_IN).map(|one| (text(one, "run_id"), text(one, "content"))).collect();
     let calls: BTreeMap<String, u64> = tally(of(CALLED).map(|one| text(one, "content")));
-    let contents: HashMap<i64, String> = rows(
-        &copy.events,
-        &format!("SELECT seq, content FROM events WHERE direction = 'inbound' AND channel = '{}'", CHANNEL.name()),
-        |row| Ok((row.get(0)?, row.get(1)?)),
-    )?
-    .into_iter()
-    .collect();
+    let messages = Messages::read(copy)?;
     let all = Joined::all(copy)?;
     counts.joined += all.len() as u64;
     let wrong = |joined: &Joined| {
-        let content = contents.get(&joined.event_seq).cloned().unwrap_or_default();
+        let content = messages.content(joined.event_seq).to_owned();
         let times = calls.get(&content).copied().unwrap_or(0);
-        joined.wrong(taken_in.contains(&(joined.run.clone(), content)), times, on_interrupted)
+        joined.wrong(&messages, taken_in.contains(&(joined.run.clone(), content)), times, on_interrupted)
     };
     let mut found: Vec<String> = all.iter().flat_map(wrong).collect();
+    found.extend(left_out(copy, &messages, &journal)?);
     let superseded = superseded_runs(copy)?;
     let failing: HashSet<String> = of(FAILS).map(|one| text(one, "run_id")).collect();
     let unheard = of(LISTENS).map(|one| text(one, "run_id")).filter(|run| superseded.contains(run) && !failing.contains(run)).count();
@@ -175,6 +237,37 @@ mod tests {
         asked.noted(CALLED, 2, "run-2");
         tells(&found(&asked, OnInterrupted::Auto), "plain:a-2 shares run run-1, and its agent was asked 1 times about it");
         assert_eq!(found(&asked, OnInterrupted::Rerun), "");
+    }
+
+    #[test]
+    fn what_an_agent_answered_for_shares_its_run() {
+        let own = "INSERT INTO runs VALUES ('run-2', 2, 1, 'steered', 'finished'); UPDATE nexus_requests SET run_id = 'run-2' WHERE event_seq = 2";
+        let left_out = "run run-1 answered for `plain a 2`, whose request does not share it";
+        let without = made(own);
+        assert_eq!(found(&without, OnInterrupted::Auto), "", "it noted its answer before it took that in");
+        without.noted(ANSWERED, 1, "run-1");
+        tells(&found(&without, OnInterrupted::Auto), left_out);
+        for ended in [SUPERSEDED, "stopped: by `nexus sessions stop`"] {
+            without.nexus.execute("UPDATE nexus_requests SET reason = ?1 WHERE event_seq = 1", [ended]).unwrap();
+            assert_eq!(found(&without, OnInterrupted::Auto), "", "{ended}");
+        }
+        let broken_off = made(own);
+        broken_off.nexus.execute_batch("UPDATE runs SET status = 'interrupted' WHERE run_id = 'run-1'").unwrap();
+        broken_off.noted(ANSWERED, 1, "run-1");
+        assert_eq!(found(&broken_off, OnInterrupted::Auto), "", "nobody heard of it");
+        let with = made("");
+        with.noted(ANSWERED, 1, "run-1");
+        assert_eq!(found(&with, OnInterrupted::Auto), "");
+    }
+
+    #[test]
+    fn what_shares_a_run_comes_behind_its_message_in_its_conversation() {
+        let elsewhere = made("");
+        elsewhere.events.execute_batch("UPDATE events SET peer_id = 'q' WHERE seq = 2").unwrap();
+        tells(&found(&elsewhere, OnInterrupted::Auto), "plain:a-2 shares run run-1, which is of another conversation");
+        let before = made("UPDATE nexus_requests SET event_seq = 0 WHERE event_seq = 2");
+        before.events.execute_batch("UPDATE events SET seq = 0 WHERE seq = 2").unwrap();
+        assert_eq!(found(&before, OnInterrupted::Auto), "plain:a-2 shares run run-1, which a later message began");
     }
 
     #[test]
