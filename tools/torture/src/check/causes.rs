@@ -122,7 +122,7 @@ impl Causes {
         self.clock_was_off |= matches!(fault, Fault::Sleep | Fault::ClockJump { .. });
         let Some(copy) = copied(world)? else { return Ok(Vec::new()) };
         let mut found = self.judge(world, &copy.nexus, Leeway::of(fault, conversations(world)))?;
-        found.extend(self.died(world, &copy.nexus)?);
+        found.extend(self.died(&copy.nexus, fault)?);
         Ok(found)
     }
 
@@ -155,18 +155,14 @@ impl Causes {
         Ok(found)
     }
 
-    /// Takes down what the death of the daemon cut off. It is one request for each conversation at most: they are asked one after
-    /// the other there.
-    fn died(&mut self, world: &World, nexus: &Connection) -> Result<Vec<String>> {
+    /// Takes down what the death of the daemon cut off, and looks whether it had only that in hand which may go on at one time.
+    fn died(&mut self, nexus: &Connection, fault: &Fault) -> Result<Vec<String>> {
         if !has_tables(nexus)? {
             return Ok(Vec::new());
         }
-        let (begun, most) = (self.cut_off.add(nexus)?, conversations(world));
-        let is_too_much = begun.len() > most;
-        Ok(is_too_much
-            .then(|| format!("as it died the daemon had requests in hand in {most} conversations: {begun:?}"))
-            .into_iter()
-            .collect())
+        self.cut_off.add(nexus)?;
+        // What a defect broke off may be left to the next start as it was.
+        if matches!(fault, Fault::Panic { .. }) { Ok(Vec::new()) } else { CutOff::at_once(nexus) }
     }
 
     /// What is to be retried is sent again only after a call that did not say how it ended.

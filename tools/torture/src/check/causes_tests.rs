@@ -10,7 +10,12 @@ use serde_json::json;
 /// So many messages that were answered, after which this happened to the ledger.
 fn changed(kind: Kind, messages: i64, sql: &str) -> Made {
     let made = Made::whole(kind, messages);
-    made.nexus.execute_batch("ALTER TABLE nexus_requests ADD COLUMN reason TEXT; ALTER TABLE deliveries ADD COLUMN error TEXT").unwrap();
+    // Each is of a conversation, and for a target, of its own.
+    let columns = "ALTER TABLE nexus_requests ADD COLUMN reason TEXT; ALTER TABLE deliveries ADD COLUMN error TEXT;
+                   ALTER TABLE nexus_requests ADD COLUMN conversation TEXT; ALTER TABLE nexus_requests ADD COLUMN run_id TEXT;
+                   UPDATE nexus_requests SET conversation = 'c' || event_seq, run_id = 'run-' || event_seq;
+                   UPDATE deliveries SET target = 'p' || seq";
+    made.nexus.execute_batch(columns).unwrap();
     made.nexus.execute_batch(sql).unwrap();
     made
 }
@@ -199,14 +204,36 @@ fn a_daemon_that_gives_up_what_nothing_sent_at_its_death_is_found() {
     assert!(given_up(2, 2).contains("2 of 2 replies ended badly without a cause"), "another attempt");
 }
 
+/// What is found of a daemon that died so.
+fn in_hand(fault: &Fault, begun: &str) -> String {
+    let made = changed(Kind::Acked, 20, begun);
+    Causes::new(OnInterrupted::Auto).after(&made.world, fault).unwrap().join("; ")
+}
+
 #[test]
-fn a_daemon_has_one_request_in_hand_for_each_conversation_at_most() {
-    let died = |requests: i64| {
-        let begun = "UPDATE nexus_requests SET status = 'processing', completed_at = NULL";
-        after_a_death(&changed(Kind::Acked, requests, ""), OnInterrupted::Auto, begun, "")
-    };
-    assert_eq!(died(18), "");
-    assert!(died(19).contains("as it died the daemon had requests in hand in 18 conversations: [1, 2, 3"), "{}", died(19));
+fn a_daemon_has_one_turn_in_hand_for_each_conversation_at_most() {
+    let kill = Fault::Kill { victim: Victim::Daemon, after_ms: 0 };
+    let died = |then: &str| in_hand(&kill, &format!("UPDATE nexus_requests SET status = 'processing', completed_at = NULL; {then}"));
+    assert_eq!(died(""), "");
+    assert_eq!(died("UPDATE nexus_requests SET conversation = 'c1', run_id = 'run-1' WHERE event_seq <= 3"), "", "they share a turn");
+    let two = "UPDATE nexus_requests SET conversation = 'c1' WHERE event_seq = 2";
+    assert!(died(two).contains("as it died the daemon had several turns in conversation acked c1: run-"), "{}", died(two));
+    assert_eq!(died(&format!("{two}; UPDATE nexus_requests SET status = 'interrupted' WHERE event_seq = 2")), "", "that one had its turn");
+    assert_eq!(died(&format!("{two}; UPDATE nexus_requests SET channel = 'timer'")), "", "that is nobody's conversation");
+    let panic = Fault::Panic { name: "run.started".to_owned(), count: 1 };
+    let both = format!("UPDATE nexus_requests SET status = 'processing', completed_at = NULL; {two}");
+    assert_eq!(in_hand(&panic, &both), "", "a defect may have left one of them");
+}
+
+#[test]
+fn a_daemon_sends_one_reply_to_each_target_at_most() {
+    let kill = Fault::Kill { victim: Victim::Daemon, after_ms: 0 };
+    let died = |then: &str| in_hand(&kill, &format!("UPDATE deliveries SET status = 'sending'; {then}"));
+    assert_eq!(died(""), "");
+    let two = died("UPDATE deliveries SET target = 'p1' WHERE seq = 2");
+    assert!(two.contains("as it died the daemon had several sends to acked a/p1: key-"), "{two}");
+    assert_eq!(died("UPDATE deliveries SET target = 'p1', account_id = 'b' WHERE seq = 2"), "", "another account's");
+    assert_eq!(died("UPDATE deliveries SET target = 'p1', status = 'pending' WHERE seq = 2"), "", "it waits");
 }
 
 #[test]
@@ -215,7 +242,7 @@ fn what_ends_in_the_cycle_of_a_fault_is_one_for_each_conversation_at_most() {
         let made = changed(Kind::Acked, 0, "");
         let sql = format!(
             "WITH RECURSIVE all_of(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM all_of WHERE n < {failed})
-             INSERT INTO nexus_requests SELECT n, 'acked:a-' || n, 'acked', 'failed', 1, 5, NULL FROM all_of"
+             INSERT INTO nexus_requests SELECT n, 'acked:a-' || n, 'acked', 'failed', 1, 5, NULL, NULL, NULL FROM all_of"
         );
         made.nexus.execute_batch(&sql).unwrap();
         Causes::new(OnInterrupted::Auto).after(&made.world, fault).unwrap().concat()
