@@ -146,6 +146,32 @@ fn a_start_does_not_wait_for_a_profile_that_nobody_has() {
 }
 
 #[test]
+fn a_start_does_not_wait_for_an_agent_that_nobody_has() {
+    let silent = Scripted::start();
+    silent.state().late = Some("nexus-fetch".to_owned());
+    let world = World::with_all(|config| config["nostr"]["relays"].as_array_mut().unwrap().push(json!(silent.url())));
+    eventually("both relays are live", || {
+        let relays = world.daemon.get("/control/nostr").json()["relays"].clone();
+        relays.as_array().unwrap().iter().all(|relay| relay["state"] == "live")
+    });
+    let there = world.tell(4_199, &[&["title", "Coder"], &["role", "coder"]], "Write code.");
+    let nobodys = "ab".repeat(32);
+    world.tell(31_933, &[&["d", "demo"], &["agent", &there], &["agent", &nobodys]], "");
+    let project = world.coordinate("demo");
+    let kept = "SELECT count(*) FROM nostr_events WHERE kind = 31933";
+    eventually("its definition is there", || world.daemon.count("nexus", kept) == 1);
+    let asks = |question: &Value| question[2]["ids"].as_array().is_some_and(|ids| ids.contains(&json!(nobodys)));
+    let asked = || silent.state().of("REQ").iter().filter(|question| asks(question)).count();
+    world.prepared(&project);
+    assert_eq!(asked(), 1);
+    assert_eq!(answered(&world, &ask(&world, &project, "hello"))["content"], "hello");
+    assert_eq!(asked(), 1, "a start doesn't ask again for a while");
+    assert_eq!(state(&world, &project)["reason"], Value::Null, "it runs");
+    world.prepared(&project);
+    assert_eq!(asked(), 2, "who prepares it by hand does");
+}
+
+#[test]
 fn one_project_may_be_run_otherwise() {
     let own = format!("31933:{}:own", Key::new(1).public());
     let world = World::with(|projects| {

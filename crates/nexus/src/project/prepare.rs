@@ -352,16 +352,16 @@ impl Preparer {
                 Ok(prepared)
             }
             Err(error) => {
-                self.note_failure(project, present.as_ref(), &error).await;
-                match present {
-                    // What is there works on; the relays may have the rest later.
-                    Some(present) if !ask.anew && error.retryable() => {
-                        let (definition, prepared) = self.look(&present).await?;
-                        self.note_readiness(&definition, &present, &prepared).await?;
-                        Ok(prepared)
-                    }
-                    Some(_) | None => Err(error),
+                // What is there works on; the relays may have the rest later.
+                if let Some(present) = present.as_ref().filter(|_| !ask.anew && error.retryable())
+                    && let Ok((definition, prepared)) = self.look(present).await
+                {
+                    tracing::warn!(%project, error = %describe(&error), "a project goes on as it was prepared before");
+                    self.note_readiness(&definition, present, &prepared).await?;
+                    return Ok(prepared);
                 }
+                self.note_failure(project, present.as_ref(), &error).await;
+                Err(error)
             }
         }
     }

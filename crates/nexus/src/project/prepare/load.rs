@@ -121,15 +121,17 @@ impl Installed {
         Ok(Self { agents, servers, problems })
     }
 
-    /// `named_keys` are the keys of the roster that an agent has to have of which more than the key is known.
-    fn lacks(&self, definition: &Definition, named_keys: &[String], answers: &Answers) -> bool {
-        let has_agent = |id: &String| self.agents.iter().any(|(_, one, _)| one.event_id.as_ref() == Some(id));
+    /// `named_keys` are the keys of the roster that an agent has to have of which more than the key is known. What `is_sought` isn't
+    /// looked for again now.
+    fn lacks(&self, definition: &Definition, named_keys: &[String], answers: &Answers, is_sought: impl Fn(&str) -> bool) -> bool {
+        let has_agent = |id: &String| is_sought(id) || self.agents.iter().any(|(_, one, _)| one.event_id.as_ref() == Some(id));
         let is_known =
             |key: &String, one: &Registered, file: &AgentFile| one.roster_key.as_ref() == Some(key) && !roster::is_unknown(key, one, file);
         let has_key = |key: &String| self.agents.iter().any(|(_, one, file)| is_known(key, one, file));
         let mut named = definition.mcp.iter().chain(self.agents.iter().flat_map(|(_, _, file)| &file.mcp));
-        let owed = |id: &String| answers.approved_server(id) && !self.servers.values().any(|file| file.event_id == *id);
-        !definition.agents.iter().all(has_agent) || !named_keys.iter().all(has_key) || named.any(owed)
+        let owed = |id: &String| answers.approved_server(id) && !is_sought(id) && !self.servers.values().any(|file| file.event_id == *id);
+        let has_all_keys = named_keys.iter().all(|key| is_sought(key) || has_key(key));
+        !definition.agents.iter().all(has_agent) || !has_all_keys || named.any(owed)
     }
 }
 
@@ -166,7 +168,7 @@ impl Preparer {
     }
 
     /// Whether something of the definition is still to be installed: a server that was approved when the daemon ended, or
-    /// an agent whose definition or profile no relay had yet. A start doesn't ask for the profile again and again.
+    /// an agent whose definition or profile no relay had yet. A start doesn't ask for them again and again.
     pub(super) async fn owes(&self, definition: &Definition, path: &Path, is_start: bool) -> Result<bool, PrepareError> {
         let (at, of) = (path.to_owned(), definition.clone());
         let installed = blocking(move || Installed::read(&at, &of)).await?;
@@ -179,9 +181,8 @@ impl Preparer {
             named.retain(|key| !signing.contains(key));
         }
         let now = Instant::now();
-        let sought = |key: &&String| !is_start || !self.inner.sought.has(key, now);
-        let wanted: Vec<String> = named.iter().filter(sought).cloned().collect();
-        if installed.lacks(definition, &wanted, &known) {
+        let is_sought = |one: &str| is_start && self.inner.sought.has(one, now);
+        if installed.lacks(definition, &named, &known, is_sought) {
             return Ok(true);
         }
         let is_undefined =

@@ -20,10 +20,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How long the profile of a key that was looked for isn't looked for by a start again.
+/// How long the profile of a key, or an event, that was looked for isn't looked for by a start again.
 const SOUGHT_FOR: Duration = Duration::from_secs(5 * 60);
 
-/// The keys whose profiles were looked for lately, and when: where a relay is dead, that takes its time.
+/// The keys whose profiles, and the ids whose events were looked for lately, and when: where a relay is dead, that takes its time.
 #[derive(Debug, Default)]
 pub(super) struct Sought {
     all: Mutex<BTreeMap<String, Instant>>,
@@ -56,12 +56,12 @@ impl Preparer {
         let mut seen = BTreeSet::new();
         let named = definition.agents.iter().chain(&definition.mcp).chain(of_seats);
         let ids: Vec<String> = named.filter(|id| seen.insert((*id).clone())).cloned().collect();
-        let mut events = if ids.is_empty() { Vec::new() } else { self.inner.nostr.by_ids(&ids).await.map_err(failed)? };
+        let mut events = if ids.is_empty() { Vec::new() } else { self.by_ids(&ids).await.map_err(failed)? };
         let mut more = install::own_servers(definition, Members::of(definition, &seats, &events).everyone());
         more.truncate(OWN_SERVERS_MAX);
         more.retain(|id| !ids.contains(id));
         if !more.is_empty() {
-            events.extend(self.inner.nostr.by_ids(&more).await.map_err(failed)?);
+            events.extend(self.by_ids(&more).await.map_err(failed)?);
         }
         Ok(Members::of(definition, &seats, &events))
     }
@@ -69,6 +69,12 @@ impl Preparer {
     async fn profiles(&self, keys: &[String]) -> Result<Vec<Event>, FetchError> {
         let found = self.inner.nostr.profiles(keys).await;
         self.inner.sought.note(keys, Instant::now()); // also where nobody answered
+        found
+    }
+
+    async fn by_ids(&self, ids: &[String]) -> Result<Vec<Event>, FetchError> {
+        let found = self.inner.nostr.by_ids(ids).await;
+        self.inner.sought.note(ids, Instant::now()); // also where nobody answered
         found
     }
 
