@@ -29,6 +29,7 @@ use crate::report::Counts;
 use crate::world::{OnInterrupted, World};
 use anyhow::{Context, Result};
 use rusqlite::{Connection, OpenFlags, Row};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
@@ -208,4 +209,9 @@ pub(crate) fn tally<K: Ord>(keys: impl Iterator<Item = K>) -> BTreeMap<K, u64> {
     let mut tally = BTreeMap::new();
     keys.for_each(|key| *tally.entry(key).or_default() += 1);
     tally
+}
+
+/// What a line of a journal has under this key; empty where that is no text.
+fn text(line: &Value, key: &str) -> String {
+    line[key].as_str().unwrap_or_default().to_owned()
 }

@@ -6,7 +6,7 @@ use super::cut_off::CutOff;
 use super::events::{accounts, original};
 use super::snapshots::has_table;
 use super::stays::{Outage, Spoilt, Stays};
-use super::{Copy, in_use, rows};
+use super::{Copy, in_use, rows, text};
 use crate::acp;
 use crate::adapter::{LOST, REFUSED, REJECTED};
 use crate::agent::FAILS;
@@ -17,7 +17,6 @@ use crate::world::{Kind, OnInterrupted, SEND_RETRIES, World};
 use crate::{clock, journal};
 use anyhow::{Context, Result};
 use rusqlite::Connection;
-use serde_json::Value;
 use std::collections::{HashMap, HashSet};
 
 /// Most items that one finding names.
@@ -479,10 +478,6 @@ impl Noted {
         let fault = self.faults.get(&(key.to_owned(), fault.to_owned()));
         fault.is_some_and(|at| self.begun.get(key).is_none_or(|begun| at >= begun))
     }
-}
-
-fn text(value: &Value, key: &str) -> String {
-    value[key].as_str().unwrap_or_default().to_owned()
 }
 
 #[cfg(test)]

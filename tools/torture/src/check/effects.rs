@@ -1,7 +1,7 @@
 //! Promise 2: an agent that may have acted is not run again but where the configuration says so; a
 //! reply arrives at least once, and again only where it was uncertain and is to be retried.
 
-use super::{Copy, rows, steering, stops, tally};
+use super::{Copy, rows, steering, stops, tally, text};
 use crate::journal;
 use crate::report::Counts;
 use crate::world::{Kind, OnInterrupted, SEND_RETRIES, World};
@@ -14,10 +14,6 @@ use std::path::Path;
 const ATTEMPTS_MAX: u64 = 3;
 /// Most runs that one finding names.
 const NAMED_MAX: usize = 5;
-
-fn text(value: &Value, key: &str) -> String {
-    value[key].as_str().unwrap_or_default().to_owned()
-}
 
 /// How often agents were called and acted, by what they were told.
 pub(super) fn invocations(world: &World, copy: &Copy, on_interrupted: OnInterrupted, counts: &mut Counts) -> Result<Vec<String>> {

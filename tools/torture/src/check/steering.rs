@@ -2,7 +2,7 @@
 //! answered then. It comes behind the run's own message in one conversation with it, ends as the run does, has no reply of its own,
 //! and its agent is not asked about it besides.
 
-use super::{Copy, rows, tally};
+use super::{Copy, rows, tally, text};
 use crate::agent::{ANSWERED, CALLED, FAILS};
 use crate::journal;
 use crate::report::Counts;
@@ -103,10 +103,6 @@ impl Messages {
     fn conversation(&self, seq: i64) -> Option<&str> {
         self.all.get(&seq).map(|(_, conversation)| conversation.as_str())
     }
-}
-
-fn text(value: &Value, key: &str) -> String {
-    value[key].as_str().unwrap_or_default().to_owned()
 }
 
 /// What an agent took in before it answered, by run. One that was called anew knows nothing of what the one before took in.

@@ -1,20 +1,15 @@
 //! A turn that a person was told to have stopped has ended for that, without a reply; and no more turns end so than stops were
 //! asked for that may have met one. That its agent is not asked again is looked at with all calls of agents.
 
-use super::{Copy, count, rows, tally};
+use super::{Copy, count, rows, tally, text};
 use crate::journal;
 use crate::stops::{ANSWERED, ASKED, ENDED, IDLE, REASON, STOPPED};
 use crate::world::World;
 use anyhow::Result;
-use serde_json::Value;
 use std::collections::{BTreeMap, HashSet};
 
 /// Most findings that one look names.
 const NAMED_MAX: usize = 5;
-
-fn text(value: &Value, key: &str) -> String {
-    value[key].as_str().unwrap_or_default().to_owned()
-}
 
 /// The runs, each the last of its request, that ended because a person stopped them. None where nobody asked for that.
 pub(super) fn runs(world: &World, copy: &Copy) -> Result<HashSet<String>> {
