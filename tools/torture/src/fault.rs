@@ -145,6 +145,9 @@ pub(crate) fn favoured(points: &[String], cast: Cast) -> Vec<String> {
     points.iter().filter(|point| is_favoured(point)).cloned().collect()
 }
 
+/// Points that a daemon which works passes once it is told to stop.
+pub(crate) const AT_A_STOP: [&str; 3] = ["write.CountAnalytics", "write.InterruptRun", "write.Keep.after"];
+
 /// The ledgers' names.
 const LEDGERS: [&str; 4] = ["events", "nexus", "agents", "identity"];
 const TWO_HOURS_MS: i64 = 7_200_000;
@@ -237,6 +240,12 @@ impl Fault {
         if let Self::Point { name, .. } | Self::Panic { name, .. } = self { Some(name) } else { None }
     }
 
+    /// Whether the daemon is told to stop, or to reload, so that it comes to its point.
+    pub(crate) fn is_led_to(&self) -> bool {
+        let mut leads = ["stop.", "reload."].into_iter().chain(AT_A_STOP);
+        self.point().is_some_and(|point| leads.any(|start| point.starts_with(start)))
+    }
+
     /// Whether it ends the daemon at a fail point.
     pub(crate) fn kills_at_a_point(&self) -> bool {
         matches!(self, Self::Point { victim: Victim::Daemon | Victim::Both, .. })
@@ -268,6 +277,14 @@ mod tests {
         assert_eq!(Program::of(Cast { nostr: true, ..Cast::default() }), [Program::Project]);
         assert_eq!(Program::of(Cast { acp: true, ..Cast::default() }), [Program::Acp]);
         assert!(!chosen(&[], &[], 2).contains("Stream") && chosen(&[], &speakers, 2).contains("Stream"));
+    }
+
+    #[test]
+    fn some_points_are_passed_only_on_the_way_down_or_by_a_reload() {
+        let is_led_to = |name: &str| Fault::Point { name: name.to_owned(), count: 1, victim: Victim::Daemon }.is_led_to();
+        assert!(["stop.1", "reload.begun", "write.InterruptRun.before", "write.Keep.after"].iter().all(|name| is_led_to(name)));
+        assert!(!["start.lock", "run.started", "write.Keep.before", "write.KeepAcpSession.after"].iter().any(|name| is_led_to(name)));
+        assert!(!Fault::Reload.is_led_to(), "it has no point");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::check::children::{Intake, Turns};
 use crate::check::{self, Snapshots};
 use crate::daemon::{self, Daemon, Extras, was_killed};
 use crate::disk::Disk;
-use crate::fault::{self, Fault, Program, Victim};
+use crate::fault::{self, AT_A_STOP, Fault, Program, Victim};
 use crate::feeder::Feeder;
 use crate::inflict::{self, Done};
 use crate::people::People;
@@ -296,7 +296,7 @@ impl<'a> Run<'a> {
         } else if point.starts_with("write.BackfillDone") {
             // The first start has fetched the history, and no other one does.
             daemon.ask("POST", "/control/adapters/both/a/backfill", "{}").ok();
-        } else if point.starts_with("write.CountAnalytics") || point.starts_with("write.InterruptRun") || point == "write.Keep.after" {
+        } else if AT_A_STOP.iter().any(|start| point.starts_with(start)) {
             clock::pause(Duration::from_millis(600));
             daemon.tell_to_stop();
         }

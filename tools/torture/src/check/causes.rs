@@ -53,13 +53,13 @@ impl Leeway {
     /// What ends badly in the very cycle of a fault. What its death cut off ends in a later one, and is known by name.
     fn of(fault: &Fault, at_once: usize) -> Self {
         match fault {
+            // What goes on then a stop or a reload may end.
+            Fault::Point { victim: Victim::Daemon, .. } if fault.is_led_to() => Self::AtMost(at_once),
             // Who is killed ends nothing.
-            Fault::Kill { victim: Victim::Daemon, .. } => Self::AtMost(0),
-            Fault::Point { victim, .. } | Fault::Kill { victim, .. } => match victim {
-                // It may have been told to stop before, or have seen its keeper die, with all that went on then.
-                Victim::Daemon | Victim::Both => Self::AtMost(at_once),
-                Victim::Keeper => Self::Unknown,
-            },
+            Fault::Point { victim: Victim::Daemon, .. } | Fault::Kill { victim: Victim::Daemon, .. } => Self::AtMost(0),
+            // It may have seen its keeper die before.
+            Fault::Point { victim: Victim::Both, .. } | Fault::Kill { victim: Victim::Both, .. } => Self::AtMost(at_once),
+            Fault::Point { victim: Victim::Keeper, .. } | Fault::Kill { victim: Victim::Keeper, .. } => Self::Unknown,
             // By these processes that stream may end, and by a second signal the keeper does, with what it had started.
             Fault::Stop { .. } | Fault::StopAtOnce | Fault::Reload => Self::AtMost(at_once),
             Fault::Panic { .. }

@@ -251,6 +251,14 @@ fn what_ends_in_the_cycle_of_a_fault_is_one_for_each_conversation_at_most() {
     assert_eq!(judged(&stop, 18), "");
     assert!(judged(&stop, 19).contains("19 of 19 requests ended badly without a cause, and 18 at most could have"));
     assert!(judged(&kill, 1).contains("1 of 1 requests ended badly without a cause, and 0 at most could have"));
+    let point = |name: &str, victim: Victim| Fault::Point { name: name.to_owned(), count: 1, victim };
+    assert!(
+        judged(&point("run.started", Victim::Daemon), 1).contains("1 of 1 requests ended badly without a cause, and 0 at most could have")
+    );
+    for led_to in [point("stop.1", Victim::Daemon), point("reload.begun", Victim::Daemon), point("run.started", Victim::Both)] {
+        assert_eq!(judged(&led_to, 18), "");
+        assert!(judged(&led_to, 19).contains("and 18 at most could have"), "{led_to:?}");
+    }
     assert_eq!(judged(&Fault::Descriptors, 150), "", "nobody knows how much that is");
 }
 
