@@ -245,11 +245,15 @@ impl Adapter {
                            "reply_to": option(words, "--reply-to-id"), "at": clock::monotonic_ns() });
         let earlier = journal::values_with(&self.world.send_calls(), key)?.iter().filter(|one| one["key"] == key).count();
         journal::append(&self.world.send_calls(), &call.to_string())?;
-        let mut chance = self.chance.about(&["send", key_without_run(key), &earlier.to_string()]);
-        if self.kind.speaks() {
-            chance = chance.about(&[option(words, "--reply-to-id").unwrap_or_default()]);
-        }
-        self.deliver(chance, key, &call)
+        self.deliver(self.fate(key, &call, earlier), key, &call)
+    }
+
+    /// What is decided about a call: each message has a fate of its own. Where an agent speaks, time decides what of it is one
+    /// message, and only what it answers is always the same.
+    fn fate(&self, key: &str, call: &Value, earlier: usize) -> Chance {
+        let chance = self.chance.about(&["send", key_without_run(key), &earlier.to_string()]);
+        let of_call = |name: &str| call[name].as_str().unwrap_or_default();
+        if self.kind.speaks() { chance.about(&[of_call("reply_to")]) } else { chance.about(&[of_call("reply_to"), of_call("text")]) }
     }
 
     /// Notes what is about to be done wrong with a reply.
@@ -414,6 +418,24 @@ mod tests {
         drop((first, other));
         drop((hold("a"), hold("b")));
         assert_eq!(noted().len(), 1, "one after the other is right");
+    }
+
+    #[test]
+    fn each_message_has_a_fate_of_its_own_and_the_same_in_each_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let world = World::make(dir.path(), Cast::default()).unwrap();
+        let of = |kind: Kind, key: &str, reply_to: &str, text: &str, earlier: usize| {
+            let adapter = Adapter { world: world.clone(), kind, chance: Chance::new(1) };
+            adapter.fate(key, &json!({ "reply_to": reply_to, "text": text }), earlier).below(u64::MAX)
+        };
+        let first = of(Kind::Acked, "run_1:0", "acked:a-1", "re: acked a 1", 0);
+        assert_eq!(of(Kind::Acked, "run_2:0", "acked:a-1", "re: acked a 1", 0), first, "runs have other names each time");
+        assert_ne!(of(Kind::Acked, "run_1:0", "acked:a-2", "re: acked a 2", 0), first);
+        assert_ne!(of(Kind::Acked, "run_1:0", "", "re: acked a 2", 0), of(Kind::Acked, "run_1:0", "", "re: acked a 1", 0));
+        assert_ne!(of(Kind::Acked, "run_1:0", "acked:a-1", "re: acked a 1", 1), first, "it is tried again");
+        let spoken = |reply_to: &str, text: &str| of(Kind::Blocks, "run_1:0", reply_to, text, 0);
+        assert_eq!(spoken("blocks:a-1", "one"), spoken("blocks:a-1", "one two"));
+        assert_ne!(spoken("blocks:a-1", "one"), spoken("blocks:a-2", "one"));
     }
 
     #[test]
