@@ -25,6 +25,8 @@ pub(crate) const PROGRAM: (&str, &str) = ("stamp", "marked by a program");
 pub(crate) const SENDER: &str = "says";
 pub(crate) const SENT_AS: &str = "noted";
 pub(crate) const SAID: &str = "noted ";
+/// It has something to say about each message whose number is so many times another.
+pub(crate) const SAYS_ONE_IN: u64 = 5;
 /// Errors in a row after which one is not asked for a while, which is over soon.
 const CIRCUIT_ERRORS: u32 = 5;
 const CIRCUIT_MS: u64 = 400;
@@ -198,6 +200,7 @@ mod tests {
         assert!(counter.contains(&format!("name: '{COUNTER}'")) && counter.contains(&format!("`{COUNTED}$")), "{counter}");
         let says = read("workspace/state/automations/says.js");
         assert!(says.contains(&format!("name: '{SENDER}'")) && says.contains(&format!("`{SAID}$")), "{says}");
+        assert!(says.contains(&format!("% {SAYS_ONE_IN} === 0")), "{says}");
         assert!(says.contains(&format!("n: '{SENT_AS}'")) && grants()["grants"][SENDER][0] == "send", "{says}");
         let script = read("workspace/plugins/mark.js");
         assert!(script.contains(&format!("name: '{}'", SCRIPT.0)) && script.contains(SCRIPT.1), "{script}");

@@ -3,7 +3,7 @@
 //! it isn't.
 
 use super::{Copy, count, rows};
-use crate::advisers::{COUNTED, COUNTER, PROGRAM, SAID, SCRIPT, SENDER, SENT_AS};
+use crate::advisers::{COUNTED, COUNTER, PROGRAM, SAID, SAYS_ONE_IN, SCRIPT, SENDER, SENT_AS};
 use crate::agent::CALLED;
 use crate::journal;
 use crate::report::Counts;
@@ -134,6 +134,29 @@ fn sent_once(copy: &Copy, counts: &mut Counts) -> Result<Vec<String>> {
     Ok(found)
 }
 
+/// One that came to the end of an event of which it has something to say, by the trace of its request, has sent that.
+fn unsent(copy: &Copy) -> Result<Vec<String>> {
+    let sql = format!(
+        "SELECT event_seq, event_id, trace FROM nexus_requests q WHERE trace IS NOT NULL AND NOT EXISTS (
+           SELECT 1 FROM deliveries d WHERE d.event_seq = q.event_seq AND d.idempotency_key LIKE '%:automation~{SENDER}:{SENT_AS}%')"
+    );
+    let requests: Vec<(i64, String, String)> = rows(&copy.nexus, &sql, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    let sql = "SELECT seq, content FROM events WHERE direction = 'inbound'";
+    let mut events: HashMap<i64, String> = rows(&copy.events, sql, |row| Ok((row.get(0)?, row.get(1)?)))?.into_iter().collect();
+    events.retain(|_, content| {
+        let number = content.rsplit(' ').next().and_then(|number| number.parse::<u64>().ok());
+        number.is_some_and(|number| number.is_multiple_of(SAYS_ONE_IN))
+    });
+    let due = requests.into_iter().filter(|(seq, _, _)| events.contains_key(seq));
+    let was_asked = |trace: &str| {
+        let trace: Value = serde_json::from_str(trace).unwrap_or_default();
+        let mut results = trace["triggers"]["results"].as_array().into_iter().flatten();
+        results.any(|one| one["automation"] == SENDER && one["error"].is_null())
+    };
+    let lost = due.filter(|(_, _, trace)| was_asked(trace));
+    Ok(lost.map(|(_, id, _)| format!("an automation was asked about {id}, and did not send what it says")).collect())
+}
+
 fn stages(trace: &Value) -> impl Iterator<Item = &Value> {
     trace["pipeline"].as_array().into_iter().flatten()
 }
@@ -159,6 +182,7 @@ fn said(world: &World, copy: &Copy, counts: &mut Counts) -> Result<Vec<String>> 
     found.extend(calls.iter().filter_map(|call| call.miscounted(&counter)));
     found.extend(calls.iter().flat_map(Call::mismarked));
     found.extend(sent_once(copy, counts)?);
+    found.extend(unsent(copy)?);
     // Whoever is broken costs nobody their answer.
     let failed = count(&copy.nexus, "SELECT count(*) FROM nexus_requests WHERE status = 'failed' AND reason LIKE 'plugin `%'")?;
     if failed > 0 {
@@ -249,6 +273,29 @@ mod tests {
         assert!(after(&[TOLD], &sent("req_1", "noted acked a 2")).contains("sent `noted acked a 2` about event 1, which is `acked a 1`"));
         let twice = format!("{once}{}", sent("req_2", "noted acked a 1"));
         assert!(after(&[TOLD], &twice).contains("sent twice what it says about event 1"));
+    }
+
+    #[test]
+    fn what_an_automation_has_to_say_is_sent_once_it_was_asked() {
+        let made = Made::new(Kind::Acked);
+        for number in [4, 5] {
+            made.written(number);
+            made.accepted(number, number);
+        }
+        made.nexus.execute_batch("ALTER TABLE nexus_requests ADD COLUMN trace TEXT").unwrap();
+        let found = |results: &str| {
+            let trace = format!(r#"{{"triggers":{{"results":[{results}]}}}}"#);
+            made.nexus.execute("UPDATE nexus_requests SET trace = ?1", [trace]).unwrap();
+            unsent(&made.copy()).unwrap().join("; ")
+        };
+        let asked = r#"{"automation":"says","ms":1}"#;
+        assert_eq!(found(asked), "an automation was asked about acked:a-5, and did not send what it says");
+        assert_eq!(found(r#"{"automation":"counter","ms":1}"#), "", "that is another");
+        assert_eq!(found(r#"{"automation":"says","ms":1,"error":"too slow"}"#), "", "it may not have come to that");
+        let sent =
+            "INSERT INTO deliveries VALUES (9, 5, 'req_5:automation~says:noted', 'sent', 'acked', 'a', 'p', 'noted acked a 5', 1, NULL)";
+        made.nexus.execute_batch(sent).unwrap();
+        assert_eq!(found(asked), "");
     }
 
     #[test]
