@@ -246,6 +246,28 @@ impl Fault {
         self.point().is_some_and(|point| leads.any(|start| point.starts_with(start)))
     }
 
+    /// Whether it may hit programs, or what the daemon needs to hear them.
+    pub(crate) fn hits_programs(&self) -> bool {
+        match self {
+            Self::Point { victim, .. } | Self::Kill { victim, .. } => match victim {
+                Victim::Daemon => false,
+                Victim::Keeper | Victim::Both => true,
+            },
+            Self::Stop { .. } | Self::StopAtOnce | Self::Reload => false,
+            Self::Panic { .. }
+            | Self::KillPrograms { .. }
+            | Self::FreezePrograms { .. }
+            | Self::Sleep
+            | Self::ClockJump { .. }
+            | Self::Busy { .. }
+            | Self::Descriptors
+            | Self::DiskFull
+            | Self::ReadOnly
+            | Self::TurnReadOnly
+            | Self::CorruptPage { .. } => true,
+        }
+    }
+
     /// Whether it ends the daemon at a fail point.
     pub(crate) fn kills_at_a_point(&self) -> bool {
         matches!(self, Self::Point { victim: Victim::Daemon | Victim::Both, .. })

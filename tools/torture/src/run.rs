@@ -253,7 +253,12 @@ impl<'a> Run<'a> {
         } else {
             Done::Missed
         };
-        self.end_cycle(daemon, fault, fired_before, if done == Done::Yes { upon } else { done })
+        self.end_cycle(daemon, fault, fired_before, if done == Done::Yes { upon } else { done })?;
+        if fault.hits_programs() {
+            let hit = serde_json::json!({ "from": began, "to": clock::monotonic_ns() });
+            journal::append(&self.world.hits(), &hit.to_string())?;
+        }
+        Ok(())
     }
 
     /// From the moment of the spawn on, ready or not.

@@ -240,6 +240,11 @@ impl World {
         self.root.join("platform/agent")
     }
 
+    /// From when to when programs may have been hit by something else than themselves.
+    pub(crate) fn hits(&self) -> PathBuf {
+        self.root.join("platform/hits")
+    }
+
     /// The sessions that the agent which stays has begun, and the lock that one process of it holds.
     pub(crate) fn acp_sessions(&self) -> PathBuf {
         self.root.join("platform/acp-sessions")

@@ -4,6 +4,7 @@
 
 use super::{Copy, rows, tally, text};
 use crate::agent::{ANSWERED, CALLED, FAILS};
+use crate::feeder::PEERS;
 use crate::journal;
 use crate::report::Counts;
 use crate::steered::{LISTENS, NAME, TOOK_IN};
@@ -16,9 +17,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 const CHANNEL: Kind = Kind::Plain;
 /// Why a request has ended whose turn a newer message ended.
 const SUPERSEDED: &str = "aborted: a newer message of its session ended this turn";
-/// A message interrupts a run whose process ended before the daemon heard that it listens. As many such processes may have been hit by
-/// something else than themselves.
-const UNHEARD_MAX: usize = 64;
+/// A message interrupts a run whose process ended before the daemon heard that it listens. Where nothing hits processes but they
+/// themselves that is one of each person at most, should the machine stand still.
+const UNHEARD_MAX: usize = PEERS as usize;
 /// Most findings that one look names.
 const NAMED_MAX: usize = 5;
 
@@ -160,7 +161,13 @@ fn shared(world: &World, copy: &Copy, on_interrupted: OnInterrupted, counts: &mu
     found.extend(left_out(copy, &messages, &journal)?);
     let superseded = superseded_runs(copy)?;
     let failing: HashSet<String> = of(FAILS).map(|one| text(one, "run_id")).collect();
-    let unheard = of(LISTENS).map(|one| text(one, "run_id")).filter(|run| superseded.contains(run) && !failing.contains(run)).count();
+    let hits = journal::values(&world.hits())?;
+    let was_hit = |one: &&Value| {
+        let at = one["at"].as_u64().unwrap_or_default();
+        hits.iter().any(|hit| hit["from"].as_u64().is_some_and(|from| from <= at) && hit["to"].as_u64().is_some_and(|to| at <= to))
+    };
+    let unhit = of(LISTENS).filter(|one| !was_hit(one)).map(|one| text(one, "run_id"));
+    let unheard = unhit.filter(|run| superseded.contains(run) && !failing.contains(run)).count();
     if unheard > UNHEARD_MAX {
         found.push(format!("{unheard} runs were ended by newer messages, though their agents listened and did not fail"));
     }
@@ -176,7 +183,7 @@ pub(super) fn superseded(world: &World, copy: &Copy) -> Result<HashSet<String>> 
 fn superseded_runs(copy: &Copy) -> Result<HashSet<String>> {
     let sql = format!(
         "SELECT r.run_id FROM runs r JOIN nexus_requests q ON q.event_seq = r.event_seq AND q.attempts = r.attempt
-         WHERE r.agent = '{NAME}' AND q.status = 'completed' AND q.reason = '{SUPERSEDED}'"
+         WHERE r.agent = '{NAME}' AND r.status = 'finished' AND q.status = 'completed' AND q.reason = '{SUPERSEDED}'"
     );
     Ok(rows(&copy.nexus, &sql, |row| row.get(0))?.into_iter().collect())
 }
@@ -266,8 +273,8 @@ mod tests {
         assert_eq!(found(&before, OnInterrupted::Auto), "plain:a-2 shares run run-1, which a later message began");
     }
 
-    #[test]
-    fn turns_that_end_for_newer_messages_though_their_agents_listen_are_few() {
+    /// Besides message 1 so many turns ended for newer messages, of which nothing says why.
+    fn unheard() -> Made {
         let many = made("");
         let sql = "INSERT INTO nexus_requests SELECT event_seq + ?1, event_id || ?1, channel, 'completed', 1, 5, 'run-s' || ?1, ?2
                    FROM nexus_requests WHERE event_seq = 1";
@@ -275,14 +282,41 @@ mod tests {
             many.nexus.execute(sql, rusqlite::params![number, SUPERSEDED]).unwrap();
             let sql = "INSERT INTO runs VALUES ('run-s' || ?1, ?1 + 1, 1, 'steered', 'finished')";
             many.nexus.execute(sql, [number]).unwrap();
-            let line = json!({ "what": LISTENS, "content": "x", "run_id": format!("run-s{number}") });
+            let line = json!({ "what": LISTENS, "content": "x", "run_id": format!("run-s{number}"), "at": 5 });
             journal::append(&many.world.agent_journal(), &line.to_string()).unwrap();
         }
+        many
+    }
+
+    #[test]
+    fn turns_that_end_for_newer_messages_though_their_agents_listen_are_few() {
+        let many = unheard();
         assert_eq!(found(&many, OnInterrupted::Auto), "");
         assert_eq!(superseded_runs(&many.copy()).unwrap().len(), UNHEARD_MAX);
         many.nexus.execute("UPDATE nexus_requests SET reason = ?1 WHERE event_seq = 1", [SUPERSEDED]).unwrap();
-        tells(&found(&many, OnInterrupted::Auto), "65 runs were ended by newer messages");
+        let too_many = format!("{} runs were ended by newer messages", UNHEARD_MAX + 1);
+        tells(&found(&many, OnInterrupted::Auto), &too_many);
+        let hit = |from: u64, to: u64| {
+            journal::append(&many.world.hits(), &json!({ "from": from, "to": to }).to_string()).unwrap();
+            found(&many, OnInterrupted::Auto)
+        };
+        tells(&hit(2, 4), &too_many);
+        assert_eq!(hit(5, 9), "", "what listened then was hit by somebody");
+    }
+
+    #[test]
+    fn a_turn_whose_agent_fails_may_end_for_a_newer_message() {
+        let many = unheard();
+        many.nexus.execute("UPDATE nexus_requests SET reason = ?1 WHERE event_seq = 1", [SUPERSEDED]).unwrap();
         many.noted(FAILS, 1, "run-1");
         assert_eq!(found(&many, OnInterrupted::Auto), "");
+    }
+
+    #[test]
+    fn a_turn_that_a_death_cut_off_was_ended_by_no_message() {
+        let many = unheard();
+        many.nexus.execute("UPDATE nexus_requests SET reason = ?1 WHERE event_seq = 1", [SUPERSEDED]).unwrap();
+        many.nexus.execute_batch("UPDATE runs SET status = 'interrupted' WHERE run_id = 'run-1'").unwrap();
+        assert_eq!(found(&many, OnInterrupted::Auto), "", "its request was, while it waited to be run again");
     }
 }
