@@ -278,7 +278,8 @@ impl<'a> Run<'a> {
         let mut over_and_over: Box<dyn FnMut() -> Result<()>> = Box::new(|| Ok(()));
         if point.starts_with("stop.") {
             daemon.tell_to_stop();
-        } else if point.starts_with("reload.") {
+        } else if point.starts_with("reload.") || point == "task.signals" {
+            // A reload is asked for by a signal, and no other comes by itself.
             self.variant += 1;
             self.configure()?;
             procfs::signal(daemon.pid(), Signal::USR1);
