@@ -148,6 +148,13 @@ pub(crate) fn favoured(points: &[String], cast: Cast) -> Vec<String> {
 /// Points that a daemon which works passes once it is told to stop.
 pub(crate) const AT_A_STOP: [&str; 3] = ["write.CountAnalytics", "write.InterruptRun", "write.Keep.after"];
 
+/// The point whose turn it is. Each round begins one point further on: who is in a world goes by its seed, and would meet the
+/// same part of the points in every round where their number and that of a world's cycles have a divisor in common.
+fn in_turn(points: &[String], number: u64) -> &String {
+    let number = usize::try_from(number).unwrap_or(0);
+    &points[number.wrapping_add(number / points.len()) % points.len()]
+}
+
 /// The ledgers' names.
 const LEDGERS: [&str; 4] = ["events", "nexus", "agents", "identity"];
 const TWO_HOURS_MS: i64 = 7_200_000;
@@ -169,7 +176,7 @@ impl Fault {
             let count = if ONCE.contains(&name.as_str()) { 1 } else { count };
             return Self::Point { name, count, victim: victim(chance) };
         }
-        let in_turn = &points[usize::try_from(number).unwrap_or(0) % points.len()];
+        let in_turn = in_turn(points, number);
         let count = |chance: &mut Chance| if chance.one_in(3) { chance.below(4) + 1 } else { 1 };
         match chance.below(45) {
             0..=27 => Self::Point { name: in_turn.clone(), count: count(chance), victim: victim(chance) },
@@ -282,6 +289,7 @@ fn group(name: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
 
     fn chosen(favoured: &[String], others: &[Program], seed: u64) -> String {
         let points = ["a.1", "a.2"].map(str::to_owned);
@@ -307,6 +315,17 @@ mod tests {
         assert!(["stop.1", "reload.begun", "write.InterruptRun.before", "write.Keep.after"].iter().all(|name| is_led_to(name)));
         assert!(!["start.lock", "run.started", "write.Keep.before", "write.KeepAcpSession.after"].iter().any(|name| is_led_to(name)));
         assert!(!Fault::Reload.is_led_to(), "it has no point");
+    }
+
+    #[test]
+    fn worlds_of_each_sort_meet_all_points() {
+        // As many as ten worlds have cycles: without a shift the worlds of odd seeds would meet every second twenty.
+        let points: Vec<String> = (0..200).map(|number: u64| number.to_string()).collect();
+        for rest in 0..4 {
+            let numbers = (0..500_u64).filter(|seed| seed % 4 == rest).flat_map(|seed| seed * 20..(seed + 1) * 20);
+            let met: BTreeSet<&String> = numbers.map(|number| in_turn(&points, number)).collect();
+            assert_eq!(met.len(), points.len(), "seeds with the rest {rest}");
+        }
     }
 
     #[test]
