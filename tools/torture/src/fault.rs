@@ -3,6 +3,7 @@
 
 use crate::chance::Chance;
 use crate::world::Cast;
+use std::iter::repeat_n;
 
 /// Whom a kill hits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,8 +128,11 @@ const APPROVAL_COMMANDS: [&str; 2] = ["Approval", "Waits"];
 /// What fail points begin with that only a world with an agent that stays passes.
 const ACP_POINTS: [&str; 2] = ["task.acp", "write.KeepAcpSession."];
 
-/// Of those the ones that a daemon passes once: it has one agent that stays, and one task that ends its process.
-const ONCE: [&str; 1] = ["task.acp"];
+/// Of those the ones that a daemon passes once: it has one agent that stays, and one task that ends its process; and there is
+/// one approval to decide about.
+const ONCE: [&str; 3] = ["task.acp", "write.DecideApproval.before", "write.DecideApproval.after"];
+/// So often points about approvals are among those to choose from: what is approved waits in the first cycles only.
+const APPROVAL_WEIGHT: usize = 3;
 /// What fail points begin with that are about runs, which others join in a world with an agent that is steered.
 const RUN_POINTS: [&str; 5] = ["run.", "write.StartRun.", "write.JoinRun.", "write.MarkActed.", "write.FinishRun."];
 
@@ -142,7 +146,8 @@ pub(crate) fn favoured(points: &[String], cast: Cast) -> Vec<String> {
     let is_of_runs = |point: &str| RUN_POINTS.iter().any(|start| point.starts_with(start));
     let is_favoured =
         |point: &str| (cast.nostr && is_of_nostr(point)) || (cast.acp && is_of_acp(point)) || (cast.steering && is_of_runs(point));
-    points.iter().filter(|point| is_favoured(point)).cloned().collect()
+    let weight = |point: &str| if about_approvals.iter().any(|name| point.contains(name)) { APPROVAL_WEIGHT } else { 1 };
+    points.iter().filter(|point| is_favoured(point)).flat_map(|point| repeat_n(point.clone(), weight(point))).collect()
 }
 
 /// Points that a daemon which works passes once it is told to stop.
@@ -345,7 +350,8 @@ mod tests {
         assert_eq!(favoured(&points, Cast::default()), Vec::<String>::new());
         assert_eq!(favoured(&points, nostr), [&names[1..], &more[..2]].concat());
         let asked = ["write.AskApprovals.after", "write.ForgetWaits.before"].map(str::to_owned);
-        assert!(favoured(&asked, nostr).is_empty() && favoured(&asked, Cast { approvals: true, ..nostr }) == asked);
+        let thrice: Vec<String> = asked.iter().flat_map(|point| repeat_n(point.clone(), 3)).collect();
+        assert!(favoured(&asked, nostr).is_empty() && favoured(&asked, Cast { approvals: true, ..nostr }) == thrice);
         let of_acp = ["task.acp", "write.KeepAcpSession.before", "write.KeepAcpSession.after"].map(str::to_owned);
         assert!(favoured(&of_acp, nostr).is_empty() && favoured(&of_acp, Cast { acp: true, ..Cast::default() }) == of_acp);
         assert!(favoured(&points, Cast { acp: true, ..Cast::default() }).is_empty());

@@ -287,7 +287,7 @@ impl<'a> Run<'a> {
             self.replay(daemon)?;
         } else if point.starts_with("write.ResolveDelivery") {
             self.decide(daemon)?;
-        } else if point.starts_with("write.DecideApproval") {
+        } else if ["write.DecideApproval", "write.MoveWaits", "write.ForgetWaits"].iter().any(|command| point.starts_with(command)) {
             source::approve(&self.world)?;
         } else if point.starts_with("write.ReviveAutomation") {
             // The daemon may die of it, which is the point; so of the next.
