@@ -26,6 +26,8 @@ const FEED_PAUSE_MS_MAX: u64 = 25;
 const CALM_LIMIT: Duration = Duration::from_secs(120);
 /// What came from outside: a timer's events come by themselves.
 const HEARD: &str = "SELECT count(*) FROM events WHERE channel <> 'timer'";
+/// What was made of that, which another ledger has.
+const WORKED: &str = "SELECT count(*) FROM nexus_requests WHERE channel <> 'timer'";
 /// Where the programs are that a backup has besides.
 const PROGRAMS: [&str; 2] = ["workspace/state/automations", "workspace/plugins"];
 
@@ -34,6 +36,20 @@ const PROGRAMS: [&str; 2] = ["workspace/state/automations", "workspace/plugins"]
 pub(crate) struct Seen {
     pub(crate) kills: u64,
     pub(crate) violations: Vec<String>,
+}
+
+/// How much from outside two ledgers have. They are exchanged together or not at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Holds {
+    events: u64,
+    requests: u64,
+}
+
+impl Holds {
+    fn of(data: &Path) -> Result<Self> {
+        let copy = Copy::of(data)?;
+        Ok(Self { events: count(&copy.events, HEARD)?, requests: count(&copy.nexus, WORKED)? })
+    }
 }
 
 /// One world, and what its commands are run with.
@@ -64,11 +80,11 @@ impl Trial<'_> {
         self.work(chance.about(&["before"]))?;
         let backup = self.world.file("backup");
         self.succeeds(&["backup", &text(&backup)])?;
-        let before = self.heard()?;
+        let before = self.holds()?;
         self.backups(before)?;
         self.work(chance.about(&["after"]))?;
-        let after = self.heard()?;
-        if before == after {
+        let after = self.holds()?;
+        if before.events == after.events || before.requests == after.requests {
             bail!("nothing was heard after the backup, which shows nothing");
         }
         self.restores(&backup, before, after)?;
@@ -95,13 +111,12 @@ impl Trial<'_> {
         if daemon.ready()? { Ok(daemon) } else { bail!("a daemon did not start: {}", daemon::last_words(&self.world)) }
     }
 
-    /// How many events from outside the ledger has.
-    fn heard(&self) -> Result<u64> {
-        count(&Copy::of(&self.world.data())?.events, HEARD)
+    fn holds(&self) -> Result<Holds> {
+        Holds::of(&self.world.data())
     }
 
     /// A killed backup is none, or a whole one; the ledgers are as they were.
-    fn backups(&mut self, before: u64) -> Result<()> {
+    fn backups(&mut self, before: Holds) -> Result<()> {
         for point in POINTS {
             for number in 1..=RENAMES_MAX {
                 let to = self.world.file(&format!("backup-{point}-{number}"));
@@ -109,9 +124,10 @@ impl Trial<'_> {
                     break;
                 }
                 let restored = self.runs(&["restore", &text(&to), "--yes"], None)?;
-                let heard = self.heard()?;
-                if heard != before {
-                    let what = format!("restore of a backup killed at {point} {number}: {heard} of {before} events: {}", said(&restored));
+                let holds = self.holds()?;
+                if holds != before {
+                    let what =
+                        format!("restore of a backup killed at {point} {number}: {holds:?}, and not {before:?}: {}", said(&restored));
                     self.seen.violations.push(what);
                 }
                 if !restored.status.success() {
@@ -123,7 +139,7 @@ impl Trial<'_> {
     }
 
     /// After a killed restore there is a daemon with the old ledgers or with the new ones, or none; and the next restore goes on.
-    fn restores(&mut self, backup: &Path, before: u64, after: u64) -> Result<()> {
+    fn restores(&mut self, backup: &Path, before: Holds, after: Holds) -> Result<()> {
         let later = self.world.file("later");
         check::copy(&self.world.data(), &later)?;
         for point in POINTS {
@@ -137,9 +153,11 @@ impl Trial<'_> {
                 let had_a_daemon = one.ready()?;
                 if had_a_daemon {
                     one.stop()?;
-                    let heard = self.heard()?;
-                    if heard != before && heard != after {
-                        self.seen.violations.push(format!("a daemon after {point} {number} has {heard} events, of {before} or {after}"));
+                    let holds = self.holds()?;
+                    if holds != before && holds != after {
+                        self.seen
+                            .violations
+                            .push(format!("a daemon after {point} {number} has {holds:?}, and neither {before:?} nor {after:?}"));
                     }
                 }
                 drop(one);
@@ -164,10 +182,10 @@ impl Trial<'_> {
         Ok(())
     }
 
-    fn is_restored(&mut self, before: u64, after: u64, at: &str) -> Result<()> {
-        let heard = self.heard()?;
-        if heard != before {
-            self.seen.violations.push(format!("restored after {at}: {heard} events, and the backup has {before}"));
+    fn is_restored(&mut self, before: Holds, after: Holds, at: &str) -> Result<()> {
+        let holds = self.holds()?;
+        if holds != before {
+            self.seen.violations.push(format!("restored after {at}: {holds:?}, and the backup has {before:?}"));
         }
         for programs in PROGRAMS {
             if fs::read_dir(self.world.file(programs)).map_or(0, Iterator::count) == 0 {
@@ -176,15 +194,15 @@ impl Trial<'_> {
         }
         // Nothing that was there is lost: it lies aside.
         let asides = fs::read_dir(self.world.data().join("backup")).context("failed to list what lies aside")?;
-        let mut largest = 0;
+        let mut is_aside = false;
         for aside in asides {
             let aside = aside.context("failed to list what lies aside")?.path();
             if aside.join("events.db").exists() && aside.join("nexus.db").exists() {
-                largest = largest.max(count(&Copy::of(&aside)?.events, HEARD)?);
+                is_aside |= Holds::of(&aside)? == after;
             }
         }
-        if largest != after {
-            self.seen.violations.push(format!("restored after {at}: what lies aside has {largest} events of {after}"));
+        if !is_aside {
+            self.seen.violations.push(format!("restored after {at}: nothing that lies aside has {after:?}"));
         }
         Ok(())
     }
