@@ -167,7 +167,8 @@ impl Global {
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
+        Err(mut error) => {
+            failure::suggest(&mut error, &Cli::command(), std::env::args_os().skip(1));
             if error.use_stderr() && asks_for_json() && failure::report_usage(&error.render().to_string(), Out::new(true)) {
                 return ExitCode::from(Exit::Usage.code());
             }
@@ -414,6 +415,23 @@ mod tests {
         for line in lines {
             let words: Vec<&str> = line.split_whitespace().collect();
             assert_eq!(parse(&words).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_verb_without_its_group_is_told_with_it() {
+        let told = |line: &str| {
+            let words: Vec<&str> = line.split(' ').collect();
+            let mut error = parse(&words).unwrap_err();
+            failure::suggest(&mut error, &Cli::command(), words.iter().map(std::ffi::OsString::from));
+            error.to_string()
+        };
+        for line in ["status", "--json status", "-c nex.yaml status --verbose"] {
+            assert!(told(line).contains("'daemon status', 'adapter status', 'nostr status'"), "{line}: {}", told(line));
+        }
+        assert!(told("start").contains("'daemon start', 'adapter start', 'project start'"), "{}", told("start"));
+        for line in ["fly", "daemon chat", "daemon enable"] {
+            assert!(!told(line).contains("exist"), "{line}: {}", told(line));
         }
     }
 

@@ -3,7 +3,9 @@
 
 use super::client::ClientError;
 use super::out::{Out, OutputError, note};
+use clap::error::{ContextKind, ContextValue};
 use serde_json::{Value, json};
+use std::ffi::OsString;
 use std::fmt::Display;
 
 /// How a verb ended, as the shell sees it (contracts, "CLI").
@@ -87,6 +89,21 @@ pub(crate) fn report(error: &anyhow::Error, out: Out) -> Exit {
         note(advice);
     }
     exit
+}
+
+/// Has the mistake of a verb that is given without its group say where there is one: `daemon status` for `status`.
+pub(crate) fn suggest(error: &mut clap::Error, root: &clap::Command, words: impl IntoIterator<Item = OsString>) {
+    let Some(ContextValue::String(verb)) = error.get(ContextKind::InvalidSubcommand) else { return };
+    let groups: Vec<&clap::Command> = root.get_subcommands().filter(|group| !group.is_hide_set()).collect();
+    let is_group = |word: OsString| groups.iter().any(|group| word == group.get_name());
+    if words.into_iter().take_while(|word| word != verb.as_str()).any(is_group) {
+        return; // which group is meant is said already
+    }
+    let has_it = |group: &clap::Command| group.find_subcommand(verb).is_some_and(|found| !found.is_hide_set());
+    let full: Vec<String> = groups.iter().filter(|group| has_it(group)).map(|group| format!("{} {verb}", group.get_name())).collect();
+    if !full.is_empty() {
+        error.insert(ContextKind::SuggestedSubcommand, ContextValue::Strings(full));
+    }
 }
 
 /// Wrong usage, as clap words it.
