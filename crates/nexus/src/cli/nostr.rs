@@ -5,7 +5,7 @@ pub(crate) mod demo;
 pub(crate) mod relay;
 
 use super::adapter::edit::{Done, edit_and_tell};
-use super::client::Client;
+use super::client::{Client, ClientError};
 use super::failure::{Exit, Failure};
 use super::out::{Color, Out, note, one_line, visible};
 use super::table::{self, Cell};
@@ -16,11 +16,14 @@ use anyhow::Context;
 use nexus_core::config::public_key_hex;
 use serde_json::{Value, json};
 use std::io::{IsTerminal, Read};
+use std::time::Duration;
 
 /// Longest reason in a table, in characters.
 const WHY_CHARS_MAX: usize = 120;
 /// Longest text that is published, in bytes.
 const TEXT_BYTES_MAX: u64 = 64 * 1024;
+/// How long who publishes waits without a word.
+const QUIET_MAX: Duration = Duration::from_secs(1);
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Verb {
@@ -300,8 +303,8 @@ fn publish(args: Publish, global: &Global) -> anyhow::Result<Exit> {
     let tags: Vec<Vec<String>> = tag.into_iter().map(|tag| tag.0).collect();
     let body = json!({ "as": key, "kind": kind, "content": content, "tags": tags, "once": once });
     let paths = global.paths()?;
-    let answer = block_on(async { Client::new(&paths).post("/control/nostr/publish", &body).await })??;
     let out = global.out();
+    let answer = block_on(answer_of(&Client::new(&paths), &body, out))??;
     let status = answer["status"].as_str().unwrap_or("waiting");
     if out.json {
         out.json(&answer)?;
@@ -315,6 +318,19 @@ fn publish(args: Publish, global: &Global) -> anyhow::Result<Exit> {
         }
     }
     Ok(if matches!(status, "refused" | "expired") { Exit::Failed } else { Exit::Done })
+}
+
+/// What became of it, which takes its time where no relay can be reached.
+async fn answer_of(client: &Client<'_>, body: &Value, out: Out) -> Result<Value, ClientError> {
+    let asked = client.post("/control/nostr/publish", body);
+    tokio::pin!(asked);
+    if let Ok(answer) = tokio::time::timeout(QUIET_MAX, &mut asked).await {
+        return answer;
+    }
+    if !out.json {
+        note("waiting for a relay to take it");
+    }
+    asked.await
 }
 
 /// A key of the daemon's own is made when it is first needed; one of a mistyped name must not be.
