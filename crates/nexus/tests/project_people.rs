@@ -5,10 +5,12 @@
 mod common;
 mod gitserver;
 mod relays;
+mod scripted;
 
 use common::{Daemon, eventually, find, lines};
 use gitserver::world::{World, answers, ask, state};
 use relays::{Key, id};
+use scripted::Scripted;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -144,6 +146,31 @@ fn what_is_wrong_with_a_definition_is_shown_however_it_was_prepared() {
     assert!(problems(&world).contains(&bad), "{}", problems(&world));
     let text = world.daemon.nexus_ok(&["project", "show", "demo"]);
     assert!(text.contains("Not used: ") && text.contains(&bad), "{text}");
+}
+
+#[test]
+fn a_profile_that_comes_too_late_is_there_the_next_time() {
+    let (slow, agent) = (Scripted::start(), Key::new(6));
+    slow.add(&agent.sign(0, &[], r#"{"name": "Coder"}"#));
+    let takes_its_time = || slow.state().late = Some("nexus-fetch".to_owned());
+    takes_its_time();
+    let world = World::with_all(|config| config["nostr"]["relays"].as_array_mut().unwrap().push(json!(slow.url())));
+    eventually("both relays are live", || {
+        let relays = world.daemon.get("/control/nostr").json()["relays"].clone();
+        relays.as_array().unwrap().iter().all(|relay| relay["state"] == "live")
+    });
+    world.tell(31_933, &[&["d", "demo"], &["p", &agent.public()]], "");
+    let kept = |kind: u16, author: &Key| {
+        let sql = format!("SELECT count(*) FROM nostr_events WHERE kind = {kind} AND pubkey = '{}'", author.public());
+        world.daemon.count("nexus", &sql)
+    };
+    eventually("its definition is there", || kept(31_933, &world.owner) == 1);
+    let name = || world.prepared(&world.coordinate("demo"))["agents"][0]["name"].clone();
+    assert_ne!(name(), "Coder", "the other relay has none");
+    slow.state().late = None;
+    eventually("what it brings is kept", || kept(0, &agent) == 1);
+    takes_its_time();
+    assert_eq!(name(), "Coder");
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! Events that are asked for once: what is stored first, then all relays together. An answer is verified like
-//! everything else, and kept if it is a definition.
+//! everything else, and kept if it is a definition, also where it comes too late for whoever asked.
 
 use super::filter::Filter;
 use super::relay::Command;
 use super::sort::definition;
 use super::subscriptions::DEFINING_KINDS;
 use super::{Inner, Link};
+use crate::error_text::describe;
 use crate::ledger::ReadError;
 use crate::ledger::nexus::{Definition, Put, nostr_event, nostr_events_by_ids};
 use crate::ledger::writer::WriteError;
@@ -56,8 +57,11 @@ struct Answers {
     silent: Vec<String>,
 }
 
+/// A relay, and what it answered, or why it didn't.
+type Asked = (Arc<str>, Result<Vec<Event>, String>);
+
 impl Inner {
-    pub(crate) async fn definition(&self, of: &Coordinate) -> Result<Event, FetchError> {
+    pub(crate) async fn definition(self: &Arc<Self>, of: &Coordinate) -> Result<Event, FetchError> {
         if let Some(known) = self.stored(of).await? {
             return Ok(known);
         }
@@ -73,7 +77,7 @@ impl Inner {
         self.stored(of).await?.ok_or(FetchError::NotFound { answered, silent })
     }
 
-    pub(crate) async fn by_ids(&self, ids: &[String]) -> Result<Vec<Event>, FetchError> {
+    pub(crate) async fn by_ids(self: &Arc<Self>, ids: &[String]) -> Result<Vec<Event>, FetchError> {
         if ids.len() > IDS_MAX {
             return Err(FetchError::TooMany(ids.len()));
         }
@@ -95,7 +99,7 @@ impl Inner {
     }
 
     /// The relays are asked also for what is stored: nothing else brings the newer profiles of keys that aren't heeded.
-    pub(crate) async fn profiles(&self, pubkeys: &[String]) -> Result<Vec<Event>, FetchError> {
+    pub(crate) async fn profiles(self: &Arc<Self>, pubkeys: &[String]) -> Result<Vec<Event>, FetchError> {
         if pubkeys.len() > IDS_MAX {
             return Err(FetchError::TooMany(pubkeys.len()));
         }
@@ -142,15 +146,15 @@ impl Inner {
         Ok(definitions.into_iter().zip(put).filter(is_deleted).map(|(of, _)| of.id).collect())
     }
 
-    /// Asks all relays at once, and waits for each within the limit, but no longer than `grace` once one has answered.
-    async fn ask(&self, filter: &Filter, grace: Duration) -> Result<Answers, FetchError> {
+    /// Asks all relays at once, and waits for each within the limit, but no longer than `grace` once one has answered. What
+    /// the others still answer is kept.
+    async fn ask(self: &Arc<Self>, filter: &Filter, grace: Duration) -> Result<Answers, FetchError> {
         let links = self.links.load_full();
         if links.is_empty() {
             return Err(FetchError::NoRelays);
         }
         let deadline = Instant::now() + FETCH_LIMIT;
-        let asking = links.iter().map(|link| async move { (link.url.clone(), ask_one(link, filter, deadline).await) });
-        let mut asking: FuturesUnordered<_> = asking.collect();
+        let mut asking: FuturesUnordered<_> = links.iter().map(|link| answer_of(link.clone(), filter.clone(), deadline)).collect();
         let mut open: BTreeSet<Arc<str>> = links.iter().map(|link| link.url.clone()).collect();
         let mut all = Answers::default();
         // Each ends by the deadline itself, and says why.
@@ -166,11 +170,33 @@ impl Inner {
                 Err(why) => all.silent.push(format!("{url} ({why})")),
             }
         }
+        if !open.is_empty() {
+            let (late, stop) = (self.clone().keep_late(asking), self.ground.stop.clone());
+            crate::watch::helper("nostr.late", async move { stop.run_until_cancelled(late).await });
+        }
         all.silent.extend(open.iter().map(|url| format!("{url} (others answered before it)")));
         all.answered.sort();
         all.silent.sort();
         Ok(all)
     }
+
+    /// Keeps what relays answer after whoever asked went on without them: the next one who asks finds it stored. Each ends by
+    /// its deadline.
+    async fn keep_late(self: Arc<Self>, mut asking: FuturesUnordered<impl Future<Output = Asked>>) {
+        while let Some((url, answer)) = asking.next().await {
+            // Why there is none was of interest to who asked.
+            let Ok(events) = answer else { continue };
+            match self.keep(events.iter()).await {
+                Ok(_) => {}
+                Err(WriteError::Closed { .. }) => return,
+                Err(error) => tracing::warn!(relay = %url, error = %describe(&error), "what a relay answered late is not kept"),
+            }
+        }
+    }
+}
+
+async fn answer_of(link: Link, filter: Filter, deadline: Instant) -> Asked {
+    (link.url.clone(), ask_one(&link, &filter, deadline).await)
 }
 
 async fn ask_one(link: &Link, filter: &Filter, deadline: Instant) -> Result<Vec<Event>, String> {
