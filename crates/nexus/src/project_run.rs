@@ -37,7 +37,9 @@ use tokio::net::unix::pipe;
 const CONTEXT_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// Longest name of an MCP server, in bytes; see the configuration's own.
 const SERVER_NAME_BYTES_MAX: usize = 32;
-/// Room for a number at its end.
+/// Characters of an event's id in such a name.
+const ID_CHARS: usize = 8;
+/// Room for what parts it from the rest, and for a number at its end.
 const NUMBER_BYTES_MAX: usize = 6;
 
 /// Why it can't run.
@@ -163,17 +165,23 @@ fn servers(context: &Context, own: &BTreeMap<String, McpServer>) -> BTreeMap<Str
         let is_secret = |name: &str| context.secrets.iter().any(|known| known == name);
         let env = in_place(&one.env, |name| if is_secret(name) { std::env::var(name).ok() } else { None });
         let (command, pass_env) = (argv.join(" "), context.secrets.clone());
-        let name = server_name(&one.slug, &taken);
+        let name = server_name(&one.slug, &one.event_id, &taken);
         taken.insert(name.clone());
         (name, McpServer { command, argv, env, pass_env, ..McpServer::default() })
     };
     context.project.mcp.iter().map(server).collect()
 }
 
-/// The name of a server as the names of its tools may begin with it: its slug as far as there is room, with a number where somebody has that.
-fn server_name(slug: &str, taken: &BTreeSet<String>) -> String {
-    let name = slug::of(slug, "server", SERVER_NAME_BYTES_MAX);
-    if taken.contains(&name) { slug::free(&slug::of(slug, "server", SERVER_NAME_BYTES_MAX - NUMBER_BYTES_MAX), taken) } else { name }
+/// The name of a server as the names of its tools may begin with it: its slug, if there is room and nobody has that; else with the
+/// beginning of its event's id, which stays its own when another server goes. Who has none, or shares that too, gets a number.
+fn server_name(slug: &str, event_id: &str, taken: &BTreeSet<String>) -> String {
+    let name = slug::of(slug, "server", usize::MAX);
+    if name.len() <= SERVER_NAME_BYTES_MAX && !taken.contains(&name) {
+        return name;
+    }
+    let id: String = event_id.chars().take(ID_CHARS).collect();
+    let begin = slug::of(slug, "server", SERVER_NAME_BYTES_MAX - ID_CHARS - NUMBER_BYTES_MAX);
+    slug::free(&slug::of(&format!("{begin}-{id}"), "server", SERVER_NAME_BYTES_MAX), taken)
 }
 
 /// From here on there is a runtime.
@@ -236,12 +244,16 @@ mod tests {
     fn no_two_servers_have_one_name_and_none_has_that_of_the_operators() {
         let mut taken = BTreeSet::from(["files".to_owned()]);
         let long = format!("{}-one", "a".repeat(32));
-        let slugs = ["files", "mail", &long, &long.replace("one", "two"), "日本"];
+        let slugs = ["files", "mail", &long, &long.replace("one", "two"), "日本", "files", ""];
+        let name = |slug: &str, taken: &BTreeSet<String>| server_name(slug, "ab12cd34ef", taken);
         for slug in slugs {
-            let name = server_name(slug, &taken);
+            let name = name(slug, &taken);
             assert!(name.len() <= SERVER_NAME_BYTES_MAX && !name.contains(nexus_core::config::TOOL_SEPARATOR), "{name}");
             assert!(taken.insert(name), "{slug}: {taken:?}");
         }
-        assert!(taken.contains("mail") && taken.contains("files-2"), "{taken:?}");
+        for expected in ["mail", "files-ab12cd34", "files-ab12cd34-2", "server"] {
+            assert!(taken.contains(expected), "{expected}: {taken:?}");
+        }
+        assert_eq!(server_name("files", "", &BTreeSet::from(["files".to_owned()])), "files-2");
     }
 }
