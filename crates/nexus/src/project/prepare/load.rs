@@ -121,15 +121,15 @@ impl Installed {
         Ok(Self { agents, servers, problems })
     }
 
-    /// `named_keys` are the keys of the roster that an agent has to have of which more than the key is known. What `is_sought` isn't
-    /// looked for again now.
+    /// `named_keys` are the keys of the roster that an agent has to have of which more than the key is known. An agent
+    /// that `is_sought` isn't looked for again now; a server that was approved is.
     fn lacks(&self, definition: &Definition, named_keys: &[String], answers: &Answers, is_sought: impl Fn(&str) -> bool) -> bool {
         let has_agent = |id: &String| is_sought(id) || self.agents.iter().any(|(_, one, _)| one.event_id.as_ref() == Some(id));
         let is_known =
             |key: &String, one: &Registered, file: &AgentFile| one.roster_key.as_ref() == Some(key) && !roster::is_unknown(key, one, file);
         let has_key = |key: &String| self.agents.iter().any(|(_, one, file)| is_known(key, one, file));
         let mut named = definition.mcp.iter().chain(self.agents.iter().flat_map(|(_, _, file)| &file.mcp));
-        let owed = |id: &String| answers.approved_server(id) && !is_sought(id) && !self.servers.values().any(|file| file.event_id == *id);
+        let owed = |id: &String| answers.approved_server(id) && !self.servers.values().any(|file| file.event_id == *id);
         let has_all_keys = named_keys.iter().all(|key| is_sought(key) || has_key(key));
         !definition.agents.iter().all(has_agent) || !has_all_keys || named.any(owed)
     }

@@ -74,7 +74,9 @@ impl Preparer {
 
     async fn by_ids(&self, ids: &[String]) -> Result<Vec<Event>, FetchError> {
         let found = self.inner.nostr.by_ids(ids).await;
-        self.inner.sought.note(ids, Instant::now()); // also where nobody answered
+        let is_there = |id: &String| found.as_ref().is_ok_and(|events| events.iter().any(|event| event.id.to_hex() == *id));
+        let missing: Vec<String> = ids.iter().filter(|id| !is_there(id)).cloned().collect();
+        self.inner.sought.note(&missing, Instant::now()); // also where nobody answered
         found
     }
 
