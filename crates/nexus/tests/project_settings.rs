@@ -51,6 +51,18 @@ fn who_is_replaced_or_stopped_with_the_daemon_is_asked_first_and_has_time_for_it
 }
 
 #[test]
+fn more_that_are_to_be_kept_warm_are_brought_up_by_the_reload() {
+    let mut world = World::new();
+    let project = world.project("demo", None);
+    answered(&world, &ask(&world, &project, "hello"));
+    world.daemon.stop();
+    world.daemon.launch();
+    assert!(state(&world, &project)["pid"].is_null(), "nobody needs it");
+    reconfigure(&world, |config| config["projects"]["warm"] = json!(1));
+    once(&world, &project, "running");
+}
+
+#[test]
 fn projects_whose_settings_changed_are_replaced_together() {
     let place = tempfile::tempdir().unwrap();
     let world = World::with(|projects| projects["command"] = fake(place.path(), "together").into());

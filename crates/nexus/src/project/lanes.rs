@@ -171,6 +171,10 @@ impl Lane {
         self.view().is_held_down = is_held_down;
     }
 
+    pub(super) fn is_held_down(&self) -> bool {
+        self.view().is_held_down
+    }
+
     /// Whether it may be brought up without an event, as far as is known here.
     pub(super) fn may_warm(&self) -> bool {
         self.view().may_warm()

@@ -27,6 +27,8 @@ use tokio_util::sync::CancellationToken;
 
 /// How often is looked at who is idle and who has crashed too often.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How often is looked at whether more are to be kept warm than before.
+const WARM_LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How long a look at what a project lacks waits for a preparation that is under way.
 const PREPARING_PATIENCE: Duration = Duration::from_secs(3);
 /// Looks between two counts of what waits.
@@ -48,7 +50,7 @@ impl Projects {
     async fn look_after(self, stop: CancellationToken) {
         // A project that takes its time to be prepared doesn't keep others from being stopped.
         tokio::select! {
-            _ = async { tokio::join!(self.warm_up(), self.look_around()) } => {}
+            _ = async { tokio::join!(self.keep_warm(), self.look_around()) } => {}
             () = stop.cancelled() => {}
         }
     }
@@ -73,18 +75,31 @@ impl Projects {
         }
     }
 
-    /// Brings up those that were used last before the daemon was started.
-    async fn warm_up(&self) {
-        let warm = self.inner.settings.load().warm;
-        if warm == 0 {
-            return;
+    /// Brings up those that were used last before the daemon was started, and again when a reload has more of them kept warm: who is
+    /// not in sight nobody else brings up. Never returns.
+    async fn keep_warm(&self) {
+        let mut tick = tokio::time::interval(WARM_LOOK_EVERY);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut before = 0;
+        loop {
+            tick.tick().await;
+            let warm = self.inner.settings.load().warm;
+            if warm > before {
+                self.warm_up(warm).await;
+            }
+            before = warm;
         }
+    }
+
+    async fn warm_up(&self, warm: usize) {
         let rows = self.rows().await.unwrap_or_else(|error| {
             tracing::warn!(%error, "projects can't be read; none is kept warm until it is used");
             Vec::new()
         });
         let used = rows.into_iter().filter(|row| row.last_used.is_some() && row.quarantined.is_none() && row.status != "archived");
-        let used: Vec<Coordinate> = used.take(warm).filter_map(|row| Coordinate::parse(&row.coordinate).ok()).collect();
+        let used = used.filter_map(|row| Coordinate::parse(&row.coordinate).ok());
+        let is_held_down = |project: &Coordinate| self.inner.lanes.get(project).is_some_and(|lane| lane.is_held_down());
+        let used: Vec<Coordinate> = used.filter(|project| !is_held_down(project)).take(warm).collect();
         // One that takes its time to be prepared doesn't hold up those beside it.
         for some in used.chunks(WARMING_MAX) {
             join_all(some.iter().map(|project| self.warm_used(project))).await;
