@@ -37,6 +37,40 @@ fn a_repository_is_cloned_once_and_laid_out() {
 }
 
 #[test]
+fn a_newer_definition_is_written_down_and_clones_nothing_over_what_is_there() {
+    let world = World::new();
+    for name in ["first", "second"] {
+        world.server.repository(name, |_| {});
+    }
+    let (first, second) = (world.server.url("first"), world.server.url("second"));
+    let agent = world.tell(4199, &[&["title", "one"]], "1");
+    let now = relays::now_s();
+    let define = |at: u64, repo: &str, description: &str| {
+        let tags: [&[&str]; 4] = [&["d", "demo"], &["agent", &agent], &["repo", repo], &["description", description]];
+        world.publish(&world.owner.sign_at(at, 31_933, &tags, ""));
+    };
+    let project = world.coordinate("demo");
+    define(now - 100, &first, "as it was");
+    let path = path_of(&world.prepared(&project));
+    let config_file = path.join(".tenex/config.json");
+    let config = || serde_json::from_slice::<serde_json::Value>(&fs::read(&config_file).unwrap()).unwrap();
+    let mut with_more = config();
+    with_more["ours"] = json!("stays");
+    fs::write(&config_file, with_more.to_string()).unwrap();
+    fs::write(path.join("work"), "of a person").unwrap();
+    let told = || world.show(&project)["problems"].to_string();
+    assert!(!told().contains("names the repository"), "{}", told());
+
+    define(now - 50, &second, "as it is");
+    eventually("the newer definition counts", || world.prepared(&project)["title"].is_string() && config()["description"] == "as it is");
+    assert_eq!((&config()["repoUrl"], &config()["ours"]), (&json!(second), &json!("stays")));
+    assert_eq!(git(&path, &["config", "--get", "remote.origin.url"]), first);
+    assert_eq!((world.server.clones("first"), world.server.clones("second")), (1, 0));
+    assert!(path.join("work").is_file());
+    assert!(told().contains(&second) && told().contains("a clone of") && told().contains("project gc"), "{}", told());
+}
+
+#[test]
 fn no_more_commits_are_cloned_than_the_depth_says() {
     let world = World::with(|projects| projects["git"]["depth"] = json!(1));
     let commits = |repository: &Path| git(repository, &["rev-list", "--count", "HEAD"]);

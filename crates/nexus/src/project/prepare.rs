@@ -379,6 +379,7 @@ impl Preparer {
         let members = self.members(definition).await?;
         let mut problems = members.problems.clone();
         if is_there {
+            self.follow(definition, settings, path, &mut problems).await?;
             self.fill(definition, settings, path, &members, &mut problems).await?;
         } else {
             let notes = &mut problems;

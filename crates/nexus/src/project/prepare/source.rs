@@ -69,6 +69,38 @@ impl Preparer {
         blocking(move || stage.put(&target)).await.map_err(PrepareError::io("put in place", path))
     }
 
+    /// Brings what is written of a definition up to a newer one. What was cloned stays, since people work in it: that the definition
+    /// names another repository by now is told in `problems`.
+    pub(super) async fn follow(
+        &self,
+        definition: &Definition,
+        settings: &Settings,
+        path: &Path,
+        problems: &mut Vec<String>,
+    ) -> Result<(), PrepareError> {
+        let address = match self.address(definition, settings).await {
+            // What the announcement says by now nobody tells.
+            Err(PrepareError::Fetch { .. }) => self.repo_url(path).await?,
+            address => address?,
+        };
+        write_config(definition, settings, address.as_deref(), path).await?;
+        let Some(address) = address else { return Ok(()) };
+        let origin = if Git::is_repository(path) { self.git(settings).origin(path).await? } else { None };
+        let rules = &settings.projects.git;
+        let is_it =
+            |origin: &String| *origin == address || Remote::parse(&address, rules).is_ok_and(|remote| remote.is_same(origin, rules));
+        if !origin.as_ref().is_some_and(is_it) {
+            let here = origin.map_or_else(|| "no clone".to_owned(), |origin| format!("a clone of {}", shown(&origin, settings)));
+            problems.push(format!(
+                "the definition names the repository {}, and the directory is {here}, which stays; `nexus project gc {}` puts it away, and \
+                 the next event has the other one cloned",
+                shown(&address, settings),
+                definition.coordinate.slug()
+            ));
+        }
+        Ok(())
+    }
+
     /// Where to clone from: as the definition says, or the announcement of a repository that it names (NIP-34).
     async fn address(&self, definition: &Definition, settings: &Settings) -> Result<Option<String>, PrepareError> {
         if definition.repo.is_some() {
@@ -127,13 +159,21 @@ async fn set_tracked_aside(git: &Git, work: &Path) -> Result<(), PrepareError> {
 
 /// Writes `.tenex/config.json` and the line of `.gitignore`.
 async fn lay_out(definition: &Definition, settings: &Settings, address: Option<&str>, path: &Path) -> Result<(), PrepareError> {
+    write_config(definition, settings, address, path).await?;
+    let path = path.to_owned();
+    blocking(move || ignore_tenex(&path)).await.map_err(PrepareError::Files)
+}
+
+/// Writes `.tenex/config.json`, if it says something else. What others put there stays.
+async fn write_config(definition: &Definition, settings: &Settings, address: Option<&str>, path: &Path) -> Result<(), PrepareError> {
     let (description, repo_url) = (definition.description.clone(), address.map(str::to_owned));
     let (project_naddr, path) = (definition.coordinate.naddr(&settings.relays), path.to_owned());
     blocking(move || {
         let tenex = Tenex::open(&path)?;
-        let other = tenex.config()?.map_or_else(Map::new, |config| config.other);
-        tenex.set_config(&ProjectConfig { description, repo_url, project_naddr, other })?;
-        ignore_tenex(&path)
+        let before = tenex.config()?;
+        let other = before.as_ref().map_or_else(Map::new, |config| config.other.clone());
+        let config = ProjectConfig { description, repo_url, project_naddr, other };
+        if before.as_ref() == Some(&config) { Ok(()) } else { tenex.set_config(&config) }
     })
     .await
     .map_err(PrepareError::Files)
