@@ -123,6 +123,8 @@ pub(crate) struct Plugin {
     errors: u64,
     dropped: u64,
     problem: Option<String>,
+    /// Of an automation alone.
+    disabled_itself: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -315,11 +317,17 @@ fn budget(budget: &Budget) -> String {
 }
 
 fn plugin(plugin: &Plugin) -> String {
-    let Plugin { name, status, calls, errors, dropped, problem } = plugin;
+    let Plugin { name, status, calls, errors, dropped, problem, disabled_itself } = plugin;
+    let name = one_line(name, ERROR_CHARS_MAX);
     let figures = format!("calls: {}, errors: {}", units::thousands(*calls), units::thousands(*errors));
     let dropped = if *dropped > 0 { format!(", not told: {}", units::thousands(*dropped)) } else { String::new() };
     let problem = problem.as_deref().map(|problem| format!("\n    {}", one_line(problem, ERROR_CHARS_MAX))).unwrap_or_default();
-    format!("\n  {} {} ({figures}{dropped}){problem}", one_line(name, ERROR_CHARS_MAX), one_line(status, ERROR_CHARS_MAX))
+    let itself = if *disabled_itself {
+        format!("\n    it disabled itself; `nexus automation enable {name}` has it asked again")
+    } else {
+        String::new()
+    };
+    format!("\n  {name} {} ({figures}{dropped}){itself}{problem}", one_line(status, ERROR_CHARS_MAX))
 }
 
 /// A line for each account, and one below it for what is wrong with it.

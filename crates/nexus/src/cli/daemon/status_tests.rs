@@ -125,6 +125,21 @@ fn what_agents_have_used_today_stands_at_the_end() {
 }
 
 #[test]
+fn an_automation_that_disabled_itself_says_so_and_how_it_is_enabled() {
+    let mut value = sample();
+    value["kill_level"] = json!({ "level": "scan", "meaning": "by descent", "why": "so" });
+    value["automations"] = json!([
+        { "name": "once", "status": "disabled", "disabled_itself": true, "calls": 2 },
+        { "name": "often", "status": "running", "disabled_itself": false, "calls": 1_000 },
+    ]);
+    let expected = " (by descent)\n  so\n\nAutomations:
+  once disabled (calls: 2, errors: 0)
+    it disabled itself; `nexus automation enable once` has it asked again
+  often running (calls: 1,000, errors: 0)";
+    assert_eq!(render_more(&serde_json::from_value(value).unwrap()), expected);
+}
+
+#[test]
 fn an_empty_daemon_and_one_of_another_version() {
     let text = rendered(json!({ "pid": 1, "something_new": {} }));
     assert!(text.contains("HTTP: not listening\n\nAdapters: none\n"), "{text}");
