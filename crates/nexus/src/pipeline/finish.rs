@@ -54,7 +54,7 @@ impl Pipeline {
         self.plugins.after(Stage::RunAgent, &prepared.request);
         let fellows = self.end_fellows(&mut prepared, exit.as_ref(), started_at, spent, &mut held.ends);
         let (outlet, content) = (std::mem::take(&mut seen.outlet), &verdict.finished.content);
-        let mut left = self.close_outlet(&prepared.session, outlet, &seen.text, content).await;
+        let mut left = outlet.close(&seen.text, content).await;
         let end = verdict.stream_end(left.last_part(verdict.streamed(&seen.text)));
         let unfiled = std::mem::take(&mut seen.unfiled);
         let turn = turn_record(&prepared, &run_id, &verdict.finished, seen, started_at, spent);
@@ -84,6 +84,7 @@ impl Pipeline {
             at: clock::wall_ms(),
             epoch: self.epoch,
         };
+        let order = self.outbox.order(&deliveries).await;
         match self.ledgers.nexus.writer.write_until_done(finish).await {
             Ok(Some(finish_seq)) => {
                 crate::torture::point("run.finished");
@@ -95,7 +96,7 @@ impl Pipeline {
                     self.outbox.sent().notify_one(); // sent with its run's end
                     None
                 } else {
-                    left.waiting.add(self.outbox.enqueue(deliveries));
+                    left.waiting.add(self.outbox.enqueue(deliveries, order));
                     Some(left.waiting)
                 };
                 self.wait_for_turn(finish_seq).await;

@@ -1,14 +1,16 @@
 //! Delivery: one task per target with something to say, one send in flight per target, so that a
-//! retry never lets a later message pass. Here are the lanes and what enters them; `deliver` brings one
-//! delivery to its end, `split` makes several of one that is too long, `stream` sees to one whose agent still speaks, `say`
+//! retry never lets a later message pass. Here are the lanes and what enters them; `order` has it enter
+//! in the order of commits, `deliver` brings one delivery to its end, `split` makes several of one that is too long, `stream` sees to one whose agent still speaks, `say`
 //! takes in what plugins and questions of agents say.
 
 mod deliver;
+mod order;
 mod say;
 mod split;
 mod stream;
 mod unheard;
 
+pub use order::Order;
 pub use say::{Message, SayError, Told};
 
 use crate::bus::Bus;
@@ -59,6 +61,7 @@ struct Shared {
     /// Told of answers that don't arrive. They lead back here.
     plugins: OnceLock<Weak<Plugins>>,
     lanes: Mutex<HashMap<String, Lane>>,
+    orders: order::Orders,
     sends: Semaphore,
     sends_of: Mutex<HashMap<String, Arc<Semaphore>>>,
     /// Rung when something was sent, for the events ledger to follow.
@@ -207,6 +210,7 @@ impl Outbox {
             epoch,
             plugins: OnceLock::new(),
             lanes: Mutex::default(),
+            orders: order::Orders::default(),
             sends: Semaphore::new(SENDS_MAX),
             sends_of: Mutex::default(),
             sent: Arc::default(),
@@ -271,8 +275,8 @@ impl Outbox {
         Ok(held)
     }
 
-    /// Queues deliveries whose rows are committed, in order.
-    pub fn enqueue(&self, rows: Vec<NewDelivery>) -> Waiting {
+    /// Queues deliveries whose rows are committed, by who has had the order of their target since before that.
+    pub fn enqueue(&self, rows: Vec<NewDelivery>, order: Order<'_>) -> Waiting {
         let mut waiting = Vec::with_capacity(rows.len());
         for row in rows {
             let (settled, outcome) = oneshot::channel();
@@ -283,6 +287,7 @@ impl Outbox {
             let delivery_id = delivery.delivery_id.clone();
             self.push(lane, Queued { delivery_id, row: at_hand.then(|| Box::new(delivery)), settled: Some(settled), live: None });
         }
+        drop(order);
         Waiting(waiting)
     }
 

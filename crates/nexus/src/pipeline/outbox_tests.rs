@@ -11,12 +11,14 @@ use crate::patience::{DEADLINE, eventually, soon};
 use crate::routes::{Route, Sender, Streamer};
 use crate::supervisor::BoxFuture;
 use futures_util::FutureExt;
+use futures_util::future::join_all;
 use nexus_core::config::OnUncertain;
 use nexus_core::doubt::Reading;
 use nexus_core::protocol::SendOutcome;
 use nexus_core::request::{DeliveryTarget, Status};
 use rusqlite::Connection;
 use std::sync::atomic::AtomicI64;
+use tokio::sync::watch;
 
 const NOW: i64 = 1_000_000;
 const DAY_MS: i64 = 86_400_000;
@@ -138,6 +140,12 @@ impl Place {
         soon(outcome).await.unwrap()
     }
 
+    /// Queues what the ledger has.
+    async fn enqueue(&self, rows: Vec<NewDelivery>) -> Waiting {
+        let order = self.outbox.order(&rows).await;
+        self.outbox.enqueue(rows, order)
+    }
+
     async fn status(&self, delivery_id: &'static str) -> String {
         let readers = &self.outbox.shared.ledgers.nexus.readers;
         readers.read(move |connection| delivery(connection, delivery_id)).await.unwrap().unwrap().status
@@ -236,7 +244,7 @@ fn nobody_sleeps_long_before_looking_at_the_clocks_again() {
 async fn a_panic_in_one_delivery_leaves_its_lane_going() {
     let rows = vec![lasting("broken", DEFECT), lasting("d", "hello")];
     let place = Place::with(Expiry::new(0), rows.clone()).await;
-    let outcomes = place.outbox.enqueue(rows).settle(DEADLINE, &CancellationToken::new()).await;
+    let outcomes = place.enqueue(rows).await.settle(DEADLINE, &CancellationToken::new()).await;
     let ends: Vec<_> = outcomes.iter().map(|outcome| (outcome.delivery_id.as_str(), outcome.status)).collect();
     assert_eq!(ends, [("d", "sent")]);
     assert_eq!(place.status("broken").await, "uncertain");
@@ -295,7 +303,7 @@ async fn what_is_too_long_for_one_message_is_several_ahead_of_what_waits() {
     let rows = vec![lasting("d", "one two three"), lasting("later", "four")];
     let place = Place::with(Expiry::new(0), rows.clone()).await;
     place.adapt(|route| route.text_limit = 5);
-    let outcomes = place.outbox.enqueue(rows).settle(DEADLINE, &CancellationToken::new()).await;
+    let outcomes = place.enqueue(rows).await.settle(DEADLINE, &CancellationToken::new()).await;
     let ends: Vec<_> = outcomes.iter().map(|outcome| (outcome.delivery_id.as_str(), outcome.status)).collect();
     assert_eq!(ends, [("d", "sent"), ("later", "sent")]);
     let wanted = ["d/1: one", "d/2: two", "d/3: three", "later: four"];
@@ -353,4 +361,19 @@ async fn an_end_is_heard_by_who_waits_or_known_to_be_unheard() {
     let heard = Waiting(vec![goes_on, ended]).settle(DEADLINE, &over).await;
     assert_eq!(heard.iter().map(|outcome| outcome.delivery_id.as_str()).collect::<Vec<_>>(), ["early"], "it had ended before");
     assert!(late.send(outcome("late")).is_err(), "nobody waits for it any more");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_shares_a_commit_leaves_in_the_order_of_its_rows() {
+    let place = Place::with(Expiry::new(0), Vec::new()).await;
+    let (_admitted, upto) = watch::channel(1);
+    let say = |n: usize| {
+        let row = lasting(&format!("d{n}"), "hello");
+        let (outbox, key, upto) = (place.outbox.clone(), row.idempotency_key.clone(), upto.clone());
+        async move { outbox.say(key, vec![row], upto).await.unwrap() }
+    };
+    join_all((0..500).map(say)).await;
+    let sent = "SELECT count(*) FROM deliveries WHERE status = 'sent'";
+    eventually(async || place.stranger().query_row(sent, [], |row| row.get::<_, usize>(0)).unwrap() == 500).await;
+    assert_eq!(place.texts("sent_seq"), place.texts("seq"));
 }

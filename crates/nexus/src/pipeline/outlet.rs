@@ -5,7 +5,7 @@ use super::finish::new_delivery;
 use super::outbox::Waiting;
 use super::{Pipeline, Prepared};
 use crate::clock;
-use crate::ledger::nexus::{Claim, EndStream, NewDelivery, Speak, StreamText};
+use crate::ledger::nexus::{Claim, EndStream, NewDelivery, StreamText};
 use crate::live::{End, Live, Speaking};
 use crate::routes::Route;
 use nexus_core::chunk::Cutter;
@@ -60,16 +60,16 @@ pub(super) struct Stream {
 /// cut off meanwhile; only the run's end waits for what became of it, since that says the rest.
 #[derive(Debug)]
 struct Writing<T> {
-    row: NewDelivery,
-    written: JoinHandle<bool>,
+    queued: JoinHandle<Option<Waiting>>,
     /// What its outlet goes on with.
     then: T,
 }
 
 impl<T> Writing<T> {
-    /// Whether it is written. Safe to cancel; not to be asked again once it has said so.
-    async fn is_written(&mut self) -> bool {
-        (&mut self.written).await.unwrap_or(false)
+    /// Comes when it is written and waits for its turn; with `None` if it isn't to leave. Safe to cancel; not to be asked
+    /// again once it has come.
+    async fn queued(&mut self) -> Option<Waiting> {
+        (&mut self.queued).await.ok().flatten()
     }
 }
 
@@ -146,22 +146,49 @@ impl Outlet {
         }
     }
 
-    /// What has yet to leave of `content`, the answer as it was decided, when `source` was heard. Nothing is being written.
-    async fn close(self, source: &str, content: &str) -> Left {
+    /// What has yet to leave of `content`, the answer as it was decided, when `source` was heard: once it is known what has.
+    pub(super) async fn close(self, source: &str, content: &str) -> Left {
         let rest = content.to_owned();
         match self {
             Self::Whole => Left { rest, ..Left::default() },
-            Self::Blocks(blocks) => {
+            Self::Blocks(mut blocks) => {
+                blocks.settle().await;
                 // Blocks that say something else than was decided are followed by all of that.
                 let rest = blocks.cutter.rest(source, content).unwrap_or(rest);
                 Left { rest, next: blocks.count, waiting: blocks.waiting, ..Left::default() }
             }
-            Self::Live(stream) => stream.close(source, rest).await,
+            Self::Live(mut stream) => {
+                stream.settle().await;
+                stream.close(source, rest).await
+            }
         }
     }
 }
 
+impl Blocks {
+    /// Goes on behind the block that is being written. False when there is none, or it leaves with the rest.
+    async fn settle(&mut self) -> bool {
+        let Some(writing) = &mut self.writing else { return false };
+        let queued = writing.queued().await;
+        let Some((Writing { then, .. }, waiting)) = self.writing.take().zip(queued) else { return false };
+        self.cutter = then;
+        self.count += 1;
+        self.waiting.add(waiting);
+        true
+    }
+}
+
 impl Stream {
+    /// Goes on behind the part that is being written, if there is one.
+    async fn settle(&mut self) {
+        let Some(writing) = &mut self.writing else { return };
+        let queued = writing.queued().await;
+        let Some((Writing { then: (next, bytes), .. }, waiting)) = self.writing.take().zip(queued) else { return };
+        self.speaking = next;
+        self.waiting = None;
+        self.parted(waiting, bytes);
+    }
+
     async fn close(self, source: &str, content: String) -> Left {
         let Self { speaking, waiting, before: Parts { count, bytes, waiting: mut of_parts }, writing: _ } = self;
         let before = source.get(..bytes).unwrap_or_default().to_owned();
@@ -263,18 +290,6 @@ impl Pipeline {
         }
     }
 
-    /// What has yet to leave of `content`, the answer as it was decided, when `source` was heard: once it is known what has.
-    pub(super) async fn close_outlet(&self, session: &str, mut outlet: Outlet, source: &str, content: &str) -> Left {
-        match &mut outlet {
-            Outlet::Whole => {}
-            Outlet::Blocks(blocks) => {
-                self.settle_block(session, blocks).await;
-            }
-            Outlet::Live(stream) => self.settle_part(stream).await,
-        }
-        outlet.close(source, content).await
-    }
-
     /// Ends one stream and begins the next. Where that can't be, the one stays.
     async fn part_stream(&self, prepared: &Prepared, run_id: &str, said: &str, stream: &mut Stream) {
         let can_part = stream.waiting.is_some() && stream.before.count < PARTS_MAX;
@@ -302,25 +317,10 @@ impl Pipeline {
             // It wasn't its turn yet, and never will be now: it leaves as a message.
             let StreamText { content, expires_at, .. } = text;
             let row = NewDelivery { content, expires_at, ..stream.speaking.live().row.clone() };
-            let written = self.write_message(run_id, &row);
-            stream.writing = Some(Writing { row, written, then: (next, said.len()) });
-            self.settle_part(stream).await;
+            let queued = self.outbox.say_part(row, run_id.to_owned());
+            stream.writing = Some(Writing { queued, then: (next, said.len()) });
+            stream.settle().await;
         }
-    }
-
-    /// Queues the part that is being written, if there is one.
-    async fn settle_part(&self, stream: &mut Stream) {
-        let Some(writing) = &mut stream.writing else { return };
-        let is_written = writing.is_written().await;
-        let Some(Writing { row, then: (next, bytes), .. }) = stream.writing.take().filter(|_| is_written) else { return };
-        stream.speaking = next;
-        stream.waiting = None;
-        stream.parted(self.outbox.enqueue(vec![row]), bytes);
-    }
-
-    fn write_message(&self, run_id: &str, row: &NewDelivery) -> JoinHandle<bool> {
-        let (at, epoch) = (clock::wall_ms(), self.epoch);
-        self.outbox.write_part_apart(Speak { row: row.clone(), run_id: run_id.to_owned(), is_stream: false, at, epoch })
     }
 
     /// Writes and queues one block, if there is one. False when there is none, or it leaves with the rest.
@@ -332,22 +332,12 @@ impl Pipeline {
         let mut after = blocks.cutter.clone();
         let Some(text) = cut(&mut after) else { return false };
         let row = new_delivery(prepared, &blocks.route, run_id, format!("{run_id}:1:{}", blocks.count), text);
-        let written = self.write_message(run_id, &row);
-        blocks.writing = Some(Writing { row, written, then: after });
-        self.settle_block(&prepared.session, blocks).await
-    }
-
-    /// Queues the block that is being written. False when there is none, or it leaves with the rest.
-    async fn settle_block(&self, session: &str, blocks: &mut Blocks) -> bool {
-        let Some(writing) = &mut blocks.writing else { return false };
-        let is_written = writing.is_written().await;
-        let Some(Writing { row, then, .. }) = blocks.writing.take().filter(|_| is_written) else { return false };
-        self.speaks(session);
-        self.breakers.said(session, &row.content);
-        blocks.cutter = then;
-        blocks.count += 1;
-        blocks.waiting.add(self.outbox.enqueue(vec![row]));
-        true
+        // It may come back as soon as it is written.
+        self.speaks(&prepared.session);
+        self.breakers.said(&prepared.session, &row.content);
+        let queued = self.outbox.say_part(row, run_id.to_owned());
+        blocks.writing = Some(Writing { queued, then: after });
+        blocks.settle().await
     }
 }
 

@@ -2,7 +2,7 @@
 //! queued as every other. It decides neither what is said nor when that is written.
 
 use super::Pipeline;
-use super::outbox::{DeliveryResult, Message};
+use super::outbox::{DeliveryResult, Message, Order};
 use crate::ledger::nexus::{NewDelivery, REPLY_MARK};
 use crate::routes::Place;
 use nexus_core::request::NexusRequest;
@@ -33,7 +33,7 @@ impl Pipeline {
 
     /// Has said what is in the ledger; the text. It comes behind what is being said in the same place, also where
     /// that is an answer whose agent still speaks.
-    pub(super) fn say_answer(&self, answer: Answer) -> String {
+    pub(super) fn say_answer(&self, answer: Answer, order: Order<'_>) -> String {
         let Answer { deliveries, text, session } = answer;
         // What comes back as a message is known by what was said, and by each message that it goes out in.
         let messages: Vec<&str> = deliveries.iter().map(|delivery| delivery.content.as_str()).collect();
@@ -44,7 +44,7 @@ impl Pipeline {
         if deliveries.iter().any(|delivery| delivery.here) {
             self.outbox.sent().notify_one(); // sent with its request's end
         } else {
-            drop(self.outbox.enqueue(deliveries));
+            drop(self.outbox.enqueue(deliveries, order));
         }
         text
     }

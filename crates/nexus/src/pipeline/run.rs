@@ -425,7 +425,7 @@ impl Pipeline {
     async fn interrupt(&self, prepared: &Prepared, run_id: &str, mut seen: Seen, started_at: i64, spent: Duration) {
         let event_seq = prepared.request.event_seq;
         let text = seen.text.clone();
-        let mut left = self.close_outlet(&prepared.session, std::mem::take(&mut seen.outlet), &text, &text).await;
+        let mut left = std::mem::take(&mut seen.outlet).close(&text, &text).await;
         let end = End::Cut { error: "the daemon stops".to_owned(), partial: left.last_part(text) };
         let stream = left.stream_text(&end);
         let is_silent = seen.text.is_empty() && seen.tool_calls.is_empty() && seen.usage.is_none();

@@ -95,13 +95,14 @@ impl Pipeline {
     }
 
     async fn write_end(&self, request: NexusRequest, command: SettleRequest, answer: Option<Answer>, ending: &Ending) {
+        let order = self.outbox.order(&command.deliveries).await;
         let written = self.write_admitted(request.event_seq, command).await;
         if written.is_ok() {
             ending.written();
         }
         match written {
             Ok(Claim::Done) => {
-                let text = answer.map(|answer| self.say_answer(answer));
+                let text = answer.map(|answer| self.say_answer(answer, order));
                 self.announce_end(&request, text.as_deref());
             }
             Ok(Claim::Lost) => tracing::error!(request_id = request.request_id, "the request was ended by somebody else"),

@@ -59,6 +59,11 @@ impl NewDelivery {
         ])?;
         if self.here && inserted == 1 { number_sent(connection, &self.delivery_id) } else { Ok(()) }
     }
+
+    /// See [`Delivery::lane`].
+    pub fn lane(&self) -> String {
+        lane(&self.channel, &self.account_id, &self.target)
+    }
 }
 
 /// Gives a message its place among those sent. Only one that is there takes a place: doctor counts them.

@@ -1,7 +1,7 @@
 //! What plugins and questions of agents say, on its way into a lane: committed once by its key, then queued. It
 //! decides neither what is said nor where.
 
-use super::Outbox;
+use super::{Order, Outbox};
 use crate::clock;
 use crate::ledger::nexus::{NO_REQUEST_SEQ, NewDelivery, Said, Say};
 use crate::ledger::writer::WriteError;
@@ -88,9 +88,11 @@ impl Outbox {
         let say = Say { key, pieces, epoch: self.shared.epoch };
         let was_admitted = *admitted.borrow() >= event_seq;
         let writer = &self.shared.ledgers.nexus.writer;
+        let mut order = self.order(&say.pieces).await;
         let mut said = writer.write_until_done(say.clone()).await?;
         if said == Said::Lost && !was_admitted {
             // Stages don't wait for the commit that admits their request, only what they write does.
+            drop(order);
             let is_admitted = tokio::select! {
                 known = admitted.wait_for(|seq| *seq >= event_seq) => known.is_ok(),
                 () = self.shared.stop.cancelled() => false,
@@ -98,12 +100,13 @@ impl Outbox {
             if !is_admitted {
                 return Err(SayError::Stopping);
             }
+            order = self.order(&say.pieces).await;
             said = writer.write_until_done(say.clone()).await?;
         }
         match said {
             Said::Now => {
                 let delivery_ids = say.pieces.iter().map(|piece| piece.delivery_id.clone()).collect();
-                self.queue(say.pieces);
+                self.queue(say.pieces, order);
                 Ok(Told { delivery_ids, was_before: false })
             }
             Said::Before { delivery_ids } => Ok(Told { delivery_ids, was_before: true }),
@@ -112,11 +115,11 @@ impl Outbox {
     }
 
     /// What is for the control socket is where it has to be already.
-    fn queue(&self, pieces: Vec<NewDelivery>) {
+    fn queue(&self, pieces: Vec<NewDelivery>, order: Order<'_>) {
         let (here, away): (Vec<_>, Vec<_>) = pieces.into_iter().partition(|piece| piece.here);
         if !here.is_empty() {
             self.shared.sent.notify_one();
         }
-        drop(self.enqueue(away));
+        drop(self.enqueue(away, order));
     }
 }

@@ -4,7 +4,7 @@
 use super::deliver::{again, judge};
 use super::{Outbox, Queued, Waiting, pending};
 use crate::clock;
-use crate::ledger::nexus::{Claim, Delivery, Settled, Speak, lane_of};
+use crate::ledger::nexus::{Claim, Delivery, NewDelivery, Settled, Speak, lane_of};
 use crate::live::pump::pump;
 use crate::live::{End, Live};
 use crate::routes::Route;
@@ -33,14 +33,21 @@ impl Outbox {
         lane.live.iter().chain(queued).for_each(|live| live.want_part());
     }
 
-    /// As [`Self::write_part`], also if nobody waits for it any more.
-    pub(in crate::pipeline) fn write_part_apart(&self, speak: Speak) -> JoinHandle<bool> {
+    /// Has a part of a running answer written that leaves as a message, and queues it; also if nobody waits for it any
+    /// more. `None` when it leaves with the rest.
+    pub(in crate::pipeline) fn say_part(&self, row: NewDelivery, run_id: String) -> JoinHandle<Option<Waiting>> {
         let this = self.clone();
-        crate::watch::tracked("deliveries.part", &self.shared.tasks, async move { this.write_part(speak).await })
+        crate::watch::tracked("deliveries.part", &self.shared.tasks, async move {
+            let (row, at, epoch) = ([row], clock::wall_ms(), this.shared.epoch);
+            let order = this.order(&row).await;
+            let [row] = row;
+            let is_written = this.write_part(Speak { row: row.clone(), run_id, is_stream: false, at, epoch }).await;
+            is_written.then(|| this.enqueue(vec![row], order))
+        })
     }
 
     /// Has a part of a running answer written, and says whether it is to leave.
-    pub(in crate::pipeline) async fn write_part(&self, speak: Speak) -> bool {
+    async fn write_part(&self, speak: Speak) -> bool {
         let delivery_id = speak.row.delivery_id.clone();
         match self.shared.ledgers.nexus.writer.write_until_done(speak).await {
             Ok(Claim::Done) => true,
