@@ -112,15 +112,13 @@ pub fn stored(directory: &Path, reference: &str) -> Result<SecretString, Credent
 }
 
 async fn ask(command: &str, keeper: &Keeper) -> Result<SecretString, CredentialError> {
-    let program = || command.split(' ').next().unwrap_or_default().to_owned();
-    let failed = |reason: String| CredentialError::Command { program: program(), reason, is_passing: false };
+    let program = command.split(' ').next().unwrap_or_default();
+    let unanswered = |reason: String, is_passing: bool| CredentialError::Command { program: program.to_owned(), reason, is_passing };
+    let failed = |reason: String| unanswered(reason, false);
     let argv = shell_words::split(command).map_err(|error| failed(error.to_string()))?;
     let spec = SpawnSpec { child: ChildId::new("credential"), argv, env: crate::environment::base(), cwd: None, stdin: Stdin::Null };
-    let output = oneshot::run(keeper, spec, None, COMMAND_LIMIT).await.map_err(|error| CredentialError::Command {
-        program: program(),
-        reason: crate::error_text::describe(&error),
-        is_passing: error.is_passing(),
-    })?;
+    let output = oneshot::run(keeper, spec, None, COMMAND_LIMIT).await;
+    let output = output.map_err(|error| unanswered(crate::error_text::describe(&error), error.is_passing()))?;
     if !output.status.is_success() {
         return Err(failed(output.status.to_string()));
     }

@@ -123,19 +123,28 @@ fn one_that_takes_its_time_to_be_prepared_holds_up_no_other_that_is_warm() {
     once(&world, &roster, "running");
 }
 
-#[test]
-fn a_start_does_not_wait_for_a_profile_that_nobody_has() {
+/// A world with a second relay, which answers nothing that it is asked for once.
+fn beside_a_silent_relay() -> (World, Scripted) {
     let silent = Scripted::start();
     silent.state().late = Some("nexus-fetch".to_owned());
     let world = World::with_all(|config| config["nostr"]["relays"].as_array_mut().unwrap().push(json!(silent.url())));
-    eventually("both relays are live", || {
-        let relays = world.daemon.get("/control/nostr").json()["relays"].clone();
-        relays.as_array().unwrap().iter().all(|relay| relay["state"] == "live")
-    });
-    world.tell(31_933, &[&["d", "demo"], &["p", &Key::new(6).public()]], "");
-    let project = world.coordinate("demo");
+    eventually("both relays are live", || is_live(&world));
+    (world, silent)
+}
+
+/// The definition of `demo`, which the daemon has heard.
+fn defined(world: &World, tags: &[&[&str]]) -> String {
+    let all: Vec<&[&str]> = [&["d", "demo"] as &[&str]].into_iter().chain(tags.iter().copied()).collect();
+    world.tell(31_933, &all, "");
     let kept = "SELECT count(*) FROM nostr_events WHERE kind = 31933";
     eventually("its definition is there", || world.daemon.count("nexus", kept) == 1);
+    world.coordinate("demo")
+}
+
+#[test]
+fn a_start_does_not_wait_for_a_profile_that_nobody_has() {
+    let (world, silent) = beside_a_silent_relay();
+    let project = defined(&world, &[&["p", &Key::new(6).public()]]);
     let asked = || silent.state().of("REQ").iter().filter(|question| question[2]["kinds"] == json!([0])).count();
     world.prepared(&project);
     assert_eq!(asked(), 1);
@@ -147,19 +156,10 @@ fn a_start_does_not_wait_for_a_profile_that_nobody_has() {
 
 #[test]
 fn a_start_does_not_wait_for_an_agent_that_nobody_has() {
-    let silent = Scripted::start();
-    silent.state().late = Some("nexus-fetch".to_owned());
-    let world = World::with_all(|config| config["nostr"]["relays"].as_array_mut().unwrap().push(json!(silent.url())));
-    eventually("both relays are live", || {
-        let relays = world.daemon.get("/control/nostr").json()["relays"].clone();
-        relays.as_array().unwrap().iter().all(|relay| relay["state"] == "live")
-    });
+    let (world, silent) = beside_a_silent_relay();
     let there = world.tell(4_199, &[&["title", "Coder"], &["role", "coder"]], "Write code.");
     let nobodys = "ab".repeat(32);
-    world.tell(31_933, &[&["d", "demo"], &["agent", &there], &["agent", &nobodys]], "");
-    let project = world.coordinate("demo");
-    let kept = "SELECT count(*) FROM nostr_events WHERE kind = 31933";
-    eventually("its definition is there", || world.daemon.count("nexus", kept) == 1);
+    let project = defined(&world, &[&["agent", &there], &["agent", &nobodys]]);
     let asks = |question: &Value| question[2]["ids"].as_array().is_some_and(|ids| ids.contains(&json!(nobodys)));
     let asked = || silent.state().of("REQ").iter().filter(|question| asks(question)).count();
     world.prepared(&project);

@@ -8,7 +8,7 @@ mod relays;
 mod scripted;
 
 use common::{Daemon, eventually, find, lines};
-use gitserver::world::{World, answers, ask, state};
+use gitserver::world::{World, answers, ask, is_live, state};
 use relays::{Key, id};
 use scripted::Scripted;
 use serde_json::{Value, json};
@@ -155,10 +155,7 @@ fn a_profile_that_comes_too_late_is_there_the_next_time() {
     let takes_its_time = || slow.state().late = Some("nexus-fetch".to_owned());
     takes_its_time();
     let world = World::with_all(|config| config["nostr"]["relays"].as_array_mut().unwrap().push(json!(slow.url())));
-    eventually("both relays are live", || {
-        let relays = world.daemon.get("/control/nostr").json()["relays"].clone();
-        relays.as_array().unwrap().iter().all(|relay| relay["state"] == "live")
-    });
+    eventually("both relays are live", || is_live(&world));
     world.tell(31_933, &[&["d", "demo"], &["p", &agent.public()]], "");
     let kept = |kind: u16, author: &Key| {
         let sql = format!("SELECT count(*) FROM nostr_events WHERE kind = {kind} AND pubkey = '{}'", author.public());

@@ -11,7 +11,7 @@ use crate::world::{Cast, OnInterrupted, World};
 use anyhow::{Context, Result, bail};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Duration;
 
@@ -36,6 +36,8 @@ const PROGRAMS: [&str; 2] = ["workspace/state/automations", "workspace/plugins"]
 pub(crate) struct Seen {
     pub(crate) kills: u64,
     pub(crate) violations: Vec<String>,
+    /// The world, if it was kept to be looked at.
+    pub(crate) kept: Option<PathBuf>,
 }
 
 /// How much from outside two ledgers have. They are exchanged together or not at all.
@@ -71,7 +73,10 @@ pub(crate) fn run(setup: &Setup, seed: u64) -> Result<Seen> {
     let mut trial = Trial { setup, world, seen: Seen::default() };
     let went = trial.all(seed);
     daemon::clear(&trial.world);
-    went.map(|()| trial.seen)
+    went?;
+    let mut seen = trial.seen;
+    seen.kept = (setup.keep && !seen.violations.is_empty()).then(|| dir.keep());
+    Ok(seen)
 }
 
 impl Trial<'_> {

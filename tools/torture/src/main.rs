@@ -293,9 +293,10 @@ fn kill_commands(args: &Common) -> Result<ExitCode> {
     let setup = args.setup(0)?;
     let mut broken = 0;
     for seed in args.all_seeds() {
-        let commands::Seen { kills, violations } = commands::run(&setup, seed)?;
+        let commands::Seen { kills, violations, kept } = commands::run(&setup, seed)?;
         say(&format!("seed {seed}: {kills} commands killed at their renames; {} broken promises", violations.len()));
         violations.iter().for_each(|what| say(&format!("seed {seed}: BROKEN: {what}")));
+        kept.iter().for_each(|kept| say(&format!("seed {seed}: kept in {}", kept.display())));
         broken += violations.len();
     }
     Ok(if broken == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })

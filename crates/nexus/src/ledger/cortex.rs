@@ -6,6 +6,7 @@ pub mod find;
 pub mod source;
 
 use super::agents::SOURCE;
+use super::copy::{beside, remove_if_there};
 use super::migrate::{self, MigrateError, Migration};
 use super::{BUSY_TIMEOUT, follow, private_file};
 use crate::file_error::FileError;
@@ -289,18 +290,11 @@ pub(crate) fn set_aside(path: &Path, now_ms: i64) -> Result<(), CortexError> {
 }
 
 fn remove_companions(path: &Path) -> Result<(), CortexError> {
-    COMPANIONS.iter().try_for_each(|ending| {
-        let mut name = path.as_os_str().to_owned();
-        name.push(ending);
-        remove(Path::new(&name))
-    })
+    COMPANIONS.iter().try_for_each(|ending| remove(&beside(path, ending)))
 }
 
 fn remove(path: &Path) -> Result<(), CortexError> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FileError::of("remove", path)(error).into()),
-        Ok(()) | Err(_) => Ok(()),
-    }
+    Ok(remove_if_there(path).map_err(FileError::of("remove", path))?)
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Which file a ledger is, and which its log. Their paths may come to name other files, or none, while the open ones are
 //! still written to, and are gone with all that when the daemon ends. Never opens a database.
 
+use super::copy::beside;
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -22,9 +23,7 @@ impl Place {
     /// # Errors
     /// When one of them isn't there, or can't be looked at.
     pub(super) fn of(path: PathBuf) -> std::io::Result<Self> {
-        let mut log = path.clone().into_os_string();
-        log.push("-wal");
-        let log = PathBuf::from(log);
+        let log = beside(&path, "-wal");
         let opened = [(path.clone(), identity(&path)?), (log.clone(), identity(&log)?)];
         Ok(Self { path: Arc::new(path), opened: Arc::new(opened), trouble: Arc::default() })
     }

@@ -67,19 +67,14 @@ pub(crate) fn names(directory: &Path) -> BTreeSet<String> {
 /// A sentence that says what is wrong, of several lines for a `plugin.yaml` with mistakes.
 pub(super) fn find(directory: &Path, name: &str) -> Result<Found, String> {
     let own = directory.join(name);
-    let script = script(directory, name);
-    if let [one, other, ..] = scripts(directory, name).collect::<Vec<_>>().as_slice() {
-        return Err(two_of_that_name(one, other));
-    }
     let has_file = own.join(PLUGIN_FILE).is_file();
     let stamp = stamp(directory, name);
-    let kind = match (script, has_file) {
-        (Some(script), true) => {
-            return Err(two_of_that_name(&script, &own));
-        }
-        (Some(script), false) => Kind::Script(script),
-        (None, true) => Kind::Program { file: Box::new(read(&own.join(PLUGIN_FILE), name)?), directory: own },
-        (None, false) => return Err(format!("there is no {name}.ts, {name}.js or {name}/{PLUGIN_FILE} in `{}`", directory.display())),
+    let all: Vec<PathBuf> = scripts(directory, name).chain(has_file.then(|| own.clone())).collect();
+    let kind = match all.as_slice() {
+        [one, other, ..] => return Err(format!("there are two of that name, `{}` and `{}`; remove one", one.display(), other.display())),
+        [_] if has_file => Kind::Program { file: Box::new(read(&own.join(PLUGIN_FILE), name)?), directory: own },
+        [script] => Kind::Script(script.clone()),
+        [] => return Err(format!("there is no {name}.ts, {name}.js or {name}/{PLUGIN_FILE} in `{}`", directory.display())),
     };
     Ok(Found { name: name.to_owned(), kind, stamp })
 }
@@ -95,16 +90,9 @@ pub(super) fn stamp(directory: &Path, name: &str) -> Stamp {
     Stamp(marks)
 }
 
-pub(super) fn script(directory: &Path, name: &str) -> Option<PathBuf> {
-    scripts(directory, name).next()
-}
-
-fn scripts(directory: &Path, name: &str) -> impl Iterator<Item = PathBuf> {
+/// The script files of that name: one of them is a plugin, two are nobody knows which.
+pub(super) fn scripts(directory: &Path, name: &str) -> impl Iterator<Item = PathBuf> {
     SCRIPTS.iter().map(move |end| directory.join(format!("{name}.{end}"))).filter(|path| path.is_file())
-}
-
-fn two_of_that_name(one: &Path, other: &Path) -> String {
-    format!("there are two of that name, `{}` and `{}`; remove one", one.display(), other.display())
 }
 
 fn is_hidden(path: &Path) -> bool {

@@ -12,7 +12,6 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, Write};
 use std::rc::Rc;
-use std::time::Instant;
 
 /// Automations at once; while one version follows another there are two of it.
 pub(super) const GUESTS_MAX: usize = 128;
@@ -100,7 +99,7 @@ impl<W: Write> Guests<W> {
         }
         // The parser is as much the file's own doing as its JavaScript is.
         self.watchdog.blame(never_loaded(Some(guest)));
-        self.watchdog.expect_by(Instant::now() + strip::TIME_MAX, strip::TIME_MAX);
+        self.watchdog.expect_within(strip::TIME_MAX);
         let source = stripped(source, &file);
         self.watchdog.rest();
         let source = match source {

@@ -64,12 +64,12 @@ impl Watchdog {
         Ok(Self(shared))
     }
 
-    /// From now on something runs that must be over by `deadline`, or, on a machine that is busy, once it had `budget` of
-    /// processor time. Costs a wake-up only when nothing ran for
-    /// a while: a thread that still waits for an earlier time looks at this one when it has come.
-    pub(super) fn expect_by(&self, deadline: Instant, budget: Duration) {
+    /// From now on something runs that must be over within `budget`, or, on a machine that is busy, once it had that of processor
+    /// time. Costs a wake-up only when nothing ran for a while: a thread that still waits for an earlier time looks at this one when
+    /// it has come.
+    pub(super) fn expect_within(&self, budget: Duration) {
         let mut state = self.0.state();
-        (state.until, state.cpu_until) = (Some(deadline + GRACE), processor_time() + budget + TURN);
+        (state.until, state.cpu_until) = (Some(Instant::now() + budget + GRACE), processor_time() + budget + TURN);
         if state.asleep {
             self.0.changed.notify_one();
         }

@@ -53,10 +53,6 @@ impl Projects {
     /// # Errors
     /// [`VerbError`].
     pub async fn meant(&self, name: &str, verb: ProjectVerb) -> Result<Coordinate, VerbError> {
-        Ok(self.about(name, verb).await?.0)
-    }
-
-    async fn about(&self, name: &str, verb: ProjectVerb) -> Result<(Coordinate, Option<ProjectRow>), VerbError> {
         match verb {
             ProjectVerb::Start | ProjectVerb::Restart => self.named(name).await,
             // There is nothing to stop or to release of one that nobody knows.
@@ -70,7 +66,7 @@ impl Projects {
     /// # Errors
     /// [`VerbError`].
     pub async fn verb(&self, name: &str, verb: ProjectVerb, end_turn: impl Future<Output = ()> + Send) -> Result<ProjectStatus, VerbError> {
-        let (project, _) = self.about(name, verb).await?;
+        let project = self.meant(name, verb).await?;
         let refused = |Fault { problem, .. }: Fault| VerbError::Refused { project: project.slug(), problem };
         let lane = self.lane(&project).await.map_err(refused)?;
         match verb {
@@ -128,36 +124,35 @@ impl Projects {
     /// # Errors
     /// [`VerbError`].
     pub async fn logs(&self, name: &str, after: u64, count: usize) -> Result<Vec<Line>, VerbError> {
-        let (project, _) = self.known(name).await?;
+        let project = self.known(name).await?;
         let lane = self.inner.lanes.get(&project);
         Ok(lane.map(|lane| lane.post.notes.lines(after, count)).unwrap_or_default())
     }
 
     /// The project that is meant. One that isn't known yet can be named in full.
-    async fn named(&self, name: &str) -> Result<(Coordinate, Option<ProjectRow>), VerbError> {
+    async fn named(&self, name: &str) -> Result<Coordinate, VerbError> {
         let known = self.known(name).await;
         if !matches!(known, Err(VerbError::Unknown(_))) {
             return known;
         }
         let Some(given) = Coordinate::meant(name)? else { return known };
         given.check_kind(&self.inner.ground.preparer.settings().kinds)?;
-        Ok((given, None))
+        Ok(given)
     }
 
     /// The project that is meant, of those that the ledger knows or something was to be done with.
-    async fn known(&self, name: &str) -> Result<(Coordinate, Option<ProjectRow>), VerbError> {
+    async fn known(&self, name: &str) -> Result<Coordinate, VerbError> {
         let given = Coordinate::meant(name)?;
         let asked = given.as_ref().map_or_else(|| name.to_owned(), ToString::to_string);
         let row = self.inner.ledgers.nexus.readers.read(move |connection| nexus::project_named(connection, &asked)).await?;
-        let known = row.as_ref().and_then(|row| Coordinate::parse(&row.coordinate).ok());
-        if let Some(project) = known {
-            return Ok((project, row));
+        if let Some(project) = row.and_then(|row| Coordinate::parse(&row.coordinate).ok()) {
+            return Ok(project);
         }
         let in_sight = match given {
             Some(given) => self.inner.lanes.get(&given).map(|_| given),
             None => self.unmade(name).await?.and_then(|row| Coordinate::parse(&row.coordinate).ok()),
         };
-        in_sight.map(|project| (project, None)).ok_or_else(|| VerbError::Unknown(name.to_owned()))
+        in_sight.ok_or_else(|| VerbError::Unknown(name.to_owned()))
     }
 
     /// The project of this address, slug or beginning of one that no ledger knows, since it was never prepared, but with which

@@ -156,9 +156,10 @@ pub fn once(world: &World, project: &str, wanted: &str) -> Value {
     find(&format!("the project is {wanted}"), || Some(state(world, project)).filter(|one| one["state"] == wanted))
 }
 
-/// Whether the daemon hears the relay.
+/// Whether the daemon hears each of its relays.
 pub fn is_live(world: &World) -> bool {
-    world.daemon.get("/control/nostr").json()["relays"][0]["state"] == "live"
+    let relays = world.daemon.get("/control/nostr").json()["relays"].clone();
+    relays.as_array().is_some_and(|relays| !relays.is_empty() && relays.iter().all(|relay| relay["state"] == "live"))
 }
 
 /// Where a project lies that was prepared.

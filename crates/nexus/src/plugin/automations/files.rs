@@ -1,6 +1,6 @@
 //! The files in `state/automations`: which there are, whether one changed, and its text. It starts nothing.
 
-use super::super::found::{ENTRIES_MAX, SCRIPTS, Stamp, stamp};
+use super::super::found::{ENTRIES_MAX, SCRIPTS, Stamp, scripts, stamp};
 use nexus_core::automation::is_name;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -35,7 +35,7 @@ pub(super) fn look(directory: &Path) -> BTreeMap<String, Result<Stamp, Refused>>
         let version = stamp(directory, &name);
         let why = if !is_name(&name) {
             Some("its name can't be used: a name has 1 to 64 characters of A-Z a-z 0-9 . _ @ + -, not starting with - or .".to_owned())
-        } else if SCRIPTS.iter().all(|end| path(directory, &name, end).is_file()) {
+        } else if scripts(directory, &name).nth(1).is_some() {
             Some(format!("there are two of that name, {name}.ts and {name}.js; remove one"))
         } else if n >= AUTOMATIONS_MAX {
             Some(format!("there are more than {AUTOMATIONS_MAX} automations"))
@@ -54,8 +54,9 @@ pub(super) fn look(directory: &Path) -> BTreeMap<String, Result<Stamp, Refused>>
 pub(super) fn read(directory: &Path, name: &str) -> Result<File, Refused> {
     let version = stamp(directory, name);
     let refused = |why: String| (version.clone(), why);
-    let found = SCRIPTS.iter().map(|end| path(directory, name, end)).find(|path| path.is_file());
-    let path = found.ok_or_else(|| refused(format!("there is no {name}.ts or {name}.js in `{}`", directory.display())))?;
+    let path = scripts(directory, name)
+        .next()
+        .ok_or_else(|| refused(format!("there is no {name}.ts or {name}.js in `{}`", directory.display())))?;
     let source = text(&path).map_err(refused)?;
     Ok(File { name: name.to_owned(), path, source, stamp: version })
 }
@@ -69,10 +70,6 @@ fn text(path: &Path) -> Result<String, String> {
     }
     let text = String::from_utf8(bytes).map_err(|error| format!("`{}` is not UTF-8: {error}", path.display()))?;
     Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
-}
-
-fn path(directory: &Path, name: &str, end: &str) -> PathBuf {
-    directory.join(format!("{name}.{end}"))
 }
 
 /// The names of scripts that aren't hidden; types (`nexus.d.ts`) are none.
