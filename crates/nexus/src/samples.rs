@@ -7,11 +7,13 @@ use crate::ledger::events::{Disposition, NewEvent};
 use crate::ledger::identity::Link;
 use crate::ledger::nexus::{AdmitRow, NewDelivery};
 use crate::pipeline::Agent;
-use nexus_core::config::Memory;
+use crate::routes::Route;
+use nexus_core::config::{Memory, OnUncertain};
 use nexus_core::event::{Event, PeerKind};
 use nexus_core::request::Status;
 use rusqlite::Connection;
 use serde_json::Value;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// On its way into the ledger.
@@ -130,6 +132,23 @@ pub(crate) fn echo() -> Agent {
         spending: None,
         fallback: Vec::new(),
         prompt_bytes_max: None,
+    }
+}
+
+/// How an adapter that can send delivers.
+pub(crate) fn route(sender: impl crate::routes::Sender + 'static) -> Route {
+    Route {
+        known: true,
+        here: false,
+        sender: Some(Arc::new(sender)),
+        text_limit: 0,
+        capabilities: Value::Null,
+        retries: 3,
+        on_uncertain: OnUncertain::Hold,
+        ttl_ms: 3_600_000,
+        blocks: false,
+        streamer: None,
+        channel: None,
     }
 }
 

@@ -111,6 +111,8 @@ fn a_killed_keeper_takes_its_children_along_and_they_come_back_once() {
     eventually("one comes back", || daemon.monitors().len() == 1);
     assert_ne!(daemon.keeper().pid, keeper.pid);
     daemon.adapter_once("fake/me", "running");
+    // It runs from its exec on, and writes down that it started a moment later.
+    eventually("it is started again", || lines(&starts).len() > 1);
     assert_eq!(lines(&starts).len(), 2, "started more than once");
     assert_eq!(daemon.monitors().len(), 1);
     assert!(daemon.is_running(), "the daemon died with its keeper");

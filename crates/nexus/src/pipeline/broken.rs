@@ -159,6 +159,7 @@ impl Pipeline {
             at: clock::wall_ms(),
             epoch: self.epoch,
         };
+        let order = self.outbox.order(&finish.deliveries).await;
         let finish_seq = match self.ledgers.nexus.writer.write_until_done(finish).await {
             Ok(Some(finish_seq)) => finish_seq,
             Ok(None) => return Some(false),
@@ -178,6 +179,7 @@ impl Pipeline {
                 let answer = deliveries.iter().filter(|delivery| delivery.is_answer());
                 let text: String = answer.map(|delivery| delivery.content.as_str()).collect();
                 self.outbox.take_up(deliveries.into_iter().filter(|delivery| delivery.status == "pending").collect());
+                drop(order);
                 text
             }
             Err(error) => {

@@ -109,7 +109,7 @@ impl Place {
 }
 
 /// That of every request here.
-fn conversation() -> String {
+pub(in crate::pipeline) fn conversation() -> String {
     prepared(1, Duration::ZERO).conversation()
 }
 

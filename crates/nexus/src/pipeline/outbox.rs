@@ -276,7 +276,7 @@ impl Outbox {
     }
 
     /// Queues deliveries whose rows are committed, by who has had the order of their target since before that.
-    pub fn enqueue(&self, rows: Vec<NewDelivery>, order: Order<'_>) -> Waiting {
+    pub fn enqueue(&self, rows: Vec<NewDelivery>, order: Order) -> Waiting {
         let mut waiting = Vec::with_capacity(rows.len());
         for row in rows {
             let (settled, outcome) = oneshot::channel();

@@ -58,20 +58,7 @@ impl Place {
         let directory = tempfile::tempdir().unwrap();
         let (ledgers, _threads) = Ledgers::start(directory.path(), 0).unwrap();
         let routes = Routes::default();
-        let fake = Route {
-            known: true,
-            here: false,
-            sender: Some(Arc::new(Platform)),
-            text_limit: 0,
-            capabilities: serde_json::Value::Null,
-            retries: 3,
-            on_uncertain: OnUncertain::Hold,
-            ttl_ms: 3_600_000,
-            blocks: false,
-            streamer: None,
-            channel: None,
-        };
-        routes.set("fake", fake);
+        routes.set("fake", crate::samples::route(Platform));
         let (bus, watch_over) = (Bus::new(EPOCH, 16), Watch::new(Metrics::new()));
         Self { outbox: Outbox::new(ledgers, routes, bus, watch_over, Metrics::new(), expiry, EPOCH), directory }
     }

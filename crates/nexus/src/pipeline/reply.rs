@@ -33,7 +33,7 @@ impl Pipeline {
 
     /// Has said what is in the ledger; the text. It comes behind what is being said in the same place, also where
     /// that is an answer whose agent still speaks.
-    pub(super) fn say_answer(&self, answer: Answer, order: Order<'_>) -> String {
+    pub(super) fn say_answer(&self, answer: Answer, order: Order) -> String {
         let Answer { deliveries, text, session } = answer;
         // What comes back as a message is known by what was said, and by each message that it goes out in.
         let messages: Vec<&str> = deliveries.iter().map(|delivery| delivery.content.as_str()).collect();

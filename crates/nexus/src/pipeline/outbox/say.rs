@@ -115,7 +115,7 @@ impl Outbox {
     }
 
     /// What is for the control socket is where it has to be already.
-    fn queue(&self, pieces: Vec<NewDelivery>, order: Order<'_>) {
+    fn queue(&self, pieces: Vec<NewDelivery>, order: Order) {
         let (here, away): (Vec<_>, Vec<_>) = pieces.into_iter().partition(|piece| piece.here);
         if !here.is_empty() {
             self.shared.sent.notify_one();
