@@ -18,8 +18,9 @@ pub(crate) use files::{SOURCE_BYTES_MAX, names_on_disk};
 pub use report::AutomationReport;
 
 use super::calls::Calls;
+use super::fault::Fault;
 use super::found::Stamp;
-use super::loaded::{Fault, Shared};
+use super::loaded::Shared;
 use super::{FILES_EVERY, TrialError};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use files::{File, Refused};

@@ -1,7 +1,7 @@
 //! What a plugin's answer does to a request.
 
+use super::fault::Fault;
 use super::frame::Reply;
-use super::loaded::Fault;
 use nexus_core::hook::{Hook, apply_patch};
 use nexus_core::request::NexusRequest;
 

@@ -3,6 +3,7 @@
 
 use super::calls::{CallerKind, CallerRequest, Calls};
 use super::circuits::{Circuits, Open};
+use super::fault::Fault;
 use super::found::{Found, Kind};
 use super::frame::{self, Ready, Reply};
 use super::large::{self, Files};
@@ -18,7 +19,7 @@ use crate::watch::Watch;
 use arc_swap::ArcSwapOption;
 use nexus_core::circuit::{CircuitPolicy, Leave};
 use nexus_core::config::{Grant, OnPluginError, PluginMode, PluginSection};
-use nexus_core::hook::{Hook, PatchError, view};
+use nexus_core::hook::{Hook, view};
 use nexus_core::ids::ChildId;
 use nexus_core::notice::NoticeType;
 use nexus_core::request::NexusRequest;
@@ -119,79 +120,6 @@ pub(super) struct Declared {
     pub(super) priority: i64,
     pub(super) timeout: Duration,
     pub(super) on_error: OnPluginError,
-}
-
-/// Why a call came to nothing.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Fault {
-    #[error("it failed: {0}")]
-    Threw(String),
-    #[error("its answer is none: {0}")]
-    Nonsense(String),
-    #[error("its patch was refused: {0}")]
-    Patch(#[from] PatchError),
-    #[error("its patch was refused: it is told of `{point}` and not asked, so nothing can be changed", point = .hook.as_str())]
-    Told { hook: Hook },
-    #[error("it gave no answer within {limit_ms} ms and was killed")]
-    TimedOut { limit_ms: u128 },
-    #[error("it gave no answer within {limit_ms} ms")]
-    Late { limit_ms: u128 },
-    #[error("its process ended before it answered")]
-    Died,
-    #[error("another of its calls took it along: {0}")]
-    TakenAlong(String),
-    #[error("its process does not run: {0}")]
-    Down(String),
-    #[error("it is not asked after too many errors in a row")]
-    Open,
-    #[error("the request's time was up before it answered")]
-    OutOfTime,
-    #[error("it could not be asked: {0}")]
-    Unasked(String),
-}
-
-impl Fault {
-    /// A plugin answers as only automations do.
-    pub(super) fn returned() -> Self {
-        Self::Nonsense("`returned` is for automations".to_owned())
-    }
-
-    /// Whether the plugin had the call before it failed.
-    pub(super) fn was_called(&self) -> bool {
-        match self {
-            Self::Threw(_)
-            | Self::Nonsense(_)
-            | Self::Patch(_)
-            | Self::Told { .. }
-            | Self::TimedOut { .. }
-            | Self::Late { .. }
-            | Self::Died
-            | Self::TakenAlong(_) => true,
-            Self::Down(_) | Self::Open | Self::OutOfTime | Self::Unasked(_) => false,
-        }
-    }
-
-    /// The word for metrics.
-    pub(super) fn word(&self) -> &'static str {
-        match self {
-            Self::Threw(_) => "error",
-            Self::Nonsense(_) | Self::Patch(_) | Self::Told { .. } => "invalid",
-            Self::TimedOut { .. } | Self::Late { .. } => "timeout",
-            Self::Died | Self::Down(_) | Self::TakenAlong(_) => "down",
-            Self::Open => "open",
-            Self::OutOfTime | Self::Unasked(_) => "unasked",
-        }
-    }
-
-    /// Whether it is the plugin's own: one that opens its circuit. What one call did counts for that one only, and so
-    /// does an end: those that come while the process is being started again say nothing new.
-    pub(super) fn counts(&self) -> bool {
-        match self {
-            Self::Threw(_) | Self::Nonsense(_) | Self::Patch(_) | Self::Told { .. } => true,
-            Self::TimedOut { .. } | Self::Late { .. } | Self::Died => true,
-            Self::Down(_) | Self::Open | Self::OutOfTime | Self::Unasked(_) | Self::TakenAlong(_) => false,
-        }
-    }
 }
 
 /// What a hook is called with.

@@ -1,8 +1,9 @@
 //! What plugins are told of and nothing waits for: a bounded queue per plugin, and the task that calls
 //! it one frame after the other. A full queue costs a frame, never a request its time.
 
+use super::fault::Fault;
 use super::frame::Reply;
-use super::loaded::{Ask, Declared, Fault, Plugin};
+use super::loaded::{Ask, Declared, Plugin};
 use super::{caller, judge};
 use nexus_core::hook::Hook;
 use nexus_core::request::NexusRequest;

@@ -2,10 +2,11 @@
 //! it answers is told, and changes nothing.
 
 use super::calls::CallerKind;
+use super::fault::Fault;
 use super::found::Kind;
 use super::frame::{self, Reply};
 use super::judge;
-use super::loaded::{Fault, Sees};
+use super::loaded::Sees;
 use super::loader::{LOAD_LIMIT, Loader};
 use super::session::{Desk, Desks, Lost, Session, Standing};
 use super::{caller, process};

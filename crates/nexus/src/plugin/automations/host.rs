@@ -2,8 +2,9 @@
 //! new one is given them all before it is asked anything.
 
 use super::super::calls::{CallerKind, Calls};
+use super::super::fault::Fault;
 use super::super::frame;
-use super::super::loaded::{Fault, Shared};
+use super::super::loaded::Shared;
 use super::super::loader::LOAD_LIMIT;
 use super::super::session::{Desk, Desks, Guests, Session, Standing};
 use super::one::Automation;

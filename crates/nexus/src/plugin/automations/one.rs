@@ -2,8 +2,9 @@
 //! advice does, others decide.
 
 use super::super::calls::{CallerKind, CallerRequest};
+use super::super::fault::Fault;
 use super::super::frame::{self, Reply};
-use super::super::loaded::{Fault, Figures};
+use super::super::loaded::Figures;
 use super::super::session::{Desk, Lost, Session, Standing};
 use super::files::File;
 use super::host::Host;
