@@ -73,8 +73,9 @@ fn another_program_and_another_account_at_once_start_each_account_once() {
 /// A daemon whose one adapter ignores SIGTERM, so that a reload which replaces it takes its time; and
 /// that reload, under way.
 fn reloading_slowly() -> (Daemon, std::os::unix::net::UnixStream, procfs::Process) {
-    let mut wanted = config(json!({ "fake": fake(json!({ "ignore_term": true })) }));
+    let mut wanted = config(json!({ "fake": fake(json!({ "ignore_term": true, "events": 1 })) }));
     let daemon = Daemon::start(&wanted);
+    eventually("it watches signals", || daemon.accepted() == 1);
     let before = monitor_of(&daemon, "fake/me");
     wanted["adapters"]["fake"]["env"]["GREETING"] = json!("hello");
     daemon.configure(&wanted);
