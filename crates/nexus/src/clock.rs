@@ -12,6 +12,11 @@ pub fn wall_ms() -> i64 {
     crate::torture::shifted(now)
 }
 
+/// Unix seconds of Unix milliseconds, as Nostr counts them; 0 before 1970.
+pub fn seconds(unix_ms: i64) -> u64 {
+    u64::try_from(unix_ms / 1000).unwrap_or(0)
+}
+
 /// Monotonic milliseconds since the first call.
 pub fn mono_ms() -> u64 {
     static START: LazyLock<Instant> = LazyLock::new(Instant::now);

@@ -308,14 +308,14 @@ impl Projects {
             return Ok(());
         }
         if lane.is_up() {
-            lane.child.wake().await;
+            lane.wake().await;
             return Ok(());
         }
         drop(turning);
         let _one = self.inner.starting.lock().await;
         self.make_room(lane).await;
         let _turning = lane.turning.lock().await;
-        lane.child.wake().await;
+        lane.wake().await;
         Ok(())
     }
 

@@ -173,7 +173,7 @@ fn servers(context: &Context, own: &BTreeMap<String, McpServer>) -> BTreeMap<Str
 }
 
 /// The name of a server as the names of its tools may begin with it: its slug, if there is room and nobody has that; else with the
-/// beginning of its event's id, which stays its own when another server goes. Who has none, or shares that too, gets a number.
+/// beginning of its event's id. Who has none, or shares that too, gets a number.
 fn server_name(slug: &str, event_id: &str, taken: &BTreeSet<String>) -> String {
     let name = slug::of(slug, "server", usize::MAX);
     if name.len() <= SERVER_NAME_BYTES_MAX && !taken.contains(&name) {

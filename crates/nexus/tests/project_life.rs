@@ -93,15 +93,20 @@ fn a_deleted_definition_starts_nothing_until_there_is_another() {
     assert_eq!(state(&world, &project)["reason"], Value::Null);
 }
 
+/// Has the daemon started again, with its relay dead.
+fn restarted_without_relay(world: &mut World) {
+    world.daemon.stop();
+    let relay = std::mem::replace(&mut world.relay, Relay::start(&world.daemon.root().join("relay-2"), &[]));
+    relay.kill9();
+    world.daemon.launch();
+}
+
 #[test]
 fn the_warm_are_brought_up_by_a_start_with_every_relay_down() {
     let mut world = World::with(|projects| projects["warm"] = json!(1));
     let projects = ["old", "new"].map(|name| world.project(name, None));
     projects.iter().for_each(|project| drop(answered(&world, &ask(&world, project, "hello"))));
-    world.daemon.stop();
-    let relay = std::mem::replace(&mut world.relay, Relay::start(&world.daemon.root().join("relay-2"), &[]));
-    relay.kill9();
-    world.daemon.launch();
+    restarted_without_relay(&mut world);
     once(&world, &projects[1], "running");
     assert_eq!(state(&world, &projects[0])["pid"], Value::Null, "the one used last is warm");
 }
@@ -114,10 +119,7 @@ fn one_that_takes_its_time_to_be_prepared_holds_up_no_other_that_is_warm() {
     world.tell(31_933, &[&["d", "roster"], &["p", &Key::new(6).public()]], "");
     let roster = world.coordinate("roster");
     answered(&world, &ask(&world, &roster, "hello"));
-    world.daemon.stop();
-    let relay = std::mem::replace(&mut world.relay, Relay::start(&world.daemon.root().join("relay-2"), &[]));
-    relay.kill9();
-    world.daemon.launch();
+    restarted_without_relay(&mut world);
     once(&world, &plain, "running");
     assert_eq!(state(&world, &roster)["state"], "preparing", "its agent's profile is looked for, of a relay that is dead");
     once(&world, &roster, "running");
@@ -169,6 +171,38 @@ fn a_start_does_not_wait_for_an_agent_that_nobody_has() {
     assert_eq!(state(&world, &project)["reason"], Value::Null, "it runs");
     world.prepared(&project);
     assert_eq!(asked(), 2, "who prepares it by hand does");
+}
+
+#[test]
+fn an_agent_that_a_start_did_not_find_is_there_at_the_next_once_it_was_heard_of() {
+    let (world, _silent) = beside_a_silent_relay();
+    let there = world.tell(4_199, &[&["title", "Coder"]], "Write code.");
+    let late = world.owner.sign(4_199, &[&["title", "Late"]], "Be brief.");
+    let project = defined(&world, &[&["agent", &there], &["agent", late["id"].as_str().unwrap()]]);
+    assert_eq!(world.prepared(&project)["agents"].as_array().map(Vec::len), Some(1));
+    world.publish(&late);
+    eventually("it was heard of", || world.daemon.count("nexus", "SELECT count(*) FROM nostr_events WHERE kind = 4199") == 2);
+    assert_eq!(answered(&world, &ask(&world, &project, "hello"))["content"], "hello");
+    let shown: Value = serde_json::from_str(&world.daemon.nexus_ok(&["project", "show", &project, "--json"])).unwrap();
+    let agents = &shown["agents"];
+    assert_eq!(agents.as_array().map(Vec::len), Some(2), "{agents}");
+}
+
+#[test]
+fn one_that_is_stopped_while_it_is_warmed_stays_down() {
+    let mut world = World::with(|projects| projects["warm"] = json!(1));
+    let plain = world.project("plain", None);
+    answered(&world, &ask(&world, &plain, "hello"));
+    world.tell(31_933, &[&["d", "roster"], &["p", &Key::new(6).public()]], "");
+    let roster = world.coordinate("roster");
+    answered(&world, &ask(&world, &roster, "hello"));
+    restarted_without_relay(&mut world);
+    eventually("it is being prepared", || state(&world, &roster)["state"] == "preparing");
+    world.daemon.nexus_ok(&["project", "stop", "roster"]);
+    once(&world, &roster, "ready");
+    // One after another is brought up.
+    world.daemon.nexus_ok(&["project", "start", "plain"]);
+    assert_eq!((&state(&world, &roster)["pid"], state(&world, &plain)["pid"].is_u64()), (&Value::Null, true));
 }
 
 #[test]

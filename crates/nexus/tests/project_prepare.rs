@@ -80,6 +80,23 @@ fn a_newer_definition_changes_only_what_it_names() {
 }
 
 #[test]
+fn a_broken_file_of_a_project_keeps_no_new_agent_from_it() {
+    let world = World::new();
+    let agents = ["one", "two"].map(|title| world.tell(4199, &[&["title", title]], ""));
+    let now = relays::now_s();
+    let define = |at: u64, tags: &[&[&str]]| world.publish(&world.owner.sign_at(at, 31_933, tags, ""));
+    define(now - 100, &[&["d", "demo"], &["agent", &agents[0]]]);
+    let project = world.coordinate("demo");
+    let config = path_of(&world.prepared(&project)).join(".tenex/config.json");
+    fs::write(&config, "{ mine").unwrap();
+    define(now - 50, &[&["d", "demo"], &["agent", &agents[0]], &["agent", &agents[1]]]);
+    let prepared =
+        find("the newer definition counts", || Some(world.prepared(&project)).filter(|one| names(one, "agents") == ["one", "two"]));
+    assert!(prepared["problems"].to_string().contains("config.json"), "{prepared}");
+    assert_eq!(fs::read_to_string(&config).unwrap(), "{ mine", "what a person wrote stays");
+}
+
+#[test]
 fn the_keys_of_a_roster_are_a_projects_agents() {
     let world = World::new();
     let own = world.daemon.get("/control/nostr").json()["pubkey"].as_str().unwrap().to_owned();

@@ -11,7 +11,7 @@ use super::{ADAPTER, Inner, Plan};
 use crate::adapter::intake::Sinks;
 use crate::clock;
 use crate::error_text::describe;
-use crate::ledger::events::{Append, Appended, Disposition, FIRST, Lines, NewEvent, RelayCursor, TakeIn, appended_since, nostr_event_of};
+use crate::ledger::events::{Append, Appended, Disposition, Lines, NewEvent, RelayCursor, TakeIn, appended_since, nostr_event_of};
 use crate::ledger::nexus::{Definition, Put, RESTORED_AT, counter};
 use crate::ledger::writer::WriteError;
 use crate::ledger::{Ledgers, optional};
@@ -171,16 +171,13 @@ pub(crate) async fn run(inner: Arc<Inner>, sinks: Sinks, stop: CancellationToken
     }
 }
 
-/// Reads the cursors, and notes since when this daemon listens, once.
+/// Reads the cursors, and notes since when this daemon listens, if that isn't known.
 pub(crate) async fn begin(inner: &Inner, sinks: &Sinks) -> Result<(), String> {
     let stored = sinks.readers.read(crate::ledger::events::relay_cursors).await.map_err(|error| describe(&error))?;
     inner.inbox.cursors.moved(&stored);
-    if inner.inbox.cursors.has_first() {
-        return Ok(());
-    }
-    let now = clock::wall_ms();
-    let first = RelayCursor { relay: String::new(), filter: FIRST.to_owned(), until: now / 1000 };
-    let take = TakeIn { append: append(Vec::new()), cursors: Arc::new(vec![first.clone()]), back_to: None, at: now };
+    let at = clock::wall_ms();
+    let Some(first) = inner.inbox.cursors.first_due(clock::seconds(at)) else { return Ok(()) };
+    let take = TakeIn { append: append(Vec::new()), cursors: Arc::new(vec![first.clone()]), back_to: None, at };
     sinks.writer.write_until_done(take).await.map_err(|error| describe(&error))?;
     inner.inbox.cursors.moved(&[first]);
     Ok(())
@@ -306,8 +303,7 @@ impl Taking<'_> {
     /// What was left out may be much older than what the relays gave since: also the next start asks for it.
     async fn fall_back(&self, to_s: u64) -> Result<(), WriteError> {
         let (at, plan) = (clock::wall_ms(), self.inner.plan.load_full());
-        let now_s = u64::try_from(at / 1000).unwrap_or(0);
-        let new = self.inner.inbox.cursors.fall_back(to_s, &plan.relays, &self.inner.subscriptions(), now_s);
+        let new = self.inner.inbox.cursors.fall_back(to_s, &plan.relays, &self.inner.subscriptions(), clock::seconds(at));
         let Some(cursors) = new.map(Arc::new) else { return Ok(()) };
         let (append, back_to) = (append(Vec::new()), Some(i64::try_from(to_s).unwrap_or(i64::MAX)));
         self.sinks.writer.write_until_done(TakeIn { append, cursors, back_to, at }).await.map(drop)
@@ -318,9 +314,11 @@ impl Taking<'_> {
             return Ok(());
         }
         crate::torture::point("nostr.taking");
-        let take = TakeIn { append: append.clone(), cursors: Arc::new(cursors.to_vec()), back_to: None, at: clock::wall_ms() };
-        let appended = self.write(take).await?;
-        self.inner.inbox.cursors.moved(cursors);
+        let (at, moved) = (clock::wall_ms(), &self.inner.inbox.cursors);
+        let first = if cursors.is_empty() { None } else { moved.first_due(clock::seconds(at)) };
+        let cursors: Arc<Vec<RelayCursor>> = Arc::new(cursors.iter().cloned().chain(first).collect());
+        let appended = self.write(TakeIn { append: append.clone(), cursors: cursors.clone(), back_to: None, at }).await?;
+        moved.moved(&cursors);
         self.accepted(&append.lines.events, brought_by, &appended);
         Ok(())
     }

@@ -145,7 +145,7 @@ pub(crate) async fn run(parts: Parts, stop: CancellationToken) {
 
 fn now(blocked: Duration) -> Now {
     let blocked_ms = u64::try_from(blocked.as_millis()).unwrap_or(u64::MAX);
-    Now { mono_ms: clock::mono_ms().saturating_sub(blocked_ms), wall_s: u64::try_from(clock::wall_ms() / 1000).unwrap_or(0) }
+    Now { mono_ms: clock::mono_ms().saturating_sub(blocked_ms), wall_s: clock::seconds(clock::wall_ms()) }
 }
 
 impl Relay {

@@ -4,6 +4,7 @@
 use super::ADAPTER;
 use super::codec::{is_hex, short, tag_value, tags_of};
 use super::subscriptions::DEFINING_KINDS;
+use crate::clock;
 use crate::ledger::events::{Disposition, NewEvent};
 use crate::ledger::nexus::{Definition, Deleted, coordinate};
 use crate::project::STOP_KIND;
@@ -65,7 +66,7 @@ pub(crate) fn sort(event: &Event, relay: &str, rules: &Rules<'_>) -> Purpose {
     if rules.own == Some(pubkey.as_str()) {
         return Purpose::Own;
     }
-    let now_s = u64::try_from(rules.now_ms / 1000).unwrap_or(0);
+    let now_s = clock::seconds(rules.now_ms);
     let tags = tags_of(event);
     if !rules.whitelist.contains(&pubkey) {
         let about_known = about_known(event, &pubkey, rules).filter(|_| !is_over(&tags, now_s));

@@ -122,9 +122,12 @@ impl Cursors {
         (changes || !new.is_empty()).then_some(new)
     }
 
-    /// Whether it is known since when this daemon listens.
-    pub(crate) fn has_first(&self) -> bool {
-        self.lock().contains_key(&(String::new(), FIRST.to_owned()))
+    /// What is to be noted of when this daemon first listened: now, where nobody knows, or where a clock that was ahead has
+    /// left a time that is still to come.
+    pub(crate) fn first_due(&self, now_s: u64) -> Option<RelayCursor> {
+        let known = self.lock().get(&(String::new(), FIRST.to_owned())).copied();
+        let until = i64::try_from(now_s).unwrap_or(i64::MAX);
+        known.is_none_or(|first| first > now_s).then(|| RelayCursor { relay: String::new(), filter: FIRST.to_owned(), until })
     }
 
     /// From when on a relay is asked; `None` for everything.
@@ -224,7 +227,7 @@ mod tests {
         let [definitions, activations] = all.as_slice() else { panic!("{all:?}") };
         let cursors = Cursors::default();
         let now = 10_000_000;
-        assert_eq!((cursors.since("r", definitions, now), cursors.has_first()), (None, false));
+        assert_eq!((cursors.since("r", definitions, now), cursors.first_due(now)), (None, Some(cursor("", FIRST, 10_000_000))));
         assert_eq!(cursors.since("r", activations, now), Some(now - FIRST_LEEWAY_S), "a first start has missed nothing");
         cursors.moved(&[cursor("", FIRST, 9_990_000)]);
         assert_eq!(cursors.since("r", activations, now), Some(9_990_000 - FIRST_LEEWAY_S), "a whitelist that grew");
@@ -240,6 +243,20 @@ mod tests {
         assert_eq!(fall_back(9_990_100), Some(Vec::new()));
         assert_eq!(cursors.since("r", activations, now), Some(9_990_000 - FIRST_LEEWAY_S), "what was said before it listened is not its");
         assert_eq!(cursors.since("s", activations, now), Some(9_990_000 - FIRST_LEEWAY_S), "when it first listened stays");
+    }
+
+    #[test]
+    fn when_the_daemon_first_listened_is_taken_back_once_the_clock_is_right() {
+        let all = of(&whitelist(&["a"]), &[31_933], &BTreeSet::new(), None);
+        let (cursors, ahead, now) = (Cursors::default(), 10_000_000, 9_000_000);
+        cursors.moved(&[cursor("", FIRST, ahead)]);
+        assert_eq!(cursors.first_due(10_000_000), None);
+        let due = cursors.first_due(now).unwrap();
+        assert_eq!(due, cursor("", FIRST, 9_000_000));
+        cursors.moved(&[due, cursor("r", &all[1].id, 9_100_000)]);
+        assert_eq!(cursors.first_due(now), None);
+        let later = 10_000_100;
+        assert_eq!(cursors.since("r", &all[1], later), Some(9_100_000 - OVERLAP_S), "though the time it had written first has come");
     }
 
     #[test]

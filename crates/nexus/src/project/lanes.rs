@@ -175,6 +175,13 @@ impl Lane {
         self.view().is_held_down
     }
 
+    /// Has its process run, unless a person stopped it meanwhile. Whoever asks holds `turning`.
+    pub(super) async fn wake(&self) {
+        if !self.is_held_down() {
+            self.child.wake().await;
+        }
+    }
+
     /// Whether it may be brought up without an event, as far as is known here.
     pub(super) fn may_warm(&self) -> bool {
         self.view().may_warm()

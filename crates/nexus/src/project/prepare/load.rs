@@ -6,7 +6,7 @@ use super::install::key_name;
 use super::source::blocking;
 use super::{Preparer, Settings, roster};
 use crate::error_text::describe;
-use crate::ledger::nexus::nostr_event;
+use crate::ledger::nexus::{nostr_event, nostr_events_by_ids};
 use crate::project::approvals::{self, Answers};
 use crate::project::coordinate::Coordinate;
 use crate::project::definition::{Definition, PROFILE_KIND, definition_of_profile};
@@ -15,7 +15,7 @@ use crate::project::readiness;
 use crate::project::secrets::Secrets;
 use ::nostr::event::Event;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use tokio::time::Instant;
 
@@ -181,7 +181,8 @@ impl Preparer {
             named.retain(|key| !signing.contains(key));
         }
         let now = Instant::now();
-        let is_sought = |one: &str| is_start && self.inner.sought.has(one, now);
+        let heard = self.heard(&definition.agents).await?;
+        let is_sought = |one: &str| is_start && self.inner.sought.has(one, now) && !heard.contains(one);
         if installed.lacks(definition, &named, &known, is_sought) {
             return Ok(true);
         }
@@ -189,6 +190,21 @@ impl Preparer {
             |key: &String| installed.agents.iter().any(|(_, one, _)| one.roster_key.as_ref() == Some(key) && one.event_id.is_none());
         named.retain(is_undefined);
         Ok(!named.is_empty() && self.is_defined_by_profile(named).await?)
+    }
+
+    /// Which of these events are known by now: relays bring what was looked for in vain.
+    async fn heard(&self, ids: &[String]) -> Result<BTreeSet<String>, PrepareError> {
+        let ids = ids.to_vec();
+        let read = move |connection: &rusqlite::Connection| {
+            let mut heard = BTreeSet::new();
+            for id in ids {
+                if !nostr_events_by_ids(connection, std::slice::from_ref(&id))?.is_empty() {
+                    heard.insert(id);
+                }
+            }
+            Ok(heard)
+        };
+        Ok(self.inner.ledgers.nexus.readers.read(read).await?)
     }
 
     /// Whether the profile of one of these keys names a definition.

@@ -5,6 +5,7 @@ use super::error::PrepareError;
 use super::progress::Progress;
 use super::stage::Stage;
 use super::{Preparer, Settings};
+use crate::error_text::describe;
 use crate::ledger::nexus::{Approval, ApprovalKind};
 use crate::project::approvals;
 use crate::project::coordinate::Coordinate;
@@ -69,9 +70,26 @@ impl Preparer {
         blocking(move || stage.put(&target)).await.map_err(PrepareError::io("put in place", path))
     }
 
-    /// Brings what is written of a definition up to a newer one. What was cloned stays, since people work in it: that the definition
-    /// names another repository by now is told in `problems`.
+    /// Brings what is written of a definition up to a newer one. What was cloned stays, since people work in it. That the definition
+    /// names another repository by now is told in `problems`, and so is what people have broken: it keeps no agent from being
+    /// installed.
     pub(super) async fn follow(
+        &self,
+        definition: &Definition,
+        settings: &Settings,
+        path: &Path,
+        problems: &mut Vec<String>,
+    ) -> Result<(), PrepareError> {
+        match self.write_down(definition, settings, path, problems).await {
+            Err(error @ (PrepareError::Files(_) | PrepareError::Git(_))) if !error.retryable() => {
+                problems.push(format!("what the directory says of its project is not up to date: {}", describe(&error)));
+                Ok(())
+            }
+            written => written,
+        }
+    }
+
+    async fn write_down(
         &self,
         definition: &Definition,
         settings: &Settings,
