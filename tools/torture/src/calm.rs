@@ -38,7 +38,7 @@ impl Run<'_> {
             posters::learn_key(&self.world)?; // it is the one that it was
         }
         if self.world.cast().quarantine {
-            self.release_for_good()?;
+            self.look_on_and_release_for_good()?;
         }
         if self.is_quiet()? {
             // From here on nothing has a cause to be given up.

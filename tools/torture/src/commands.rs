@@ -17,6 +17,8 @@ use std::time::Duration;
 
 /// Where a command is killed, each time it passes there.
 const POINTS: [&str; 2] = ["rename.before", "rename.after"];
+/// Lies beside the ledgers while they are exchanged.
+const RESTORE_MARKER: &str = "restore-in-progress";
 /// More renames than any command makes: one that is still killed then never ends.
 const RENAMES_MAX: u64 = 100;
 /// How long the world's people write before each stop.
@@ -73,8 +75,9 @@ pub(crate) fn run(setup: &Setup, seed: u64) -> Result<Seen> {
     let mut trial = Trial { setup, world, seen: Seen::default() };
     let went = trial.all(seed);
     daemon::clear(&trial.world);
-    went?;
     let mut seen = trial.seen;
+    // What was found before is no less true for that the rest can't be done.
+    seen.violations.extend(went.err().map(|error| format!("it went no further: {error:#}")));
     seen.kept = (setup.keep && !seen.violations.is_empty()).then(|| dir.keep());
     Ok(seen)
 }
@@ -122,6 +125,7 @@ impl Trial<'_> {
 
     /// A killed backup is none, or a whole one; the ledgers are as they were.
     fn backups(&mut self, before: Holds) -> Result<()> {
+        let mut whole = 0;
         for point in POINTS {
             for number in 1..=RENAMES_MAX {
                 let to = self.world.file(&format!("backup-{point}-{number}"));
@@ -135,15 +139,23 @@ impl Trial<'_> {
                         format!("restore of a backup killed at {point} {number}: {holds:?}, and not {before:?}: {}", said(&restored));
                     self.seen.violations.push(what);
                 }
-                if !restored.status.success() {
+                if restored.status.success() {
+                    whole += 1;
+                    self.succeeds(&["doctor"])?;
+                } else {
                     self.succeeds(&["backup", &text(&self.world.file(&format!("again-{point}-{number}")))])?;
                 }
             }
         }
+        // Killed behind its last rename it was made.
+        if whole == 0 {
+            self.seen.violations.push("no backup that was killed could be restored".to_owned());
+        }
         Ok(())
     }
 
-    /// After a killed restore there is a daemon with the old ledgers or with the new ones, or none; and the next restore goes on.
+    /// After a killed restore there is a daemon with the old ledgers, or none as long as a marker says that they are being exchanged;
+    /// and the next restore goes on.
     fn restores(&mut self, backup: &Path, before: Holds, after: Holds) -> Result<()> {
         let later = self.world.file("later");
         check::copy(&self.world.data(), &later)?;
@@ -154,23 +166,43 @@ impl Trial<'_> {
                 if self.killed(&words, point, number)? {
                     break;
                 }
-                let mut one = Daemon::spawn(&self.world, &self.setup.nexus, &Extras::default())?;
-                let had_a_daemon = one.ready()?;
-                if had_a_daemon {
-                    one.stop()?;
-                    let holds = self.holds()?;
-                    if holds != before && holds != after {
-                        self.seen
-                            .violations
-                            .push(format!("a daemon after {point} {number} has {holds:?}, and neither {before:?} nor {after:?}"));
-                    }
-                }
-                drop(one);
+                let is_marked = self.world.data().join(RESTORE_MARKER).exists();
+                let found = self.found_by_a_daemon()?;
+                let wrong = judged(is_marked, found, after);
+                let log = daemon::last_words(&self.world);
+                self.seen.violations.extend(wrong.map(|what| format!("restore killed at {point} {number}: {what}; the log:\n{log}")));
                 self.succeeds(&words)?;
-                self.is_restored(before, after, &format!("{point} {number}"))?;
+                // A daemon's timer and automations add to what it has.
+                self.is_restored(before, found.unwrap_or(after), &format!("{point} {number}"))?;
             }
         }
         Ok(())
+    }
+
+    /// What a daemon has that is started and stopped again; `None` if it refuses to start. It has the programs that its configuration
+    /// names, where the restore did not come to them: else it would refuse for those.
+    fn found_by_a_daemon(&self) -> Result<Option<Holds>> {
+        let lent: Vec<&str> = PROGRAMS.into_iter().filter(|programs| !self.world.file(programs).exists()).collect();
+        for programs in &lent {
+            fs::rename(self.kept(programs), self.world.file(programs)).context("failed to lend programs")?;
+        }
+        let found = self.lived();
+        for programs in &lent {
+            fs::rename(self.world.file(programs), self.kept(programs)).context("failed to take programs back")?;
+        }
+        found
+    }
+
+    fn lived(&self) -> Result<Option<Holds>> {
+        let mut one = Daemon::spawn(&self.world, &self.setup.nexus, &Extras::default())?;
+        if !one.ready()? {
+            return Ok(None);
+        }
+        let status = one.stop()?;
+        if !status.success() {
+            bail!("a stop ended with {status}: {}", daemon::last_words(&self.world));
+        }
+        self.holds().map(Some)
     }
 
     fn as_before_the_restore(&self, later: &Path) -> Result<()> {
@@ -179,12 +211,19 @@ impl Trial<'_> {
         check::copy(later, &data)?;
         fs::set_permissions(&data, Permissions::from_mode(0o700)).context("failed to set a mode")?;
         for programs in PROGRAMS {
-            let place = self.world.file(programs);
-            if place.exists() {
-                fs::remove_dir_all(place).context("failed to remove programs")?;
+            let (place, kept) = (self.world.file(programs), self.kept(programs));
+            match (place.exists(), kept.exists()) {
+                (true, true) => fs::remove_dir_all(place).context("failed to remove programs")?,
+                (true, false) => fs::rename(place, kept).context("failed to keep programs")?,
+                (false, _) => {}
             }
         }
         Ok(())
+    }
+
+    /// Where programs lie that a restore is to bring.
+    fn kept(&self, programs: &str) -> PathBuf {
+        self.world.file(&programs.replace('/', "-"))
     }
 
     fn is_restored(&mut self, before: Holds, after: Holds, at: &str) -> Result<()> {
@@ -212,16 +251,24 @@ impl Trial<'_> {
         Ok(())
     }
 
-    /// After a killed command the configuration is the old one or the new one.
+    /// Up to the rename the configuration is the old one, and from then on the new one: what else it says is in both.
     fn overlays(&mut self) -> Result<()> {
+        self.succeeds(&["adapter", "disable", "acked/b"])?;
+        let overlay = self.world.file("workspace/state/overlay.yaml");
+        let read = || fs::read_to_string(&overlay).context("failed to read the overlay");
         for point in POINTS {
             for number in 1..=RENAMES_MAX {
                 self.succeeds(&["adapter", "enable", "both/a"])?;
+                let old = read()?;
                 if self.killed(&["adapter", "disable", "both/a"], point, number)? {
                     break;
                 }
+                let found = read()?;
                 self.succeeds(&["config", "check"])?;
                 self.succeeds(&["adapter", "disable", "both/a"])?;
+                let new = read()?;
+                let wrong = overlay_wrong(&old, &found, &new, point);
+                self.seen.violations.extend(wrong.map(|what| format!("`adapter disable` killed at {point} {number}: {what}")));
             }
         }
         Ok(())
@@ -258,10 +305,57 @@ impl Trial<'_> {
     }
 }
 
+/// What is wrong with what a daemon has found behind a killed restore. Nothing is exchanged before the marker is there, and the
+/// last rename is over while it still is.
+fn judged(is_marked: bool, found: Option<Holds>, after: Holds) -> Option<String> {
+    match (is_marked, found) {
+        (true, None) => None,
+        (true, Some(holds)) => Some(format!("`{RESTORE_MARKER}` is there, and a daemon started, with {holds:?}")),
+        (false, None) => Some(format!("`{RESTORE_MARKER}` is not there, and no daemon starts")),
+        (false, Some(holds)) => {
+            let is_whole = holds.events >= after.events && holds.requests >= after.requests;
+            (!is_whole).then(|| format!("a daemon has {holds:?}, and before it was {after:?}"))
+        }
+    }
+}
+
+/// What is wrong with an overlay that was found behind a command which was killed at this point.
+fn overlay_wrong(old: &str, found: &str, new: &str, point: &str) -> Option<String> {
+    if old == new {
+        return Some(format!("it changes nothing in the overlay: {old}"));
+    }
+    let due = if point == POINTS[0] { old } else { new };
+    (found != due).then(|| format!("the overlay is {found}, and not {due}"))
+}
+
 fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
 fn said(output: &Output) -> String {
     format!("{}: {}{}", output.status, String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_killed_restore_leaves_what_was_there_or_a_marker_that_no_daemon_passes() {
+        let of = |events: u64| Holds { events, requests: 1 };
+        let wrong = |is_marked: bool, found: Option<Holds>| judged(is_marked, found, of(2));
+        assert_eq!((wrong(true, None), wrong(false, Some(of(2))), wrong(false, Some(of(3)))), (None, None, None));
+        assert!(wrong(true, Some(of(2))).is_some_and(|what| what.contains("a daemon started")));
+        assert!(wrong(false, None).is_some_and(|what| what.contains("no daemon starts")));
+        assert!(wrong(false, Some(of(1))).is_some_and(|what| what.contains("before it was")));
+    }
+
+    #[test]
+    fn an_overlay_is_the_old_one_up_to_its_rename_and_the_new_one_behind_it() {
+        let [before, after] = POINTS;
+        let wrong = |found: &str, point: &str| overlay_wrong("old", found, "new", point);
+        assert_eq!((wrong("old", before), wrong("new", after)), (None, None));
+        assert!(wrong("new", before).is_some() && wrong("old", after).is_some() && wrong("", before).is_some());
+        assert!(overlay_wrong("same", "same", "same", before).is_some(), "which shows nothing");
+    }
 }

@@ -254,7 +254,8 @@ impl Fault {
 
     /// Whether the daemon is told to stop, or to reload, so that it comes to its point.
     pub(crate) fn is_led_to(&self) -> bool {
-        let mut leads = ["stop.", "reload."].into_iter().chain(AT_A_STOP);
+        // A daemon that nobody signals passes `task.signals` never: a reload makes it.
+        let mut leads = ["stop.", "reload.", "task.signals"].into_iter().chain(AT_A_STOP);
         self.point().is_some_and(|point| leads.any(|start| point.starts_with(start)))
     }
 
@@ -317,7 +318,9 @@ mod tests {
     #[test]
     fn some_points_are_passed_only_on_the_way_down_or_by_a_reload() {
         let is_led_to = |name: &str| Fault::Point { name: name.to_owned(), count: 1, victim: Victim::Daemon }.is_led_to();
-        assert!(["stop.1", "reload.begun", "write.InterruptRun.before", "write.Keep.after"].iter().all(|name| is_led_to(name)));
+        assert!(
+            ["stop.1", "reload.begun", "task.signals", "write.InterruptRun.before", "write.Keep.after"].iter().all(|name| is_led_to(name))
+        );
         assert!(!["start.lock", "run.started", "write.Keep.before", "write.KeepAcpSession.after"].iter().any(|name| is_led_to(name)));
         assert!(!Fault::Reload.is_led_to(), "it has no point");
     }

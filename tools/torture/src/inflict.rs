@@ -183,8 +183,8 @@ fn turn_read_only(run: &mut Run<'_>, daemon: &mut Daemon) -> Result<()> {
     clock::pause(WHILE);
     let before = last_taken_in(&facts)?;
     clock::pause(WHILE);
-    let after = last_taken_in(&facts)?;
     let told = health::is_told(daemon, Ailment::Ledger(EVENTS), || Ok(()))?;
+    let after = last_taken_in(&facts)?;
     let changed = run.snapshots.look_meanwhile(&facts, &work)?;
     run.violations.extend(changed.into_iter().map(|what| format!("while the disk was read-only, {what}")));
     if run.chance.one_in(3) {

@@ -65,13 +65,19 @@ impl Run<'_> {
             release_if_it_lives(&self.world);
             return Ok(());
         }
-        let found = look_on(&self.world)?;
-        self.violations.extend(found);
-        self.release_for_good()
+        self.look_on_and_release_for_good()
     }
 
     /// While nothing is done to the daemon.
-    pub(crate) fn release_for_good(&mut self) -> Result<()> {
+    pub(crate) fn look_on_and_release_for_good(&mut self) -> Result<()> {
+        if let Some(found) = look_on(&self.world)? {
+            self.counts.quarantine_looks += 1;
+            self.violations.extend(found);
+        }
+        self.release_for_good()
+    }
+
+    fn release_for_good(&mut self) -> Result<()> {
         // Before: somebody may speak to it for the first time meanwhile.
         let projects = count(&in_use(&self.world.data(), "nexus")?, "SELECT count(*) FROM projects")?;
         if let Some(wrong) = release(&self.world).wrong(projects) {
@@ -90,17 +96,18 @@ impl Run<'_> {
 /// What a quarantine is known by: why and under which configuration and definition there is one.
 type Standing = (String, Option<String>, Option<String>);
 
-/// Looks on where the project is in quarantine; what is wrong with what its processes did meanwhile.
-fn look_on(world: &World) -> Result<Vec<String>> {
-    let Some(before) = standing(world)? else { return Ok(Vec::new()) };
+/// Looks on where the project is in quarantine; what is wrong with what its processes did meanwhile. `None` if there was nothing to
+/// look at.
+fn look_on(world: &World) -> Result<Option<Vec<String>>> {
+    let Some(before) = standing(world)? else { return Ok(None) };
     let from = clock::monotonic_ns();
     clock::pause(LOOK);
     let to = clock::monotonic_ns();
     // A new definition may have ended it.
     if standing(world)?.as_ref() != Some(&before) {
-        return Ok(Vec::new());
+        return Ok(None);
     }
-    Ok(done_between(&journal::values(&world.project_journal())?, from, to))
+    Ok(Some(done_between(&journal::values(&world.project_journal())?, from, to)))
 }
 
 /// The quarantine that there is now, by the daemon and by the ledger.

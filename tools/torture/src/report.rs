@@ -42,6 +42,8 @@ pub(crate) struct Counts {
     pub(crate) escaped: u64,
     /// Times that `/health` told that something was wrong, or was no more, as it was due.
     pub(crate) health_told: u64,
+    /// Times that somebody looked on at the project in quarantine.
+    pub(crate) quarantine_looks: u64,
     /// By terminal status.
     pub(crate) ends: BTreeMap<String, u64>,
     /// What went over Nostr.
@@ -99,8 +101,8 @@ impl Counts {
         self.faults.values().chain(self.missed.values()).sum()
     }
 
-    /// What keeps a run from showing what it was to show: too few cycles, faults that this machine doesn't allow, or fail
-    /// points that are due and never fired.
+    /// What keeps a run from showing what it was to show: too few cycles, faults that this machine doesn't allow, fail
+    /// points that are due and never fired, or, where there are such, looks that nobody took.
     pub(crate) fn lacks(&self, cycles_min: Option<u64>, is_every_fault_due: bool, points_due: &[String]) -> Vec<String> {
         let few = cycles_min.filter(|least| self.cycles() < *least);
         let few = few.map(|least| format!("{} cycles were run, and there were to be {least} at least", self.cycles()));
@@ -108,7 +110,10 @@ impl Counts {
         let impossible = impossible.map(|kinds| format!("not every fault is possible here: {kinds}"));
         let never = self.never(points_due);
         let never = (!never.is_empty()).then(|| format!("{} fail points that were due never fired: {}", never.len(), never.join(", ")));
-        few.into_iter().chain(impossible).chain(never).collect()
+        // What no point shows: a run that is to reach them all is to have seen these too.
+        let looks = [("`/health` told of no fault", self.health_told), ("nobody looked at a quarantine", self.quarantine_looks)];
+        let unseen = looks.into_iter().filter(|(_, count)| *count == 0 && !points_due.is_empty()).map(|(what, _)| what.to_owned());
+        few.into_iter().chain(impossible).chain(never).chain(unseen).collect()
     }
 
     /// Those of these points that never fired.
@@ -148,6 +153,7 @@ impl Counts {
             rejected,
             escaped,
             health_told,
+            quarantine_looks,
             ends,
             nostr,
             ready_ms,
@@ -184,6 +190,7 @@ impl Counts {
             (&mut self.rejected, rejected),
             (&mut self.escaped, escaped),
             (&mut self.health_told, health_told),
+            (&mut self.quarantine_looks, quarantine_looks),
         ] {
             *mine += theirs;
         }
@@ -237,6 +244,7 @@ impl Counts {
             ("deliveries that stay `uncertain`", self.uncertain),
             ("escaped processes that outlived a double kill (level `scan` only)", self.escaped),
             ("times that `/health` told of a fault while it lasted, or was well once it was over", self.health_told),
+            ("looks at the project in quarantine", self.quarantine_looks),
         ] {
             line(&format!("| {name} | {} |", grouped(count)));
         }
@@ -367,7 +375,7 @@ mod tests {
     #[test]
     fn points_that_are_due_and_never_fired_are_named() {
         let due = ["write.Keep.before", "write.Keep.after", "write.Say.after"].map(str::to_owned);
-        let mut counts = Counts::default();
+        let mut counts = Counts { health_told: 1, quarantine_looks: 1, ..Counts::default() };
         counts.fired("write.Keep.before");
         counts.fired("start.lock");
         assert_eq!(counts.lacks(None, false, &due), ["2 fail points that were due never fired: write.Keep.after, write.Say.after"]);
@@ -376,6 +384,8 @@ mod tests {
         assert!(page.contains("Out of reach, and never due: `RecordCall`: "), "{page}");
         due.iter().for_each(|point| counts.fired(point));
         assert_eq!(counts.lacks(None, false, &due), Vec::<String>::new());
+        (counts.health_told, counts.quarantine_looks) = (0, 0);
+        assert_eq!(counts.lacks(None, false, &due), ["`/health` told of no fault", "nobody looked at a quarantine"]);
     }
 
     #[test]

@@ -312,7 +312,12 @@ fn has_tables(nexus: &Connection) -> Result<bool> {
 
 /// By what the daemon says of it.
 fn slow_or_none(reason: &str) -> Cause {
-    if SLOW.iter().any(|words| reason.contains(words)) { Cause::Slow } else { Cause::None }
+    if is_slow(reason) { Cause::Slow } else { Cause::None }
+}
+
+/// Whether nothing is wrong by it but the time that something took.
+pub(super) fn is_slow(reason: &str) -> bool {
+    SLOW.iter().any(|words| reason.contains(words))
 }
 
 /// What ended since the look before.
