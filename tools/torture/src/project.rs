@@ -35,6 +35,8 @@ const CRASHES_MAX: u32 = 1000;
 /// Crashes that quarantine the project in a world that is for that, and within which time.
 const CRASHES_QUARANTINED: u32 = 3;
 const CRASHES_MS: u64 = 2000;
+/// In such a world it dies of one in so many events.
+const DEADLY_ONE_IN: u64 = 6;
 
 /// `projects` of the configuration.
 pub(crate) fn settings(world: &World, own: &Path, seed: u64, variant: u64) -> Value {
@@ -193,8 +195,14 @@ impl Process {
         let id = &handed["id"];
         let times = self.count(HANDED, id)?;
         self.note(HANDED, id, &Value::Null)?;
-        let mut chance = self.chance(&[id.as_str().unwrap_or_default(), &times.to_string()]);
-        let whim = if self.world.is_calm() { Whim::None } else { Whim::choose(&mut chance) };
+        let event = id.as_str().unwrap_or_default();
+        let mut chance = self.chance(&[event, &times.to_string()]);
+        let whim = match () {
+            () if self.world.is_calm() => Whim::None,
+            // It dies of the same event each time, until it is in quarantine.
+            () if self.world.cast().quarantine && self.chance(&[event]).one_in(DEADLY_ONE_IN) => Whim::DieBefore,
+            () => Whim::choose(&mut chance),
+        };
         if whim == Whim::DieBefore {
             return Ok(Left::Ended(ExitCode::from(9)));
         }
