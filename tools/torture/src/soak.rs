@@ -455,7 +455,7 @@ mod tests {
             let sql = "INSERT INTO nexus_requests VALUES (?1, ?2, 'soak', 'completed', 1, 5)";
             made.nexus.execute(sql, rusqlite::params![number, id]).unwrap();
         }
-        let sql = "INSERT INTO deliveries VALUES (?1, ?1, 'key-' || ?1, 'sent', 'soak', 'me', 'p', 'x', 1, 'run')";
+        let sql = "INSERT INTO deliveries VALUES (?1, ?1, 'key-' || ?1, 'sent', 'soak', 'me', 'p', 'x', 1, 'run', 0, 0)";
         for number in [10, 20] {
             made.nexus.execute(sql, [number]).unwrap();
         }

@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 const SPEAKER_MS: u64 = 2500;
 /// How often a reply is sent again that surely was not sent, or may be sent again.
 pub(crate) const SEND_RETRIES: u64 = 6;
+/// How long after a reply was decided it may still be sent.
+pub(crate) const REPLY_TTL_MS: i64 = 3_600_000;
 
 /// What an adapter of this world can do about what was missed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -417,7 +419,7 @@ impl World {
             // What a reload sees as another environment restarts the adapter's monitors.
             "env": { "TORTURE_VARIANT": (variant / 2).to_string() },
             "restart": { "max_restarts": 1000, "backoff_base_ms": 20, "backoff_multiplier": 1, "backoff_max_ms": 20, "errored_retry_ms": 20 },
-            "send": { "timeout_ms": 800, "retries": SEND_RETRIES, "on_uncertain": on_uncertain, "ttl_ms": 3_600_000, "stream": stream },
+            "send": { "timeout_ms": 800, "retries": SEND_RETRIES, "on_uncertain": on_uncertain, "ttl_ms": REPLY_TTL_MS, "stream": stream },
             "catch_up": { "overlap_ms": 3_000, "max_age_ms": 3_600_000, "late": if variant.is_multiple_of(2) { "run" } else { "file" } },
             "accounts": accounts,
         })

@@ -115,7 +115,7 @@ mod tests {
         journal::append(&made.world.sends(), &send.to_string()).unwrap();
         let whole = format!(
             "INSERT INTO runs VALUES ('run-1', 1, 1, '{NAME}', 'finished');
-             INSERT INTO deliveries VALUES (1, 1, 'key-1', 'sent', 'filled', 'a', 'p', '{answer}', 1, 'run-1'); {sql}"
+             INSERT INTO deliveries VALUES (1, 1, 'key-1', 'sent', 'filled', 'a', 'p', '{answer}', 1, 'run-1', 0, 0); {sql}"
         );
         made.nexus.execute_batch(&whole).unwrap();
         made

@@ -266,7 +266,9 @@ mod tests {
     #[test]
     fn what_an_automation_sends_is_decided_once_and_about_its_event() {
         let sent = |key: &str, content: &str| {
-            format!("INSERT INTO deliveries VALUES (9, 1, '{key}:automation~says:noted', 'sent', 'acked', 'a', 'p', '{content}', 1, NULL);")
+            format!(
+                "INSERT INTO deliveries VALUES (9, 1, '{key}:automation~says:noted', 'sent', 'acked', 'a', 'p', '{content}', 1, NULL, 0, 0);"
+            )
         };
         let once = sent("req_1", "noted acked a 1");
         assert_eq!(after(&[TOLD], &once), "");
@@ -292,8 +294,7 @@ mod tests {
         assert_eq!(found(asked), "an automation was asked about acked:a-5, and did not send what it says");
         assert_eq!(found(r#"{"automation":"counter","ms":1}"#), "", "that is another");
         assert_eq!(found(r#"{"automation":"says","ms":1,"error":"too slow"}"#), "", "it may not have come to that");
-        let sent =
-            "INSERT INTO deliveries VALUES (9, 5, 'req_5:automation~says:noted', 'sent', 'acked', 'a', 'p', 'noted acked a 5', 1, NULL)";
+        let sent = "INSERT INTO deliveries VALUES (9, 5, 'req_5:automation~says:noted', 'sent', 'acked', 'a', 'p', 'noted acked a 5', 1, NULL, 0, 0)";
         made.nexus.execute_batch(sent).unwrap();
         assert_eq!(found(asked), "");
     }

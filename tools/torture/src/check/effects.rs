@@ -4,7 +4,7 @@
 use super::{Copy, rows, steering, stops, tally, text};
 use crate::journal;
 use crate::report::Counts;
-use crate::world::{Kind, OnInterrupted, SEND_RETRIES, World};
+use crate::world::{Kind, OnInterrupted, REPLY_TTL_MS, SEND_RETRIES, World};
 use anyhow::Result;
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -84,16 +84,19 @@ struct Row {
     attempts: u64,
     target: String,
     content: String,
+    /// It got its state when it had been there for longer than a reply may wait.
+    is_over: bool,
 }
 
 impl Row {
     fn all(copy: &Copy) -> Result<Vec<Self>> {
         // What is said on Nostr no adapter sends: that is looked at by itself.
-        let sql = "SELECT idempotency_key, status, channel, attempts, account_id || ' ' || target, content FROM deliveries
-                   WHERE channel != 'nostr'";
+        let sql = "SELECT idempotency_key, status, channel, attempts, account_id || ' ' || target, content,
+                          updated_at - created_at FROM deliveries WHERE channel != 'nostr'";
         rows(&copy.nexus, sql, |row| {
             let (key, status, channel) = (row.get(0)?, row.get(1)?, row.get(2)?);
-            Ok(Self { key, status, channel, attempts: row.get(3)?, target: row.get(4)?, content: row.get(5)? })
+            let is_over = row.get::<_, i64>(6)? >= REPLY_TTL_MS;
+            Ok(Self { key, status, channel, attempts: row.get(3)?, target: row.get(4)?, content: row.get(5)?, is_over })
         })
     }
 
@@ -114,7 +117,8 @@ impl Row {
         if holds && matches!(status.as_str(), "failed" | "expired") && arrived > 0 {
             found.push(format!("{key} is `{status}` and arrived {arrived} times"));
         }
-        if !holds && status == "uncertain" && *attempts <= SEND_RETRIES {
+        // After a jump of the clock it may be too old to be sent again.
+        if !holds && status == "uncertain" && *attempts <= SEND_RETRIES && !self.is_over {
             found.push(format!("{key} is `uncertain` after {attempts} attempts, and may be sent again"));
         }
         if holds && arrived > 1 {
@@ -227,7 +231,7 @@ mod tests {
     fn what_is_sent_arrived_as_it_was_decided() {
         let made = changed(
             Kind::Acked,
-            "INSERT INTO deliveries SELECT 2, 1, 'key-2', status, channel, account_id, target, content, 1, run_id FROM deliveries",
+            "INSERT INTO deliveries SELECT 2, 1, 'key-2', status, channel, account_id, target, content, 1, run_id, 0, 0 FROM deliveries",
         );
         made.breaks("key-2 is `sent` and never arrived");
         changed(Kind::Acked, "UPDATE deliveries SET content = 'something else'").breaks("which is not what was decided");
@@ -258,8 +262,7 @@ mod tests {
         made.begun(1, "key-2");
         made.breaks("key-2 was sent and is no delivery");
         made.refused("key-2");
-        let sql =
-            "INSERT INTO deliveries SELECT 2, 1, 'key-2/1', 'failed', channel, account_id, target, content, 1, run_id FROM deliveries";
+        let sql = "INSERT INTO deliveries SELECT 2, 1, 'key-2/1', 'failed', channel, account_id, target, content, 1, run_id, 0, 0 FROM deliveries";
         made.nexus.execute_batch(sql).unwrap();
         made.holds();
         made.arrived(1, "key-2");
@@ -279,5 +282,8 @@ mod tests {
         changed(Kind::Filled, "UPDATE deliveries SET status = 'failed'").holds();
         changed(Kind::Filled, "UPDATE deliveries SET status = 'uncertain', attempts = 6").breaks("key-1 is `uncertain` after 6 attempts");
         changed(Kind::Filled, "UPDATE deliveries SET status = 'uncertain', attempts = 7").holds();
+        let over = |ms: i64| changed(Kind::Filled, &format!("UPDATE deliveries SET status = 'uncertain', updated_at = created_at + {ms}"));
+        over(REPLY_TTL_MS).holds();
+        over(REPLY_TTL_MS - 1).breaks("key-1 is `uncertain` after 1 attempts");
     }
 }

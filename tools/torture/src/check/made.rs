@@ -23,7 +23,7 @@ const NEXUS: &str = "
     CREATE TABLE access_audit (event_seq INTEGER, decision TEXT);
     CREATE TABLE runs (run_id TEXT, event_seq INTEGER, attempt INTEGER, agent TEXT, status TEXT);
     CREATE TABLE deliveries (seq INTEGER, event_seq INTEGER, idempotency_key TEXT, status TEXT, channel TEXT, account_id TEXT, target TEXT,
-                             content TEXT, attempts INTEGER, run_id TEXT);
+                             content TEXT, attempts INTEGER, run_id TEXT, created_at INTEGER, updated_at INTEGER);
     CREATE TABLE nostr_published (event_id TEXT, once TEXT, status TEXT);
     CREATE TABLE approvals (id INTEGER, status TEXT);
     CREATE TABLE project_waits (event_seq INTEGER, approval INTEGER);";
@@ -120,7 +120,7 @@ impl Made {
 
     /// The answer is sent and arrives, in one attempt.
     pub(crate) fn delivered(&self, seq: i64, number: i64, key: &str) {
-        let sql = "INSERT INTO deliveries VALUES (?1, ?1, ?2, 'sent', ?3, 'a', 'p', ?4, 1, 'run-' || ?1)";
+        let sql = "INSERT INTO deliveries VALUES (?1, ?1, ?2, 'sent', ?3, 'a', 'p', ?4, 1, 'run-' || ?1, 0, 0)";
         self.nexus.execute(sql, params![seq, key, self.kind.name(), self.content(number)]).unwrap();
         self.begun(number, key);
         self.arrived(number, key);

@@ -293,7 +293,7 @@ mod tests {
             let sql = "INSERT INTO nostr_published VALUES (?1, ?2, 'accepted')";
             self.made.nexus.execute(sql, params![id(&reply), format!("key-{number}")]).unwrap();
             if by == OWN {
-                let sql = "INSERT INTO deliveries VALUES (?1, ?1, ?2, 'sent', 'nostr', 'default', 'p', '', 1, 'run-1')";
+                let sql = "INSERT INTO deliveries VALUES (?1, ?1, ?2, 'sent', 'nostr', 'default', 'p', '', 1, 'run-1', 0, 0)";
                 self.made.nexus.execute(sql, params![number, format!("key-{number}")]).unwrap();
             }
             self.relayed(&reply, true);

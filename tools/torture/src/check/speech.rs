@@ -226,7 +226,7 @@ mod tests {
 
         /// A part is decided, and has this status.
         fn decided(self, seq: i64, key: &str, status: &str, text: &str) -> Self {
-            let sql = "INSERT INTO deliveries VALUES (?1, 1, ?2, ?3, 'live', 'a', 'p', ?4, 1, 'run-1')";
+            let sql = "INSERT INTO deliveries VALUES (?1, 1, ?2, ?3, 'live', 'a', 'p', ?4, 1, 'run-1', 0, 0)";
             self.0.nexus.execute(sql, rusqlite::params![seq, key, status, text]).unwrap();
             self
         }

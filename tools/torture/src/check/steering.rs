@@ -232,7 +232,8 @@ mod tests {
 
     #[test]
     fn what_joins_a_run_was_taken_in_and_is_answered_with_it() {
-        let reply = "INSERT INTO deliveries SELECT 9, 2, 'key-9', status, channel, account_id, target, content, 1, 'run-1' FROM deliveries";
+        let reply =
+            "INSERT INTO deliveries SELECT 9, 2, 'key-9', status, channel, account_id, target, content, 1, 'run-1', 0, 0 FROM deliveries";
         tells(&found(&made(reply), OnInterrupted::Auto), "plain:a-2 shares run run-1 and has 1 replies of its own");
         let other = made("INSERT INTO runs VALUES ('run-9', 1, 0, 'steered', 'interrupted'); UPDATE nexus_requests SET run_id = 'run-9'");
         tells(&found(&other, OnInterrupted::Auto), "plain:a-2 shares run run-9, whose agent did not take it in");

@@ -137,8 +137,7 @@ mod tests {
         };
         tells(&with("", "req_2"), "request req_2 was answered as stopped, and did not end for that");
         tells(&with("UPDATE nexus_requests SET status = 'failed' WHERE event_seq = 1", "req_1"), "was stopped and is `failed`");
-        let reply =
-            "INSERT INTO deliveries SELECT 9, 1, 'key-9', 'discarded', channel, account_id, target, content, 0, 'run-1' FROM deliveries";
+        let reply = "INSERT INTO deliveries SELECT 9, 1, 'key-9', 'discarded', channel, account_id, target, content, 0, 'run-1', 0, 0 FROM deliveries";
         tells(&with(reply, "req_1"), "requests that were stopped have 1 replies");
     }
 }
