@@ -33,9 +33,9 @@ pub use publish::{
     SpreadPublished, due_publications, next_publication, outbox_counts, published_last, published_status, published_under,
 };
 pub use read::{
-    DeliveryCounts, OpenRequest, RequestRow, cut_off_sends, deliveries, deliveries_of, delivery, delivery_counts, delivery_ids,
-    finished_after, open_by_conversation, open_deliveries, open_requests, request_by_event, request_by_id, request_id_of, request_state,
-    requests, run_turn, sent_after, status_counts, uncertain_deliveries, was_ended_for,
+    DeliveryCounts, OpenRequest, RequestRow, begun_after, cut_off_sends, deliveries, deliveries_of, delivery, delivery_counts,
+    delivery_ids, finished_after, open_by_conversation, open_deliveries, open_requests, request_by_event, request_by_id, request_id_of,
+    request_state, requests, run_turn, sent_after, status_counts, uncertain_deliveries, was_ended_for,
 };
 pub use recover::{BeginEpoch, Interrupted, Prune, ReviveRequest, ToldCutOff};
 pub use requests::{Admit, AdmitRow, Fellow, FellowEnd, FinishRun, InterruptRun, JoinRun, MarkActed, SaveTrace, SettleRequest, StartRun};

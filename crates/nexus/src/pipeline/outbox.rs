@@ -17,7 +17,7 @@ use crate::bus::Bus;
 use crate::clock::{self, Expiry};
 use crate::ledger::Ledgers;
 use crate::ledger::nexus::{
-    Claim, Delivery, NewDelivery, Resolution, ResolveDelivery, cut_off_sends, delivery, open_deliveries, uncertain_deliveries,
+    Claim, Delivery, NewDelivery, Resolution, ResolveDelivery, begun_after, cut_off_sends, delivery, open_deliveries, uncertain_deliveries,
 };
 use crate::ledger::writer::WriteError;
 use crate::live::Live;
@@ -245,34 +245,36 @@ impl Outbox {
         }
     }
 
-    /// Before [`Self::resume`]: makes the uncertain deliveries pending again that `retry` names, those
-    /// only whose time isn't up. Answers how many stay uncertain. Plugins are told of those that a start found cut off, until
-    /// one lives to see that they were.
+    /// Before [`Self::resume`]: makes the uncertain deliveries pending again that `retry` names, those only whose time
+    /// isn't up and that nothing newer for their target has passed: it would see them too late. Answers how many stay
+    /// uncertain. Plugins are told of those that a start found cut off, until one lives to see that they were.
     ///
     /// # Errors
     /// When the ledger can't be read or written.
     pub async fn take_up_uncertain(&self, retry: impl Fn(&Delivery) -> bool) -> Result<usize, TakeUpError> {
         let ledger = &self.shared.ledgers.nexus;
-        let (mut held, mut untold, now, epoch) = (0, Vec::new(), clock::wall_ms(), self.shared.epoch);
         let read = ledger.readers.read(|connection| Ok((uncertain_deliveries(connection)?, cut_off_sends(connection)?)));
         let (uncertain, cut_off) = read.await?;
-        for row in uncertain {
-            // A stream that a crash broke off: nobody knows its text.
-            let has_text = !row.content.is_empty();
-            if has_text && retry(&row) && !self.shared.expiry.is_over(row.expires_at) {
-                let resolution = Resolution::Retry;
-                let Delivery { delivery_id, status, updated_at, .. } = row;
-                let command = ResolveDelivery { delivery_id, resolution, status, updated_at, at: now, ttl_ms: 0, epoch };
-                ledger.writer.write(command).await?;
-            } else {
-                held += 1;
-                untold.extend(cut_off.contains(&row.delivery_id).then_some(row));
-            }
+        // A stream that a crash broke off is empty: nobody knows its text.
+        let is_due = |row: &Delivery| !row.content.is_empty() && retry(row) && !self.shared.expiry.is_over(row.expires_at);
+        let (mut due, mut held): (Vec<_>, Vec<_>) = uncertain.into_iter().partition(is_due);
+        if let Some(oldest) = due.first().map(|row| row.seq) {
+            // One whose time was up was passed by others. While the clock is in doubt nothing's time is up.
+            let begun = ledger.readers.read(move |connection| begun_after(connection, oldest)).await?;
+            let is_passed = |row: &mut Delivery| begun.get(&row.lane()).is_some_and(|newest| *newest > row.seq);
+            held.extend(due.extract_if(.., is_passed));
         }
+        let (at, epoch) = (clock::wall_ms(), self.shared.epoch);
+        for Delivery { delivery_id, status, updated_at, .. } in due {
+            let command = ResolveDelivery { delivery_id, resolution: Resolution::Retry, status, updated_at, at, ttl_ms: 0, epoch };
+            ledger.writer.write(command).await?;
+        }
+        let count = held.len();
         if !cut_off.is_empty() {
-            self.tell_cut_off(untold);
+            held.retain(|row| cut_off.contains(&row.delivery_id));
+            self.tell_cut_off(held);
         }
-        Ok(held)
+        Ok(count)
     }
 
     /// Queues deliveries whose rows are committed, by who has had the order of their target since before that.

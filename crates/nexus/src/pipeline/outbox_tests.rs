@@ -110,12 +110,12 @@ impl Place {
         list.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
     }
 
-    /// Writes that an attempt at `d` began and ended at this instant.
-    async fn attempted(&self, at: i64, settled: Settled) {
+    /// Writes that an attempt at this one began and ended at this instant.
+    async fn attempted(&self, delivery_id: &str, at: i64, settled: Settled) {
         let ledger = &self.outbox.shared.ledgers.nexus.writer;
-        let claim = ClaimDelivery { delivery_id: "d".to_owned(), at, epoch: EPOCH };
+        let claim = ClaimDelivery { delivery_id: delivery_id.to_owned(), at, epoch: EPOCH };
         assert_eq!(ledger.write(claim).await.unwrap(), Claim::Done);
-        let settle = SettleDelivery { delivery_id: "d".to_owned(), settled, at, epoch: EPOCH };
+        let settle = SettleDelivery { delivery_id: delivery_id.to_owned(), settled, at, epoch: EPOCH };
         assert_eq!(ledger.write(settle).await.unwrap(), Claim::Done);
     }
 
@@ -176,6 +176,29 @@ async fn what_is_too_old_expires_but_not_while_the_clock_is_in_doubt() {
     assert!(matches!(in_doubt, Settled::Failed { .. }), "it was not tried: {in_doubt:?}");
 }
 
+/// What a start makes of an uncertain `d` whose time is up, with the adapter's `retry`: how many stay uncertain, and the
+/// status of `d`. Something newer was begun to be sent to this target since.
+async fn start_late(expiry: Expiry, newer_target: &str) -> (usize, String) {
+    let newer = NewDelivery { target: newer_target.to_owned(), ..new("newer", "hello", NOW - 1, NOW + 1) };
+    let waits = new("waits", "hello", NOW - 1, NOW + 1);
+    let place = Place::with(expiry, vec![new("d", "hello", NOW - 2, NOW - 1), newer, waits]).await;
+    place.attempted("d", NOW, Settled::Uncertain { error: "nobody knows".to_owned() }).await;
+    place.attempted("newer", NOW, Settled::Retry { at: NOW, error: "no route".to_owned() }).await;
+    let held = place.outbox.take_up_uncertain(|_| true).await.unwrap();
+    (held, place.status("d").await)
+}
+
+#[tokio::test]
+async fn what_newer_ones_passed_is_not_sent_behind_them_while_the_clock_is_in_doubt() {
+    let clocks = || Reading { wall_ms: NOW, boot_ms: 0 };
+    let (believed, in_doubt) = (|| Expiry::with_clocks(NOW, clocks), || Expiry::with_clocks(NOW + 1, clocks));
+    let (same, other) = (crate::samples::delivery("d").target, "elsewhere");
+    let (held, taken_up) = ((1, "uncertain".to_owned()), (0, "pending".to_owned()));
+    assert_eq!(start_late(believed(), other).await, held, "its time is up");
+    assert_eq!(start_late(in_doubt(), other).await, taken_up, "nothing for its target was begun");
+    assert_eq!(start_late(in_doubt(), &same).await, held, "its target would see it behind what is newer");
+}
+
 #[tokio::test]
 async fn what_becomes_too_old_behind_the_sends_of_others_expires() {
     let passed = Arc::new(AtomicI64::new(0));
@@ -198,7 +221,7 @@ async fn what_becomes_too_old_behind_the_sends_of_others_expires() {
 async fn a_wish_to_wait_for_years_ends_with_the_time_of_its_delivery() {
     let now = clock::wall_ms();
     let place = Place::with(Expiry::new(0), vec![new("d", "hello", now, now + 100)]).await;
-    place.attempted(now, Settled::Retry { at: i64::MAX, error: "slow down".to_owned() }).await;
+    place.attempted("d", now, Settled::Retry { at: i64::MAX, error: "slow down".to_owned() }).await;
     assert_eq!(place.outcome().await.status, "expired");
 }
 
@@ -206,7 +229,7 @@ async fn a_wish_to_wait_for_years_ends_with_the_time_of_its_delivery() {
 async fn a_clock_that_went_back_keeps_nobody_waiting() {
     let tomorrow = clock::wall_ms() + DAY_MS;
     let place = Place::with(Expiry::new(0), vec![new("d", "hello", tomorrow, tomorrow + DAY_MS)]).await;
-    place.attempted(tomorrow, Settled::Retry { at: tomorrow + 20, error: "no route".to_owned() }).await;
+    place.attempted("d", tomorrow, Settled::Retry { at: tomorrow + 20, error: "no route".to_owned() }).await;
     assert_eq!(place.outcome().await.status, "sent");
 }
 
@@ -270,7 +293,7 @@ async fn a_delivery_that_cannot_be_read_is_read_again_and_the_ledger_is_not_well
 #[tokio::test]
 async fn a_decision_outlives_a_ledger_that_cannot_be_written_and_whoever_asked_for_it() {
     let place = Place::with(Expiry::new(0), vec![lasting("d", "hello")]).await;
-    place.attempted(clock::wall_ms(), Settled::Uncertain { error: "nobody knows".to_owned() }).await;
+    place.attempted("d", clock::wall_ms(), Settled::Uncertain { error: "nobody knows".to_owned() }).await;
     let stranger = place.stranger();
     stranger.execute_batch("BEGIN IMMEDIATE").unwrap();
     let outbox = place.outbox.clone();

@@ -147,7 +147,7 @@ pub fn lane_of(target: &DeliveryTarget) -> String {
     lane(&target.channel, &target.account_id, &target.target)
 }
 
-fn lane(channel: &str, account_id: &str, target: &str) -> String {
+pub(super) fn lane(channel: &str, account_id: &str, target: &str) -> String {
     [channel, account_id, target].join("\u{1f}")
 }
 

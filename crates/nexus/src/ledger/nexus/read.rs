@@ -1,11 +1,11 @@
 //! Questions to nexus.db.
 
-use super::deliveries::{COLUMNS, Delivery, from_row};
+use super::deliveries::{COLUMNS, Delivery, from_row, lane};
 use crate::ledger::agents::TurnRecord;
 use crate::ledger::optional;
 use rusqlite::{Connection, Row, params};
 use serde::Serialize;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// Requests among which one is looked for that ended for a reason.
 const REASONS_LOOKED_AT: i64 = 10_000;
@@ -162,6 +162,17 @@ pub fn uncertain_deliveries(connection: &Connection) -> rusqlite::Result<Vec<Del
         "SELECT {COLUMNS} FROM deliveries WHERE status IN ('pending', 'sending', 'uncertain') AND status = 'uncertain' ORDER BY seq"
     );
     connection.prepare_cached(&sql)?.query_map([], from_row)?.collect()
+}
+
+/// The seq of the newest that was begun to be sent, by lane, of all after `seq`.
+pub fn begun_after(connection: &Connection, seq: i64) -> rusqlite::Result<HashMap<String, i64>> {
+    let sql = "SELECT channel, account_id, target, max(seq) FROM deliveries WHERE seq > ?1 AND attempts > 0
+               GROUP BY channel, account_id, target";
+    let read = |row: &Row<'_>| {
+        let (channel, account_id, target): (String, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        Ok((lane(&channel, &account_id, &target), row.get(3)?))
+    };
+    connection.prepare_cached(sql)?.query_map([seq], read)?.collect()
 }
 
 /// The ids of those whose sends a start found cut off, and of which plugins weren't told yet, as far as that is known.
